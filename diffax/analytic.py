@@ -1,0 +1,202 @@
+"""Oracles: data laws for which denoiser, score, log-density and probability-flow map are known.
+
+    x_t = alpha x0 + sigma eps
+    E[x0 | x_t] = (x_t + sigma^2 score(x_t)) / alpha          (Tweedie)
+
+Gaussian N(m, C), C = U diag(v) U^T; for one eigenvalue, in the basis U:
+
+    x_t ~ N(alpha m, c_t),     c_t = alpha^2 v + sigma^2
+    E[x0 | x_t] = m + alpha v / c_t (x_t - alpha m)
+    flow: x_s = alpha_s m + sqrt(c_s / c_t) (x_t - alpha_t m)
+
+Mixture sum_k w_k N(m_k, s^2 I), with responsibilities gamma_k(x_t):
+
+    E[x0 | x_t] = sum_k gamma_k (m_k + alpha s^2 / c_t (x_t - alpha m_k)),   c_t = alpha^2 s^2 + sigma^2
+
+Every sampler of diffax is measured against these.
+"""
+
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffax import random
+from diffax.pytrees import check, concrete, expand, pytree
+from diffax.samplers.base import Sampler, State
+from diffax.sampling import integrate
+from diffax.times import uniform_log_snr
+from diffax.typing import Array, Denoiser, Key, Level, Schedule
+
+CLEAN = Level(1.0, 0.0, jnp.inf)  # the data law itself
+
+
+@pytree
+class Gaussian:
+    """Data x0 ~ N(m, U diag(v) U^T) in D dimensions; see `from_covariance`.
+
+    mean: (D,); basis: (D, D), the columns of U; variances: (D,), >= 0. States are (..., D) at levels of shape () or (B,).
+    """
+
+    mean: Any
+    basis: Any
+    variances: Any
+
+    @classmethod
+    def from_covariance(cls, mean: Any, covariance: Any) -> Self:
+        """N(mean, covariance); mean: (D,), covariance: (D, D), or () for a multiple of the identity.
+
+        Raises:
+          ValueError: if the covariance is not symmetric and positive semi-definite.
+        """
+        mean = np.atleast_1d(np.asarray(mean))
+        covariance = np.asarray(covariance, mean.dtype)
+        if covariance.ndim == 0:
+            covariance = covariance * np.eye(len(mean), dtype=mean.dtype)
+        variances, basis = np.linalg.eigh(covariance)
+        tolerance = 1e-6 * abs(variances).max()
+        if not np.allclose(covariance, covariance.T) or variances.min() < -tolerance:
+            raise ValueError(f"covariance must be symmetric and >= 0, got {covariance.tolist()}")
+        return cls(mean, basis, np.maximum(variances, 0))
+
+    def _project(self, x, level):
+        """x - alpha m in the basis U, and c_t."""
+        centred = x - expand(level.alpha, x) * self.mean
+        z = jnp.matmul(centred, self.basis, precision="highest")
+        return z, expand(level.alpha, x) ** 2 * self.variances + expand(level.sigma, x) ** 2
+
+    def _back(self, z):
+        return jnp.matmul(z, jnp.asarray(self.basis).T, precision="highest")
+
+    def denoise(self, x: Any, level: Level) -> Array:
+        """E[x0 | x] at this level."""
+        z, c = self._project(x, level)
+        return self.mean + self._back(expand(level.alpha, x) * self.variances / c * z)
+
+    def score(self, x: Any, level: Level = CLEAN) -> Array:
+        """The gradient of `log_prob` in x."""
+        z, c = self._project(x, level)
+        return -self._back(z / c)
+
+    def log_prob(self, x: Any, level: Level = CLEAN) -> Array:
+        """log p_t(x) in nats, shape (...)."""
+        z, c = self._project(x, level)
+        return -0.5 * jnp.sum(z**2 / c + jnp.log(2 * jnp.pi * c), -1)
+
+    def flow(self, x: Any, level_t: Level, level_s: Level) -> Array:
+        """The probability-flow ODE's map from level t to level s."""
+        z, c_t = self._project(x, level_t)
+        _, c_s = self._project(x, level_s)
+        return expand(level_s.alpha, x) * self.mean + self._back(jnp.sqrt(c_s / c_t) * z)
+
+    def sample(self, key: Key, n: int) -> Array:
+        """(n, D) draws of x0. The key is consumed."""
+        z = random.noise(key, jax.ShapeDtypeStruct((n, len(self.mean)), self.mean.dtype))
+        return self.mean + self._back(jnp.sqrt(self.variances) * z)
+
+    def denoiser(self, schedule: Schedule) -> Denoiser:
+        """denoise(x, t) for this schedule."""
+        return lambda x, t: self.denoise(x, schedule(t))
+
+
+@pytree
+class Mixture:
+    """Data x0 ~ sum_k w_k N(m_k, s^2 I).
+
+    weights: (K,), sum 1; means: (K, D); std: s, () or (K,). States are (..., D).
+
+    Raises:
+      ValueError: if the weights are not a law, or a std is not positive.
+    """
+
+    weights: Any
+    means: Any
+    std: Any
+
+    def __post_init__(self):
+        check("weights", self.weights, "a law", lambda w: (w >= 0) & np.isclose(w.sum(), 1))
+        check("std", self.std, "> 0", lambda v: v > 0)
+        shapes = jnp.shape(self.weights), jnp.shape(self.means)
+        if len(shapes[1]) != 2 or shapes[0] != shapes[1][:1]:
+            raise ValueError(f"means must have shape (K, D) beside weights (K,), got {shapes[1]} beside {shapes[0]}")
+
+    def _components(self, x, level):
+        """(..., K, D) x - alpha m_k, (..., K) c_t, (..., K) log of w_k N_k(x)."""
+        x = jnp.asarray(x)[..., None, :]
+        centred = x - expand(level.alpha, x) * jnp.asarray(self.means)
+        alpha, sigma = (expand(v, centred[..., 0]) for v in (level.alpha, level.sigma))
+        c = alpha**2 * jnp.square(jnp.asarray(self.std)) + sigma**2 + jnp.zeros(len(self.weights))
+        dimension = centred.shape[-1]
+        square = jnp.sum(centred**2, -1) / c
+        log_joint = jnp.log(jnp.asarray(self.weights)) - 0.5 * (square + dimension * jnp.log(2 * jnp.pi * c))
+        return centred, c, log_joint
+
+    def denoise(self, x: Any, level: Level) -> Array:
+        """E[x0 | x] at this level."""
+        centred, c, log_joint = self._components(x, level)
+        gain = expand(level.alpha, c) * jnp.square(jnp.asarray(self.std)) / c
+        gamma = jax.nn.softmax(log_joint, -1)
+        return jnp.sum(gamma[..., None] * (jnp.asarray(self.means) + gain[..., None] * centred), -2)
+
+    def score(self, x: Any, level: Level = CLEAN) -> Array:
+        """The gradient of `log_prob` in x."""
+        centred, c, log_joint = self._components(x, level)
+        return -jnp.sum((jax.nn.softmax(log_joint, -1) / c)[..., None] * centred, -2)
+
+    def log_prob(self, x: Any, level: Level = CLEAN) -> Array:
+        """log p_t(x) in nats, shape (...)."""
+        return jax.nn.logsumexp(self._components(x, level)[2], axis=-1)
+
+    def sample(self, key: Key, n: int) -> Array:
+        """(n, D) draws of x0. The key is consumed."""
+        keys = random.per_example(key, n)
+        logits, stds = jnp.log(jnp.asarray(self.weights)), jnp.broadcast_to(jnp.asarray(self.std), jnp.shape(self.weights))
+        k = jax.vmap(lambda key: jax.random.categorical(key, logits))(random.fold_in(keys, 0))
+        means = jnp.asarray(self.means)
+        eps = random.noise(random.fold_in(keys, 1), jax.ShapeDtypeStruct((n, means.shape[1]), means.dtype))
+        return means[k] + stds[k][:, None] * eps
+
+    def denoiser(self, schedule: Schedule) -> Denoiser:
+        """denoise(x, t) for this schedule."""
+        return lambda x, t: self.denoise(x, schedule(t))
+
+
+def flow(schedule: Schedule, denoise: Denoiser, x: Any, t: Any, s: Any, *, num_steps: int = 1000) -> Any:
+    """The probability-flow ODE's map from t to s for any denoiser, by the classical Runge-Kutta method.
+
+    In u = x / alpha and kappa = log(sigma / alpha) = -lambda / 2 the ODE is du / dkappa = u - x0(alpha u). The
+    error falls as num_steps^-4: 1,000 steps reach 1e-10 on the mixtures of the tests, where t is not near 0.
+
+    Args:
+      schedule: noise schedule.
+      denoise: (x, t) -> x0.
+      x: (B, ...) at t.
+      t: ().
+      s: ().
+      num_steps: steps, each of 4 denoiser calls.
+    """
+    if (known := concrete(num_steps)) is None or known < 1:
+        raise ValueError(f"num_steps must be an int >= 1, got {num_steps}")
+    times = uniform_log_snr(schedule, num_steps + 1, t_max=t, t_min=s)
+    sampler = Sampler(lambda x, times: State(x), _runge_kutta(schedule), order=4, calls=4)
+    return integrate(jax.random.key(0), sampler, denoise, x, times).x
+
+
+def _runge_kutta(schedule: Schedule):
+    def step(key, denoise, state, t, s):
+        level_t, level_s = schedule(t), schedule(s)
+        h = (level_t.log_snr - level_s.log_snr) / 2
+        middle = schedule.inverse((level_t.log_snr + level_s.log_snr) / 2)
+
+        def slope(u, time):
+            return u - denoise(schedule(time).alpha * u, time)
+
+        u = state.x / level_t.alpha
+        k1 = slope(u, t)
+        k2 = slope(u + h / 2 * k1, middle)
+        k3 = slope(u + h / 2 * k2, middle)
+        k4 = slope(u + h * k3, s)
+        return State((level_s.alpha * (u + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4))).astype(state.x.dtype))
+
+    return step

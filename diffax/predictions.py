@@ -1,0 +1,116 @@
+"""What a network may predict: one row (a, b) for each kind.
+
+    x = alpha x0 + sigma eps
+    y = a x0 + b eps
+
+    kind       a                          b
+    x0         1                          0
+    eps        0                          1
+    score      0                          -1 / sigma
+    v          -sigma                     alpha
+    velocity   d alpha / dt               d sigma / dt
+    edm        sigma / (sigma_data n)     -alpha sigma_data / n,     n^2 = alpha^2 sigma_data^2 + sigma^2
+
+Any kind becomes any other through the 2x2 solve in `split`, with determinant alpha b - sigma a.
+
+`v` is Salimans & Ho 2022; `velocity` is flow matching's dx/dt (Lipman et al. 2023); `edm` is the target of the
+network F in Karras et al. 2022, eq. 7, D = c_skip x + c_out F, for any alpha:
+c_skip = alpha sigma_data^2 / n^2, c_out = sigma sigma_data / n, which at alpha = 1 are table 1's.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffax import random
+from diffax.pytrees import choose, combine
+from diffax.schedules import rates
+from diffax.typing import Key, Level, Schedule
+
+
+def _edm(level: Level, sigma_data: Any) -> tuple[Any, Any]:
+    norm = jnp.sqrt((level.alpha * sigma_data) ** 2 + level.sigma**2)
+    return level.sigma / (sigma_data * norm), -level.alpha * sigma_data / norm
+
+
+KINDS = {
+    "x0": lambda schedule, t, level, sigma_data: (1.0, 0.0),
+    "eps": lambda schedule, t, level, sigma_data: (0.0, 1.0),
+    "score": lambda schedule, t, level, sigma_data: (0.0, -1 / level.sigma),
+    "v": lambda schedule, t, level, sigma_data: (-level.sigma, level.alpha),
+    "velocity": lambda schedule, t, level, sigma_data: rates(schedule, t),
+    "edm": lambda schedule, t, level, sigma_data: _edm(level, sigma_data),
+}
+
+
+def row(kind: str, schedule: Schedule, t: Any, *, sigma_data: Any = 0.5) -> tuple[Any, Any]:
+    """The row (a, b) of a prediction kind at t, shapes () or that of t.
+
+    Raises:
+      ValueError: for an unknown kind.
+    """
+    return choose("kind", kind, KINDS)(schedule, t, schedule(t), sigma_data)
+
+
+def diffuse(schedule: Schedule, x0: Any, eps: Any, t: Any) -> Any:
+    """x_t = alpha x0 + sigma eps. x0, eps: (B, ...); t: () or (B,)."""
+    level = schedule(t)
+    return combine((level.alpha, x0), (level.sigma, eps))
+
+
+def initial_noise(key: Key, schedule: Schedule, shape: Any, t: Any = 1.0) -> Any:
+    """x_t where no data is left: sigma(t) eps, the right scale for variance-exploding schedules too.
+
+    Args:
+      key: shape () or (B,); consumed.
+      schedule: gives sigma.
+      shape: (B, ...) for one float32 array, or a pytree of arrays or `jax.ShapeDtypeStruct`s to imitate.
+      t: () or (B,), the time at which sampling starts.
+
+    The signal alpha(t) x0 is left out: at t = 1 its size is exp(-10) or less for `Cosine`, `Flow` and a table
+    with zero terminal SNR, 0.0066 for `Linear()`, and that of the data for `LogLinear`, beside sigma_max.
+    """
+    is_shape = isinstance(shape, tuple) and all(isinstance(n, int) for n in shape)
+    like = jax.ShapeDtypeStruct(shape, jnp.float32) if is_shape else shape
+    return combine((schedule(t).sigma, random.noise(key, like)))
+
+
+def target(
+    kind: str, schedule: Schedule, x0: Any, eps: Any, t: Any, *, sigma_data: Any = 0.5
+) -> Any:
+    """y = a x0 + b eps, what the network should predict. x0, eps: (B, ...); t: () or (B,)."""
+    a, b = row(kind, schedule, t, sigma_data=sigma_data)
+    return combine((a, x0), (b, eps))
+
+
+def split(
+    kind: str, schedule: Schedule, y: Any, x: Any, t: Any, *, sigma_data: Any = 0.5
+) -> tuple[Any, Any]:
+    """(x0, eps) from a prediction y of this kind at (x, t): the inverse of (`diffuse`, `target`).
+
+        x0  = (b x - sigma y) / det,   eps = (alpha y - a x) / det,   det = alpha b - sigma a
+
+    Args:
+      kind: a key of `KINDS`.
+      schedule: gives alpha, sigma.
+      y: (B, ...), the prediction.
+      x: (B, ...), the noisy input.
+      t: () or (B,).
+      sigma_data: standard deviation of the data, of `edm` alone.
+
+    Returns:
+      (x0, eps), each (B, ...) in the dtype of x.
+
+    >>> from diffax.schedules import Cosine
+    >>> x0, eps = jnp.ones((1, 2)), jnp.zeros((1, 2))
+    >>> x, y = diffuse(Cosine(), x0, eps, 0.5), target("v", Cosine(), x0, eps, 0.5)
+    >>> [bool(jnp.allclose(u, v, atol=1e-6)) for u, v in zip(split("v", Cosine(), y, x, 0.5), (x0, eps))]
+    [True, True]
+    """
+    a, b = row(kind, schedule, t, sigma_data=sigma_data)
+    alpha, sigma, _ = schedule(t)
+    det = alpha * b - sigma * a
+    x0 = combine((b / det, x), (-sigma / det, y))
+    eps = combine((-a / det, x), (alpha / det, y))
+    return x0, eps

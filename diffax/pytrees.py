@@ -1,0 +1,141 @@
+"""Small tools for pytrees: frozen dataclasses, broadcasting over the batch, safe roots, linear combinations."""
+
+import dataclasses
+import math
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+T = TypeVar("T")
+
+
+def static(default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that is part of the tree's structure (strings, ints), never traced."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static,))
+def pytree(cls: type[T]) -> type[T]:
+    """Makes a class a frozen dataclass whose fields are pytree leaves, but for those marked `static()`.
+
+    Unflattening does not run `__post_init__`: what a transformation puts into the leaves (tracers,
+    axis numbers, None) is not the user's input, so it is not validated.
+
+    >>> @pytree
+    ... class Point:
+    ...     x: float
+    >>> jax.tree.map(lambda v: 2 * v, Point(3.0))
+    Point(x=6.0)
+    """
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    data = tuple(f.name for f in fields if not f.metadata.get("static"))
+    meta = tuple(f.name for f in fields if f.metadata.get("static"))
+
+    def flatten(node):
+        return tuple(getattr(node, n) for n in data), tuple(getattr(node, n) for n in meta)
+
+    def flatten_with_keys(node):
+        keyed = tuple((jax.tree_util.GetAttrKey(n), getattr(node, n)) for n in data)
+        return keyed, tuple(getattr(node, n) for n in meta)
+
+    def unflatten(aux, children):
+        node = object.__new__(cls)
+        for name, value in zip(data + meta, tuple(children) + aux, strict=True):
+            object.__setattr__(node, name, value)
+        return node
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
+
+
+def concrete(value: Any) -> Any:
+    """`value` as a NumPy array where it is known now, None where it is traced or not a number."""
+    if value is None or isinstance(value, jax.core.Tracer):
+        return None
+    try:
+        array = np.asarray(value)
+    except Exception:  # e.g. a shape descriptor
+        return None
+    return array if np.issubdtype(array.dtype, np.number) or array.dtype.kind == "V" else None
+
+
+def check(name: str, value: Any, condition: str, ok: Any) -> None:
+    """Raises `ValueError` if `ok(value)` is known now to be false somewhere.
+
+    >>> check("beta_min", -1.0, "> 0", lambda v: v > 0)
+    Traceback (most recent call last):
+    ...
+    ValueError: beta_min must be > 0, got -1.0
+    """
+    known = concrete(value)
+    if known is not None and not np.all(ok(known)):
+        raise ValueError(f"{name} must be {condition}, got {known.tolist()}")
+
+
+def choose(name: str, value: Any, known: Any) -> Any:
+    """`known[value]`, or a `ValueError` that names the argument, the value and what is known.
+
+    >>> choose("kind", "epsilon", {"eps": 1, "x0": 2})
+    Traceback (most recent call last):
+    ...
+    ValueError: kind must be one of eps, x0, got 'epsilon'
+    """
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    return known[value]
+
+
+def as_float(value: Any) -> Any:
+    """`value` as an array of a float type, at least float32: times and levels are never half precision."""
+    array = jnp.asarray(value)
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def expand(value: Any, x: Any) -> Any:
+    """A coefficient of shape () or (B,) with trailing axes added, so that it multiplies x of shape (B, ...).
+
+    >>> expand(jnp.ones(4), jnp.ones((4, 8, 8, 3))).shape
+    (4, 1, 1, 1)
+    """
+    value = jnp.asarray(value)
+    if value.ndim == 0:
+        return value
+    return value.reshape(value.shape + (1,) * (jnp.ndim(x) - value.ndim))
+
+
+def combine(*terms: tuple[Any, Any]) -> Any:
+    """The linear combination sum_i c_i x_i of trees x_i with coefficients c_i of shape () or (B,).
+
+    Computed at the coefficients' precision, returned in the dtype of the first tree's leaves.
+
+    >>> combine((2.0, {"a": jnp.ones(2)}), (jnp.array([0.0, 1.0]), {"a": jnp.ones(2)}))["a"].tolist()
+    [2.0, 3.0]
+    """
+    coefficients, trees = zip(*terms, strict=True)
+
+    def leaf(*leaves):
+        total = sum(expand(c, v) * v for c, v in zip(coefficients, leaves, strict=True))
+        return total.astype(leaves[0].dtype)
+
+    return jax.tree.map(leaf, *(jax.tree.map(jnp.asarray, tree) for tree in trees))
+
+
+def safe_sqrt(v: Any) -> Any:
+    """sqrt(max(v, 0)) with slope 0 where v <= 0, in place of sqrt's infinite slope at 0.
+
+    >>> float(jax.grad(safe_sqrt)(0.0))
+    0.0
+    """
+    positive = v > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, v, 1.0)), 0.0)
+
+
+def batch_size(x: Any) -> int:
+    """The length of the leading axis that all leaves of x share."""
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
+    if len(sizes) != 1 or sizes == {()}:
+        raise ValueError(f"x must have one leading batch axis, got shapes {jax.tree.map(jnp.shape, x)}")
+    return math.prod(sizes.pop())

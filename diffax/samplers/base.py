@@ -1,0 +1,28 @@
+"""The contract of a sampler: a pair of pure functions, as Optax has for optimisers.
+
+t is now, s is next. Generating goes t > s; over a reversed grid the same sampler inverts.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class State(NamedTuple):
+    """The state of a sampler without memory. x: (B, ...), an array or a pytree of arrays."""
+
+    x: Any
+
+
+class Sampler(NamedTuple):
+    """A sampler. It holds functions, so it is built inside the function that is jitted.
+
+    init: (x, times) -> state, a NamedTuple whose first field is x; it sees the whole grid.
+    step: (key, denoise, state, t, s) -> state at time s.
+    order: the order of convergence, in the number of steps, to the law or the ODE it solves.
+    calls: denoiser calls that a step makes.
+    """
+
+    init: Callable[[Any, Any], Any]
+    step: Callable[[Any, Any, Any, Any, Any], Any]
+    order: int
+    calls: int

@@ -1,0 +1,82 @@
+"""The one loop over steps.
+
+    integrate   n entries, n - 1 moves, ends at the last level
+    sample      integrate, then one denoiser call at times[-1]: n entries cost n calls
+    unroll      integrate, and a record of every state on the way
+
+Since `sample` ends with the denoiser, no sampler ever steps to sigma = 0.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffax import random
+from diffax.pytrees import as_float
+from diffax.samplers.base import Sampler
+from diffax.times import check_grid
+from diffax.typing import Denoiser, Key
+
+
+def unroll(
+    key: Key,
+    sampler: Sampler,
+    denoise: Denoiser,
+    x: Any,
+    times: Any,
+    *,
+    record: Callable[[Any], Any] = lambda state: state.x,
+) -> tuple[Any, Any]:
+    """The final state, and `record(state)` after each of the n - 1 moves, stacked along a leading axis.
+
+    Args:
+      key: shape (), or (B,) for examples whose noise depends on nothing but their own key; consumed.
+      sampler: what to step with.
+      denoise: (x, t) -> x0.
+      x: (B, ...), an array or a pytree of arrays, at times[0].
+      times: (n,), or (n, B) with a grid for each example; monotone in [0, 1], may repeat a point.
+      record: state -> whatever is to be kept of it.
+
+    Raises:
+      ValueError: for a concrete grid that leaves [0, 1] or turns back.
+    """
+    check_grid(times)
+    times = as_float(times)
+    x = jax.tree.map(jnp.asarray, x)
+
+    def move(state, inputs):
+        index, t, s = inputs
+        state = sampler.step(random.fold_in(key, index), denoise, state, t, s)
+        return state, record(state)
+
+    steps = jnp.arange(len(times) - 1)
+    return jax.lax.scan(move, sampler.init(x, times), (steps, times[:-1], times[1:]))
+
+
+def integrate(key: Key, sampler: Sampler, denoise: Denoiser, x: Any, times: Any) -> Any:
+    """The sampler's state after stepping along the grid: n entries, n - 1 moves. Arguments as in `unroll`.
+
+    >>> import diffax
+    >>> schedule, times = diffax.Cosine(), jnp.linspace(1.0, 0.0, 5)
+    >>> x = jnp.ones((3, 2))
+    >>> integrate(jax.random.key(0), diffax.ddim(schedule), lambda x, t: 0 * x, x, times).x.shape
+    (3, 2)
+    """
+    state, _ = unroll(key, sampler, denoise, x, times, record=lambda state: None)
+    return state
+
+
+def sample(key: Key, sampler: Sampler, denoise: Denoiser, x: Any, times: Any) -> Any:
+    """x0: `integrate`, then one denoiser call at times[-1]. Arguments as in `unroll`; returns the shape of x.
+
+    >>> import diffax
+    >>> schedule, times = diffax.Cosine(), diffax.times.uniform(10)
+    >>> x = diffax.initial_noise(jax.random.key(0), schedule, (3, 2))
+    >>> denoise = lambda x, t: jnp.full_like(x, 0.5)
+    >>> sample(jax.random.key(1), diffax.ddpm(schedule), denoise, x, times)[0].tolist()
+    [0.5, 0.5]
+    """
+    state = integrate(key, sampler, denoise, x, times)
+    return denoise(state.x, as_float(times)[-1])

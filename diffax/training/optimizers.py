@@ -1,0 +1,50 @@
+"""Optimisers."""
+
+import optax
+
+
+def adamw(
+    *,
+    learning_rate: float,
+    num_steps: int,
+    warmup_steps: int = 0,
+    decay: str = "cosine",
+    weight_decay: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    clip_norm: float = 1.0,
+) -> optax.GradientTransformation:
+    """AdamW after clipping by global norm, with linear warm-up and then `decay`.
+
+    Args:
+      learning_rate: at the end of the warm-up, > 0.
+      num_steps: length of the run, where a cosine decay reaches 0.
+      warmup_steps: steps of warm-up, >= 0; a shorter run ends before it does.
+      decay: "cosine" or "constant".
+      weight_decay: decoupled weight decay.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      clip_norm: global norm above which gradients are scaled down, > 0.
+
+    Raises:
+      ValueError: for a value outside its range.
+
+    Source: Loshchilov & Hutter 2019.
+    """
+    for name, value in (("learning_rate", learning_rate), ("clip_norm", clip_norm), ("num_steps", num_steps)):
+        if not value > 0:
+            raise ValueError(f"{name} must be > 0, got {value}")
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps must be >= 0, got {warmup_steps}")
+    after = {
+        "constant": optax.constant_schedule(learning_rate),
+        "cosine": optax.cosine_decay_schedule(learning_rate, max(num_steps - warmup_steps, 1)),
+    }
+    if decay not in after:
+        raise ValueError(f"decay must be one of {', '.join(after)}, got {decay!r}")
+    warmup = optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1))
+    schedule = optax.join_schedules([warmup, after[decay]], [warmup_steps])
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay),
+    )

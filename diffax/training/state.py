@@ -1,0 +1,36 @@
+"""What a training run carries from step to step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffax.pytrees import pytree
+from diffax.typing import Key
+
+
+@pytree
+class TrainState:
+    """Everything that the next step needs. The same layout on one device and on many.
+
+    step: () int32, steps taken; params: the network's; ema: their moving average; opt_state: the optimiser's;
+    key: () the run's one source of randomness, never changed: a step folds its number into it.
+    """
+
+    step: Any
+    params: Any
+    ema: Any
+    opt_state: Any
+    key: Any
+
+
+def init_state(key: Key, params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step. The key is consumed."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),  # not the same buffers: the state is donated
+        opt_state=optimizer.init(params),
+        key=key,
+    )

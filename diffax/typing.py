@@ -1,0 +1,57 @@
+"""Aliases and protocols that every module shares.
+
+`Array` is a `jax.Array`; the state `x` may also be a pytree of arrays (positions and features, say).
+`Key` is a typed key of shape `()`, or one key for each example, shape `(B,)`.
+
+    Predict   (x, t) -> y     a network with its parameters and conditioning bound
+    Denoiser  (x, t) -> x0    the posterior mean E[x0 | x_t = x]
+
+x: `(B, ...)`; t: `()` or `(B,)`, always a float in [0, 1] (0 is data, 1 is noise).
+"""
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import jax
+
+Array = jax.Array
+Key = jax.Array
+Tree = Any  # one array or a pytree of arrays
+Predict = Callable[[Any, Any], Any]
+Denoiser = Callable[[Any, Any], Any]
+
+# Shapes in annotations are jaxtyping's, which is no dependency of the library: they are live where
+# jaxtyping was imported first (under pytest, whose plugin checks them) and plain names elsewhere.
+if TYPE_CHECKING or "jaxtyping" in sys.modules:
+    from jaxtyping import Float, Shaped
+
+    Times = float | Float[Any, "*time"]  # () or (B,), or whatever a schedule is asked for
+    Grid = Float[Any, "n *batch"]  # n entries; (n, B) gives every example a grid of its own
+    Vector = Shaped[Any, "..."]
+else:
+    Times = Grid = Vector = Any
+
+
+class Level(NamedTuple):
+    """A noise level: x_t = alpha x0 + sigma eps, log_snr = log(alpha^2 / sigma^2). Shapes: that of t."""
+
+    alpha: Any
+    sigma: Any
+    log_snr: Any
+
+
+class Schedule(Protocol):
+    """What every noise schedule provides. `log_snr` decreases in t and `inverse` undoes it."""
+
+    def log_snr(self, t: Any) -> Any:
+        """log(alpha^2 / sigma^2) at time t; any shape."""
+        ...
+
+    def inverse(self, log_snr: Any) -> Any:
+        """The time at which the schedule has this log-SNR; any shape."""
+        ...
+
+    def __call__(self, t: Any) -> Level:
+        """The noise level at time t; any shape."""
+        ...

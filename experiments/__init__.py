@@ -1,0 +1,1 @@
+"""Entrypoints that train, sample and evaluate. Not installed with the library."""

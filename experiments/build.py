@@ -1,0 +1,250 @@
+"""ConfigDict -> objects, by plain dicts: the only file that knows both sides.
+
+`check` refuses a config before anything is built; the other functions build one thing each.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+import diffax
+from diffax.nn import UNet
+from diffax.predictions import KINDS
+from diffax.pytrees import choose
+from diffax.training import adamw
+from experiments.configs import default
+from experiments.data.datasets import Dataset
+
+SCHEDULES = {
+    "linear": diffax.Linear,
+    "cosine": diffax.Cosine,
+    "flow": diffax.Flow,
+    "log_linear": diffax.LogLinear,
+    "linear_betas": lambda *, num_steps=1000, beta_start=1e-4, beta_end=0.02: diffax.from_betas(
+        diffax.linear_betas(num_steps, beta_start=beta_start, beta_end=beta_end)
+    ),
+    "cosine_betas": lambda *, num_steps=1000, offset=0.008, beta_max=0.999: diffax.from_betas(
+        diffax.cosine_betas(num_steps, offset=offset, beta_max=beta_max)
+    ),
+}
+SAMPLERS = {
+    "ddpm": lambda schedule, eta: diffax.ddpm(schedule),
+    "ddpm_large": lambda schedule, eta: diffax.ddpm(schedule, variance="large"),
+    "ddim": lambda schedule, eta: diffax.ddim(schedule, eta=eta),
+}
+GRIDS = {
+    "uniform": lambda schedule, n: diffax.times.uniform(n),
+    "uniform_log_snr": lambda schedule, n: diffax.times.uniform_log_snr(schedule, n),
+    "leading": lambda schedule, n: diffax.times.leading(table_length(schedule), n),
+    "trailing": lambda schedule, n: diffax.times.trailing(table_length(schedule), n),
+    "linspace": lambda schedule, n: diffax.times.linspace(table_length(schedule), n),
+}
+WEIGHTINGS = {"target": None, "eps": jnp.ones_like}
+TIMES = {
+    "t": (1000.0, lambda schedule, t: t),
+    "log_snr": (25.0, lambda schedule, t: schedule.log_snr(t)),  # [-20, 20] spans what [0, 1] does at 1000
+}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+OPEN_GROUPS = ("schedule",)  # their further keys are the parameters of what their name says
+
+
+def check(config: Any, num_devices: int) -> None:
+    """Raises `ValueError`, naming the key and the value, for a config that cannot be run."""
+    _check_keys(config, default.get_config(), "config")
+    schedule(config)
+    choose("config.prediction", config.prediction, KINDS)
+    choose("config.network.time", config.network.time, TIMES)
+    choose("config.network.dtype", config.network.dtype, DTYPES)
+    choose("config.loss.weighting", config.loss.weighting, WEIGHTINGS)
+    choose("config.sampling.sampler", config.sampling.sampler, SAMPLERS)
+    choose("config.sampling.grid", config.sampling.grid, GRIDS)
+    optimizer(config)
+    for group, keys in {
+        "dataset": ("batch_size", "num_threads"),
+        "network": ("channels", "num_res_blocks", "num_heads"),
+        "train": ("num_steps", "log_every", "sample_every", "checkpoint_every", "keep_latest"),
+        "sampling": ("num_steps",),
+    }.items():
+        for key in keys:
+            if config[group][key] < 1:
+                raise ValueError(f"config.{group}.{key} must be >= 1, got {config[group][key]}")
+    for name, rate in (
+        ("loss.p_uncond", config.loss.p_uncond),
+        ("network.dropout_rate", config.network.dropout_rate),
+        ("optimizer.ema_decay", config.optimizer.ema_decay),
+    ):
+        if not 0 <= rate < 1:
+            raise ValueError(f"config.{name} must be in [0, 1), got {rate}")
+    if config.dataset.batch_size % num_devices:
+        raise ValueError(
+            f"config.dataset.batch_size must be a multiple of the {num_devices} devices, "
+            f"got {config.dataset.batch_size}"
+        )
+    check_guidance("config.sampling.guidance", config.sampling.guidance, config)
+
+
+def check_guidance(name: str, weight: float, config: Any) -> None:
+    """Raises `ValueError` for a guidance weight that needs a null label which the network never learnt."""
+    if weight == 1:
+        return
+    if not config.network.conditional:
+        raise ValueError(f"{name} must be 1 for a network without classes, got {weight}")
+    if config.loss.p_uncond == 0:
+        raise ValueError(f"{name} must be 1 without a null label (config.loss.p_uncond = 0), got {weight}")
+
+
+def _check_keys(config: Any, known: Any, path: str) -> None:
+    for key, value in config.items():
+        if key not in known:
+            raise ValueError(f"{path}.{key} is no setting; those of {path} are {', '.join(known)}")
+        expected = known[key]
+        if isinstance(expected, ml_collections.ConfigDict):
+            if not isinstance(value, (ml_collections.ConfigDict, dict)):
+                raise ValueError(f"{path}.{key} must be a group of settings, got {value!r}")
+            if key not in OPEN_GROUPS:
+                _check_keys(value, expected, f"{path}.{key}")
+        elif not _same_type(value, expected):
+            raise ValueError(f"{path}.{key} must be of type {type(expected).__name__}, got {value!r}")
+    for key in known:
+        if key not in config:
+            raise ValueError(f"{path}.{key} is missing")
+
+
+def _same_type(value: Any, expected: Any) -> bool:
+    if isinstance(expected, bool) or isinstance(value, bool):
+        return isinstance(expected, bool) and isinstance(value, bool)
+    if isinstance(expected, float):
+        return isinstance(value, (int, float))
+    if isinstance(expected, tuple):
+        return isinstance(value, (tuple, list)) and all(type(v) is type(expected[0]) for v in value)
+    return isinstance(value, type(expected))
+
+
+def schedule(config: Any) -> Any:
+    """The noise schedule."""
+    parameters = dict(config.schedule)
+    if "name" not in parameters:
+        raise ValueError(f"config.schedule.name is missing; known are {', '.join(SCHEDULES)}")
+    name = parameters.pop("name")
+    make = choose("config.schedule.name", name, SCHEDULES)
+    known = inspect.signature(make).parameters
+    for key, value in parameters.items():
+        if key not in known:
+            raise ValueError(f"config.schedule.{key} is no parameter of {name}; those are {', '.join(known)}")
+        if key != "scaling" and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ValueError(f"config.schedule.{key} must be a number, got {value!r}")
+    missing = [k for k, p in known.items() if p.default is p.empty and k not in parameters]
+    if missing:
+        raise ValueError(f"config.schedule.{missing[0]} is missing: {name} has no default for it")
+    return make(**parameters)
+
+
+def table_length(schedule: Any) -> int:
+    """The number of levels of a discrete-time schedule; 1,000 for a continuous one."""
+    table = getattr(schedule, "log_snr_table", None)
+    return 1000 if table is None else len(table)
+
+
+def network(config: Any, dataset_classes: int | None) -> UNet:
+    """The U-Net."""
+    settings = config.network
+    if settings.conditional and not dataset_classes:
+        raise ValueError(
+            f"config.network.conditional must be False: dataset {config.dataset.name!r} has no labels"
+        )
+    return UNet(
+        channels=settings.channels,
+        channel_multipliers=tuple(settings.channel_multipliers),
+        num_res_blocks=settings.num_res_blocks,
+        attention_levels=tuple(settings.attention_levels),
+        num_heads=settings.num_heads,
+        dropout_rate=settings.dropout_rate,
+        num_classes=dataset_classes if settings.conditional else None,
+        time_scale=TIMES[settings.time][0],
+        dtype=DTYPES[settings.dtype],
+    )
+
+
+def init_params(config: Any, net: UNet, shape: tuple[int, ...], key: Any) -> Any:
+    """The network's first parameters, made in one compiled call."""
+
+    def init(key):
+        return net.init(key, jnp.zeros((1, *shape)), jnp.zeros(1))["params"]
+
+    return jax.jit(init)(key)
+
+
+def predict(config: Any, net: UNet, params: Any, label: Any = None, *, key: Any = None) -> Callable:
+    """The network as the core sees it: (x, t) -> y. label: () or (B,), None for no class; key: of dropout."""
+    of_time = TIMES[config.network.time][1]
+    curve = schedule(config)
+
+    def bound(x, t):
+        return net.apply({"params": params}, x, of_time(curve, t), label, key=key)
+
+    return bound
+
+
+def loss(config: Any, net: UNet) -> Callable:
+    """(params, batch, keys (B,)) -> the loss of each example."""
+    curve, weighting = schedule(config), WEIGHTINGS[config.loss.weighting]
+
+    def per_example(params, batch, keys):
+        noise, time, drop, dropout = (diffax.random.fold_in(keys, i) for i in range(4))
+        image, label = batch["image"], batch["label"]
+        if config.network.conditional:
+            label = diffax.drop_labels(drop, label, net.num_classes, p_uncond=config.loss.p_uncond)
+        t = diffax.random.uniform(time, len(image))
+        f = predict(config, net, params, label if config.network.conditional else None, key=dropout)
+        return diffax.denoising_loss(
+            noise, f, curve, config.prediction, image, t, weighting=weighting, sigma_data=config.sigma_data
+        )
+
+    return per_example
+
+
+def optimizer(config: Any) -> Any:
+    """AdamW with its schedule."""
+    settings = config.optimizer.to_dict()
+    del settings["ema_decay"]
+    return adamw(num_steps=config.train.num_steps, **settings)
+
+
+def denoiser(config: Any, net: UNet, params: Any, label: Any = None, *, weight: Any = 1.0) -> Callable:
+    """The denoiser that samples are drawn with: guided where weight is not 1, clipped if the config says so."""
+    curve = schedule(config)
+
+    def of(label):
+        f = predict(config, net, params, label)
+        return diffax.denoiser(f, curve, config.prediction, sigma_data=config.sigma_data)
+
+    denoise = of(label) if label is None else diffax.classifier_free(of(label), of(None), weight)
+    return diffax.clip_static(denoise) if config.sampling.clip else denoise
+
+
+def grid(config: Any) -> Any:
+    """The step grid: (num_steps,)."""
+    return GRIDS[config.sampling.grid](schedule(config), config.sampling.num_steps)
+
+
+def sampler(config: Any) -> Any:
+    """The sampler."""
+    return SAMPLERS[config.sampling.sampler](schedule(config), config.sampling.eta)
+
+
+def generator(config: Any, dataset: Dataset, net: UNet) -> Callable:
+    """`generate(params, keys, label) -> x0`, jitted: (B,) keys and (B,) labels or None to (B, *shape) in [-1, 1]."""
+
+    @jax.jit
+    def generate(params, keys, label):
+        start, steps = diffax.random.fold_in(keys, 0), diffax.random.fold_in(keys, 1)
+        x = diffax.initial_noise(start, schedule(config), (len(keys), *dataset.shape))
+        denoise = denoiser(config, net, params, label, weight=config.sampling.guidance)
+        return diffax.sample(steps, sampler(config), denoise, x, grid(config))
+
+    return generate

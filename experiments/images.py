@@ -1,0 +1,54 @@
+"""Pictures: from [-1, 1] back to the data's pixels, PNG grids, and a picture to start from."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+WIDTH = 480  # pixels that a grid of small images is enlarged to, about
+
+
+def to_pixels(images: Any, low: float, high: float) -> np.ndarray:
+    """Images (..., C) in [-1, 1] in the units they were stored in: uint8, rounded, clipped to [low, high]."""
+    scaled = low + (np.asarray(images, np.float64) + 1) / 2 * (high - low)
+    return np.round(np.clip(scaled, low, high)).astype(np.uint8)
+
+
+def grid(images: Any, columns: int) -> np.ndarray:
+    """Images (N, H, W, C) in [-1, 1] as one picture (H', W', 3) uint8, row by row, enlarged by whole pixels."""
+    images = to_pixels(images, 0, 255)
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    tiles = np.zeros((rows * columns, height + 1, width + 1, channels), np.uint8)
+    tiles[:count, :height, :width] = images
+    tiles = tiles.reshape(rows, columns, height + 1, width + 1, channels)
+    picture = tiles.transpose(0, 2, 1, 3, 4).reshape(rows * (height + 1), columns * (width + 1), channels)
+    zoom = max(1, WIDTH // picture.shape[1])
+    picture = picture.repeat(zoom, 0).repeat(zoom, 1)
+    return picture[..., :3] if channels >= 3 else picture[..., :1].repeat(3, -1)
+
+
+def save_png(path: Path, images: Any, columns: int = 10) -> np.ndarray:
+    """Writes the grid and returns it."""
+    picture = grid(images, columns)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+    return picture
+
+
+def load_picture(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A picture file as (*shape) in [-1, 1], resized to the network's size.
+
+    Raises:
+      ValueError: if the file is no picture, or the channels are neither 1 nor 3.
+    """
+    modes = {1: "L", 3: "RGB"}
+    if len(shape) != 3 or shape[-1] not in modes:
+        raise ValueError(f"init_image needs a network for pictures with 1 or 3 channels, got shape {shape}")
+    try:
+        with Image.open(path) as picture:
+            resized = picture.convert(modes[shape[-1]]).resize((shape[1], shape[0]), Image.Resampling.BOX)
+    except OSError as error:
+        raise ValueError(f"init_image must be a picture file, got {path} ({error})") from error
+    return np.asarray(resized, np.float32).reshape(shape) / 127.5 - 1

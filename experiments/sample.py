@@ -1,0 +1,181 @@
+"""Draws samples from a checkpoint.
+
+    python -m experiments.sample --checkpoint=DIR --out=DIR --num=1000 [--sampler=ddim --num_steps=50 ...]
+
+--checkpoint is the workdir of a training run or a folder written by `experiments.export`. --out receives
+settings.json, samples.png (the first 100) and shard_00000.npz ...: `samples` in the data's own pixels and
+`labels`. Sample i depends on --seed and i alone, whatever the batch size. Running the same command again
+draws only the shards that are missing.
+
+img2img: --init_image=FILE --noise_level=T noises a picture to time T in (0, 1) and samples on from there.
+"""
+
+import os
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+import diffax
+from experiments import build, images
+from experiments.checkpoint import load_model
+from experiments.progress import Progress
+from experiments.workdir import check_writable, launch, read_json, usage_errors, write_json
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, or an export.", required=True)
+OUT = flags.DEFINE_string("out", None, "Folder for the samples.", required=True)
+NUM = flags.DEFINE_integer("num", 100, "Number of samples.")
+BATCH = flags.DEFINE_integer("batch_size", 200, "Samples drawn at a time.")
+SHARD = flags.DEFINE_integer("shard_size", 1000, "Samples in a shard.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.")
+LABELS = flags.DEFINE_list("labels", [], "Labels, repeated in turn; all classes in turn if empty.")
+SAMPLER = flags.DEFINE_string("sampler", None, "Sampler; the config's if not given.")
+STEPS = flags.DEFINE_integer("num_steps", None, "Denoiser calls; the config's if not given.")
+GRID = flags.DEFINE_string("grid", None, "Step grid; the config's if not given.")
+ETA = flags.DEFINE_float("eta", None, "Noise level of ddim; the config's if not given.")
+GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance weight, 1 for none; the config's if not given.")
+INIT = flags.DEFINE_string("init_image", None, "img2img: a picture to start from.")
+LEVEL = flags.DEFINE_float("noise_level", 0.6, "img2img: the time to which the picture is noised.")
+
+
+def override(config):
+    """The config with what the flags say of sampling."""
+    flags_given = {
+        "sampler": SAMPLER.value,
+        "num_steps": STEPS.value,
+        "grid": GRID.value,
+        "eta": ETA.value,
+        "guidance": GUIDANCE.value,
+    }
+    config.sampling.update({k: v for k, v in flags_given.items() if v is not None})
+    for name, value in (("num", NUM.value), ("batch_size", BATCH.value), ("shard_size", SHARD.value)):
+        if value < 1:
+            raise ValueError(f"{name} must be >= 1, got {value}")
+    choose = diffax.pytrees.choose
+    choose("sampler", config.sampling.sampler, build.SAMPLERS)
+    choose("grid", config.sampling.grid, build.GRIDS)
+    build.check_guidance("guidance", config.sampling.guidance, config)
+    build.sampler(config)
+    build.grid(config)
+    return config
+
+
+def chosen_labels(model):
+    """The cycle of labels, or None for a network without classes."""
+    classes = model.num_classes if model.config.network.conditional else None
+    if not LABELS.value:
+        return None if classes is None else np.arange(classes)
+    if classes is None:
+        raise ValueError(f"labels must be empty for a network without classes, got {','.join(LABELS.value)}")
+    for text in LABELS.value:
+        if not text.strip().isdigit() or int(text) >= classes:
+            raise ValueError(f"labels must be ints in [0, {classes - 1}], got {text!r}")
+    return np.asarray([int(text) for text in LABELS.value])
+
+
+def initial(model):
+    """(x0 or None, the part of the grid that is walked)."""
+    times = build.grid(model.config)
+    if INIT.value is None:
+        return None, times
+    if not 0 < LEVEL.value < 1:
+        raise ValueError(f"noise_level must be in (0, 1), got {LEVEL.value}")
+    after = np.asarray(times)[np.asarray(times) < LEVEL.value]
+    return images.load_picture(Path(INIT.value), model.shape), jnp.asarray([LEVEL.value, *after], jnp.float32)
+
+
+def make_generate(model, picture, times):
+    """`generate(keys, labels) -> (B, *shape)` in [-1, 1], jitted."""
+    config, schedule = model.config, build.schedule(model.config)
+
+    @jax.jit
+    def generate(params, keys, labels):
+        start, steps = diffax.random.fold_in(keys, 0), diffax.random.fold_in(keys, 1)
+        like = jnp.zeros((len(keys), *model.shape))
+        if picture is None:
+            x = diffax.initial_noise(start, schedule, like, times[0])
+        else:
+            x = diffax.diffuse(schedule, like + picture, diffax.random.noise(start, like), times[0])
+        denoise = build.denoiser(config, model.network, params, labels, weight=config.sampling.guidance)
+        return diffax.sample(steps, build.sampler(config), denoise, x, times)
+
+    return lambda keys, labels: np.asarray(generate(model.params, keys, labels))
+
+
+def sound(path):
+    """Whether a shard is there and whole."""
+    try:
+        with np.load(path) as shard:
+            return {"samples", "labels"} <= set(shard.files)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+
+
+def draw(model, out, settings, cycle, picture, times):
+    """Draws the shards that are missing and returns the first 100 samples in [-1, 1]."""
+    num, batch, size = settings["num"], min(BATCH.value, settings["num"]), settings["shard_size"]
+    generate = make_generate(model, picture, times)
+    root = jax.random.key(settings["seed"])
+    progress = Progress("sample", num, unit="samples")
+    for number, first in enumerate(range(0, num, size)):
+        path = out / f"shard_{number:05d}.npz"
+        if sound(path):
+            continue
+        drawn, index = [], np.arange(first, min(first + size, num))
+        for at in range(0, len(index), batch):
+            part = index[at : at + batch]
+            # The last batch is filled up, so that every call has the shapes that were compiled.
+            filled = np.resize(part, batch)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(filled))
+            labels = None if cycle is None else jnp.asarray(cycle[filled % len(cycle)])
+            drawn.append(generate(keys, labels)[: len(part)])
+            progress.update(int(part[-1]) + 1)
+        labels = np.full(len(index), -1) if cycle is None else cycle[index % len(cycle)]
+        part_path = out / f".{path.name}.part"
+        with part_path.open("wb") as file:
+            np.savez(file, samples=images.to_pixels(np.concatenate(drawn), *model.range), labels=labels)
+        os.replace(part_path, path)
+
+
+def main(argv):
+    """Checks the flags, then draws what is missing."""
+    del argv
+    out = Path(OUT.value).absolute()
+    with usage_errors():
+        model = load_model(Path(CHECKPOINT.value).absolute(), override)
+        cycle = chosen_labels(model)
+        picture, times = initial(model)
+        check_writable(out, "out")
+        settings = {
+            "checkpoint": str(CHECKPOINT.value),
+            "step": model.step,
+            "num": NUM.value,
+            "shard_size": SHARD.value,
+            "seed": SEED.value,
+            "labels": LABELS.value,
+            "init_image": INIT.value,
+            "noise_level": LEVEL.value if INIT.value else None,
+            "sampling": model.config.sampling.to_dict(),
+            "dataset": model.config.dataset.to_dict(),
+            "range": list(model.range),
+        }
+        before = read_json(out / "settings.json")
+        if before is not None and before != settings:
+            key = next(k for k in settings if before.get(k) != settings[k])
+            raise ValueError(
+                f"out {out} holds samples with {key} = {before.get(key)!r}, got {settings[key]!r}; choose another --out"
+            )
+    write_json(out / "settings.json", settings)
+    draw(model, out, settings, cycle, picture, times)
+    with np.load(out / "shard_00000.npz") as shard:
+        low, high = model.range
+        first = 2 * (shard["samples"][:100].astype(np.float32) - low) / (high - low) - 1
+    images.save_png(out / "samples.png", first)
+    print(f"{NUM.value} samples in {out}, the first {len(first)} in {out / 'samples.png'}")
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,163 @@
+"""The folder of a run: config.json, metrics.jsonl, checkpoints/, samples/, tensorboard/. And one-line errors."""
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from absl import app, logging
+
+from diffax.training import Checkpoints
+from diffax.training.checkpoints import export_record
+
+# What may change between the start of a run and its continuation: it alters no step that was taken.
+FREE = ("config.train.", "config.sampling.", "config.dataset.data_dir", "config.dataset.num_threads", "config.dataset.cache")
+
+
+@contextlib.contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turns what is wrong with the input into one line and exit status 2. Wraps checks, never the work itself."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def launch(main: Any) -> None:
+    """Runs an entrypoint under absl, quietly: JAX's notes on absent backends are no news."""
+    logging.set_verbosity(logging.WARNING)
+    app.run(main)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file in one move: it is there whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(part, path)
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file, None if there is none."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def check_writable(folder: Path, name: str = "workdir") -> None:
+    """Makes the folder and raises `ValueError` if nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{name} must be a folder one can write to, got {folder} ({error.strerror})") from error
+
+
+def flatten(value: Any, path: str = "config") -> dict[str, Any]:
+    """{"config.a.b": value} of a nested dict, as JSON would give it back."""
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in flatten(inner, f"{path}.{key}").items()}
+    return {path: list(value) if isinstance(value, tuple) else value}
+
+
+def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Makes a folder this run's, or checks that it already is.
+
+    Raises:
+      ValueError: if it cannot be written to, or holds the run of another config; names the first difference.
+    """
+    check_writable(workdir)
+    path = workdir / "config.json"
+    record = read_json(path)
+    if record is None and latest_step(workdir) is not None:
+        record = load_record(workdir)["config"]
+    if record is not None:
+        then, now = flatten(record), flatten(config.to_dict())
+        for key in sorted(then.keys() | now.keys()):
+            if then.get(key) != now.get(key) and not key.startswith(FREE):
+                raise ValueError(
+                    f"workdir {workdir} holds a run with {key} = {then.get(key)!r}, got {now.get(key)!r}; "
+                    "choose another --workdir"
+                )
+    write_json(path, config.to_dict())
+
+
+def latest_step(workdir: Path) -> int | None:
+    """The step of the newest checkpoint of a run."""
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
+        return None
+    with Checkpoints(folder) as checkpoints:
+        return max(checkpoints.steps, default=None)
+
+
+def load_record(folder: Path) -> dict[str, Any]:
+    """The record beside the newest checkpoint of a run, or that of an export.
+
+    Raises:
+      ValueError: if the folder holds neither.
+    """
+    if is_export(folder):
+        return export_record(folder)
+    step = latest_step(folder)
+    if step is None:
+        raise ValueError(f"checkpoint must be a run's workdir or an export, got {folder}, which holds no checkpoint")
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        return checkpoints.record(step)
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder was written by `experiments.export`."""
+    return (folder / "orbax.checkpoint").exists()
+
+
+class MetricsLog:
+    """metrics.jsonl, one line a step; TensorBoard beside it where tensorboardX is installed.
+
+    Lines of steps after `first_step`, which a killed run wrote and the next will write again, are dropped.
+    """
+
+    def __init__(self, workdir: Path, first_step: int):
+        path = workdir / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= first_step]
+        part = path.with_name(".metrics.jsonl.part")
+        part.write_text("".join(line + "\n" for line in kept))
+        os.replace(part, path)
+        self._file = path.open("a", buffering=1)
+        try:
+            import tensorboardX
+        except ImportError:
+            self._board = None
+        else:
+            self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Logs the values of a step."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, picture: Any) -> None:
+        """Shows a picture (H, W, C) uint8 on TensorBoard."""
+        if self._board is not None:
+            self._board.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):  # a line cut short by a kill
+        return None

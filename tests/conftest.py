@@ -1,0 +1,16 @@
+"""Eight simulated devices for every test; float64 where a test asks for it."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def x64():
+    """Double precision within the test."""
+    with jax.enable_x64(True):
+        yield
