@@ -117,7 +117,7 @@ class Mixture:
     def __post_init__(self):
         check("weights", self.weights, "a law", lambda w: (w >= 0) & np.isclose(w.sum(), 1))
         check("std", self.std, "> 0", lambda v: v > 0)
-        shapes = jnp.shape(self.weights), jnp.shape(self.means)
+        shapes = np.shape(self.weights), np.shape(self.means)
         if len(shapes[1]) != 2 or shapes[0] != shapes[1][:1]:
             raise ValueError(f"means must have shape (K, D) beside weights (K,), got {shapes[1]} beside {shapes[0]}")
 

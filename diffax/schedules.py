@@ -207,8 +207,8 @@ class Tabulated(Curve):
 
     def __post_init__(self):
         super().__post_init__()
-        if jnp.ndim(self.log_snr_table) != 1 or not len(self.log_snr_table):
-            shape = jnp.shape(self.log_snr_table)
+        if np.ndim(self.log_snr_table) != 1 or not len(self.log_snr_table):
+            shape = np.shape(self.log_snr_table)
             raise ValueError(f"log_snr_table must have shape (T,) with T >= 1, got {shape}")
         table = concrete(self.log_snr_table)
         if table is not None and not np.all(np.diff(table) < 0):

@@ -23,8 +23,8 @@ def check_grid(times: Any) -> None:
 
     times: (n, ...), n >= 1; a grid may repeat a point.
     """
-    if jnp.ndim(times) < 1 or jnp.shape(times)[0] < 1:
-        raise ValueError(f"times must have shape (n, ...) with n >= 1, got {jnp.shape(times)}")
+    if np.ndim(times) < 1 or np.shape(times)[0] < 1:
+        raise ValueError(f"times must have shape (n, ...) with n >= 1, got {np.shape(times)}")
     known = concrete(times)
     if known is None:
         return

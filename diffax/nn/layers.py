@@ -34,8 +34,13 @@ def sinusoidal(t: Any, dim: int, *, scale: Any = 1000.0, max_period: float = 10_
 
 
 def group_norm(channels: int, dtype: Any) -> nn.GroupNorm:
-    """Group norm with 32 groups, or the most below it that divide the channels. Statistics in float32."""
-    return nn.GroupNorm(num_groups=math.gcd(32, channels), epsilon=1e-5, dtype=dtype)
+    """Group norm with the most groups, up to 32, that leave 4 channels or more to each. Statistics in float32.
+
+    A group of one channel would take away again what an embedding adds to that channel everywhere.
+    """
+    most = max(1, min(32, channels // 4))
+    groups = max(g for g in range(1, most + 1) if channels % g == 0)
+    return nn.GroupNorm(num_groups=groups, epsilon=1e-5, dtype=dtype)
 
 
 def dropout(key: Key | None, x: Array, rate: float) -> Array:

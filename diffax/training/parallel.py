@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -12,9 +13,16 @@ AXIS = "data"
 
 
 def replicate(tree: Any, devices: Sequence[Any] | None = None) -> Any:
-    """The tree with a copy on each device, leaf shapes unchanged: the layout that `data_parallel` takes and gives."""
+    """A copy of the tree on each device, leaf shapes unchanged: the layout that `data_parallel` takes and gives."""
+
+    # Never an alias: the step donates its state, which must not delete the arrays that the caller holds.
+    # (`device_put(..., may_alias=False)` says so too, but not for typed keys.)
+    def copy(leaf):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.clone(leaf) if is_key else jnp.copy(leaf)
+
     mesh = Mesh(np.asarray(devices or jax.local_devices()), (AXIS,))
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return jax.device_put(jax.tree.map(copy, tree), NamedSharding(mesh, PartitionSpec()))
 
 
 def data_parallel(step: Callable, devices: Sequence[Any] | None = None) -> Callable:

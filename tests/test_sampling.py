@@ -1,0 +1,133 @@
+"""The loop: counts of calls, records, keys by example, trees, networks of any kind."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import diffax
+
+pytestmark = pytest.mark.newest
+SCHEDULE = diffax.Cosine()
+KEY = jax.random.key(0)
+
+
+def shrink(x, t):
+    return jax.tree.map(lambda v: 0.5 * v, x)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_n_entries_cost_n_calls(n):
+    calls = []
+
+    def denoise(x, t):
+        jax.debug.callback(lambda t: calls.append(float(t)), t)
+        return 0.5 * x
+
+    grid = diffax.times.uniform(n)
+    jax.block_until_ready(diffax.sample(KEY, diffax.ddim(SCHEDULE), denoise, jnp.ones((2, 1)), grid))
+    jax.effects_barrier()
+    np.testing.assert_allclose(sorted(calls, reverse=True), grid)
+
+
+def test_unroll_records_every_state():
+    grid = diffax.times.uniform(5)
+    sampler, x = diffax.ddpm(SCHEDULE), jnp.ones((3, 2))
+    state, path = diffax.unroll(KEY, sampler, shrink, x, grid)
+    assert path.shape == (4, 3, 2)
+    np.testing.assert_array_equal(path[-1], state.x)
+    np.testing.assert_array_equal(state.x, diffax.integrate(KEY, sampler, shrink, x, grid).x)
+    np.testing.assert_allclose(diffax.sample(KEY, sampler, shrink, x, grid), 0.5 * state.x)
+    _, norms = diffax.unroll(KEY, sampler, shrink, x, grid, record=lambda state: jnp.sum(state.x))
+    assert norms.shape == (4,)
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_an_example_does_not_depend_on_its_batch(single):
+    keys = KEY if single else jax.random.split(KEY, 8)
+    sampler, grid = diffax.ddpm(SCHEDULE), diffax.times.uniform(4)
+    x = jax.random.normal(jax.random.key(1), (8, 3))
+    all_of_them = diffax.sample(keys, sampler, shrink, x, grid)
+    three = diffax.sample(keys if single else keys[:3], sampler, shrink, x[:3], grid)
+    np.testing.assert_array_equal(all_of_them[:3], three)
+    assert len(np.unique(np.asarray(all_of_them))) == all_of_them.size
+
+
+def test_noise_by_example_does_not_depend_on_the_devices():
+    """Eight devices, a key for each example: the same numbers as on one."""
+    sampler, grid = diffax.ddpm(SCHEDULE), diffax.times.uniform(4)
+    keys, x = jax.random.split(KEY, 16), jnp.ones((16, 3))
+    run = lambda keys, x: diffax.sample(keys, sampler, shrink, x, grid)  # noqa: E731
+    mapped = jax.pmap(run)(keys.reshape(8, 2), x.reshape(8, 2, 3)).reshape(16, 3)
+    np.testing.assert_allclose(mapped, run(keys, x), rtol=1e-6)
+
+
+def test_a_grid_for_each_example():
+    sampler = diffax.ddim(SCHEDULE)
+    grids = jnp.stack([jnp.linspace(1.0, 0.1, 6), jnp.linspace(0.7, 0.01, 6)], axis=1)
+    x = jnp.array([[1.0], [2.0]])
+    both = diffax.sample(KEY, sampler, shrink, x, grids)
+    for i in range(2):
+        alone = diffax.sample(KEY, sampler, shrink, x[i : i + 1], grids[:, i])
+        np.testing.assert_allclose(both[i : i + 1], alone, rtol=1e-6)
+
+
+def test_trees_are_sampled_as_their_parts_would_be():
+    x = {"image": jnp.ones((2, 4, 4, 1)), "depth": 2 * jnp.ones((2, 4))}
+    grid = diffax.times.uniform(4)
+    tree = diffax.sample(KEY, diffax.ddim(SCHEDULE), shrink, x, grid)
+    for name, leaf in x.items():
+        np.testing.assert_allclose(tree[name], diffax.sample(KEY, diffax.ddim(SCHEDULE), shrink, leaf, grid))
+    noisy = diffax.sample(KEY, diffax.ddpm(SCHEDULE), shrink, {"a": x["depth"], "b": x["depth"]}, grid)
+    assert float(jnp.abs(noisy["a"] - noisy["b"]).min()) > 0  # leaves do not share their noise
+
+
+def test_keys_of_another_batch_are_refused():
+    with pytest.raises(ValueError, match=r"key must have shape \(\) or \(2,\), got \(3,\)"):
+        diffax.sample(jax.random.split(KEY, 3), diffax.ddpm(SCHEDULE), shrink, jnp.ones((2, 1)), diffax.times.uniform(3))
+
+
+def test_the_same_jitted_call_compiles_once():
+    traces = []
+
+    @jax.jit
+    def generate(key, eta, times):
+        traces.append(1)
+        x = diffax.initial_noise(key, SCHEDULE, (4, 2))
+        return diffax.sample(key, diffax.ddim(SCHEDULE, eta=eta), shrink, x, times)
+
+    for eta, t_min in ((0.0, 0.01), (0.5, 0.1), (1.0, 0.0)):
+        generate(KEY, eta, jnp.linspace(1.0, t_min, 5))
+    assert len(traces) == 1
+
+
+def test_an_nnx_network_is_sampled():
+    """The core sees (x, t) -> y and nothing of the framework behind it."""
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.first = nnx.Linear(3, 16, rngs=rngs)
+            self.last = nnx.Linear(16, 2, rngs=rngs)
+
+        def __call__(self, x, t):
+            t = jnp.broadcast_to(t, x.shape[:1])[:, None]
+            return self.last(nnx.relu(self.first(jnp.concatenate([x, t], -1))))
+
+    graph, params = nnx.split(Net(nnx.Rngs(0)))
+
+    @jax.jit
+    def generate(params, key):
+        denoise = diffax.denoiser(nnx.merge(graph, params), SCHEDULE, "v")
+        x = diffax.initial_noise(key, SCHEDULE, (5, 2))
+        return diffax.sample(key, diffax.ddim(SCHEDULE), denoise, x, diffax.times.uniform(6))
+
+    x = generate(params, KEY)
+    assert x.shape == (5, 2)
+    by_hand = diffax.initial_noise(KEY, SCHEDULE, (5, 2))
+    net = nnx.merge(graph, params)
+    grid = diffax.times.uniform(6)
+    for t, s in zip(grid, [*grid[1:], None], strict=True):
+        x0, eps = diffax.split("v", SCHEDULE, net(by_hand, t), by_hand, t)
+        by_hand = x0 if s is None else diffax.diffuse(SCHEDULE, x0, eps, s)
+    np.testing.assert_allclose(x, by_hand, atol=1e-4)

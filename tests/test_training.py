@@ -1,0 +1,181 @@
+"""The step, its parallel form, the optimiser, EMA and checkpoints."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffax import training
+
+KEY = jax.random.key(0)
+
+
+def quadratic(params, batch, keys):
+    """|w - x|^2 with a noisy x: a loss whose gradients and noise are known."""
+    eps = jax.vmap(lambda k: jax.random.normal(k, (3,)))(keys)
+    return jnp.sum((params["w"] - batch["x"] - 0.1 * eps) ** 2, -1)
+
+
+def batch_of(size, seed=0):
+    x = jax.random.normal(jax.random.key(seed), (size, 3))
+    return {"x": np.asarray(x), "index": np.arange(size, dtype=np.int32)}
+
+
+def make(optimizer=None, ema_decay=0.9):
+    optimizer = optimizer or optax.adam(0.1)
+    state = training.init_state(jax.random.key(0), {"w": jnp.ones(3)}, optimizer)
+    return state, training.train_step(quadratic, optimizer, ema_decay=ema_decay)
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("count", [2, 8])
+def test_devices_agree_with_one(count):
+    """30 steps on 1 and on several devices: losses to 1e-5, relatively, and the same leaf shapes."""
+    losses, ends = [], []
+    for devices in (jax.devices()[:1], jax.devices()[:count]):
+        state, step = make()
+        state, run = training.replicate(state, devices), training.data_parallel(step, devices)
+        for i in range(30):
+            state, metrics = run(state, batch_of(16, i))
+        losses.append(float(metrics["loss"]))
+        ends.append(state)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), *ends)
+    np.testing.assert_allclose(ends[1].params["w"], ends[0].params["w"], rtol=1e-5)
+    np.testing.assert_allclose(ends[1].ema["w"], ends[0].ema["w"], rtol=1e-5)
+
+
+def test_the_caller_s_arrays_survive_donation():
+    params = {"w": jnp.ones(3)}
+    state = training.init_state(KEY, params, optax.adam(0.1))
+    run = training.data_parallel(make()[1], jax.devices()[:1])
+    run(training.replicate(state, jax.devices()[:1]), batch_of(4))
+    assert params["w"].tolist() == [1, 1, 1]
+    jax.random.split(KEY)
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize(("place", "count"), [(training.replicate, 1), (lambda state: state, 2)])
+def test_the_step_compiles_once(place, count, caplog):
+    """And twice, as the control, where the first state was not put on the devices."""
+    state, step = make()
+    state, run = place(state), training.data_parallel(step)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        for i in range(4):
+            state, _ = run(state, batch_of(8, i))
+    compiled = [r for r in caplog.messages if r.startswith("Compiling") and "float32[8,1,3]" in r]
+    assert len(compiled) == count, compiled
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    state, step = make()
+    run = training.data_parallel(step)
+    with pytest.raises(ValueError, match="batch size must be a multiple of 8 devices, got 12"):
+        run(training.replicate(state), batch_of(12))
+
+
+def test_noise_follows_the_index_and_the_step():
+    state, step = make(optax.sgd(0.0))
+    batch = batch_of(8)
+    shuffled = {k: v[::-1] for k, v in batch.items()}
+    first = step(state, batch)[1]["loss"]
+    np.testing.assert_allclose(step(state, shuffled)[1]["loss"], first, rtol=1e-6)
+    after, _ = step(state, batch)
+    assert step(after, batch)[1]["loss"] != first
+    assert jnp.array_equal(jax.random.key_data(after.key), jax.random.key_data(state.key))
+
+
+def test_ema_is_the_warmed_up_average():
+    state, step = make(optax.sgd(0.05), ema_decay=0.5)
+    average, params = np.ones(3), []
+    for i in range(12):
+        state, _ = step(state, batch_of(4, i))
+        params.append(np.asarray(state.params["w"]))
+        decay = min(0.5, (1 + i) / (10 + i))
+        average = decay * average + (1 - decay) * params[-1]
+    np.testing.assert_allclose(state.ema["w"], average, rtol=1e-5)
+    assert int(state.step) == 12
+
+
+def test_clipping_and_reported_norm():
+    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(1.0))
+    state, step = make(optimizer)
+    batch = {"x": np.full((4, 3), 100.0, np.float32), "index": np.arange(4)}
+    after, metrics = step(state, batch)
+    np.testing.assert_allclose(jnp.linalg.norm(after.params["w"] - state.params["w"]), 0.5, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], 2 * 99 * np.sqrt(3), rtol=1e-2)
+
+
+@pytest.mark.parametrize(("decay", "end"), [("cosine", 0.0), ("constant", 0.1)])
+def test_adamw_warms_up_and_decays(decay, end):
+    """Adam's step is the learning rate where gradients are steady."""
+    optimizer = training.adamw(learning_rate=0.1, num_steps=100, warmup_steps=10, decay=decay, clip_norm=1e9)
+    state, params, sizes = optimizer.init(jnp.ones(1)), jnp.ones(1), []
+    for _ in range(101):
+        update, state = optimizer.update(jnp.ones(1), state, params)
+        sizes.append(-float(update[0]))
+    np.testing.assert_allclose(sizes[5], 0.05, rtol=1e-3)
+    np.testing.assert_allclose(sizes[10], 0.1, rtol=1e-3)
+    np.testing.assert_allclose(sizes[100], end, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": -1.0}, "learning_rate must be > 0, got -1.0"),
+        ({"clip_norm": 0.0}, "clip_norm must be > 0, got 0.0"),
+        ({"warmup_steps": -1}, "warmup_steps must be >= 0, got -1"),
+        ({"decay": "exponential"}, "decay must be one of constant, cosine, got 'exponential'"),
+    ],
+)
+def test_adamw_s_bad_input(changes, message):
+    with pytest.raises(ValueError, match=message):
+        training.adamw(**{"learning_rate": 1e-3, "num_steps": 10, **changes})
+
+
+def test_ema_decay_is_checked():
+    with pytest.raises(ValueError, match=r"ema_decay must be in \[0, 1\), got 1.0"):
+        make(ema_decay=1.0)
+
+
+@pytest.mark.newest
+def test_checkpoints_keep_the_latest_and_every_kth(tmp_path):
+    state, step = make()
+    with training.Checkpoints(tmp_path, keep_latest=2, keep_every=10) as checkpoints:
+        for i in range(1, 8):
+            checkpoints.save(5 * i, state, {"config": {"a": [1, 2.5, "x", None]}, "at": i})
+        assert checkpoints.steps == [10, 20, 30, 35]
+        state, _ = step(state, batch_of(4))
+        checkpoints.save(40, state, {"at": 8})
+        assert checkpoints.steps == [10, 20, 30, 35, 40]
+    with training.Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(40, jax.eval_shape(lambda: make()[0]))
+        assert checkpoints.record(40) == {"at": 8}
+        assert checkpoints.record(30)["config"] == {"a": [1, 2.5, "x", None]}
+    same = lambda a, b: np.testing.assert_array_equal(*(jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v for v in (a, b)))  # noqa: E731
+    jax.tree.map(same, restored, state)
+
+
+def test_a_checkpoint_of_eight_devices_restores_onto_one(tmp_path):
+    state, _ = make()
+    with training.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, training.replicate(state), {})
+        alone = checkpoints.restore(1, state)
+    assert alone.params["w"].devices() == state.params["w"].devices()
+    np.testing.assert_array_equal(alone.params["w"], state.params["w"])
+
+
+def test_exports_round_trip(tmp_path):
+    params = {"w": jnp.arange(3.0)}
+    training.save_export(tmp_path / "export", params, {"step": 7})
+    found = training.load_export(tmp_path / "export", jax.eval_shape(lambda: params))
+    np.testing.assert_array_equal(found["w"], params["w"])
+
+
+@pytest.mark.parametrize(("changes", "message"), [({"keep_latest": 0}, "keep_latest must be >= 1, got 0"), ({"keep_every": -1}, "keep_every")])
+def test_checkpoints_bad_input(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        training.Checkpoints(tmp_path, **changes)

@@ -1,0 +1,128 @@
+"""The U-Net: its size, shapes, conditioning, dropout by example, precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffax.nn import UNet
+from diffax.nn.layers import dropout, sinusoidal
+
+KEY = jax.random.key(0)
+SMALL = {"channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1, "attention_levels": (1,)}
+
+
+def count(tree):
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def shaken(net, x, **kwargs):
+    """Parameters with nothing left at zero."""
+    params = jax.jit(net.init)(KEY, x, jnp.zeros(len(x)), **kwargs)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(p.dtype), params)
+
+
+@pytest.mark.newest
+def test_ddpm_s_cifar10_network_has_35_7_million_parameters():
+    """Ho et al. 2020, appendix B: 35.7M."""
+    net = UNet(channels=128, channel_multipliers=(1, 2, 2, 2), num_res_blocks=2, attention_levels=(1,))
+    params = jax.eval_shape(lambda: net.init(KEY, jnp.zeros((1, 32, 32, 3)), jnp.zeros(1)))
+    assert count(params) == 35_746_307
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A small conditional network, its parameters, an input, and the compiled call."""
+    net = UNet(num_classes=3, dropout_rate=0.5, **SMALL)
+    x = jax.random.normal(KEY, (4, 7, 5, 1))
+    params = shaken(net, x)
+    return net, params, x, jax.jit(net.apply)
+
+
+def test_the_first_answer_is_zero():
+    net = UNet(**SMALL)
+    x = jax.random.normal(KEY, (2, 8, 8, 3))
+    assert not jax.jit(lambda x: net.init_with_output(KEY, x, 0.5)[0])(x).any()
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("shape", [(2, 28, 28, 1), (2, 7, 5, 2), (2, 9, 3), (1, 5, 6, 7, 1)])
+def test_odd_sizes_and_one_to_three_dimensions(shape):
+    net = UNet(channels=8, channel_multipliers=(1, 1, 2), num_res_blocks=1, attention_levels=(2,))
+    x = jnp.ones(shape)
+    out = jax.eval_shape(lambda: net.init_with_output(KEY, x, jnp.zeros(shape[0]))[0])
+    assert out.shape == shape
+    assert out.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape", "label", "message"),
+    [
+        ({}, (2, 8), None, r"x must have shape \(B, \*space, C\)"),
+        ({"channel_multipliers": (1, 1, 1, 1)}, (2, 4, 4, 1), None, "channel_multipliers has 4 levels, too many"),
+        ({"attention_levels": (2,)}, (2, 8, 8, 1), None, "attention_levels must lie below 2, got 2"),
+        ({}, (2, 8, 8, 1), 0, "label was given to a network without classes"),
+        ({"num_heads": 3}, (2, 8, 8, 1), None, "num_heads must divide the 16 channels, got 3"),
+        ({"channels": 5}, (2, 8, 8, 1), None, "dim must be even"),
+    ],
+)
+def test_bad_shapes_are_refused(settings, shape, label, message):
+    net = UNet(**{**SMALL, **settings})
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda: net.init(KEY, jnp.ones(shape), 0.5, label))
+
+
+def test_an_example_depends_on_its_own_time_and_label_alone(small):
+    _, params, x, apply = small
+    t, label = jnp.array([0.1, 0.5, 0.5, 0.9]), jnp.array([0, 1, 2, 3])
+    y = apply(params, x, t, label)
+    np.testing.assert_allclose(apply(params, x, t[1], label[1])[1], y[1], atol=1e-5)
+    for other in (apply(params, x, t.at[0].set(0.3), label), apply(params, x, t, label.at[0].set(2))):
+        assert float(jnp.abs(other[0] - y[0]).max()) > 1e-3
+        np.testing.assert_allclose(other[1:], y[1:], atol=1e-5)
+
+
+def test_no_label_is_the_null_label(small):
+    _, params, x, apply = small
+    np.testing.assert_array_equal(apply(params, x, 0.5), apply(params, x, 0.5, jnp.full(4, 3)))
+    assert float(jnp.abs(apply(params, x, 0.5) - apply(params, x, 0.5, 0)).max()) > 1e-3
+
+
+def test_dropout_goes_by_example(small):
+    _, params, x, apply = small
+    keys = jax.random.split(KEY, 4)
+    y = apply(params, x, 0.5, 0, key=keys)
+    half = apply(params, x[:2], 0.5, 0, key=keys[:2])
+    np.testing.assert_allclose(half, y[:2], atol=1e-5)
+    assert float(jnp.abs(apply(params, x, 0.5, 0) - y).min(axis=(1, 2, 3)).max()) > 0
+    with_others = apply(params, x, 0.5, 0, key=keys.at[3].set(keys[0]))
+    np.testing.assert_allclose(with_others[:3], y[:3], atol=1e-5)
+
+
+def test_dropout_keeps_the_mean():
+    x = jnp.ones((8, 5000))
+    y = dropout(jax.random.split(KEY, 8), x, 0.25)
+    np.testing.assert_allclose(y.mean(1), 1, atol=0.05)
+    np.testing.assert_allclose(np.unique(y), [0, 1 / 0.75], rtol=1e-6)
+    assert len(np.unique(y, axis=0)) == 8
+    assert dropout(None, x, 0.25) is x
+
+
+def test_bfloat16_computes_near_float32_with_float32_parameters(small):
+    net, params, x, apply = small
+    y = apply(params, x, 0.5, 0)
+    short = jax.jit(net.clone(dtype=jnp.bfloat16).apply)(params, x, 0.5, 0)
+    assert short.dtype == jnp.float32
+    assert 0 < float(jnp.abs(short - y).max()) < 0.1 * float(jnp.abs(y).max())
+
+
+def test_the_time_embedding_is_ddpm_s():
+    """Ho et al.'s code: sin and cos of step * 10000^(-k / (half - 1))."""
+    step = np.array([0, 1, 500, 999])
+    frequency = np.exp(-np.log(10_000) / 3 * np.arange(4))
+    angles = step[:, None] * frequency
+    expected = np.concatenate([np.sin(angles), np.cos(angles)], -1)
+    np.testing.assert_allclose(sinusoidal(step / 1000, 8), expected, atol=1e-3)
+    assert len(np.unique(np.round(sinusoidal(jnp.linspace(0, 1, 200), 8), 4), axis=0)) == 200
