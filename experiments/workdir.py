@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
-from absl import app, logging
+from absl import app, flags, logging
 
 from diffax.training import Checkpoints
 from diffax.training.checkpoints import export_record
+from experiments.configs import default
 
 # What may change between the start of a run and its continuation: it alters no step that was taken.
 FREE = ("config.train.", "config.sampling.", "config.dataset.data_dir", "config.dataset.num_threads", "config.dataset.cache")
@@ -33,7 +34,30 @@ def usage_errors() -> Iterator[None]:
 def launch(main: Any) -> None:
     """Runs an entrypoint under absl, quietly: JAX's notes on absent backends are no news."""
     logging.set_verbosity(logging.WARNING)
-    app.run(main)
+    app.run(main, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags; what is wrong with them is one line, not absl's usage or a traceback."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        message = _unknown_key(argv) or " ".join(str(error).split())
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _unknown_key(argv: list[str]) -> str | None:
+    """What to say of the first --config.a.b=value whose key is no setting."""
+    for path in (arg[2:].split("=")[0] for arg in argv if arg.startswith("--config.")):
+        *groups, key = path.split(".")[1:]
+        known: Any = default.get_config()
+        for at, group in enumerate([*groups, key]):
+            if group not in known:
+                parent = ".".join(["config", *groups[:at]])
+                return f"{path} is no setting; those of {parent} are {', '.join(known)}"
+            known = known[group]
+    return None
 
 
 def write_json(path: Path, value: Any) -> None:
