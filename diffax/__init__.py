@@ -29,7 +29,18 @@ Ten lines from a network to samples:
 (5, 2)
 """
 
-from diffax import analytic, denoisers, guidance, losses, predictions, random, samplers, sampling, schedules, times
+from diffax import (
+    analytic,
+    denoisers,
+    guidance,
+    losses,
+    predictions,
+    random,
+    samplers,
+    sampling,
+    schedules,
+    times,
+)
 from diffax.denoisers import clip_static, denoiser
 from diffax.guidance import classifier_free
 from diffax.losses import denoising_loss, drop_labels

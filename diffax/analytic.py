@@ -36,7 +36,7 @@ CLEAN = Level(1.0, 0.0, jnp.inf)  # the data law itself
 class Gaussian:
     """Data x0 ~ N(m, U diag(v) U^T) in D dimensions; see `from_covariance`.
 
-    mean: (D,); basis: (D, D), the columns of U; variances: (D,), >= 0. States are (..., D) at levels of shape () or (B,).
+    mean: (D,); basis: (D, D), the columns of U; variances: (D,), >= 0. States are (..., D), levels () or (B,).
     """
 
     mean: Any
@@ -151,7 +151,10 @@ class Mixture:
     def sample(self, key: Key, n: int) -> Array:
         """(n, D) draws of x0. The key is consumed."""
         keys = random.per_example(key, n)
-        logits, stds = jnp.log(jnp.asarray(self.weights)), jnp.broadcast_to(jnp.asarray(self.std), jnp.shape(self.weights))
+        logits, stds = (
+            jnp.log(jnp.asarray(self.weights)),
+            jnp.broadcast_to(jnp.asarray(self.std), jnp.shape(self.weights)),
+        )
         k = jax.vmap(lambda key: jax.random.categorical(key, logits))(random.fold_in(keys, 0))
         means = jnp.asarray(self.means)
         eps = random.noise(random.fold_in(keys, 1), jax.ShapeDtypeStruct((n, means.shape[1]), means.dtype))

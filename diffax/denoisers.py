@@ -15,9 +15,7 @@ from diffax.pytrees import check, choose
 from diffax.typing import Denoiser, Predict, Schedule
 
 
-def denoiser(
-    predict: Predict, schedule: Schedule, kind: str, *, sigma_data: Any = 0.5
-) -> Denoiser:
+def denoiser(predict: Predict, schedule: Schedule, kind: str, *, sigma_data: Any = 0.5) -> Denoiser:
     """A denoiser from a network that predicts `kind`.
 
     Args:

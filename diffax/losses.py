@@ -49,9 +49,7 @@ def denoising_loss(
     eps = random.noise(key, x0)
     y = prediction_target(kind, schedule, x0, eps, t, sigma_data=sigma_data)
     y_hat = predict(diffuse(schedule, x0, eps, t), t)
-    square = jax.tree.map(
-        lambda u, v: jnp.square(u.astype(jnp.promote_types(u.dtype, jnp.float32)) - v), y, y_hat
-    )
+    square = jax.tree.map(lambda u, v: jnp.square(u.astype(jnp.promote_types(u.dtype, jnp.float32)) - v), y, y_hat)
     size = batch_size(x0)
     total = sum(leaf.reshape(size, -1).sum(1) for leaf in jax.tree.leaves(square))
     loss = total / sum(leaf.size // size for leaf in jax.tree.leaves(square))

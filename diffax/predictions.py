@@ -76,17 +76,13 @@ def initial_noise(key: Key, schedule: Schedule, shape: Any, t: Any = 1.0) -> Any
     return combine((schedule(t).sigma, random.noise(key, like)))
 
 
-def target(
-    kind: str, schedule: Schedule, x0: Any, eps: Any, t: Any, *, sigma_data: Any = 0.5
-) -> Any:
+def target(kind: str, schedule: Schedule, x0: Any, eps: Any, t: Any, *, sigma_data: Any = 0.5) -> Any:
     """y = a x0 + b eps, what the network should predict. x0, eps: (B, ...); t: () or (B,)."""
     a, b = row(kind, schedule, t, sigma_data=sigma_data)
     return combine((a, x0), (b, eps))
 
 
-def split(
-    kind: str, schedule: Schedule, y: Any, x: Any, t: Any, *, sigma_data: Any = 0.5
-) -> tuple[Any, Any]:
+def split(kind: str, schedule: Schedule, y: Any, x: Any, t: Any, *, sigma_data: Any = 0.5) -> tuple[Any, Any]:
     """(x0, eps) from a prediction y of this kind at (x, t): the inverse of (`diffuse`, `target`).
 
         x0  = (b x - sigma y) / det,   eps = (alpha y - a x) / det,   det = alpha b - sigma a

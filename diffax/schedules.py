@@ -271,8 +271,8 @@ def from_betas(betas: Any, *, scaling: str = "vp") -> Tabulated:
         first = int(np.argmax(bad))
         raise ValueError(f"betas must lie in (0, 1), got betas[{first}] = {known[first]:g}")
     with np.errstate(divide="ignore"):
-        log_alpha2 = np.cumsum(np.log1p(-known))
-    return Tabulated(log_alpha2 - np.log(-np.expm1(log_alpha2)), scaling=scaling)
+        log_alpha2_f64 = np.cumsum(np.log1p(-known))
+    return Tabulated(log_alpha2_f64 - np.log(-np.expm1(log_alpha2_f64)), scaling=scaling)
 
 
 def linear_betas(num_steps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:

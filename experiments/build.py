@@ -63,6 +63,7 @@ def check(config: Any, num_devices: int) -> None:
     choose("config.loss.weighting", config.loss.weighting, WEIGHTINGS)
     choose("config.sampling.sampler", config.sampling.sampler, SAMPLERS)
     choose("config.sampling.grid", config.sampling.grid, GRIDS)
+    sampler(config)
     optimizer(config)
     for group, keys in {
         "dataset": ("batch_size", "num_threads"),
@@ -86,6 +87,7 @@ def check(config: Any, num_devices: int) -> None:
             f"got {config.dataset.batch_size}"
         )
     check_guidance("config.sampling.guidance", config.sampling.guidance, config)
+    grid(config)
 
 
 def check_guidance(name: str, weight: float, config: Any) -> None:
@@ -154,9 +156,7 @@ def network(config: Any, dataset_classes: int | None) -> UNet:
     """The U-Net."""
     settings = config.network
     if settings.conditional and not dataset_classes:
-        raise ValueError(
-            f"config.network.conditional must be False: dataset {config.dataset.name!r} has no labels"
-        )
+        raise ValueError(f"config.network.conditional must be False: dataset {config.dataset.name!r} has no labels")
     return UNet(
         channels=settings.channels,
         channel_multipliers=tuple(settings.channel_multipliers),

@@ -53,7 +53,7 @@ def fit(images: np.ndarray, labels: np.ndarray, num_classes: int, *, num_steps: 
     The same data and seed give the same classifier on the same machine.
     """
     net = Classifier(num_classes)
-    init_key, key = jax.random.split(jax.random.key(seed))
+    init_key, train_key = jax.random.split(jax.random.key(seed))
     params = net.init(init_key, jnp.asarray(images[:1]))
     optimizer = optax.adamw(optax.cosine_decay_schedule(2e-3, num_steps), weight_decay=1e-3)
     data, targets = jnp.asarray(images), jnp.asarray(labels)
@@ -72,7 +72,8 @@ def fit(images: np.ndarray, labels: np.ndarray, num_classes: int, *, num_steps: 
         return optax.apply_updates(params, updates), state
 
     state = optimizer.init(params)
-    for key in jax.random.split(key, num_steps):  # a loop, not a scan: XLA's CPU convolutions are faster outside
+    # A loop, not a scan: inside one XLA's CPU convolutions are several times slower.
+    for key in jax.random.split(train_key, num_steps):
         params, state = step(params, state, key)
     apply = jax.jit(lambda x: net.apply(params, x))
 

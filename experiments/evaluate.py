@@ -44,8 +44,7 @@ def load_samples(folder, settings):
 def distances(rng, features, reference):
     """Mean and standard deviation of the distance over random choices of as many features as the reference has."""
     values = [
-        frechet_distance(features[rng.permutation(len(features))[: len(reference)]], reference)
-        for _ in range(REPEATS)
+        frechet_distance(features[rng.permutation(len(features))[: len(reference)]], reference) for _ in range(REPEATS)
     ]
     return float(np.mean(values)), float(np.std(values))
 
@@ -113,9 +112,7 @@ def main(argv):
             raise ValueError(f"dataset {dataset.name!r} has no labels to train a classifier on")
         parts = [dataset.arrays(data[f"{part}_split"]) for part in ("classifier", "train", "test")]
     (known, known_labels), (train, _), (test, test_labels) = parts
-    classify = classifier.fit(
-        known, known_labels, dataset.num_classes, num_steps=STEPS.value, seed=SEED.value
-    )
+    classify = classifier.fit(known, known_labels, dataset.num_classes, num_steps=STEPS.value, seed=SEED.value)
     samples = dataset.normalise(samples)
     result = compare(classify, samples, labels, train, test, test_labels, SEED.value)
     write_json(folder / "evaluation.json", result)

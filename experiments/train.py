@@ -61,9 +61,7 @@ def run(config, workdir, dataset, data, net, devices):
     draw, columns = draw_grid(config, dataset, net)
     print(describe(config, dataset, params, devices), flush=True)
 
-    checkpoints = Checkpoints(
-        workdir / "checkpoints", keep_latest=settings.keep_latest, keep_every=settings.keep_every
-    )
+    checkpoints = Checkpoints(workdir / "checkpoints", keep_latest=settings.keep_latest, keep_every=settings.keep_every)
     first = max(checkpoints.steps, default=0)
     if first:
         state = checkpoints.restore(first, state)

@@ -17,7 +17,13 @@ from diffax.training.checkpoints import export_record
 from experiments.configs import default
 
 # What may change between the start of a run and its continuation: it alters no step that was taken.
-FREE = ("config.train.", "config.sampling.", "config.dataset.data_dir", "config.dataset.num_threads", "config.dataset.cache")
+FREE = (
+    "config.train.",
+    "config.sampling.",
+    "config.dataset.data_dir",
+    "config.dataset.num_threads",
+    "config.dataset.cache",
+)
 
 
 @contextlib.contextmanager
@@ -149,7 +155,7 @@ class MetricsLog:
     def __init__(self, workdir: Path, first_step: int):
         path = workdir / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= first_step]
+        kept = [line for line in lines if _step_of(line) <= first_step]
         part = path.with_name(".metrics.jsonl.part")
         part.write_text("".join(line + "\n" for line in kept))
         os.replace(part, path)
@@ -180,8 +186,8 @@ class MetricsLog:
             self._board.close()
 
 
-def _step_of(line: str) -> int | None:
+def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
-    except (ValueError, KeyError):  # a line cut short by a kill
-        return None
+    except (ValueError, KeyError, TypeError):  # a line cut short by a kill
+        return float("inf")

@@ -14,3 +14,9 @@ def x64():
     """Double precision within the test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A folder for prepared data sets, shared by all tests of a run."""
+    return tmp_path_factory.mktemp("datasets")

@@ -63,7 +63,7 @@ def test_the_flow_of_a_gaussian_keeps_the_law_and_solves_the_ode():
     np.testing.assert_allclose(jacobian @ now @ jacobian.T, then, rtol=1e-10)
     # dx/dt = f x - g^2 score / 2, with f and g of the schedule
     x = jnp.asarray(START)
-    path = lambda v: oracle.flow(x, SCHEDULE(t), SCHEDULE(v))  # noqa: E731
+    path = lambda v: oracle.flow(x, SCHEDULE(t), SCHEDULE(v))
     velocity = jax.jacfwd(path)(s)
     level, (d_alpha, d_sigma) = SCHEDULE(s), diffax.rates(SCHEDULE, s)
     f = d_alpha / level.alpha
@@ -98,12 +98,21 @@ def test_samples_have_the_law_s_mean_and_entropy(oracle):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: analytic.Gaussian.from_covariance([0.0, 0.0], [[1.0, 0.5], [0.0, 1.0]]), "covariance must be symmetric"),
-        (lambda: analytic.Gaussian.from_covariance([0.0, 0.0], [[1.0, 0.0], [0.0, -1.0]]), "covariance must be"),
+        (
+            lambda: analytic.Gaussian.from_covariance([0.0, 0.0], [[1.0, 0.5], [0.0, 1.0]]),
+            "covariance must be symmetric",
+        ),
+        (
+            lambda: analytic.Gaussian.from_covariance([0.0, 0.0], [[1.0, 0.0], [0.0, -1.0]]),
+            "covariance must be",
+        ),
         (lambda: analytic.Mixture([0.5, 0.4], [[0.0], [1.0]], 1.0), "weights must be a law"),
         (lambda: analytic.Mixture([0.5, 0.5], [[0.0], [1.0]], -1.0), "std must be > 0, got -1.0"),
         (lambda: analytic.Mixture([0.5, 0.5], [[0.0]], 1.0), r"means must have shape \(K, D\)"),
-        (lambda: analytic.flow(SCHEDULE, mixture().denoiser(SCHEDULE), START, 0.9, 0.1, num_steps=0), "num_steps must be"),
+        (
+            lambda: analytic.flow(SCHEDULE, mixture().denoiser(SCHEDULE), START, 0.9, 0.1, num_steps=0),
+            "num_steps must be",
+        ),
     ],
 )
 def test_bad_input(make, message):

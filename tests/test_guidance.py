@@ -34,7 +34,7 @@ def test_guiding_denoisers_is_guiding_any_prediction(kind):
 
 
 def test_the_guided_score_is_the_score_of_the_sharpened_law():
-    """For Gaussians of one covariance: score_u + w (score_c - score_u) is that of a Gaussian whose mean is moved by w."""
+    """For Gaussians of one covariance the guided score is that of a Gaussian whose mean is moved by w."""
     spread, w = np.array([[0.4, 0.1], [0.1, 0.3]]), 2.5
     laws = [analytic.Gaussian.from_covariance(np.array(m), spread) for m in ([1.0, 0.2], [-0.3, 0.5])]
     moved = analytic.Gaussian.from_covariance(laws[1].mean + w * (laws[0].mean - laws[1].mean), spread)
@@ -47,7 +47,7 @@ def test_the_guided_score_is_the_score_of_the_sharpened_law():
 
 def test_the_weight_may_be_traced_batched_and_differentiated():
     denoise = gaussian().denoiser(SCHEDULE)
-    f = lambda w: diffax.classifier_free(denoise, lambda x, t: 0 * x, w)(jnp.asarray(START), 0.5)  # noqa: E731
+    f = lambda w: diffax.classifier_free(denoise, lambda x, t: 0 * x, w)(jnp.asarray(START), 0.5)
     swept = jax.vmap(f)(jnp.array([0.0, 1.0, 4.0]))
     np.testing.assert_allclose(swept[2], 4 * swept[1], rtol=1e-12)
     by_example = f(jnp.array([0.0, 1.0, 2.0, 3.0, 4.0]))

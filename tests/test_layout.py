@@ -40,7 +40,11 @@ def level(name):
     return next(i for i, names in enumerate(LEVELS) if name in names)
 
 
-@pytest.mark.parametrize("path", sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py"), ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py"),
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
 def test_imports_point_down(path):
     part = path.relative_to(ROOT).parts[0].removesuffix(".py")
     for name in imports(path):

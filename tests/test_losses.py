@@ -35,7 +35,7 @@ def times(n):
 def test_the_posterior_mean_minimises_the_loss(kind):
     """Against shifts both ways; every kind has the same minimiser."""
     x0 = LAW.sample(jax.random.key(1), 20_000)
-    loss = lambda shift: diffax.denoising_loss(KEY, perfect(kind, shift), SCHEDULE, kind, x0, times(len(x0))).mean()  # noqa: E731
+    loss = lambda shift: diffax.denoising_loss(KEY, perfect(kind, shift), SCHEDULE, kind, x0, times(len(x0))).mean()
     best = loss(0.0)
     assert loss(0.1) > best
     assert loss(-0.1) > best
@@ -53,7 +53,7 @@ def test_its_value_on_a_gaussian_is_the_posterior_variance():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_weighting_means_the_same_for_every_kind(kind):
     x0, t = LAW.sample(jax.random.key(1), 500), times(500)
-    weighting = lambda log_snr: 1 / (1 + jnp.exp(-log_snr))  # noqa: E731
+    weighting = lambda log_snr: 1 / (1 + jnp.exp(-log_snr))
     reference = weighting(SCHEDULE.log_snr(t)) * diffax.denoising_loss(KEY, perfect("eps", 0.2), SCHEDULE, "eps", x0, t)
     loss = diffax.denoising_loss(KEY, perfect(kind, 0.2), SCHEDULE, kind, x0, t, weighting=weighting)
     np.testing.assert_allclose(loss, reference, rtol=1e-8)
@@ -61,7 +61,7 @@ def test_a_weighting_means_the_same_for_every_kind(kind):
 
 def test_the_loss_of_an_example_depends_on_its_own_key():
     x0, keys = LAW.sample(jax.random.key(1), 8), jax.random.split(KEY, 8)
-    f = lambda keys, x0, t: diffax.denoising_loss(keys, perfect("v"), SCHEDULE, "v", x0, t)  # noqa: E731
+    f = lambda keys, x0, t: diffax.denoising_loss(keys, perfect("v"), SCHEDULE, "v", x0, t)
     np.testing.assert_allclose(f(keys, x0, times(8))[:3], f(keys[:3], x0[:3], times(8)[:3]), rtol=1e-12)
 
 

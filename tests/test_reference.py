@@ -22,7 +22,9 @@ def injected(monkeypatch, shape):
     i = np.arange(np.prod(shape)).reshape(shape)
     monkeypatch.setattr(diffax.random, "fold_in", lambda key, data: data)
     monkeypatch.setattr(
-        diffax.random, "noise", lambda k, like: (jnp.sqrt(2.0) * jnp.sin(0.1 * i + 1.7 * k)).astype(like.dtype)
+        diffax.random,
+        "noise",
+        lambda k, like: (jnp.sqrt(2.0) * jnp.sin(0.1 * i + 1.7 * k)).astype(like.dtype),
     )
 
 

@@ -1,5 +1,7 @@
 """The samplers' exam on laws with a known answer."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,9 +47,9 @@ def test_stochastic_samplers_converge_in_law(name, schedule, monkeypatch):
     root = np.linalg.cholesky(start.alpha**2 * covariance + start.sigma**2 * np.eye(2))
     for n in (100, 200):
         times = diffax.times.uniform_log_snr(schedule, n + 1, t_max=t_max, t_min=t_min)
-        run = lambda x: affine(build(name, schedule), oracle.denoiser(schedule), x[None], times, monkeypatch)  # noqa: E731, B023
+        run = lambda x: affine(build(name, schedule), oracle.denoiser(schedule), x[None], times, monkeypatch)  # noqa: B023
         mean, noise = run(start.alpha * jnp.asarray(oracle.mean))
-        spread = jax.jacobian(lambda x: run(x)[0])(start.alpha * jnp.asarray(oracle.mean)) @ root
+        spread = jax.jacobian(lambda x, run=run: run(x)[0])(start.alpha * jnp.asarray(oracle.mean)) @ root
         mean_error = jnp.abs(mean - end.alpha * oracle.mean).max()
         exact = end.alpha**2 * covariance + end.sigma**2 * np.eye(2)
         errors.append(max(mean_error, jnp.abs(noise + spread @ spread.T - exact).max()))
@@ -84,7 +86,7 @@ def test_large_variance_is_exact_for_standard_normal_data(monkeypatch):
     oracle = analytic.Gaussian.from_covariance(np.zeros(1), 1.0)
     sampler = diffax.ddpm(schedule, variance="large")
     times = jnp.array([0.9, 0.6, 0.2])
-    run = lambda x: affine(sampler, oracle.denoiser(schedule), x, times, monkeypatch)  # noqa: E731
+    run = lambda x: affine(sampler, oracle.denoiser(schedule), x, times, monkeypatch)
     slope = jax.jacobian(lambda x: run(x[None])[0])(x[0])
     np.testing.assert_allclose(run(x)[1] + slope @ slope.T, 1.0, rtol=1e-12)
 
@@ -124,9 +126,11 @@ def test_ddim_is_the_paper_s_equation_12(eta, monkeypatch):
     oracle = analytic.Gaussian.from_covariance(np.array([0.7]), 0.25)
     schedule = diffax.from_betas(BETAS)
     times = (np.array(steps) + 1) / 1000
-    mean, covariance = affine(diffax.ddim(schedule, eta=eta), oracle.denoiser(schedule), jnp.array([[1.3]]), times, monkeypatch)
+    mean, covariance = affine(
+        diffax.ddim(schedule, eta=eta), oracle.denoiser(schedule), jnp.array([[1.3]]), times, monkeypatch
+    )
     m, v = 1.3, 0.0
-    for i, j in zip(steps[:-1], steps[1:], strict=True):
+    for i, j in itertools.pairwise(steps):
         std = eta * np.sqrt((1 - bars[j]) / (1 - bars[i])) * np.sqrt(1 - bars[i] / bars[j])
         gain = np.sqrt(bars[i]) * 0.25 / (bars[i] * 0.25 + 1 - bars[i])
 
@@ -144,13 +148,18 @@ def test_ddim_is_the_paper_s_equation_12(eta, monkeypatch):
 @every_schedule
 def test_ddim_at_eta_1_is_ddpm(schedule):
     denoise, times = gaussian().denoiser(schedule), jnp.linspace(1.0, 0.0, 9)
-    ends = [diffax.integrate(KEY, s, denoise, START, times).x for s in (diffax.ddpm(schedule), diffax.ddim(schedule, eta=1.0))]
+    ends = [
+        diffax.integrate(KEY, s, denoise, START, times).x
+        for s in (diffax.ddpm(schedule), diffax.ddim(schedule, eta=1.0))
+    ]
     np.testing.assert_allclose(ends[0], ends[1], rtol=1e-8)
 
 
 def test_ddpm_towards_noise_is_the_forward_transition(monkeypatch):
     schedule, x = diffax.Linear(), jnp.array([[0.4]])
-    mean, covariance = affine(diffax.ddpm(schedule), lambda x, t: 0 * x + 9.0, x, jnp.array([0.1, 0.3, 0.7]), monkeypatch)
+    mean, covariance = affine(
+        diffax.ddpm(schedule), lambda x, t: 0 * x + 9.0, x, jnp.array([0.1, 0.3, 0.7]), monkeypatch
+    )
     scale, std = diffax.transition(schedule, 0.7, 0.1)
     np.testing.assert_allclose(mean, scale * x[0], rtol=1e-12)
     np.testing.assert_allclose(covariance, [[std**2]], rtol=1e-12)
@@ -268,7 +277,7 @@ def test_finite_and_of_the_same_dtype_from_pure_noise_to_data(schedule):
 
     for dtype in (jnp.float32, jnp.bfloat16):
         x = diffax.initial_noise(KEY, schedule, jax.ShapeDtypeStruct((16, 3), dtype))
-        for name, (state, path) in run(x).items():
+        for name, (_, path) in run(x).items():
             assert path.dtype == dtype, name
             assert np.isfinite(np.asarray(path, np.float32)).all(), name
             if SAMPLERS[name][2]:  # a step of length zero changes nothing, but for a last bit
@@ -332,7 +341,10 @@ def test_the_contract(name):
     [
         (lambda: diffax.ddim(diffax.Cosine(), eta=-0.1), r"eta must be in \[0, 1\], got -0.1"),
         (lambda: diffax.ddim(diffax.Cosine(), eta=1.5), r"eta must be in \[0, 1\], got 1.5"),
-        (lambda: diffax.ddpm(diffax.Cosine(), variance="medium"), "variance must be one of small, large, got 'medium'"),
+        (
+            lambda: diffax.ddpm(diffax.Cosine(), variance="medium"),
+            "variance must be one of small, large, got 'medium'",
+        ),
     ],
 )
 def test_bad_input(make, message):

@@ -58,7 +58,7 @@ def test_noise_by_example_does_not_depend_on_the_devices():
     """Eight devices, a key for each example: the same numbers as on one."""
     sampler, grid = diffax.ddpm(SCHEDULE), diffax.times.uniform(4)
     keys, x = jax.random.split(KEY, 16), jnp.ones((16, 3))
-    run = lambda keys, x: diffax.sample(keys, sampler, shrink, x, grid)  # noqa: E731
+    run = lambda keys, x: diffax.sample(keys, sampler, shrink, x, grid)
     mapped = jax.pmap(run)(keys.reshape(8, 2), x.reshape(8, 2, 3)).reshape(16, 3)
     np.testing.assert_allclose(mapped, run(keys, x), rtol=1e-6)
 
@@ -85,7 +85,9 @@ def test_trees_are_sampled_as_their_parts_would_be():
 
 def test_keys_of_another_batch_are_refused():
     with pytest.raises(ValueError, match=r"key must have shape \(\) or \(2,\), got \(3,\)"):
-        diffax.sample(jax.random.split(KEY, 3), diffax.ddpm(SCHEDULE), shrink, jnp.ones((2, 1)), diffax.times.uniform(3))
+        diffax.sample(
+            jax.random.split(KEY, 3), diffax.ddpm(SCHEDULE), shrink, jnp.ones((2, 1)), diffax.times.uniform(3)
+        )
 
 
 def test_the_same_jitted_call_compiles_once():

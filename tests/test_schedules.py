@@ -90,7 +90,7 @@ def test_rates_are_the_slopes_of_alpha_and_sigma(schedule):
     ],
 )
 def test_parameters_may_be_traced(make, values):
-    f = lambda v: make(v)(0.37).sigma  # noqa: E731
+    f = lambda v: make(v)(0.37).sigma
     values = jnp.asarray(values)
     np.testing.assert_allclose(jax.jit(jax.vmap(f))(values), [f(float(v)) for v in values], rtol=1e-12)
     slope = (f(float(values[0]) * (1 + 1e-6)) - f(float(values[0]) * (1 - 1e-6))) / (2e-6 * values[0])

@@ -41,7 +41,13 @@ def test_uniform_log_snr(schedule):
 
 
 @pytest.mark.parametrize(
-    "grid", [lambda n: times.leading(1000, n), lambda n: times.trailing(1000, n), lambda n: times.linspace(1000, n), times.uniform]
+    "grid",
+    [
+        lambda n: times.leading(1000, n),
+        lambda n: times.trailing(1000, n),
+        lambda n: times.linspace(1000, n),
+        times.uniform,
+    ],
 )
 def test_every_grid_has_n_entries_and_falls(grid):
     for n in (1, 2, 7, 1000):

@@ -155,7 +155,9 @@ def test_checkpoints_keep_the_latest_and_every_kth(tmp_path):
         restored = checkpoints.restore(40, jax.eval_shape(lambda: make()[0]))
         assert checkpoints.record(40) == {"at": 8}
         assert checkpoints.record(30)["config"] == {"a": [1, 2.5, "x", None]}
-    same = lambda a, b: np.testing.assert_array_equal(*(jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v for v in (a, b)))  # noqa: E731
+    same = lambda a, b: np.testing.assert_array_equal(
+        *(jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v for v in (a, b))
+    )
     jax.tree.map(same, restored, state)
 
 
@@ -175,7 +177,10 @@ def test_exports_round_trip(tmp_path):
     np.testing.assert_array_equal(found["w"], params["w"])
 
 
-@pytest.mark.parametrize(("changes", "message"), [({"keep_latest": 0}, "keep_latest must be >= 1, got 0"), ({"keep_every": -1}, "keep_every")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"keep_latest": 0}, "keep_latest must be >= 1, got 0"), ({"keep_every": -1}, "keep_every")],
+)
 def test_checkpoints_bad_input(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         training.Checkpoints(tmp_path, **changes)

@@ -61,7 +61,12 @@ def test_odd_sizes_and_one_to_three_dimensions(shape):
     ("settings", "shape", "label", "message"),
     [
         ({}, (2, 8), None, r"x must have shape \(B, \*space, C\)"),
-        ({"channel_multipliers": (1, 1, 1, 1)}, (2, 4, 4, 1), None, "channel_multipliers has 4 levels, too many"),
+        (
+            {"channel_multipliers": (1, 1, 1, 1)},
+            (2, 4, 4, 1),
+            None,
+            "channel_multipliers has 4 levels, too many",
+        ),
         ({"attention_levels": (2,)}, (2, 8, 8, 1), None, "attention_levels must lie below 2, got 2"),
         ({}, (2, 8, 8, 1), 0, "label was given to a network without classes"),
         ({"num_heads": 3}, (2, 8, 8, 1), None, "num_heads must divide the 16 channels, got 3"),

@@ -103,10 +103,8 @@ class AttentionBlock(nn.Module):
             raise ValueError(f"num_heads must divide the {channels} channels, got {self.num_heads}")
         h = group_norm(channels, self.dtype)(x)
         h = h.reshape(x.shape[0], -1, channels)
-        heads = h.shape[:2] + (self.num_heads, channels // self.num_heads)
-        q, k, v = (
-            nn.Dense(channels, dtype=self.dtype, name=name)(h).reshape(heads) for name in ("q", "k", "v")
-        )
+        heads = (*h.shape[:2], self.num_heads, channels // self.num_heads)
+        q, k, v = (nn.Dense(channels, dtype=self.dtype, name=name)(h).reshape(heads) for name in ("q", "k", "v"))
         h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
         return x + nn.Dense(channels, dtype=self.dtype, kernel_init=ZEROS, name="out")(h)
 

@@ -6,7 +6,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.nn.layers import ZEROS, AttentionBlock, Downsample, ResBlock, Upsample, conv, group_norm, sinusoidal
+from diffax.nn.layers import (
+    ZEROS,
+    AttentionBlock,
+    Downsample,
+    ResBlock,
+    Upsample,
+    conv,
+    group_norm,
+    sinusoidal,
+)
 from diffax.typing import Array, Key
 
 

@@ -1,7 +1,7 @@
 """Samplers: pairs of pure functions (init, step). One family a file.
 
-    ddpm   ancestral sampling                              order 1 in law   1 call
-    ddim   between the probability-flow ODE and ancestral  order 1          1 call
+ddpm   ancestral sampling                              order 1 in law   1 call
+ddim   between the probability-flow ODE and ancestral  order 1          1 call
 """
 
 from diffax.samplers.base import Sampler, State

@@ -1,13 +1,11 @@
 """DDPM: ancestral sampling, a draw from q(x_s | x_t, x0) with x0 = denoise(x_t, t).
 
-    h = lambda_t - lambda_s
-    x_s = exp(h / 2) sigma_s / sigma_t x_t - alpha_s expm1(h) x0 + std z
+h = lambda_t - lambda_s
+x_s = exp(h / 2) sigma_s / sigma_t x_t - alpha_s expm1(h) x0 + std z
 
-    small   std^2 = -sigma_s^2 expm1(h)     beta-tilde, exact for data at a point
-    large   std^2 = -sigma_t^2 expm1(h)     beta, exact for data ~ N(0, I) under a vp scaling
+small   std^2 = -sigma_s^2 expm1(h)     beta-tilde, exact for data at a point
+large   std^2 = -sigma_t^2 expm1(h)     beta, exact for data ~ N(0, I) under a vp scaling
 """
-
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -45,7 +43,7 @@ def ddpm(schedule: Schedule, *, variance: str = "small") -> Sampler:
 
     def step(key, denoise, state, t, s):
         level_t, level_s = schedule(t), schedule(s)
-        h: Any = level_t.log_snr - level_s.log_snr
+        h = level_t.log_snr - level_s.log_snr
         back = h <= 0  # towards data
         down, up = jnp.minimum(h, 0.0), jnp.maximum(h, 0.0)
         posterior = jnp.exp(down / 2) * level_s.sigma / level_t.sigma

@@ -55,6 +55,6 @@ def data_parallel(step: Callable, devices: Sequence[Any] | None = None) -> Calla
     def split(leaf):
         if leaf.shape[0] % len(devices):
             raise ValueError(f"batch size must be a multiple of {len(devices)} devices, got {leaf.shape[0]}")
-        return np.reshape(leaf, (len(devices), -1) + leaf.shape[1:])
+        return np.reshape(leaf, (len(devices), -1, *leaf.shape[1:]))
 
     return lambda state, batch: mapped(state, jax.tree.map(split, batch))

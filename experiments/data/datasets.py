@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from experiments.data.digits import Digits
 from experiments.data.mnist5k import Mnist5k
 
-EMBEDDED = {"digits": Digits, "mnist5k": Mnist5k}
+EMBEDDED: dict[str, Any] = {"digits": Digits, "mnist5k": Mnist5k}
 
 
 class Dataset(NamedTuple):
@@ -108,6 +108,6 @@ def _describe(name: str, builder: Any) -> Dataset:
     shape = features["image"].shape
     if None in shape:
         raise ValueError(f"dataset.name = {name!r} must have images of one size, got shape {shape}")
-    label = features["label"] if "label" in features else None
+    label = features["label"] if "label" in features else None  # noqa: SIM401 (it has no get)
     low, high = (builder.info.metadata or {}).get("range", (0, 255))
     return Dataset(name, builder, tuple(shape), getattr(label, "num_classes", None), float(low), float(high))
