@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
@@ -237,14 +238,15 @@ def test_bad_input_on_the_command_line(name, flags, message, trained, data_dir, 
 
 
 def changed(**changes):
-    config = smoke.get_config()
+    """The smoke config with changes that ml_collections itself would partly refuse."""
+    config = smoke.get_config().to_dict()
     for path, value in changes.items():
         *groups, key = path.split("__")
         target = config
         for group in groups:
             target = target[group]
         target[key] = value
-    return config
+    return ml_collections.ConfigDict(config)
 
 
 @pytest.mark.parametrize(
