@@ -16,7 +16,7 @@ Mixture sum_k w_k N(m_k, s^2 I), with responsibilities gamma_k(x_t):
 Every sampler of diffax is measured against these.
 """
 
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ class Gaussian:
     variances: Any
 
     @classmethod
-    def from_covariance(cls, mean: Any, covariance: Any) -> Self:
+    def from_covariance(cls, mean: Any, covariance: Any) -> "Gaussian":
         """N(mean, covariance); mean: (D,), covariance: (D, D), or () for a multiple of the identity.
 
         Raises:

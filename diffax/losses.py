@@ -17,7 +17,7 @@ from diffax import random
 from diffax.predictions import diffuse, row
 from diffax.predictions import target as prediction_target
 from diffax.pytrees import batch_size, check
-from diffax.typing import Array, Key, Predict, Schedule
+from diffax.typing import Array, Float, Key, Num, Predict, Schedule
 
 
 def denoising_loss(
@@ -30,7 +30,7 @@ def denoising_loss(
     *,
     weighting: Callable[[Any], Any] | None = None,
     sigma_data: Any = 0.5,
-) -> Array:
+) -> Float[Array, " batch"]:
     """The denoising (score-matching, flow-matching) loss of each example, its mean over dimensions: (B,).
 
     Args:
@@ -60,7 +60,7 @@ def denoising_loss(
     return weighting(log_snr) * (alpha / (alpha * b - sigma * a)) ** 2 * loss
 
 
-def drop_labels(key: Key, labels: Any, null_label: int, *, p_uncond: Any) -> Array:
+def drop_labels(key: Key, labels: Num[Any, " batch"], null_label: int, *, p_uncond: Any) -> Num[Array, " batch"]:
     """(B,) labels, each replaced by the null label with probability p_uncond, to train for guidance.
 
     Ho & Salimans 2021, algorithm 1.

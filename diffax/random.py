@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax.pytrees import batch_size
-from diffax.typing import Array, Key
+from diffax.typing import Array, Float, Key
 
 
 def per_example(key: Key, size: int) -> Key:
@@ -52,6 +52,6 @@ def noise(key: Key, like: Any) -> Any:
     return jax.tree.unflatten(treedef, [draw(i, leaf) for i, leaf in enumerate(leaves)])
 
 
-def uniform(key: Key, size: int, dtype: Any = jnp.float32) -> Array:
+def uniform(key: Key, size: int, dtype: Any = jnp.float32) -> Float[Array, " {size}"]:
     """Uniform draws on [0, 1), one for each example: shape (size,). The key is consumed."""
     return jax.vmap(lambda k: jax.random.uniform(k, (), dtype))(per_example(key, size))

@@ -17,15 +17,15 @@ from diffax import random
 from diffax.pytrees import as_float
 from diffax.samplers.base import Sampler
 from diffax.times import check_grid
-from diffax.typing import Denoiser, Key
+from diffax.typing import Denoiser, Grid, Keys
 
 
 def unroll(
-    key: Key,
+    key: Keys,
     sampler: Sampler,
     denoise: Denoiser,
     x: Any,
-    times: Any,
+    times: Grid,
     *,
     record: Callable[[Any], Any] = lambda state: state.x,
 ) -> tuple[Any, Any]:
@@ -55,7 +55,7 @@ def unroll(
     return jax.lax.scan(move, sampler.init(x, times), (steps, times[:-1], times[1:]))
 
 
-def integrate(key: Key, sampler: Sampler, denoise: Denoiser, x: Any, times: Any) -> Any:
+def integrate(key: Keys, sampler: Sampler, denoise: Denoiser, x: Any, times: Grid) -> Any:
     """The sampler's state after stepping along the grid: n entries, n - 1 moves. Arguments as in `unroll`.
 
     >>> import diffax
@@ -68,7 +68,7 @@ def integrate(key: Key, sampler: Sampler, denoise: Denoiser, x: Any, times: Any)
     return state
 
 
-def sample(key: Key, sampler: Sampler, denoise: Denoiser, x: Any, times: Any) -> Any:
+def sample(key: Keys, sampler: Sampler, denoise: Denoiser, x: Any, times: Grid) -> Any:
     """x0: `integrate`, then one denoiser call at times[-1]. Arguments as in `unroll`; returns the shape of x.
 
     >>> import diffax

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax.pytrees import as_float, check, concrete
-from diffax.typing import Array, Schedule
+from diffax.typing import Array, Float, Schedule
 
 
 def check_grid(times: Any) -> None:
@@ -48,7 +48,7 @@ def _check_count(n: int, most: int | None = None) -> None:
         raise ValueError(f"n must be at most num_train_steps = {most}, got {n}")
 
 
-def uniform(n: int, *, t_max: Any = 1.0, t_min: Any = 1e-3) -> Array:
+def uniform(n: int, *, t_max: Any = 1.0, t_min: Any = 1e-3) -> Float[Array, " n"]:
     """(n,) times evenly spaced from t_max to t_min, both included.
 
     The default t_min = 1e-3 is that of Song et al. 2021: the last denoiser call makes up for the rest.
@@ -59,7 +59,7 @@ def uniform(n: int, *, t_max: Any = 1.0, t_min: Any = 1e-3) -> Array:
     return jnp.linspace(as_float(t_max), as_float(t_min), n)
 
 
-def uniform_log_snr(schedule: Schedule, n: int, *, t_max: Any = 1.0, t_min: Any = 1e-3) -> Array:
+def uniform_log_snr(schedule: Schedule, n: int, *, t_max: Any = 1.0, t_min: Any = 1e-3) -> Float[Array, " n"]:
     """(n,) times from t_max to t_min, evenly spaced in log-SNR. Lu et al. 2022, section 3.4."""
     ends = uniform(2, t_max=t_max, t_min=t_min)
     _check_count(n)
@@ -68,7 +68,7 @@ def uniform_log_snr(schedule: Schedule, n: int, *, t_max: Any = 1.0, t_min: Any 
     return jnp.concatenate([ends[:1], inner, ends[1:]])[:n]
 
 
-def leading(num_train_steps: int, n: int, *, offset: int = 0) -> Array:
+def leading(num_train_steps: int, n: int, *, offset: int = 0) -> Float[Array, " n"]:
     """(n,) times of timesteps i = offset + k floor(T / n), k = n - 1 .. 0. DDPM, DDIM and most of their heirs."""
     _check_count(n, num_train_steps)
     steps = np.arange(n)[::-1] * (num_train_steps // n) + offset
@@ -76,13 +76,13 @@ def leading(num_train_steps: int, n: int, *, offset: int = 0) -> Array:
     return _discrete(steps, num_train_steps)
 
 
-def trailing(num_train_steps: int, n: int) -> Array:
+def trailing(num_train_steps: int, n: int) -> Float[Array, " n"]:
     """(n,) times of timesteps i = round(T - k T / n) - 1, k = 0 .. n - 1: starts at pure noise. Lin et al. 2024."""
     _check_count(n, num_train_steps)
     return _discrete(np.round(num_train_steps * (1 - np.arange(n) / n)) - 1, num_train_steps)
 
 
-def linspace(num_train_steps: int, n: int) -> Array:
+def linspace(num_train_steps: int, n: int) -> Float[Array, " n"]:
     """(n,) times of timesteps i evenly spaced from T - 1 to 0, both included. Nichol & Dhariwal 2021."""
     _check_count(n, num_train_steps)
     return _discrete(np.round(np.linspace(num_train_steps - 1, 0, n)), num_train_steps)

@@ -11,7 +11,7 @@ x: `(B, ...)`; t: `()` or `(B,)`, always a float in [0, 1] (0 is data, 1 is nois
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -24,13 +24,20 @@ Denoiser = Callable[[Any, Any], Any]
 # Shapes in annotations are jaxtyping's, which is no dependency of the library: they are live where
 # jaxtyping was imported first (under pytest, whose plugin checks them) and plain names elsewhere.
 if TYPE_CHECKING or "jaxtyping" in sys.modules:
-    from jaxtyping import Float, Shaped
-
-    Times = float | Float[Any, "*time"]  # () or (B,), or whatever a schedule is asked for
-    Grid = Float[Any, "n *batch"]  # n entries; (n, B) gives every example a grid of its own
-    Vector = Shaped[Any, "..."]
+    from jaxtyping import Float, Num, Shaped
 else:
-    Times = Grid = Vector = Any
+
+    class Shaped:
+        """Stands in for jaxtyping's annotations: `Float[Array, "n"]` is `Any`."""
+
+        def __class_getitem__(cls, item: Any) -> Any:
+            """The annotation without its meaning."""
+            return Any
+
+    Float = Num = Shaped
+
+Grid = Num[Any, "n ..."]  # a step grid: (n,), or (n, B) with a grid for each example
+Keys = Shaped[Array, "..."]  # () or (B,)
 
 
 class Level(NamedTuple):
@@ -41,6 +48,7 @@ class Level(NamedTuple):
     log_snr: Any
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """What every noise schedule provides. `log_snr` decreases in t and `inverse` undoes it."""
 

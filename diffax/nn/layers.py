@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.typing import Array, Key
+from diffax.typing import Array, Float, Key
 
 ZEROS = nn.initializers.zeros_init()
 
 
-def sinusoidal(t: Any, dim: int, *, scale: Any = 1000.0, max_period: float = 10_000.0) -> Array:
+def sinusoidal(t: Any, dim: int, *, scale: Any = 1000.0, max_period: float = 10_000.0) -> Float[Array, "batch dim"]:
     """Sinusoidal embedding of a scalar for each example: cos and sin of scale t max_period^(-k / (dim/2 - 1)).
 
     t: (B,); returns (B, dim). With scale = 1000 and t = i / 1000 it is DDPM's embedding of the step i
@@ -71,7 +71,9 @@ class ResBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, emb: Array, key: Key | None = None) -> Array:
+    def __call__(
+        self, x: Float[Array, "batch *space c"], emb: Float[Array, "batch e"], key: Key | None = None
+    ) -> Float[Array, "batch *space out"]:
         """See the class."""
         ndim = x.ndim - 2
         h = nn.silu(group_norm(x.shape[-1], self.dtype)(x))
@@ -96,7 +98,7 @@ class AttentionBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "batch *space c"]) -> Float[Array, "batch *space c"]:
         """See the class."""
         channels = x.shape[-1]
         if channels % self.num_heads:
@@ -115,7 +117,7 @@ class Downsample(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "batch *space c"]) -> Float[Array, "batch *smaller c"]:
         """x: (B, *space, C)."""
         return conv(x.shape[-1], x.ndim - 2, self.dtype, stride=2)(x)
 
@@ -126,7 +128,7 @@ class Upsample(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, space: tuple[int, ...]) -> Array:
+    def __call__(self, x: Float[Array, "batch *small c"], space: tuple[int, ...]) -> Float[Array, "batch *space c"]:
         """x: (B, *small, C) with small = ceil(space / 2)."""
         for axis, size in enumerate(space, start=1):
             x = jax.lax.slice_in_dim(jnp.repeat(x, 2, axis=axis), 0, size, axis=axis)

@@ -16,7 +16,7 @@ from diffax.nn.layers import (
     group_norm,
     sinusoidal,
 )
-from diffax.typing import Array, Key
+from diffax.typing import Array, Float, Key
 
 
 class UNet(nn.Module):
@@ -81,7 +81,9 @@ class UNet(nn.Module):
         return emb
 
     @nn.compact
-    def __call__(self, x: Array, t: Any, label: Any = None, *, key: Key | None = None) -> Array:
+    def __call__(
+        self, x: Float[Array, "batch *space c"], t: Any, label: Any = None, *, key: Key | None = None
+    ) -> Float[Array, "batch *space out"]:
         """The prediction y.
 
         Args:
