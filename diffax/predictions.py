@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffax import random
 from diffax.pytrees import choose, combine
@@ -71,8 +72,8 @@ def initial_noise(key: Key, schedule: Schedule, shape: Any, t: Any = 1.0) -> Any
     The signal alpha(t) x0 is left out: at t = 1 its size is exp(-10) or less for `Cosine`, `Flow` and a table
     with zero terminal SNR, 0.0066 for `Linear()`, and that of the data for `LogLinear`, beside sigma_max.
     """
-    is_shape = isinstance(shape, tuple) and all(isinstance(n, int) for n in shape)
-    like = jax.ShapeDtypeStruct(shape, jnp.float32) if is_shape else shape
+    is_shape = isinstance(shape, (tuple, list)) and all(isinstance(n, (int, np.integer)) for n in shape)
+    like = jax.ShapeDtypeStruct(tuple(shape), jnp.float32) if is_shape else shape
     return combine((schedule(t).sigma, random.noise(key, like)))
 
 

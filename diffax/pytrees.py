@@ -109,7 +109,7 @@ def expand(value: Any, x: Any) -> Any:
 def combine(*terms: tuple[Any, Any]) -> Any:
     """The linear combination sum_i c_i x_i of trees x_i with coefficients c_i of shape () or (B,).
 
-    Computed at the coefficients' precision, returned in the dtype of the first tree's leaves.
+    Computed at the coefficients' precision, returned in the dtype of the first tree's leaves (float32 for integers).
 
     >>> combine((2.0, {"a": jnp.ones(2)}), (jnp.array([0.0, 1.0]), {"a": jnp.ones(2)}))["a"].tolist()
     [2.0, 3.0]
@@ -118,7 +118,8 @@ def combine(*terms: tuple[Any, Any]) -> Any:
 
     def leaf(*leaves):
         total = sum(expand(c, v) * v for c, v in zip(coefficients, leaves, strict=True))
-        return total.astype(leaves[0].dtype)
+        dtype = leaves[0].dtype
+        return total.astype(dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.float32)
 
     return jax.tree.map(leaf, *(jax.tree.map(jnp.asarray, tree) for tree in trees))
 

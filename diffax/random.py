@@ -17,8 +17,10 @@ def per_example(key: Key, size: int) -> Key:
     """Keys of shape (size,): the given ones, or fold_in(key, i) for a single key.
 
     Raises:
-      ValueError: if there is a key for each of a different number of examples.
+      ValueError: if there is a key for each of a different number of examples, or the key is not typed.
     """
+    if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key must be typed, from jax.random.key, got an array of {jnp.asarray(key).dtype}")
     if jnp.ndim(key) == 0:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
     if jnp.shape(key) != (size,):

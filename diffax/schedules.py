@@ -95,10 +95,10 @@ class Linear(Curve):
 
     Args:
       beta_min: beta at t = 0, > 0.
-      beta_max: beta at t = 1, > 0.
+      beta_max: beta at t = 1, >= beta_min.
 
     Raises:
-      ValueError: if a bound is not positive.
+      ValueError: if not 0 < beta_min <= beta_max.
 
     >>> bool(abs(Linear()(1.0).alpha - jnp.exp(-0.25 * 19.9 - 0.05)) < 1e-6)
     True
@@ -111,7 +111,9 @@ class Linear(Curve):
     def __post_init__(self):
         super().__post_init__()
         check("beta_min", self.beta_min, "> 0", lambda v: v > 0)
-        check("beta_max", self.beta_max, "> 0", lambda v: v > 0)
+        low = concrete(self.beta_min)
+        if low is not None:
+            check("beta_max", self.beta_max, f">= beta_min = {low}", lambda v: v >= low)
 
     def curve(self, t):
         integral = self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2
@@ -219,9 +221,9 @@ class Tabulated(Curve):
 
     @property
     def zero_terminal_snr(self) -> bool:
-        """Whether the last level is known to hold no signal at all."""
+        """Whether the last level is known to hold no signal at all (alpha below 1e-8); never so where alpha = 1."""
         table = concrete(self.log_snr_table)
-        return table is not None and bool(table[-1] <= -LOG_SNR_MAX)
+        return self.scaling != "ve" and table is not None and bool(table[-1] < -2 * LOG_SNR_MAX)
 
     def _nodes(self, dtype):
         table = jnp.clip(jnp.asarray(self.log_snr_table, dtype), -LOG_SNR_MAX, LOG_SNR_MAX)
@@ -264,12 +266,14 @@ def from_betas(betas: Any, *, scaling: str = "vp") -> Tabulated:
     if known is None:
         log_alpha2 = jnp.cumsum(jnp.log1p(-as_float(betas)))
         return Tabulated(log_alpha2 - jnp.log(-jnp.expm1(log_alpha2)), scaling=scaling)
+    if known.ndim != 1 or not len(known):
+        raise ValueError(f"betas must have shape (T,) with T >= 1, got {known.shape}")
     known = known.astype(np.float64)
     bad = (known <= 0) | (known > 1) | ~np.isfinite(known)
     bad[:-1] |= known[:-1] == 1
     if bad.any():
         first = int(np.argmax(bad))
-        raise ValueError(f"betas must lie in (0, 1), got betas[{first}] = {known[first]:g}")
+        raise ValueError(f"betas must lie in (0, 1), the last in (0, 1], got betas[{first}] = {known[first]:g}")
     with np.errstate(divide="ignore"):
         log_alpha2_f64 = np.cumsum(np.log1p(-known))
     return Tabulated(log_alpha2_f64 - np.log(-np.expm1(log_alpha2_f64)), scaling=scaling)

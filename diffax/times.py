@@ -72,7 +72,8 @@ def leading(num_train_steps: int, n: int, *, offset: int = 0) -> Float[Array, " 
     """(n,) times of timesteps i = offset + k floor(T / n), k = n - 1 .. 0. DDPM, DDIM and most of their heirs."""
     _check_count(n, num_train_steps)
     steps = np.arange(n)[::-1] * (num_train_steps // n) + offset
-    check("offset", steps, f"such that timesteps lie in [0, {num_train_steps - 1}]", _within(num_train_steps))
+    if steps[-1] < 0 or steps[0] >= num_train_steps:
+        raise ValueError(f"offset must keep timesteps in [0, {num_train_steps - 1}], got {offset}")
     return _discrete(steps, num_train_steps)
 
 
@@ -86,10 +87,6 @@ def linspace(num_train_steps: int, n: int) -> Float[Array, " n"]:
     """(n,) times of timesteps i evenly spaced from T - 1 to 0, both included. Nichol & Dhariwal 2021."""
     _check_count(n, num_train_steps)
     return _discrete(np.round(np.linspace(num_train_steps - 1, 0, n)), num_train_steps)
-
-
-def _within(num_train_steps: int):
-    return lambda steps: (steps >= 0) & (steps < num_train_steps)
 
 
 def _discrete(steps: np.ndarray, num_train_steps: int) -> Array:

@@ -17,7 +17,6 @@ import jax
 
 Array = jax.Array
 Key = jax.Array
-Tree = Any  # one array or a pytree of arrays
 Predict = Callable[[Any, Any], Any]
 Denoiser = Callable[[Any, Any], Any]
 

@@ -36,12 +36,9 @@ def seconds(f, *args):
 def functions(config, dataset, net, name):
     """(sample, network): both (params, keys, label) -> x, with config.sampling.num_steps network calls."""
     times, schedule = build.grid(config), build.schedule(config)
-
-    @jax.jit
-    def sample(params, keys, label):
-        x = diffax.initial_noise(keys, schedule, (len(keys), *dataset.shape))
-        denoise = build.denoiser(config, net, params, label)
-        return diffax.sample(keys, build.SAMPLERS[name](schedule, 0.5), denoise, x, times)
+    with config.unlocked():
+        config.sampling.update({"sampler": name, "guidance": 1.0, "eta": 0.5})
+    sample = build.generator(config, net, dataset.shape)
 
     @jax.jit
     def network(params, keys, label):

@@ -4,6 +4,7 @@
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,6 @@ from diffax.predictions import KINDS
 from diffax.pytrees import choose
 from diffax.training import adamw
 from experiments.configs import default
-from experiments.data.datasets import Dataset
 
 SCHEDULES = {
     "linear": diffax.Linear,
@@ -63,6 +63,9 @@ def check(config: Any, num_devices: int) -> None:
     choose("config.loss.weighting", config.loss.weighting, WEIGHTINGS)
     choose("config.sampling.sampler", config.sampling.sampler, SAMPLERS)
     choose("config.sampling.grid", config.sampling.grid, GRIDS)
+    if not config.sigma_data > 0:
+        raise ValueError(f"config.sigma_data must be > 0, got {config.sigma_data}")
+    diffax.denoiser(lambda x, t: x, schedule(config), config.prediction)
     sampler(config)
     optimizer(config)
     for group, keys in {
@@ -74,6 +77,8 @@ def check(config: Any, num_devices: int) -> None:
         for key in keys:
             if config[group][key] < 1:
                 raise ValueError(f"config.{group}.{key} must be >= 1, got {config[group][key]}")
+    if config.train.keep_every < 0:
+        raise ValueError(f"config.train.keep_every must be >= 0, got {config.train.keep_every}")
     for name, rate in (
         ("loss.p_uncond", config.loss.p_uncond),
         ("network.dropout_rate", config.network.dropout_rate),
@@ -92,6 +97,8 @@ def check(config: Any, num_devices: int) -> None:
 
 def check_guidance(name: str, weight: float, config: Any) -> None:
     """Raises `ValueError` for a guidance weight that needs a null label which the network never learnt."""
+    if not math.isfinite(weight):
+        raise ValueError(f"{name} must be finite, got {weight}")
     if weight == 1:
         return
     if not config.network.conditional:
@@ -140,6 +147,8 @@ def schedule(config: Any) -> Any:
             raise ValueError(f"config.schedule.{key} is no parameter of {name}; those are {', '.join(known)}")
         if key != "scaling" and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise ValueError(f"config.schedule.{key} must be a number, got {value!r}")
+        if key == "num_steps" and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"config.schedule.num_steps must be an int >= 1, got {value!r}")
     missing = [k for k, p in known.items() if p.default is p.empty and k not in parameters]
     if missing:
         raise ValueError(f"config.schedule.{missing[0]} is missing: {name} has no default for it")
@@ -237,14 +246,21 @@ def sampler(config: Any) -> Any:
     return SAMPLERS[config.sampling.sampler](schedule(config), config.sampling.eta)
 
 
-def generator(config: Any, dataset: Dataset, net: UNet) -> Callable:
-    """`generate(params, keys, label) -> x0`, jitted: (B,) keys and (B,) labels or None to (B, *shape) in [-1, 1]."""
+def generator(config: Any, net: UNet, shape: tuple[int, ...], times: Any = None, picture: Any = None) -> Callable:
+    """`generate(params, keys, label) -> x0`, jitted: (B,) keys and (B,) labels or None to (B, *shape) in [-1, 1].
+
+    times: the grid to walk, the config's if None. picture: (*shape) to start from, noised to times[0]; else noise.
+    """
+    times = grid(config) if times is None else times
 
     @jax.jit
     def generate(params, keys, label):
         start, steps = diffax.random.fold_in(keys, 0), diffax.random.fold_in(keys, 1)
-        x = diffax.initial_noise(start, schedule(config), (len(keys), *dataset.shape))
+        x = diffax.initial_noise(start, schedule(config), (len(keys), *shape), times[0])
+        if picture is not None:
+            alpha = schedule(config)(times[0]).alpha
+            x = x + alpha * picture
         denoise = denoiser(config, net, params, label, weight=config.sampling.guidance)
-        return diffax.sample(steps, sampler(config), denoise, x, grid(config))
+        return diffax.sample(steps, sampler(config), denoise, x, times)
 
     return generate

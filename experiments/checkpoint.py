@@ -40,6 +40,6 @@ def load_model(folder: Path, override: Callable[[Any], Any] = lambda config: con
     else:
         step = latest_step(folder)
         state = jax.eval_shape(lambda p: init_state(jax.random.key(0), p, build.optimizer(config)), like)
-        with Checkpoints(folder / "checkpoints") as checkpoints:
+        with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
             params = checkpoints.restore(step, state).ema
     return Model(config, network, params, step, shape, tuple(record["data"]["range"]), classes)

@@ -25,6 +25,7 @@ from experiments.workdir import launch, read_json, usage_errors, write_json
 
 SAMPLES = flags.DEFINE_string("samples", None, "Folder that experiments.sample wrote.", required=True)
 STEPS = flags.DEFINE_integer("classifier_steps", 1500, "Training steps of the classifier.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared data sets; the samples' own if not given.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the classifier and of the random choices.")
 
 REPEATS = 20
@@ -106,8 +107,10 @@ def main(argv):
         if STEPS.value < 1:
             raise ValueError(f"classifier_steps must be >= 1, got {STEPS.value}")
         samples, labels = load_samples(folder, settings)
+        if len(samples) < 2:
+            raise ValueError(f"samples must be at least 2 to have a covariance, got {len(samples)} in {folder}")
         data = settings["dataset"]
-        dataset = open_dataset(data["name"], data["data_dir"])
+        dataset = open_dataset(data["name"], data["data_dir"] if DATA_DIR.value is None else DATA_DIR.value)
         if dataset.num_classes is None:
             raise ValueError(f"dataset {dataset.name!r} has no labels to train a classifier on")
         parts = [dataset.arrays(data[f"{part}_split"]) for part in ("classifier", "train", "test")]

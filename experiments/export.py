@@ -11,7 +11,7 @@ from absl import flags
 
 from diffax.training import save_export
 from experiments.checkpoint import load_model
-from experiments.workdir import launch, load_record, usage_errors
+from experiments.workdir import check_writable, launch, load_record, usage_errors
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The workdir of a run.", required=True)
 OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist.", required=True)
@@ -24,6 +24,7 @@ def main(argv):
     with usage_errors():
         if out.exists():
             raise ValueError(f"out must not exist yet, got {out}")
+        check_writable(out.parent, "out")
         model, record = load_model(folder), load_record(folder)
     kept = {key: record[key] for key in ("config", "data", "num_classes")}
     save_export(out, model.params, {**kept, "step": model.step})

@@ -14,23 +14,22 @@ def clock(seconds: float) -> str:
 class Progress:
     """`name done/total text, rate, ETA`: rewritten in place on a terminal, a line of its own elsewhere.
 
-    The rate leaves out what happened before the first `update`, where the compiler is at work.
+    The rate leaves out what happened before the first `update`, where the compiler is at work; until the second it
+    is not known.
     """
 
-    def __init__(self, name: str, total: int, done: int = 0, unit: str = "steps"):
+    def __init__(self, name: str, total: int, unit: str = "steps"):
         self._name, self._total, self._unit = name, total, unit
         self._first: tuple[int, float] | None = None
-        self._start = (done, time.monotonic())
         self._live = sys.stdout.isatty()
 
     def update(self, done: int, text: str = "") -> float:
         """Shows the line and returns the rate in units per second, 0 where it is not known yet."""
         now = time.monotonic()
-        since = self._first or self._start
-        rate = (done - since[0]) / max(now - since[1], 1e-9)
         self._first = self._first or (done, now)
-        eta = clock((self._total - done) / rate) if rate else "?"
-        parts = [f"{self._name} {done}/{self._total}", text, f"{rate:.2f} {self._unit}/s", f"ETA {eta}"]
+        rate = (done - self._first[0]) / max(now - self._first[1], 1e-9)
+        pace = f"{rate:.2f} {self._unit}/s  ETA {clock((self._total - done) / rate)}" if rate else ""
+        parts = [f"{self._name} {done}/{self._total}", text, pace]
         line = "  ".join(p for p in parts if p)
         if self._live:
             print(f"\r{line}\x1b[K", end="" if done < self._total else "\n", flush=True)

@@ -10,6 +10,7 @@ draws only the shards that are missing.
 img2img: --init_image=FILE --noise_level=T noises a picture to time T in (0, 1) and samples on from there.
 """
 
+import hashlib
 import os
 import zipfile
 from pathlib import Path
@@ -80,29 +81,13 @@ def initial(model):
     """(x0 or None, the part of the grid that is walked)."""
     times = build.grid(model.config)
     if INIT.value is None:
+        if flags.FLAGS["noise_level"].present:
+            raise ValueError(f"noise_level needs an --init_image, got {LEVEL.value} without one")
         return None, times
     if not 0 < LEVEL.value < 1:
         raise ValueError(f"noise_level must be in (0, 1), got {LEVEL.value}")
     after = np.asarray(times)[np.asarray(times) < LEVEL.value]
     return images.load_picture(Path(INIT.value), model.shape), jnp.asarray([LEVEL.value, *after], jnp.float32)
-
-
-def make_generate(model, picture, times):
-    """`generate(keys, labels) -> (B, *shape)` in [-1, 1], jitted."""
-    config, schedule = model.config, build.schedule(model.config)
-
-    @jax.jit
-    def generate(params, keys, labels):
-        start, steps = diffax.random.fold_in(keys, 0), diffax.random.fold_in(keys, 1)
-        like = jnp.zeros((len(keys), *model.shape))
-        if picture is None:
-            x = diffax.initial_noise(start, schedule, like, times[0])
-        else:
-            x = diffax.diffuse(schedule, like + picture, diffax.random.noise(start, like), times[0])
-        denoise = build.denoiser(config, model.network, params, labels, weight=config.sampling.guidance)
-        return diffax.sample(steps, build.sampler(config), denoise, x, times)
-
-    return lambda keys, labels: np.asarray(generate(model.params, keys, labels))
 
 
 def sound(path):
@@ -115,9 +100,10 @@ def sound(path):
 
 
 def draw(model, out, settings, cycle, picture, times):
-    """Draws the shards that are missing and returns the first 100 samples in [-1, 1]."""
-    num, batch, size = settings["num"], min(BATCH.value, settings["num"]), settings["shard_size"]
-    generate = make_generate(model, picture, times)
+    """Draws the shards that are missing."""
+    num, size = settings["num"], settings["shard_size"]
+    batch = min(BATCH.value, num, size)
+    generate = build.generator(model.config, model.network, model.shape, times, picture)
     root = jax.random.key(settings["seed"])
     progress = Progress("sample", num, unit="samples")
     for number, first in enumerate(range(0, num, size)):
@@ -131,7 +117,7 @@ def draw(model, out, settings, cycle, picture, times):
             filled = np.resize(part, batch)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(filled))
             labels = None if cycle is None else jnp.asarray(cycle[filled % len(cycle)])
-            drawn.append(generate(keys, labels)[: len(part)])
+            drawn.append(np.asarray(generate(model.params, keys, labels))[: len(part)])
             progress.update(int(part[-1]) + 1)
         labels = np.full(len(index), -1) if cycle is None else cycle[index % len(cycle)]
         part_path = out / f".{path.name}.part"
@@ -150,13 +136,13 @@ def main(argv):
         picture, times = initial(model)
         check_writable(out, "out")
         settings = {
-            "checkpoint": str(CHECKPOINT.value),
+            "checkpoint": str(Path(CHECKPOINT.value).resolve()),
             "step": model.step,
             "num": NUM.value,
             "shard_size": SHARD.value,
             "seed": SEED.value,
             "labels": LABELS.value,
-            "init_image": INIT.value,
+            "init_image": INIT.value and hashlib.sha256(Path(INIT.value).read_bytes()).hexdigest(),
             "noise_level": LEVEL.value if INIT.value else None,
             "sampling": model.config.sampling.to_dict(),
             "dataset": model.config.dataset.to_dict(),
@@ -170,9 +156,10 @@ def main(argv):
             )
     write_json(out / "settings.json", settings)
     draw(model, out, settings, cycle, picture, times)
-    with np.load(out / "shard_00000.npz") as shard:
-        low, high = model.range
-        first = 2 * (shard["samples"][:100].astype(np.float32) - low) / (high - low) - 1
+    low, high = model.range
+    shown = -(-min(100, NUM.value) // SHARD.value)
+    first = np.concatenate([np.load(out / f"shard_{i:05d}.npz")["samples"] for i in range(shown)])[:100]
+    first = 2 * (first.astype(np.float32) - low) / (high - low) - 1
     images.save_png(out / "samples.png", first)
     print(f"{NUM.value} samples in {out}, the first {len(first)} in {out / 'samples.png'}")
 

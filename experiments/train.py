@@ -41,7 +41,7 @@ def describe(config, dataset, params, devices):
 
 def draw_grid(config, dataset, net):
     """draw(params) -> a picture: a column for each class (of the first 10), always from the same noise."""
-    generate = build.generator(config, dataset, net)
+    generate = build.generator(config, net, dataset.shape)
     columns = min(dataset.num_classes or 10, 10)
     label = np.tile(np.arange(columns), SAMPLE_ROWS) if config.network.conditional else None
     keys = jax.random.split(jax.random.key(config.seed), columns * SAMPLE_ROWS)
@@ -68,7 +68,7 @@ def run(config, workdir, dataset, data, net, devices):
         data.set_state(checkpoints.record(first)["data_position"])
         print(f"restored step {first} from {workdir / 'checkpoints'}", flush=True)
     log = MetricsLog(workdir, first)
-    progress, start, pending = Progress("step", settings.num_steps, first), time.monotonic(), []
+    progress, start, pending = Progress("step", settings.num_steps), time.monotonic(), []
 
     for step in range(first + 1, settings.num_steps + 1):
         state, metrics = step_fn(state, next(data))
@@ -79,6 +79,10 @@ def run(config, workdir, dataset, data, net, devices):
             pending = []
             rate = progress.update(step, f"loss {values['loss']:.4f}")
             log.write(step, {**values, "steps_per_second": rate})
+        if step % settings.sample_every == 0 or last:
+            path = workdir / "samples" / f"step_{step:07d}.png"
+            log.image(step, "samples", images.save_png(path, draw(state.ema), columns))
+            progress.message(f"samples: {path}")
         if step % settings.checkpoint_every == 0 or last:
             record = {
                 "config": config.to_dict(),
@@ -87,10 +91,6 @@ def run(config, workdir, dataset, data, net, devices):
                 "data_position": data.get_state(),
             }
             checkpoints.save(step, state, record)
-        if step % settings.sample_every == 0 or last:
-            path = workdir / "samples" / f"step_{step:07d}.png"
-            log.image(step, "samples", images.save_png(path, draw(state.ema), columns))
-            progress.message(f"samples: {path}")
     log.close()
     checkpoints.close()
     print(f"done: step {settings.num_steps} in {clock(time.monotonic() - start)}", flush=True)
@@ -113,6 +113,7 @@ def main(argv):
             cache=config.dataset.cache,
             num_threads=config.dataset.num_threads,
         )
+        jax.eval_shape(lambda key: build.init_params(config, net, dataset.shape, key), jax.random.key(0))
         claim(workdir, config)
     run(config, workdir, dataset, data, net, devices)
 

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ FREE = (
     "config.dataset.data_dir",
     "config.dataset.num_threads",
     "config.dataset.cache",
+    "config.dataset.classifier_split",
+    "config.dataset.test_split",
 )
 
 
@@ -31,7 +34,7 @@ def usage_errors() -> Iterator[None]:
     """Turns what is wrong with the input into one line and exit status 2. Wraps checks, never the work itself."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
         message = " ".join(str(error).split())
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -47,7 +50,7 @@ def _parse(argv: list[str]) -> list[str]:
     """Parses the flags; what is wrong with them is one line, not absl's usage or a traceback."""
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
         message = _unknown_key(argv) or " ".join(str(error).split())
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -59,8 +62,12 @@ def _unknown_key(argv: list[str]) -> str | None:
         *groups, key = path.split(".")[1:]
         known: Any = default.get_config()
         for at, group in enumerate([*groups, key]):
+            parent = ".".join(["config", *groups[:at]])
+            if not isinstance(known, ml_collections.ConfigDict):
+                return f"{path} is no setting: {parent} is a value, not a group"
+            if group not in known and parent == "config.schedule":
+                return f"{path} can only be overridden where the config file sets it: add {key!r} to the schedule there"
             if group not in known:
-                parent = ".".join(["config", *groups[:at]])
                 return f"{path} is no setting; those of {parent} are {', '.join(known)}"
             known = known[group]
     return None
@@ -103,10 +110,8 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """
     check_writable(workdir)
     path = workdir / "config.json"
-    record = read_json(path)
-    if record is None and latest_step(workdir) is not None:
+    if latest_step(workdir) is not None:  # before the first checkpoint nothing binds the folder to a config
         record = load_record(workdir)["config"]
-    if record is not None:
         then, now = flatten(record), flatten(config.to_dict())
         for key in sorted(then.keys() | now.keys()):
             if then.get(key) != now.get(key) and not key.startswith(FREE):
@@ -122,7 +127,7 @@ def latest_step(workdir: Path) -> int | None:
     folder = workdir / "checkpoints"
     if not folder.is_dir():
         return None
-    with Checkpoints(folder) as checkpoints:
+    with Checkpoints(folder, read_only=True) as checkpoints:
         return max(checkpoints.steps, default=None)
 
 
@@ -137,7 +142,7 @@ def load_record(folder: Path) -> dict[str, Any]:
     step = latest_step(folder)
     if step is None:
         raise ValueError(f"checkpoint must be a run's workdir or an export, got {folder}, which holds no checkpoint")
-    with Checkpoints(folder / "checkpoints") as checkpoints:
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         return checkpoints.record(step)
 
 

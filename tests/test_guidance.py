@@ -45,6 +45,15 @@ def test_the_guided_score_is_the_score_of_the_sharpened_law():
     np.testing.assert_allclose(end, moved.flow(START, SCHEDULE(0.9), SCHEDULE(0.05)), atol=0.02)
 
 
+def test_the_exam_fails_swapped_denoisers(monkeypatch):
+    """Negative control."""
+    right = diffax.classifier_free
+    monkeypatch.setattr(diffax, "classifier_free", lambda c, u, w: right(u, c, w))
+    for exam in (test_the_weights_ends_are_its_denoisers, test_the_guided_score_is_the_score_of_the_sharpened_law):
+        with pytest.raises(AssertionError):
+            exam()
+
+
 def test_the_weight_may_be_traced_batched_and_differentiated():
     denoise = gaussian().denoiser(SCHEDULE)
     f = lambda w: diffax.classifier_free(denoise, lambda x, t: 0 * x, w)(jnp.asarray(START), 0.5)

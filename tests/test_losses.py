@@ -59,6 +59,18 @@ def test_a_weighting_means_the_same_for_every_kind(kind):
     np.testing.assert_allclose(loss, reference, rtol=1e-8)
 
 
+def test_the_exam_fails_a_weighting_without_its_conversion(monkeypatch):
+    """Negative control: w(lambda) applied to the error of whatever is predicted."""
+    right = diffax.denoising_loss
+
+    def wrong(*args, weighting=None):
+        return right(*args) if weighting is None else weighting(SCHEDULE.log_snr(args[-1])) * right(*args)
+
+    monkeypatch.setattr(diffax, "denoising_loss", wrong)
+    with pytest.raises(AssertionError):
+        test_a_weighting_means_the_same_for_every_kind("v")
+
+
 def test_the_loss_of_an_example_depends_on_its_own_key():
     x0, keys = LAW.sample(jax.random.key(1), 8), jax.random.split(KEY, 8)
     f = lambda keys, x0, t: diffax.denoising_loss(keys, perfect("v"), SCHEDULE, "v", x0, t)

@@ -11,7 +11,7 @@ from diffax.predictions import KINDS, row
 
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.newest]
 
-T = np.linspace(0.02, 0.98, 25)
+T = np.linspace(0.05, 0.95, 25)
 
 
 def random_pair():
@@ -35,10 +35,7 @@ def test_round_trips(schedule):
                 errors += [jnp.abs(u - v).max() for u, v in pairs]
         return jnp.stack(errors).max()
 
-    # At the ends one of x0 and eps is hidden in x behind a small alpha or sigma: round-off is divided by it.
-    level = schedule(T)
-    hidden = float(jnp.maximum(level.sigma / level.alpha, level.alpha / level.sigma).max())
-    assert worst(*random_pair()) < 1e-12 * max(1.0, hidden / 100)
+    assert worst(*random_pair()) < 1e-12
 
 
 def test_textbook_rows():
@@ -122,7 +119,8 @@ def test_zero_terminal_snr_needs_another_kind(kind):
     with pytest.raises(ValueError, match=f"zero terminal SNR, got '{kind}'"):
         diffax.denoiser(lambda x, t: x, schedule, kind)
     diffax.denoiser(lambda x, t: x, schedule, "v")
-    diffax.denoiser(lambda x, t: x, SCHEDULES["linear_betas"], kind)
+    for other in (SCHEDULES["linear_betas"], diffax.from_betas(diffax.cosine_betas(4000))):
+        diffax.denoiser(lambda x, t: x, other, kind)
 
 
 def test_clip_static():

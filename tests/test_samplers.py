@@ -10,6 +10,7 @@ from exam import BETAS, ORACLES, SAMPLERS, SCHEDULES, START, affine, check_order
 
 import diffax
 from diffax import analytic
+from diffax.predictions import KINDS
 from diffax.samplers.base import State
 
 pytestmark = [pytest.mark.usefixtures("x64")]
@@ -287,6 +288,24 @@ def test_finite_and_of_the_same_dtype_from_pure_noise_to_data(schedule):
 
 @pytest.mark.newest
 @every_schedule
+def test_every_kind_of_network_is_finite_in_float32(schedule):
+    """eps, score, x0, velocity and edm networks from t = 1 to t = 0, both samplers, plain and clipped."""
+    times = jnp.asarray([1.0, 0.999, 0.5, 1e-3, 0.0], jnp.float32)
+    kinds = [k for k in KINDS if not (schedule is SCHEDULES["zero_terminal_snr"] and k in ("eps", "score"))]
+
+    @jax.jit
+    def run(x):
+        denoisers = [diffax.denoiser(lambda x, t: 0.3 * x, schedule, kind) for kind in kinds]
+        samplers = (diffax.ddim(schedule), diffax.ddpm(schedule))
+        return [diffax.sample(KEY, s, d, x, times) for s in samplers for d in denoisers]
+
+    for x0 in run(diffax.initial_noise(KEY, schedule, (4, 2))):
+        assert x0.dtype == jnp.float32
+        assert np.isfinite(x0).all()
+
+
+@pytest.mark.newest
+@every_schedule
 def test_float32_follows_float64_over_the_whole_range(schedule):
     """200 float32 steps from t = 1 to t = 0 on an oracle, beside float64 with the same noise."""
     times = np.linspace(1.0, 0.0, 201)
@@ -375,6 +394,29 @@ def test_the_exam_fails_a_broken_sampler(kind):
     check_order(broken_ddim("none", schedule), schedule, gaussian())
     with pytest.raises(AssertionError):
         check_order(broken_ddim(kind, schedule), schedule, gaussian())
+
+
+def test_the_exam_fails_a_wrong_law(monkeypatch):
+    """Noise 5 % too strong: the paper's recursion and the limit in law must both notice."""
+    right = diffax.ddpm
+
+    def wrong(schedule, **kwargs):
+        def step(key, denoise, state, t, s):
+            noisy = right(schedule, **kwargs).step(key, denoise, state, t, s).x
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(diffax.random, "noise", lambda key, like: 0 * like)
+                mean = right(schedule, **kwargs).step(key, denoise, state, t, s).x
+            return State(mean + 1.05 * (noisy - mean))
+
+        return right(schedule, **kwargs)._replace(step=step)
+
+    test_ddpm_is_the_paper_s_recursion("small", monkeypatch)
+    monkeypatch.setattr(diffax, "ddpm", wrong)
+    monkeypatch.setitem(SAMPLERS, "ddpm", (wrong, {}, False))
+    with pytest.raises(AssertionError):
+        test_ddpm_is_the_paper_s_recursion("small", monkeypatch)
+    with pytest.raises(AssertionError):
+        test_stochastic_samplers_converge_in_law("ddpm", "cosine", monkeypatch)
 
 
 def test_the_exam_fails_a_wrong_claim():

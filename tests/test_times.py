@@ -71,7 +71,7 @@ def test_ends_may_be_traced():
         (lambda: times.uniform(0), "n must be an int >= 1, got 0"),
         (lambda: times.uniform(3, t_max=1.5), r"t_max must be in \[0, 1\], got 1.5"),
         (lambda: times.leading(10, 11), "n must be at most num_train_steps = 10, got 11"),
-        (lambda: times.leading(10, 10, offset=1), r"offset must be such that timesteps lie in \[0, 9\]"),
+        (lambda: times.leading(10, 10, offset=1), r"offset must keep timesteps in \[0, 9\], got 1"),
     ],
 )
 def test_bad_input(make, message):

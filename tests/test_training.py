@@ -128,6 +128,8 @@ def test_adamw_warms_up_and_decays(decay, end):
         ({"learning_rate": -1.0}, "learning_rate must be > 0, got -1.0"),
         ({"clip_norm": 0.0}, "clip_norm must be > 0, got 0.0"),
         ({"warmup_steps": -1}, "warmup_steps must be >= 0, got -1"),
+        ({"b1": 1.5}, r"b1 must be in \[0, 1\), got 1.5"),
+        ({"weight_decay": -1.0}, "weight_decay must be >= 0, got -1.0"),
         ({"decay": "exponential"}, "decay must be one of constant, cosine, got 'exponential'"),
     ],
 )
@@ -159,6 +161,20 @@ def test_checkpoints_keep_the_latest_and_every_kth(tmp_path):
         *(jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v for v in (a, b))
     )
     jax.tree.map(same, restored, state)
+
+
+def test_a_reader_leaves_a_save_in_progress_alone(tmp_path):
+    state, _ = make()
+    with training.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {})
+    half = tmp_path / "2.orbax-checkpoint-tmp"
+    half.mkdir()
+    with training.Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps == [1]
+    assert half.exists()
+    with training.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == [1]
+    assert not half.exists()
 
 
 def test_a_checkpoint_of_eight_devices_restores_onto_one(tmp_path):

@@ -69,6 +69,8 @@ def test_odd_sizes_and_one_to_three_dimensions(shape):
         ),
         ({"attention_levels": (2,)}, (2, 8, 8, 1), None, "attention_levels must lie below 2, got 2"),
         ({}, (2, 8, 8, 1), 0, "label was given to a network without classes"),
+        ({"num_classes": 3}, (2, 8, 8, 1), np.array([0, 4]), r"label must be in \[0, 3\], got \[0, 4\]"),
+        ({"channel_multipliers": ()}, (2, 8, 8, 1), None, r"channel_multipliers must be ints >= 1, got \(\)"),
         ({"num_heads": 3}, (2, 8, 8, 1), None, "num_heads must divide the 16 channels, got 3"),
         ({"channels": 5}, (2, 8, 8, 1), None, "dim must be even"),
     ],

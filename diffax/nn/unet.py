@@ -16,6 +16,7 @@ from diffax.nn.layers import (
     group_norm,
     sinusoidal,
 )
+from diffax.pytrees import check
 from diffax.typing import Array, Float, Key
 
 
@@ -37,7 +38,7 @@ class UNet(nn.Module):
       num_classes: number of labels, or None; label `num_classes` is the null label, "no class given".
       time_scale: what t is multiplied by before its sinusoidal embedding; 1000 for t in [0, 1]. To condition on
         log-SNR pass it in place of t, with a scale of about 1000 / 40.
-      dtype: what the network computes in; parameters, time embedding and result stay float32.
+      dtype: what the network computes in; parameters and result stay float32.
 
     The DDPM CIFAR-10 network, `UNet(channels=128, channel_multipliers=(1, 2, 2, 2), attention_levels=(1,))`,
     has 35.7M parameters.
@@ -57,6 +58,8 @@ class UNet(nn.Module):
     def _check(self, x: Any, label: Any) -> None:
         if x.ndim < 3 or x.ndim > 5:
             raise ValueError(f"x must have shape (B, *space, C) with 1 to 3 spatial axes, got {x.shape}")
+        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
+            raise ValueError(f"channel_multipliers must be ints >= 1, got {self.channel_multipliers}")
         factor = 2 ** (len(self.channel_multipliers) - 1)
         if min(x.shape[1:-1]) * 2 <= factor:
             levels = len(self.channel_multipliers)
@@ -66,6 +69,8 @@ class UNet(nn.Module):
             raise ValueError(f"attention_levels must lie below {len(self.channel_multipliers)}, got {bad[0]}")
         if label is not None and self.num_classes is None:
             raise ValueError("label was given to a network without classes: set num_classes")
+        if label is not None:
+            check("label", label, f"in [0, {self.num_classes}]", lambda v: (v >= 0) & (v <= self.num_classes))
 
     def _embed(self, x: Any, t: Any, label: Any) -> Array:
         """The (B, 4 channels) embedding of time and class."""

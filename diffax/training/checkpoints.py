@@ -13,13 +13,16 @@ from orbax.checkpoint import v1 as ocp
 class Checkpoints:
     """The checkpoints of one run: DIRECTORY/<step>/. Use as a context manager, or call `close`.
 
-    Keeps the latest `keep_latest` and, if `keep_every` > 0, every step that is a multiple of it.
+    Keeps the latest `keep_latest` and, if `keep_every` > 0, every step that is a multiple of it. One process trains
+    and saves; all others open the folder `read_only`, which leaves alone what is being written.
 
     Raises:
       ValueError: if keep_latest < 1 or keep_every < 0.
     """
 
-    def __init__(self, directory: str | os.PathLike, *, keep_latest: int = 2, keep_every: int = 0):
+    def __init__(
+        self, directory: str | os.PathLike, *, keep_latest: int = 2, keep_every: int = 0, read_only: bool = False
+    ):
         if keep_latest < 1:
             raise ValueError(f"keep_latest must be >= 1, got {keep_latest}")
         if keep_every < 0:
@@ -31,7 +34,7 @@ class Checkpoints:
         self._checkpointer = ocp.training.Checkpointer(
             os.path.abspath(directory),
             preservation_policy=policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=True,  # what a killed save left behind
+            cleanup_tmp_directories=not read_only,  # what a killed save left behind
         )
 
     def __enter__(self):

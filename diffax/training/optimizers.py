@@ -34,6 +34,11 @@ def adamw(
     for name, value in (("learning_rate", learning_rate), ("clip_norm", clip_norm), ("num_steps", num_steps)):
         if not value > 0:
             raise ValueError(f"{name} must be > 0, got {value}")
+    for name, value in (("b1", b1), ("b2", b2)):
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {value}")
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay must be >= 0, got {weight_decay}")
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps must be >= 0, got {warmup_steps}")
     after = {

@@ -45,7 +45,7 @@ def train_step(loss: Loss, optimizer: optax.GradientTransformation, *, ema_decay
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-        ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
+        ema = jax.tree.map(lambda e, p: e + ((1 - decay) * (p - e)).astype(e.dtype), state.ema, params)
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
         new = dataclasses.replace(state, step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
         return new, metrics

@@ -7,6 +7,7 @@ folder, in the array_record format; nothing is ever downloaded here.
 import contextlib
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,9 +97,12 @@ def prepare_embedded(name: str, folder: Path) -> None:
 
 
 def _newest_version(root: Path) -> Path | None:
-    """The newest folder with a dataset_info.json in root: root/[config/]version."""
-    found = [p.parent for p in root.glob("**/dataset_info.json")]
-    return max(found, key=lambda p: [int(n) for n in p.name.split(".") if n.isdigit()], default=None)
+    """The newest folder with a dataset_info.json in root: root/[config/]version. A set may have one config."""
+    found = [p.parent for p in root.glob("**/dataset_info.json") if re.fullmatch(r"\d+\.\d+\.\d+", p.parent.name)]
+    configs = sorted({str(p.parent.relative_to(root.parent)) for p in found})
+    if len(configs) > 1:
+        raise ValueError(f"dataset.name = {root.name!r} has several configs, name one: {', '.join(configs)}")
+    return max(found, key=lambda p: [int(n) for n in p.name.split(".")], default=None)
 
 
 def _describe(name: str, builder: Any) -> Dataset:
@@ -106,8 +110,10 @@ def _describe(name: str, builder: Any) -> Dataset:
     if "image" not in features:
         raise ValueError(f"dataset.name = {name!r} must have a feature 'image', got {', '.join(features)}")
     shape = features["image"].shape
-    if None in shape:
-        raise ValueError(f"dataset.name = {name!r} must have images of one size, got shape {shape}")
+    if len(shape) != 3 or None in shape:
+        raise ValueError(f"dataset.name = {name!r} must have images of one shape (H, W, C), got {shape}")
+    if np.dtype(features["image"].np_dtype) != np.uint8:
+        raise ValueError(f"dataset.name = {name!r} must have uint8 images, got {features['image'].np_dtype}")
     label = features["label"] if "label" in features else None  # noqa: SIM401 (it has no get)
     low, high = (builder.info.metadata or {}).get("range", (0, 255))
     return Dataset(name, builder, tuple(shape), getattr(label, "num_classes", None), float(low), float(high))
