@@ -1,4 +1,9 @@
-"""docstring later"""
+"""As `digits`, by flow matching: the rectified-flow schedule and a velocity target.
+
+    python -m experiments.train --config=experiments/configs/digits_flow.py --workdir=runs/digits_flow
+
+Hardware: 2 CPU cores. Time: that of `digits`. Metric: being measured.
+"""
 
 from experiments.configs import digits
 

