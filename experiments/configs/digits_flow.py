@@ -2,7 +2,8 @@
 
     python -m experiments.train --config=experiments/configs/digits_flow.py --workdir=runs/digits_flow
 
-Hardware: 2 CPU cores. Time: that of `digits`. Metric: being measured.
+Hardware: 2 CPU cores. Time: that of `digits`. Metric: not measured with this network; before its group norm was
+mended 98.6 % of 1,000 samples were given their own label.
 """
 
 from experiments.configs import digits
