@@ -2,7 +2,7 @@
 
 Nouns are pytrees, verbs are functions, algorithms are pairs of functions.
 
-    schedules    log-SNR curves x scalings: t -> (alpha, sigma, log_snr)
+    schedules    log-SNR curves x scalings (their base is in curves): t -> (alpha, sigma, log_snr)
     times        step grids from noise to data
     predictions  what a network predicts, as rows (a, b): diffuse, target, split
     denoisers    network -> denoiser (x, t) -> E[x0 | x]

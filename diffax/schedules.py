@@ -21,69 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax.pytrees import as_float, check, choose, concrete, pytree, safe_sqrt, static
-from diffax.typing import Level, Schedule
-
-LOG_SNR_MAX = 20.0
-
-
-def _sub_vp(log_snr: Any) -> tuple[Any, Any]:
-    root = 1.0 + jnp.sqrt(1.0 + 4.0 * jnp.exp(log_snr))
-    return 2.0 * jnp.exp(log_snr / 2) / root, 2.0 / root
-
-
-SCALINGS = {
-    "vp": lambda lam: (jnp.sqrt(jax.nn.sigmoid(lam)), jnp.sqrt(jax.nn.sigmoid(-lam))),
-    "ve": lambda lam: (jnp.ones_like(lam), jnp.exp(-lam / 2)),
-    "sub_vp": _sub_vp,
-    "flow": lambda lam: (jax.nn.sigmoid(lam / 2), jax.nn.sigmoid(-lam / 2)),
-}
-
-
-def _straight_through(value: Any, clipped: Any) -> Any:
-    """The value of `clipped` with the derivative of `value`."""
-    return value + jax.lax.stop_gradient(clipped - value)
-
-
-class Curve:
-    """What the schedules of this module share: clipping and scaling of the two functions a subclass gives.
-
-    A subclass is a pytree with `curve(t)`, the log-SNR before clipping, `uncurve(log_snr)`, its inverse,
-    and a static field `scaling`.
-    """
-
-    scaling: str
-
-    def __post_init__(self):
-        """Checks the name of the scaling."""
-        choose("scaling", self.scaling, SCALINGS)
-
-    def curve(self, t: Any) -> Any:
-        """log-SNR at t, may be infinite at the ends of [0, 1]."""
-        raise NotImplementedError
-
-    def uncurve(self, log_snr: Any) -> Any:
-        """The inverse of `curve`."""
-        raise NotImplementedError
-
-    def log_snr(self, t: Any) -> Any:
-        """log(alpha^2 / sigma^2) at t, clipped to [-20, 20]; any shape."""
-        t = as_float(t)
-        first, last = self.inverse(jnp.asarray([LOG_SNR_MAX, -LOG_SNR_MAX], t.dtype))
-        inside = self.curve(_straight_through(t, jnp.clip(t, first, last)))
-        at_ends = jnp.where(inside > 0, LOG_SNR_MAX, -LOG_SNR_MAX)
-        beyond = (t < first) | (t > last)
-        clipped = jnp.where(beyond, at_ends, jnp.clip(inside, -LOG_SNR_MAX, LOG_SNR_MAX))
-        return _straight_through(inside, clipped)
-
-    def inverse(self, log_snr: Any) -> Any:
-        """The t in [0, 1] at which the schedule has this log-SNR; any shape."""
-        return jnp.clip(self.uncurve(as_float(log_snr)), 0.0, 1.0)
-
-    def __call__(self, t: Any) -> Level:
-        """The level (alpha, sigma, log_snr) at t; any shape."""
-        log_snr = self.log_snr(t)
-        return Level(*SCALINGS[self.scaling](log_snr), log_snr)
+from diffax.curves import LOG_SNR_MAX, Curve, straight_through
+from diffax.pytrees import as_float, check, concrete, pytree, safe_sqrt, static
+from diffax.typing import Schedule
 
 
 @pytree
@@ -235,7 +175,7 @@ class Tabulated(Curve):
         # (i + 1) / T times T may fall just short of i + 1: snap to the node that was meant.
         nearest = jnp.round(position)
         close = jnp.abs(position - nearest) <= 4 * jnp.finfo(position.dtype).eps * nearest
-        position = jnp.where(close, _straight_through(position, nearest), position)
+        position = jnp.where(close, straight_through(position, nearest), position)
         left = jnp.clip(jnp.floor(jax.lax.stop_gradient(position)).astype(int), 0, len(nodes) - 2)
         return nodes[left] + (position - left) * (nodes[left + 1] - nodes[left])
 
@@ -252,7 +192,7 @@ def from_betas(betas: Any, *, scaling: str = "vp") -> Tabulated:
 
     Args:
       betas: (T,) in (0, 1]; a last beta of 1 is zero terminal SNR.
-      scaling: a key of `SCALINGS`.
+      scaling: a key of `diffax.curves.SCALINGS`.
 
     Returns:
       A `Tabulated` schedule with T levels.

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.newest
 ROOT = Path(diffax.__file__).parent
 LEVELS = [
     {"typing", "pytrees"},
-    {"random"},
+    {"random", "curves"},
     {"schedules"},
     {"times", "predictions"},
     {"denoisers", "guidance", "losses", "samplers"},

@@ -7,7 +7,7 @@ import pytest
 from exam import BETAS, SCHEDULES
 
 import diffax
-from diffax.schedules import LOG_SNR_MAX, SCALINGS
+from diffax.curves import LOG_SNR_MAX, SCALINGS
 
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.newest]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
