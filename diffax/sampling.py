@@ -36,13 +36,14 @@ def unroll(
       sampler: what to step with.
       denoise: (x, t) -> x0.
       x: (B, ...), an array or a pytree of arrays, at times[0].
-      times: (n,), or (n, B) with a grid for each example; monotone in [0, 1], may repeat a point.
+      times: (n,), or (n, B) with a grid for each example; monotone in [0, 1], may repeat a point. It may turn back
+        under a sampler that renoises.
       record: state -> whatever is to be kept of it.
 
     Raises:
       ValueError: for a concrete grid that leaves [0, 1] or turns back.
     """
-    check_grid(times)
+    check_grid(times, may_turn=sampler.renoises)
     times = as_float(times)
     x = jax.tree.map(jnp.asarray, x)
 

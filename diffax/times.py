@@ -18,8 +18,8 @@ from diffax.pytrees import as_float, check, concrete
 from diffax.typing import Array, Float, Schedule
 
 
-def check_grid(times: Any) -> None:
-    """Raises `ValueError` for a grid that is known now to leave [0, 1] or to turn back.
+def check_grid(times: Any, *, may_turn: bool = False) -> None:
+    """Raises `ValueError` for a grid that is known now to leave [0, 1] or, unless it may, to turn back.
 
     times: (n, ...), n >= 1; a grid may repeat a point.
     """
@@ -31,6 +31,8 @@ def check_grid(times: Any) -> None:
     bad = ~((known >= 0) & (known <= 1))
     if bad.any():
         raise ValueError(f"times must lie in [0, 1], got {known[bad].flat[0]:g}")
+    if may_turn:
+        return
     moves = np.diff(known, axis=0)
     turns = (moves > 0).any(0) & (moves < 0).any(0)
     if turns.any():

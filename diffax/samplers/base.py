@@ -20,9 +20,15 @@ class Sampler(NamedTuple):
     step: (key, denoise, state, t, s) -> state at time s.
     order: the order of convergence, in the number of steps, to the law or the ODE it solves.
     calls: denoiser calls that a step makes.
+    renoises: whether its step may go back towards noise by adding noise, so that its grid may turn back.
+
+    A wrapper, sampler -> sampler, that edits x returns `state._replace(x=edited)`: the x in a state is the truth,
+    and every sampler goes on from it. One that needs a memory of its own holds the wrapped state in it without
+    its x (`state._replace(x=None)`), so that x is there once.
     """
 
     init: Callable[[Any, Any], Any]
     step: Callable[[Any, Any, Any, Any, Any], Any]
     order: int
     calls: int
+    renoises: bool = False
