@@ -5,6 +5,11 @@
 A weighting w(lambda) weighs the error of eps, whatever is predicted (Kingma & Gao 2023):
 
     L = E w(lambda_t) |eps_hat - eps|^2 = E w(lambda_t) (alpha / det)^2 |y_hat - y|^2,   det = alpha b - sigma a
+
+Weightings are in `diffax.weightings`, draws of t in `diffax.draws`. With measure "log_snr" a weighting counts per unit
+of log-SNR, so that over uniform t the loss depends on the schedule through its ends alone:
+
+    L = E_t -lambda'(t) w(lambda_t) |eps_hat - eps|^2 = int w(lambda) |eps_hat - eps|^2 dlambda
 """
 
 from collections.abc import Callable
@@ -14,10 +19,21 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
+from diffax.curves import LOG_SNR_MAX
 from diffax.predictions import diffuse, row
 from diffax.predictions import target as prediction_target
-from diffax.pytrees import batch_size, check
+from diffax.pytrees import as_float, batch_size, check, choose
 from diffax.typing import Array, Float, Key, Num, Predict, Schedule
+
+
+def _rate(schedule: Schedule, t: Any) -> Any:
+    """-d lambda / dt; 0 where lambda is clipped, since there it does not change."""
+    t = as_float(t)
+    log_snr, slope = jax.jvp(schedule.log_snr, (t,), (jnp.ones_like(t),))
+    return jnp.where(jnp.abs(log_snr) < LOG_SNR_MAX, -slope, 0.0)
+
+
+MEASURES = {"t": lambda schedule, t: 1.0, "log_snr": _rate}
 
 
 def denoising_loss(
@@ -29,6 +45,7 @@ def denoising_loss(
     t: Any,
     *,
     weighting: Callable[[Any], Any] | None = None,
+    measure: str = "t",
     sigma_data: Any = 0.5,
 ) -> Float[Array, " batch"]:
     """The denoising (score-matching, flow-matching) loss of each example, its mean over dimensions: (B,).
@@ -40,12 +57,31 @@ def denoising_loss(
       kind: what y is, a key of `diffax.predictions.KINDS`.
       x0: (B, ...) clean data.
       t: () or (B,) training times.
-      weighting: w(log_snr) on the error of eps, `lambda log_snr: 1.0` being DDPM's L_simple; None leaves
-        the plain mean square of what is predicted.
-      sigma_data: standard deviation of the data, of `edm` alone.
+      weighting: w(log_snr) on the error of eps, from `diffax.weightings` or your own; None leaves the plain mean
+        square of what is predicted.
+      measure: what the weighting counts: "t", equal steps of t, or "log_snr", equal steps of log-SNR, as `sigmoid`
+        and `likelihood` are meant.
+      sigma_data: standard deviation of the data, of the prediction `edm` alone.
 
-    Source: Ho et al. 2020, eq. 14; Lipman et al. 2023, eq. 14 (`velocity`).
+    It reduces to DDPM's L_simple with `weightings.simple()`, to the loss of flow matching for `velocity` without a
+    weighting, to that of EDM for `edm` without one (which is `weightings.edm` on any other kind).
+    Times that are not uniform: multiply by the draw's weight where the objective must stay the same.
+
+    Source: Ho et al. 2020, eq. 14; Lipman et al. 2023, eq. 14 (`velocity`); Karras et al. 2022, eq. 8 (`edm`);
+    Kingma & Gao 2023 (weightings).
+
+    Raises:
+      ValueError: for an unknown kind or measure, or measure "log_snr" without a weighting.
+
+    >>> from diffax import schedules, weightings
+    >>> x0, t = jnp.ones((3, 2)), jnp.array([0.2, 0.5, 0.8])
+    >>> w = weightings.min_snr(gamma=5.0)
+    >>> denoising_loss(jax.random.key(0), lambda x, t: x, schedules.Cosine(), "v", x0, t, weighting=w).shape
+    (3,)
     """
+    rate = choose("measure", measure, MEASURES)
+    if weighting is None and measure != "t":
+        raise ValueError(f"measure must be 't' without a weighting, got {measure!r}")
     eps = random.noise(key, x0)
     y = prediction_target(kind, schedule, x0, eps, t, sigma_data=sigma_data)
     y_hat = predict(diffuse(schedule, x0, eps, t), t)
@@ -57,7 +93,7 @@ def denoising_loss(
         return loss
     alpha, sigma, log_snr = schedule(t)
     a, b = row(kind, schedule, t, sigma_data=sigma_data)
-    return weighting(log_snr) * (alpha / (alpha * b - sigma * a)) ** 2 * loss
+    return rate(schedule, t) * weighting(log_snr) * (alpha / (alpha * b - sigma * a)) ** 2 * loss
 
 
 def drop_labels(key: Key, labels: Num[Any, " batch"], null_label: int, *, p_uncond: Any) -> Num[Array, " batch"]:

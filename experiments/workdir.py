@@ -112,7 +112,9 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
     path = workdir / "config.json"
     if latest_step(workdir) is not None:  # before the first checkpoint nothing binds the folder to a config
         record = load_record(workdir)["config"]
-        then, now = flatten(record), flatten(config.to_dict())
+        # A setting that is newer than the run had its default then.
+        then = flatten(default.get_config().to_dict()) | flatten(record)
+        now = flatten(config.to_dict())
         for key in sorted(then.keys() | now.keys()):
             if then.get(key) != now.get(key) and not key.startswith(FREE):
                 raise ValueError(

@@ -1,7 +1,8 @@
 """Every setting there is, with its default. An experiment's config starts from this one and changes some.
 
-A key that is not here, or a value of another type, is an error. The groups `schedule` takes its schedule's own
-parameters as further keys: `config.schedule = {"name": "linear", "beta_max": 25.0}`.
+A key that is not here, or a value of another type, is an error. The group `schedule` takes its schedule's own
+parameters as further keys: `config.schedule = {"name": "linear", "beta_max": 25.0}`; the groups `..._parameters` take
+those of the setting they are called after.
 """
 
 from ml_collections import ConfigDict
@@ -39,7 +40,12 @@ def get_config() -> ConfigDict:
     config.network.dtype = "float32"  # what it computes in: float32, bfloat16
 
     config.loss = ConfigDict()
-    config.loss.weighting = "target"  # plain mean square of what is predicted; "eps": weight 1 on the error of eps
+    config.loss.weighting = "target"  # plain mean square of what is predicted; "eps": weight 1 on the error of eps;
+    # min_snr, truncated_snr, p2, edm, sigmoid, likelihood: see diffax/weightings.py
+    config.loss.weighting_parameters = ConfigDict()  # of that weighting: {"gamma": 5.0}
+    config.loss.times = "uniform"  # law of the training times: logit_normal, mode, cosmap, log_normal_sigma
+    config.loss.times_parameters = ConfigDict()  # of that law: {"mean": -0.5}
+    config.loss.spread = "independent"  # of the times of a batch: or stratified, antithetic
     config.loss.p_uncond = 0.1  # how often the label is dropped; > 0 for classifier-free guidance
 
     config.optimizer = ConfigDict()
@@ -65,6 +71,8 @@ def get_config() -> ConfigDict:
     config.sampling.num_steps = 50  # denoiser calls
     config.sampling.grid = "uniform"
     config.sampling.guidance = 1.0  # 1: none
+    config.sampling.guidance_interval = (0.0, 1.0)  # of t: where guidance acts
+    config.sampling.guidance_rescale = 0.0  # phi of Lin et al. 2024; 0: none
     config.sampling.eta = 0.0  # of ddim
     config.sampling.clip = True  # x0 to the data's range
     return config

@@ -1,0 +1,323 @@
+"""Draws of training times: a law of t in [0, 1], times a way of drawing from it.
+
+    t = Q(u),   u uniform on [0, 1]                 a law is its quantile function Q (the inverse of its CDF)
+    p(t) = 1 / Q'(u),   weight = 1 / p(t)           E weight L(t) = int L(t) dt for any law
+
+    laws    uniform, logit_normal, mode, cosmap, log_normal_sigma; `loss_aware` learns one from past losses
+    ways    independent, stratified, antithetic: how the u of a batch hang together
+
+Any law combines with any way, and any increasing function of u is a law. A law either says where to train harder
+(the published use: drop the weight) or only saves variance (multiply the losses by the weight):
+
+    t, weight = draws.draw(key, len(x0), draws.logit_normal(), way=draws.stratified)
+    loss = weight * denoising_loss(key, predict, schedule, kind, x0, t)
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffax import random
+from diffax.pytrees import as_float, check
+from diffax.typing import Array, Float, Key, Schedule
+
+Law = Callable[[Any], Any]  # u -> t, increasing, any shape
+Way = Callable[[Key, int], Any]  # (key, size) -> (size,) u
+
+
+class Draw(NamedTuple):
+    """Times t (B,) and their importance weights 1 / p(t) (B,)."""
+
+    t: Any
+    weight: Any
+
+
+def draw(key: Key, size: int, law: Law | None = None, *, way: Way | None = None) -> Draw:
+    """Draws training times t = law(u), u = way(key, size). The key is consumed.
+
+    Args:
+      key: shape () or (B,), one for each example.
+      size: B.
+      law: a quantile function u -> t; None is `uniform()`.
+      way: (key, size) -> u; None is `independent`.
+
+    >>> t, weight = draw(jax.random.key(0), 4, logit_normal(mean=-0.5), way=stratified)
+    >>> t.shape, weight.shape
+    ((4,), (4,))
+    """
+    u = (way or independent)(key, size)
+    return Draw(*jax.jvp(law or uniform(), (u,), (jnp.ones_like(u),)))
+
+
+def independent(key: Key, size: int) -> Float[Array, " {size}"]:
+    """(B,) independent u. The key, () or (B,), is consumed."""
+    return random.uniform(key, size)
+
+
+def stratified(key: Key, size: int, *, index: Any = None, total: int | None = None) -> Float[Array, " {size}"]:
+    """(B,) u, one in each cell [j / B, (j + 1) / B).
+
+        one key:              u_i = (u_0 + i / B) mod 1, one offset for all: each u_i is uniform          B^-2
+        one for each example: u_i = (i + v_i) / B, v_i from its own key: example i is always in cell i    B^-3
+
+    Last, how the variance of the mean of a smooth f(u) falls; with independent u it is B^-1.
+    By its nature u_i depends on the batch size, an exception to the rule of `diffax.random`, but not on the layout:
+    on a device that holds a part of the batch, say which. There one key must be the same on all devices.
+
+    Args:
+      key: shape () or (B,); consumed.
+      size: B, how many to draw.
+      index: (B,) ints, the places of these examples in the whole batch; None for 0 .. B - 1.
+      total: the size of the whole batch; None for B.
+
+    Source: Kingma et al. 2021, appendix I.1 (one key).
+
+    Raises:
+      ValueError: if there is an index without a total, or total < size.
+
+    >>> sorted((8 * stratified(jax.random.key(0), 8)).astype(int).tolist())
+    [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+    if total is None and index is not None:
+        raise ValueError("total must be given with index, got None")
+    total = size if total is None else total
+    if total < size:
+        raise ValueError(f"total must be at least size = {size}, got {total}")
+    index = jnp.arange(size) if index is None else jnp.asarray(index)
+    if jnp.ndim(key) == 0:
+        place = total * jax.random.uniform(key, (), jnp.float32)
+        offset, cell = place - jnp.floor(place), (index + jnp.floor(place).astype(int)) % total
+    else:
+        offset, cell = random.uniform(key, size), index
+    # Away from the walls by what rounding may do to the sum and the quotient.
+    margin = min(0.5, 2 * total * float(jnp.finfo(offset.dtype).eps))
+    return (cell + margin + (1 - 2 * margin) * offset) / total
+
+
+def antithetic(key: Key, size: int) -> Float[Array, " {size}"]:
+    """(B,) u in pairs u_2j + u_2j+1 = 1, the pairs independent; in an odd batch the last has no partner.
+
+    Sample i does not depend on the batch size. With a key for each example the first of a pair gives both, so each
+    device must hold whole pairs. The key is consumed.
+
+    >>> u = antithetic(jax.random.key(0), 4)
+    >>> (u[0::2] + u[1::2]).tolist()
+    [1.0, 1.0]
+    """
+    place = jnp.arange(size)
+    u = random.uniform(random.per_example(key, size)[place - place % 2], size)
+    return jnp.where(place % 2 == 1, 1 - u, u)
+
+
+def _probit(u: Any) -> Any:
+    """The normal quantile, finite at 0 and 1 too."""
+    u = as_float(u)
+    info = jnp.finfo(u.dtype)
+    return jax.scipy.special.ndtri(jnp.clip(u, info.tiny, 1 - info.epsneg))
+
+
+def uniform(*, t_min: Any = 0.0, t_max: Any = 1.0) -> Law:
+    """t uniform on [t_min, t_max].
+
+    Raises:
+      ValueError: if an end lies outside [0, 1].
+
+    >>> [round(float(uniform(t_min=0.2)(u)), 3) for u in (0.0, 0.5, 1.0)]
+    [0.2, 0.6, 1.0]
+    """
+    for name, value in (("t_min", t_min), ("t_max", t_max)):
+        check(name, value, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    return lambda u: t_min + (t_max - t_min) * as_float(u)
+
+
+def logit_normal(*, mean: Any = 0.0, std: Any = 1.0) -> Law:
+    """logit(t) ~ N(mean, std^2): the middle times; a negative mean leans to the data.
+
+    The importance weight 1 / p(t) is unbounded at both ends.
+
+    Source: Esser et al. 2024 (Stable Diffusion 3), section 3.1. Under `Flow` lambda is then N(-2 mean, 4 std^2).
+
+    Raises:
+      ValueError: if std is not positive.
+
+    >>> [round(float(logit_normal()(u)), 3) for u in (0.1, 0.5, 0.9)]
+    [0.217, 0.5, 0.783]
+    """
+    check("std", std, "> 0", lambda v: v > 0)
+    return lambda u: jax.nn.sigmoid(mean + std * _probit(u))
+
+
+def mode(*, scale: Any = 1.29) -> Law:
+    """Q(u) = u - scale (sin^2(pi u / 2) - u): heavy tails, and more (scale > 0) or less of the middle times.
+
+    In the paper's direction of u: t = 1 - u - scale (cos^2(pi u / 2) - 1 + u). scale = 0 is `uniform`.
+
+    Args:
+      scale: in [-1, 2 / (pi - 2)], where Q increases; Esser et al. use 0.81 and 1.29.
+
+    Source: Esser et al. 2024, section 3.1.
+
+    Raises:
+      ValueError: if scale lies outside its range.
+
+    >>> [round(float(mode()(u)), 3) for u in (0.0, 0.25, 0.5, 1.0)]
+    [0.0, 0.384, 0.5, 1.0]
+    """
+    check("scale", scale, "in [-1, 2 / (pi - 2)]", lambda v: (v >= -1) & (v <= 2 / (np.pi - 2)))
+
+    def quantile(u):
+        u = as_float(u)
+        return u - scale * (jnp.square(jnp.sin(jnp.pi / 2 * u)) - u)
+
+    return quantile
+
+
+def cosmap() -> Law:
+    """p(t) = 2 / (pi (1 - 2 t + 2 t^2)): under `Flow` the log-SNRs of the cosine schedule at uniform t.
+
+        Q(u) = 1 - 1 / (tan(pi u / 2) + 1)
+
+    Source: Esser et al. 2024, section 3.1.
+
+    >>> [round(float(cosmap()(u)), 3) for u in (0.0, 0.25, 0.5, 1.0)]
+    [0.0, 0.293, 0.5, 1.0]
+    """
+
+    def quantile(u):
+        angle = jnp.pi / 2 * as_float(u)
+        # sin / (sin + cos), with the cosine as a sine: exact 0 and 1 at the ends.
+        sin, cos = jnp.sin(angle), jnp.sin(jnp.pi / 2 * (1 - as_float(u)))
+        return sin / (sin + cos)
+
+    return quantile
+
+
+def log_normal_sigma(schedule: Schedule, *, mean: Any = -1.2, std: Any = 1.2) -> Law:
+    """ln(sigma / alpha) ~ N(mean, std^2), turned into t by the schedule. Beyond its ends t is 0 or 1, weight 0.
+
+    Args:
+      schedule: gives t = inverse(-2 ln(sigma / alpha)).
+      mean: P_mean; scales with the data, -1.2 being for a standard deviation of 0.5.
+      std: P_std, > 0.
+
+    Source: Karras et al. 2022, table 1.
+
+    Raises:
+      ValueError: if std is not positive.
+
+    >>> from diffax.schedules import LogLinear
+    >>> schedule = LogLinear(0.002, 80.0)
+    >>> round(float(jnp.log(schedule(log_normal_sigma(schedule)(0.5)).sigma)), 3)
+    -1.2
+    """
+    check("std", std, "> 0", lambda v: v > 0)
+    return lambda u: schedule.inverse(-2 * (mean + std * _probit(u)))
+
+
+def discrete(drawn: Draw, num_train_steps: int) -> Draw:
+    """Times moved up to the next t = (i + 1) / T of a table of T levels; weights stay.
+
+    Under weighted losses the T levels count alike, whatever the law.
+
+    Raises:
+      ValueError: if num_train_steps is no int >= 1.
+
+    >>> discrete(Draw(jnp.array([0.0, 0.1, 0.3, 1.0]), jnp.ones(4)), 4).t.tolist()
+    [0.25, 0.25, 0.5, 1.0]
+    """
+    _check_int("num_train_steps", num_train_steps)
+    return drawn._replace(t=(_bins(drawn.t, num_train_steps) + 1) / num_train_steps)
+
+
+def _check_int(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+
+
+def _bins(t: Any, count: int) -> Any:
+    return jnp.clip(jnp.floor(as_float(t) * count), 0, count - 1).astype(int)
+
+
+class Losses(NamedTuple):
+    """The last losses of each bin of t: squares (bins, history) of them; counts (bins,) of those seen."""
+
+    squares: Any
+    counts: Any
+
+
+class Resampler(NamedTuple):
+    """A law that follows the losses, as three pure functions.
+
+    init() -> state
+    update(state, t, losses) -> state       t, losses: (B,), the losses not multiplied by the draw's weight
+    law(state) -> Law                       what to draw the next times with
+    """
+
+    init: Callable[[], Losses]
+    update: Callable[[Losses, Any, Any], Losses]
+    law: Callable[[Losses], Law]
+
+
+def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Any = 1e-3) -> Resampler:
+    """Importance sampling by past losses: p_i proportional to sqrt(mean of the last squared losses of bin i).
+
+    The law is uniform until each bin has seen `history` losses. Bins are of equal width in t; with num_bins = T
+    and `discrete` they are the levels of a table. Where the batch is spread over devices, gather t and losses of the
+    whole batch before `update`, so that the states stay equal. A loss that is not finite is left out.
+
+        resampler = draws.loss_aware(100)
+        state = resampler.init()
+        t, weight = draws.draw(key, len(x0), resampler.law(state))
+        losses = denoising_loss(key, predict, schedule, kind, x0, t)     # train on weight * losses
+        state = resampler.update(state, t, losses)
+
+    Args:
+      num_bins: bins of t.
+      history: losses that a bin remembers.
+      uniform_fraction: in [0, 1], how much of the law is uniform, so that no bin starves.
+
+    Source: Nichol & Dhariwal 2021, eq. 18 and the text below; the uniform fraction is their code's.
+
+    Raises:
+      ValueError: if a count is no int >= 1, or uniform_fraction lies outside [0, 1].
+
+    >>> resampler = loss_aware(2, history=1, uniform_fraction=0.0)
+    >>> state = resampler.update(resampler.init(), jnp.array([0.2, 0.7]), jnp.array([1.0, 3.0]))
+    >>> [round(float(resampler.law(state)(u)), 3) for u in (0.125, 0.25, 1.0)]
+    [0.25, 0.5, 1.0]
+    """
+    _check_int("num_bins", num_bins)
+    _check_int("history", history)
+    check("uniform_fraction", uniform_fraction, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+
+    def init():
+        return Losses(jnp.zeros((num_bins, history)), jnp.zeros(num_bins, jnp.int32))
+
+    def update(state, t, losses):
+        losses = as_float(losses)
+        bins = jnp.where(jnp.isfinite(losses), _bins(t, num_bins), num_bins)  # num_bins: nowhere
+        order = jnp.argsort(bins, stable=True)
+        bins, squares = bins[order], jnp.square(losses[order]).astype(state.squares.dtype)
+        rank = jnp.arange(len(bins)) - jnp.searchsorted(bins, bins)  # among those of the same bin
+        added = jnp.zeros_like(state.counts).at[bins].add(1, mode="drop")
+        # A bin is a ring; of more losses than it holds only the last ones are written.
+        last = rank >= added.at[bins].get(mode="clip") - history
+        column = (state.counts.at[bins].get(mode="clip") + rank) % history
+        written = state.squares.at[jnp.where(last, bins, num_bins), column].set(squares, mode="drop")
+        counts = state.counts + added
+        # Kept small: only its remainder and whether the bin is full matter.
+        return Losses(written, jnp.where(counts >= history, history + counts % history, counts))
+
+    def law(state):
+        size = jnp.sqrt(jnp.mean(state.squares, axis=1))
+        ready = jnp.all(state.counts >= history) & (size.sum() > 0)
+        size = jnp.where(ready, size, 1.0)
+        p = (1 - uniform_fraction) * size / size.sum() + uniform_fraction / num_bins
+        edges = jnp.concatenate([jnp.zeros(1, p.dtype), jnp.cumsum(p)])
+        # The weight is the slope of these very numbers, so that rounding of the sum biases nothing.
+        return lambda u: jnp.interp(as_float(u), edges / edges[-1], jnp.arange(num_bins + 1) / num_bins)
+
+    return Resampler(init, update, law)

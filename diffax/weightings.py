@@ -1,0 +1,143 @@
+"""Weightings w(lambda) of the denoising loss: functions of the log-SNR lambda, on the error of eps.
+
+    L = E w(lambda) |eps_hat - eps|^2,   SNR = exp(lambda)
+    |eps_hat - eps|^2 = SNR |x0_hat - x0|^2 = SNR / (SNR + 1) |v_hat - v|^2        (v under vp)
+
+Papers state their weighting on whatever they predict; the same one on each error:
+
+    weighting        on eps                   on x0                   on v (vp)
+    simple           1                        SNR                     SNR / (SNR + 1)
+    min_snr          min(SNR, gamma) / SNR    min(SNR, gamma)         min(SNR, gamma) / (SNR + 1)
+    truncated_snr    max(SNR, 1) / SNR        max(SNR, 1)             max(SNR, 1) / (SNR + 1)
+    p2               (k + SNR)^-gamma         SNR (k + SNR)^-gamma    SNR (k + SNR)^-gamma / (SNR + 1)
+    edm              1 + 1 / (s^2 SNR)        SNR + 1 / s^2           (SNR + 1 / s^2) / (SNR + 1)
+    sigmoid *        sigmoid(b - lambda)      e^b sigmoid(lambda - b)
+    likelihood *     1 / 2                    SNR / 2
+
+`denoising_loss(..., weighting=w)` converts for every kind of prediction. Those marked * weigh equal steps of
+log-SNR, not of t: pass them with `measure="log_snr"` (Kingma & Gao 2023, where the theory is).
+
+A weighting is any function of log_snr, shape () or (B,), so a lambda will do. Hyperparameters may be traced.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffax.pytrees import check
+
+Weighting = Callable[[Any], Any]
+
+
+def simple() -> Weighting:
+    """w = 1: DDPM's L_simple. Ho et al. 2020, eq. 14.
+
+    >>> simple()(jnp.array([-3.0, 2.0])).tolist()
+    [1.0, 1.0]
+    """
+    return jnp.ones_like
+
+
+def min_snr(*, gamma: Any = 5.0) -> Weighting:
+    """w = min(SNR, gamma) / SNR: as `simple` where SNR < gamma, weight gamma on x0 at the cleaner levels.
+
+    Args:
+      gamma: > 0; infinity gives `simple`.
+
+    Source: Hang et al. 2023, who state it on x0 as min(SNR, gamma); gamma = 5 is theirs.
+
+    Raises:
+      ValueError: if gamma is not positive.
+
+    >>> [round(float(min_snr()(jnp.log(snr))), 3) for snr in (0.1, 5.0, 20.0)]
+    [1.0, 1.0, 0.25]
+    """
+    check("gamma", gamma, "> 0", lambda v: v > 0)
+    return lambda log_snr: jnp.minimum(1.0, gamma * jnp.exp(-log_snr))
+
+
+def truncated_snr() -> Weighting:
+    """w = max(SNR, 1) / SNR: on x0 the SNR, but at least 1, so that the noisiest levels count for x0 too.
+
+    Source: Salimans & Ho 2022, section 4. Their other one, SNR + 1 on x0, is `edm(sigma_data=1.0)`.
+
+    >>> [round(float(truncated_snr()(jnp.log(snr))), 3) for snr in (0.1, 1.0, 20.0)]
+    [10.0, 1.0, 1.0]
+    """
+    return lambda log_snr: jnp.maximum(1.0, jnp.exp(-log_snr))
+
+
+def p2(*, gamma: Any = 1.0, k: Any = 1.0) -> Weighting:
+    """w = (k + SNR)^-gamma: perception prioritised, away from the finest noise.
+
+    Args:
+      gamma: how strongly, >= 0; 0 gives `simple`.
+      k: >= 0; bounds the weight of the noisiest levels by k^-gamma.
+
+    Source: Choi et al. 2022, with gamma = 0.5 or 1 and k = 1. At gamma = k = 1 it is `sigmoid` with bias 0, in t.
+
+    Raises:
+      ValueError: if gamma or k is negative.
+
+    >>> [round(float(p2()(jnp.log(snr))), 3) for snr in (0.1, 1.0, 20.0)]
+    [0.909, 0.5, 0.048]
+    """
+    check("gamma", gamma, ">= 0", lambda v: v >= 0)
+    check("k", k, ">= 0", lambda v: v >= 0)
+    return lambda log_snr: jnp.exp(-gamma * jnp.log(k + jnp.exp(log_snr)))
+
+
+def edm(*, sigma_data: Any = 0.5) -> Weighting:
+    """w = 1 + 1 / (sigma_data^2 SNR): unit weight on the network F of the `edm` prediction, at every level.
+
+    On x0 it is (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 with sigma = SNR^-1/2, hence 1 / c_out^2.
+
+    Args:
+      sigma_data: standard deviation of the data, > 0; 1 gives the SNR + 1 weighting of Salimans & Ho 2022, which
+        is unit weight on v.
+
+    Source: Karras et al. 2022, table 1; their levels come from `draws.log_normal_sigma`.
+
+    Raises:
+      ValueError: if sigma_data is not positive.
+
+    >>> [round(float(edm(sigma_data=0.5)(jnp.log(snr))), 3) for snr in (0.1, 1.0, 20.0)]
+    [41.0, 5.0, 1.2]
+    """
+    check("sigma_data", sigma_data, "> 0", lambda v: v > 0)
+    return lambda log_snr: 1.0 + jnp.exp(-log_snr) / jnp.square(sigma_data)
+
+
+def sigmoid(*, bias: Any = 0.0) -> Weighting:
+    """w = 1 / (1 + exp(lambda - bias)) per unit of log-SNR: pass it with `measure="log_snr"`.
+
+    It falls as lambda grows, so the loss is the ELBO of data with a little noise added (Kingma & Gao 2023).
+
+    Args:
+      bias: the log-SNR at which the weight is one half; lower for higher resolution.
+
+    Source: Hoogeboom et al. 2024 (SiD2); Kingma & Gao 2023, with bias 2.
+
+    >>> [round(float(sigmoid(bias=2.0)(log_snr)), 3) for log_snr in (-3.0, 2.0, 5.0)]
+    [0.993, 0.5, 0.047]
+    """
+    return lambda log_snr: jax.nn.sigmoid(bias - log_snr)
+
+
+def likelihood() -> Weighting:
+    """w = 1/2 per unit of log-SNR: the diffusion term of the ELBO. Pass it with `measure="log_snr"`.
+
+        -1/2 E int SNR'(t) |x0_hat - x0|^2 dt = 1/2 E int |eps_hat - eps|^2 dlambda = 1/2 E int g^2 |s_hat - s|^2 dt
+
+    The mean over uniform t of the loss, times the number of dimensions, is this term in nats; over other times
+    multiply each loss by the draw's weight. Levels beyond the clip of the log-SNR count for nothing.
+
+    Source: Kingma et al. 2021, section 5; with g^2 on the score s, Song et al. 2021 (Maximum likelihood training of
+    score-based diffusion models).
+
+    >>> float(likelihood()(jnp.array(3.0)))
+    0.5
+    """
+    return lambda log_snr: jnp.full_like(log_snr, 0.5)

@@ -1,0 +1,119 @@
+"""config.loss.*: what each setting builds, and what is refused."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffax
+from experiments import build
+from experiments.configs import default
+
+# Half the input, whatever the parameters: build.loss asks a network for no more.
+NET = types.SimpleNamespace(apply=lambda params, x, *args, key: x / 2, num_classes=10)
+SIZE = 8
+
+
+def config_of(**loss):
+    config = default.get_config()
+    config.dataset.batch_size = SIZE
+    config.loss.update(loss)
+    return config
+
+
+def losses(config, part=slice(None)):
+    """Of a batch, or of the part of it that one device holds."""
+    image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
+    batch = {"image": image, "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE, dtype=np.int32)}
+    keys = jax.random.split(jax.random.key(0), SIZE)
+    return build.loss(config, NET)({}, jax.tree.map(lambda v: v[part], batch), keys[part])
+
+
+def by_hand(config, t_of_u=lambda u: u, **keywords):
+    """The same from the library alone: key 1 of each example draws u, key 0 the noise."""
+    keys = jax.random.split(jax.random.key(0), SIZE)
+    image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
+    t = t_of_u(diffax.random.uniform(diffax.random.fold_in(keys, 1), SIZE))
+    noise, predict = diffax.random.fold_in(keys, 0), lambda x, t: x / 2
+    return diffax.denoising_loss(noise, predict, diffax.Cosine(), config.prediction, image, t, **keywords)
+
+
+@pytest.mark.newest
+def test_the_defaults_are_what_they_always_were():
+    """Uniform independent times and the plain mean square, to the last bit."""
+    assert losses(config_of()).tolist() == by_hand(config_of()).tolist()
+
+
+@pytest.mark.newest
+def test_each_setting_reaches_the_loss():
+    config = config_of(weighting="min_snr", weighting_parameters={"gamma": 2.0})
+    np.testing.assert_allclose(
+        losses(config), by_hand(config, weighting=lambda log_snr: jnp.minimum(1, 2 * jnp.exp(-log_snr))), rtol=1e-6
+    )
+    config = config_of(weighting="likelihood")
+    slope = lambda t: jnp.pi / jnp.sin(jnp.pi * t)  # half of -d log_snr / dt of the cosine schedule
+    t = diffax.random.uniform(diffax.random.fold_in(jax.random.split(jax.random.key(0), SIZE), 1), SIZE)
+    plain = by_hand(config, weighting=lambda log_snr: 1.0)
+    np.testing.assert_allclose(losses(config), slope(t) * plain, rtol=1e-4)
+    config = config_of(times="cosmap")
+    expected = by_hand(config, lambda u: 1 - 1 / (jnp.tan(jnp.pi / 2 * u) + 1))
+    np.testing.assert_allclose(losses(config), expected, rtol=1e-5)
+    config = config_of(times="uniform", spread="stratified")
+    np.testing.assert_allclose(losses(config), by_hand(config, lambda u: (np.arange(SIZE) + u) / SIZE), rtol=1e-4)
+
+
+@pytest.mark.parametrize("spread", build.SPREADS)
+def test_losses_do_not_depend_on_the_layout(spread):
+    config = config_of(spread=spread)
+    parts = [losses(config, slice(start, start + 4)) for start in (0, 4)]
+    np.testing.assert_allclose(losses(config), jnp.concatenate(parts), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "setting", [("weighting", build.WEIGHTINGS), ("times", build.LAWS)], ids=["weighting", "times"]
+)
+def test_every_name_builds_and_is_finite(setting):
+    key, names = setting
+    for name in names:
+        config = config_of(**{key: name})
+        build.check(config, 1)
+        assert np.isfinite(losses(config)).all()
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ({"weighting": "snr"}, "config.loss.weighting must be one of target, eps, .* got 'snr'"),
+        ({"times": "gamma"}, "config.loss.times must be one of uniform, logit_normal, .* got 'gamma'"),
+        ({"spread": "sobol"}, "config.loss.spread must be one of independent, .* got 'sobol'"),
+        (
+            {"weighting": "p2", "weighting_parameters": {"sigma": 1.0}},
+            "config.loss.weighting_parameters.sigma is no parameter of p2; those are gamma, k",
+        ),
+        (
+            {"weighting_parameters": {"gamma": 1.0}},
+            "config.loss.weighting_parameters.gamma is no parameter of target; those are none",
+        ),
+        (
+            {"weighting": "edm", "weighting_parameters": {"sigma_data": 1.0}},
+            "config.loss.weighting_parameters.sigma_data is no parameter of edm; those are none",
+        ),
+        (
+            {"times": "logit_normal", "times_parameters": {"mean": "0"}},
+            "config.loss.times_parameters.mean must be a number, got '0'",
+        ),
+        ({"weighting": "min_snr", "weighting_parameters": {"gamma": -1.0}}, "gamma must be > 0, got -1.0"),
+    ],
+)
+def test_bad_settings(loss, message):
+    with pytest.raises(ValueError, match=message):
+        build.check(config_of(**loss), 1)
+
+
+def test_antithetic_pairs_stay_on_one_device():
+    build.check(config_of(spread="antithetic"), 4)
+    with pytest.raises(ValueError, match=r"batch_size must be even on each device .* got 8 on 8"):
+        build.check(config_of(spread="antithetic"), 8)
