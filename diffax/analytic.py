@@ -182,11 +182,12 @@ def flow(schedule: Schedule, denoise: Denoiser, x: Any, t: Any, s: Any, *, num_s
     if (known := concrete(num_steps)) is None or known < 1:
         raise ValueError(f"num_steps must be an int >= 1, got {num_steps}")
     times = uniform_log_snr(schedule, num_steps + 1, t_max=t, t_min=s)
-    sampler = Sampler(lambda x, times: State(x), _runge_kutta(schedule), order=4, calls=4)
-    return integrate(jax.random.key(0), sampler, denoise, x, times).x
+    return integrate(jax.random.key(0), runge_kutta(schedule), denoise, x, times).x
 
 
-def _runge_kutta(schedule: Schedule):
+def runge_kutta(schedule: Schedule) -> Sampler:
+    """The classical Runge-Kutta sampler behind `flow`: order 4, four calls a step, for grids whose steps are short."""
+
     def step(key, denoise, state, t, s):
         level_t, level_s = schedule(t), schedule(s)
         h = (level_t.log_snr - level_s.log_snr) / 2
@@ -202,4 +203,4 @@ def _runge_kutta(schedule: Schedule):
         k4 = slope(u + h * k3, s)
         return State((level_s.alpha * (u + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4))).astype(state.x.dtype))
 
-    return step
+    return Sampler(lambda x, times: State(x), step, order=4, calls=4)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -76,7 +77,7 @@ def check(name: str, value: Any, condition: str, ok: Any) -> None:
 
 
 def choose(name: str, value: Any, known: Any) -> Any:
-    """`known[value]`, or a `ValueError` that names the argument, the value and what is known.
+    """`known[value]` (the value itself where `known` is no mapping), or a `ValueError` that names all three.
 
     >>> choose("kind", "epsilon", {"eps": 1, "x0": 2})
     Traceback (most recent call last):
@@ -85,12 +86,14 @@ def choose(name: str, value: Any, known: Any) -> Any:
     """
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    return known[value]
+    return known[value] if isinstance(known, Mapping) else value
 
 
 def as_float(value: Any) -> Any:
     """`value` as an array of a float type, at least float32: times and levels are never half precision."""
     array = jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return array.astype(float)
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 

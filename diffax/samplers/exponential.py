@@ -1,0 +1,252 @@
+r"""One exponential Adams method, of which most multistep samplers are special cases.
+
+In a form of `diffax.samplers.forms` (integrand f, node y, carry, gain, moments M_j), with previous nodes y_1, y_2 ...
+and Newton's divided differences, a step of order p is
+
+    predictor   x_s = carry x_t + gain_s sum_(m < p) N_m f[y_t, y_1 .. y_m],     N_m = int prod_(i < m) (y - y_i)
+    corrector   x_t += gain_t N_k f[y_1 .. y_k, y_t]     for the step of order k that led to t, once f(x_t) is known
+
+The corrector raises that step's order by one, costs no call, and is an increment: whoever edited x in between keeps his
+edit. f is not evaluated again at the corrected x (PEC). Two shortcuts replace the exact M_1 where it stands alone
+(a predictor of order 2, the corrector of a step of order 1):
+
+    bh1   h^2 / 2           bh2   h M_0 / 2           (B(h) = h and B(h) = expm1 of Zhao et al. 2023)
+
+Stochastic (form x0): with a = 1 + eta the law's SDE has noise eta, and with h = lambda_s - lambda_t
+
+    x_s = e^(-(a - 1) h) sigma_s / sigma_t x_t + alpha_s sum_m N_m f[..] + sigma_s sqrt(1 - e^(-2 (a - 1) h)) z
+
+    sampler                  form  order  rule   corrector   a
+    dpmpp_2m                 x0    2      bh2    -           1        Lu et al. 2022b, algorithm 2
+    dpmpp_3m                 x0    3      exact  to start    1        Lu et al. 2022b, appendix B.5, with phi_3 in full
+    dpmpp_2m_sde, 3m_sde     x0    2, 3   bh2, exact         1 + eta  Lu et al. 2022b, algorithm 4
+    deis                     eps   1-3    exact  -           1        Zhang & Chen 2023, eq. 15 in log rho
+    exponential_adams        any   1-4    exact  optional    1        Hochbruck & Ostermann 2010, section 2.5
+    lms                      rho   1-4    exact  -           1        Zhang & Chen 2023 (rho AB); Crowson's k-diffusion
+    unipc                    both  1-3    bh1/2  yes         1        Zhao et al. 2023, algorithms 1 and 2
+    sa_solver                x0    1-3    exact  yes         1 + tau^2  Xue et al. 2023, algorithm 1
+
+History is dropped where the grid turns back and kept over a step of length zero, which changes nothing.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffax import random
+from diffax.pytrees import check, choose, combine, expand, safe_sqrt
+from diffax.samplers.base import Sampler
+from diffax.samplers.forms import Form, check_order, evaluate, form_of
+from diffax.typing import Schedule
+
+FORM_NAMES = ("x0", "eps", "rho", "flow", "time")
+RULES: dict[str, Callable] = {
+    "exact": lambda h, moments: moments[1],
+    "bh1": lambda h, moments: h * h / 2,
+    "bh2": lambda h, moments: h * moments[0] / 2,
+}
+
+
+class History(NamedTuple):
+    """The state of a multistep sampler.
+
+    x: (B, ...). values: previous integrands, newest first. nodes: (K, ...) where they were taken. tail: the last
+    nodes of the grid. arrived, used, a: end, order and 1 + eta of the last step, for the corrector.
+    """
+
+    x: Any
+    values: tuple
+    nodes: Any
+    tail: Any
+    arrived: Any
+    used: Any
+    a: Any
+
+
+class Method(NamedTuple):
+    """The static part of a method: the arguments of `adams` that have the same names."""
+
+    form: Form
+    order: int
+    rule: Callable
+    corrector: Any
+
+
+def newton_integrals(moments: list, offsets: list) -> list:
+    """[int prod_(i < m) (u - d_i)] for m = 0 .. len(moments) - 1, with d_0 = 0 and d_i = offsets[i - 1]."""
+    polynomial, integrals = [1.0], []
+    for moment, root in zip(moments, [0.0, *offsets, 0.0], strict=False):
+        del moment
+        integrals.append(sum(c * moments[i] for i, c in enumerate(polynomial)))
+        raised, lowered = [0.0, *polynomial], [*(-root * c for c in polynomial), 0.0]
+        polynomial = [u + v for u, v in zip(raised, lowered, strict=True)]
+    return integrals
+
+
+def divided_difference(nodes: list) -> list:
+    """The coefficients of f(nodes[j]) in the divided difference f[nodes[0], .., nodes[-1]]."""
+    return [1 / math.prod(node - other for i, other in enumerate(nodes) if i != j) for j, node in enumerate(nodes)]
+
+
+def history_offsets(nodes: Any, start: Any, h: Any) -> tuple[list, Any]:
+    """Offsets d_i = y_i - start, and how many of them really lie behind `start`, seen in the direction of h.
+
+    Those that do not (a cold start, a grid that turned back) are replaced by distinct ones: nothing divides by 0.
+    """
+    unit = jnp.where(h == 0, 1.0, h)
+    valid, count, last, offsets = h != 0, jnp.zeros(jnp.shape(h), int), jnp.zeros_like(h), []
+    for node in nodes:
+        valid = valid & ((last - (node - start)) * jnp.sign(h) > _close(start))
+        last = jnp.where(valid, node - start, last - unit)
+        count = count + valid
+        offsets.append(last)
+    return offsets, count
+
+
+def predictor(method: Method, h: Any, a: Any, start: Any, state: History) -> tuple[list, Any]:
+    """Weights of f_t, f_1 .. in the integral over a step of length h from `start`, and the order they have."""
+    order = method.order
+    offsets, count = history_offsets(state.nodes[: order - 1], start, h)
+    k = 1 + count
+    if len(state.tail):
+        k = jnp.minimum(
+            k, 1 + sum(((end - start - h) * jnp.sign(h) > _close(start + h)).astype(int) for end in state.tail)
+        )
+    moments = method.form.moments(h, max(order, 2), a)
+    integrals = newton_integrals(moments[:order], offsets)
+    weights = [integrals[0]] + [jnp.zeros_like(h)] * (order - 1)
+    for m in range(1, order):
+        integral = jnp.where(k == 2, method.rule(h, moments), integrals[1]) if m == 1 else integrals[m]
+        integral = jnp.where(k > m, integral, 0.0)
+        for j, c in enumerate(divided_difference([0.0, *offsets[:m]])):
+            weights[j] = weights[j] + integral * c
+    return weights, k
+
+
+def corrector(method: Method, y: Any, state: History) -> list:
+    """Weights of f_t, f_1 .. in the increment that the step which ended at y is corrected by."""
+    order, first = method.order, state.nodes[0]
+    h = jnp.where(y == first, 1.0, y - first)
+    offsets, _ = history_offsets(state.nodes[1:], first, h)
+    moments = method.form.moments(h, order + 1, state.a)
+    integrals, shortcut = newton_integrals(moments, offsets), method.rule(h, moments)
+    used = jnp.where(jnp.abs(y - state.arrived) <= _close(y), state.used, 0)
+    if method.corrector == "start":
+        used = jnp.where(used < order, used, 0)
+    weights = [jnp.zeros_like(h)] * (order + 1)
+    for k in range(1, order + 1):
+        integral = jnp.where(used == k, shortcut if k == 1 else integrals[k], 0.0)
+        for j, c in enumerate(divided_difference([h, 0.0, *offsets[: k - 1]])):
+            weights[j] = weights[j] + integral * c
+    if order > 1:  # a predictor of order 2 took the shortcut
+        repair = jnp.where(used == 2, integrals[1] - shortcut, 0.0)
+        for j, c in enumerate(divided_difference([0.0, offsets[0]]), start=1):
+            weights[j] = weights[j] + repair * c
+    return weights
+
+
+def _close(y):
+    """What may be round-off in a node y: a step that short is no base for a divided difference."""
+    return 64 * jnp.finfo(jnp.result_type(y)).eps * jnp.maximum(jnp.abs(y), 1e-3)
+
+
+def adams(
+    schedule: Schedule,
+    *,
+    form: str = "x0",
+    order: int = 2,
+    rule: str = "exact",
+    corrected: Any = False,
+    eta: Any = 0.0,
+    noise_scale: Any = 1.0,
+    lower_order_final: bool = False,
+) -> Sampler:
+    """The method at the head of this module. One denoiser call a step.
+
+    Args:
+      schedule: noise schedule, with any scaling.
+      form: "x0", "eps", "rho", "flow" or "time": what is interpolated, in what.
+      order: p, an int in 1 .. 4; the first steps have order 1, 2 .. p - 1.
+      rule: "exact", "bh1" or "bh2".
+      corrected: True corrects every step, "start" only those whose history is shorter than p - 1, False none. With
+        True the order is p + 1, from exact history. From a cold start none exceeds 2 uncorrected, 3 corrected; with
+        noise none exceeds 2, in law.
+      eta: noise of the SDE, a number, () or (B,), or a function of t; form x0 only.
+      noise_scale: factor of the noise, k-diffusion's s_noise.
+      lower_order_final: whether the last moves have order .. 3, 2, 1, which is safer where the grid ends in long steps;
+        with it the order of convergence is at most 2.
+
+    Raises:
+      ValueError: for an unknown form or rule, an order out of range, or noise in another form than x0.
+
+    >>> import diffax
+    >>> sampler = adams(diffax.Cosine(), form="eps", order=3, corrected=True)
+    >>> sampler.order, sampler.calls
+    (4, 1)
+    """
+    if corrected not in (True, False, "start"):
+        raise ValueError(f"corrected must be True, False or 'start', got {corrected!r}")
+    method = Method(form_of(form, FORM_NAMES), check_order(order, 4), choose("rule", rule, RULES), corrected)
+    length = order if corrected else order - 1
+    noisy = callable(eta) or not (isinstance(eta, (int, float)) and eta == 0)
+    if noisy and form != "x0":
+        raise ValueError(f"eta must be 0 in form {form}, got {eta}")
+    if not callable(eta):
+        check("eta", eta, ">= 0", lambda v: v >= 0)
+
+    def node(t):
+        return method.form.node(t, schedule(t))
+
+    def init(x, times):
+        first = node(times[0])
+        values = tuple(jax.tree.map(jnp.zeros_like, x) for _ in range(length))
+        nodes = jnp.stack([first] * length) if length else ()
+        tail = jnp.stack([node(t) for t in times[-order:]]) if lower_order_final else ()
+        if not corrected:
+            return History(x, values, nodes, tail, (), (), ())
+        return History(x, values, nodes, tail, first, jnp.zeros(jnp.shape(first), int), jnp.ones_like(first))
+
+    def step(key, denoise, state, t, s):
+        level_t, level_s = schedule(t), schedule(s)
+        y, end = method.form.node(t, level_t), method.form.node(s, level_s)
+        h = end - y
+        f = evaluate(method.form, schedule, denoise, state.x, t, level_t)
+        f = jax.tree.map(lambda v, like: v.astype(like.dtype), f, state.x)
+        a = jnp.where(h > 0, 1 + jnp.asarray(eta(t) if callable(eta) else eta), 1.0) if noisy else jnp.ones_like(h)
+        weights, used = predictor(method, h, a, y, state)
+        carry, gain = method.form.carry(level_t, level_s), method.form.gain(level_s)
+        if noisy:
+            carry = carry * jnp.exp(-(a - 1) * h)
+        weights = [gain * w for w in weights]
+        if corrected:
+            increments = [carry * method.form.gain(level_t) * w for w in corrector(method, y, state)]
+            weights = [u + v for u, v in zip([*weights, 0.0], increments, strict=True)]
+        terms = [(carry, state.x), *zip(weights, (f, *state.values), strict=True)]
+        if noisy:
+            std = noise_scale * level_s.sigma * safe_sqrt(-jnp.expm1(-2 * (a - 1) * h))
+            terms.append((std, random.noise(key, state.x)))
+        return _remember(state, combine(*terms), f, y, h, (end, used, a) if corrected else None, t == s)
+
+    reached = order + (corrected is True)
+    return Sampler(init, step, order=min(reached, 2) if noisy else reached, calls=1)
+
+
+def _remember(state, x, f, y, h, last, still):
+    """The next state. A step of length zero changes nothing; one of the length of round-off leaves no history."""
+
+    def keep(old, new, condition):
+        return jax.tree.map(lambda u, v: jnp.where(expand(condition, v), u, v), old, new)
+
+    short = jnp.abs(h) <= _close(y)
+    values, nodes = state.values, state.nodes
+    if len(values):
+        values = tuple(keep(u, v, short) for u, v in zip(values, (f, *values[:-1]), strict=True))
+        nodes = jnp.where(short, nodes, jnp.concatenate([jnp.broadcast_to(y, jnp.shape(h))[None], nodes[:-1]]))
+    new = state._replace(x=keep(state.x, x, still), values=values, nodes=nodes)
+    if last is None:
+        return new
+    arrived, used, a = (jnp.where(still, u, v) for u, v in zip((state.arrived, state.used, state.a), last, strict=True))
+    return new._replace(arrived=arrived, used=jnp.where(short & ~still, 0, used), a=a)

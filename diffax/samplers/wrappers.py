@@ -1,0 +1,117 @@
+r"""Wrappers, sampler -> sampler, that add noise around a step.
+
+With rho = sigma / alpha, u = x / alpha and z standard normal:
+
+churn       rho^ = (1 + gamma) rho_t,   u^ = u + sqrt(rho^^2 - rho_t^2) z,   then the step from rho^ to rho_s
+ancestral   rho_u = eta rho_s sqrt(1 - rho_s^2 / rho_t^2),   rho_d^2 = rho_s^2 - rho_u^2
+            the step from rho_t to rho_d,   then u_s = u_d + rho_u z
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from diffax import random
+from diffax.pytrees import as_float, check, combine, safe_sqrt
+from diffax.samplers.base import Sampler
+from diffax.typing import Schedule
+
+
+class Churned(NamedTuple):
+    """x: (B, ...). inner: the wrapped sampler's state without its x. gamma: what churn adds to rho, relative."""
+
+    x: Any
+    inner: Any
+    gamma: Any
+
+
+def churn(
+    sampler: Sampler,
+    schedule: Schedule,
+    s_churn: Any,
+    *,
+    s_tmin: Any = 0.0,
+    s_tmax: Any = jnp.inf,
+    s_noise: Any = 1.0,
+) -> Sampler:
+    """Adds noise before each step, the stochastic sampler of EDM around any sampler (Karras et al. 2022, algorithm 2).
+
+    gamma = min(s_churn / n, sqrt(2) - 1) where s_tmin <= rho_t <= s_tmax, else 0; n is the number of entries of the
+    grid, which is their number of steps, the last of which is the denoiser call that ends `sample`. A step cannot start
+    above the schedule's own end: at t = 1 nothing is added.
+
+    Args:
+      sampler: what to wrap; order and calls stay.
+      schedule: its schedule.
+      s_churn: >= 0; 0 is the bare sampler.
+      s_tmin: lowest rho that is churned.
+      s_tmax: highest rho that is churned.
+      s_noise: factor of the noise.
+
+    Raises:
+      ValueError: if s_churn is negative.
+    """
+    check("s_churn", s_churn, ">= 0", lambda v: v >= 0)
+
+    def init(x, times):
+        gamma = jnp.minimum(as_float(s_churn) / len(times), jnp.sqrt(2.0) - 1)
+        return Churned(x, sampler.init(x, times)._replace(x=None), gamma)
+
+    def step(key, denoise, state, t, s):
+        level = schedule(t)
+        rho = jnp.exp(-level.log_snr / 2)
+        gamma = jnp.where((rho >= s_tmin) & (rho <= s_tmax), state.gamma, 0.0)
+        churned = schedule.inverse(level.log_snr - 2 * jnp.log1p(gamma))
+        churned = jnp.where(gamma > 0, jnp.maximum(churned, t), t)
+        higher = schedule(churned)
+        added = higher.sigma * safe_sqrt(-jnp.expm1(higher.log_snr - level.log_snr))
+        x = combine(
+            (higher.alpha / level.alpha, state.x), (s_noise * added, random.noise(random.fold_in(key, 0), state.x))
+        )
+        inner = sampler.step(random.fold_in(key, 1), denoise, state.inner._replace(x=x), churned, s)
+        return Churned(inner.x, inner._replace(x=None), state.gamma)
+
+    return sampler._replace(init=init, step=step)
+
+
+def ancestral_levels(level_t: Any, level_s: Any, eta: Any) -> tuple[Any, Any]:
+    """(rho_d, rho_u): how far down to step and how much noise to add back. Towards noise no noise is added."""
+    h = level_t.log_snr - level_s.log_snr
+    rho = jnp.exp(-level_s.log_snr / 2)
+    share = jnp.where(h < 0, jnp.square(eta), 0.0) * -jnp.expm1(jnp.minimum(h, 0.0))
+    return rho * safe_sqrt(1 - share), rho * safe_sqrt(share)
+
+
+def ancestral(sampler: Sampler, schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0) -> Sampler:
+    """Steps below s and adds noise back to s, the ancestral form of any deterministic sampler (k-diffusion).
+
+    eta = 0 is the bare sampler; around `ddim` it is `ddim(eta=eta)`. The order in law is that of the wrapped sampler: where
+    its step is exact, noise takes the exact marginal at rho_d to that at rho_s.
+
+    Args:
+      sampler: what to wrap.
+      schedule: its schedule.
+      eta: in [0, 1], () or (B,), may be traced.
+      noise_scale: factor of the noise (k-diffusion's s_noise).
+
+    Raises:
+      ValueError: if eta is known to lie outside [0, 1].
+    """
+    check("eta", eta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    if isinstance(eta, (int, float)) and eta == 0:
+        return sampler
+
+    def step(key, denoise, state, t, s):
+        level_t, level_s = schedule(t), schedule(s)
+        down, up = ancestral_levels(level_t, level_s, eta)
+        lower = schedule.inverse(-2 * jnp.log(down))
+        lower = jnp.where(up > 0, lower, s)
+        below = schedule(lower)
+        state = sampler.step(random.fold_in(key, 0), denoise, state, t, lower)
+        # What was really stepped to, whatever the inverse rounded, is completed to rho_s.
+        added = level_s.sigma * safe_sqrt(-jnp.expm1(level_s.log_snr - below.log_snr))
+        added = jnp.where(up > 0, added, 0.0)
+        drawn = random.noise(random.fold_in(key, 1), state.x)
+        return state._replace(x=combine((level_s.alpha / below.alpha, state.x), (noise_scale * added, drawn)))
+
+    return sampler._replace(step=step)
