@@ -1,0 +1,147 @@
+"""The exact posterior of the oracles under a linear measurement, to measure every method against.
+
+    y = A x0 + std n,   x0 ~ sum_k w_k N(m_k, C_k),   A = U diag(c) V^T
+    x0 | y ~ sum_k w'_k N(m'_k, C'_k)
+
+    S_k = A C_k A^T + std^2 I
+    m'_k = m_k + C_k A^T S_k^-1 (y - A m_k)
+    C'_k = C_k - C_k A^T S_k^-1 A C_k
+    w'_k ~ w_k N(y; A m_k, S_k)
+
+in the range of A, by its singular value decomposition, so that A may have rows that measure nothing, and std may be 0.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffax import random
+from diffax.analytic import CLEAN, Gaussian, Mixture
+from diffax.inverse.operators import Operator
+from diffax.pytrees import check, pytree
+from diffax.typing import Array, Denoiser, Key, Level, Schedule
+
+
+@pytree
+class GaussianMixture:
+    """sum_k w_k N(m_k, C_k) with full covariances: the posterior of a mixture under a linear measurement.
+
+    weights: (K,), sum 1; components: a `Gaussian` whose fields have a leading axis K. States are (..., D).
+    """
+
+    weights: Any
+    components: Any
+
+    def _log_joint(self, x, level):
+        """(K, ...) log of w_k N_k(x)."""
+        log_probs = jax.vmap(lambda law: law.log_prob(x, level))(self.components)
+        weights = jnp.asarray(self.weights)
+        return log_probs + jnp.log(weights).reshape(-1, *[1] * (log_probs.ndim - 1))
+
+    def log_prob(self, x: Any, level: Level = CLEAN) -> Array:
+        """log p_t(x) in nats, shape (...)."""
+        return jax.nn.logsumexp(self._log_joint(x, level), 0)
+
+    def denoise(self, x: Any, level: Level) -> Array:
+        """E[x0 | x] at this level."""
+        gamma = jax.nn.softmax(self._log_joint(x, level), 0)
+        return jnp.sum(gamma[..., None] * jax.vmap(lambda law: law.denoise(x, level))(self.components), 0)
+
+    def sample(self, key: Key, n: int) -> Array:
+        """(n, D) draws of x0. The key is consumed."""
+        keys, logits = random.per_example(key, n), jnp.log(jnp.asarray(self.weights))
+        k = jax.vmap(lambda key: jax.random.categorical(key, logits))(random.fold_in(keys, 0))
+        of = jax.tree.map(lambda v: jnp.asarray(v)[k], self.components)
+        eps = random.noise(random.fold_in(keys, 1), jax.ShapeDtypeStruct(of.mean.shape, of.mean.dtype))
+        z = jnp.sqrt(of.variances) * eps
+        return of.mean + jnp.einsum("nij,nj->ni", of.basis, z, precision="highest")
+
+    def denoiser(self, schedule: Schedule) -> Denoiser:
+        """denoise(x, t) for this schedule."""
+        return lambda x, t: self.denoise(x, schedule(t))
+
+
+def posterior(prior: Gaussian | Mixture, operator: Operator, y: Any, *, std: Any) -> Gaussian | GaussianMixture:
+    """The law of x0 given y = A x0 + std n: a `Gaussian` for a `Gaussian`, a `GaussianMixture` for a `Mixture`.
+
+    Its denoiser is the exact conditional one, E[x0 | x_t, y], so that any sampler on it samples the posterior.
+    Computed in float64 by NumPy; nothing may be traced.
+
+    Args:
+      prior: the law of x0, in D dimensions.
+      operator: a measurement of (B, D).
+      y: (1, ...), one measurement; where its component outside the range of A does not matter.
+      std: (), >= 0; at 0 the prior's covariance must not vanish in the range of A.
+
+    Raises:
+      ValueError: if y has another shape than the operator's measurements, std < 0, or the prior is another one.
+
+    >>> from diffax.inverse import Mask
+    >>> prior = Gaussian.from_covariance([0.0, 0.0], [[1.0, 0.5], [0.5, 1.0]])
+    >>> law = posterior(prior, Mask(jnp.array([1, 0])), jnp.array([[2.0, 0.0]]), std=0.0)
+    >>> moments(law)[0].round(4).tolist(), moments(law)[1].round(4).tolist()
+    ([2.0, 1.0], [[0.0, 0.0], [0.0, 0.75]])
+    """
+    check("std", std, ">= 0", lambda v: v >= 0)
+    operator.check(y)
+    if not isinstance(prior, (Gaussian, Mixture)):
+        raise ValueError(f"prior must be a Gaussian or a Mixture, got {type(prior).__name__}")
+    if np.shape(y)[0] != 1:
+        raise ValueError(f"y must be one measurement, of shape (1, ...), got {np.shape(y)}")
+    rows, values = _rows(operator, prior.mean if isinstance(prior, Gaussian) else prior.means[0], y)
+    if isinstance(prior, Gaussian):
+        mean, covariance, _ = _condition(*moments(prior), rows, values, float(std))
+        return Gaussian.from_covariance(mean, covariance)
+    means, weights = np.asarray(prior.means, np.float64), np.asarray(prior.weights, np.float64)
+    spread = np.broadcast_to(np.asarray(prior.std, np.float64), weights.shape) ** 2
+    parts = [_condition(m, v * np.eye(len(m)), rows, values, float(std)) for m, v in zip(means, spread, strict=True)]
+    log_weights = np.log(weights) + [part[2] for part in parts]
+    weights = np.exp(log_weights - log_weights.max())
+    laws = [Gaussian.from_covariance(mean, covariance) for mean, covariance, _ in parts]
+    return GaussianMixture(weights / weights.sum(), jax.tree.map(lambda *v: np.stack(v), *laws))
+
+
+def moments(law: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The mean (D,) and covariance (D, D) of a `Gaussian`, `Mixture` or `GaussianMixture`, in float64.
+
+    >>> moments(Mixture(np.array([0.5, 0.5]), np.array([[-1.0], [1.0]]), 0.5))[1].tolist()
+    [[1.25]]
+    """
+    if isinstance(law, Gaussian):
+        basis, variances = np.asarray(law.basis, np.float64), np.asarray(law.variances, np.float64)
+        return np.asarray(law.mean, np.float64), np.matmul(basis * variances[..., None, :], basis.swapaxes(-1, -2))
+    weights = np.asarray(law.weights, np.float64)
+    if isinstance(law, Mixture):
+        means = np.asarray(law.means, np.float64)
+        within = np.einsum(
+            "k,ij->kij", np.broadcast_to(np.asarray(law.std) ** 2.0, weights.shape), np.eye(len(means[0]))
+        )
+    else:
+        means, within = moments(law.components)
+    mean = weights @ means
+    return mean, np.einsum("k,kij->ij", weights, within + np.einsum("ki,kj->kij", means - mean, means - mean))
+
+
+def _rows(operator, example, y):
+    """Rows of A and entries of y in the basis U, without those that measure nothing."""
+    identity = np.eye(len(example), dtype=np.asarray(example).dtype)
+    with jax.ensure_compile_time_eval():  # a constant inside jit, too
+        matrix = np.asarray(operator.forward(jnp.asarray(identity)), np.float64).reshape(len(identity), -1).T
+    u, c, vt = np.linalg.svd(matrix, full_matrices=False)
+    kept = c > 1e-6 * max(c.max(initial=0.0), 1e-300)
+    y = np.broadcast_to(np.asarray(y, np.float64), (1, *np.shape(y)[1:])).ravel()
+    return (c[:, None] * vt)[kept], (u.T @ y)[kept]
+
+
+def _condition(mean, covariance, rows, values, std):
+    """Mean, covariance, log evidence of N(mean, covariance) given rows x0 + std n = values."""
+    if not np.isfinite(std) or not len(values):
+        return mean, covariance, 0.0
+    spread = rows @ covariance @ rows.T + std**2 * np.eye(len(values))
+    gain = np.linalg.solve(spread, rows @ covariance).T
+    off = values - rows @ mean
+    log_evidence = -0.5 * (off @ np.linalg.solve(spread, off) + np.linalg.slogdet(2 * np.pi * spread)[1])
+    after = covariance - gain @ rows @ covariance
+    return mean + gain @ off, (after + after.T) / 2, log_evidence

@@ -1,0 +1,187 @@
+"""Denoisers that know of a measurement: denoiser -> denoiser, for any sampler. Equations head the package."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffax.inverse.linear_map import conjugate_gradients
+from diffax.inverse.operators import Operator, measurement, project, residual
+from diffax.pytrees import check, combine
+from diffax.typing import Denoiser, Schedule
+
+
+def ddnm(denoise: Denoiser, operator: Operator, y: Any) -> Denoiser:
+    """DDNM: x0 <- A^+ y + (I - A^+ A) x0, so that every x0 measures y exactly. For y without noise.
+
+    The range of A is y's, its null space the denoiser's, whatever the level; hence biased. Neutral where nothing is
+    measured; y itself where all of x is. `ddnm_plus` is for noise.
+
+    Source: Wang, Yu & Zhang 2022, eq. 13.
+
+    Args:
+      denoise: (x, t) -> x0.
+      operator: a measurement.
+      y: (B, ...) or (1, ...), its value.
+
+    Raises:
+      ValueError: if y has another shape than the operator's measurements.
+
+    >>> from diffax.inverse import Mask
+    >>> ddnm(lambda x, t: 0 * x, Mask(jnp.array([1, 0])), jnp.array([[3.0, 0.0]]))(jnp.ones((1, 2)), 0.5).tolist()
+    [[3.0, 0.0]]
+    """
+    y = measurement(operator, y)
+    return lambda x, t: project(operator, y, denoise(x, t))
+
+
+def pigdm(
+    denoise: Denoiser, schedule: Schedule, operator: Operator, y: Any, *, std: Any = 0.0, data_variance: Any = 1.0
+) -> Denoiser:
+    """PiGDM: the score of p(y | x) as if x0 | x were N(x0(x), r^2 I).
+
+        r^2 = sigma^2 v / (alpha^2 v + sigma^2),   v = data_variance
+        x0 <- x0 + sigma^2 / alpha  J^T A^T (r^2 A A^T + std^2 I)^-1 (y - A x0),   J = d x0 / d x
+
+    Exact for data ~ N(m, v I), since r^2 is then the variance of x0 | x and sigma^2 / alpha J = r^2 I; `mmps` is exact
+    for any Gaussian. One vector-Jacobian product of the network a call. Neutral at std = inf.
+
+    Source: Song, Vahdat, Mardani & Kautz 2023, eq. 7 and 8; r^2 is theirs of section 3.3 with v = 1, for any scaling.
+    Their algorithm 1 multiplies the step by a weight of its own besides; here it is Tweedie's formula.
+
+    Args:
+      denoise: (x, t) -> x0, differentiable in x.
+      schedule: noise schedule.
+      operator: a measurement.
+      y: (B, ...) or (1, ...), its value.
+      std: standard deviation of the measurement's noise, () or (B,), >= 0, may be traced.
+      data_variance: v, () or (B,), > 0, may be traced.
+
+    Raises:
+      ValueError: if y has another shape than the operator's measurements, std < 0 or data_variance <= 0.
+
+    >>> import diffax
+    >>> data = diffax.analytic.Gaussian.from_covariance([0.0, 0.0], 1.0)
+    >>> mask, schedule = diffax.inverse.Mask(jnp.array([1, 0])), diffax.Cosine()
+    >>> guided = pigdm(data.denoiser(schedule), schedule, mask, jnp.array([[2.0, 0.0]]))
+    >>> guided(jnp.zeros((1, 2)), 0.5).round(4).tolist()
+    [[2.0, 0.0]]
+    """
+    y = measurement(operator, y)
+    check("std", std, ">= 0", lambda v: v >= 0)
+    check("data_variance", data_variance, "> 0", lambda v: v > 0)
+
+    def guided(x, t):
+        level = schedule(t)
+        x0, pull = jax.vjp(lambda x: denoise(x, t), x)
+        spread = data_variance / (1 + data_variance * jnp.exp(level.log_snr))
+        z = operator.solve(residual(operator, y, x0), spread, jnp.square(std))
+        return combine((1.0, x0), (level.sigma**2 / level.alpha, pull(_like(operator.adjoint(z), x0))[0]))
+
+    return guided
+
+
+def mmps(
+    denoise: Denoiser, schedule: Schedule, operator: Operator, y: Any, *, std: Any = 0.0, iterations: int = 8
+) -> Denoiser:
+    """Moment matching: the score of p(y | x) as if x0 | x were N(x0(x), V) with its own covariance, by Tweedie.
+
+        V = Cov(x0 | x) = sigma^2 / alpha  J^T,   J = d x0 / d x
+        x0 <- x0 + V A^T (A V A^T + std^2 I)^-1 (y - A x0)
+
+    The inverse by conjugate gradients, each step one vector-Jacobian product of the network. Exact for Gaussian data
+    of any covariance, if the iterations suffice (the rank of A, in exact arithmetic). Neutral at std = inf.
+
+    Source: Rozet, Andry, Lanusse & Louppe 2024, section 4.2; with a diagonal in place of V, Boys et al. 2023 (TMPD).
+
+    Args:
+      denoise: (x, t) -> x0, differentiable in x; V is symmetric only as far as it is a posterior mean.
+      schedule: noise schedule.
+      operator: a measurement.
+      y: (B, ...) or (1, ...), its value.
+      std: standard deviation of the measurement's noise, () or (B,), >= 0, may be traced.
+      iterations: of conjugate gradients, an int >= 1.
+
+    Raises:
+      ValueError: if y has another shape than the operator's measurements, std < 0 or iterations < 1.
+
+    >>> import diffax
+    >>> data = diffax.analytic.Gaussian.from_covariance([0.0, 0.0], [[1.0, 0.5], [0.5, 1.0]])
+    >>> mask, schedule = diffax.inverse.Mask(jnp.array([1, 0])), diffax.Cosine()
+    >>> guided = mmps(data.denoiser(schedule), schedule, mask, jnp.array([[2.0, 0.0]]))
+    >>> guided(jnp.zeros((1, 2)), 1.0).round(3).tolist()
+    [[2.0, 1.0]]
+    """
+    y = measurement(operator, y)
+    check("std", std, ">= 0", lambda v: v >= 0)
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+        raise ValueError(f"iterations must be an int >= 1, got {iterations!r}")
+
+    def guided(x, t):
+        level = schedule(t)
+        x0, pull = jax.vjp(lambda x: denoise(x, t), x)
+
+        def spread(z):
+            return combine((level.sigma**2 / level.alpha, pull(_like(operator.adjoint(z), x0))[0]))
+
+        # Both sides over 1 + std^2, so that std = inf is an ordinary value.
+        infinite = jnp.isinf(std)
+        variance = jnp.square(jnp.where(infinite, 1.0, std))
+        of_map = jnp.where(infinite, 0.0, 1 / (1 + variance))
+        of_one = jnp.where(infinite, 1.0, variance / (1 + variance))
+
+        def apply(z):
+            return combine((of_one, z), (of_map, operator.forward(spread(z))))
+
+        z = conjugate_gradients(apply, combine((of_map, residual(operator, y, x0))), iterations)
+        return combine((1.0, x0), (1.0, spread(z)))
+
+    return guided
+
+
+def diffpir(
+    denoise: Denoiser, schedule: Schedule, operator: Operator, y: Any, *, std: Any, weight: Any = 1.0
+) -> Denoiser:
+    """DiffPIR's proximal step: the x0 that trades the measurement for the denoiser's answer.
+
+        rho = weight std^2 alpha^2 / sigma^2
+        x0 <- argmin_x |y - A x|^2 + rho |x - x0|^2 = x0 + A^T (A A^T + rho I)^-1 (y - A x0)
+
+    Goes with the sampler `renoising(schedule, zeta=...)`, which is the rest of the method, or with any other. It is
+    `ddnm` at std = 0 and neutral at std = inf. This is the mean of x0 | x, y as if x0 | x
+    were N(x0, sigma^2 / (weight alpha^2) I), which it is not: biased.
+
+    Source: Zhu et al. 2023, eq. 12b and 13, algorithm 1; weight is their lambda, which they tune between 1 and 25.
+
+    Args:
+      denoise: (x, t) -> x0.
+      schedule: noise schedule.
+      operator: a measurement.
+      y: (B, ...) or (1, ...), its value.
+      std: standard deviation of the measurement's noise, () or (B,), >= 0, may be traced.
+      weight: () or (B,), > 0, may be traced.
+
+    Raises:
+      ValueError: if y has another shape than the operator's measurements, std < 0 or weight <= 0.
+
+    >>> import diffax
+    >>> mask, schedule = diffax.inverse.Mask(jnp.array([1, 0])), diffax.Cosine()
+    >>> guided = diffpir(lambda x, t: 0 * x, schedule, mask, jnp.array([[2.0, 0.0]]), std=1.0)
+    >>> guided(jnp.zeros((1, 2)), 0.5).round(4).tolist()
+    [[1.0, 0.0]]
+    """
+    y = measurement(operator, y)
+    check("std", std, ">= 0", lambda v: v >= 0)
+    check("weight", weight, "> 0", lambda v: v > 0)
+
+    def guided(x, t):
+        x0 = denoise(x, t)
+        rho = weight * jnp.square(std) * jnp.exp(schedule(t).log_snr)
+        z = operator.solve(residual(operator, y, x0), 1.0, rho)
+        return combine((1.0, x0), (1.0, operator.adjoint(z)))
+
+    return guided
+
+
+def _like(value, x0):
+    return jax.tree.map(lambda v, like: v.astype(like.dtype), value, x0)

@@ -1,0 +1,338 @@
+"""Linear measurements y = A x0 + std n, as pytrees of three linear functions.
+
+    forward(x0)    A x0
+    adjoint(y)     A^T y
+    solve(y, a, b) (a A A^T + b I)^-1 y      on the range of A, where b = 0
+
+All that a method needs follows from these: with b = 0 the pseudo-inverse A^+ = A^T (A A^T)^-1, and, for Gaussians,
+
+    argmin_x |y - A x|^2 + b |x - x0|^2 = x0 + A^T (A A^T + b I)^-1 (y - A x0)
+
+What each operator knows of its own singular values c:
+
+    Mask            A A^T = I on what is known              c^2 = 1
+    BoxDownsample   A A^T = I / factor^axes                 c^2 = factor^-axes
+    Blur            diagonal in the Fourier basis           c = |transfer|
+    LinearMap       nothing: conjugate gradients, example by example
+
+x0: (B, ...), y: (B, ...), or (1, ...) where all examples share one measurement. a, b: () or (B,), may be traced.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffax.pytrees import check, combine, expand, pytree, static
+
+
+@runtime_checkable
+class Operator(Protocol):
+    """What every measurement provides."""
+
+    def forward(self, x0: Any) -> Any:
+        """A x0: (B, ...) to (B, ...)."""
+        ...
+
+    def adjoint(self, y: Any) -> Any:
+        """A^T y."""
+        ...
+
+    def solve(self, y: Any, a: Any, b: Any) -> Any:
+        """(a A A^T + b I)^-1 y; a, b: () or (B,), >= 0; b may be infinite."""
+        ...
+
+    def check(self, y: Any) -> None:
+        """Raises `ValueError` for a y that is no measurement of this operator."""
+        ...
+
+
+@pytree
+class Mask:
+    """The known entries of x0 and zero elsewhere: inpainting. A A^T = I on what is known.
+
+    Args:
+      known: bool or 0 / 1, broadcasts to x0 of shape (B, ...): (H, W, 1), say, or (B, H, W, 1); a tree where x0 is one.
+
+    Raises:
+      ValueError: if a value of `known` is neither 0 nor 1.
+
+    >>> Mask(jnp.array([True, False])).forward(jnp.array([[2.0, 3.0]])).tolist()
+    [[2.0, 0.0]]
+    """
+
+    known: Any
+
+    def __post_init__(self):
+        for leaf in jax.tree.leaves(self.known):
+            check("known", leaf, "0 or 1", lambda v: (v == 0) | (v == 1))
+
+    gain = 1.0  # the squared singular values that are not zero
+
+    def select(self, of_known: Any, x: Any) -> Any:
+        """`of_known` where known, x elsewhere; shapes and dtypes of x."""
+
+        def leaf(known, a, v):
+            shapes = jnp.shape(known), jnp.shape(a)
+            if np.broadcast_shapes(*shapes, v.shape) != v.shape:
+                raise ValueError(f"known must broadcast to x of shape {v.shape}, got {shapes[0]}")
+            return jnp.where(jnp.asarray(known) != 0, jnp.asarray(a, v.dtype), v)
+
+        return jax.tree.map(leaf, self.known, of_known, jax.tree.map(jnp.asarray, x))
+
+    def forward(self, x0: Any) -> Any:
+        """A x0, the shape of x0."""
+        return self.select(x0, jax.tree.map(jnp.zeros_like, x0))
+
+    def adjoint(self, y: Any) -> Any:
+        """A^T y = A y."""
+        return self.forward(y)
+
+    def solve(self, y: Any, a: Any, b: Any) -> Any:
+        """y / (a + b) where known, 0 elsewhere."""
+        return self.forward(_divide(y, a, b, 1.0))
+
+    def check(self, y: Any) -> None:
+        """Raises `ValueError` unless `known` broadcasts to y."""
+
+        def leaf(known, v):
+            known, shape = np.shape(known), np.shape(v)
+            try:
+                full = np.broadcast_shapes(known, shape)
+            except ValueError:
+                full = ()
+            if not shape or full[1:] != shape[1:] or len(full) != len(shape) or shape[0] not in (1, full[0]):
+                raise ValueError(f"y must have the shape (B, ...) of x, to which known {known} broadcasts, got {shape}")
+
+        _same_structure(self.known, y)
+        jax.tree.map(leaf, self.known, y)
+
+
+@pytree
+class BoxDownsample:
+    """The means over boxes: super-resolution by an integer factor. A A^T = I / factor^len(axes).
+
+    Args:
+      factor: int >= 1, the side of a box.
+      shape: of one example, (H, W, C), say.
+      axes: of the example, along which boxes lie.
+
+    Raises:
+      ValueError: if the factor does not divide the shape along these axes.
+
+    >>> BoxDownsample(2, (2, 4), axes=(1,)).forward(jnp.arange(8.0).reshape(1, 2, 4)).tolist()
+    [[[0.5, 2.5], [4.5, 6.5]]]
+    """
+
+    factor: int = static()
+    shape: tuple[int, ...] = static()
+    axes: tuple[int, ...] = static((0, 1))
+
+    def __post_init__(self):
+        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "axes", _check_axes(self.axes, self.shape))
+        if isinstance(self.factor, bool) or not isinstance(self.factor, (int, np.integer)) or self.factor < 1:
+            raise ValueError(f"factor must be an int >= 1, got {self.factor!r}")
+        if any(self.shape[axis] % self.factor for axis in self.axes):
+            raise ValueError(f"factor must divide shape {self.shape} along axes {self.axes}, got {self.factor}")
+
+    @property
+    def gain(self) -> float:
+        """The squared singular values."""
+        return float(self.factor) ** -len(self.axes)
+
+    def forward(self, x0: Any) -> Any:
+        """A x0: (B, *shape) to the shape that is smaller by the factor along the axes."""
+        x0 = check_shape("x", x0, self.shape)
+        for axis in self.axes:
+            split = (*x0.shape[: axis + 1], x0.shape[axis + 1] // self.factor, self.factor, *x0.shape[axis + 2 :])
+            x0 = jnp.mean(x0.reshape(split), axis + 2)
+        return x0
+
+    def adjoint(self, y: Any) -> Any:
+        """A^T y: each entry spread over its box."""
+        self.check(y)
+        for axis in self.axes:
+            y = jnp.repeat(jnp.asarray(y), self.factor, axis + 1) / self.factor
+        return y
+
+    def solve(self, y: Any, a: Any, b: Any) -> Any:
+        """y / (a factor^-axes + b)."""
+        return _divide(y, a, b, self.gain)
+
+    def check(self, y: Any) -> None:
+        """Raises `ValueError` for a y of another shape."""
+        small = tuple(n // self.factor if axis in self.axes else n for axis, n in enumerate(self.shape))
+        check_shape("y", y, small)
+
+
+@pytree
+class Blur:
+    """Circular convolution with a kernel; by FFT, in which A A^T is diagonal.
+
+    Args:
+      kernel: one axis for each of `axes`; its entry at index size // 2 stays in place. May be traced.
+      shape: of one example, (H, W, C), say.
+      axes: of the example, 1 to 3 of them.
+      cutoff: >= 0; singular values below this part of the largest one count as zero, since nothing that they
+        carry can be had back in floating point; 3e-2 is what Wang et al. 2022 take to deblur.
+
+    Raises:
+      ValueError: if the kernel has other axes, or is larger than the example.
+
+    >>> blur = Blur(jnp.array([0.25, 0.5, 0.25]), (4,), axes=(0,))
+    >>> blur.forward(jnp.array([[1.0, 0.0, 0.0, 0.0]])).round(3).tolist()
+    [[0.5, 0.25, 0.0, 0.25]]
+    """
+
+    kernel: Any
+    shape: tuple[int, ...] = static()
+    axes: tuple[int, ...] = static((0, 1))
+    cutoff: Any = 1e-5
+
+    def __post_init__(self):
+        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "axes", _check_axes(self.axes, self.shape, most=3))
+        size, room = np.shape(self.kernel), tuple(self.shape[axis] for axis in self.axes)
+        if len(size) != len(room) or any(k > n or k < 1 for k, n in zip(size, room, strict=True)):
+            raise ValueError(f"kernel must have {len(room)} axes of lengths up to {room}, got shape {size}")
+        check("cutoff", self.cutoff, ">= 0", lambda v: v >= 0)
+
+    def _transfer(self, dtype):
+        """The kernel's Fourier transform, with length-1 axes to multiply the spectrum of (B, *shape)."""
+        kernel = jnp.asarray(self.kernel, dtype)
+        size, room = kernel.shape, [self.shape[axis] for axis in self.axes]
+        kernel = jnp.pad(kernel, [(0, n - k) for k, n in zip(size, room, strict=True)])
+        kernel = jnp.roll(kernel, [-(k // 2) for k in size], range(len(size)))
+        kernel = jnp.transpose(kernel, np.argsort(self.axes))
+        wide = [1] + [n if axis in self.axes else 1 for axis, n in enumerate(self.shape)]
+        transfer = jnp.fft.rfftn(kernel.reshape(wide), axes=self._fft_axes)
+        power = jnp.square(transfer.real) + jnp.square(transfer.imag)
+        kept = power > jnp.square(self.cutoff) * power.max()
+        return jnp.where(kept, transfer, 0), jnp.where(kept, power, 0)
+
+    @property
+    def _fft_axes(self):
+        return tuple(sorted(axis + 1 for axis in self.axes))
+
+    def _filter(self, x, multiply):
+        """x with its spectrum multiplied by multiply(transfer, power), at float32 or better."""
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        spectrum = jnp.fft.rfftn(wide, axes=self._fft_axes)
+        spectrum = spectrum * multiply(*self._transfer(wide.dtype), spectrum)
+        sizes = [x.shape[axis] for axis in self._fft_axes]
+        return jnp.fft.irfftn(spectrum, sizes, axes=self._fft_axes).astype(x.dtype)
+
+    def forward(self, x0: Any) -> Any:
+        """A x0, the shape of x0."""
+        return self._filter(check_shape("x", x0, self.shape), lambda transfer, power, like: transfer)
+
+    def adjoint(self, y: Any) -> Any:
+        """A^T y: convolution with the kernel turned round."""
+        return self._filter(check_shape("y", y, self.shape), lambda transfer, power, like: transfer.conj())
+
+    def solve(self, y: Any, a: Any, b: Any) -> Any:
+        """(a A A^T + b I)^-1 y; 0 where a singular value and b are both 0."""
+
+        def inverse(transfer, power, like):
+            total = expand(a, like) * power + expand(b, like)
+            return jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1.0), 0.0)
+
+        return self._filter(check_shape("y", y, self.shape), inverse)
+
+    def check(self, y: Any) -> None:
+        """Raises `ValueError` for a y of another shape than x's."""
+        check_shape("y", y, self.shape)
+
+
+def gaussian_blur(
+    std: Any, shape: tuple[int, ...], *, radius: int, axes: tuple[int, ...] = (0, 1), cutoff: Any = 1e-5
+) -> Blur:
+    """`Blur` by a Gaussian of standard deviation `std` pixels, cut off beyond `radius` pixels, of sum 1.
+
+    Raises:
+      ValueError: if std <= 0 or radius is no int >= 0.
+
+    >>> gaussian_blur(1.0, (8, 8, 3), radius=2).kernel.shape
+    (5, 5)
+    """
+    check("std", std, "> 0", lambda v: v > 0)
+    if isinstance(radius, bool) or not isinstance(radius, (int, np.integer)) or radius < 0:
+        raise ValueError(f"radius must be an int >= 0, got {radius!r}")
+    line = jnp.exp(-0.5 * jnp.square(jnp.arange(-radius, radius + 1) / jnp.asarray(std)))
+    line = line / line.sum()
+    kernel = line
+    for _ in axes[1:]:
+        kernel = kernel[..., None] * line
+    return Blur(kernel, shape, axes, cutoff)
+
+
+def measurement(operator: Operator, y: Any) -> Any:
+    """y as arrays, checked against its operator; a leading axis of length 1 is shared by all examples.
+
+    Raises:
+      ValueError: if y has another shape than the operator's measurements.
+    """
+    operator.check(y)
+    return jax.tree.map(jnp.asarray, y)
+
+
+def residual(operator: Any, y: Any, x0: Any) -> Any:
+    """y - A x0, for y of shape (B, ...) or (1, ...); `operator` may be any function x0 -> y.
+
+    Raises:
+      ValueError: if y and x0 have different batches.
+    """
+    images = operator.forward(x0) if isinstance(operator, Operator) else operator(x0)
+    return jax.tree.map(lambda v, image: fit(jnp.asarray(v, image.dtype), image) - image, y, images)
+
+
+def fit(y: Any, like: Any) -> Any:
+    """y, if it broadcasts to `like` by its batch axis alone, or else a `ValueError`."""
+    if y.shape[1:] != like.shape[1:] or y.shape[0] not in (1, like.shape[0]):
+        raise ValueError(f"y must have shape {like.shape}, or 1 in place of the batch, got {y.shape}")
+    return y
+
+
+def pseudo_inverse(operator: Operator, y: Any) -> Any:
+    """A^+ y = A^T (A A^T)^-1 y."""
+    return operator.adjoint(operator.solve(y, 1.0, 0.0))
+
+
+def project(operator: Operator, y: Any, x0: Any) -> Any:
+    """The nearest point to x0 that measures y: x0 + A^+ (y - A x0).
+
+    It puts the known pixels into a result of `replacement` or `repaint`, too.
+
+    >>> project(Mask(jnp.array([1, 0])), jnp.array([[5.0, 0.0]]), jnp.array([[2.0, 3.0]])).tolist()
+    [[5.0, 3.0]]
+    """
+    return combine((1.0, x0), (1.0, pseudo_inverse(operator, residual(operator, y, x0))))
+
+
+def _divide(y, a, b, gain):
+    total = jnp.asarray(a) * gain + b
+    return jax.tree.map(lambda v: (v / expand(total, v)).astype(v.dtype), y)
+
+
+def _check_axes(axes, shape, most=None):
+    axes = tuple(axes)
+    ok = axes and len(set(axes)) == len(axes) and all(axis in range(len(shape)) for axis in axes)
+    if not ok or (most is not None and len(axes) > most):
+        few = f" up to {most}" if most else ""
+        raise ValueError(f"axes must be{few} different axes of an example of shape {shape}, got {axes}")
+    return axes
+
+
+def check_shape(name: str, value: Any, shape: tuple[int, ...]) -> Any:
+    """`value` as an array of shape (B, *shape), or a `ValueError` that names it."""
+    if np.ndim(value) != len(shape) + 1 or np.shape(value)[1:] != shape:
+        expected = ", ".join(map(str, ("B", *shape)))
+        raise ValueError(f"{name} must have shape ({expected}), got {np.shape(value)}")
+    return jnp.asarray(value)
+
+
+def _same_structure(known, y):
+    if jax.tree.structure(known) != jax.tree.structure(y):
+        raise ValueError(f"y must be a tree like known {jax.tree.structure(known)}, got {jax.tree.structure(y)}")
