@@ -169,10 +169,11 @@ def dps(sampler: Sampler, operator: Any, y: Any, *, scale: Any = 1.0) -> Sampler
         def misfits(x):
             return safe_sqrt(squared_norm(residual(operator, y, denoise(x, t)))).sum()
 
+        # The step first: a wrapper around this one listens to the first call, which must not be one inside `grad`.
+        stepped = sampler.step(key, denoise, state, t, s)
         downhill = jax.grad(misfits)(state.x)  # of the sum: each example's own, since examples do not meet
-        state = sampler.step(key, denoise, state, t, s)
         length = jnp.where(jnp.asarray(t) != s, scale, 0.0)
-        return state._replace(x=combine((1.0, state.x), (-length, downhill)))
+        return stepped._replace(x=combine((1.0, stepped.x), (-length, downhill)))
 
     return sampler._replace(step=step, calls=sampler.calls + 1)
 
