@@ -3,6 +3,11 @@
     predict(x, t) -> y   network     ->   denoise(x, t) = (b x - sigma y) / (alpha b - sigma a)
 
 A network becomes a denoiser here, at the edge; samplers, guidance and the oracles know nothing else.
+Denoiser -> denoiser:
+
+    clip_static    x0 within the data's range
+    clip_dynamic   x0 within its own range, scaled back to the data's
+    reschedule     the denoiser of another schedule, at equal log-SNR
 """
 
 from typing import Any
@@ -11,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax.predictions import KINDS, split
-from diffax.pytrees import check, choose
+from diffax.pytrees import check, choose, combine, expand
 from diffax.typing import Denoiser, Predict, Schedule
 
 
@@ -47,3 +52,64 @@ def clip_static(denoise: Denoiser, low: Any = -1.0, high: Any = 1.0) -> Denoiser
     """
     check("high", high, f"> low = {low}", lambda v: v > low)
     return lambda x, t: jax.tree.map(lambda v: jnp.clip(v, low, high), denoise(x, t))
+
+
+def clip_dynamic(denoise: Denoiser, *, quantile: Any = 0.995, limit: Any = 1.0) -> Denoiser:
+    """Dynamic thresholding: x0 clipped to [-s, s] and divided by s / limit, s = max(limit, quantile of |x0|).
+
+    Saharia et al. 2022 (Imagen), section 2.3. The quantile is that of an example, over all its axes, in each leaf by
+    itself. Where it lies within the limit this is `clip_static` at -limit and limit.
+
+    Args:
+      denoise: (x, t) -> x0.
+      quantile: () or (B,) in [0, 1], may be traced.
+      limit: () or (B,) > 0, may be traced; half the data's range.
+
+    Raises:
+      ValueError: if the quantile or the limit is known to lie outside its range.
+
+    >>> clip_dynamic(lambda x, t: x, quantile=1.0)(jnp.array([[-4.0, 1.0], [0.5, 1.0]]), 0.5).tolist()
+    [[-1.0, 0.25], [0.5, 1.0]]
+    """
+    check("quantile", quantile, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    check("limit", limit, "> 0", lambda v: v > 0)
+
+    def clip(v):
+        flat = jnp.abs(v.reshape(len(v), -1)).astype(jnp.promote_types(v.dtype, jnp.float32))
+        q = jnp.broadcast_to(jnp.asarray(quantile, flat.dtype), (len(v),))
+        s = jnp.maximum(limit, jax.vmap(jnp.quantile)(flat, q))
+        wide = expand(s, v)
+        return (jnp.clip(v, -wide, wide) * expand(limit / s, v)).astype(v.dtype)
+
+    return lambda x, t: jax.tree.map(clip, denoise(x, t))
+
+
+def reschedule(denoise: Denoiser, schedule: Schedule, onto: Schedule) -> Denoiser:
+    """A denoiser of one schedule as a denoiser of another: x0(x, t) = denoise(x alpha' / alpha, t').
+
+        lambda'(t') = lambda(t);   alpha, lambda of `onto`, alpha', lambda' of `schedule`
+
+    x / alpha = x0 + sigma / alpha eps depends on the schedule through the log-SNR alone, so this is exact for any pair,
+    whatever their scalings (Kingma et al. 2021, section 5.1; Karras et al. 2022, eq. 8). Where `onto` has a log-SNR
+    that `schedule` never reaches, t' is the nearest end and the answer is that of the nearest level.
+
+    Args:
+      denoise: (x, t) -> x0, or any other function of x_t and t: a classifier's log-probability of `classifier`.
+      schedule: the schedule that it was trained with.
+      onto: the schedule that is sampled with.
+
+    >>> import diffax
+    >>> ve, flow = diffax.LogLinear(0.01, 100.0), diffax.Flow()
+    >>> data = diffax.analytic.Gaussian.from_covariance([0.7, -0.4], 0.25)
+    >>> x = jnp.array([[0.3, 1.0]])
+    >>> both = reschedule(data.denoiser(ve), ve, flow)(x, 0.4), data.denoiser(flow)(x, 0.4)
+    >>> bool(jnp.allclose(*both, atol=1e-5))
+    True
+    """
+
+    def moved(x, t):
+        level = onto(t)
+        time = schedule.inverse(level.log_snr)
+        return denoise(combine((schedule(time).alpha / level.alpha, x)), time)
+
+    return moved

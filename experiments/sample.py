@@ -7,10 +7,15 @@ settings.json, samples.png (the first 100) and shard_00000.npz ...: `samples` in
 `labels`. Sample i depends on --seed and i alone, whatever the batch size. Running the same command again
 draws only the shards that are missing.
 
+--guidance=W is classifier-free guidance, at the times --guidance_interval=LOW,HIGH if given. --classifier=DIR guides
+by a classifier from `experiments.train_classifier` at --classifier_scale: as well, or instead with --guidance=0.
+
 img2img: --init_image=FILE --noise_level=T noises a picture to time T in (0, 1) and samples on from there.
 """
 
+import functools
 import hashlib
+import math
 import os
 import zipfile
 from pathlib import Path
@@ -21,8 +26,9 @@ import numpy as np
 from absl import flags
 
 import diffax
-from experiments import build, images
+from experiments import build, images, noisy_classifier
 from experiments.checkpoint import load_model
+from experiments.configs import default
 from experiments.progress import Progress
 from experiments.workdir import check_writable, launch, read_json, usage_errors, write_json
 
@@ -38,18 +44,34 @@ STEPS = flags.DEFINE_integer("num_steps", None, "Denoiser calls; the config's if
 GRID = flags.DEFINE_string("grid", None, "Step grid; the config's if not given.")
 ETA = flags.DEFINE_float("eta", None, "Noise level of ddim; the config's if not given.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance weight, 1 for none; the config's if not given.")
+INTERVAL = flags.DEFINE_list("guidance_interval", None, "LOW,HIGH: the times that guidance acts at; the config's.")
+RESCALE = flags.DEFINE_float("guidance_rescale", None, "phi of Lin et al. 2024, 0 for none; the config's.")
+CLASSIFIER = flags.DEFINE_string("classifier", None, "Workdir of a noise-aware classifier to guide with.")
+SCALE = flags.DEFINE_float("classifier_scale", 1.0, "Scale of the classifier's guidance.")
 INIT = flags.DEFINE_string("init_image", None, "img2img: a picture to start from.")
 LEVEL = flags.DEFINE_float("noise_level", 0.6, "img2img: the time to which the picture is noised.")
 
 
+def floats(name, texts):
+    """A list flag as a tuple of floats."""
+    try:
+        return tuple(float(text) for text in texts)
+    except ValueError as error:
+        raise ValueError(f"{name} must be numbers, got {','.join(texts)}") from error
+
+
 def override(config):
     """The config with what the flags say of sampling."""
+    known = default.get_config().sampling.to_dict()
+    config.sampling = {**known, **config.sampling.to_dict()}  # known: settings younger than the checkpoint
     flags_given = {
         "sampler": SAMPLER.value,
         "num_steps": STEPS.value,
         "grid": GRID.value,
         "eta": ETA.value,
         "guidance": GUIDANCE.value,
+        "guidance_interval": None if INTERVAL.value is None else floats("guidance_interval", INTERVAL.value),
+        "guidance_rescale": RESCALE.value,
     }
     config.sampling.update({k: v for k, v in flags_given.items() if v is not None})
     for name, value in (("num", NUM.value), ("batch_size", BATCH.value), ("shard_size", SHARD.value)):
@@ -64,9 +86,26 @@ def override(config):
     return config
 
 
-def chosen_labels(model):
-    """The cycle of labels, or None for a network without classes."""
+def guide(model):
+    """The classifier to guide with, or None."""
+    if CLASSIFIER.value is None:
+        if flags.FLAGS["classifier_scale"].present:
+            raise ValueError(f"classifier_scale needs a --classifier, got {SCALE.value} without one")
+        return None
+    if not math.isfinite(SCALE.value):
+        raise ValueError(f"classifier_scale must be finite, got {SCALE.value}")
+    found = noisy_classifier.load(Path(CLASSIFIER.value).absolute())
+    if found.shape != model.shape:
+        raise ValueError(f"classifier must be one of images {model.shape}, got {CLASSIFIER.value} of {found.shape}")
+    if model.config.network.conditional and found.num_classes != model.num_classes:
+        raise ValueError(f"classifier must have the network's {model.num_classes} classes, got {found.num_classes}")
+    return found
+
+
+def chosen_labels(model, classifier):
+    """The cycle of labels, or None where neither the network nor the classifier has classes."""
     classes = model.num_classes if model.config.network.conditional else None
+    classes = classes if classifier is None else classifier.num_classes
     if not LABELS.value:
         return None if classes is None else np.arange(classes)
     if classes is None:
@@ -99,11 +138,14 @@ def sound(path):
         return False
 
 
-def draw(model, out, settings, cycle, picture, times):
+def draw(model, out, settings, cycle, picture, times, classifier):
     """Draws the shards that are missing."""
     num, size = settings["num"], settings["shard_size"]
     batch = min(BATCH.value, num, size)
-    generate = build.generator(model.config, model.network, model.shape, times, picture)
+    classify = None
+    if classifier is not None:
+        classify = functools.partial(noisy_classifier.log_prob, classifier, onto=build.schedule(model.config))
+    generate = build.generator(model.config, model.network, model.shape, times, picture, classify, SCALE.value)
     root = jax.random.key(settings["seed"])
     progress = Progress("sample", num, unit="samples")
     for number, first in enumerate(range(0, num, size)):
@@ -132,7 +174,8 @@ def main(argv):
     out = Path(OUT.value).absolute()
     with usage_errors():
         model = load_model(Path(CHECKPOINT.value).absolute(), override)
-        cycle = chosen_labels(model)
+        classifier = guide(model)
+        cycle = chosen_labels(model, classifier)
         picture, times = initial(model)
         check_writable(out, "out")
         settings = {
@@ -144,18 +187,22 @@ def main(argv):
             "labels": LABELS.value,
             "init_image": INIT.value and hashlib.sha256(Path(INIT.value).read_bytes()).hexdigest(),
             "noise_level": LEVEL.value if INIT.value else None,
+            "classifier": classifier and str(Path(CLASSIFIER.value).resolve()),
+            "classifier_step": classifier and classifier.step,
+            "classifier_scale": classifier and SCALE.value,
             "sampling": model.config.sampling.to_dict(),
             "dataset": model.config.dataset.to_dict(),
             "range": list(model.range),
         }
         before = read_json(out / "settings.json")
-        if before is not None and before != settings:
-            key = next(k for k in settings if before.get(k) != settings[k])
+        changed = [] if before is None else [k for k in settings if before.get(k) != settings[k]]
+        if changed:
+            key = changed[0]
             raise ValueError(
                 f"out {out} holds samples with {key} = {before.get(key)!r}, got {settings[key]!r}; choose another --out"
             )
     write_json(out / "settings.json", settings)
-    draw(model, out, settings, cycle, picture, times)
+    draw(model, out, settings, cycle, picture, times, classifier)
     low, high = model.range
     shown = -(-min(100, NUM.value) // SHARD.value)
     first = np.concatenate([np.load(out / f"shard_{i:05d}.npz")["samples"] for i in range(shown)])[:100]

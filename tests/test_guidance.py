@@ -1,4 +1,4 @@
-"""Classifier-free guidance."""
+"""Classifier-free guidance, one call for both branches, intervals; and what holds for every rule."""
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from diffax import analytic
 
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.newest]
 SCHEDULE = diffax.Cosine()
+W = 3.5
 
 
 def test_the_weights_ends_are_its_denoisers():
@@ -52,6 +53,183 @@ def test_the_exam_fails_swapped_denoisers(monkeypatch):
     for exam in (test_the_weights_ends_are_its_denoisers, test_the_guided_score_is_the_score_of_the_sharpened_law):
         with pytest.raises(AssertionError):
             exam()
+
+
+def test_the_weight_may_be_a_function_of_time():
+    times = jnp.linspace(0.1, 0.9, len(START))
+    guided = diffax.classifier_free(lambda x, t: 2 * x, lambda x, t: -x, lambda t: 5 * t)
+    expected = START * (-1 + 15 * np.asarray(times))[:, None]
+    np.testing.assert_allclose(guided(jnp.asarray(START), times), expected, rtol=1e-12)
+    np.testing.assert_allclose(guided(jnp.asarray(START), 0.3), START * 3.5, rtol=1e-12)
+
+
+def test_guidance_needs_its_branches():
+    denoise = lambda x, t: x
+    for make in (
+        lambda: diffax.classifier_free(denoise, None, 2.0),
+        lambda: diffax.classifier_free(denoise, None, 0),
+        lambda: diffax.apg(denoise, None, 2.0),
+    ):
+        with pytest.raises(ValueError, match=r"unconditional must be a denoiser \(x, t\) -> x0, got None"):
+            make()
+    assert diffax.classifier_free(denoise, None, 1.0) is denoise
+    labels = jnp.arange(3)
+    for null, message in ((None, "null must be the condition"), ({"a": 1}, "a tree like"), (jnp.ones(2), "broadcast")):
+        with pytest.raises(ValueError, match=message):
+            diffax.classifier_free_batched(lambda x, t, label: x, labels, null, 2.0)
+    for wrong, message in (
+        (lambda: diffax.interval(None, denoise), "guided must be a denoiser"),
+        (lambda: diffax.rescale(denoise, denoise, 1.5), r"strength must be in \[0, 1\], got 1.5"),
+        (lambda: diffax.rescale(denoise, denoise, 0.5, kind="w"), "kind must be one of"),
+        (lambda: diffax.rescale(denoise, denoise, 0.5, kind="v"), "schedule must be given to rescale kind 'v'"),
+        (lambda: diffax.apg(denoise, denoise, 2.0, threshold=0.0), "threshold must be > 0, got 0"),
+        (lambda: diffax.classifier(denoise, None, SCHEDULE, 1.0), "log_prob must be a function"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong()
+
+
+# One call for both branches
+
+
+def network(calls, mix):
+    """A denoiser of x, t and a condition {label, text}; counts its calls."""
+
+    def denoise(x, t, condition):
+        calls.append(x.shape)
+        time = jnp.broadcast_to(t, x.shape[:1])[:, None]
+        shift = condition["label"][:, None] + condition["text"].sum(1, keepdims=True)
+        shift = shift.mean() * jnp.ones_like(shift) if mix else shift
+        return jnp.sin(x + time) * shift
+
+    return denoise
+
+
+def check_one_call(time, *, mix):
+    calls, text = [], np.arange(15.0).reshape(5, 3)
+    condition = {"label": jnp.arange(5), "text": jnp.asarray(text)}
+    denoise, null = network(calls, mix), {"label": 10, "text": jnp.zeros(3)}
+    guided = diffax.classifier_free_batched(denoise, condition, null, W)(jnp.asarray(START), time)
+    assert calls == [(10, 2)]
+    wave = np.sin(START + np.broadcast_to(time, 5)[:, None])
+    c, u = wave * (np.arange(5) + text.sum(1))[:, None], wave * 10
+    np.testing.assert_allclose(guided, u + W * (c - u), rtol=1e-12)
+    for weight, alone in ((1, c), (0.0, u)):
+        calls.clear()
+        one = diffax.classifier_free_batched(denoise, condition, null, weight)(jnp.asarray(START), time)
+        np.testing.assert_allclose(one, alone, rtol=1e-12)
+        assert calls == [(5, 2)]
+    calls.clear()
+    guide = lambda c, u: diffax.rescale(diffax.classifier_free(c, u, W), c, 1.0)
+    rescaled = diffax.guide_batched(guide, denoise, condition, null)(jnp.asarray(START), time)
+    np.testing.assert_allclose(np.std(rescaled, 1), np.std(c, 1), rtol=1e-12)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("time", [0.4, np.linspace(0.1, 0.9, 5)], ids=["t", "t_by_example"])
+def test_one_call_serves_both_branches(time):
+    check_one_call(time, mix=False)
+
+
+def test_the_exam_fails_a_network_that_mixes_examples():
+    """Negative control."""
+    with pytest.raises(AssertionError):
+        check_one_call(0.4, mix=True)
+
+
+def test_one_call_takes_a_tree_for_x_and_one_label_for_all():
+    x = {"a": jnp.ones((3, 2)), "b": jnp.ones((3, 1, 4))}
+    denoise = lambda x, t, label: jax.tree.map(lambda v: v * label.reshape(-1, *[1] * (v.ndim - 1)), x)
+    x0 = diffax.classifier_free_batched(denoise, jnp.asarray(3), 7, 0.5)(x, 0.5)
+    assert jax.tree.map(lambda v: (v.shape, float(v.min()), float(v.max())), x0) == {
+        "a": ((3, 2), 5.0, 5.0),
+        "b": ((3, 1, 4), 5.0, 5.0),
+    }
+
+
+# Intervals
+
+
+def test_guidance_within_an_interval():
+    """Inside exactly the one, outside exactly the other, to the bit; bounds in t, log-SNR or sigma, traced."""
+    guided, plain, x = (lambda x, t: jnp.sin(3 * x)), (lambda x, t: jnp.cos(x)), jnp.asarray(START)
+    times, bounds = np.array([0.05, 0.3, 0.5, 0.7, 0.95]), np.array([0.25, 0.75])
+    of = {"t": None, "log_snr": SCHEDULE.log_snr, "sigma": lambda t: SCHEDULE(t).sigma}
+    expected = np.where((times >= 0.3) & (times <= 0.7), 0, 1)
+    answers = [np.asarray(f(x, 0.5)) for f in (guided, plain)]
+    for name in of:
+        low, high = sorted(float(v) for v in (bounds if of[name] is None else of[name](bounds)))
+
+        @jax.jit
+        def run(t, low, high, of=of[name]):
+            return diffax.interval(guided, plain, low, high, of=of)(x, t)
+
+        for t, which in zip(times, expected, strict=True):
+            np.testing.assert_array_equal(run(t, low, high), answers[which])
+        by_example = run(jnp.asarray(times), low, high)
+        np.testing.assert_array_equal(by_example, np.where(expected[:, None], answers[1], answers[0]))
+    swept = jax.vmap(lambda low, high: diffax.interval(guided, plain, low, high)(x, 0.5))
+    ends = jnp.array([0.4, 0.5, 0.6])  # the bounds belong to the interval
+    np.testing.assert_array_equal(swept(0 * ends, ends), [answers[1], answers[0], answers[0]])
+    np.testing.assert_array_equal(swept(ends, 0 * ends + 1), [answers[0], answers[0], answers[1]])
+
+
+def test_outside_the_interval_guidance_is_not_computed():
+    runs = []
+
+    def guided(x, t):
+        jax.debug.callback(lambda: runs.append(1))
+        return x
+
+    run = jax.jit(
+        lambda t: diffax.interval(guided, lambda x, t: x.astype(jnp.float32), 0.4, 0.6)(jnp.asarray(START), t)
+    )
+    for t in (0.2, 0.5, 0.8):
+        assert run(t).dtype == jnp.float64
+    jax.effects_barrier()
+    assert len(runs) == 1
+
+
+# What holds for all
+
+
+RULES = {
+    "classifier_free": lambda c, u, w, k: diffax.classifier_free(c, u, w),
+    "autoguidance": lambda c, u, w, k: diffax.autoguidance(c, u, w),
+    "interval": lambda c, u, w, k: diffax.interval(diffax.classifier_free(c, u, w), c, 0.1, 0.5 + k),
+    "rescale": lambda c, u, w, k: diffax.rescale(diffax.classifier_free(c, u, w), c, k),
+    "rescale-v": lambda c, u, w, k: diffax.rescale(diffax.classifier_free(c, u, w), c, k, kind="v", schedule=SCHEDULE),
+    "apg": lambda c, u, w, k: diffax.apg(c, u, w, eta=k, threshold=1.0 + k),
+    "apg-inf": lambda c, u, w, k: diffax.apg(c, u, w, eta=k, threshold=jnp.inf),
+    "classifier": lambda c, u, w, k: diffax.classifier(u, lambda x, t: -((x - k) ** 2).sum(-1), SCHEDULE, w),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_is_traced_by_example_and_differentiable(rule):
+    """A weight for each example is that example's weight; slopes are finite, also where c = u and x = 0."""
+    x = jnp.asarray(START).at[0].set(0.0)
+    branches = lambda x, t: jnp.sin(x) + x * t, lambda x, t: jnp.sin(x)
+    f = lambda w, k, t: RULES[rule](*branches, w, k)(x, t)
+    weights, levels = jnp.array([0.0, 0.5, 1.0, 2.0, 7.0]), jnp.array([0.0, 0.2, 0.5, 0.9, 1.0])
+    each = jax.jit(jax.vmap(f, (0, None, None)))(weights, 0.5, 0.3)
+    np.testing.assert_allclose(f(weights, 0.5, 0.3), each[np.arange(5), np.arange(5)], rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(f(lambda t: 20 * t / 3, 0.5, 0.3), each[3], rtol=1e-10, atol=1e-14)
+    slopes = jax.jit(jax.vmap(jax.grad(lambda *a: (f(*a) ** 2).sum(), (0, 1, 2))))(weights, levels, 0.2 * levels)
+    assert all(np.isfinite(v).all() for v in slopes)
+    flat = jax.grad(lambda x: RULES[rule](*(lambda x, t: 0 * x,) * 2, 2.0, 1.0)(x, 0.3).sum())(x)
+    assert np.isfinite(flat).all()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_is_finite_in_single_precision_and_keeps_dtypes(rule):
+    law = gaussian()
+    x = jnp.asarray(START, jnp.float32)
+    guided = RULES[rule](lambda x, t: law.denoise(x, SCHEDULE(t)).astype(x.dtype), lambda x, t: 0 * x, W, 0.5)
+    for t in (0.0, 1.0):
+        x0 = jax.jit(guided)(x, jnp.float32(t))
+        assert x0.dtype == jnp.float32
+        assert np.isfinite(x0).all()
 
 
 def test_the_weight_may_be_traced_batched_and_differentiated():

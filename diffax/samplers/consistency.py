@@ -1,0 +1,231 @@
+r"""Consistency samplers: jump to data by a consistency function f, add noise, jump again.
+
+    f(x_t, t) = x at the end of the probability-flow path through x_t: the denoiser is f
+
+    consistency   x_s = alpha_s / alpha_0 f + std z,   std^2 = sigma_s^2 - (alpha_s / alpha_0)^2 sigma_0^2
+    lcm           x_s = alpha_s f + sigma_s z
+    tcd           x_s' = sigma_s' / sigma_t x_t + (alpha_s' - alpha_t sigma_s' / sigma_t) x0,   s' = (1 - gamma) s
+                  x_s  = alpha_s / alpha_s' x_s' + std z,   std^2 = sigma_s^2 - (alpha_s / alpha_s')^2 sigma_s'^2
+
+In `consistency` f ends at the level t_0, sigma_min, in `lcm` at clean data. `sample` over n entries costs n calls of
+f, the last one at times[-1]: one entry is one-step generation. What makes f of a network, so that f(x, t_0) = x:
+
+    consistency_function          f = c_skip x + c_out F(x, t)
+    latent_consistency_function   f = c_skip x + c_out denoise(x, t)
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffax import random
+from diffax.pytrees import as_float, check, combine
+from diffax.samplers.base import Sampler, State
+from diffax.schedules import transition
+from diffax.typing import Array, Denoiser, Predict, Schedule
+
+
+def _sampler(coefficients, order=0):
+    """A sampler x_s = c_1 x + c_2 f + c_3 z, coefficients (t, s) -> c, that leaves x as it is where t = s."""
+
+    def init(x, times):
+        return State(x)
+
+    def step(key, denoise, state, t, s):
+        moves = jnp.asarray(t) != s
+        of_x, of_f, std = (
+            jnp.where(moves, c, rest) for c, rest in zip(coefficients(t, s), (1.0, 0.0, 0.0), strict=True)
+        )
+        return State(combine((of_x, state.x), (of_f, denoise(state.x, t)), (std, random.noise(key, state.x))))
+
+    return Sampler(init, step, order=order, calls=1)
+
+
+def consistency(schedule: Schedule, *, t_min: Any = 0.0) -> Sampler:
+    """Multistep consistency sampling: x_s is a draw from q(x_s | x_(t_min)) at x_(t_min) = f(x_t, t).
+
+    With an exact f every x_s has exactly the law of its level, however few the steps; with a posterior mean in place
+    of f it does not sample the data's law. One call a step. Order 0: nothing is integrated, more steps only make
+    good for errors of f.
+
+    Args:
+      schedule: noise schedule; the paper's is `LogLinear` or `EDM` from 0.002 to 80.
+      t_min: () or (B,), where f ends: at t = 0, sigma_min, in the paper. A step to s < t_min ends at t_min.
+
+    Raises:
+      ValueError: if t_min is known to lie outside [0, 1].
+
+    Source: Song et al. 2023, algorithm 1; consistency_models of diffusers (CMStochasticIterativeScheduler).
+
+    >>> import jax
+    >>> from diffax.schedules import LogLinear
+    >>> step = consistency(LogLinear(0.002, 80.0)).step
+    >>> step(jax.random.key(0), lambda x, t: 0.5 * x, State(jnp.ones((1, 1))), 1.0, 0.0).x.tolist()  # ends at f
+    [[0.5]]
+    """
+    check("t_min", t_min, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+
+    def coefficients(t, s):
+        return 0.0, *transition(schedule, jnp.maximum(s, t_min), t_min)
+
+    return _sampler(coefficients)
+
+
+def lcm(schedule: Schedule) -> Sampler:
+    """Multistep latent consistency sampling: x_s = alpha_s f(x_t, t) + sigma_s z. One call a step, order 0.
+
+    `consistency` for an f that ends at clean data, and `tcd` with gamma = 1. Use `lcm_times` for the grid
+    that released models were distilled on.
+
+    Source: Luo et al. 2023, algorithm 3; LCMScheduler of diffusers.
+
+    >>> import jax
+    >>> from diffax.schedules import Cosine
+    >>> lcm(Cosine()).step(jax.random.key(0), lambda x, t: 0 * x, State(jnp.ones((2, 3))), 1.0, 0.5).x.shape
+    (2, 3)
+    """
+
+    def coefficients(t, s):
+        level = schedule(s)
+        return 0.0, level.alpha, level.sigma
+
+    return _sampler(coefficients)
+
+
+def tcd(schedule: Schedule, *, gamma: Any = 0.3, num_train_steps: int | None = None) -> Sampler:
+    """Strategic stochastic sampling of trajectory consistency models: past s to s' = (1 - gamma) s, then noise up to s.
+
+    gamma = 0 is `ddim` without noise, gamma = 1 is `lcm` (to within sigma(0)). One call a step. Order 1 at a literal
+    gamma = 0, else 0: the jump past s does not shrink with the number of steps.
+
+    Args:
+      schedule: noise schedule.
+      gamma: () or (B,) in [0, 1], may be traced; `eta` in diffusers.
+      num_train_steps: T of a table; s is then timestep i of T, s = (i + 1) / T, and s' is timestep
+        floor((1 - gamma) i), as in the released code. Its last step goes to timestep 0, s = 1 / T.
+
+    Raises:
+      ValueError: if gamma is known to lie outside [0, 1], or num_train_steps is not an int >= 1.
+
+    Source: Zheng et al. 2024, algorithm 2 and eq. 14; TCDScheduler of diffusers.
+
+    >>> import jax
+    >>> from diffax.schedules import Cosine
+    >>> step = tcd(Cosine(), gamma=0.0).step
+    >>> x = step(jax.random.key(0), lambda x, t: 0 * x, State(jnp.ones((1, 1))), 1.0, 0.5).x
+    >>> round(float(x[0, 0]), 4)  # sigma(0.5) / sigma(1)
+    0.7071
+    """
+    check("gamma", gamma, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    if num_train_steps is not None:
+        _check_count("num_train_steps", num_train_steps)
+
+    def coefficients(t, s):
+        s = as_float(s)
+        if num_train_steps is None:
+            past = (1 - gamma) * s
+        else:
+            past = (jnp.floor((1 - gamma) * jnp.round(s * num_train_steps - 1)) + 1) / num_train_steps
+            past = jnp.minimum(past, s)
+        level_t, level = schedule(t), schedule(past)
+        scale, std = transition(schedule, s, past)
+        of_f = -level.alpha * jnp.expm1((level_t.log_snr - level.log_snr) / 2)
+        return scale * level.sigma / level_t.sigma, scale * of_f, std
+
+    return _sampler(coefficients, order=1 if isinstance(gamma, (int, float)) and gamma == 0 else 0)
+
+
+def consistency_function(predict: Predict, schedule: Schedule, *, t_min: Any = 0.0, sigma_data: Any = 0.5) -> Denoiser:
+    """f with f(x, t_min) = x from the free network F of a consistency model; for `consistency` with the same t_min.
+
+        f = alpha_0 (c_skip x / alpha + c_out F(x, t)),   rho = sigma / alpha, 0 is t_min
+        c_skip = sigma_data^2 / ((rho - rho_0)^2 + sigma_data^2)
+        c_out  = (rho - rho_0) sigma_data / sqrt(rho^2 + sigma_data^2)
+
+    Args:
+      predict: (x, t) -> F, (B, ...); the paper's network scales its own input, x / sqrt(sigma^2 + sigma_data^2).
+      schedule: noise schedule.
+      t_min: () or (B,), where f ends.
+      sigma_data: () standard deviation of the data.
+
+    Source: Song et al. 2023, eq. 5 and appendix C, there with alpha = 1.
+
+    >>> from diffax.schedules import LogLinear
+    >>> f = consistency_function(lambda x, t: x + 7, LogLinear(0.002, 80.0))
+    >>> f(jnp.ones((1, 1)), 0.0).tolist()
+    [[1.0]]
+    """
+
+    def function(x, t):
+        level, end = schedule(t), schedule(t_min)
+        rho = jnp.exp(-level.log_snr / 2)
+        beyond = -rho * jnp.expm1((level.log_snr - end.log_snr) / 2)  # rho - rho_0
+        skip = sigma_data**2 / (beyond**2 + sigma_data**2)
+        out = beyond * sigma_data / jnp.sqrt(rho**2 + sigma_data**2)
+        return combine((end.alpha * skip / level.alpha, x), (end.alpha * out, predict(x, t)))
+
+    return function
+
+
+def latent_consistency_function(
+    denoise: Denoiser, *, num_train_steps: int = 1000, timestep_scaling: Any = 10.0, sigma_data: Any = 0.5
+) -> Denoiser:
+    """f with f(x, t) = x at the first timestep, from a distilled denoiser; for `lcm`.
+
+        f = c_skip x + c_out denoise(x, t),   tau = timestep_scaling i,   t = (i + 1) / num_train_steps
+        c_skip = sigma_data^2 / (tau^2 + sigma_data^2)
+        c_out  = tau / sqrt(tau^2 + sigma_data^2)
+
+    Already at timestep 1 the share of x is 0.0025: but for i = 0 it is the denoiser, to a few digits.
+
+    Args:
+      denoise: (x, t) -> x0, from `denoiser(predict, ...)`, guided or clipped.
+      num_train_steps: T of the table.
+      timestep_scaling: () the factor on i.
+      sigma_data: () standard deviation of the data.
+
+    Raises:
+      ValueError: if num_train_steps is not an int >= 1.
+
+    Source: Luo et al. 2023, eq. 9 and appendix; LCMScheduler of diffusers.
+
+    >>> f = latent_consistency_function(lambda x, t: 0 * x)
+    >>> f(jnp.ones((1, 1)), 1e-3).tolist()
+    [[1.0]]
+    """
+    _check_count("num_train_steps", num_train_steps)
+
+    def function(x, t):
+        tau = timestep_scaling * jnp.maximum(as_float(t) * num_train_steps - 1, 0.0)
+        square = tau**2 + sigma_data**2
+        return combine((sigma_data**2 / square, x), (tau / jnp.sqrt(square), denoise(x, t)))
+
+    return function
+
+
+def lcm_times(n: int, *, num_train_steps: int = 1000, original_steps: int = 50) -> Array:
+    """(n,) times: n of the `original_steps` timesteps that LCM and TCD models were distilled on, evenly by index.
+
+    Timesteps i = k j - 1, j = 1 .. original_steps, k = floor(T / original_steps); of them, from the noisiest on, those
+    at floor(m original_steps / n), m = 0 .. n - 1.
+
+    Raises:
+      ValueError: unless 1 <= n <= original_steps <= num_train_steps.
+
+    Source: Luo et al. 2023, section 4.3 (skipping steps); `set_timesteps` of diffusers' LCMScheduler and TCDScheduler.
+
+    >>> [round(1000 * float(t)) - 1 for t in lcm_times(4)]
+    [999, 759, 499, 259]
+    """
+    for name, value, most in (("n", n, original_steps), ("original_steps", original_steps, num_train_steps)):
+        _check_count(name, value)
+        if value > most:
+            raise ValueError(f"{name} must be at most {most}, got {value}")
+    steps = np.arange(original_steps, 0, -1) * (num_train_steps // original_steps)
+    return jnp.asarray(steps[np.arange(n) * original_steps // n] / num_train_steps, dtype=float)
+
+
+def _check_count(name, value):
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an int >= 1, got {value!r}")

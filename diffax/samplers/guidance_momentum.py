@@ -1,0 +1,74 @@
+"""Momentum of guidance: a memory of the difference d = c - u between two branches.
+
+d_k = c_k - u_k + beta d_(k - 1)
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffax.pytrees import check, combine, expand
+from diffax.samplers.base import Sampler
+from diffax.typing import Denoiser
+
+
+class MomentumState(NamedTuple):
+    """x: (B, ...); inner: the wrapped sampler's state without its x; difference: d of the step before, like x."""
+
+    x: Any
+    inner: Any
+    difference: Any
+
+
+def guidance_momentum(sampler: Sampler, conditional: Denoiser, guide: Any, *, momentum: Any = -0.5) -> Sampler:
+    """Guidance that sees d_k = c_k - u_k + beta d_(k - 1) in place of c_k - u_k, with k the step.
+
+    Sadat et al. 2024, section 4.1: with beta < 0 ("reverse momentum") and `apg` it is their whole method. The sampler
+    is stepped with the unconditional denoiser, and what it sees is guide(c, c - d_k). Of a step with several calls
+    each adds beta d_(k - 1), and the first is remembered. momentum = 0 is the sampler on the guided denoiser. `sample`
+    ends with the unconditional denoiser; to end with a guided one, see `cfg_plus_plus`.
+
+    Args:
+      sampler: what to wrap; it must call its denoiser in the open, not inside a loop or another transformation.
+      conditional: (x, t) -> c.
+      guide: (conditional, unconditional) -> denoiser: `lambda c, u: diffax.apg(c, u, 7.5, threshold=2.5)`.
+      momentum: beta, () or (B,), in (-1, 1), may be traced.
+
+    Raises:
+      ValueError: if the conditional denoiser or the guidance is missing, or the momentum is known to be out of range;
+        while stepping, if the sampler does not call its denoiser.
+
+    >>> import diffax
+    >>> guide = lambda c, u: diffax.classifier_free(c, u, 2.0)
+    >>> sampler = guidance_momentum(diffax.ddim(diffax.Cosine()), lambda x, t: x + 1, guide, momentum=-0.5)
+    >>> times = jnp.array([0.9, 0.5, 0.1])
+    >>> diffax.integrate(jax.random.key(0), sampler, lambda x, t: x, jnp.zeros((1, 1)), times).difference.tolist()
+    [[0.5]]
+    """
+    for name, function in (("conditional", conditional), ("guide", guide)):
+        if not callable(function):
+            raise ValueError(f"{name} must be a function, got {function!r}")
+    check("momentum", momentum, "in (-1, 1)", lambda v: (v > -1) & (v < 1))
+
+    def init(x, times):
+        return MomentumState(x, sampler.init(x, times)._replace(x=None), jax.tree.map(jnp.zeros_like, x))
+
+    def step(key, denoise, state, t, s):
+        seen = []
+
+        def guided(x, t):
+            c, u = conditional(x, t), denoise(x, t)
+            d = combine((momentum, state.difference), (1.0, c), (-1.0, u))
+            seen.append(d)
+            other = combine((1.0, c), (-1.0, d))
+            return guide(lambda x, t: c, lambda x, t: other)(x, t)
+
+        inner = sampler.step(key, guided, state.inner._replace(x=state.x), t, s)
+        if not seen:
+            raise ValueError(f"sampler must call its denoiser in a step, got {sampler}")
+        stays = jnp.asarray(t == s)  # a step of length zero changes nothing, not even the memory
+        kept = jax.tree.map(lambda old, new: jnp.where(expand(stays, old), old, new), state.difference, seen[0])
+        return MomentumState(inner.x, inner._replace(x=None), kept)
+
+    return sampler._replace(init=init, step=step)

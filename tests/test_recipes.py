@@ -1,0 +1,68 @@
+"""Every code block of docs/recipes.md runs, in its order, and does what the text says."""
+
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffax
+
+PAGE = Path(__file__).parent.parent / "docs" / "recipes.md"
+
+
+@pytest.fixture(scope="module")
+def names():
+    """What the blocks define."""
+    found: dict = {}
+    for i, block in enumerate(re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)):
+        exec(compile(block, f"{PAGE.name}, block {i}", "exec"), found)
+    return found
+
+
+def off(x, components):
+    """The distance of each row to the nearest component, in standard deviations."""
+    return np.min(np.linalg.norm(np.asarray(x)[:, None] - components, axis=-1), axis=1) / 0.3
+
+
+def test_sdedit(names):
+    sketch, edited, components = names["sketch"], names["edited"], np.asarray(names["data"].means)
+    assert float(jnp.abs(edited[0.02] - sketch).max()) < 0.3  # as it was
+    # Between: the flow of the nearer component, N(m, 0.3^2), maps x_t to m + 0.3 / sqrt(c) (x_t - alpha m).
+    alpha, sigma, _ = names["schedule"](0.4)
+    gain = 0.3 / np.sqrt(alpha**2 * 0.09 + sigma**2)
+    half = np.asarray(edited[0.4])
+    half = half[half[:, 0] > 0]
+    assert len(half) > 0.9 * 64
+    wanted = components[1] + gain * alpha * (sketch[0] - components[1])
+    np.testing.assert_allclose(half.mean(0), wanted, atol=0.12)
+    np.testing.assert_allclose(half.std(0), gain * sigma, atol=0.08)
+    assert off(sketch, components).min() > 3 > off(wanted[None], components)[0] * 2
+    assert 0.2 < np.mean(np.asarray(edited[1.0])[:, 0] > 0) < 0.8  # nothing left of it
+    assert names["sdedit"]._cache_size() == 1  # one compile for every strength
+
+
+def test_inversion(names):
+    images = names["images"]
+    assert float(jnp.abs(names["images_again"] - images).max()) < 0.1
+    assert float(jnp.abs(names["noise"].std() - 1)) < 0.2
+    shift = names["moved"] - images
+    assert float(jnp.abs(shift - jnp.array([0.0, 1.0])).max()) < 0.15
+
+
+def test_trajectories(names):
+    x, path, x0_path = names["x"], names["path"], names["x0_path"]
+    assert path.shape == x0_path.shape == (19, 64, 2)
+    np.testing.assert_array_equal(path[-1], x)
+    np.testing.assert_allclose(names["watched_path"], path, atol=1e-5)
+    np.testing.assert_allclose(names["watched_x0"][1:], x0_path[:-1], atol=1e-4)
+    times = diffax.times.uniform_log_snr(names["schedule"], 20)
+    np.testing.assert_allclose(x0_path[3], names["denoise"](path[3], times[4]), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["corrected", "restarted", "generated"])
+def test_wrapped_samplers_sample_the_data(name, names):
+    x = np.asarray(names[name])
+    assert np.mean(off(x, np.asarray(names["data"].means)) < 2.5) > 0.9
+    assert 0.35 < np.mean(x[:, 0] > 0) < 0.65
