@@ -1,11 +1,125 @@
 """Samplers: pairs of pure functions (init, step). One family a file.
 
-ddpm   ancestral sampling                              order 1 in law   1 call
-ddim   between the probability-flow ODE and ancestral  order 1          1 call
+    here                order   calls  k-diffusion             diffusers                       source
+    ddpm                1 law   1                              DDPM                            Ho et al. 2020
+    ddim                1       1      euler                   DDIM, EulerDiscrete             Song, Meng & Ermon 2021
+    euler               1       1      euler                   EulerDiscrete, FlowMatchEuler   Karras et al. 2022
+    euler_ancestral     1 law   1      euler_ancestral         EulerAncestralDiscrete          ddim(eta)
+    heun                2       2      heun                    HeunDiscrete, FlowMatchHeun     Karras et al. 2022
+    dpm2                2       2      dpm_2                   KDPM2Discrete                   Karras et al. 2022
+    dpm2_ancestral      2 law   2      dpm_2_ancestral         KDPM2AncestralDiscrete
+    dpm_solver          1-3     1-3    dpm_fast                DPMSolverSinglestep             Lu et al. 2022
+    dpmpp_2s            2       2      dpmpp_2s_ancestral      DPMSolverSinglestep             Lu et al. 2022b
+    dpmpp_2s_ancestral  2 law   2      dpmpp_2s_ancestral
+    dpmpp_sde           1 law   2      dpmpp_sde               DPMSolverSDE
+    dpmpp_2m            2       1      dpmpp_2m                DPMSolverMultistep              Lu et al. 2022b
+    dpmpp_3m            3       1                              DPMSolverMultistep (order 2)    Lu et al. 2022b
+    dpmpp_2m_sde        2 law   1      dpmpp_2m_sde            DPMSolverMultistep (sde-)       Lu et al. 2022b
+    dpmpp_3m_sde        2 law   1      dpmpp_3m_sde
+    deis                p       1                              DEISMultistep                   Zhang & Chen 2023
+    lms                 p       1      lms                     LMSDiscrete                     Zhang & Chen 2023 (rho AB)
+    exponential_adams   p, p+1  1                                                              azula's zAB, vAB, zEAB, xEAB
+    unipc               p+1     1                              UniPCMultistep                  Zhao et al. 2023
+    sa_solver           2 law   1                              SASolver                        Xue et al. 2023
+    pndm                2       1      plms                    PNDM                            Liu et al. 2022
+    ipndm               2       1                              IPNDM                           Zhang & Chen 2023
+
+with a consistency function in place of the denoiser, exact at any number of steps if it is (order 0), 1 call:
+consistency   Song et al. 2023      lcm   Luo et al. 2023      tcd   Zheng et al. 2024
+
+wrappers, sampler -> sampler, of any of the above:
+churn                 noise before each step: EDM's stochastic sampler (s_churn) around any other
+ancestral             a step too far, and noise back: any sampler's ancestral form
+restart               jumps back to noise where the grid of `restart_times` turns
+corrected             Langevin steps behind each step: `corrected(sampler, langevin(schedule, step_size=k))`
+predictor_corrector   `corrected` with steps scaled by SNR
+annealed_langevin     the corrector alone is a sampler too, order 0, 1 call
+cfg_plus_plus         classifier-free guidance of x0 alone, renoised with the unconditional eps
+guidance_momentum     any guidance of two branches, with a memory of their difference
 """
 
 from diffax.samplers.base import Sampler, State
+from diffax.samplers.cfg_plus_plus import cfg_plus_plus
+from diffax.samplers.consistency import (
+    consistency,
+    consistency_function,
+    latent_consistency_function,
+    lcm,
+    lcm_times,
+    tcd,
+)
 from diffax.samplers.ddim import ddim
 from diffax.samplers.ddpm import ddpm
+from diffax.samplers.exponential import adams
+from diffax.samplers.guidance_momentum import guidance_momentum
+from diffax.samplers.langevin import Corrector, annealed_langevin, corrected, langevin, predictor_corrector
+from diffax.samplers.multistep import (
+    deis,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_3m,
+    dpmpp_3m_sde,
+    exponential_adams,
+    lms,
+    sa_solver,
+    unipc,
+)
+from diffax.samplers.pndm import ipndm, pndm
+from diffax.samplers.restart import restart, restart_times
+from diffax.samplers.singlestep import (
+    dpm2,
+    dpm2_ancestral,
+    dpm_solver,
+    dpmpp_2s,
+    dpmpp_2s_ancestral,
+    dpmpp_sde,
+    euler,
+    euler_ancestral,
+    heun,
+)
+from diffax.samplers.wrappers import ancestral, churn
 
-__all__ = ["Sampler", "State", "ddim", "ddpm"]
+__all__ = [
+    "Corrector",
+    "Sampler",
+    "State",
+    "adams",
+    "ancestral",
+    "annealed_langevin",
+    "cfg_plus_plus",
+    "churn",
+    "consistency",
+    "consistency_function",
+    "corrected",
+    "ddim",
+    "ddpm",
+    "deis",
+    "dpm2",
+    "dpm2_ancestral",
+    "dpm_solver",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "dpmpp_2s_ancestral",
+    "dpmpp_3m",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
+    "euler",
+    "euler_ancestral",
+    "exponential_adams",
+    "guidance_momentum",
+    "heun",
+    "ipndm",
+    "langevin",
+    "latent_consistency_function",
+    "lcm",
+    "lcm_times",
+    "lms",
+    "pndm",
+    "predictor_corrector",
+    "restart",
+    "restart_times",
+    "sa_solver",
+    "tcd",
+    "unipc",
+]

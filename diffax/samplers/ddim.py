@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from diffax import random
 from diffax.pytrees import check, combine, safe_sqrt
 from diffax.samplers.base import Sampler, State
+from diffax.samplers.forms import log_step
 from diffax.typing import Schedule
 
 
@@ -49,7 +50,7 @@ def ddim(schedule: Schedule, *, eta: Any = 0.0) -> Sampler:
 
     def step(key, denoise, state, t, s):
         level_t, level_s = schedule(t), schedule(s)
-        h = level_t.log_snr - level_s.log_snr
+        h = -2 * log_step(level_t, level_s)
         eta2 = jnp.where(h < 0, jnp.square(eta), 0.0)
         q = safe_sqrt(1 - eta2 + eta2 * jnp.exp(h))
         of_x = q * level_s.sigma / level_t.sigma

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from diffax import random
 from diffax.pytrees import choose, combine, safe_sqrt
 from diffax.samplers.base import Sampler, State
+from diffax.samplers.forms import log_step
 from diffax.typing import Schedule
 
 VARIANCES = {"small": lambda level_t, level_s: level_s.sigma, "large": lambda level_t, level_s: level_t.sigma}
@@ -43,7 +44,7 @@ def ddpm(schedule: Schedule, *, variance: str = "small") -> Sampler:
 
     def step(key, denoise, state, t, s):
         level_t, level_s = schedule(t), schedule(s)
-        h = level_t.log_snr - level_s.log_snr
+        h = -2 * log_step(level_t, level_s)
         back = h <= 0  # towards data
         down, up = jnp.minimum(h, 0.0), jnp.maximum(h, 0.0)
         posterior = jnp.exp(down / 2) * level_s.sigma / level_t.sigma

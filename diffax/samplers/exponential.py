@@ -212,7 +212,7 @@ def adams(
     def step(key, denoise, state, t, s):
         level_t, level_s = schedule(t), schedule(s)
         y, end = method.form.node(t, level_t), method.form.node(s, level_s)
-        h = end - y
+        h = method.form.length(t, level_t, s, level_s)
         f = evaluate(method.form, schedule, denoise, state.x, t, level_t)
         f = jax.tree.map(lambda v, like: v.astype(like.dtype), f, state.x)
         a = jnp.where(h > 0, 1 + jnp.asarray(eta(t) if callable(eta) else eta), 1.0) if noisy else jnp.ones_like(h)

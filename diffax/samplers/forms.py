@@ -3,20 +3,25 @@ r"""The ways to write the probability-flow ODE as carry + integral, shared by si
 With lambda = log(alpha / sigma), rho = sigma / alpha, h the length of a step in the node y:
 
     form   integrand f                node y                    exact solution
-    x0     x0                         lambda                    x_s = sigma_s / sigma_t x_t + alpha_s int e^(lambda - lambda_s) x0 dlambda
-    eps    eps                        lambda                    x_s = alpha_s / alpha_t x_t - sigma_s int e^(lambda_s - lambda) eps dlambda
+    x0     x0                         lambda                    x_s = sigma_s / sigma_t x_t + alpha_s I_-(x0)
+    eps    eps                        lambda                    x_s = alpha_s / alpha_t x_t - sigma_s I_+(eps)
     rho    eps                        rho                       x_s = alpha_s / alpha_t x_t + alpha_s int eps drho
-    flow   eps - x0                   sigma / (alpha + sigma)   x_s = n_s / n_t x_t + n_s int (eps - x0) dy,   n = alpha + sigma
+    flow   eps - x0                   sigma / (alpha + sigma)   x_s = n_s / n_t x_t + n_s int (eps - x0) dy
     time   alpha' x0 + sigma' eps     t                         x_s = x_t + int (alpha' x0 + sigma' eps) dt
+    trig   see `trig`                 theta                     x_s = c_s / c_t x_t + c_s int f dtheta
+
+    I_-(f) = int e^(lambda - lambda_s) f dlambda,   I_+(f) = int e^(lambda_s - lambda) f dlambda
+    n = alpha + sigma,   c^2 = alpha^2 std^2 + sigma^2,   theta = atan(sigma / (alpha std))
 
 A sampler replaces f by a polynomial in y; what it needs of a form are its moments, the integrals of (y - y_t)^j:
 
     M_j = int_0^h e^(-a (h - u)) a u^j du = a j! h^(j+1) phi_(j+1)(-a h)        x0 (a = 1 for the ODE)
     M_j = int_0^h e^(h - u) u^j du = j! h^(j+1) phi_(j+1)(h)                     eps
-    M_j = h^(j+1) / (j + 1)                                                      rho, flow, time
+    M_j = h^(j+1) / (j + 1)                                                      rho, flow, time, trig
 
 Sources: Lu et al. 2022 (eps), eq. 3.4; Lu et al. 2022b (x0), eq. 9; Zhang & Chen 2023 (rho), proposition 3;
-Lipman et al. 2023 (flow, time). phi_k are the functions of exponential integrators (Hochbruck & Ostermann 2010).
+Lipman et al. 2023 (flow, time); Lu & Song 2025 (trig, std = 1).
+phi_k are the functions of exponential integrators (Hochbruck & Ostermann 2010).
 """
 
 import math
@@ -30,10 +35,24 @@ from diffax.schedules import rates
 from diffax.typing import Denoiser, Level, Schedule
 
 
+def log_step(level_t: Level, level_s: Level) -> Any:
+    """h = lambda_s - lambda_t, lambda = log(alpha / sigma), from the very alpha and sigma that a step multiplies with.
+
+    A difference of log-SNRs that were rounded by themselves would be off by 1e-6 in float32, in every step.
+    """
+
+    def log_ratio(a, b):
+        near = jnp.abs(a - b) < 0.5 * a
+        return jnp.where(near, jnp.log1p(jnp.where(near, a - b, 0.0) / b), jnp.log(a / b))
+
+    return log_ratio(level_s.alpha, level_t.alpha) - log_ratio(level_s.sigma, level_t.sigma)
+
+
 class Form(NamedTuple):
     """One row of the table above.
 
     node: (t, level) -> y
+    length: (t, level_t, s, level_s) -> h = y_s - y_t, at full precision
     value: (schedule, t, level, x, x0) -> f
     carry: (level_t, level_s) -> coefficient of x_t
     gain: level_s -> coefficient of the integral
@@ -41,6 +60,7 @@ class Form(NamedTuple):
     """
 
     node: Callable
+    length: Callable
     value: Callable
     carry: Callable
     gain: Callable
@@ -85,37 +105,97 @@ def _velocity(schedule, t, level, x, x0):
     return combine((of_sigma / level.sigma, x), (of_alpha - of_sigma * level.alpha / level.sigma, x0))
 
 
+def _gap(node):
+    """The length of a step as the difference of two nodes, for nodes that are bounded or kept relative."""
+    return lambda t, level_t, s, level_s: node(s, level_s) - node(t, level_t)
+
+
+def _lambda(t, level):
+    return level.log_snr / 2
+
+
+def _log_length(t, level_t, s, level_s):
+    return log_step(level_t, level_s)
+
+
+def _rho(t, level):
+    return level.sigma / level.alpha
+
+
+def _share(t, level):
+    return level.sigma / (level.alpha + level.sigma)
+
+
+def _flow(schedule, t, level, x, x0):
+    return combine((1 / level.sigma, x), (-1 - level.alpha / level.sigma, x0))
+
+
 FORMS = {
     "x0": Form(
-        lambda t, level: level.log_snr / 2,
-        lambda schedule, t, level, x, x0: x0,
-        lambda level_t, level_s: level_s.sigma / level_t.sigma,
-        lambda level_s: level_s.alpha,
-        lambda h, n, a: [a * m for m in _exponential(h, n, -a * h)],
+        node=_lambda,
+        length=_log_length,
+        value=lambda schedule, t, level, x, x0: x0,
+        carry=lambda level_t, level_s: level_s.sigma / level_t.sigma,
+        gain=lambda level_s: level_s.alpha,
+        moments=lambda h, n, a: [a * m for m in _exponential(h, n, -a * h)],
     ),
     "eps": Form(
-        lambda t, level: level.log_snr / 2,
-        _eps,
-        lambda level_t, level_s: level_s.alpha / level_t.alpha,
-        lambda level_s: -level_s.sigma,
-        lambda h, n, a: _exponential(h, n, h),
+        node=_lambda,
+        length=_log_length,
+        value=_eps,
+        carry=lambda level_t, level_s: level_s.alpha / level_t.alpha,
+        gain=lambda level_s: -level_s.sigma,
+        moments=lambda h, n, a: _exponential(h, n, h),
     ),
     "rho": Form(
-        lambda t, level: jnp.exp(-level.log_snr / 2),
-        _eps,
-        lambda level_t, level_s: level_s.alpha / level_t.alpha,
-        lambda level_s: level_s.alpha,
-        _polynomial,
+        node=_rho,
+        length=_gap(_rho),
+        value=_eps,
+        carry=lambda level_t, level_s: level_s.alpha / level_t.alpha,
+        gain=lambda level_s: level_s.alpha,
+        moments=_polynomial,
     ),
     "flow": Form(
-        lambda t, level: level.sigma / (level.alpha + level.sigma),
-        lambda schedule, t, level, x, x0: combine((1 / level.sigma, x), (-1 - level.alpha / level.sigma, x0)),
-        lambda level_t, level_s: (level_s.alpha + level_s.sigma) / (level_t.alpha + level_t.sigma),
-        lambda level_s: level_s.alpha + level_s.sigma,
-        _polynomial,
+        node=_share,
+        length=_gap(_share),
+        value=_flow,
+        carry=lambda level_t, level_s: (level_s.alpha + level_s.sigma) / (level_t.alpha + level_t.sigma),
+        gain=lambda level_s: level_s.alpha + level_s.sigma,
+        moments=_polynomial,
     ),
-    "time": Form(lambda t, level: t, _velocity, lambda level_t, level_s: 1.0, lambda level_s: 1.0, _polynomial),
+    "time": Form(
+        node=lambda t, level: t,
+        length=lambda t, level_t, s, level_s: s - t,
+        value=_velocity,
+        carry=lambda level_t, level_s: 1.0,
+        gain=lambda level_s: 1.0,
+        moments=_polynomial,
+    ),
 }
+
+
+def trig(std: Any) -> Form:
+    """The row `trig`: exact for data N(0, std^2 I), where its integrand is 0.
+
+        f = cos(theta) eps - sin(theta) x0 / std = (alpha std x - c^2 x0 / std) / (c sigma)
+
+    std: > 0, () or (B,), may be traced. Lu & Song 2025 (TrigFlow) with rho = tan(theta) for std = 1.
+    """
+
+    def norm(level):
+        return jnp.sqrt(jnp.square(level.alpha * std) + jnp.square(level.sigma))
+
+    def value(schedule, t, level, x, x0):
+        c = norm(level)
+        return combine((level.alpha * std / (c * level.sigma), x), (-c / (std * level.sigma), x0))
+
+    def node(t, level):
+        return jnp.arctan2(level.sigma, level.alpha * std)
+
+    def carry(level_t, level_s):
+        return norm(level_s) / norm(level_t)
+
+    return Form(node=node, length=_gap(node), value=value, carry=carry, gain=norm, moments=_polynomial)
 
 
 def evaluate(form: Form, schedule: Schedule, denoise: Denoiser, x: Any, t: Any, level: Level) -> Any:
@@ -130,6 +210,8 @@ def check_order(order: Any, most: int) -> int:
     return order
 
 
-def form_of(predict: str, known: tuple[str, ...]) -> Form:
-    """The form of this name, if it is one of those known."""
+def form_of(predict: str | Form, known: tuple[str, ...]) -> Form:
+    """The form of this name, if it is one of those known; a `Form` is its own."""
+    if isinstance(predict, Form):
+        return predict
     return choose("form", predict, {name: FORMS[name] for name in known})

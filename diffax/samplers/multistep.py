@@ -9,8 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax.pytrees import check, choose
-from diffax.samplers.exponential import adams
 from diffax.samplers.base import Sampler
+from diffax.samplers.exponential import adams
 from diffax.samplers.forms import check_order
 from diffax.typing import Schedule
 
@@ -22,8 +22,8 @@ def dpmpp_2m(schedule: Schedule, *, solver: str = "midpoint", lower_order_final:
 
         x_s = sigma_s / sigma_t x_t - alpha_s expm1(-h) (x0 + h / (2 h_prev) (x0 - x0_prev))        midpoint
 
-    h = lambda_s - lambda_t. "heun" takes the weight of the slope exactly (the `taylor` type of dpm-solver). With order 1
-    of history it is `ddim`.
+    h = lambda_s - lambda_t. "heun" takes the weight of the slope exactly (dpm-solver's `taylor`). The first step is that
+    of `ddim`.
 
     Args:
       schedule: noise schedule.

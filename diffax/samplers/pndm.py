@@ -15,7 +15,7 @@ import numpy as np
 
 from diffax.pytrees import choose, combine
 from diffax.samplers.base import Sampler
-from diffax.samplers.forms import FORMS, check_order, evaluate
+from diffax.samplers.forms import FORMS, check_order, evaluate, log_step
 from diffax.typing import Schedule
 
 WEIGHTS = np.array(
@@ -69,7 +69,7 @@ def pndm(schedule: Schedule, *, start: str = "plms") -> Sampler:
 
 def _transfer(schedule, x, e, t, s):
     level_t, level_s = schedule(t), schedule(s)
-    h = (level_s.log_snr - level_t.log_snr) / 2
+    h = log_step(level_t, level_s)
     return combine((level_s.alpha / level_t.alpha, x), (-level_s.sigma * jnp.expm1(h), e))
 
 

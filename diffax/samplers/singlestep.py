@@ -64,10 +64,6 @@ def _stage(form: Form, level_t, level_s, h, x, f, *slopes):
     return combine((carry, x), (gain * m0, f), *((gain * w, v) for w, v in slopes))
 
 
-def _length(form: Form, t, level_t, s, level_s):
-    return form.node(s, level_s) - form.node(t, level_t)
-
-
 def two_stage(schedule: Schedule, form: str, r: Any, *, place: Callable = _in_lambda, rule: str = "half") -> Sampler:
     """The second-order step at the head of this module; `rule` is a key of `RULES`."""
     shape = FORMS[form]
@@ -77,7 +73,7 @@ def two_stage(schedule: Schedule, form: str, r: Any, *, place: Callable = _in_la
         level_t, level_s = schedule(t), schedule(s)
         t_r = s if at_end else place(schedule, t, level_t, s, level_s, r)
         level_r = level_s if at_end else schedule(t_r)
-        h, h_r = _length(shape, t, level_t, s, level_s), _length(shape, t, level_t, t_r, level_r)
+        h, h_r = (shape.length(t, level_t, u, v) for u, v in ((s, level_s), (t_r, level_r)))
         f = evaluate(shape, schedule, denoise, state.x, t, level_t)
         x_r = _stage(shape, level_t, level_r, h_r, state.x, f)
         f_r = evaluate(shape, schedule, denoise, x_r, t_r, level_r)
@@ -289,8 +285,7 @@ def _three_stage(schedule, form, place, taylor):
         x, level_t, level_s = state.x, schedule(t), schedule(s)
         t_1, t_2 = (place(schedule, t, level_t, s, level_s, r) for r in (1 / 3, 2 / 3))
         level_1, level_2 = schedule(t_1), schedule(t_2)
-        y = form.node(t, level_t)
-        h_1, h_2, h = (form.node(u, v) - y for u, v in ((t_1, level_1), (t_2, level_2), (s, level_s)))
+        h_1, h_2, h = (form.length(t, level_t, u, v) for u, v in ((t_1, level_1), (t_2, level_2), (s, level_s)))
 
         f = evaluate(form, schedule, denoise, x, t, level_t)
         f_1 = evaluate(form, schedule, denoise, _stage(form, level_t, level_1, h_1, x, f), t_1, level_1)

@@ -85,8 +85,8 @@ def ancestral_levels(level_t: Any, level_s: Any, eta: Any) -> tuple[Any, Any]:
 def ancestral(sampler: Sampler, schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0) -> Sampler:
     """Steps below s and adds noise back to s, the ancestral form of any deterministic sampler (k-diffusion).
 
-    eta = 0 is the bare sampler; around `ddim` it is `ddim(eta=eta)`. The order in law is that of the wrapped sampler: where
-    its step is exact, noise takes the exact marginal at rho_d to that at rho_s.
+    eta = 0 is the bare sampler; around `ddim` it is `ddim(eta=eta)`. The order in law is that of the wrapped sampler:
+    where its step is exact, noise takes the exact marginal at rho_d to that at rho_s.
 
     Args:
       sampler: what to wrap.

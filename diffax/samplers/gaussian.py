@@ -1,0 +1,233 @@
+r"""What the first two moments of the data, or their noise floor, are worth to a sampler of few steps.
+
+With rho = sigma / alpha and theta = atan(rho / std), z = (x - alpha mean) / c, c^2 = alpha^2 std^2 + sigma^2, the
+probability-flow ODE is
+
+    dz / dtheta = cos(theta) eps - sin(theta) (x0 - mean) / std                          (form `trig`)
+
+and the right-hand side is 0 for data N(mean, std^2 I): nothing is left to integrate, however long the step.
+`gaussian_adams` is the Adams-Bashforth-Moulton method in theta, which ends at sigma = 0 as at any other point.
+
+Data x0 = y + floor n, n ~ N(0, I), are diffused centres y: x_t = alpha y + sigma' n with sigma'^2 = sigma^2 + alpha^2
+floor^2, and E[y | x_t] = x0 + alpha floor^2 score(x_t). `noise_floor` has any sampler solve for y instead, under the
+schedule (alpha, sigma') whose log-SNR is finite at t = 0: it ends there, with neither a truncation nor a denoising
+step, and is exact from order 1 on for N(m, floor^2 I) whatever m is. `arctan_times` is a grid for both.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffax.pytrees import as_float, check, choose, combine, expand, pytree
+from diffax.samplers.base import Sampler
+from diffax.samplers.exponential import RULES, Method, adams, corrector
+from diffax.samplers.forms import trig
+from diffax.typing import Array, Denoiser, Level, Schedule
+
+ENDS = {"open": False, "smooth": True}
+RHO_MIN = 4.5399929762484854e-05  # where schedules clip: exp(-10)
+
+
+def gaussian_adams(
+    schedule: Schedule,
+    *,
+    mean: Any = 0.0,
+    std: Any = 1.0,
+    order: int = 3,
+    end: str = "open",
+    start: Any = None,
+) -> Sampler:
+    """Adams-Bashforth-Moulton of order p (p + 1 with its corrector) in theta, exact for data N(mean, std^2 I).
+
+        x_s = alpha_s mean + c_s / c_t (x_t - alpha_t mean) + c_s int f dtheta,   f the polynomial through the history
+
+    One call a step; the corrector, `adams`'s, costs none. Two things are known without a call and may be used:
+    data with a smooth density have f = 0 at sigma = 0, so that the last step can be interpolated instead of
+    extrapolated (end="smooth"), and far above the data's scale f = 0, so that the first move, from `start` to times[0],
+    needs no call. Stops at t = 0 with `integrate`; over n + 1 times that costs n calls, like `sample` over n.
+
+    Args:
+      schedule: noise schedule, with any scaling.
+      mean: of the data, a number or like one example.
+      std: of the data, the root-mean-square over its coordinates; > 0, may be traced. From order 2 on any value
+        converges; std = 1 and mean = 0 is right for normalised data.
+      order: p, an int in 1 .. 4.
+      end: "open", or "smooth" to use f = 0 at t = 0 in a step that ends there: for data with a density, when the last
+        step is no longer than the data's finest scale, and not under `noise_floor`.
+      start: the time at which x is given, None for times[0]. With start = 1 the grid begins where the first call is
+        to be made, at sigma / alpha of two or three times std.
+
+    Raises:
+      ValueError: for an order out of range, another end, a std that is not positive, a start outside [0, 1].
+
+    >>> import diffax
+    >>> law = diffax.analytic.Gaussian.from_covariance([0.7, -0.4], 0.3**2)
+    >>> schedule, x = diffax.Cosine(), jnp.array([[0.5, -1.0]])
+    >>> sampler = gaussian_adams(schedule, mean=law.mean, std=0.3)
+    >>> state = diffax.integrate(jax.random.key(0), sampler, law.denoiser(schedule), x, jnp.array([0.9, 0.0]))
+    >>> bool(jnp.allclose(state.x, law.flow(x, schedule(0.9), schedule(0.0)), rtol=1e-5))
+    True
+    """
+    check("std", std, "> 0", lambda v: v > 0)
+    check("start", start, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    smooth = choose("end", end, ENDS)
+    form: Any = trig(std)
+    inner = adams(schedule, form=form, order=order, corrected=True)
+    method = Method(form, order, RULES["exact"], True)
+
+    def init(x, times):
+        if start is not None:
+            level, first = schedule(as_float(start)), schedule(times[0])
+            centred = _shifted(x, -level.alpha, mean)
+            x = _shifted(combine((form.carry(level, first), centred)), first.alpha, mean)
+        return inner.init(x, times)
+
+    def step(key, denoise, state, t, s):
+        level_t, level_s = schedule(t), schedule(s)
+
+        def of_centred(x, t):
+            return _shifted(denoise(_shifted(x, level_t.alpha, mean), t), -1.0, mean)
+
+        new = inner.step(key, of_centred, state._replace(x=_shifted(state.x, -level_t.alpha, mean)), t, s)
+        if smooth:
+            new = _interpolated(method, form.node(s, level_s), form.gain(level_s), new, (s == 0) & (t > 0))
+        x = _shifted(new.x, level_s.alpha, mean)
+        still = s == t  # and then exactly so
+        return new._replace(x=jax.tree.map(lambda u, v: jnp.where(expand(still, v), u, v), state.x, x))
+
+    return Sampler(init, step, order=inner.order, calls=1)
+
+
+def _interpolated(method: Method, y: Any, gain: Any, state: Any, at_end: Any) -> Any:
+    """The state corrected with f = 0 at its own end y, where `at_end`; no later corrector does it again."""
+    weights = [jnp.where(at_end, gain * w, 0.0) for w in corrector(method, y, state)[1:]]
+    x = combine((1.0, state.x), *zip(weights, state.values, strict=True))
+    return state._replace(x=x, used=jnp.where(at_end, 0, state.used))
+
+
+def _shifted(x: Any, scale: Any, mean: Any) -> Any:
+    """X + scale mean, mean a number or a tree like one example of x."""
+    if isinstance(mean, (int, float)) and mean == 0:
+        return x
+    means = jax.tree.map(lambda _: mean, x) if jax.tree_util.all_leaves([mean]) else mean
+    return jax.tree.map(lambda v, m: (v + expand(scale, v) * jnp.asarray(m)).astype(v.dtype), x, means)
+
+
+@pytree
+class NoiseFloor:
+    """The schedule (alpha, sigma') of the centres y of data x0 = y + std n: sigma'^2 = sigma^2 + alpha^2 std^2.
+
+    base: a schedule. std: (), >= 0. Times and alpha are those of `base`.
+
+    >>> import diffax
+    >>> level = NoiseFloor(diffax.Flow(), 0.3)(0.0)
+    >>> round(float(level.sigma), 4), round(float(jnp.exp(-level.log_snr / 2)), 4)
+    (0.3, 0.3)
+    """
+
+    base: Any
+    std: Any
+
+    def __call__(self, t: Any) -> Level:
+        """(alpha, sigma', log-SNR) at t; any shape."""
+        level = self.base(t)
+        sigma = jnp.sqrt(jnp.square(level.sigma) + jnp.square(level.alpha * self.std))
+        return Level(level.alpha, sigma, self._lifted(level.log_snr))
+
+    def log_snr(self, t: Any) -> Any:
+        """log(alpha^2 / sigma'^2) at t, at most -2 log std; any shape."""
+        return self._lifted(self.base.log_snr(t))
+
+    def inverse(self, log_snr: Any) -> Any:
+        """The t at which this schedule has this log-SNR, 0 where none has; any shape."""
+        square = jnp.exp(-as_float(log_snr)) - jnp.square(self.std)
+        return self.base.inverse(-jnp.log(jnp.maximum(square, RHO_MIN**2)))
+
+    def _lifted(self, log_snr):
+        return -jnp.log(jnp.exp(-log_snr) + jnp.square(self.std))
+
+
+def centres(denoise: Denoiser, schedule: Schedule, std: Any) -> Denoiser:
+    """(x, t) -> E[y | x_t = x] = x0 + alpha std^2 / sigma^2 (alpha x0 - x), for data x0 = y + std n."""
+
+    def of_y(x, t):
+        level = schedule(t)
+        weight = level.alpha * jnp.square(std / level.sigma)
+        return combine((1 + weight * level.alpha, denoise(x, t)), (-weight, x))
+
+    return of_y
+
+
+def noise_floor(make: Callable[[Schedule], Sampler], schedule: Schedule, std: Any) -> Sampler:
+    """Any sampler, made to diffuse the centres y of data x0 = y + std n: see the head of this module.
+
+    The ODE that it solves is the same; so are order and calls, and x means what it did. What changes is what the
+    sampler takes to be simple: under its linear part the noise of the data is noise. Made for `integrate` down to
+    t = 0, where x is the sample. std = 0 is the sampler as it was.
+
+    Args:
+      make: schedule -> sampler, such as `functools.partial(unipc, order=2, form="x0")`.
+      schedule: noise schedule; `make` is called with `NoiseFloor(schedule, std)`.
+      std: standard deviation of the finest structure of the data, the smallest of a mixture's; >= 0, may be traced.
+        Near t = 0 errors of the denoiser count (alpha std / sigma)^2 times, so that the last call wants sigma >= alpha
+        std or so. Above the true value a stochastic sampler has no law to be right for; the ODE remains what it is.
+
+    Raises:
+      ValueError: if std is known to be negative.
+
+    >>> import functools, diffax
+    >>> schedule, point = diffax.Linear(), jnp.array([0.7, -0.4])
+    >>> law = diffax.analytic.Gaussian.from_covariance(point, 0.3**2)
+    >>> sampler = noise_floor(diffax.ddim, schedule, 0.3)  # exact in one step, whatever the mean
+    >>> x = jnp.array([[0.5, -1.0]])
+    >>> state = diffax.integrate(jax.random.key(0), sampler, law.denoiser(schedule), x, jnp.array([0.9, 0.0]))
+    >>> bool(jnp.allclose(state.x, law.flow(x, schedule(0.9), schedule(0.0)), rtol=1e-5))
+    True
+    """
+    check("std", std, ">= 0", lambda v: v >= 0)
+    inner = make(NoiseFloor(schedule, std))
+
+    def step(key, denoise, state, t, s):
+        return inner.step(key, centres(denoise, schedule, std), state, t, s)
+
+    return inner._replace(step=step)
+
+
+def arctan_times(
+    schedule: Schedule, n: int, *, scale: Any = 0.7, power: Any = 1.25, t_max: Any = 1.0, t_min: Any = 0.0
+) -> Array:
+    """(n,) times at which atan((r / scale)^(1 / power)) is evenly spaced, r = sigma / alpha; both ends included.
+
+    Dense around r = scale, which wants to be of the order of the data's standard deviation, and sparser by the power
+    of r at both ends, to which it need not be cut off. power = 1 is uniform in the theta of `gaussian_adams` for
+    std = scale; scale = power = 1 is `uniform` under `Cosine`. Under `noise_floor` give `NoiseFloor(schedule, std)`.
+
+    Args:
+      schedule: noise schedule; sigma / alpha is its noise-to-signal ratio, whatever its scaling.
+      n: entries, >= 2.
+      scale: > 0, may be traced.
+      power: > 0, may be traced; the larger, the closer to `uniform_log_snr`.
+      t_max: first time.
+      t_min: last time.
+
+    Raises:
+      ValueError: for n < 2, a scale or power that is not positive, or an end outside [0, 1].
+
+    >>> from diffax.schedules import Cosine
+    >>> [round(float(t), 3) for t in arctan_times(Cosine(), 5, scale=1.0, power=1.0)]
+    [1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 2:
+        raise ValueError(f"n must be an int >= 2, got {n!r}")
+    for name, value in (("scale", scale), ("power", power)):
+        check(name, value, "> 0", lambda v: v > 0)
+    for name, value in (("t_max", t_max), ("t_min", t_min)):
+        check(name, value, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    ends = as_float(t_max), as_float(t_min)
+    log_scale = jnp.log(as_float(scale))
+    first, last = (jnp.arctan(jnp.exp((-schedule.log_snr(t) / 2 - log_scale) / power)) for t in ends)
+    theta = first + (last - first) * jnp.linspace(0.0, 1.0, n)[1:-1]
+    inner = schedule.inverse(-2 * (log_scale + power * jnp.log(jnp.tan(theta))))
+    return jnp.concatenate([ends[0][None], inner, ends[1][None]])
