@@ -28,9 +28,11 @@ def load_model(folder: Path, override: Callable[[Any], Any] = lambda config: con
     """The newest checkpoint of a run, or an export. `override` may change and check the config's sampling.
 
     Raises:
-      ValueError: if the folder holds neither.
+      ValueError: if the folder holds neither, or another kind of model.
     """
     record = load_record(folder)
+    if (kind := record.get("model", "diffusion")) != "diffusion":
+        raise ValueError(f"checkpoint must be a diffusion model's, got {folder}, which holds a {kind}")
     config = override(ml_collections.ConfigDict(record["config"]))
     shape, classes = tuple(record["data"]["shape"]), record["num_classes"]
     network = build.network(config, classes)

@@ -25,7 +25,7 @@ from experiments import build, noisy_classifier
 from experiments.data.datasets import open_dataset
 from experiments.data.pipeline import batches
 from experiments.progress import Progress, clock
-from experiments.workdir import MetricsLog, claim, latest_step, launch, usage_errors
+from experiments.workdir import MetricsLog, claim, launch, usage_errors
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -117,9 +117,7 @@ def main(argv):
             num_threads=config.dataset.num_threads,
         )
         jax.eval_shape(lambda key: build.init_params(config, net, dataset.shape, key), jax.random.key(0))
-        if latest_step(workdir) is not None and not noisy_classifier.holds_classifier(workdir):
-            raise ValueError(f"workdir {workdir} holds a diffusion model's run; choose another --workdir")
-        claim(workdir, config)
+        claim(workdir, config, model=noisy_classifier.KIND)
     run(config, workdir, dataset, data, net, devices)
 
 

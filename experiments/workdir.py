@@ -102,16 +102,21 @@ def flatten(value: Any, path: str = "config") -> dict[str, Any]:
     return {path: list(value) if isinstance(value, tuple) else value}
 
 
-def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Makes a folder this run's, or checks that it already is.
+def claim(workdir: Path, config: ml_collections.ConfigDict, *, model: str = "diffusion") -> None:
+    """Makes a folder this run's, or checks that it already is. model: the kind of model that is trained.
 
     Raises:
-      ValueError: if it cannot be written to, or holds the run of another config; names the first difference.
+      ValueError: if it cannot be written to, or holds the run of another kind or config; names the first difference.
     """
     check_writable(workdir)
     path = workdir / "config.json"
     if latest_step(workdir) is not None:  # before the first checkpoint nothing binds the folder to a config
-        record = load_record(workdir)["config"]
+        held = load_record(workdir)
+        if (kind := held.get("model", "diffusion")) != model:
+            raise ValueError(
+                f"workdir {workdir} holds the run of a {kind} model, not of a {model}; choose another --workdir"
+            )
+        record = held["config"]
         # A setting that is newer than the run had its default then.
         then = flatten(default.get_config().to_dict()) | flatten(record)
         now = flatten(config.to_dict())

@@ -5,7 +5,7 @@ Every case of theirs that is not known to be wrong is one of ours, but for
     sample_dpm_adaptive, DPM_Solver adaptive    their step size depends on what they find: no fixed grid
     REABSampler                                 of order 1 instead of 2: it mixes levels t and s in one square root
 
-The sigma = 0 that LMS steps to, and the levels of azula, are schedules of the test: any object with the three methods is one.
+LMS steps to sigma = 0, azula has levels of its own: schedules of the test. Whatever has the three methods is one.
 """
 
 import json

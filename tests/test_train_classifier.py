@@ -128,7 +128,7 @@ def test_bad_guidance(model):
 
 
 def test_a_diffusion_model_s_workdir_is_refused(model, data_dir):
-    assert "holds a diffusion model's run" in call("train_classifier", *training_flags(data_dir, model), ok=False)
+    assert "holds the run of a diffusion model" in call("train_classifier", *training_flags(data_dir, model), ok=False)
     with Checkpoints(model / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.steps == [1]
 

@@ -17,8 +17,8 @@
     dpmpp_2m_sde        2 law   1      dpmpp_2m_sde            DPMSolverMultistep (sde-)       Lu et al. 2022b
     dpmpp_3m_sde        2 law   1      dpmpp_3m_sde
     deis                p       1                              DEISMultistep                   Zhang & Chen 2023
-    lms                 p       1      lms                     LMSDiscrete                     Zhang & Chen 2023 (rho AB)
-    exponential_adams   p, p+1  1                                                              azula's zAB, vAB, zEAB, xEAB
+    lms                 p       1      lms                     LMSDiscrete                     Zhang & Chen 2023
+    exponential_adams   p, p+1  1                                                              azula's zAB .. xEAB
     unipc               p+1     1                              UniPCMultistep                  Zhao et al. 2023
     sa_solver           2 law   1                              SASolver                        Xue et al. 2023
     pndm                2       1      plms                    PNDM                            Liu et al. 2022

@@ -22,8 +22,8 @@ def dpmpp_2m(schedule: Schedule, *, solver: str = "midpoint", lower_order_final:
 
         x_s = sigma_s / sigma_t x_t - alpha_s expm1(-h) (x0 + h / (2 h_prev) (x0 - x0_prev))        midpoint
 
-    h = lambda_s - lambda_t. "heun" takes the weight of the slope exactly (dpm-solver's `taylor`). The first step is that
-    of `ddim`.
+    h = lambda_s - lambda_t. "heun" takes the weight of the slope exactly (dpm-solver's `taylor`). The first step is
+    that of `ddim`.
 
     Args:
       schedule: noise schedule.
