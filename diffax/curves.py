@@ -1,40 +1,69 @@
 """What a schedule is made of: a log-SNR curve, clipped, times a scaling. The equations head `diffax.schedules`."""
 
 import abc
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from diffax.pytrees import as_float, choose
+from diffax.pytrees import as_float, check, choose, concrete
 from diffax.typing import Level
 
 LOG_SNR_MAX = 20.0
+RATIO_MAX = math.exp(LOG_SNR_MAX / 2)
 
 
-def _sub_vp(log_snr: Any) -> tuple[Any, Any]:
-    root = 1.0 + jnp.sqrt(1.0 + 4.0 * jnp.exp(log_snr))
-    return 2.0 * jnp.exp(log_snr / 2) / root, 2.0 / root
+def _vp(ratio: Any) -> tuple[Any, Any]:
+    norm = jnp.sqrt(1 + jnp.square(ratio))
+    return 1 / norm, ratio / norm
 
 
+def _sub_vp(ratio: Any) -> tuple[Any, Any]:
+    alpha = 2 / (ratio + jnp.sqrt(jnp.square(ratio) + 4))
+    return alpha, ratio * alpha
+
+
+# (alpha, sigma) of the ratio sigma / alpha. None of them subtracts, so they keep its relative precision.
 SCALINGS = {
-    "vp": lambda lam: (jnp.sqrt(jax.nn.sigmoid(lam)), jnp.sqrt(jax.nn.sigmoid(-lam))),
-    "ve": lambda lam: (jnp.ones_like(lam), jnp.exp(-lam / 2)),
+    "vp": _vp,
+    "ve": lambda ratio: (jnp.ones_like(ratio), ratio),
     "sub_vp": _sub_vp,
-    "flow": lambda lam: (jax.nn.sigmoid(lam / 2), jax.nn.sigmoid(-lam / 2)),
+    "flow": lambda ratio: (1 / (1 + ratio), ratio / (1 + ratio)),
 }
 
 
 def straight_through(value: Any, clipped: Any) -> Any:
     """The value of `clipped` with the derivative of `value`."""
-    return value + jax.lax.stop_gradient(clipped - value)
+    return jax.lax.stop_gradient(clipped) + (value - jax.lax.stop_gradient(value))
+
+
+def early(f: Callable, *values: Any) -> Any:
+    """f(numpy or jax.numpy, *values): in float64, as a Python float, where all values are Python numbers.
+
+    So a constant that is made of hyperparameters is rounded once, to whatever precision it meets.
+    """
+    if all(isinstance(v, (int, float)) for v in values):
+        return float(f(np, *values))
+    return f(jnp, *(as_float(v) for v in values))
+
+
+def check_range(names: tuple[str, str], low: Any, high: Any, *, may_equal: bool = False) -> None:
+    """0 < low < high, or <= where they may be equal."""
+    check(names[0], low, "> 0", lambda v: v > 0)
+    known = concrete(low)
+    if known is not None:
+        sign = ">=" if may_equal else ">"
+        check(names[1], high, f"{sign} {names[0]} = {known}", lambda v: v >= known if may_equal else v > known)
 
 
 class Curve(abc.ABC):
-    """What diffax's schedules share: clipping and scaling of the two functions a subclass gives.
+    """What diffax's schedules share: clipping and scaling of the functions a subclass gives.
 
     A subclass is a pytree with `curve(t)`, the log-SNR before clipping, `uncurve(log_snr)`, its inverse,
-    and a static field `scaling`.
+    and a static field `scaling`. It gives `ratio(t)` too where exp(-curve(t) / 2) would lose digits.
     """
 
     scaling: str
@@ -51,15 +80,21 @@ class Curve(abc.ABC):
     def uncurve(self, log_snr: Any) -> Any:
         """The inverse of `curve`."""
 
+    def ratio(self, t: Any) -> Any:
+        """Sigma / alpha at t: exp(-curve(t) / 2)."""
+        return jnp.exp(-self.curve(t) / 2)
+
+    def _clipped(self, f, t, at_data, at_noise):
+        """f(t), at_data before |log-SNR| = 20 and at_noise beyond it; the slopes there are one-sided, from inside."""
+        first, last = self.inverse(jnp.asarray([LOG_SNR_MAX, -LOG_SNR_MAX], t.dtype))
+        inside = f(straight_through(t, jnp.clip(t, first, last)))
+        clipped = jnp.clip(inside, min(at_data, at_noise), max(at_data, at_noise))
+        clipped = jnp.where(t < first, at_data, jnp.where(t > last, at_noise, clipped))
+        return straight_through(inside, clipped)
+
     def log_snr(self, t: Any) -> Any:
         """log(alpha^2 / sigma^2) at t, clipped to [-20, 20]; any shape."""
-        t = as_float(t)
-        first, last = self.inverse(jnp.asarray([LOG_SNR_MAX, -LOG_SNR_MAX], t.dtype))
-        inside = self.curve(straight_through(t, jnp.clip(t, first, last)))
-        at_ends = jnp.where(inside > 0, LOG_SNR_MAX, -LOG_SNR_MAX)
-        beyond = (t < first) | (t > last)
-        clipped = jnp.where(beyond, at_ends, jnp.clip(inside, -LOG_SNR_MAX, LOG_SNR_MAX))
-        return straight_through(inside, clipped)
+        return self._clipped(self.curve, as_float(t), LOG_SNR_MAX, -LOG_SNR_MAX)
 
     def inverse(self, log_snr: Any) -> Any:
         """The t in [0, 1] at which the schedule has this log-SNR; any shape."""
@@ -67,5 +102,6 @@ class Curve(abc.ABC):
 
     def __call__(self, t: Any) -> Level:
         """The level (alpha, sigma, log_snr) at t; any shape."""
-        log_snr = self.log_snr(t)
-        return Level(*SCALINGS[self.scaling](log_snr), log_snr)
+        # Not by way of log-SNR: in float32 the rounding of a log-SNR of 20 alone costs sigma 5e-7.
+        ratio = self._clipped(self.ratio, as_float(t), 1 / RATIO_MAX, RATIO_MAX)
+        return Level(*SCALINGS[self.scaling](ratio), self.log_snr(t))

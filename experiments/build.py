@@ -3,6 +3,7 @@
 `check` refuses a config before anything is built; the other functions build one thing each.
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -24,33 +25,89 @@ SCHEDULES = {
     "cosine": diffax.Cosine,
     "flow": diffax.Flow,
     "log_linear": diffax.LogLinear,
+    "edm": diffax.EDM,
+    "quadratic": diffax.Quadratic,
+    "sub_vp": diffax.SubVP,
+    "sigmoid": diffax.Sigmoid,
+    "laplace": diffax.Laplace,
+    "shifted_cosine": lambda *, shift, scaling="vp": diffax.shifted(diffax.Cosine(scaling), shift),
+    "shifted_flow": lambda *, shift, scaling="flow": diffax.shifted(diffax.Flow(scaling), shift),
     "linear_betas": lambda *, num_steps=1000, beta_start=1e-4, beta_end=0.02: diffax.from_betas(
         diffax.linear_betas(num_steps, beta_start=beta_start, beta_end=beta_end)
     ),
+    "quadratic_betas": lambda *, num_steps=1000, beta_start=0.00085, beta_end=0.012: diffax.from_betas(
+        diffax.quadratic_betas(num_steps, beta_start=beta_start, beta_end=beta_end)
+    ),
     "cosine_betas": lambda *, num_steps=1000, offset=0.008, beta_max=0.999: diffax.from_betas(
         diffax.cosine_betas(num_steps, offset=offset, beta_max=beta_max)
+    ),
+    "sigmoid_betas": lambda *, num_steps=1000, start=-3.0, end=3.0, tau=1.0: diffax.from_betas(
+        diffax.sigmoid_betas(num_steps, start=start, end=end, tau=tau)
+    ),
+    "zero_terminal_linear_betas": lambda *, num_steps=1000, beta_start=1e-4, beta_end=0.02: diffax.from_betas(
+        diffax.zero_terminal_snr(diffax.linear_betas(num_steps, beta_start=beta_start, beta_end=beta_end))
+    ),
+    "zero_terminal_quadratic_betas": lambda *, num_steps=1000, beta_start=0.00085, beta_end=0.012: diffax.from_betas(
+        diffax.zero_terminal_snr(diffax.quadratic_betas(num_steps, beta_start=beta_start, beta_end=beta_end))
     ),
 }
 SAMPLERS = {
     "ddpm": lambda schedule, eta: diffax.ddpm(schedule),
     "ddpm_large": lambda schedule, eta: diffax.ddpm(schedule, variance="large"),
     "ddim": lambda schedule, eta: diffax.ddim(schedule, eta=eta),
+    "heun": lambda schedule, eta: diffax.heun(schedule),
+    "dpmpp_2m": lambda schedule, eta: diffax.dpmpp_2m(schedule),
+    "dpmpp_3m": lambda schedule, eta: diffax.dpmpp_3m(schedule),
+    "dpmpp_2m_sde": lambda schedule, eta: diffax.dpmpp_2m_sde(schedule, eta=eta),
+    "dpm_solver": lambda schedule, eta: diffax.dpm_solver(schedule),
+    "deis": lambda schedule, eta: diffax.deis(schedule),
+    "lms": lambda schedule, eta: diffax.lms(schedule),
+    "pndm": lambda schedule, eta: diffax.pndm(schedule),
+    "unipc": lambda schedule, eta: diffax.unipc(schedule),
+    "sa_solver": lambda schedule, eta: diffax.sa_solver(schedule, tau=eta),
 }
 GRIDS = {
     "uniform": lambda schedule, n: diffax.times.uniform(n),
+    "quadratic": lambda schedule, n: diffax.times.quadratic(n),
+    "beta": lambda schedule, n: diffax.times.beta(n),
     "uniform_log_snr": lambda schedule, n: diffax.times.uniform_log_snr(schedule, n),
+    "karras": lambda schedule, n: diffax.times.karras(schedule, n),
+    "karras_80": lambda schedule, n: diffax.times.karras(schedule, n, sigma_max=80.0, sigma_min=0.002),
     "leading": lambda schedule, n: diffax.times.leading(table_length(schedule), n),
     "trailing": lambda schedule, n: diffax.times.trailing(table_length(schedule), n),
     "linspace": lambda schedule, n: diffax.times.linspace(table_length(schedule), n),
 }
-WEIGHTINGS = {"target": None, "eps": jnp.ones_like}
+WEIGHTINGS = {
+    "target": None,
+    "eps": diffax.weightings.simple,
+    "min_snr": diffax.weightings.min_snr,
+    "truncated_snr": diffax.weightings.truncated_snr,
+    "p2": diffax.weightings.p2,
+    "edm": diffax.weightings.edm,
+    "sigmoid": diffax.weightings.sigmoid,
+    "likelihood": diffax.weightings.likelihood,
+}
+PER_LOG_SNR = ("sigmoid", "likelihood")  # weightings of equal steps of log-SNR
+LAWS = {
+    "uniform": diffax.draws.uniform,
+    "logit_normal": diffax.draws.logit_normal,
+    "mode": diffax.draws.mode,
+    "cosmap": diffax.draws.cosmap,
+    "log_normal_sigma": diffax.draws.log_normal_sigma,
+}
+SPREADS = {  # index: where these examples stand in the whole batch of `total`
+    "independent": lambda keys, size, index, total: diffax.draws.independent(keys, size),
+    "stratified": lambda keys, size, index, total: diffax.draws.stratified(keys, size, index=index, total=total),
+    "antithetic": lambda keys, size, index, total: diffax.draws.antithetic(keys, size),
+}
 TIMES = {
     "t": (1000.0, lambda schedule, t: t),
     "log_snr": (25.0, lambda schedule, t: schedule.log_snr(t)),  # [-20, 20] spans what [0, 1] does at 1000
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-OPEN_GROUPS = ("schedule",)  # their further keys are the parameters of what their name says
+# Their keys are the parameters of what a name says: of the group's own, or of the setting they are called after.
+OPEN_GROUPS = ("schedule", "weighting_parameters", "times_parameters")
 
 
 def check(config: Any, num_devices: int) -> None:
@@ -60,12 +117,14 @@ def check(config: Any, num_devices: int) -> None:
     choose("config.prediction", config.prediction, KINDS)
     choose("config.network.time", config.network.time, TIMES)
     choose("config.network.dtype", config.network.dtype, DTYPES)
-    choose("config.loss.weighting", config.loss.weighting, WEIGHTINGS)
+    choose("config.loss.spread", config.loss.spread, SPREADS)
     choose("config.sampling.sampler", config.sampling.sampler, SAMPLERS)
     choose("config.sampling.grid", config.sampling.grid, GRIDS)
     if not config.sigma_data > 0:
         raise ValueError(f"config.sigma_data must be > 0, got {config.sigma_data}")
     diffax.denoiser(lambda x, t: x, schedule(config), config.prediction)
+    weighting(config)
+    law(config)
     sampler(config)
     optimizer(config)
     for group, keys in {
@@ -91,14 +150,24 @@ def check(config: Any, num_devices: int) -> None:
             f"config.dataset.batch_size must be a multiple of the {num_devices} devices, "
             f"got {config.dataset.batch_size}"
         )
+    if config.loss.spread == "antithetic" and config.dataset.batch_size // num_devices % 2:
+        raise ValueError(
+            "config.dataset.batch_size must be even on each device for config.loss.spread = 'antithetic', "
+            f"got {config.dataset.batch_size} on {num_devices}"
+        )
     check_guidance("config.sampling.guidance", config.sampling.guidance, config)
     grid(config)
 
 
 def check_guidance(name: str, weight: float, config: Any) -> None:
-    """Raises `ValueError` for a guidance weight that needs a null label which the network never learnt."""
+    """Raises `ValueError` for guidance that makes no sense, or needs a null label which the network never learnt."""
     if not math.isfinite(weight):
         raise ValueError(f"{name} must be finite, got {weight}")
+    phi, bounds = config.sampling.guidance_rescale, tuple(config.sampling.guidance_interval)
+    if not 0 <= phi <= 1:
+        raise ValueError(f"{name}_rescale must be in [0, 1], got {phi}")
+    if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] <= 1:
+        raise ValueError(f"{name}_interval must be two times, 0 <= low <= high <= 1, got {bounds}")
     if weight == 1:
         return
     if not config.network.conditional:
@@ -179,7 +248,7 @@ def network(config: Any, dataset_classes: int | None) -> UNet:
     )
 
 
-def init_params(config: Any, net: UNet, shape: tuple[int, ...], key: Any) -> Any:
+def init_params(config: Any, net: Any, shape: tuple[int, ...], key: Any) -> Any:
     """The network's first parameters, made in one compiled call."""
 
     def init(key):
@@ -199,19 +268,56 @@ def predict(config: Any, net: UNet, params: Any, label: Any = None, *, key: Any 
     return bound
 
 
+def _make(config: Any, setting: str, table: dict[str, Any]) -> Any:
+    """What config.loss.SETTING names, made with the parameters in config.loss.SETTING_parameters; None as it is."""
+    path = f"config.loss.{setting}"
+    name, parameters = config.loss[setting], dict(config.loss[f"{setting}_parameters"])
+    make = choose(path, name, table)
+    known = [] if make is None else list(inspect.signature(make).parameters)
+    # What the config says elsewhere.
+    given = {"schedule": schedule(config), "sigma_data": config.sigma_data}
+    for key, value in parameters.items():
+        if key not in known or key in given:
+            own = ", ".join(k for k in known if k not in given) or "none"
+            raise ValueError(f"{path}_parameters.{key} is no parameter of {name}; those are {own}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{path}_parameters.{key} must be a number, got {value!r}")
+    return make and make(**{k: v for k, v in given.items() if k in known}, **parameters)
+
+
+def weighting(config: Any) -> Callable | None:
+    """The loss's weighting of log-SNR, None for the plain mean square of what is predicted."""
+    return _make(config, "weighting", WEIGHTINGS)
+
+
+def law(config: Any) -> Callable:
+    """The law of the training times."""
+    return _make(config, "times", LAWS)
+
+
 def loss(config: Any, net: UNet) -> Callable:
     """(params, batch, keys (B,)) -> the loss of each example."""
-    curve, weighting = schedule(config), WEIGHTINGS[config.loss.weighting]
+    curve, of_log_snr, of_times, spread = schedule(config), weighting(config), law(config), SPREADS[config.loss.spread]
+    measure = "log_snr" if config.loss.weighting in PER_LOG_SNR else "t"
 
     def per_example(params, batch, keys):
         noise, time, drop, dropout = (diffax.random.fold_in(keys, i) for i in range(4))
         image, label = batch["image"], batch["label"]
         if config.network.conditional:
             label = diffax.drop_labels(drop, label, net.num_classes, p_uncond=config.loss.p_uncond)
-        t = diffax.random.uniform(time, len(image))
+        place = {"index": batch["index"], "total": config.dataset.batch_size}
+        t = diffax.draws.draw(time, len(image), of_times, way=functools.partial(spread, **place)).t
         f = predict(config, net, params, label if config.network.conditional else None, key=dropout)
         return diffax.denoising_loss(
-            noise, f, curve, config.prediction, image, t, weighting=weighting, sigma_data=config.sigma_data
+            noise,
+            f,
+            curve,
+            config.prediction,
+            image,
+            t,
+            weighting=of_log_snr,
+            measure=measure,
+            sigma_data=config.sigma_data,
         )
 
     return per_example
@@ -224,16 +330,54 @@ def optimizer(config: Any) -> Any:
     return adamw(num_steps=config.train.num_steps, **settings)
 
 
-def denoiser(config: Any, net: UNet, params: Any, label: Any = None, *, weight: Any = 1.0) -> Callable:
-    """The denoiser that samples are drawn with: guided where weight is not 1, clipped if the config says so."""
+def denoiser(
+    config: Any,
+    net: UNet,
+    params: Any,
+    label: Any = None,
+    *,
+    weight: Any = 1.0,
+    log_prob: Callable | None = None,
+    scale: Any = 1.0,
+) -> Callable:
+    """The denoiser that samples are drawn with: guided where weight is not 1, clipped if the config says so.
+
+    log_prob: (x, t) -> (B,), a classifier's, to guide with it too, at this scale.
+    """
     curve = schedule(config)
 
-    def of(label):
+    def of(x, t, label):
         f = predict(config, net, params, label)
-        return diffax.denoiser(f, curve, config.prediction, sigma_data=config.sigma_data)
+        return diffax.denoiser(f, curve, config.prediction, sigma_data=config.sigma_data)(x, t)
 
-    denoise = of(label) if label is None else diffax.classifier_free(of(label), of(None), weight)
+    def denoise(x, t):
+        return of(x, t, None)
+
+    if label is not None and config.network.conditional:
+        denoise = _guided(config, of, label, net.num_classes, weight)
+    if log_prob is not None:
+        denoise = diffax.classifier(denoise, log_prob, curve, scale)
     return diffax.clip_static(denoise) if config.sampling.clip else denoise
+
+
+def _guided(config: Any, of: Callable, label: Any, null: Any, weight: Any) -> Callable:
+    """Classifier-free guidance as the config has it: one call of the network for both branches."""
+    phi, (low, high) = config.sampling.guidance_rescale, config.sampling.guidance_interval
+
+    def plain(x, t):
+        return of(x, t, label)
+
+    def guide(conditional, unconditional):
+        kind = {"kind": config.prediction, "schedule": schedule(config), "sigma_data": config.sigma_data}
+        return diffax.rescale(diffax.classifier_free(conditional, unconditional, weight), conditional, phi, **kind)
+
+    if isinstance(weight, (int, float)) and weight == 1:
+        return plain
+    if phi:
+        guided = diffax.guide_batched(guide, of, label, null)
+    else:
+        guided = diffax.classifier_free_batched(of, label, null, weight)
+    return guided if (low, high) == (0, 1) else diffax.interval(guided, plain, low, high)
 
 
 def grid(config: Any) -> Any:
@@ -246,10 +390,19 @@ def sampler(config: Any) -> Any:
     return SAMPLERS[config.sampling.sampler](schedule(config), config.sampling.eta)
 
 
-def generator(config: Any, net: UNet, shape: tuple[int, ...], times: Any = None, picture: Any = None) -> Callable:
+def generator(
+    config: Any,
+    net: UNet,
+    shape: tuple[int, ...],
+    times: Any = None,
+    picture: Any = None,
+    classify: Callable | None = None,
+    scale: float = 1.0,
+) -> Callable:
     """`generate(params, keys, label) -> x0`, jitted: (B,) keys and (B,) labels or None to (B, *shape) in [-1, 1].
 
     times: the grid to walk, the config's if None. picture: (*shape) to start from, noised to times[0]; else noise.
+    classify: labels (B,) -> log_prob, a classifier to guide with at this scale.
     """
     times = grid(config) if times is None else times
 
@@ -260,7 +413,8 @@ def generator(config: Any, net: UNet, shape: tuple[int, ...], times: Any = None,
         if picture is not None:
             alpha = schedule(config)(times[0]).alpha
             x = x + alpha * picture
-        denoise = denoiser(config, net, params, label, weight=config.sampling.guidance)
+        log_prob = None if classify is None else classify(label)
+        denoise = denoiser(config, net, params, label, weight=config.sampling.guidance, log_prob=log_prob, scale=scale)
         return diffax.sample(steps, sampler(config), denoise, x, times)
 
     return generate

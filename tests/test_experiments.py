@@ -219,7 +219,7 @@ def test_img2img_starts_from_the_picture(trained, tmp_path):
             "at most the 997 examples of split 'train', got 1000",
         ),
         ("sample", ["--labels=3,10"], "labels must be ints in [0, 9], got '10'"),
-        ("sample", ["--sampler=euler9"], "sampler must be one of ddpm, ddpm_large, ddim, got 'euler9'"),
+        ("sample", ["--sampler=euler9"], "sampler must be one of ddpm, ddpm_large, ddim,"),
         (
             "sample",
             ["--checkpoint=/nowhere"],
@@ -268,7 +268,7 @@ def changed(**changes):
         ),
         (
             {"schedule": {"name": "exponential"}},
-            "config.schedule.name must be one of linear, cosine, .* got 'exponential'",
+            "config.schedule.name must be one of linear, .* got 'exponential'",
         ),
         (
             {"schedule": {"name": "cosine", "beta_max": 3.0}},

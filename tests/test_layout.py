@@ -13,12 +13,14 @@ pytestmark = pytest.mark.newest
 ROOT = Path(diffax.__file__).parent
 LEVELS = [
     {"typing", "pytrees"},
-    {"random", "curves"},
+    {"random", "curves", "quantiles"},
     {"schedules"},
-    {"times", "predictions"},
+    {"times", "predictions", "draws", "weightings"},
     {"denoisers", "guidance", "losses", "samplers"},
     {"sampling"},
     {"analytic"},
+    {"learned_grid"},
+    {"inverse"},
     {"nn", "training", "metrics"},
 ]
 ALLOWED = {"nn": {"flax"}, "training": {"optax", "orbax"}}

@@ -43,24 +43,50 @@ def test_unroll_records_every_state():
     assert norms.shape == (4,)
 
 
-@pytest.mark.parametrize("single", [True, False])
-def test_an_example_does_not_depend_on_its_batch(single):
-    keys = KEY if single else jax.random.split(KEY, 8)
-    sampler, grid = diffax.ddpm(SCHEDULE), diffax.times.uniform(4)
-    x = jax.random.normal(jax.random.key(1), (8, 3))
-    all_of_them = diffax.sample(keys, sampler, shrink, x, grid)
-    three = diffax.sample(keys if single else keys[:3], sampler, shrink, x[:3], grid)
-    np.testing.assert_array_equal(all_of_them[:3], three)
+SAMPLERS = {
+    "ddpm": diffax.ddpm,
+    "churn": lambda schedule: diffax.heun(schedule, s_churn=20.0),
+    "dpmpp_sde": diffax.dpmpp_sde,
+    "unipc": diffax.unipc,
+    "sa_solver": diffax.sa_solver,
+    "predictor_corrector": lambda schedule: diffax.predictor_corrector(diffax.dpmpp_2m_sde(schedule), schedule),
+}
+by_name = pytest.mark.parametrize("name", SAMPLERS)
+
+
+def guided(x, t):
+    """A denoiser that takes norms and quantiles, each example's own."""
+    conditional, plain = (lambda x, t: jnp.tanh(x) + 0.1), (lambda x, t: 0.5 * x)
+    return diffax.clip_dynamic(diffax.apg(conditional, plain, 1.5, threshold=1.0), limit=2.0)(x, t)
+
+
+def generate(name, keys, x):
+    schedule = diffax.Linear()
+    return diffax.integrate(keys, SAMPLERS[name](schedule), guided, x, diffax.times.uniform(6, t_max=0.8, t_min=0.1)).x
+
+
+@pytest.mark.parametrize(("name", "single"), [(n, i % 2 == 0) for i, n in enumerate(SAMPLERS)])
+def test_an_example_does_not_depend_on_its_batch(name, single):
+    x = jax.random.normal(jax.random.key(1), (64, 3))
+    keys = KEY if single else jax.random.split(KEY, 64)
+    run = jax.jit(lambda keys, x: generate(name, keys, x))
+    all_of_them = run(keys, x)
+    for size in (1, 7):
+        np.testing.assert_allclose(run(keys if single else keys[:size], x[:size]), all_of_them[:size], rtol=1e-4)
     assert len(np.unique(np.asarray(all_of_them))) == all_of_them.size
 
 
-def test_noise_by_example_does_not_depend_on_the_devices():
-    """Eight devices, a key for each example: the same numbers as on one."""
-    sampler, grid = diffax.ddpm(SCHEDULE), diffax.times.uniform(4)
-    keys, x = jax.random.split(KEY, 16), jnp.ones((16, 3))
-    run = lambda keys, x: diffax.sample(keys, sampler, shrink, x, grid)
-    mapped = jax.pmap(run)(keys.reshape(8, 2), x.reshape(8, 2, 3)).reshape(16, 3)
-    np.testing.assert_allclose(mapped, run(keys, x), rtol=1e-6)
+@by_name
+def test_noise_by_example_does_not_depend_on_the_devices(name):
+    """Eight devices, a key for each example, by pmap and by jit over a mesh: the same numbers as on one."""
+    keys, x = jax.random.split(KEY, 16), jax.random.normal(jax.random.key(1), (16, 3))
+    alone = jax.jit(lambda keys, x: generate(name, keys, x))(keys, x)
+    mapped = jax.pmap(lambda keys, x: generate(name, keys, x))(keys.reshape(8, 2), x.reshape(8, 2, 3))
+    np.testing.assert_allclose(mapped.reshape(16, 3), alone, rtol=1e-5)
+    shards = jax.NamedSharding(jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,)), jax.P("batch"))
+    spread = jax.jit(lambda keys, x: generate(name, keys, x))(*jax.device_put((keys, x), shards))
+    assert len(spread.sharding.device_set) == 8
+    np.testing.assert_allclose(spread, alone, rtol=1e-5)
 
 
 def test_a_grid_for_each_example():

@@ -7,7 +7,9 @@ import pytest
 from exam import BETAS, SCHEDULES
 
 import diffax
-from diffax.curves import LOG_SNR_MAX, SCALINGS
+from diffax import schedules
+from diffax.curves import LOG_SNR_MAX, RATIO_MAX, SCALINGS
+from diffax.typing import Level
 
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.newest]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
@@ -17,7 +19,8 @@ INSIDE = np.linspace(0.002, 0.999, 301)
 
 @every_schedule
 def test_inverse_undoes_log_snr(schedule):
-    np.testing.assert_allclose(schedule.inverse(schedule.log_snr(INSIDE)), INSIDE, rtol=0, atol=1e-12)
+    there_and_back = jax.jit(lambda t: schedule.inverse(schedule.log_snr(t)))
+    np.testing.assert_allclose(there_and_back(INSIDE), INSIDE, rtol=0, atol=1e-12)
 
 
 @every_schedule
@@ -52,8 +55,9 @@ def test_every_scaling_has_an_identity():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_ends_are_finite_and_so_are_slopes(schedule, dtype):
     t = jnp.asarray([0.0, 1e-7, 0.5, 1 - 1e-7, 1.0], dtype)
-    level, slope = schedule(t), jax.vmap(jax.grad(schedule.log_snr))(t)
-    for value in (*level, slope, *diffax.rates(schedule, t)):
+    of = lambda t: (schedule(t), jax.vmap(jax.grad(schedule.log_snr))(t), diffax.rates(schedule, t))
+    level, slope, rates = jax.jit(of)(t)
+    for value in (*level, slope, *rates):
         assert value.dtype == dtype
         assert np.isfinite(value).all()
     assert (level.alpha > 0).all()
@@ -63,18 +67,33 @@ def test_ends_are_finite_and_so_are_slopes(schedule, dtype):
 
 @every_schedule
 def test_float32_loses_nothing(schedule):
-    exact = schedule(INSIDE)
-    short = schedule(INSIDE.astype(np.float32))
+    of = jax.jit(jax.vmap(jax.value_and_grad(schedule.log_snr)))
+    (exact, slope), (short, _) = of(INSIDE), of(INSIDE.astype(np.float32))
     # The time itself is rounded to float32, which moves log-SNR by its slope.
-    slack = np.abs(jax.vmap(jax.grad(schedule.log_snr))(INSIDE)) * INSIDE * 2.0**-24
-    assert (np.abs(short.log_snr - exact.log_snr) <= 3 * slack + 6e-6).all()
+    slack = np.abs(slope) * INSIDE * 2.0**-24
+    assert (np.abs(short - exact) <= 3 * slack + 6e-6).all()
+
+
+def check_float32(schedule):
+    """alpha and sigma of float32 are those of float64 at the same t, to 1e-6 relatively."""
+    spread = np.random.default_rng(0).uniform(size=(3, 3000))
+    t = np.concatenate([spread[0], 10 ** (-5 * spread[1]), 1 - 10 ** (-6 * spread[2]), np.arange(1001) / 1000])
+    t = t.astype(np.float32)
+    level_at = jax.jit(lambda t: schedule(t)[:2])
+    for short, exact in zip(level_at(t), level_at(t.astype(np.float64)), strict=True):
+        np.testing.assert_allclose(short, exact, rtol=1e-6)
+
+
+@every_schedule
+def test_alpha_and_sigma_in_float32(schedule):
+    check_float32(schedule)
 
 
 @every_schedule
 def test_rates_are_the_slopes_of_alpha_and_sigma(schedule):
     t, h = np.linspace(0.0505, 0.9505, 19), 1e-6
-    before, after = schedule(t - h), schedule(t + h)
-    d_alpha, d_sigma = diffax.rates(schedule, t)
+    of = jax.jit(lambda t: (schedule(t - h), schedule(t + h), diffax.rates(schedule, t)))
+    before, after, (d_alpha, d_sigma) = of(t)
     np.testing.assert_allclose(d_alpha, (after.alpha - before.alpha) / (2 * h), atol=2e-6)
     np.testing.assert_allclose(d_sigma, (after.sigma - before.sigma) / (2 * h), rtol=1e-6, atol=2e-6)
 
@@ -87,6 +106,16 @@ def test_rates_are_the_slopes_of_alpha_and_sigma(schedule):
         (lambda v: diffax.LogLinear(v, 80.0), [0.002, 0.01]),
         (lambda v: diffax.LogLinear(0.01, v), [20.0, 80.0]),
         (lambda v: diffax.from_betas(v * BETAS), [0.5, 1.0]),
+        (lambda v: diffax.Quadratic(beta_min=v), [0.5, 1.0]),
+        (lambda v: diffax.Quadratic(beta_max=v), [5.0, 12.0]),
+        (lambda v: diffax.SubVP(v, 10 * v), [0.5, 1.0]),
+        (lambda v: diffax.Sigmoid(-v, 2 * v), [2.0, 3.0]),
+        (lambda v: diffax.Sigmoid(tau=v), [0.5, 1.0]),
+        (lambda v: diffax.Laplace(v, 2 * v), [0.3, 0.5]),
+        (lambda v: diffax.EDM(v, 80.0), [0.002, 0.01]),
+        (lambda v: diffax.EDM(rho=v), [3.0, 7.0]),
+        (lambda v: diffax.shifted(diffax.Cosine(), v), [0.5, 3.0]),
+        (lambda v: diffax.shifted(diffax.from_betas(BETAS), v), [0.5, 3.0]),
     ],
 )
 def test_parameters_may_be_traced(make, values):
@@ -134,6 +163,173 @@ def test_other_textbook_formulas():
     np.testing.assert_allclose(g2, 2 * sigma**2 * np.log(5000.0), rtol=1e-9)
 
 
+def test_quadratic_has_the_square_root_of_beta_linear_in_time():
+    t, fine = np.linspace(0.01, 1, 50), np.linspace(0, 1, 200001)
+    beta = (np.sqrt(0.85) + (np.sqrt(12.0) - np.sqrt(0.85)) * fine) ** 2
+    integral = np.concatenate([[0], np.cumsum((beta[1:] + beta[:-1]) / 2 * fine[1])])
+    schedule = diffax.Quadratic(0.85, 12.0)
+    np.testing.assert_allclose(schedule(t).alpha, np.exp(-np.interp(t, fine, integral) / 2), rtol=1e-8)
+    f, g2 = drift_and_diffusion(schedule, t)
+    np.testing.assert_allclose(f, -np.interp(t, fine, beta) / 2, rtol=1e-8)
+    np.testing.assert_allclose(g2, np.interp(t, fine, beta), rtol=1e-8)
+    same = diffax.Quadratic(5.0, 5.0)  # a constant beta
+    np.testing.assert_allclose(same(t).alpha, np.exp(-2.5 * t), rtol=1e-12)
+    np.testing.assert_allclose(same.inverse(same.log_snr(t)), t, rtol=1e-12)
+
+
+def test_quadratic_is_the_limit_of_its_betas():
+    """Stable Diffusion's betas, 1,000 of them, and with a hundred times as many steps of a hundredth."""
+    t = np.array([0.1, 0.4, 1.0])
+    for times, tolerance in ((1, 4e-2), (100, 4e-4)):
+        betas = diffax.quadratic_betas(1000 * times, beta_start=0.85e-3 / times, beta_end=12e-3 / times)
+        alpha = np.sqrt(np.cumprod(1 - betas))[np.round(t * len(betas)).astype(int) - 1]
+        np.testing.assert_allclose(diffax.Quadratic()(t).alpha, alpha, rtol=tolerance)
+
+
+def test_the_sub_vp_sde():
+    """Song et al. 2021, eq. 28 and 29."""
+    t = np.linspace(0.01, 1, 50)
+    beta, integral = 0.1 + 19.9 * t, 0.1 * t + 19.9 * t**2 / 2
+    level = diffax.SubVP()(t)
+    np.testing.assert_allclose(level.alpha, np.exp(-integral / 2), rtol=1e-12)
+    np.testing.assert_allclose(level.sigma, -np.expm1(-integral), rtol=1e-12)
+    f, g2 = drift_and_diffusion(diffax.SubVP(), t)
+    np.testing.assert_allclose(f, -beta / 2, rtol=1e-9)
+    np.testing.assert_allclose(g2, beta * -np.expm1(-2 * integral), rtol=1e-8)
+
+
+@pytest.mark.parametrize("of", [{}, {"start": 0.0, "end": 3.0, "tau": 0.7}, {"start": -3.0, "end": 3.0, "tau": 0.2}])
+def test_sigmoid(of):
+    """Chen 2023, algorithm 1: the shape is a sigmoid, moved and scaled to run from 1 to 0."""
+    start, end, tau = ({"start": -3.0, "end": 3.0, "tau": 1.0} | of).values()
+    t = np.linspace(0.01, 0.99, 50)
+    first, last = (1 / (1 + np.exp(-v / tau)) for v in (start, end))
+    gamma = (last - 1 / (1 + np.exp(-(t * (end - start) + start) / tau))) / (last - first)
+    schedule = diffax.Sigmoid(**of)
+    np.testing.assert_allclose(schedule(t).alpha, np.sqrt(gamma), rtol=1e-9)
+    betas = diffax.sigmoid_betas(100, **of)
+    np.testing.assert_allclose(
+        np.cumprod(1 - betas)[:99], np.square(schedule(np.arange(1, 100) / 100).alpha), rtol=1e-9
+    )
+
+
+def test_laplace():
+    """Hang et al. 2024, table 1; the log-SNR of a uniform t has the Laplace law's moments."""
+    t = np.linspace(0.002, 0.998, 51)
+    lam = 0.4 - 0.7 * np.sign(0.5 - t) * np.log(1 - 2 * np.abs(t - 0.5))
+    np.testing.assert_allclose(diffax.Laplace(0.4, 0.7).log_snr(t), lam, rtol=0, atol=1e-12)
+    draws = diffax.Laplace(0.4, 0.7).log_snr((np.arange(100000) + 0.5) / 100000)
+    np.testing.assert_allclose([draws.mean(), draws.std()], [0.4, 0.7 * np.sqrt(2)], rtol=1e-3)
+
+
+def test_edm():
+    """k-diffusion's Karras grid of 10 levels from 10 to 0.02 (sampler_cases.json), and the two limits in rho."""
+    levels = [
+        10.000000000000002, 6.229284415689508, 3.7494032846265046, 2.1688891596771134, 1.1976613909154572,
+        0.6259018452023676, 0.30609557416197863, 0.13797900612791864, 0.0561382376309718, 0.020000000000000014,
+    ]  # fmt: skip
+    np.testing.assert_allclose(diffax.EDM(0.02, 10.0)(np.linspace(1, 0, 10)).sigma, levels, rtol=1e-12)
+    t = np.linspace(0, 1, 11)
+    np.testing.assert_allclose(diffax.EDM(0.02, 10.0, rho=1.0)(t).sigma, 0.02 + 9.98 * t, rtol=1e-12)
+    np.testing.assert_allclose(
+        diffax.EDM(0.02, 10.0, rho=1e7)(t).sigma, diffax.LogLinear(0.02, 10.0)(t).sigma, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_any_curve_under_any_scaling(scaling):
+    """The scaling changes alpha and sigma but never their ratio."""
+    t = np.linspace(0, 1, 21)
+    curves = {
+        "linear": diffax.Linear, "quadratic": diffax.Quadratic, "sub_vp": diffax.SubVP, "cosine": diffax.Cosine,
+        "sigmoid": diffax.Sigmoid, "laplace": diffax.Laplace, "flow": diffax.Flow, "edm": diffax.EDM,
+        "log_linear": lambda scaling: diffax.LogLinear(0.01, 50.0, scaling=scaling),
+        "table": lambda scaling: diffax.from_betas(BETAS, scaling=scaling),
+        "shifted": lambda scaling: diffax.shifted(diffax.Cosine(scaling), 2.0),
+        "shifted table": lambda scaling: diffax.shifted(diffax.from_betas(BETAS, scaling=scaling), 2.0),
+    }  # fmt: skip
+    of = lambda t: {name: (make(scaling=scaling)(t), make(scaling="ve")(t).sigma) for name, make in curves.items()}
+    for name, (level, ratio) in jax.jit(of)(t).items():
+        np.testing.assert_allclose(IDENTITIES[scaling](level.alpha, level.sigma), 1.0, rtol=1e-12, err_msg=name)
+        np.testing.assert_allclose(level.sigma / level.alpha, ratio, rtol=1e-12, err_msg=name)
+        np.testing.assert_allclose(np.exp(-level.log_snr / 2), ratio, rtol=1e-10, err_msg=name)
+
+
+@every_schedule
+def test_a_shift_multiplies_the_noise_ratio(schedule):
+    t, plain = np.linspace(0.02, 0.98, 31), schedule(np.linspace(0.02, 0.98, 31))
+    level = diffax.shifted(schedule, 3.0)(t)
+    expected = np.clip(3 * plain.sigma / plain.alpha, 1 / RATIO_MAX, RATIO_MAX)
+    nodes = np.abs(t * 1000 - np.round(t * 1000)) < 1e-9 if isinstance(schedule, diffax.Tabulated) else t > 0
+    np.testing.assert_allclose((level.sigma / level.alpha)[nodes], expected[nodes], rtol=1e-9)
+    assert diffax.shifted(schedule, 3.0).scaling == schedule.scaling
+    twice = diffax.shifted(diffax.shifted(schedule, 2.0), 1.5)(t)
+    np.testing.assert_allclose(twice.alpha, level.alpha, rtol=1e-9)
+    np.testing.assert_allclose(diffax.shifted(schedule, 1.0)(t).sigma, plain.sigma, rtol=1e-12)
+
+
+def test_the_shift_of_flow_matching_is_one_of_time():
+    """t' = s t / (1 + (s - 1) t): Esser et al. 2024, eq. 23. Applied once."""
+    t, s = np.linspace(0.001, 0.999, 101), 3.0
+    np.testing.assert_allclose(diffax.shifted(diffax.Flow(), s)(t).sigma, s * t / (1 + (s - 1) * t), rtol=1e-12)
+
+
+def test_the_shift_for_resolution():
+    """Hoogeboom et al. 2023, section 3.1: at 256 pixels with 64 as the reference, log-SNR + 2 log(64 / 256)."""
+    t = np.linspace(0.01, 0.99, 50)
+    expected = -2 * np.log(np.tan(np.pi * t / 2)) + 2 * np.log(64 / 256)
+    np.testing.assert_allclose(diffax.shifted(diffax.Cosine(), 256 / 64).log_snr(t), expected, rtol=0, atol=1e-10)
+
+
+def test_a_shift_of_any_schedule():
+    """One that is no class of diffax's, and a table without signal at its end."""
+
+    class Mine:
+        scaling = "flow"
+
+        def log_snr(self, t):
+            return 6.0 - 12.0 * jnp.asarray(t)
+
+        def inverse(self, log_snr):
+            return (6.0 - log_snr) / 12.0
+
+        def __call__(self, t):
+            ratio = jnp.exp(-self.log_snr(t) / 2)
+            return Level(1 / (1 + ratio), ratio / (1 + ratio), self.log_snr(t))
+
+    t = np.linspace(0, 1, 11)
+    level = diffax.shifted(Mine(), 2.0)(t)
+    np.testing.assert_allclose(level.sigma / level.alpha, 2 * np.exp(6 * t - 3), rtol=1e-12)
+    np.testing.assert_allclose(level.alpha + level.sigma, 1, rtol=1e-12)
+    table = diffax.shifted(SCHEDULES["zero_terminal_snr"], 3.0)
+    assert table.zero_terminal_snr
+    np.testing.assert_allclose(table.log_snr(np.array([0.0, 1.0])), [LOG_SNR_MAX, -LOG_SNR_MAX])
+    with pytest.raises(ValueError, match="eps"):
+        diffax.denoiser(lambda x, t: x, table, "eps")
+
+
+def test_zero_terminal_snr():
+    """Lin et al. 2024, algorithm 1, step by step."""
+    betas = diffax.quadratic_betas(1000)
+    alphas_bar, total = [], 1.0
+    for beta in betas:
+        total *= 1 - beta
+        alphas_bar.append(total)
+    root = np.sqrt(alphas_bar)
+    first, last = root[0], root[-1]
+    root = (root - last) * first / (first - last)
+    rescaled = diffax.zero_terminal_snr(betas)
+    assert rescaled[-1] == 1
+    np.testing.assert_allclose(rescaled[0], betas[0], rtol=1e-12)
+    np.testing.assert_allclose(np.sqrt(np.cumprod(1 - rescaled))[:-1], root[:-1], rtol=1e-9)
+    np.testing.assert_allclose(diffax.zero_terminal_snr(rescaled), rescaled, rtol=1e-9)
+    schedule = diffax.from_betas(rescaled)
+    assert schedule.zero_terminal_snr
+    t = np.arange(1, 1000) / 1000
+    np.testing.assert_allclose(schedule(t).alpha, root[:-1], rtol=1e-9)
+    np.testing.assert_allclose(schedule(1.0).alpha, 1 / RATIO_MAX, rtol=1e-8)
+
+
 def drift_and_diffusion(schedule, t):
     """f = d log alpha / dt and g^2 = d sigma^2 / dt - 2 f sigma^2 of dx = f x dt + g dw."""
     level = schedule(t)
@@ -145,15 +341,16 @@ def drift_and_diffusion(schedule, t):
 @pytest.mark.parametrize("betas", [BETAS, diffax.cosine_betas(100), np.full(7, 0.1)])
 def test_a_table_holds_the_levels_of_ddpm(betas):
     schedule = diffax.from_betas(betas)
+    level_at = jax.jit(lambda t: schedule(t))
     t = (np.arange(len(betas)) + 1) / len(betas)
     alpha_bar = np.cumprod(1 - betas)
-    np.testing.assert_allclose(schedule(t).alpha, np.sqrt(alpha_bar), rtol=1e-9)
-    np.testing.assert_allclose(schedule(t).sigma, np.sqrt(1 - alpha_bar), rtol=1e-9)
-    single = schedule(t.astype(np.float32))
+    np.testing.assert_allclose(level_at(t).alpha, np.sqrt(alpha_bar), rtol=1e-9)
+    np.testing.assert_allclose(level_at(t).sigma, np.sqrt(1 - alpha_bar), rtol=1e-9)
+    single = level_at(t.astype(np.float32))
     # float32 holds log-SNR of up to 20 to 1e-6, and alpha to half of that, relatively.
     np.testing.assert_allclose(single.alpha, np.sqrt(alpha_bar), rtol=3e-6)
     np.testing.assert_allclose(single.sigma, np.sqrt(1 - alpha_bar), rtol=3e-6)
-    np.testing.assert_allclose(schedule(0.0).alpha, 1.0, rtol=1e-8)
+    np.testing.assert_allclose(level_at(0.0).alpha, 1.0, rtol=1e-8)
 
 
 def test_the_paper_s_betas():
@@ -164,6 +361,15 @@ def test_the_paper_s_betas():
     expected = np.sqrt((f / f[0])[1:-1])  # before the last beta, which is capped
     t = np.arange(1, n) / n
     np.testing.assert_allclose(diffax.from_betas(diffax.cosine_betas(n))(t).alpha, expected, rtol=1e-9)
+
+
+def test_levels_are_those_of_each_time():
+    t = np.array([0.9, 0.4, 0.1])
+    for level, time in zip(schedules.levels(diffax.Cosine(), t, 0.3), (t, np.full(3, 0.3)), strict=True):
+        for together, apart in zip(level, diffax.Cosine()(time), strict=True):
+            np.testing.assert_allclose(together, apart, rtol=1e-13)
+    constant = lambda t: Level(1.0, t, -2 * jnp.log(t))  # alpha need not be an array
+    assert schedules.levels(constant, 0.5, 0.2)[1].alpha == 1
 
 
 def test_transition_is_ddpm_s_single_step():
@@ -197,6 +403,18 @@ def test_transitions_compose(schedule):
         (lambda: diffax.from_betas([0.1, 0.0]), r"betas must lie in \(0, 1\), .* got betas\[1\] = 0"),
         (lambda: diffax.Tabulated(np.zeros(0)), r"log_snr_table must have shape \(T,\)"),
         (lambda: diffax.Tabulated(np.array([1.0, 2.0])), "log_snr_table must decrease, got 1 then 2"),
+        (lambda: diffax.Quadratic(0.0), "beta_min must be > 0, got 0.0"),
+        (lambda: diffax.SubVP(2.0, 1.0), "beta_max must be >= beta_min = 2.0, got 1.0"),
+        (lambda: diffax.Sigmoid(tau=0.0), "tau must be > 0, got 0.0"),
+        (lambda: diffax.Sigmoid(1.0, 1.0), "end must be > start = 1.0, got 1.0"),
+        (lambda: diffax.Laplace(width=-1.0), "width must be > 0, got -1.0"),
+        (lambda: diffax.EDM(rho=0.0), "rho must be > 0, got 0.0"),
+        (lambda: diffax.EDM(80.0, 0.002), "sigma_max must be > sigma_min = 80.0, got 0.002"),
+        (lambda: diffax.shifted(diffax.Flow(), 0.0), "shift must be > 0, got 0.0"),
+        (lambda: diffax.shifted(lambda t: t, 2.0), "schedule must have a scaling out of vp, ve, sub_vp, flow, got"),
+        (lambda: diffax.zero_terminal_snr([0.1]), r"betas must have shape \(T,\) with T >= 2, got \(1,\)"),
+        (lambda: diffax.zero_terminal_snr([0.1, 1.5]), r"betas\[1\] = 1.5"),
+        (lambda: diffax.sigmoid_betas(10, tau=-1.0), "tau must be > 0, got -1.0"),
         (lambda: diffax.transition(diffax.Cosine(), 0.2, 0.3), "transition goes from s to a later t"),
     ],
 )
@@ -216,6 +434,8 @@ def test_the_exam_fails_a_wrong_schedule():
         test_inverse_undoes_log_snr(Wrong())
     with pytest.raises(AssertionError):
         test_scaling_identity(_Doubled())
+    with pytest.raises(AssertionError):
+        check_float32(_ByCosine())
 
 
 class _Doubled:
@@ -224,3 +444,11 @@ class _Doubled:
     def __call__(self, t):
         level = diffax.Cosine()(t)
         return level._replace(alpha=2 * level.alpha)
+
+
+class _ByCosine:
+    """The cosine schedule by its textbook formula, which loses the digits of alpha near t = 1."""
+
+    def __call__(self, t):
+        t = jnp.asarray(t)
+        return Level(jnp.cos(jnp.pi / 2 * t) + 1e-5, jnp.sin(jnp.pi / 2 * t) + 1e-5, None)

@@ -1,13 +1,18 @@
 """Step grids."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from exam import SCHEDULES
 
 import diffax
 from diffax import times
+from diffax.quantiles import beta_quantile
 
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.newest]
 
@@ -22,6 +27,138 @@ def test_discrete_grids_are_those_of_the_diffusers_library():
     assert steps_of(times.leading(1000, 5, offset=1)) == [801, 601, 401, 201, 1]
     assert steps_of(times.trailing(1000, 10)) == [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]
     assert steps_of(times.linspace(1000, 5)) == [999, 749, 500, 250, 0]
+
+
+def test_offsets():
+    assert steps_of(times.leading(1000, 2, offset=499)) == [999, 499]
+    assert steps_of(times.trailing(1000, 4, offset=-249)) == [750, 500, 250, 0]
+    assert steps_of(times.linspace(1000, 3, offset=1)) == [999, 500, 1]
+    assert steps_of(times.from_timesteps(1000, [999, 10, 0])) == [999, 10, 0]
+
+
+# k-diffusion's get_sigmas_*, without the 0 that ends them.
+REFERENCE = json.loads((Path(__file__).parent / "reference" / "samplers.json").read_text())["sigma_schedules"]
+KARRAS = REFERENCE["karras_n10_0p02_10_rho7"][:-1]
+KARRAS_EDM = REFERENCE["karras_n5_0p002_80_rho7"][:-1]
+EXPONENTIAL = REFERENCE["exponential_n10_0p02_10"][:-1]
+POLYEXPONENTIAL = REFERENCE["polyexp_n10_0p02_10_rho2"][:-1]
+VP = REFERENCE["vp_n10"][:-1]
+WIDE = diffax.LogLinear(0.001, 100.0)
+ENDS = {"sigma_max": 10.0, "sigma_min": 0.02}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "grid", "sigmas"),
+    [
+        (WIDE, lambda s: times.karras(s, 10, **ENDS), KARRAS),
+        (WIDE, lambda s: times.karras(s, 5, sigma_max=80.0, sigma_min=0.002), KARRAS_EDM),
+        (diffax.EDM(), lambda s: times.karras(s, 5, t_min=0.0), KARRAS_EDM),
+        (diffax.EDM(), lambda s: times.uniform(5, t_min=0.0), KARRAS_EDM),
+        (diffax.LogLinear(0.02, 10.0), lambda s: times.karras(s, 10, t_min=0.0), KARRAS),
+        (diffax.Flow(), lambda s: times.karras(s, 10, **ENDS), KARRAS),
+        (WIDE, lambda s: times.exponential(s, 10, **ENDS), EXPONENTIAL),
+        (WIDE, lambda s: times.uniform_log_snr(s, 10, **ENDS), EXPONENTIAL),
+        (WIDE, lambda s: times.polyexponential(s, 10, rho=2.0, **ENDS), POLYEXPONENTIAL),
+        (diffax.Linear(), lambda s: times.uniform(10), VP),
+        (WIDE, lambda s: times.from_sigmas(s, KARRAS), KARRAS),
+    ],
+)
+def test_k_diffusion_s_noise_levels(schedule, grid, sigmas):
+    level = schedule(grid(schedule))
+    np.testing.assert_allclose(level.sigma / level.alpha, sigmas, rtol=1e-12)
+
+
+def test_the_reference_fails_another_rho():
+    """Negative control."""
+    grid = times.karras(WIDE, 10, rho=6.9999999, **ENDS)
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(WIDE(grid).sigma, KARRAS, rtol=1e-12)
+
+
+def test_quadratic_is_ddim_s():
+    """Timesteps of ddim's code, (linspace(0, sqrt(0.8 T), n))^2, and of DPM-Solver's time_quadratic."""
+    expected = (np.linspace(0, np.sqrt(800), 20) ** 2)[::-1]
+    np.testing.assert_allclose(1000 * times.quadratic(20, t_max=0.8, t_min=0.0), expected, rtol=1e-12)
+    expected = np.linspace(1, np.sqrt(1e-3), 11) ** 2
+    np.testing.assert_allclose(times.quadratic(11), expected, rtol=1e-12)
+
+
+def test_beta_has_the_quantiles_of_its_law():
+    """By SciPy's quantiles; and their derivatives in the law's parameters, by differences of them."""
+    quantile = scipy.stats.beta.ppf
+    p, d = np.linspace(1, 0, 9)[1:-1], 1e-6
+    laws = np.array([(0.6, 0.6), (0.5, 0.8), (1.0, 1.0), (2.0, 0.7), (0.3, 3.0), (5.0, 5.0), (20.0, 3.0)])
+    of = lambda law: (times.beta(9, a=law[0], b=law[1]),) * 2
+    slopes, grids = jax.jit(jax.vmap(jax.jacfwd(of, has_aux=True)))(laws)
+    for (a, b), grid, slope in zip(laws, grids, slopes, strict=True):
+        np.testing.assert_allclose(grid[1:-1], 1e-3 + 0.999 * quantile(p, a, b), rtol=1e-11)
+        for i, (da, db) in enumerate([(d, 0), (0, d)]):
+            difference = 0.999 * (quantile(p, a + da, b + db) - quantile(p, a - da, b - db)) / (2 * d)
+            np.testing.assert_allclose(slope[1:-1, i], difference, rtol=1e-6, atol=1e-8)
+
+
+def test_beta_in_closed_form():
+    """a = b = 1/2 is the arcsine law, a = b = 1 the uniform one; in float32 too."""
+    p = np.linspace(1, 0, 33)
+    grid = jax.jit(lambda a: times.beta(33, a=a, b=a, t_min=0.0))
+    np.testing.assert_allclose(grid(0.5), np.sin(np.pi * p / 2) ** 2, atol=1e-13)
+    np.testing.assert_allclose(grid(1.0), p, atol=1e-13)
+    short = jax.jit(beta_quantile)(p[1:-1].astype(np.float32), np.float32(0.5), np.float32(0.5))
+    assert short.dtype == np.float32
+    np.testing.assert_allclose(short, np.sin(np.pi * p[1:-1] / 2) ** 2, atol=1e-6)
+
+
+def in_every_number(make, values):
+    """The grid's Jacobian in each number, and by differences."""
+    values = jnp.asarray(values)
+    jacobian = jax.jit(jax.jacfwd(make))(values)
+    moved = jax.jit(jax.vmap(make))(values + 1e-6 * jnp.concatenate([jnp.eye(len(values)), -jnp.eye(len(values))]))
+    return jacobian, (moved[: len(values)] - moved[len(values) :]).T / 2e-6
+
+
+TRACED = {
+    "uniform": (lambda v: times.uniform(7, t_max=v[0], t_min=v[1]), [0.95, 0.02]),
+    "quadratic": (lambda v: times.quadratic(7, t_max=v[0], t_min=v[1]), [0.95, 0.02]),
+    "beta": (lambda v: times.beta(7, t_max=v[0], t_min=v[1], a=v[2], b=v[3]), [0.95, 0.02, 0.6, 0.7]),
+    "uniform_log_snr": (lambda v: times.uniform_log_snr(diffax.Linear(), 7, t_max=v[0], t_min=v[1]), [0.95, 0.02]),
+    "karras": (lambda v: times.karras(diffax.Cosine(), 7, t_max=v[0], t_min=v[1], rho=v[2]), [0.95, 0.02, 7.0]),
+    "karras-sigma": (lambda v: times.karras(diffax.EDM(), 7, sigma_max=v[0], sigma_min=v[1]), [60.0, 0.02]),
+    "polyexponential": (
+        lambda v: times.polyexponential(diffax.Flow(), 7, t_max=v[0], t_min=v[1], rho=v[2]),
+        [0.95, 0.02, 1.5],
+    ),
+    "schedule": (lambda v: times.karras(diffax.Linear(v[0], v[1]), 7), [0.1, 20.0]),
+}
+
+
+@pytest.mark.parametrize(("make", "values"), TRACED.values(), ids=TRACED)
+def test_every_number_may_be_traced(make, values):
+    jacobian, differences = in_every_number(make, values)
+    np.testing.assert_allclose(jacobian, differences, rtol=1e-5, atol=1e-8)
+    assert (np.diff(make(jnp.asarray(values))) < 0).all()
+
+
+CONTINUOUS = {
+    "quadratic": times.quadratic,
+    "beta": times.beta,
+    "uniform_log_snr": lambda n, **ends: times.uniform_log_snr(diffax.Cosine(), n, **ends),
+    "exponential": lambda n, **ends: times.exponential(diffax.Cosine(), n, **ends),
+    "polyexponential": lambda n, **ends: times.polyexponential(diffax.Cosine(), n, rho=2.0, **ends),
+    "karras": lambda n, **ends: times.karras(diffax.Cosine(), n, **ends),
+}
+
+
+@pytest.mark.parametrize("make", CONTINUOUS.values(), ids=CONTINUOUS)
+def test_ends_are_exact_and_gradients_finite_up_to_0_and_1(make):
+    assert make(1, t_max=0.9).tolist() == [0.9]
+    assert make(4, t_max=np.float32(0.9), t_min=np.float32(0.1)).dtype == np.float32
+    assert make(2, t_max=0.9, t_min=0.1).tolist() == [0.9, 0.1]
+    for low, high in ((0.0, 1.0), (0.9, 0.1)):  # a reversed grid too
+        grid, slopes = jax.jit(lambda v: (make(6, t_max=v[0], t_min=v[1]), jax.jacrev(
+            lambda v: make(6, t_max=v[0], t_min=v[1]))(v)))(jnp.array([high, low]))  # fmt: skip
+        assert (grid[0], grid[-1]) == (high, low)
+        assert (np.diff(grid) * (high - low) < 0).all()
+        assert np.isfinite(slopes).all()
 
 
 def test_uniform():
@@ -72,6 +209,17 @@ def test_ends_may_be_traced():
         (lambda: times.uniform(3, t_max=1.5), r"t_max must be in \[0, 1\], got 1.5"),
         (lambda: times.leading(10, 11), "n must be at most num_train_steps = 10, got 11"),
         (lambda: times.leading(10, 10, offset=1), r"offset must keep timesteps in \[0, 9\], got 1"),
+        (lambda: times.trailing(10, 5, offset=1), r"offset must keep timesteps in \[0, 9\], got 1"),
+        (lambda: times.linspace(10, 5, offset=10), r"offset must be in \[0, 9\], got 10"),
+        (lambda: times.from_timesteps(10, [10, 3]), r"timesteps must be in \[0, 9\], got \[10, 3\]"),
+        (lambda: times.from_sigmas(WIDE, [1.0, 0.0]), r"sigmas must be > 0, got \[1.0, 0.0\]"),
+        (lambda: times.quadratic(3, t_min=-0.1), r"t_min must be in \[0, 1\], got -0.1"),
+        (lambda: times.beta(3, a=0.0), "a must be > 0, got 0.0"),
+        (lambda: times.karras(WIDE, 3, rho=0.0), "rho must be > 0, got 0.0"),
+        (lambda: times.karras(WIDE, 3, sigma_min=0.0), "sigma_min must be > 0, got 0.0"),
+        (lambda: times.karras(WIDE, 3, sigma_min=2.0, sigma_max=1.0), "sigma_max must be >= sigma_min = 2.0, got 1.0"),
+        (lambda: times.polyexponential(WIDE, 0), "n must be an int >= 1, got 0"),
+        (lambda: times.uniform_log_snr(WIDE, 3, t_max=1.1), r"t_max must be in \[0, 1\], got 1.1"),
     ],
 )
 def test_bad_input(make, message):

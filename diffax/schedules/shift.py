@@ -1,0 +1,75 @@
+"""The log-SNR shift for resolution: the same picture at s times the side needs s times the noise ratio.
+
+lambda'(t) = lambda(t) - 2 log s,   sigma' / alpha' = s sigma / alpha
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from diffax.curves import SCALINGS, Curve, early
+from diffax.pytrees import check, concrete, pytree
+from diffax.schedules.tables import Tabulated
+from diffax.typing import Schedule
+
+
+@pytree
+class Shifted(Curve):
+    """Another schedule's curve with sigma / alpha times `shift`, under its scaling; `shifted` makes it."""
+
+    schedule: Any
+    shift: Any
+
+    @property
+    def scaling(self) -> str:  # type: ignore[override]
+        """That of the schedule."""
+        return self.schedule.scaling
+
+    def curve(self, t):
+        # The curve before the clip, where there is one: shifted by 2 log s, it is the new one that is clipped.
+        of = self.schedule.curve if isinstance(self.schedule, Curve) else self.schedule.log_snr
+        return of(t) - 2 * self._log_shift
+
+    def ratio(self, t):
+        if isinstance(self.schedule, Curve):
+            return self.shift * self.schedule.ratio(t)
+        return self.shift * jnp.exp(-self.schedule.log_snr(t) / 2)
+
+    def uncurve(self, log_snr):
+        of = self.schedule.uncurve if isinstance(self.schedule, Curve) else self.schedule.inverse
+        return of(log_snr + 2 * self._log_shift)
+
+    @property
+    def _log_shift(self):
+        return early(lambda xp, v: xp.log(v), self.shift)
+
+
+def shifted(schedule: Schedule, shift: Any) -> Schedule:
+    """`schedule` with sigma / alpha times s = `shift` at every t: lambda'(t) = lambda(t) - 2 log s, clipped to 20.
+
+    s > 1 is more noise. For pictures of side d and a schedule made for side d0, s = d / d0 (Hoogeboom et al. 2023,
+    section 3.1: lambda + 2 log(d0 / d)). For `Flow` it is the same as the change of time
+    t -> s t / (1 + (s - 1) t) of Stable Diffusion 3 (Esser et al. 2024, eq. 23), since (1 - t') / t' = (1 - t) / (s t).
+    So give either the shifted schedule with plain times or the plain schedule with shifted times, not both.
+    Shifts multiply: shifted(shifted(schedule, 2), 3) is shifted(schedule, 6).
+
+    Args:
+      schedule: any schedule with a `scaling`. A table stays a table: the last level of one with zero terminal SNR
+        stays without signal, and t = 0 stays clean.
+      shift: s, () and > 0; may be traced.
+
+    Raises:
+      ValueError: if shift is known not to be positive, or the schedule has no scaling.
+
+    >>> from diffax.schedules import Flow
+    >>> round(float(shifted(Flow(), 3.0)(0.5).sigma), 4)  # t' = 3 / 2 / (1 + 1)
+    0.75
+    """
+    check("shift", shift, "> 0", lambda v: v > 0)
+    if getattr(schedule, "scaling", None) not in SCALINGS:
+        raise ValueError(f"schedule must have a scaling out of {', '.join(SCALINGS)}, got {schedule!r}")
+    if not isinstance(schedule, Tabulated):
+        return Shifted(schedule, shift)
+    table, log_shift = concrete(schedule.log_snr_table), early(lambda xp, v: xp.log(v), shift)
+    table = schedule.log_snr_table if table is None else table
+    return Tabulated(table - 2 * log_shift, scaling=schedule.scaling)
