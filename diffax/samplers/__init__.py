@@ -23,11 +23,13 @@
     sa_solver           2 law   1                              SASolver                        Xue et al. 2023
     pndm                2       1      plms                    PNDM                            Liu et al. 2022
     ipndm               2       1                              IPNDM                           Zhang & Chen 2023
+    gaussian_adams      p+1     1      exact for data N(mean, std^2 I)                         trig of Lu & Song 2025
 
 with a consistency function in place of the denoiser, exact at any number of steps if it is (order 0), 1 call:
 consistency   Song et al. 2023      lcm   Luo et al. 2023      tcd   Zheng et al. 2024
 
 wrappers, sampler -> sampler, of any of the above:
+noise_floor           the centres of data with a noise floor in place of the data: ends at t = 0
 churn                 noise before each step: EDM's stochastic sampler (s_churn) around any other
 ancestral             a step too far, and noise back: any sampler's ancestral form
 restart               jumps back to noise where the grid of `restart_times` turns
@@ -51,6 +53,7 @@ from diffax.samplers.consistency import (
 from diffax.samplers.ddim import ddim
 from diffax.samplers.ddpm import ddpm
 from diffax.samplers.exponential import adams
+from diffax.samplers.gaussian import NoiseFloor, arctan_times, centres, gaussian_adams, noise_floor
 from diffax.samplers.guidance_momentum import guidance_momentum
 from diffax.samplers.langevin import Corrector, annealed_langevin, corrected, langevin, predictor_corrector
 from diffax.samplers.multistep import (
@@ -81,11 +84,14 @@ from diffax.samplers.wrappers import ancestral, churn
 
 __all__ = [
     "Corrector",
+    "NoiseFloor",
     "Sampler",
     "State",
     "adams",
     "ancestral",
     "annealed_langevin",
+    "arctan_times",
+    "centres",
     "cfg_plus_plus",
     "churn",
     "consistency",
@@ -107,6 +113,7 @@ __all__ = [
     "euler",
     "euler_ancestral",
     "exponential_adams",
+    "gaussian_adams",
     "guidance_momentum",
     "heun",
     "ipndm",
@@ -115,6 +122,7 @@ __all__ = [
     "lcm",
     "lcm_times",
     "lms",
+    "noise_floor",
     "pndm",
     "predictor_corrector",
     "restart",

@@ -156,7 +156,7 @@ def _close(y):
 def adams(
     schedule: Schedule,
     *,
-    form: str = "x0",
+    form: str | Form = "x0",
     order: int = 2,
     rule: str = "exact",
     corrected: Any = False,
@@ -168,7 +168,7 @@ def adams(
 
     Args:
       schedule: noise schedule, with any scaling.
-      form: "x0", "eps", "rho", "flow" or "time": what is interpolated, in what.
+      form: "x0", "eps", "rho", "flow" or "time": what is interpolated, in what; or a `Form`, such as `forms.trig(std)`.
       order: p, an int in 1 .. 4; the first steps have order 1, 2 .. p - 1.
       rule: "exact", "bh1" or "bh2".
       corrected: True corrects every step, "start" only those whose history is shorter than p - 1, False none. With

@@ -73,7 +73,7 @@ def gaussian_adams(
     check("std", std, "> 0", lambda v: v > 0)
     check("start", start, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
     smooth = choose("end", end, ENDS)
-    form: Any = trig(std)
+    form = trig(std)
     inner = adams(schedule, form=form, order=order, corrected=True)
     method = Method(form, order, RULES["exact"], True)
 
