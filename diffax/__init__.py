@@ -135,10 +135,10 @@ from diffax.typing import Denoiser, Level, Predict, Schedule
 __version__ = "0.1.0"
 
 __all__ = [
+    "EDM",
     "Corrector",
     "Cosine",
     "Denoiser",
-    "EDM",
     "Flow",
     "Laplace",
     "LearnedGrid",
