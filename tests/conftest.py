@@ -9,6 +9,13 @@ import jax
 import pytest
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget():
+    """Thousands of compiled functions take gigabytes, and the garbage collector's time."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Double precision within the test."""

@@ -234,6 +234,7 @@ def test_the_arctan_grid_is_even_in_the_angle():
 # Best at every budget
 
 
+@pytest.mark.slow
 def test_at_every_budget_the_best_is_ahead_of_the_published_best():
     """In root mean square over the starts, on two mixtures; `python -m experiments.best` has more of everything."""
     laws = itertools.islice(best.mixtures(2024), 2)

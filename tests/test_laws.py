@@ -7,6 +7,7 @@ recursions below are the papers' update equations on such vectors, in u = x / al
 import itertools
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -190,11 +191,15 @@ def test_every_stochastic_sampler_has_its_recursion():
 # The limit
 
 
-def law_errors(sampler, schedule, *, draws=1, t_max=0.95, t_min=0.1, steps=(50, 100)):
+def law_errors(sampler, schedule, *, draws=1, t_max=0.95, t_min=0.1, steps=(50, 100), padded=True):
     """(K,): the larger error of mean and variance at the end, from the exact marginal at the start."""
     grids = [diffax.times.uniform_log_snr(schedule, n + 1, t_max=t_max, t_min=t_min) for n in steps]
-    times = jnp.stack([jnp.pad(g, (0, max(steps) + 1 - len(g)), mode="edge") for g in grids])
-    found = law(sampler, oracle().denoiser(schedule), times, draws=draws)
+    denoise = oracle().denoiser(schedule)
+    if padded:
+        times = jnp.stack([jnp.pad(g, (0, max(steps) + 1 - len(g)), mode="edge") for g in grids])
+        found = law(sampler, denoise, times, draws=draws)
+    else:
+        found = jax.tree.map(lambda *v: jnp.stack(v), *(law(sampler, denoise, g, draws=draws) for g in grids))
     start, end = schedule(t_max), schedule(t_min)
     mean = found.offset + found.slope * start.alpha * MEAN
     variance = found.variance + found.slope**2 * (start.alpha**2 * VARIANCE + start.sigma**2)
@@ -202,8 +207,8 @@ def law_errors(sampler, schedule, *, draws=1, t_max=0.95, t_min=0.1, steps=(50, 
     return np.maximum(np.abs(mean - end.alpha * MEAN), np.abs(variance - exact))
 
 
-def check_limit(sampler, schedule, draws=1):
-    found = law_errors(sampler, schedule, draws=draws)
+def check_limit(sampler, schedule, draws=1, **settings):
+    found = law_errors(sampler, schedule, draws=draws, **settings)
     order = np.log2(found[0] / found[1])
     assert order > sampler.order - 0.2, f"claims order {sampler.order} in law, measured {order:.2f}: {found}"
     assert found[-1] < 0.05, found
@@ -220,7 +225,7 @@ def test_churn_is_right_at_any_rate():
     schedule = SCHEDULES["edm"]
     sampler = samplers.heun(schedule, s_churn=10.0)
     assert sampler.order == 2
-    check_limit(sampler, schedule)
+    check_limit(sampler, schedule, padded=False)  # what is added in a step depends on the length of the grid
 
 
 def test_an_ancestral_form_has_the_order_of_its_base():

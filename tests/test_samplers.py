@@ -264,7 +264,7 @@ def test_one_compile_serves_all_hyperparameters_and_grids(name):
 NEUTRAL = ("eta", "tau", "s_churn")  # finite at 0 as well, where a root starts
 
 
-@pytest.mark.parametrize("name", ["ddim-eta", "heun", "unipc", "pndm"])
+@pytest.mark.parametrize("name", ["ddim-eta", "unipc", "pndm"])
 def test_jit_equals_no_jit(name):
     schedule, times = diffax.Linear(), jnp.linspace(1.0, 0.05, 6)
     run = lambda: diffax.sample(KEY, build(name, schedule), gaussian().denoiser(schedule), START, times)
@@ -273,7 +273,7 @@ def test_jit_equals_no_jit(name):
     np.testing.assert_allclose(jax.jit(run)(), plain, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["ddim-eta", "dpmpp_2m_sde", "unipc"])
+@pytest.mark.parametrize("name", ["ddim-eta", "dpmpp_2m_sde"])
 def test_gradient_through_the_schedule(name):
     @jax.jit
     def total(beta_max):
@@ -313,7 +313,11 @@ def test_a_history_is_dropped_where_the_grid_turns_back():
         np.testing.assert_allclose(again.x, cold.x, rtol=1e-12)
 
 
-@pytest.mark.parametrize("schedule", EXTREMES.values(), ids=EXTREMES)
+@pytest.mark.parametrize(
+    "schedule",
+    [v if k == "zero_terminal_snr" else pytest.param(v, marks=pytest.mark.slow) for k, v in EXTREMES.items()],
+    ids=EXTREMES,
+)
 def test_finite_and_of_the_same_dtype_from_pure_noise_to_data(schedule):
     """float32 and bfloat16, on a grid that includes t = 1 and t = 0 and repeats both, with v-prediction."""
     denoise = diffax.denoiser(lambda x, t: 0.3 * x, schedule, "v")
