@@ -31,7 +31,7 @@ def _at(weight: Any, t: Any) -> Any:
     return weight(t) if callable(weight) else weight
 
 
-def _literal(weight: Any, value: float) -> bool:
+def _literal(weight: Any, value: int) -> bool:
     return isinstance(weight, (int, float)) and weight == value
 
 
@@ -41,7 +41,7 @@ def _need(**branches: Any) -> None:
             raise ValueError(f"{name} must be a denoiser (x, t) -> x0, got {branch!r}")
 
 
-def classifier_free(conditional: Denoiser, unconditional: Denoiser, weight: Any) -> Denoiser:
+def classifier_free(conditional: Any, unconditional: Any, weight: Any) -> Denoiser:
     """Classifier-free guidance: x0 = u + w (c - u), c and u the two denoisers' answers.
 
     Ho & Salimans 2021, eq. 6, whose w is this one less 1. Where one network gives both answers,

@@ -54,6 +54,9 @@ class Unclipped(NamedTuple):
         at_noise = -55.0 if self.table.zero_terminal_snr else self.table.log_snr(1.0)
         return jnp.where(t == 0, 55.0, jnp.where(t == 1, at_noise, self.table.log_snr(t)))
 
+    def inverse(self, log_snr):
+        return self.table.inverse(log_snr)
+
     def __call__(self, t):
         log_snr = self.log_snr(jnp.asarray(t))
         return Level(jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr)), log_snr)

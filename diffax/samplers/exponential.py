@@ -91,15 +91,15 @@ def divided_difference(nodes: list) -> list:
     return [1 / math.prod(node - other for i, other in enumerate(nodes) if i != j) for j, node in enumerate(nodes)]
 
 
-def history_offsets(nodes: Any, start: Any, h: Any) -> tuple[list, Any]:
-    """Offsets d_i = y_i - start, and how many of them really lie behind `start`, seen in the direction of h.
+def history_offsets(nodes: Any, start: Any, h: Any, close: Any) -> tuple[list, Any]:
+    """Offsets d_i = y_i - start, and how many lie behind `start` by more than `close`, seen in the direction of h.
 
     Those that do not (a cold start, a grid that turned back) are replaced by distinct ones: nothing divides by 0.
     """
     unit = jnp.where(h == 0, 1.0, h)
     valid, count, last, offsets = h != 0, jnp.zeros(jnp.shape(h), int), jnp.zeros_like(h), []
     for node in nodes:
-        valid = valid & ((last - (node - start)) * jnp.sign(h) > _close(start))
+        valid = valid & ((last - (node - start)) * jnp.sign(h) > close)
         last = jnp.where(valid, node - start, last - unit)
         count = count + valid
         offsets.append(last)
@@ -109,12 +109,11 @@ def history_offsets(nodes: Any, start: Any, h: Any) -> tuple[list, Any]:
 def predictor(method: Method, h: Any, a: Any, start: Any, state: History) -> tuple[list, Any]:
     """Weights of f_t, f_1 .. in the integral over a step of length h from `start`, and the order they have."""
     order = method.order
-    offsets, count = history_offsets(state.nodes[: order - 1], start, h)
+    offsets, count = history_offsets(state.nodes[: order - 1], start, h, _close(start, method.form))
     k = 1 + count
     if len(state.tail):
-        k = jnp.minimum(
-            k, 1 + sum(((end - start - h) * jnp.sign(h) > _close(start + h)).astype(int) for end in state.tail)
-        )
+        s, close = start + h, _close(start + h, method.form)
+        k = jnp.minimum(k, 1 + sum(((end - s) * jnp.sign(h) > close).astype(int) for end in state.tail))
     moments = method.form.moments(h, max(order, 2), a)
     integrals = newton_integrals(moments[:order], offsets)
     weights = [integrals[0]] + [jnp.zeros_like(h)] * (order - 1)
@@ -130,10 +129,10 @@ def corrector(method: Method, y: Any, state: History) -> list:
     """Weights of f_t, f_1 .. in the increment that the step which ended at y is corrected by."""
     order, first = method.order, state.nodes[0]
     h = jnp.where(y == first, 1.0, y - first)
-    offsets, _ = history_offsets(state.nodes[1:], first, h)
+    offsets, _ = history_offsets(state.nodes[1:], first, h, _close(first, method.form))
     moments = method.form.moments(h, order + 1, state.a)
     integrals, shortcut = newton_integrals(moments, offsets), method.rule(h, moments)
-    used = jnp.where(jnp.abs(y - state.arrived) <= _close(y), state.used, 0)
+    used = jnp.where(jnp.abs(y - state.arrived) <= _close(y, method.form), state.used, 0)
     if method.corrector == "start":
         used = jnp.where(used < order, used, 0)
     weights = [jnp.zeros_like(h)] * (order + 1)
@@ -148,9 +147,9 @@ def corrector(method: Method, y: Any, state: History) -> list:
     return weights
 
 
-def _close(y):
+def _close(y, form):
     """What may be round-off in a node y: a step that short is no base for a divided difference."""
-    return 64 * jnp.finfo(jnp.result_type(y)).eps * jnp.maximum(jnp.abs(y), 1e-3)
+    return 64 * jnp.finfo(jnp.result_type(y)).eps * jnp.maximum(jnp.abs(y), form.scale)
 
 
 def adams(
@@ -228,19 +227,19 @@ def adams(
         if noisy:
             std = noise_scale * level_s.sigma * safe_sqrt(-jnp.expm1(-2 * (a - 1) * h))
             terms.append((std, random.noise(key, state.x)))
-        return _remember(state, combine(*terms), f, y, h, (end, used, a) if corrected else None, t == s)
+        short = jnp.abs(h) <= _close(y, method.form)
+        return _remember(state, combine(*terms), f, y, h, (end, used, a) if corrected else None, t == s, short)
 
     reached = order + (corrected is True)
     return Sampler(init, step, order=min(reached, 2) if noisy else reached, calls=1)
 
 
-def _remember(state, x, f, y, h, last, still):
+def _remember(state, x, f, y, h, last, still, short):
     """The next state. A step of length zero changes nothing; one of the length of round-off leaves no history."""
 
     def keep(old, new, condition):
         return jax.tree.map(lambda u, v: jnp.where(expand(condition, v), u, v), old, new)
 
-    short = jnp.abs(h) <= _close(y)
     values, nodes = state.values, state.nodes
     if len(values):
         values = tuple(keep(u, v, short) for u, v in zip(values, (f, *values[:-1]), strict=True))

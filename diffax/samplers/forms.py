@@ -57,6 +57,7 @@ class Form(NamedTuple):
     carry: (level_t, level_s) -> coefficient of x_t
     gain: level_s -> coefficient of the integral
     moments: (h, n, a) -> [M_0 .. M_(n-1)]
+    scale: nodes smaller than this are rounded like nodes of this size (a logarithm near 0 is a difference).
     """
 
     node: Callable
@@ -65,6 +66,7 @@ class Form(NamedTuple):
     carry: Callable
     gain: Callable
     moments: Callable
+    scale: float = 1e-3
 
 
 def phi(z: Any, n: int) -> list:
@@ -138,6 +140,7 @@ FORMS = {
         carry=lambda level_t, level_s: level_s.sigma / level_t.sigma,
         gain=lambda level_s: level_s.alpha,
         moments=lambda h, n, a: [a * m for m in _exponential(h, n, -a * h)],
+        scale=1.0,
     ),
     "eps": Form(
         node=_lambda,
@@ -146,6 +149,7 @@ FORMS = {
         carry=lambda level_t, level_s: level_s.alpha / level_t.alpha,
         gain=lambda level_s: -level_s.sigma,
         moments=lambda h, n, a: _exponential(h, n, h),
+        scale=1.0,
     ),
     "rho": Form(
         node=_rho,

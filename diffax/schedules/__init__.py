@@ -30,6 +30,7 @@ derivatives at and beyond the clip are the one-sided ones from inside.
 with B(t) the integral of beta from 0 to t.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -69,7 +70,7 @@ __all__ = [
 ]
 
 
-def levels(schedule: Schedule, *times: Any) -> tuple[Level, ...]:
+def levels(schedule: Callable[[Any], Level], *times: Any) -> tuple[Level, ...]:
     """The levels at several times, each () or (B,), by one evaluation: what a step from t to s wants.
 
     Evaluated apart, in float32, sigma(s) of one step and sigma(t) of the next may differ in their last bit, as the

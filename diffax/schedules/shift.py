@@ -44,7 +44,7 @@ class Shifted(Curve):
         return early(lambda xp, v: xp.log(v), self.shift)
 
 
-def shifted(schedule: Schedule, shift: Any) -> Schedule:
+def shifted(schedule: Any, shift: Any) -> Schedule:
     """`schedule` with sigma / alpha times s = `shift` at every t: lambda'(t) = lambda(t) - 2 log s, clipped to 20.
 
     s > 1 is more noise. For pictures of side d and a schedule made for side d0, s = d / d0 (Hoogeboom et al. 2023,
