@@ -128,7 +128,7 @@ class Problem(NamedTuple):
     end: Any
 
 
-def problem(schedule, *, log_snrs=(-8.0, 2.5), steps=(80, 160, 320, 640), fine=3200):
+def problem(schedule, *, log_snrs=(-9.0, 2.2), steps=(80, 160, 320, 640), fine=3200):
     """Both oracles between two levels on uniform log-SNR grids, solved with `fine` Runge-Kutta steps."""
     t_max, t_min = (float(schedule.inverse(jnp.asarray(v))) for v in log_snrs)
     first, second = gaussian().denoiser(schedule), mixture().denoiser(schedule)
