@@ -1,24 +1,17 @@
-"""ConfigDict -> objects, by plain dicts: the only file that knows both sides.
-
-`check` refuses a config before anything is built; the other functions build one thing each.
-"""
+"""ConfigDict -> objects, by plain dicts: the only file that knows both sides. Each function builds one thing."""
 
 import functools
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 import diffax
 from diffax.nn import UNet
-from diffax.predictions import KINDS
 from diffax.pytrees import choose
 from diffax.training import adamw
-from experiments.configs import default
 
 SCHEDULES = {
     "linear": diffax.Linear,
@@ -105,102 +98,6 @@ TIMES = {
     "log_snr": (25.0, lambda schedule, t: schedule.log_snr(t)),  # [-20, 20] spans what [0, 1] does at 1000
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-# Their keys are the parameters of what a name says: of the group's own, or of the setting they are called after.
-OPEN_GROUPS = ("schedule", "weighting_parameters", "times_parameters")
-
-
-def check(config: Any, num_devices: int) -> None:
-    """Raises `ValueError`, naming the key and the value, for a config that cannot be run."""
-    _check_keys(config, default.get_config(), "config")
-    schedule(config)
-    choose("config.prediction", config.prediction, KINDS)
-    choose("config.network.time", config.network.time, TIMES)
-    choose("config.network.dtype", config.network.dtype, DTYPES)
-    choose("config.loss.spread", config.loss.spread, SPREADS)
-    choose("config.sampling.sampler", config.sampling.sampler, SAMPLERS)
-    choose("config.sampling.grid", config.sampling.grid, GRIDS)
-    if not config.sigma_data > 0:
-        raise ValueError(f"config.sigma_data must be > 0, got {config.sigma_data}")
-    diffax.denoiser(lambda x, t: x, schedule(config), config.prediction)
-    weighting(config)
-    law(config)
-    sampler(config)
-    optimizer(config)
-    for group, keys in {
-        "dataset": ("batch_size", "num_threads"),
-        "network": ("channels", "num_res_blocks", "num_heads"),
-        "train": ("num_steps", "log_every", "sample_every", "checkpoint_every", "keep_latest"),
-        "sampling": ("num_steps",),
-    }.items():
-        for key in keys:
-            if config[group][key] < 1:
-                raise ValueError(f"config.{group}.{key} must be >= 1, got {config[group][key]}")
-    if config.train.keep_every < 0:
-        raise ValueError(f"config.train.keep_every must be >= 0, got {config.train.keep_every}")
-    for name, rate in (
-        ("loss.p_uncond", config.loss.p_uncond),
-        ("network.dropout_rate", config.network.dropout_rate),
-        ("optimizer.ema_decay", config.optimizer.ema_decay),
-    ):
-        if not 0 <= rate < 1:
-            raise ValueError(f"config.{name} must be in [0, 1), got {rate}")
-    if config.dataset.batch_size % num_devices:
-        raise ValueError(
-            f"config.dataset.batch_size must be a multiple of the {num_devices} devices, "
-            f"got {config.dataset.batch_size}"
-        )
-    if config.loss.spread == "antithetic" and config.dataset.batch_size // num_devices % 2:
-        raise ValueError(
-            "config.dataset.batch_size must be even on each device for config.loss.spread = 'antithetic', "
-            f"got {config.dataset.batch_size} on {num_devices}"
-        )
-    check_guidance("config.sampling.guidance", config.sampling.guidance, config)
-    grid(config)
-
-
-def check_guidance(name: str, weight: float, config: Any) -> None:
-    """Raises `ValueError` for guidance that makes no sense, or needs a null label which the network never learnt."""
-    if not math.isfinite(weight):
-        raise ValueError(f"{name} must be finite, got {weight}")
-    phi, bounds = config.sampling.guidance_rescale, tuple(config.sampling.guidance_interval)
-    if not 0 <= phi <= 1:
-        raise ValueError(f"{name}_rescale must be in [0, 1], got {phi}")
-    if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] <= 1:
-        raise ValueError(f"{name}_interval must be two times, 0 <= low <= high <= 1, got {bounds}")
-    if weight == 1:
-        return
-    if not config.network.conditional:
-        raise ValueError(f"{name} must be 1 for a network without classes, got {weight}")
-    if config.loss.p_uncond == 0:
-        raise ValueError(f"{name} must be 1 without a null label (config.loss.p_uncond = 0), got {weight}")
-
-
-def _check_keys(config: Any, known: Any, path: str) -> None:
-    for key, value in config.items():
-        if key not in known:
-            raise ValueError(f"{path}.{key} is no setting; those of {path} are {', '.join(known)}")
-        expected = known[key]
-        if isinstance(expected, ml_collections.ConfigDict):
-            if not isinstance(value, (ml_collections.ConfigDict, dict)):
-                raise ValueError(f"{path}.{key} must be a group of settings, got {value!r}")
-            if key not in OPEN_GROUPS:
-                _check_keys(value, expected, f"{path}.{key}")
-        elif not _same_type(value, expected):
-            raise ValueError(f"{path}.{key} must be of type {type(expected).__name__}, got {value!r}")
-    for key in known:
-        if key not in config:
-            raise ValueError(f"{path}.{key} is missing")
-
-
-def _same_type(value: Any, expected: Any) -> bool:
-    if isinstance(expected, bool) or isinstance(value, bool):
-        return isinstance(expected, bool) and isinstance(value, bool)
-    if isinstance(expected, float):
-        return isinstance(value, (int, float))
-    if isinstance(expected, tuple):
-        return isinstance(value, (tuple, list)) and all(type(v) is type(expected[0]) for v in value)
-    return isinstance(value, type(expected))
 
 
 def schedule(config: Any) -> Any:

@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 
 import diffax
-from experiments import build, images, noisy_classifier
+from experiments import build, checks, images, noisy_classifier
 from experiments.checkpoint import load_model
 from experiments.configs import default
 from experiments.progress import Progress
@@ -80,7 +80,7 @@ def override(config):
     choose = diffax.pytrees.choose
     choose("sampler", config.sampling.sampler, build.SAMPLERS)
     choose("grid", config.sampling.grid, build.GRIDS)
-    build.check_guidance("guidance", config.sampling.guidance, config)
+    checks.check_guidance("guidance", config.sampling.guidance, config)
     build.sampler(config)
     build.grid(config)
     return config

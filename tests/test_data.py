@@ -103,7 +103,7 @@ def test_one_step_of_the_paper_s_cifar10_on_mock_data(tmp_path):
     import jax
 
     from diffax import training
-    from experiments import build
+    from experiments import build, checks
     from experiments.configs import cifar10_ddpm
 
     Cifar10(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
@@ -111,7 +111,7 @@ def test_one_step_of_the_paper_s_cifar10_on_mock_data(tmp_path):
     assert (dataset.low, dataset.high, dataset.shape) == (0, 255, (32, 32, 3))
     config = cifar10_ddpm.get_config()
     config.dataset.batch_size = 2
-    build.check(config, 1)
+    checks.check_config(config, 1)
     net = build.network(config, dataset.num_classes)
     params = build.init_params(config, net, dataset.shape, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 35_746_307

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import build, images
+from experiments import build, checks, images, training
 from experiments.checkpoint import load_model
 from experiments.configs import cifar10_ddpm, default, digits, digits_flow, mnist5k, smoke
 
@@ -109,21 +109,17 @@ def test_a_run_of_another_config_is_refused_and_nothing_is_lost(trained, data_di
 
 
 @pytest.mark.newest
-def test_eight_devices_agree_with_one(data_dir, tmp_path):
-    """The smoke config for 30 steps: the last loss to 1e-5, relatively, dropout and all."""
-    from experiments import train
-    from experiments.data.datasets import open_dataset
-    from experiments.data.pipeline import batches
-
-    config, losses = smoke.get_config(), []
+@pytest.mark.parametrize("module", [smoke, pytest.param(digits, marks=pytest.mark.slow)])
+def test_eight_devices_agree_with_one(module, data_dir, tmp_path):
+    """A config for 30 steps: the last loss to 1e-5, relatively, dropout and all."""
+    config, losses = module.get_config(), []
+    config.dataset.data_dir = str(data_dir)
     config.train.update({"num_steps": 30, "log_every": 1, "sample_every": 1000, "checkpoint_every": 1000})
-    dataset = open_dataset("digits", str(data_dir))
-    net = build.network(config, dataset.num_classes)
     for count in (1, 8):
-        data = batches(dataset, "train", config.dataset.batch_size, seed=0, cache=True)
-        (tmp_path / str(count)).mkdir()
-        train.run(config, tmp_path / str(count), dataset, data, net, jax.devices()[:count])
-        losses.append(metrics(tmp_path / str(count))[-1]["loss"])
+        run = training.prepare(config, tmp_path / str(count), build.network, "diffusion")
+        run = run._replace(devices=jax.devices()[:count])
+        training.train(run, build.loss(config, run.net), lambda *seen: {})
+        losses.append(metrics(run.workdir)[-1]["loss"])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
@@ -304,7 +300,7 @@ def changed(**changes):
 )
 def test_a_config_is_checked_before_anything_is_built(changes, message):
     with pytest.raises(ValueError, match=message):
-        build.check(changed(**changes), 8)
+        checks.check_config(changed(**changes), 8)
 
 
 @pytest.mark.newest
@@ -312,7 +308,7 @@ def test_a_config_is_checked_before_anything_is_built(changes, message):
     "module", [default, digits, digits_flow, mnist5k, cifar10_ddpm, smoke], ids=lambda m: m.__name__
 )
 def test_every_config_is_sound_and_says_what_it_is(module):
-    build.check(module.get_config(), 1)
+    checks.check_config(module.get_config(), 1)
     if module is not default:
         for word in ("python -m experiments.train", "Hardware", "Time", "Metric"):
             assert word in module.__doc__, f"{module.__name__} does not say its {word}"

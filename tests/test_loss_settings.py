@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import diffax
-from experiments import build
+from experiments import build, checks
 from experiments.configs import default
 
 # Half the input, whatever the parameters: build.loss asks a network for no more.
@@ -78,7 +78,7 @@ def test_every_name_builds_and_is_finite(setting):
     key, names = setting
     for name in names:
         config = config_of(**{key: name})
-        build.check(config, 1)
+        checks.check_config(config, 1)
         assert np.isfinite(losses(config)).all()
 
 
@@ -110,10 +110,10 @@ def test_every_name_builds_and_is_finite(setting):
 )
 def test_bad_settings(loss, message):
     with pytest.raises(ValueError, match=message):
-        build.check(config_of(**loss), 1)
+        checks.check_config(config_of(**loss), 1)
 
 
 def test_antithetic_pairs_stay_on_one_device():
-    build.check(config_of(spread="antithetic"), 4)
+    checks.check_config(config_of(spread="antithetic"), 4)
     with pytest.raises(ValueError, match=r"batch_size must be even on each device .* got 8 on 8"):
-        build.check(config_of(spread="antithetic"), 8)
+        checks.check_config(config_of(spread="antithetic"), 8)

@@ -11,7 +11,7 @@ from test_experiments import call
 
 import diffax
 from diffax.training import Checkpoints, init_state
-from experiments import build, noisy_classifier
+from experiments import build, checks, noisy_classifier
 from experiments.configs import digits, digits_classifier, smoke
 
 
@@ -124,7 +124,7 @@ def test_bad_guidance(model):
         config = smoke.get_config()
         config.sampling[f"guidance_{key}"] = value
         with pytest.raises(ValueError, match=message):
-            build.check(config, 1)
+            checks.check_config(config, 1)
 
 
 def test_a_diffusion_model_s_workdir_is_refused(model, data_dir):
@@ -134,7 +134,7 @@ def test_a_diffusion_model_s_workdir_is_refused(model, data_dir):
 
 
 def test_the_config_has_the_schedule_of_the_model_it_guides():
-    build.check(digits_classifier.get_config(), 1)
+    checks.check_config(digits_classifier.get_config(), 1)
     assert digits_classifier.get_config().schedule == digits.get_config().schedule
     for word in ("python -m experiments.train_classifier", "Hardware", "Time", "Metric"):
         assert word in digits_classifier.__doc__

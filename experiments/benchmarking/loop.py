@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import diffax
-from experiments import build
+from experiments import build, checks
 from experiments.data.datasets import open_dataset
 from experiments.workdir import launch, usage_errors
 
@@ -54,7 +54,7 @@ def main(argv):
     del argv
     config = CONFIG.value
     with usage_errors():
-        build.check(config, 1)
+        checks.check_config(config, 1)
         dataset = open_dataset(config.dataset.name, config.dataset.data_dir)
         net = build.network(config, dataset.num_classes)
     params = build.init_params(config, net, dataset.shape, jax.random.key(0))
