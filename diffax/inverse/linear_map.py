@@ -17,7 +17,7 @@ class LinearMap:
     f: Any
     inputs: Any = static()  # (structure, leaves) of the function's argument, and of its value
     outputs: Any = static()
-    iterations: int = static(64)
+    iterations: int = static(default=64)
 
     def forward(self, x0: Any) -> Any:
         """A x0: f, example by example."""

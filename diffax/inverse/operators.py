@@ -127,7 +127,7 @@ class BoxDownsample:
 
     factor: int = static()
     shape: tuple[int, ...] = static()
-    axes: tuple[int, ...] = static((0, 1))
+    axes: tuple[int, ...] = static(default=(0, 1))
 
     def __post_init__(self):
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -188,7 +188,7 @@ class Blur:
 
     kernel: Any
     shape: tuple[int, ...] = static()
-    axes: tuple[int, ...] = static((0, 1))
+    axes: tuple[int, ...] = static(default=(0, 1))
     cutoff: Any = 1e-5
 
     def __post_init__(self):
