@@ -64,6 +64,7 @@ from diffax.losses import denoising_loss, drop_labels
 from diffax.predictions import diffuse, initial_noise, split, target
 from diffax.samplers import (
     Corrector,
+    NoiseFloor,
     Sampler,
     adams,
     ancestral,
@@ -145,6 +146,7 @@ __all__ = [
     "Level",
     "Linear",
     "LogLinear",
+    "NoiseFloor",
     "Predict",
     "Quadratic",
     "Sampler",

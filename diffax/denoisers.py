@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax.predictions import KINDS, split
-from diffax.pytrees import check, choose, combine, expand
+from diffax.predictions import check_kind, split
+from diffax.pytrees import check, combine, concrete, expand
 from diffax.typing import Denoiser, Predict, Schedule
 
 
@@ -31,11 +31,11 @@ def denoiser(predict: Predict, schedule: Schedule, kind: str, *, sigma_data: Any
 
     Raises:
       ValueError: for an unknown kind, and for `eps` or `score` with a table whose last level holds no signal:
-        there x0 = (x - sigma eps) / alpha divides by zero (Lin et al. 2024); use `v`, `x0` or `velocity`.
+        there x0 = (x - sigma eps) / alpha divides by zero (Lin et al. 2024); use `v`, `x0` or `velocity`. (A table that
+        is traced cannot be looked at: there x0 at t = 1 is the prediction's error times 22,026.) For sigma_data <= 0.
     """
-    choose("kind", kind, KINDS)
-    if kind in ("eps", "score") and getattr(schedule, "zero_terminal_snr", False):
-        raise ValueError(f"kind must be x0, v, velocity or edm with zero terminal SNR, got {kind!r}")
+    check_kind(kind, schedule)
+    check("sigma_data", sigma_data, "> 0", lambda v: v > 0)
 
     def denoise(x, t):
         x0, _ = split(kind, schedule, predict(x, t), x, t, sigma_data=sigma_data)
@@ -47,11 +47,19 @@ def denoiser(predict: Predict, schedule: Schedule, kind: str, *, sigma_data: Any
 def clip_static(denoise: Denoiser, low: Any = -1.0, high: Any = 1.0) -> Denoiser:
     """x0 clipped to the data's range [low, high], as in DDPM's released code (Ho et al. 2020).
 
+    low, high: () or (B,), may be traced.
+
     Raises:
       ValueError: if low >= high.
     """
-    check("high", high, f"> low = {low}", lambda v: v > low)
-    return lambda x, t: jax.tree.map(lambda v: jnp.clip(v, low, high), denoise(x, t))
+    known = concrete(low)
+    if known is not None:
+        check("high", high, f"> low = {known.tolist()}", lambda v: v > known)
+
+    def clip(v):
+        return jnp.clip(v, expand(low, v), expand(high, v)).astype(v.dtype)
+
+    return lambda x, t: jax.tree.map(clip, denoise(x, t))
 
 
 def clip_dynamic(denoise: Denoiser, *, quantile: Any = 0.995, limit: Any = 1.0) -> Denoiser:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import random
-from diffax.pytrees import as_float, check
+from diffax.pytrees import as_float, check, concrete
 from diffax.typing import Array, Float, Key, Schedule
 
 Law = Callable[[Any], Any]  # u -> t, increasing, any shape
@@ -123,13 +123,16 @@ def uniform(*, t_min: Any = 0.0, t_max: Any = 1.0) -> Law:
     """t uniform on [t_min, t_max].
 
     Raises:
-      ValueError: if an end lies outside [0, 1].
+      ValueError: if an end lies outside [0, 1], or t_max < t_min.
 
     >>> [round(float(uniform(t_min=0.2)(u)), 3) for u in (0.0, 0.5, 1.0)]
     [0.2, 0.6, 1.0]
     """
     for name, value in (("t_min", t_min), ("t_max", t_max)):
         check(name, value, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    known = concrete(t_min)
+    if known is not None:
+        check("t_max", t_max, f">= t_min = {known}", lambda v: v >= known)
     return lambda u: t_min + (t_max - t_min) * as_float(u)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax.predictions import KINDS, split, target
+from diffax.predictions import KINDS, check_kind, split, target
 from diffax.pytrees import check, choose, combine, expand, safe_sqrt
 from diffax.typing import Denoiser, Schedule
 
@@ -179,6 +179,7 @@ def autoguidance(good: Denoiser, bad: Denoiser, weight: Any) -> Denoiser:
     >>> autoguidance(lambda x, t: 2.0 * x, lambda x, t: x, 2.0)(jnp.ones(1), 0.5).tolist()
     [3.0]
     """
+    _need(**({} if _literal(weight, 0) else {"good": good}), **({} if _literal(weight, 1) else {"bad": bad}))
     return classifier_free(good, bad, weight)
 
 
@@ -253,7 +254,7 @@ def rescale(
     [[-2.0, 2.0]]
     """
     _need(guided=guided, conditional=conditional)
-    choose("kind", kind, KINDS)
+    choose("kind", kind, KINDS) if schedule is None else check_kind(kind, schedule)
     if not callable(strength):
         check("strength", strength, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
     if kind != "x0" and schedule is None:

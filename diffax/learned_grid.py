@@ -74,7 +74,7 @@ def learn_grid(
 
     Raises:
       ValueError: for another ending, "integrate" with learn_end and no target, fewer than 3 times or times that
-        do not fall, num_steps < 1, or a floor outside (0, 1).
+        do not fall, num_steps < 1, a target of another shape than x, or a floor outside (0, 1).
 
     Source: the plain form, by differentiation through the sampler, of what Watson et al. 2022 (learned samplers) and
     Sabour et al. 2024 (Align Your Steps) look for.
@@ -96,8 +96,11 @@ def learn_grid(
         raise ValueError(f"times must have shape (n,) with n >= 3, got {jnp.shape(times)}")
     check_grid(times)
     check("times", times, "falling", lambda v: np.diff(v) < 0)
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be >= 1, got {num_steps}")
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+        raise ValueError(f"num_steps must be an int >= 1, got {num_steps!r}")
+    if target is not None and jax.tree.map(jnp.shape, target) != jax.tree.map(jnp.shape, x):
+        shapes = tuple(jax.tree.map(jnp.shape, v) for v in (x, target))
+        raise ValueError(f"target must have the shape of x, {shapes[0]}, got {shapes[1]}")
     check("floor", floor, "in (0, 1)", lambda v: (v > 0) & (v < 1))
     times = as_float(times)
     if target is None:

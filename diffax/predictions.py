@@ -45,6 +45,13 @@ KINDS = {
 }
 
 
+def check_kind(kind: str, schedule: Schedule) -> None:
+    """Raises `ValueError` for an unknown kind, and for one from which x0 does not follow where no signal is left."""
+    choose("kind", kind, KINDS)
+    if kind in ("eps", "score") and getattr(schedule, "zero_terminal_snr", False):
+        raise ValueError(f"kind must be x0, v, velocity or edm with zero terminal SNR, got {kind!r}")
+
+
 def row(kind: str, schedule: Schedule, t: Any, *, sigma_data: Any = 0.5) -> tuple[Any, Any]:
     """The row (a, b) of a prediction kind at t, shapes () or that of t.
 

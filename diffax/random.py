@@ -19,8 +19,7 @@ def per_example(key: Key, size: int) -> Key:
     Raises:
       ValueError: if there is a key for each of a different number of examples, or the key is not typed.
     """
-    if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
-        raise ValueError(f"key must be typed, from jax.random.key, got an array of {jnp.asarray(key).dtype}")
+    _check_typed(key)
     if jnp.ndim(key) == 0:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
     if jnp.shape(key) != (size,):
@@ -28,8 +27,14 @@ def per_example(key: Key, size: int) -> Key:
     return key
 
 
+def _check_typed(key: Any) -> None:
+    if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key must be typed, from jax.random.key, got an array of {jnp.asarray(key).dtype}")
+
+
 def fold_in(key: Key, data: Any) -> Key:
     """`jax.random.fold_in` for a key of shape () or (B,); data: one integer, traced or not."""
+    _check_typed(key)
     if jnp.ndim(key) == 0:
         return jax.random.fold_in(key, data)
     return jax.vmap(jax.random.fold_in, (0, None))(key, data)

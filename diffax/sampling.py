@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import as_float
+from diffax.pytrees import as_float, batch_size
 from diffax.samplers.base import Sampler
 from diffax.times import check_grid
 from diffax.typing import Denoiser, Grid, Keys
@@ -41,11 +41,16 @@ def unroll(
       record: state -> whatever is to be kept of it.
 
     Raises:
-      ValueError: for a concrete grid that leaves [0, 1] or turns back.
+      ValueError: for a concrete grid that leaves [0, 1] or turns back, or one of another batch. No grid is too short:
+        every sampler starts itself, multistep ones with lower orders.
     """
     check_grid(times, may_turn=sampler.renoises)
     times = as_float(times)
     x = jax.tree.map(jnp.asarray, x)
+    if times.ndim > 1 and times.shape[1:] != (batch_size(x),):
+        raise ValueError(
+            f"times must have shape (n,) or (n, {batch_size(x)}), a grid for each example, got {times.shape}"
+        )
 
     def move(state, inputs):
         index, t, s = inputs

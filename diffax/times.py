@@ -57,6 +57,8 @@ def _short(grid: np.ndarray) -> str:
 
 
 def _check_count(n: int, most: int | None = None) -> None:
+    if most is not None and (isinstance(most, bool) or not isinstance(most, (int, np.integer))):
+        raise ValueError(f"num_train_steps must be an int, got {most!r}")
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
         raise ValueError(f"n must be an int >= 1, got {n!r}")
     if most is not None and n > most:
@@ -279,6 +281,7 @@ def from_timesteps(num_train_steps: int, timesteps: Any) -> Float[Array, " n"]:
     >>> [round(float(t), 4) for t in from_timesteps(1000, [999, 499, 0])]
     [1.0, 0.5, 0.001]
     """
+    check("timesteps", timesteps, "whole numbers", lambda v: v == np.round(v))
     check("timesteps", timesteps, f"in [0, {num_train_steps - 1}]", lambda v: (v >= 0) & (v < num_train_steps))
     return _discrete(np.asarray(timesteps), num_train_steps)
 

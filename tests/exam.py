@@ -80,7 +80,7 @@ ORDERS = {
     "dpmpp_2m_sde-0": partial(samplers.dpmpp_2m_sde, eta=0.0),
     "dpmpp_3m-cold": partial(samplers.dpmpp_3m, start="cold"),
     "dpmpp_sde-0": partial(samplers.dpmpp_sde, eta=0.0),
-    "sa_solver-0": partial(samplers.sa_solver, tau=0.0),
+    **{f"sa_solver-0-{p}": partial(samplers.sa_solver, tau=0.0, order=p) for p in (1, 2, 3)},
     "pndm-prk": partial(samplers.pndm, start="prk"),
     **{f"deis-{p}": partial(samplers.deis, order=p) for p in (1, 2)},
     **{f"lms-{p}": partial(samplers.lms, order=p) for p in (1, 2, 3)},
@@ -90,12 +90,21 @@ ORDERS = {
         for variant in ("bh1", "bh2")
         for form in ("eps", "x0")
     },
+    **{f"unip-{p}": partial(samplers.unipc, order=p, corrected=False) for p in (1, 2, 3)},
     **{
         f"adams-{p}-{form}": partial(samplers.exponential_adams, order=p, form=form)
-        for p, form in ((4, "x0"), (4, "eps"), (3, "flow"), (2, "time"))
+        for p, form in ((1, "x0"), (3, "x0"), (4, "x0"), (4, "eps"), (4, "rho"), (1, "flow"), (3, "flow"), (2, "time"))
     },
 }
-del ORDERS["unipc-final"]  # its last moves are of order 2 and 1
+
+# The orders that papers claim (unipc's are p + 1: its corrector raises them), so that no code can lower its own claim.
+CLAIMED = {"ddim": 1, "deis-1": 1, "lms-1": 1, "unip-1": 1, "euler-time": 1, "adams-1-x0": 1, "adams-1-flow": 1}
+CLAIMED |= dict.fromkeys(("dpmpp_3m", "dpmpp_3m-cold", "deis", "lms-3", "unip-3", "adams-3-x0", "adams-3-flow"), 3)
+CLAIMED |= {name: 3 for name in ORDERS if name.startswith(("dpm_solver", "unipc-2", "sa_solver-0-2"))}
+CLAIMED |= {name: 2 for name in ORDERS if name.startswith("dpm_solver-2")}
+CLAIMED |= {name: 4 for name in ORDERS if name.startswith(("unipc-3", "adams-4", "sa_solver-0-3"))}
+CLAIMED |= dict.fromkeys(("unipc", "lms", "flow_adams"), 4)
+CLAIMED = {name: CLAIMED.get(name, 2) for name in ORDERS}  # all the others are methods of order 2
 
 START = np.array([[0.5, -1.0], [1.2, 0.3], [-0.7, 0.8], [0.1, 0.1], [-1.3, -0.4]])
 

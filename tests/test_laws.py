@@ -169,18 +169,42 @@ RECURSIONS = {
 }
 
 
+# What a row of the exam sets to 1, where its place in the formula would not show.
+OTHERWISE = {"noise_scale": 1.1, "r": 0.3}
+# More settings of the solver: (its arguments, the recursion's).
+SA_SOLVERS = {
+    "order-1": ({"order": 1, "tau": 0.8}, (1, 1.64, lambda known: True)),
+    "order-2": ({"order": 2, "tau": 0.8}, (2, 1.64, lambda known: True)),
+    "uncorrected": ({"corrected": False, "tau": 0.8}, (3, 1.64, lambda known: False)),
+    "function": ({"tau": lambda t: 0.7}, (3, 1.49, lambda known: True)),
+}
+
+
+def check_recursion(sampler, recursion, schedule, draws=1):
+    times = np.array([0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2])
+    found = law(sampler, oracle().denoiser(schedule), times, draws=draws)
+    levels = schedule(jnp.asarray(times))
+    u = recursion(Hand(2 * len(times)), np.asarray(levels.sigma / levels.alpha))
+    end = u * float(levels.alpha[-1])
+    by_hand = Law(end[0], end[1] / float(levels.alpha[0]), np.sum(end[2:] ** 2))
+    np.testing.assert_allclose(found, by_hand, rtol=1e-9)
+
+
 @pytest.mark.newest
 @pytest.mark.parametrize("schedule", ["linear", "edm"])
 @pytest.mark.parametrize("name", RECURSIONS)
 def test_the_paper_s_recursion(name, schedule):
-    schedule, times = SCHEDULES[schedule], np.array([0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2])
-    found = law(build(name, schedule), oracle().denoiser(schedule), times, draws=DRAWS.get(name, 1))
-    levels = schedule(jnp.asarray(times))
-    hand = Hand(2 * len(times))
-    u = RECURSIONS[name](hand, np.asarray(levels.sigma / levels.alpha), **SAMPLERS[name][1])
-    end = u * float(levels.alpha[-1])
-    by_hand = Law(end[0], end[1] / float(levels.alpha[0]), np.sum(end[2:] ** 2))
-    np.testing.assert_allclose(found, by_hand, rtol=1e-9)
+    make, values, _ = SAMPLERS[name]
+    values = {k: OTHERWISE.get(k, v) for k, v in values.items()}
+    schedule = SCHEDULES[schedule]
+    check_recursion(make(schedule, **values), partial(RECURSIONS[name], **values), schedule, DRAWS.get(name, 1))
+
+
+@pytest.mark.parametrize("name", SA_SOLVERS)
+def test_sa_solver_s_recursion_at_other_settings(name):
+    values, (order, a, corrected) = SA_SOLVERS[name]
+    recursion = partial(stochastic_adams, order=order, a=a, corrected=corrected)
+    check_recursion(samplers.sa_solver(SCHEDULES["linear"], **values), recursion, SCHEDULES["linear"])
 
 
 def test_every_stochastic_sampler_has_its_recursion():

@@ -1,5 +1,8 @@
 """The loop: counts of calls, records, keys by example, trees, networks of any kind."""
 
+from functools import partial
+
+import exam
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 from flax import nnx
 
 import diffax
+from diffax import samplers
 
 pytestmark = pytest.mark.newest
 SCHEDULE = diffax.Cosine()
@@ -51,7 +55,22 @@ SAMPLERS = {
     "sa_solver": diffax.sa_solver,
     "predictor_corrector": lambda schedule: diffax.predictor_corrector(diffax.dpmpp_2m_sde(schedule), schedule),
 }
-by_name = pytest.mark.parametrize("name", SAMPLERS)
+FEW = tuple(SAMPLERS)
+SAMPLERS |= {name: partial(make, **values) for name, (make, values, _) in exam.SAMPLERS.items() if name not in FEW}
+SAMPLERS |= {
+    "restart": lambda schedule: samplers.restart(diffax.heun(schedule), schedule),
+    "lcm": samplers.lcm,
+    "tcd": lambda schedule: samplers.tcd(schedule, gamma=0.3),
+    "replacement": lambda schedule: diffax.inverse.replacement(
+        diffax.unipc(schedule), schedule, diffax.inverse.Mask(np.array([1, 0, 0])), jnp.ones((1, 3))
+    ),
+    "dps": lambda schedule: diffax.inverse.dps(
+        diffax.ddpm(schedule), diffax.inverse.Mask(np.array([1, 0, 0])), jnp.ones((1, 3)), scale=0.3
+    ),
+}
+by_name = pytest.mark.parametrize(
+    "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in SAMPLERS]
+)
 
 
 def guided(x, t):
@@ -65,7 +84,8 @@ def generate(name, keys, x):
     return diffax.integrate(keys, SAMPLERS[name](schedule), guided, x, diffax.times.uniform(6, t_max=0.8, t_min=0.1)).x
 
 
-@pytest.mark.parametrize(("name", "single"), [(n, i % 2 == 0) for i, n in enumerate(SAMPLERS)])
+@by_name
+@pytest.mark.parametrize("single", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["key", "keys"])
 def test_an_example_does_not_depend_on_its_batch(name, single):
     x = jax.random.normal(jax.random.key(1), (64, 3))
     keys = KEY if single else jax.random.split(KEY, 64)
@@ -98,6 +118,54 @@ def test_a_grid_for_each_example():
     for i in range(2):
         alone = diffax.sample(KEY, sampler, shrink, x[i : i + 1], grids[:, i])
         np.testing.assert_allclose(both[i : i + 1], alone, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [diffax.unipc, diffax.pndm, diffax.ipndm, diffax.dpmpp_3m])
+def test_a_grid_for_each_example_is_its_own_also_with_a_memory(make):
+    """One of them repeats a point, where the other moves."""
+    grids = jnp.array([[0.9, 0.9, 0.7, 0.4, 0.2], [0.9, 0.8, 0.6, 0.3, 0.2]]).T
+    x, sampler = jnp.array([[1.0], [2.0]]), make(SCHEDULE)
+    run = lambda x, times: diffax.integrate(KEY, sampler, lambda x, t: jnp.tanh(x), x, times).x
+    both = run(x, grids)
+    for i in range(2):
+        np.testing.assert_allclose(both[i], run(x[i : i + 1], grids[:, i])[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [
+    lambda eta: samplers.dpmpp_3m_sde(SCHEDULE, eta=eta),
+    lambda eta: samplers.sa_solver(SCHEDULE, tau=eta),
+    lambda eta: samplers.sa_solver(SCHEDULE, tau=lambda t: eta),
+    lambda eta: samplers.ancestral(diffax.heun(SCHEDULE), SCHEDULE, eta=eta),
+    lambda eta: samplers.churn(diffax.heun(SCHEDULE), SCHEDULE, 3 * eta),
+])  # fmt: skip
+def test_a_hyperparameter_for_each_example(make):
+    eta, x, grid = jnp.array([0.2, 0.9]), jnp.array([[1.0], [2.0]]), diffax.times.uniform(6, t_max=0.9, t_min=0.1)
+    keys = jax.random.split(KEY, 2)
+    both = diffax.integrate(keys, make(eta), shrink, x, grid).x
+    for i in range(2):
+        alone = diffax.integrate(keys[i : i + 1], make(eta[i]), shrink, x[i : i + 1], grid).x
+        np.testing.assert_allclose(both[i : i + 1], alone, rtol=1e-5)
+
+
+def test_bad_input():
+    x, grid = jnp.ones((2, 1)), diffax.times.uniform(3)
+    with pytest.raises(ValueError, match=r"times must have shape \(n,\) or \(n, 2\), .* got \(3, 5\)"):
+        diffax.sample(KEY, diffax.ddim(SCHEDULE), shrink, x, jnp.tile(grid[:, None], (1, 5)))
+    with pytest.raises(ValueError, match="key must be typed"):
+        diffax.sample(jax.random.PRNGKey(0), diffax.ddpm(SCHEDULE), shrink, x, grid)
+    with pytest.raises(ValueError, match=r"times must have shape \(n, ...\) with n >= 1, got \(0,\)"):
+        diffax.sample(KEY, diffax.ddim(SCHEDULE), shrink, x, grid[:0])
+
+
+def test_the_program_does_not_grow_with_the_number_of_steps():
+    """So neither does the time to compile it."""
+
+    def program(n):
+        run = lambda x, times: diffax.sample(KEY, diffax.unipc(SCHEDULE), shrink, x, times)
+        return jax.jit(run).lower(jnp.ones((2, 1)), diffax.times.uniform(n)).as_text().replace(f"{n}", "N")
+
+    sizes = {len(program(n).splitlines()) for n in (50, 500)}
+    assert len(sizes) == 1
 
 
 def test_trees_are_sampled_as_their_parts_would_be():

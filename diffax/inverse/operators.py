@@ -272,8 +272,10 @@ def measurement(operator: Operator, y: Any) -> Any:
     """y as arrays, checked against its operator; a leading axis of length 1 is shared by all examples.
 
     Raises:
-      ValueError: if y has another shape than the operator's measurements.
+      ValueError: if y has another shape than the operator's measurements, or the operator is none.
     """
+    if not isinstance(operator, Operator):
+        raise ValueError(f"operator must be a measurement of diffax.inverse, got {operator!r}")
     operator.check(y)
     return jax.tree.map(jnp.asarray, y)
 

@@ -21,7 +21,7 @@
     exponential_adams   p, p+1  1                                                              azula's zAB .. xEAB
     unipc               p+1     1                              UniPCMultistep                  Zhao et al. 2023
     sa_solver           2 law   1                              SASolver                        Xue et al. 2023
-    pndm                2       1      plms                    PNDM                            Liu et al. 2022
+    pndm                2       1                              PNDM                            Liu et al. 2022
     ipndm               2       1                              IPNDM                           Zhang & Chen 2023
     gaussian_adams      p+1     1      exact for data N(mean, std^2 I)                         trig of Lu & Song 2025
 
@@ -30,8 +30,8 @@ consistency   Song et al. 2023      lcm   Luo et al. 2023      tcd   Zheng et al
 
 wrappers, sampler -> sampler, of any of the above:
 noise_floor           the centres of data with a noise floor in place of the data: ends at t = 0
-churn                 noise before each step: EDM's stochastic sampler (s_churn) around any other
-ancestral             a step too far, and noise back: any sampler's ancestral form
+churn                 noise before each step: EDM's stochastic sampler (s_churn) around any single-step one
+ancestral             a step too far, and noise back: any single-step sampler's ancestral form
 restart               jumps back to noise where the grid of `restart_times` turns
 corrected             Langevin steps behind each step: `corrected(sampler, langevin(schedule, step_size=k))`
 predictor_corrector   `corrected` with steps scaled by SNR

@@ -21,6 +21,7 @@ class Sampler(NamedTuple):
     order: the order of convergence, in the number of steps, to the law or the ODE it solves.
     calls: denoiser calls that a step makes.
     renoises: whether its step may go back towards noise by adding noise, so that its grid may turn back.
+    memory: whether a step looks at earlier ones of the same path, as multistep methods do.
 
     A wrapper, sampler -> sampler, that edits x returns `state._replace(x=edited)`: the x in a state is the truth,
     and every sampler goes on from it. One that needs a memory of its own holds the wrapped state in it without
@@ -32,3 +33,4 @@ class Sampler(NamedTuple):
     order: int
     calls: int
     renoises: bool = False
+    memory: bool = False

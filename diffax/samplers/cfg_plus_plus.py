@@ -15,6 +15,12 @@ from diffax.samplers.base import Sampler
 from diffax.typing import Denoiser, Schedule
 
 
+def check_open(sampler: Sampler) -> None:
+    """Refuses a sampler that renoises, since it calls its denoiser inside a branch, where nobody can listen."""
+    if sampler.renoises:
+        raise ValueError("sampler must not renoise, got one that does; put its wrapper outside: restart(wrapped, ..)")
+
+
 def cfg_plus_plus(sampler: Sampler, schedule: Schedule, conditional: Denoiser, weight: Any) -> Sampler:
     """CFG++ (Chung et al. 2024, algorithm 2): x_s of the unconditional step, plus alpha_s w (c - u).
 
@@ -39,7 +45,8 @@ def cfg_plus_plus(sampler: Sampler, schedule: Schedule, conditional: Denoiser, w
       weight: w, () or (B,), in [0, 1] in the paper, or a function of t; may be traced.
 
     Raises:
-      ValueError: if the conditional denoiser is missing; while stepping, if the sampler does not call its denoiser.
+      ValueError: if the conditional denoiser is missing, or the sampler renoises (`restart`);
+        while stepping, if the sampler does not call its denoiser.
 
     >>> import jax, diffax
     >>> schedule = diffax.Flow()
@@ -50,6 +57,7 @@ def cfg_plus_plus(sampler: Sampler, schedule: Schedule, conditional: Denoiser, w
     """
     if not callable(conditional):
         raise ValueError(f"conditional must be a denoiser (x, t) -> x0, got {conditional!r}")
+    check_open(sampler)
 
     def step(key, denoise, state, t, s):
         calls = []

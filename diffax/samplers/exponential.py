@@ -179,7 +179,8 @@ def adams(
         with it the order of convergence is at most 2.
 
     Raises:
-      ValueError: for an unknown form or rule, an order out of range, or noise in another form than x0.
+      ValueError: for an unknown form or rule, an order out of range, a negative noise_scale, or noise in another form
+        than x0.
 
     >>> import diffax
     >>> sampler = adams(diffax.Cosine(), form="eps", order=3, corrected=True)
@@ -193,11 +194,15 @@ def adams(
     noisy = callable(eta) or not (isinstance(eta, (int, float)) and eta == 0)
     if noisy and form != "x0":
         raise ValueError(f"eta must be 0 in form {form}, got {eta}")
+    check("noise_scale", noise_scale, ">= 0", lambda v: v >= 0)
     if not callable(eta):
         check("eta", eta, ">= 0", lambda v: v >= 0)
 
     def node(t):
         return method.form.node(t, schedule(t))
+
+    def noise(t):
+        return jnp.asarray(eta(t) if callable(eta) else eta)
 
     def init(x, times):
         first = node(times[0])
@@ -206,7 +211,8 @@ def adams(
         tail = jnp.stack([node(t) for t in times[-order:]]) if lower_order_final else ()
         if not corrected:
             return History(x, values, nodes, tail, (), (), ())
-        return History(x, values, nodes, tail, first, jnp.zeros(jnp.shape(first), int), jnp.ones_like(first))
+        a = jnp.broadcast_to(jnp.ones_like(first), jnp.broadcast_shapes(jnp.shape(first), jnp.shape(noise(times[0]))))
+        return History(x, values, nodes, tail, first, jnp.zeros(jnp.shape(first), int), a)
 
     def step(key, denoise, state, t, s):
         level_t, level_s = schedule(t), schedule(s)
@@ -214,7 +220,7 @@ def adams(
         h = method.form.length(t, level_t, s, level_s)
         f = evaluate(method.form, schedule, denoise, state.x, t, level_t)
         f = jax.tree.map(lambda v, like: v.astype(like.dtype), f, state.x)
-        a = jnp.where(h > 0, 1 + jnp.asarray(eta(t) if callable(eta) else eta), 1.0) if noisy else jnp.ones_like(h)
+        a = jnp.where(h > 0, 1 + noise(t), 1.0) if noisy else jnp.ones_like(h)
         weights, used = predictor(method, h, a, y, state)
         carry, gain = method.form.carry(level_t, level_s), method.form.gain(level_s)
         if noisy:
@@ -231,7 +237,9 @@ def adams(
         return _remember(state, combine(*terms), f, y, h, (end, used, a) if corrected else None, t == s, short)
 
     reached = order + (corrected is True)
-    return Sampler(init, step, order=min(reached, 2) if noisy else reached, calls=1)
+    return Sampler(
+        init, step, order=min(reached, 2) if noisy or lower_order_final else reached, calls=1, memory=length > 0
+    )
 
 
 def _remember(state, x, f, y, h, last, still, short):

@@ -107,9 +107,9 @@ def _velocity(schedule, t, level, x, x0):
     return combine((of_sigma / level.sigma, x), (of_alpha - of_sigma * level.alpha / level.sigma, x0))
 
 
-def _gap(node):
-    """The length of a step as the difference of two nodes, for nodes that are bounded or kept relative."""
-    return lambda t, level_t, s, level_s: node(s, level_s) - node(t, level_t)
+def _cross(level_t, level_s):
+    """sigma_s alpha_t - sigma_t alpha_s, without the difference of what was rounded."""
+    return level_t.sigma * level_s.alpha * jnp.expm1(-log_step(level_t, level_s))
 
 
 def _lambda(t, level):
@@ -124,8 +124,16 @@ def _rho(t, level):
     return level.sigma / level.alpha
 
 
+def _rho_length(t, level_t, s, level_s):
+    return _cross(level_t, level_s) / (level_t.alpha * level_s.alpha)
+
+
 def _share(t, level):
     return level.sigma / (level.alpha + level.sigma)
+
+
+def _share_length(t, level_t, s, level_s):
+    return _cross(level_t, level_s) / ((level_t.alpha + level_t.sigma) * (level_s.alpha + level_s.sigma))
 
 
 def _flow(schedule, t, level, x, x0):
@@ -153,7 +161,7 @@ FORMS = {
     ),
     "rho": Form(
         node=_rho,
-        length=_gap(_rho),
+        length=_rho_length,
         value=_eps,
         carry=lambda level_t, level_s: level_s.alpha / level_t.alpha,
         gain=lambda level_s: level_s.alpha,
@@ -161,7 +169,7 @@ FORMS = {
     ),
     "flow": Form(
         node=_share,
-        length=_gap(_share),
+        length=_share_length,
         value=_flow,
         carry=lambda level_t, level_s: (level_s.alpha + level_s.sigma) / (level_t.alpha + level_t.sigma),
         gain=lambda level_s: level_s.alpha + level_s.sigma,
@@ -196,10 +204,14 @@ def trig(std: Any) -> Form:
     def node(t, level):
         return jnp.arctan2(level.sigma, level.alpha * std)
 
+    def length(t, level_t, s, level_s):
+        cosine = level_t.alpha * level_s.alpha * jnp.square(std) + level_t.sigma * level_s.sigma
+        return jnp.arctan2(std * _cross(level_t, level_s), cosine)
+
     def carry(level_t, level_s):
         return norm(level_s) / norm(level_t)
 
-    return Form(node=node, length=_gap(node), value=value, carry=carry, gain=norm, moments=_polynomial)
+    return Form(node=node, length=length, value=value, carry=carry, gain=norm, moments=_polynomial)
 
 
 def evaluate(form: Form, schedule: Schedule, denoise: Denoiser, x: Any, t: Any, level: Level) -> Any:

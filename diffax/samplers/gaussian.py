@@ -97,7 +97,7 @@ def gaussian_adams(
         still = s == t  # and then exactly so
         return new._replace(x=jax.tree.map(lambda u, v: jnp.where(expand(still, v), u, v), state.x, x))
 
-    return Sampler(init, step, order=inner.order, calls=1)
+    return inner._replace(init=init, step=step)
 
 
 def _interpolated(method: Method, y: Any, gain: Any, state: Any, at_end: Any) -> Any:
@@ -135,6 +135,15 @@ class NoiseFloor:
         level = self.base(t)
         sigma = jnp.sqrt(jnp.square(level.sigma) + jnp.square(level.alpha * self.std))
         return Level(level.alpha, sigma, self._lifted(level.log_snr))
+
+    def __post_init__(self):
+        """Checks the floor."""
+        check("std", self.std, ">= 0", lambda v: v >= 0)
+
+    @property
+    def zero_terminal_snr(self) -> bool:
+        """That of the base."""
+        return getattr(self.base, "zero_terminal_snr", False)
 
     def log_snr(self, t: Any) -> Any:
         """log(alpha^2 / sigma'^2) at t, at most -2 log std; any shape."""

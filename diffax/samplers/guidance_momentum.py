@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from diffax.pytrees import check, combine, expand
 from diffax.samplers.base import Sampler
+from diffax.samplers.cfg_plus_plus import check_open
 from diffax.typing import Denoiser
 
 
@@ -37,7 +38,7 @@ def guidance_momentum(sampler: Sampler, conditional: Denoiser, guide: Any, *, mo
 
     Raises:
       ValueError: if the conditional denoiser or the guidance is missing, or the momentum is known to be out of range;
-        while stepping, if the sampler does not call its denoiser.
+        if the sampler renoises (`restart`); while stepping, if the sampler does not call its denoiser.
 
     >>> import diffax
     >>> guide = lambda c, u: diffax.classifier_free(c, u, 2.0)
@@ -50,6 +51,7 @@ def guidance_momentum(sampler: Sampler, conditional: Denoiser, guide: Any, *, mo
     for name, function in (("conditional", conditional), ("guide", guide)):
         if not callable(function):
             raise ValueError(f"{name} must be a function, got {function!r}")
+    check_open(sampler)
     check("momentum", momentum, "in (-1, 1)", lambda v: (v > -1) & (v < 1))
 
     def init(x, times):

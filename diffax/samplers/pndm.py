@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax.pytrees import choose, combine
+from diffax.pytrees import choose, combine, expand
 from diffax.samplers.base import Sampler
 from diffax.samplers.forms import FORMS, check_order, evaluate, log_step
 from diffax.typing import Schedule
@@ -93,21 +93,30 @@ def _runge_kutta(schedule, denoise, x, e, t, s):
 def _pseudo(schedule, order, start):
     def init(x, times):
         values = tuple(jax.tree.map(jnp.zeros_like, x) for _ in range(order - 1))
-        return Pseudo(x, values, jnp.zeros((), int), times[0])
+        return Pseudo(x, values, jnp.zeros(jnp.shape(times[0]), int), times[0])
 
     def step(key, denoise, state, t, s):
         e = evaluate(EPS, schedule, denoise, state.x, t, schedule(t))
-        turned = jnp.any((state.last - t) * (t - s) < 0)  # what lies behind is another trajectory's
+        turned = (state.last - t) * (t - s) < 0  # what lies behind is another trajectory's
         count = jnp.where(turned, 0, state.count)
         rows = jnp.asarray(WEIGHTS[:order, :order], jnp.result_type(t, jnp.float32))
-        weights = rows[jnp.minimum(count, order - 1)]
+        weights = jnp.moveaxis(rows[jnp.minimum(count, order - 1)], -1, 0)
         slope = combine(*zip(weights, (e, *state.values), strict=True))
         if start is not None:
             steps, method = start
-            slope = jax.lax.cond(count < steps, lambda: method(schedule, denoise, state.x, e, t, s), lambda: slope)
+            first = lambda: _select(count < steps, method(schedule, denoise, state.x, e, t, s), slope)  # noqa: E731
+            slope = jax.lax.cond(jnp.any(count < steps), first, lambda: slope)
         moved = _transfer(schedule, state.x, slope, t, s)
-        new = Pseudo(moved, (e, *state.values)[: order - 1], count + 1, jnp.broadcast_to(t, jnp.shape(state.last)))
         # The weights take all steps to be equal: one of length zero must leave no trace.
-        return jax.tree.map(lambda u, v: jnp.where(jnp.all(t == s), u, v), state, new)
+        still = t == s
+        values = tuple(_select(still, u, v) for u, v in zip(state.values, (e, *state.values), strict=False))
+        last = jnp.broadcast_to(t, jnp.shape(state.last))
+        kept = [jnp.where(still, u, v) for u, v in ((state.count, count + 1), (state.last, last))]
+        return Pseudo(_select(still, state.x, moved), values, *kept)
 
-    return Sampler(init, step, order=min(order, 2), calls=1)
+    return Sampler(init, step, order=min(order, 2), calls=1, memory=order > 1)
+
+
+def _select(condition, yes, no):
+    """Of two trees, by example."""
+    return jax.tree.map(lambda u, v: jnp.where(expand(condition, u), u, v), yes, no)

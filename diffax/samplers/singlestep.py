@@ -221,10 +221,11 @@ def dpmpp_sde(schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0, r: 
       r: fraction of the way in lambda.
 
     Raises:
-      ValueError: if eta or r is known to lie outside its range.
+      ValueError: if eta, r or noise_scale is known to lie outside its range.
     """
     check("eta", eta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
     check("r", r, "in (0, 1]", lambda v: (v > 0) & (v <= 1))
+    check("noise_scale", noise_scale, ">= 0", lambda v: v >= 0)
 
     def stage(key, level_t, level_s, x, *terms):
         """An ancestral step from t to s with data sum_i w_i x0_i, the w_i summing to 1."""

@@ -14,7 +14,17 @@ import jax.numpy as jnp
 from diffax import random
 from diffax.pytrees import as_float, check, combine, safe_sqrt
 from diffax.samplers.base import Sampler
+from diffax.samplers.forms import log_step
 from diffax.typing import Schedule
+
+
+def _forgetful(sampler):
+    """Refuses multistep samplers: what they remember is of another path, and is divided by the length of a step."""
+    if sampler.memory:
+        raise ValueError(
+            "sampler must be without memory, which new noise would make another path's, got one of order "
+            f"{sampler.order} with it; stochastic multistep samplers are dpmpp_2m_sde, dpmpp_3m_sde and sa_solver"
+        )
 
 
 class Churned(NamedTuple):
@@ -34,14 +44,14 @@ def churn(
     s_tmax: Any = jnp.inf,
     s_noise: Any = 1.0,
 ) -> Sampler:
-    """Adds noise before each step, the stochastic sampler of EDM around any sampler (Karras et al. 2022, algorithm 2).
+    """Adds noise before each step, as EDM's stochastic sampler does (Karras et al. 2022, algorithm 2).
 
     gamma = min(s_churn / n, sqrt(2) - 1) where s_tmin <= rho_t <= s_tmax, else 0; n is the number of entries of the
     grid, which is their number of steps, the last of which is the denoiser call that ends `sample`. A step cannot start
     above the schedule's own end: at t = 1 nothing is added.
 
     Args:
-      sampler: what to wrap; order and calls stay.
+      sampler: what to wrap, without memory; order and calls stay.
       schedule: its schedule.
       s_churn: >= 0; 0 is the bare sampler.
       s_tmin: lowest rho that is churned.
@@ -49,9 +59,11 @@ def churn(
       s_noise: factor of the noise.
 
     Raises:
-      ValueError: if s_churn is negative.
+      ValueError: if s_churn or s_noise is negative, or the sampler has a memory.
     """
     check("s_churn", s_churn, ">= 0", lambda v: v >= 0)
+    check("s_noise", s_noise, ">= 0", lambda v: v >= 0)
+    _forgetful(sampler)
 
     def init(x, times):
         gamma = jnp.minimum(as_float(s_churn) / len(times), jnp.sqrt(2.0) - 1)
@@ -64,7 +76,7 @@ def churn(
         churned = schedule.inverse(level.log_snr - 2 * jnp.log1p(gamma))
         churned = jnp.where(gamma > 0, jnp.maximum(churned, t), t)
         higher = schedule(churned)
-        added = higher.sigma * safe_sqrt(-jnp.expm1(higher.log_snr - level.log_snr))
+        added = jnp.where(gamma > 0, higher.sigma * safe_sqrt(-jnp.expm1(2 * log_step(level, higher))), 0.0)
         x = combine(
             (higher.alpha / level.alpha, state.x), (s_noise * added, random.noise(random.fold_in(key, 0), state.x))
         )
@@ -76,28 +88,30 @@ def churn(
 
 def ancestral_levels(level_t: Any, level_s: Any, eta: Any) -> tuple[Any, Any]:
     """(rho_d, rho_u): how far down to step and how much noise to add back. Towards noise no noise is added."""
-    h = level_t.log_snr - level_s.log_snr
-    rho = jnp.exp(-level_s.log_snr / 2)
+    h = -2 * log_step(level_t, level_s)
+    rho = level_s.sigma / level_s.alpha
     share = jnp.where(h < 0, jnp.square(eta), 0.0) * -jnp.expm1(jnp.minimum(h, 0.0))
     return rho * safe_sqrt(1 - share), rho * safe_sqrt(share)
 
 
 def ancestral(sampler: Sampler, schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0) -> Sampler:
-    """Steps below s and adds noise back to s, the ancestral form of any deterministic sampler (k-diffusion).
+    """Steps below s and adds noise back to s, the ancestral form of any single-step sampler (k-diffusion).
 
     eta = 0 is the bare sampler; around `ddim` it is `ddim(eta=eta)`. The order in law is that of the wrapped sampler:
     where its step is exact, noise takes the exact marginal at rho_d to that at rho_s.
 
     Args:
-      sampler: what to wrap.
+      sampler: what to wrap, without memory.
       schedule: its schedule.
       eta: in [0, 1], () or (B,), may be traced.
       noise_scale: factor of the noise (k-diffusion's s_noise).
 
     Raises:
-      ValueError: if eta is known to lie outside [0, 1].
+      ValueError: if eta is known to lie outside [0, 1] or noise_scale to be negative, or the sampler has a memory.
     """
     check("eta", eta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    check("noise_scale", noise_scale, ">= 0", lambda v: v >= 0)
+    _forgetful(sampler)
     if isinstance(eta, (int, float)) and eta == 0:
         return sampler
 
@@ -109,7 +123,7 @@ def ancestral(sampler: Sampler, schedule: Schedule, *, eta: Any = 1.0, noise_sca
         below = schedule(lower)
         state = sampler.step(random.fold_in(key, 0), denoise, state, t, lower)
         # What was really stepped to, whatever the inverse rounded, is completed to rho_s.
-        added = level_s.sigma * safe_sqrt(-jnp.expm1(level_s.log_snr - below.log_snr))
+        added = level_s.sigma * safe_sqrt(-jnp.expm1(2 * log_step(below, level_s)))
         added = jnp.where(up > 0, added, 0.0)
         drawn = random.noise(random.fold_in(key, 1), state.x)
         return state._replace(x=combine((level_s.alpha / below.alpha, state.x), (noise_scale * added, drawn)))

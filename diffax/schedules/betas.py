@@ -14,9 +14,13 @@ from diffax.pytrees import check
 def linear_betas(num_steps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
     """(T,) betas linear in the step: Ho et al. 2020, section 4.
 
+    Raises:
+      ValueError: for num_steps < 1 or a beta outside (0, 1), as the others here.
+
     >>> linear_betas(3).tolist()
     [0.0001, 0.01005, 0.02]
     """
+    _check(num_steps, beta_start=beta_start, beta_end=beta_end)
     return np.linspace(beta_start, beta_end, num_steps, dtype=np.float64)
 
 
@@ -28,6 +32,7 @@ def quadratic_betas(num_steps: int, *, beta_start: float = 0.00085, beta_end: fl
     >>> quadratic_betas(3, beta_start=0.01, beta_end=0.09).round(6).tolist()
     [0.01, 0.04, 0.09]
     """
+    _check(num_steps, beta_start=beta_start, beta_end=beta_end)
     return np.linspace(math.sqrt(beta_start), math.sqrt(beta_end), num_steps, dtype=np.float64) ** 2
 
 
@@ -39,6 +44,8 @@ def cosine_betas(num_steps: int, *, offset: float = 0.008, beta_max: float = 0.9
     >>> cosine_betas(100)[-1].item()
     0.999
     """
+    _check(num_steps, beta_max=beta_max)
+    check("offset", offset, ">= 0", lambda v: v >= 0)
     t = np.arange(num_steps + 1, dtype=np.float64) / num_steps
     return _capped(np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2, beta_max)
 
@@ -57,11 +64,19 @@ def sigmoid_betas(
     >>> sigmoid_betas(2).round(6).tolist()
     [0.5, 0.999]
     """
+    _check(num_steps, beta_max=beta_max)
     check("tau", tau, "> 0", lambda v: v > 0)
     check("end", end, f"> start = {start}", lambda v: v > start)
     t = np.arange(num_steps + 1, dtype=np.float64) / num_steps
     s = 1 / (1 + np.exp(-(start + (end - start) * t) / tau))
     return _capped((s[-1] - s) / (s[-1] - s[0]), beta_max)
+
+
+def _check(num_steps: int, **betas: float) -> None:
+    if isinstance(num_steps, bool) or not isinstance(num_steps, (int, np.integer)) or num_steps < 1:
+        raise ValueError(f"num_steps must be an int >= 1, got {num_steps!r}")
+    for name, beta in betas.items():
+        check(name, beta, "in (0, 1)", lambda v: (v > 0) & (v < 1))
 
 
 def _capped(alpha2: np.ndarray, beta_max: float) -> np.ndarray:

@@ -12,7 +12,8 @@ from diffax.pytrees import check, pytree, static
 class LogLinear(Curve):
     """The variance-exploding schedule: sigma = sigma_min (sigma_max / sigma_min)^t; lambda = -2 log sigma.
 
-    Song & Ermon 2019; Song et al. 2021, eq. 30.
+    Song & Ermon 2019; Song et al. 2021, eq. 30. As for every schedule |lambda| is clipped to 20: under ve sigma never
+    leaves [4.5e-5, 22026].
 
     Args:
       sigma_min: noise level at t = 0, > 0.

@@ -73,6 +73,6 @@ def get_config() -> ConfigDict:
     config.sampling.guidance = 1.0  # 1: none
     config.sampling.guidance_interval = (0.0, 1.0)  # of t: where guidance acts
     config.sampling.guidance_rescale = 0.0  # phi of Lin et al. 2024; 0: none
-    config.sampling.eta = 0.0  # of ddim
+    config.sampling.eta = 0.0  # of ddim and the stochastic samplers; tau of sa_solver
     config.sampling.clip = True  # x0 to the data's range
     return config
