@@ -145,7 +145,7 @@ def test_ends_stay_where_they_are_told_to():
         ({"times": np.array([1.0, 0.1])}, r"times must have shape \(n,\) with n >= 3, got \(2,\)"),
         ({"times": np.array([0.1, 0.5, 1.0])}, r"times must be falling, got \[0.1, 0.5, 1.0\]"),
         ({"num_steps": 0}, "num_steps must be an int >= 1, got 0"),
-        ({"target": jnp.ones((1, 2))}, r"target must have the shape of x, .* got \(1, 2\)"),
+        ({"target": jnp.ones((7, 2))}, r"target must have the shape of x, .* got \(7, 2\)"),
         ({"floor": 1.0}, r"floor must be in \(0, 1\), got 1.0"),
     ],
 )

@@ -16,6 +16,7 @@ import numpy as np
 
 import diffax
 from diffax import analytic
+from diffax.samplers.gaussian import arctan_times
 from diffax.typing import Schedule
 
 SCHEDULES: dict[str, Schedule] = {
@@ -31,8 +32,13 @@ GRIDS = {
     "quadratic": lambda schedule, n, first, last: diffax.times.quadratic(n, t_max=first, t_min=last),
     "log_snr": lambda schedule, n, first, last: diffax.times.uniform_log_snr(schedule, n, t_max=first, t_min=last),
     "karras": lambda schedule, n, first, last: diffax.times.karras(schedule, n, t_max=first, t_min=last),
+    "beta": lambda schedule, n, first, last: diffax.times.beta(n, t_max=first, t_min=last),
+    "poly": lambda schedule, n, first, last: diffax.times.polyexponential(
+        schedule, n, rho=2.0, t_max=first, t_min=last
+    ),
+    "arctan": lambda schedule, n, first, last: arctan_times(schedule, n, t_max=first, t_min=last),
 }
-LETTERS = {"uniform": "u", "quadratic": "q", "log_snr": "l", "karras": "k"}
+LETTERS = {"uniform": "u", "quadratic": "q", "log_snr": "l", "karras": "k", "beta": "b", "poly": "p", "arctan": "a"}
 RUNGE_KUTTA = 1500
 
 

@@ -85,6 +85,8 @@ DETERMINISTIC = {
     "unipc-3-x0": _row(samplers.unipc, order=3, form="x0"),
     "unip-3": _row(samplers.unipc, order=3, corrected=False),
     "sa_solver-tau0": _row(samplers.sa_solver, order=3, tau=0.0),
+    "gaussian_adams-3": _row(samplers.gaussian_adams, order=3, published=False),
+    "gaussian_adams-4": _row(samplers.gaussian_adams, order=4, published=False),
     "pndm": _row(samplers.pndm, extra=lambda m: min(m, 1)),
     "pndm-prk": _row(samplers.pndm, start="prk", extra=lambda m: 3 * min(m, 3)),
     "ipndm": _row(samplers.ipndm),
