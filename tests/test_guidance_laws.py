@@ -158,3 +158,93 @@ def test_a_classifier_of_another_schedule():
     moved = diffax.reschedule(log_prob(ve, labels), ve, SCHEDULE)
     guided = [diffax.classifier(law.denoiser(SCHEDULE), p, SCHEDULE, 2.0) for p in (moved, log_prob(SCHEDULE, labels))]
     np.testing.assert_allclose(*(f(jnp.asarray(START), 0.4) for f in guided), rtol=1e-9)
+
+
+# Laws by Monte Carlo, for what is not affine in x: 4,000 draws beside a known law, the floor printed
+
+
+def draws(denoise, start, times, n=4000, dimension=2):
+    """x at the last time, from N(mean, std^2 I) at the first."""
+    mean, std = start
+    x = mean + std * jax.random.normal(jax.random.key(5), (n, dimension))
+    return np.asarray(jax.jit(lambda x: diffax.integrate(KEY, diffax.heun(SCHEDULE), denoise, x, times).x)(x))
+
+
+def far(found, mean, variance):
+    """How many Monte Carlo floors mean and variance are away from what they should be, the worst coordinate's."""
+    n = len(found)
+    floors = found.std(0) / np.sqrt(n), np.var(np.square(found - found.mean(0)), axis=0) ** 0.5 / np.sqrt(n)
+    away = np.abs(found.mean(0) - mean) / floors[0], np.abs(found.var(0) - variance) / floors[1]
+    print(f"floors of mean and variance {floors[0].max():.1e}, {floors[1].max():.1e}; away {np.max(away):.1f} of them")
+    return np.max(away)
+
+
+def linear_flow(factor, shift, first, last, steps=20000):
+    """(a, b) of u_last = a u_first + b for u = x / alpha under x0 = factor(rho) u + shift(rho): midpoint in log rho."""
+    w = np.linspace(*(float(-SCHEDULE.log_snr(t) / 2) for t in (first, last)), steps + 1)
+    h, rho = w[1] - w[0], np.exp((w[1:] + w[:-1]) / 2)
+    a, b = 1.0, 0.0
+    for f, s in zip(factor(rho), shift(rho), strict=True):  # du / dw = (1 - f) u - s
+        gain = (1 + h / 2 * (1 - f)) / (1 - h / 2 * (1 - f))
+        a, b = gain * a, gain * b - h * s / (1 - h / 2 * (1 - f))
+    return a, b
+
+
+GRID = np.linspace(0.98, 0.02, 60)
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("clip", [
+    lambda d: diffax.clip_static(d, -1.2, 1.2), lambda d: diffax.clip_dynamic(d, quantile=0.9, limit=1.2),
+])  # fmt: skip
+def test_clipping_leaves_data_within_the_range_alone_and_no_other(clip):
+    """Points near -0.9 and 0.9; and outside of it, near -1.8 and 1.8, where the law must be another one."""
+    found = []
+    for size in (0.9, 1.8):
+        law = analytic.Mixture(np.array([0.3, 0.7]), size * np.array([[-1.0, -1.0], [1.0, 1.0]]), 0.05)
+        end = SCHEDULE(GRID[-1])
+        level = float(SCHEDULE(GRID[0]).alpha) * law.weights @ law.means
+        x = draws(clip(law.denoiser(SCHEDULE)), (level, 1.0), GRID)
+        plain = draws(law.denoiser(SCHEDULE), (level, 1.0), GRID)
+        found.append(far(x, plain.mean(0), plain.var(0)))
+        if size == 0.9:  # the start is not quite the mixture's law: 0.4 % of signal, a few of its own floors
+            mean = float(end.alpha) * law.weights @ law.means
+            spread = float(end.alpha) ** 2 * (0.05**2 + 0.81 - (0.4 * 0.9) ** 2) + float(end.sigma) ** 2
+            assert far(x, mean, spread) < 4
+    assert found[0] < 1e-6
+    assert found[1] > 10
+
+
+def test_guidance_with_a_norm_s_threshold_has_the_law_it_should():
+    """APG, eta = 1, of two Gaussians of one covariance: c - u depends on rho alone, and is cut to the norm r."""
+    means, v, w, r = np.array([[0.6, 0.3], [-0.5, 0.1]]), 0.25, 3.0, 0.4
+    c, u = (analytic.Gaussian.from_covariance(m, v).denoiser(SCHEDULE) for m in means)
+    away, gain = means[0] - means[1], lambda rho: v / (v + rho**2)
+
+    def cut(rho):
+        norm = np.linalg.norm(away) * (1 - gain(rho))
+        return (1 - gain(rho)) * np.minimum(1, r / norm)
+
+    parts = []
+    for i in range(2):
+        shift = lambda rho, i=i: (1 - gain(rho)) * means[0][i] + (w - 1) * cut(rho) * away[i]
+        parts.append(linear_flow(gain, shift, GRID[0], GRID[-1]))
+    a, b = np.array(parts).T
+    first, last = SCHEDULE(GRID[0]), SCHEDULE(GRID[-1])
+    start = np.array([0.1, -0.2])
+    mean = float(last.alpha) * (a * start / float(first.alpha) + b)
+    variance = (float(last.alpha) * a / float(first.alpha)) ** 2
+    assert far(draws(diffax.apg(c, u, w, eta=1.0, threshold=r), (start, 1.0), GRID), mean, variance) < 4
+    assert far(draws(diffax.apg(c, u, w, eta=1.0), (start, 1.0), GRID), mean, variance) > 10
+
+
+def test_rescaled_guidance_has_the_law_it_should():
+    """Of g = 2 c the rescaled one is (phi + 2 (1 - phi)) c, whatever the example: linear, for data N(0, v)."""
+    v, phi = 0.25, 0.5
+    c = analytic.Gaussian.from_covariance(np.zeros(64), v).denoiser(SCHEDULE)
+    doubled = lambda x, t: 2 * c(x, t)
+    a, _ = linear_flow(lambda rho: 1.5 * v / (v + rho**2), np.zeros_like, GRID[0], GRID[-1])
+    variance = (float(SCHEDULE(GRID[-1]).alpha) * a / float(SCHEDULE(GRID[0]).alpha)) ** 2
+    for strength, near in ((phi, True), (0.4, False)):
+        found = draws(diffax.rescale(doubled, c, strength), (np.zeros(64), 1.0), GRID, 1000, 64).reshape(-1, 1)
+        assert (far(found, 0.0, variance) < 4) == near
