@@ -15,7 +15,7 @@ def linear_betas(num_steps: int, *, beta_start: float = 1e-4, beta_end: float = 
     """(T,) betas linear in the step: Ho et al. 2020, section 4.
 
     Raises:
-      ValueError: for num_steps < 1 or a beta outside (0, 1), as the others here.
+      ValueError: for num_steps < 1 or a beta outside (0, 1], as the others here.
 
     >>> linear_betas(3).tolist()
     [0.0001, 0.01005, 0.02]
@@ -76,7 +76,7 @@ def _check(num_steps: int, **betas: float) -> None:
     if isinstance(num_steps, bool) or not isinstance(num_steps, (int, np.integer)) or num_steps < 1:
         raise ValueError(f"num_steps must be an int >= 1, got {num_steps!r}")
     for name, beta in betas.items():
-        check(name, beta, "in (0, 1)", lambda v: (v > 0) & (v < 1))
+        check(name, beta, "in (0, 1]", lambda v: (v > 0) & (v <= 1))
 
 
 def _capped(alpha2: np.ndarray, beta_max: float) -> np.ndarray:
