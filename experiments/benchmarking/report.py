@@ -202,7 +202,7 @@ def _speed(found: dict[str, Any]) -> str:
                 f"{row['table_ms']:.2f}",
                 f"{row['ratio_linear']:.3f}",
                 f"{row['ratio_table']:.3f}",
-                "met" if row["met"] else f"missed ({row['target']:g})",
+                "" if row["met"] is None else "met" if row["met"] else f"missed ({row['target']:g})",
             ]
             for row in found["overhead"]
         ]
