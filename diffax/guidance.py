@@ -22,9 +22,7 @@ import jax.numpy as jnp
 
 from diffax.predictions import KINDS, check_kind, split, target
 from diffax.pytrees import check, choose, combine, expand, safe_sqrt
-from diffax.typing import Denoiser, Schedule
-
-Guide = Callable[[Denoiser, Denoiser], Denoiser]  # (conditional, unconditional) -> guided
+from diffax.typing import Denoiser, Guide, Predict, Schedule
 
 
 def _at(weight: Any, t: Any) -> Any:
@@ -332,7 +330,7 @@ def apg(
     return denoise
 
 
-def classifier(denoise: Denoiser, log_prob: Callable[[Any, Any], Any], schedule: Schedule, scale: Any) -> Denoiser:
+def classifier(denoise: Denoiser, log_prob: Predict, schedule: Schedule, scale: Any) -> Denoiser:
     """Classifier guidance: x0 + w sigma^2 / alpha grad_x log p(y | x_t).
 
     The score of p(x_t) p(y | x_t)^w, by Tweedie's formula; Dhariwal & Nichol 2021, eq. 14 (algorithm 2, which does the

@@ -5,6 +5,7 @@
 
     Predict   (x, t) -> y     a network with its parameters and conditioning bound
     Denoiser  (x, t) -> x0    the posterior mean E[x0 | x_t = x]
+    Guide     (conditional, unconditional) -> guided denoiser
 
 x: `(B, ...)`; t: `()` or `(B,)`, always a float in [0, 1] (0 is data, 1 is noise).
 """
@@ -17,8 +18,14 @@ import jax
 
 Array = jax.Array
 Key = jax.Array
-Predict = Callable[[Any, Any], Any]
-Denoiser = Callable[[Any, Any], Any]
+
+# What is no function gets a one-line error of the function it was given to; a type checker at run time leaves it alone.
+if TYPE_CHECKING:
+    Predict = Callable[[Any, Any], Any]
+    Denoiser = Callable[[Any, Any], Any]
+    Guide = Callable[[Denoiser, Denoiser], Denoiser]
+else:
+    Predict = Denoiser = Guide = Any
 
 # Shapes in annotations are jaxtyping's, which is no dependency of the library: they are live where
 # jaxtyping was imported first (under pytest, whose plugin checks them) and plain names elsewhere.

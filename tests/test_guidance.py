@@ -63,9 +63,6 @@ def test_the_weight_may_be_a_function_of_time():
     np.testing.assert_allclose(guided(jnp.asarray(START), 0.3), START * 3.5, rtol=1e-12)
 
 
-@pytest.mark.skipif(
-    hasattr(diffax.apg, "__wrapped__"), reason="where annotations are checked, the checker speaks first"
-)
 def test_guidance_needs_its_branches():
     denoise = lambda x, t: x
     for make in (
