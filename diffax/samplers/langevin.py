@@ -143,7 +143,7 @@ def predictor_corrector(sampler: Sampler, schedule: Schedule, *, snr: Any = 0.16
     return corrected(sampler, langevin(schedule, snr=snr, num_steps=num_steps))
 
 
-def annealed_langevin(schedule: Schedule, *, step_size: Any) -> Sampler:
+def annealed_langevin(schedule: Schedule, *, step_size: Any = None, snr: Any = None) -> Sampler:
     """Annealed Langevin dynamics: at each level one Langevin step and nothing else.
 
         x <- alpha_s / alpha_t x_t
@@ -152,14 +152,16 @@ def annealed_langevin(schedule: Schedule, *, step_size: Any) -> Sampler:
     For n steps at each level repeat the levels in the grid, `jnp.repeat(times, n)`: here a step of length zero is a
     step like any other. In u = x / alpha it is the same dynamics for every scaling. One denoiser call a step. Order 0:
     at a level it tends to the law of the module's head, its variance too large by a share of at most k^2 / (1 - k^2).
+    On a grid of one level alone, `jnp.full(n, t)`, it is the unadjusted Langevin algorithm for p_t.
 
     Args:
       schedule: noise schedule.
       step_size: k, () or (B,) >= 0, or a function t -> k. Song & Ermon's epsilon is (2 k sigma_min)^2: their 2e-5 at
         sigma_min = 0.01 is k = 0.22, with n = 100.
+      snr: r in place of step_size, as for `langevin`.
 
     Raises:
-      ValueError: if step_size is known to be negative.
+      ValueError: unless just one of step_size and snr is given; if it is known to be negative.
 
     Source: Song & Ermon 2019, algorithm 1; `sample` adds the denoising at the end of Jolicoeur-Martineau et al. 2021.
 
@@ -168,7 +170,7 @@ def annealed_langevin(schedule: Schedule, *, step_size: Any) -> Sampler:
     >>> sampler.step(jax.random.key(0), lambda x, t: 0 * x, State(jnp.ones((1, 1))), 0.5, 0.4).x.tolist()
     [[1.0]]
     """
-    corrector = langevin(schedule, step_size=step_size)
+    corrector = langevin(schedule, step_size=step_size, snr=snr)
 
     def init(x, times):
         return State(x)

@@ -1,0 +1,255 @@
+"""The SDE of a schedule: textbook coefficients, laws of its solvers, density by density on a mixture."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from exam import SCHEDULES, Law, law
+from test_laws import check_limit
+
+import diffax
+from diffax import analytic, samplers, sde
+
+pytestmark = pytest.mark.usefixtures("x64")
+KEY = jax.random.key(0)
+T = np.linspace(0.05, 0.95, 19)
+MEAN, VARIANCE = 0.7, 0.25
+
+
+def oracle():
+    return analytic.Gaussian.from_covariance(np.array([MEAN]), VARIANCE)
+
+
+# Coefficients
+
+
+def beta(t):
+    return 0.1 + 19.9 * t
+
+
+def integral(t):
+    return 0.1 * t + 19.9 * t**2 / 2
+
+
+TEXTBOOK = {  # name: (f, g^2)
+    "linear": (lambda t: -beta(t) / 2, beta),
+    "sub_vp": (lambda t: -beta(t) / 2, lambda t: beta(t) * -np.expm1(-2 * integral(t))),
+    "log_linear": (lambda t: 0 * t, lambda t: 2 * np.log(80 / 0.002) * (0.002 * (80 / 0.002) ** t) ** 2),
+    "flow": (lambda t: -1 / (1 - t), lambda t: 2 * t / (1 - t)),
+    "cosine": (lambda t: -np.pi / 2 * np.tan(np.pi * t / 2), lambda t: np.pi * np.tan(np.pi * t / 2)),
+}
+
+
+@pytest.mark.parametrize("name", TEXTBOOK)
+def test_the_textbook_s_coefficients(name):
+    found = sde.coefficients(SCHEDULES[name], T)
+    for value, known in zip(found, TEXTBOOK[name], strict=True):
+        np.testing.assert_allclose(value, known(T), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_they_carry_alpha_and_sigma(name):
+    """d alpha = f alpha dt and d sigma^2 = (2 f sigma^2 + g^2) dt, by central differences away from a table's nodes."""
+    schedule, h = SCHEDULES[name], 1e-6
+    t = T + 0.00031
+    (f, g2), level = sde.coefficients(schedule, t), schedule(t)
+    up, down = schedule(t + h), schedule(t - h)
+    np.testing.assert_allclose((up.alpha - down.alpha) / (2 * h), f * level.alpha, rtol=1e-5, atol=1e-6)
+    slope = (up.sigma**2 - down.sigma**2) / (2 * h)
+    np.testing.assert_allclose(slope, 2 * f * level.sigma**2 + g2, rtol=1e-5, atol=1e-6)
+
+
+def test_the_score_is_the_oracle_s():
+    schedule, x = SCHEDULES["flow"], jnp.linspace(-2, 2, 5)[:, None]
+    np.testing.assert_allclose(
+        sde.score(oracle().denoiser(schedule), schedule, x, 0.4), oracle().score(x, schedule(0.4))
+    )
+
+
+# Laws on a Gaussian
+
+
+def affine_drift(schedule, t, eta, sign):
+    """(slope, offset) of f x - (1 + sign eta^2) / 2 g^2 score(x) for N(MEAN, VARIANCE), and g^2."""
+    (f, g2), level = sde.coefficients(schedule, t), schedule(t)
+    c = level.alpha**2 * VARIANCE + level.sigma**2
+    k = (1 + sign * eta**2) / 2 * g2 / c
+    return f + k, -k * level.alpha * MEAN, g2
+
+
+def by_hand(schedule, times, eta, heun):
+    offset, slope, variance = 0.0, 1.0, 0.0
+    for t, s in itertools.pairwise(times):
+        h = s - t
+        sign = 1 if h < 0 else -1
+        a, b, g2 = affine_drift(schedule, t, eta, sign)
+        if heun:
+            a_s, b_s, g2_s = affine_drift(schedule, s, eta, sign)
+            # x' = (1 + h a) x + h b + w;  x_s = x + h / 2 (a x + b + a_s x' + b_s) + w
+            step = 1 + h / 2 * (a + a_s * (1 + h * a))
+            shift = h / 2 * (b + b_s + a_s * h * b)
+            added = (1 + h / 2 * a_s) ** 2 * eta**2 * abs(h) * (g2 + g2_s) / 2
+        else:
+            step, shift, added = 1 + h * a, h * b, eta**2 * abs(h) * g2
+        offset, slope, variance = step * offset + shift, step * slope, step**2 * variance + added
+    return Law(offset, slope, variance)
+
+
+@pytest.mark.parametrize("make", [samplers.euler_maruyama, samplers.stochastic_heun])
+@pytest.mark.parametrize("name", ["linear", "sub_vp", "flow", "edm"])
+def test_the_scheme_s_recursion(name, make):
+    """In both directions."""
+    schedule = SCHEDULES[name]
+    for times in (np.array([0.8, 0.7, 0.55, 0.4, 0.3]), np.array([0.2, 0.3, 0.5, 0.6])):
+        found = law(make(schedule, eta=0.7), oracle().denoiser(schedule), times)
+        np.testing.assert_allclose(found, by_hand(schedule, times, 0.7, make is samplers.stochastic_heun), rtol=1e-9)
+
+
+@pytest.mark.parametrize("eta", [0.6, *(pytest.param(eta, marks=pytest.mark.slow) for eta in (0.0, 1.0))])
+@pytest.mark.parametrize("make", [samplers.euler_maruyama, samplers.stochastic_heun])
+@pytest.mark.parametrize("name", ["linear", "sub_vp", "flow", "edm"])
+def test_the_marginals_are_approached_at_the_claimed_order(name, make, eta):
+    check_limit(make(SCHEDULES[name], eta=eta), SCHEDULES[name], t_max=0.8, steps=(200, 400))
+
+
+def test_a_scheme_with_half_a_corrector_is_noticed(monkeypatch):
+    """Negative control: stochastic Heun whose noise is that of its start."""
+    schedule = SCHEDULES["linear"]
+    exact = diffax.samplers.sde.coefficients
+    wrong = lambda schedule, t: exact(schedule, t)._replace(diffusion2=1.05 * exact(schedule, t).diffusion2)
+    monkeypatch.setattr(diffax.samplers.sde, "coefficients", wrong)
+    with pytest.raises(AssertionError, match="in law, measured"):
+        check_limit(samplers.stochastic_heun(schedule), schedule, t_max=0.8, steps=(200, 400))
+
+
+@pytest.mark.parametrize("name", ["linear", "sub_vp", "log_linear", "flow"])
+def test_over_a_rising_grid_it_simulates_the_forward_sde(name):
+    """Whatever the denoiser: mean and variance of q(x_t | x_s), at order 1 and 2."""
+    schedule, s, t = SCHEDULES[name], 0.1, 0.7
+    scale, std = diffax.transition(schedule, t, s)
+    for make, order in ((samplers.euler_maruyama, 1), (samplers.stochastic_heun, 2)):
+        errors = []
+        for n in (100, 200):
+            found = law(make(schedule), lambda x, t: 0 * x + 9.0, np.linspace(s, t, n + 1))
+            assert abs(found.offset) < 1e-9
+            errors.append(max(abs(found.slope / scale - 1), abs(found.variance / std**2 - 1)))
+        assert abs(np.log2(errors[0] / errors[1]) - order) < 0.2
+
+
+def test_eta_is_traced_and_bad_values_are_refused():
+    schedule, x = SCHEDULES["linear"], jnp.ones((3, 1))
+
+    def total(make, eta):
+        sampler = make(schedule, eta=eta)
+        return diffax.integrate(KEY, sampler, oracle().denoiser(schedule), x, jnp.linspace(0.8, 0.2, 5)).x.sum()
+
+    for make in (samplers.euler_maruyama, samplers.stochastic_heun):
+        slopes = jax.vmap(jax.grad(lambda eta, make=make: total(make, eta)))(jnp.array([0.0, 0.5, 1.0]))
+        assert np.isfinite(slopes).all()
+        with pytest.raises(ValueError, match=r"eta must be in \[0, 1\], got 1.5"):
+            make(schedule, eta=1.5)
+
+
+# Density by density on a mixture in one dimension: no draws, so that the bias is seen at its rate
+
+
+def law_of_mixture():
+    return analytic.Mixture(np.array([0.25, 0.75]), np.array([[-1.2], [0.9]]), 0.25)
+
+
+GRID = np.linspace(-4.5, 4.5, 601)
+
+
+def propagated(sampler, schedule, times, density):
+    """The density on GRID after each step x -> F(x) + b z, from what a step does to z = 0 and to z = 1."""
+    denoise = law_of_mixture().denoiser(schedule)
+    x = jnp.asarray(GRID)[:, None]
+
+    @jax.jit
+    def move(t, s):
+        parts = []
+        for z in (0.0, 1.0):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(diffax.random, "noise", lambda key, like, z=z: z + 0 * like)
+                parts.append(sampler.step(KEY, denoise, sampler.init(x, jnp.stack([t, s])), t, s).x[:, 0])
+        return parts
+
+    dx, known = GRID[1] - GRID[0], {}
+    for pair in itertools.pairwise(times):
+        if pair not in known:
+            mean, shifted = (np.asarray(v) for v in move(*jnp.asarray(pair)))
+            std = (shifted - mean)[0]
+            kernel = np.exp(-0.5 * ((GRID[:, None] - mean) / std) ** 2) / (std * np.sqrt(2 * np.pi))
+            known = {pair: kernel * dx}  # a repeated level needs it again
+        density = known[pair] @ density
+    return density / (density.sum() * dx)
+
+
+def statistics(density):
+    """Mean, variance and the weight of the upper mode."""
+    dx = GRID[1] - GRID[0]
+    mean = (GRID * density).sum() * dx
+    return np.array([mean, ((GRID - mean) ** 2 * density).sum() * dx, density[GRID > 0].sum() * dx])
+
+
+def exact(schedule, t):
+    return np.exp(np.asarray(law_of_mixture().log_prob(GRID[:, None], schedule(t))))
+
+
+def test_the_reverse_sde_reaches_the_mixture_s_law_at_order_1():
+    """Mean, variance and the modes' weights."""
+    schedule, (t, s) = SCHEDULES["linear"], (0.7, 0.12)
+    wanted, errors = statistics(exact(schedule, s)), []
+    for n in (100, 200, 400):
+        times = diffax.times.uniform_log_snr(schedule, n + 1, t_max=t, t_min=s).tolist()
+        found = statistics(propagated(samplers.euler_maruyama(schedule), schedule, times, exact(schedule, t)))
+        errors.append(np.abs(found - wanted))
+    print("bias of mean, variance, weight by number of steps:", *np.round(errors, 5))
+    assert np.max(errors[-1]) < 0.01
+    assert (np.abs(np.log2(np.max(errors[1]) / np.max(errors[2])) - 1) < 0.2).all()
+
+
+def test_annealed_langevin_reaches_the_mixture_s_law_with_a_bias_of_its_step_size_squared():
+    """Levels down to t with many steps each; then only the bias of the head of `langevin` is left, O(k^2)."""
+    schedule, end = diffax.LogLinear(0.1, 3.0), 0.25
+    levels = np.linspace(0.75, end, 7)
+    wanted, errors = statistics(exact(schedule, end)), []
+    for k in (0.4, 0.2):
+        times = np.repeat(levels, int(20 / k**2)).tolist()
+        found = statistics(
+            propagated(samplers.annealed_langevin(schedule, step_size=k), schedule, times, exact(schedule, levels[0]))
+        )
+        errors.append(np.abs(found - wanted))
+    print("bias of mean, variance, weight for k = 0.4, 0.2:", *np.round(errors, 5))
+    assert errors[1][1] < 0.02
+    assert abs(np.log2(errors[0][1] / errors[1][1]) - 2) < 0.4
+    assert errors[1][2] < 0.01
+
+
+def test_unadjusted_langevin_is_annealed_langevin_at_one_level():
+    """A constant grid: from far away to the stationary law of the module's head."""
+    schedule, t, k = SCHEDULES["log_linear"], 0.6, 0.3
+    c = VARIANCE + float(schedule(t).sigma) ** 2
+    found = law(samplers.annealed_langevin(schedule, step_size=k), oracle().denoiser(schedule), np.full(400, t))
+    np.testing.assert_allclose(found.offset, MEAN, rtol=1e-9)
+    np.testing.assert_allclose(found.slope, 0, atol=1e-9)
+    np.testing.assert_allclose(found.variance, c / (1 - k**2 * float(schedule(t).sigma) ** 2 / c), rtol=1e-9)
+
+
+def test_langevin_with_steps_by_signal_to_noise_ratio_has_the_law_it_should():
+    """At one level in 64 dimensions, by Monte Carlo: E 1 / |x|^2 = 1 / (c (1 + r^2) (D + 2)), as in test_correctors."""
+    schedule, t, r, d = SCHEDULES["log_linear"], 0.6, 0.3, 64
+    data = analytic.Gaussian.from_covariance(np.zeros(d), VARIANCE)
+    c = VARIANCE + float(schedule(t).sigma) ** 2
+    x = np.sqrt(c) * np.random.default_rng(0).normal(size=(2000, d))
+    sampler = samplers.annealed_langevin(schedule, snr=r)
+    end = jax.jit(lambda x: diffax.integrate(KEY, sampler, data.denoiser(schedule), x, jnp.full(120, t)).x)(x)
+    found, wanted = 1 / np.sum(np.asarray(end) ** 2, 1), 1 / (c * (1 + r**2) * (d + 2))
+    floor = found.std() / np.sqrt(len(found))
+    print(f"E 1 / |x|^2: {found.mean():.6f}, exactly {wanted:.6f}, Monte Carlo floor {floor:.6f}")
+    assert abs(found.mean() - wanted) < 4 * floor
+    assert abs(wanted * (1 + r**2) - wanted) > 8 * floor  # without the bias it would be seen
+    with pytest.raises(ValueError, match="one of snr and step_size must be given"):
+        samplers.annealed_langevin(schedule)
