@@ -12,6 +12,10 @@ Nouns are pytrees, verbs are functions, algorithms are pairs of functions.
     losses       the denoising loss
     weightings   of the loss: functions of log-SNR
     draws        of training times: laws x ways of drawing
+    sde          drift and diffusion of a schedule; the score of a denoiser
+    likelihood   log-density by the probability-flow ODE, bits per dimension
+    variational  the bound, term by term; learned variance
+    ode          the flow by an adaptive solver   (needs diffrax; import diffax.ode)
     analytic     oracles with a known answer
     inverse      measurements y = A x0 + noise, and samplers of x0 given y
     learned_grid a step grid learned for a sampler: learn_grid
@@ -39,16 +43,19 @@ from diffax import (
     draws,
     guidance,
     inverse,
+    likelihood,
     losses,
     predictions,
     random,
     samplers,
     sampling,
     schedules,
+    sde,
     times,
+    variational,
     weightings,
 )
-from diffax.denoisers import clip_dynamic, clip_static, denoiser, reschedule
+from diffax.denoisers import Moments, clip_dynamic, clip_static, denoiser, mean_only, on_x0, reschedule
 from diffax.guidance import (
     apg,
     autoguidance,
@@ -60,6 +67,7 @@ from diffax.guidance import (
     rescale,
 )
 from diffax.learned_grid import LearnedGrid, learn_grid
+from diffax.likelihood import LogLikelihood, bits_per_dim, dequantize, log_likelihood
 from diffax.losses import denoising_loss, drop_labels
 from diffax.predictions import diffuse, initial_noise, split, target
 from diffax.samplers import (
@@ -90,6 +98,7 @@ from diffax.samplers import (
     dpmpp_sde,
     euler,
     euler_ancestral,
+    euler_maruyama,
     exponential_adams,
     gaussian_adams,
     guidance_momentum,
@@ -106,6 +115,7 @@ from diffax.samplers import (
     restart,
     restart_times,
     sa_solver,
+    stochastic_heun,
     tcd,
     unipc,
 )
@@ -115,6 +125,7 @@ from diffax.schedules import (
     Cosine,
     Flow,
     Laplace,
+    Learned,
     Linear,
     LogLinear,
     Quadratic,
@@ -132,6 +143,7 @@ from diffax.schedules import (
     zero_terminal_snr,
 )
 from diffax.typing import Denoiser, Level, Predict, Schedule
+from diffax.variational import continuous_bound, hybrid_loss, posterior, variational_bound, vlb_loss
 
 __version__ = "0.1.0"
 
@@ -142,10 +154,13 @@ __all__ = [
     "Denoiser",
     "Flow",
     "Laplace",
+    "Learned",
     "LearnedGrid",
     "Level",
     "Linear",
+    "LogLikelihood",
     "LogLinear",
+    "Moments",
     "NoiseFloor",
     "Predict",
     "Quadratic",
@@ -161,6 +176,7 @@ __all__ = [
     "apg",
     "arctan_times",
     "autoguidance",
+    "bits_per_dim",
     "cfg_plus_plus",
     "churn",
     "classifier",
@@ -170,6 +186,7 @@ __all__ = [
     "clip_static",
     "consistency",
     "consistency_function",
+    "continuous_bound",
     "corrected",
     "cosine_betas",
     "ddim",
@@ -178,6 +195,7 @@ __all__ = [
     "denoiser",
     "denoisers",
     "denoising_loss",
+    "dequantize",
     "diffuse",
     "dpm2",
     "dpm2_ancestral",
@@ -193,6 +211,7 @@ __all__ = [
     "drop_labels",
     "euler",
     "euler_ancestral",
+    "euler_maruyama",
     "exponential_adams",
     "from_betas",
     "gaussian_adams",
@@ -200,6 +219,7 @@ __all__ = [
     "guidance_momentum",
     "guide_batched",
     "heun",
+    "hybrid_loss",
     "initial_noise",
     "integrate",
     "interval",
@@ -210,11 +230,16 @@ __all__ = [
     "lcm",
     "lcm_times",
     "learn_grid",
+    "likelihood",
     "linear_betas",
     "lms",
+    "log_likelihood",
     "losses",
+    "mean_only",
     "noise_floor",
+    "on_x0",
     "pndm",
+    "posterior",
     "predictions",
     "predictor_corrector",
     "quadratic_betas",
@@ -229,15 +254,20 @@ __all__ = [
     "samplers",
     "sampling",
     "schedules",
+    "sde",
     "shifted",
     "sigmoid_betas",
     "split",
+    "stochastic_heun",
     "target",
     "tcd",
     "times",
     "transition",
     "unipc",
     "unroll",
+    "variational",
+    "variational_bound",
+    "vlb_loss",
     "weightings",
     "zero_terminal_snr",
 ]

@@ -10,7 +10,8 @@ Denoiser -> denoiser:
     reschedule     the denoiser of another schedule, at equal log-SNR
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,66 @@ from diffax.pytrees import check, combine, concrete, expand
 from diffax.typing import Denoiser, Predict, Schedule
 
 
+class Moments(NamedTuple):
+    """What a denoiser with learned variance gives. x0: (B, ...), the posterior mean; v: like x0, the variance.
+
+    log variance of p(x_s | x_t) = v log beta + (1 - v) log beta-tilde, by dimension (Nichol & Dhariwal 2021, eq. 15).
+    """
+
+    x0: Any
+    v: Any
+
+
+def moments_of(answer: Any, v: Any = None) -> tuple[Any, Any]:
+    """(x0, v) of a denoiser's answer, with this v everywhere unless it is None.
+
+    Raises:
+      ValueError: if v is None and the answer is no `Moments`.
+    """
+    if v is None:
+        if not isinstance(answer, Moments):
+            raise ValueError(f"denoise must give Moments(x0, v) for a learned variance, got {type(answer).__name__}")
+        return answer.x0, answer.v
+    x0 = answer.x0 if isinstance(answer, Moments) else answer
+    return x0, jax.tree.map(lambda leaf: jnp.full_like(leaf, v), x0)
+
+
+def on_x0(guide: Callable[..., Denoiser], *denoisers: Denoiser) -> Denoiser:
+    """Any function denoiser(s) -> denoiser, acting on x0 alone of denoisers with learned variance; v is the first's.
+
+    >>> denoise = on_x0(clip_static, lambda x, t: Moments(3 * x, 0 * x + 0.5))
+    >>> denoise(jnp.ones((1, 1)), 0.5)
+    Moments(x0=Array([[1.]], dtype=float32), v=Array([[0.5]], dtype=float32))
+    """
+
+    def guided(x, t):
+        answer = denoisers[0](x, t)  # asked again by the guide, which jit makes one call
+        x0 = guide(*(mean_only(denoise) for denoise in denoisers))(x, t)
+        return answer._replace(x0=x0) if isinstance(answer, Moments) else x0
+
+    return guided
+
+
+def mean_only(denoise: Denoiser) -> Denoiser:
+    """The denoiser without its variance: what samplers other than `ddpm` take.
+
+    >>> mean_only(lambda x, t: Moments(2 * x, x))(jnp.ones(1), 0.5).tolist()
+    [2.0]
+    """
+
+    def mean(x, t):
+        answer = denoise(x, t)
+        return answer.x0 if isinstance(answer, Moments) else answer
+
+    return mean
+
+
 def denoiser(predict: Predict, schedule: Schedule, kind: str, *, sigma_data: Any = 0.5) -> Denoiser:
     """A denoiser from a network that predicts `kind`.
 
     Args:
-      predict: (x, t) -> y; x, y: (B, ...), t: () or (B,).
+      predict: (x, t) -> y; x, y: (B, ...), t: () or (B,). With learned variance it gives `Moments(y, raw)`, raw in
+        [-1, 1], and the denoiser `Moments(x0, v)`, v = (raw + 1) / 2.
       schedule: the schedule that the network was trained with.
       kind: a key of `diffax.predictions.KINDS`.
       sigma_data: standard deviation of the data, of `edm` alone.
@@ -38,8 +94,10 @@ def denoiser(predict: Predict, schedule: Schedule, kind: str, *, sigma_data: Any
     check("sigma_data", sigma_data, "> 0", lambda v: v > 0)
 
     def denoise(x, t):
-        x0, _ = split(kind, schedule, predict(x, t), x, t, sigma_data=sigma_data)
-        return x0
+        answer = predict(x, t)
+        y, raw = answer if isinstance(answer, Moments) else (answer, None)
+        x0, _ = split(kind, schedule, y, x, t, sigma_data=sigma_data)
+        return x0 if raw is None else Moments(x0, jax.tree.map(lambda r: (r + 1) / 2, raw))
 
     return denoise
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
+from diffax.denoisers import mean_only
 from diffax.pytrees import as_float, batch_size
 from diffax.samplers.base import Sampler
 from diffax.times import check_grid
@@ -85,4 +86,4 @@ def sample(key: Keys, sampler: Sampler, denoise: Denoiser, x: Any, times: Grid) 
     [0.5, 0.5]
     """
     state = integrate(key, sampler, denoise, x, times)
-    return denoise(state.x, as_float(times)[-1])
+    return mean_only(denoise)(state.x, as_float(times)[-1])

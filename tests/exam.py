@@ -43,6 +43,8 @@ SAMPLERS = {
     "ddim-eta": (diffax.ddim, {"eta": 0.6}, False),
     "ddpm": (diffax.ddpm, {}, False),
     "ddpm-large": (partial(diffax.ddpm, variance="large"), {}, False),
+    "euler_maruyama": (diffax.euler_maruyama, {"eta": 0.7}, False),
+    "stochastic_heun": (diffax.stochastic_heun, {"eta": 0.7}, False),
     "euler-time": (partial(samplers.euler, space="time"), {}, True),
     "heun": (samplers.heun, {}, True),
     "heun-alpha": (samplers.heun, {"alpha": 0.7}, True),

@@ -208,8 +208,8 @@ def test_sa_solver_s_recursion_at_other_settings(name):
 
 
 def test_every_stochastic_sampler_has_its_recursion():
-    """ddpm's are in test_samplers, in betas."""
-    assert set(STOCHASTIC) - set(RECURSIONS) == {"ddpm", "ddpm-large"}
+    """ddpm's are in test_samplers, in betas; those in t and x in test_sde."""
+    assert set(STOCHASTIC) - set(RECURSIONS) == {"ddpm", "ddpm-large", "euler_maruyama", "stochastic_heun"}
 
 
 # The limit
@@ -239,7 +239,7 @@ def check_limit(sampler, schedule, draws=1, **settings):
 
 
 @pytest.mark.parametrize("schedule", ["linear", "edm"])
-@pytest.mark.parametrize("name", [n for n in STOCHASTIC if n != "heun-churn"])
+@pytest.mark.parametrize("name", [n for n in STOCHASTIC if n not in ("heun-churn", "euler_maruyama")])
 def test_the_marginals_are_approached(name, schedule):
     check_limit(build(name, SCHEDULES[schedule]), SCHEDULES[schedule], DRAWS.get(name, 1))
 

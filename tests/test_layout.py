@@ -15,15 +15,17 @@ LEVELS = [
     {"typing", "pytrees"},
     {"random", "curves", "quantiles"},
     {"schedules"},
-    {"times", "predictions", "draws", "weightings"},
-    {"denoisers", "guidance", "losses", "samplers"},
+    {"times", "predictions", "draws", "weightings", "sde"},
+    {"denoisers"},
+    {"guidance", "losses", "samplers"},
     {"sampling"},
-    {"analytic"},
+    {"analytic", "likelihood", "variational"},
+    {"ode"},
     {"learned_grid"},
     {"inverse"},
     {"nn", "training", "metrics"},
 ]
-ALLOWED = {"nn": {"flax"}, "training": {"optax", "orbax"}}
+ALLOWED = {"ode": {"diffrax", "equinox"}, "nn": {"flax"}, "training": {"optax", "orbax"}}
 
 
 def imports(path):

@@ -28,7 +28,8 @@ class UNet(nn.Module):
     followed by self-attention where the level is in `attention_levels`; the middle has two around one attention.
 
     Attributes:
-      out_channels: channels of y; None for those of x.
+      out_channels: channels of y; None for those of x, times `outputs`.
+      outputs: answers of x's shape, side by side in the channels: 2 for a mean and a variance.
       channels: width of the first level.
       channel_multipliers: a multiplier for each level.
       num_res_blocks: residual blocks a level.
@@ -45,6 +46,7 @@ class UNet(nn.Module):
     """
 
     out_channels: int | None = None
+    outputs: int = 1
     channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
     num_res_blocks: int = 2
@@ -135,6 +137,6 @@ class UNet(nn.Module):
                 h = Upsample(self.dtype)(h, skips[-1].shape[1:-1])
 
         h = nn.silu(group_norm(h.shape[-1], self.dtype)(h))
-        channels = x.shape[-1] if self.out_channels is None else self.out_channels
+        channels = self.outputs * x.shape[-1] if self.out_channels is None else self.out_channels
         h = conv(channels, x.ndim - 2, self.dtype, kernel_init=ZEROS, name="conv_out")(h)
         return h.astype(jnp.float32)

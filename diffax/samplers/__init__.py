@@ -28,6 +28,9 @@
 with a consistency function in place of the denoiser, exact at any number of steps if it is (order 0), 1 call:
 consistency   Song et al. 2023      lcm   Luo et al. 2023      tcd   Zheng et al. 2024
 
+euler_maruyama      1 law   1                                                              Song et al. 2021
+stochastic_heun     2 law   2      both in t and x, eta between ODE and SDE                Kloeden & Platen 1992
+
 wrappers, sampler -> sampler, of any of the above:
 noise_floor           the centres of data with a noise floor in place of the data: ends at t = 0
 churn                 noise before each step: EDM's stochastic sampler (s_churn) around any single-step one
@@ -69,6 +72,7 @@ from diffax.samplers.multistep import (
 )
 from diffax.samplers.pndm import ipndm, pndm
 from diffax.samplers.restart import restart, restart_times
+from diffax.samplers.sde import euler_maruyama, stochastic_heun
 from diffax.samplers.singlestep import (
     dpm2,
     dpm2_ancestral,
@@ -112,6 +116,7 @@ __all__ = [
     "dpmpp_sde",
     "euler",
     "euler_ancestral",
+    "euler_maruyama",
     "exponential_adams",
     "gaussian_adams",
     "guidance_momentum",
@@ -128,6 +133,7 @@ __all__ = [
     "restart",
     "restart_times",
     "sa_solver",
+    "stochastic_heun",
     "tcd",
     "unipc",
 ]

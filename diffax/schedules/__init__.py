@@ -25,6 +25,7 @@ derivatives at and beyond the clip are the one-sided ones from inside.
     LogLinear    sigma_min (sigma_max / sigma_min)^t             ve        Song & Ermon 2019
     EDM          r^(1 / rho) linear in t                         ve        Karras et al. 2022
     Tabulated    a table, as `from_betas` makes one              vp        discrete time (schedules.tables)
+    Learned      a monotone network, trained                     vp        Kingma et al. 2021 (schedules.learned)
     shifted(.)   shift times another's                           its       for resolution (schedules.shift)
 
 with B(t) the integral of beta from 0 to t.
@@ -42,6 +43,7 @@ from diffax.schedules.betas import cosine_betas, linear_betas, quadratic_betas, 
 from diffax.schedules.by_beta import Linear, Quadratic, SubVP
 from diffax.schedules.by_sigma import EDM, LogLinear
 from diffax.schedules.by_snr import Cosine, Flow, Laplace, Sigmoid
+from diffax.schedules.learned import Learned
 from diffax.schedules.shift import shifted
 from diffax.schedules.tables import Tabulated, from_betas
 from diffax.typing import Level, Schedule
@@ -51,6 +53,7 @@ __all__ = [
     "Cosine",
     "Flow",
     "Laplace",
+    "Learned",
     "Linear",
     "LogLinear",
     "Quadratic",

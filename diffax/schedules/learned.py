@@ -1,0 +1,112 @@
+r"""A learned noise schedule: a monotone network for -log-SNR, between end points that are fixed or learned too.
+
+    gamma(t) = gamma_0 + (gamma_1 - gamma_0) (f(t) - f(0)) / (f(1) - f(0)),     lambda = -gamma
+    f(t) = a t + sum_j c_j sigmoid(w_j t + b_j),     a, c_j, w_j > 0 as softplus of the parameters
+
+In continuous time the bound depends on the end points alone (Kingma et al. 2021, eq. 18); the curve between them only
+moves the variance of its estimate. `variational.vdm_loss` trains both.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffax.curves import Curve, straight_through
+from diffax.pytrees import as_float, check, concrete, pytree, static
+
+BISECTIONS = 40
+
+
+@pytree
+class Learned(Curve):
+    """VDM's learned schedule. Build one with `Learned.init`; every leaf may be trained, traced and vmapped.
+
+    Kingma et al. 2021, section 4 and appendix H (f there has the two layers in sequence; here they are in parallel,
+    which is as general and keeps f's slope away from 0).
+
+    Args:
+      ends: (2,) log-SNR at t = 0 and at t = 1, within [-20, 20].
+      slope: () before softplus, of the linear part.
+      weights: (J,) w before softplus.
+      biases: (J,) b.
+      heights: (J,) c before softplus.
+      scaling: a key of `diffax.curves.SCALINGS`.
+
+    Raises:
+      ValueError: if the ends do not fall, or lie outside [-20, 20].
+
+    >>> schedule = Learned.init(jax.random.key(0), log_snr_max=10.0, log_snr_min=-10.0)
+    >>> [round(float(schedule.log_snr(t)), 3) for t in (0.0, 1.0)]
+    [10.0, -10.0]
+    """
+
+    ends: Any
+    slope: Any
+    weights: Any
+    biases: Any
+    heights: Any
+    scaling: str = static(default="vp")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check("ends", self.ends, "in [-20, 20]", lambda v: abs(v) <= 20)
+        known = concrete(self.ends)
+        if known is not None and not known[0] > known[1]:
+            raise ValueError(f"ends must fall from t = 0 to t = 1, got {known.tolist()}")
+
+    @classmethod
+    def init(
+        cls, key: Any, *, log_snr_max: float = 13.3, log_snr_min: float = -5.0, units: int = 64, scaling: str = "vp"
+    ) -> "Learned":
+        """A schedule close to linear in log-SNR, with VDM's end points (Kingma et al. 2021, section 6).
+
+        Args:
+          key: () for the first weights; consumed.
+          log_snr_max: at t = 0.
+          log_snr_min: at t = 1.
+          units: J, an int >= 1.
+          scaling: as above.
+
+        Raises:
+          ValueError: for units < 1, and as the class.
+        """
+        if isinstance(units, bool) or not isinstance(units, int) or units < 1:
+            raise ValueError(f"units must be an int >= 1, got {units!r}")
+        of_weights, of_biases = jax.random.split(key)
+        weights = 2.0 + jax.random.normal(of_weights, (units,))
+        # Each sigmoid's middle somewhere in [0, 1].
+        biases = -jax.nn.softplus(weights) * jax.random.uniform(of_biases, (units,))
+        heights = jnp.full((units,), -4.0)
+        return cls(jnp.asarray([log_snr_max, log_snr_min]), jnp.asarray(0.5), weights, biases, heights, scaling)
+
+    def _f(self, t: Any) -> Any:
+        t = jnp.asarray(t)[..., None]
+        weights, heights = jax.nn.softplus(self.weights), jax.nn.softplus(self.heights)
+        bent = jnp.sum(heights * jax.nn.sigmoid(weights * t + self.biases), -1)
+        return jax.nn.softplus(self.slope) * t[..., 0] + bent
+
+    def _clipped(self, f, t, at_data, at_noise):
+        # The ends lie within the clip, so that no bisection is needed to find where it begins.
+        return f(straight_through(t, jnp.clip(t, 0.0, 1.0)))
+
+    def curve(self, t):
+        f, (first, last) = self._f(t), self._f(jnp.asarray([0.0, 1.0], jnp.asarray(t).dtype))
+        return self.ends[0] + (self.ends[1] - self.ends[0]) * (f - first) / (last - first)
+
+    def uncurve(self, log_snr):
+        """By bisection, and one step of Newton's that the derivative goes through."""
+        log_snr = as_float(log_snr)
+        frozen, wanted = jax.lax.stop_gradient((self, log_snr))
+
+        def halve(_, bounds):
+            low, high = bounds
+            middle = (low + high) / 2
+            later = frozen.curve(middle) > wanted
+            return jnp.where(later, middle, low), jnp.where(later, high, middle)
+
+        bounds = (jnp.zeros_like(wanted), jnp.ones_like(wanted))
+        t = jax.lax.stop_gradient(sum(jax.lax.fori_loop(0, BISECTIONS, halve, bounds)) / 2)
+        _, slope = jax.jvp(frozen.curve, (t,), (jnp.ones_like(t),))
+        before, beyond = wanted > frozen.ends[0], wanted < frozen.ends[1]
+        return jnp.where(before, 0.0, jnp.where(beyond, 1.0, t + (log_snr - self.curve(t)) / slope))

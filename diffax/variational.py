@@ -1,0 +1,453 @@
+r"""The variational bound: what a diffusion model says of the likelihood of its data, term by term, in nats.
+
+    -log p(x0) <= L_T + sum_t L_(t -> s) + L_0
+
+    prior      L_T        = KL(q(x_T | x0) || N(0, sigma_T^2 I)) = alpha_T^2 |x0|^2 / (2 sigma_T^2)   at one variance
+    steps      L_(t -> s) = KL(q(x_s | x_t, x0) || p(x_s | x_t)), Gaussians whose means differ by k (x0 - x0_hat)
+    decoder    L_0        = -log p(x0 | x_t) at the last level, Gaussian, or its integral over a bin of the lattice
+
+With h = lambda_t - lambda_s <= 0 and SNR = exp(lambda):
+
+    q(x_s | x_t, x0) = N(mean, std^2),   mean = exp(h / 2) sigma_s / sigma_t x_t - alpha_s expm1(h) x0
+    std^2 = -sigma_s^2 expm1(h)                                                          (beta-tilde)
+    p(x_s | x_t) = N(mean at x0_hat, std_p^2),   log std_p = log std + v log(sigma_t / sigma_s),   v in [0, 1]
+    L_(t -> s) = D (v log(sigma_t / sigma_s) + (r^2 - 1) / 2) + r^2 (SNR_s - SNR_t) |x0 - x0_hat|^2 / 2,   r = std/std_p
+
+v = 0 is beta-tilde ("small"), v = 1 beta ("large"), and between them a network may choose, by dimension ("learned").
+As the grid gets finer the steps tend to the bound of continuous time,
+
+    L_inf = 1 / 2 int -lambda'(t) E |eps - eps_hat|^2 dt,
+
+which depends on the schedule through its ends alone.
+
+Ho et al. 2020, eq. 5, 7, 8 and 13; Nichol & Dhariwal 2021, eq. 15; Kingma et al. 2021, eq. 11 to 17.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffax import random
+from diffax.curves import SCALINGS
+from diffax.denoisers import Moments, denoiser, moments_of
+from diffax.predictions import KINDS, target
+from diffax.pytrees import as_float, batch_size, check, choose, combine, concrete, expand
+from diffax.samplers.base import Sampler
+from diffax.sampling import unroll
+from diffax.schedules import Learned
+from diffax.typing import Denoiser, Keys, Level, Schedule
+
+VARIANCES = {"small": 0.0, "large": 1.0, "learned": None}
+
+
+class Bound(NamedTuple):
+    """Terms of the bound in nats. prior, decoder: (B,). steps: (n - 1, B), from noise to data; (B,) in continuous time.
+
+    total: (B,), their sum, no less than -log p(x0) in the mean over the noise that was drawn.
+    """
+
+    total: Any
+    prior: Any
+    steps: Any
+    decoder: Any
+
+
+def posterior(schedule: Schedule, x0: Any, x: Any, t: Any, s: Any) -> tuple[Any, Any]:
+    """(mean, std) of q(x_s | x_t, x0), s <= t. mean: (B, ...), like x; std, the root of beta-tilde: like t.
+
+    Source: Ho et al. 2020, eq. 6 and 7; Kingma et al. 2021, appendix A.2.
+
+    >>> from diffax.schedules import Cosine
+    >>> mean, std = posterior(Cosine(), jnp.ones((1, 1)), jnp.zeros((1, 1)), 1.0, 0.5)
+    >>> [round(float(v), 4) for v in (mean[0, 0], std)]  # all of x_t is noise: q(x_s | x0)
+    [0.7071, 0.7071]
+    """
+    level_t, level_s = schedule(t), schedule(s)
+    h = level_t.log_snr - level_s.log_snr
+    of_x = jnp.exp(h / 2) * level_s.sigma / level_t.sigma
+    mean = combine((of_x, x), (-level_s.alpha * jnp.expm1(h), x0))
+    return mean, level_s.sigma * jnp.sqrt(-jnp.expm1(h))
+
+
+def gaussian_kl(mean: Any, std: Any, other_mean: Any, other_std: Any) -> Any:
+    """KL(N(mean, std^2) || N(other_mean, other_std^2)) of each entry, in nats.
+
+    >>> [round(abs(float(gaussian_kl(0.0, 1.0, m, s))), 4) for m, s in ((0.0, 1.0), (1.0, 1.0), (0.0, 2.0))]
+    [0.0, 0.5, 0.3181]
+    """
+    ratio = jnp.asarray(std / other_std)
+    return -jnp.log(ratio) + (jnp.square(ratio) - 1 + jnp.square((mean - other_mean) / other_std)) / 2
+
+
+def decoder_log_prob(x0: Any, mean: Any, std: Any, *, bin_width: Any = None, low: Any = -1.0, high: Any = 1.0) -> Any:
+    """log p(x0) of each entry: a Gaussian's density, or with a bin width its probability of the bin around x0.
+
+    The first and the last bin reach to infinity, so the probabilities of all bins add up to 1.
+
+    Args:
+      x0: on the lattice low, low + bin_width .. high.
+      mean: of the Gaussian, broadcasts.
+      std: of the Gaussian, broadcasts.
+      bin_width: > 0, None for the density.
+      low: the lattice's first value.
+      high: its last.
+
+    Source: Ho et al. 2020, eq. 13.
+
+    >>> lattice = jnp.linspace(-1.0, 1.0, 5)
+    >>> round(float(jnp.exp(decoder_log_prob(lattice, 0.3, 0.4, bin_width=0.5)).sum()), 4)
+    1.0
+    """
+    if bin_width is None:
+        return -jnp.square((x0 - mean) / std) / 2 - jnp.log(std) - 0.5 * math.log(2 * math.pi)
+    check("bin_width", bin_width, "> 0", lambda v: v > 0)
+    upper = jnp.where(x0 > high - bin_width / 2, jnp.inf, (x0 + bin_width / 2 - mean) / std)
+    lower = jnp.where(x0 < low + bin_width / 2, -jnp.inf, (x0 - bin_width / 2 - mean) / std)
+    # In the lower tail, where the logarithms of two normal distribution functions differ the most.
+    flip = x0 < mean
+    a, b = jnp.where(flip, lower, -upper), jnp.where(flip, upper, -lower)
+    return _log_difference(a, b)
+
+
+def _log_difference(a, b):
+    """log(Phi(b) - Phi(a)), a < b, finite and with a finite slope where a or b is infinite."""
+    first, second = jnp.isneginf(a), jnp.isposinf(b)
+    log_a = jax.scipy.special.log_ndtr(jnp.where(first, 0.0, a))
+    log_b = jnp.where(second, 0.0, jax.scipy.special.log_ndtr(jnp.where(second, 0.0, b)))
+    gap = jnp.where(first, -1.0, log_a - log_b)
+    return log_b + jnp.where(first, 0.0, jnp.log(-jnp.expm1(jnp.minimum(gap, -1e-30))))
+
+
+def step_term(schedule: Schedule, denoise: Denoiser, x0: Any, x: Any, t: Any, s: Any, variance: str = "small") -> Any:
+    """(B,) KL(q(x_s | x_t, x0) || p(x_s | x_t)) at x_t = x, in nats, summed over all dimensions.
+
+    Args:
+      schedule: noise schedule.
+      denoise: (x, t) -> x0, or `Moments` where the variance is learned.
+      x0: (B, ...) clean data.
+      x: (B, ...), a draw of q(x_t | x0).
+      t: () or (B,).
+      s: () or (B,), s <= t.
+      variance: "small", "large" or "learned".
+
+    Raises:
+      ValueError: for another variance, and for a learned one without `Moments`.
+    """
+    x0_hat, v = moments_of(denoise(x, t), choose("variance", variance, VARIANCES))
+    level_t, level_s = schedule(t), schedule(s)
+    log_sigma = jnp.log(level_t.sigma) - jnp.log(level_s.sigma)
+    gap = jnp.exp(level_s.log_snr) - jnp.exp(level_t.log_snr)
+
+    def term(x0, x0_hat, v):
+        log_ratio = -v * expand(log_sigma, x0)  # of std to std_p
+        ratio2 = jnp.exp(2 * log_ratio)
+        return -log_ratio + jnp.expm1(2 * log_ratio) / 2 + ratio2 * expand(gap, x0) * jnp.square(x0 - x0_hat) / 2
+
+    return _total(jax.tree.map(term, x0, x0_hat, v))
+
+
+def prior_term(schedule: Schedule, x0: Any, t: Any = 1.0) -> Any:
+    """(B,) KL(q(x_t | x0) || N(0, sigma_t^2 I)) = SNR |x0|^2 / 2, in nats: what starting from pure noise costs."""
+    snr = jnp.exp(schedule(t).log_snr)
+    return _total(jax.tree.map(lambda v: expand(snr, v) * jnp.square(v) / 2, x0))
+
+
+def _decoder(key, schedule, denoise, x0, t, before, variance, lattice):
+    level = schedule(t)
+    x = combine((level.alpha, x0), (level.sigma, random.noise(key, x0)))
+    return _decoded(schedule, Moments(*moments_of(denoise(x, t), VARIANCES[variance])), x0, t, before, lattice)
+
+
+def _decoded(schedule, answer, x0, t, before, lattice):
+    """(B,) -log p(x0 | x_t) at the last level t. before: the level in front, whose beta-tilde is the small variance."""
+    level = schedule(t)
+    large = level.sigma / level.alpha
+    small = large * jnp.sqrt(-jnp.expm1(schedule(before).log_snr - level.log_snr))
+
+    def term(x0, x0_hat, v):
+        std = jnp.exp((1 - v) * jnp.log(expand(small, x0)) + v * jnp.log(expand(large, x0)))
+        return -decoder_log_prob(x0, x0_hat, std, **lattice)
+
+    return _total(jax.tree.map(term, x0, answer.x0, answer.v))
+
+
+class _Terms(NamedTuple):
+    x: Any
+    term: Any
+
+
+def variational_bound(
+    key: Keys,
+    schedule: Schedule,
+    denoise: Denoiser,
+    x0: Any,
+    times: Any,
+    *,
+    variance: str = "small",
+    bin_width: Any = None,
+    low: Any = -1.0,
+    high: Any = 1.0,
+) -> Bound:
+    """The bound of a discrete chain over a grid, one draw of noise for each term.
+
+    Args:
+      key: () or (B,); consumed.
+      schedule: noise schedule.
+      denoise: (x, t) -> x0, or `Moments`.
+      x0: (B, ...) clean data.
+      times: (n,) from noise to data, n >= 2: n - 1 steps, and the decoder at times[-1]. For a table of T levels all T:
+        `times.leading(T, T)`.
+      variance: "small", "large" or "learned", of the reverse steps and of the decoder.
+      bin_width: of lattice data, as in `decoder_log_prob`; None for data with a density.
+      low: the lattice's first value.
+      high: its last.
+
+    Raises:
+      ValueError: for another variance, a grid that does not fall or is too short, and a learned variance without
+        `Moments`.
+
+    >>> import diffax
+    >>> law, schedule = diffax.analytic.Gaussian.from_covariance([0.0], 0.25), diffax.Cosine()
+    >>> x0 = law.sample(jax.random.key(0), 256)
+    >>> times = diffax.times.uniform_log_snr(schedule, 100)
+    >>> bound = variational_bound(jax.random.key(1), schedule, law.denoiser(schedule), x0, times)
+    >>> bool(bound.total.mean() > -law.log_prob(x0).mean())
+    True
+    """
+    choose("variance", variance, VARIANCES)
+    known = concrete(times)
+    if jnp.ndim(times) != 1 or len(times) < 2 or (known is not None and not (known[1:] <= known[:-1]).all()):
+        raise ValueError(f"times must fall from noise to data, n >= 2 of them, got {times}")
+    times = as_float(times)
+    lattice = {"bin_width": bin_width, "low": low, "high": high}
+
+    def step(key, denoise, state, t, s):
+        x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(key, x0)))
+        return _Terms(state.x, step_term(schedule, denoise, x0, x, t, s, variance))
+
+    walk = Sampler(lambda x, times: _Terms(x, jnp.zeros(batch_size(x))), step, order=0, calls=1)
+    _, steps = unroll(random.fold_in(key, 0), walk, denoise, x0, times, record=lambda state: state.term)
+    decoder = _decoder(random.fold_in(key, 1), schedule, denoise, x0, times[-1], times[-2], variance, lattice)
+    prior = prior_term(schedule, x0, times[0])
+    return Bound(prior + steps.sum(0) + decoder, prior, steps, decoder)
+
+
+def continuous_bound(
+    key: Keys,
+    schedule: Schedule,
+    denoise: Denoiser,
+    x0: Any,
+    t: Any,
+    *,
+    t_max: Any = 1.0,
+    t_min: Any = 1e-3,
+    bin_width: Any = None,
+    low: Any = -1.0,
+    high: Any = 1.0,
+) -> Bound:
+    """The bound of infinitely many steps from t_max to t_min, the integral by one draw of t for each example.
+
+    Args:
+      key: () or (B,); consumed.
+      schedule: noise schedule.
+      denoise: (x, t) -> x0.
+      x0: (B, ...) clean data.
+      t: (B,), uniform on [t_min, t_max]; stratified draws cost the least variance.
+      t_max: where the prior is.
+      t_min: where the decoder is, with the variance sigma^2 / alpha^2 around x0_hat.
+      bin_width: of lattice data, as in `decoder_log_prob`; None for data with a density.
+      low: the lattice's first value.
+      high: its last.
+
+    Raises:
+      ValueError: if not t_min < t_max is known.
+    """
+    low_t = concrete(t_min)
+    if low_t is not None:
+        check("t_max", t_max, f"> t_min = {low_t}", lambda v: v > low_t)
+    x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(random.fold_in(key, 0), x0)))
+    x0_hat, _ = moments_of(denoise(x, t), 0.0)
+    integral = (t_max - t_min) * integrand(schedule, x0, x0_hat, t)
+    lattice = {"bin_width": bin_width, "low": low, "high": high}
+    decoder = _decoder(random.fold_in(key, 1), schedule, denoise, x0, as_float(t_min), t_max, "large", lattice)
+    prior = prior_term(schedule, x0, t_max)
+    return Bound(prior + integral + decoder, prior, integral, decoder)
+
+
+def integrand(schedule: Schedule, x0: Any, x0_hat: Any, t: Any) -> Any:
+    """(B,) -lambda'(t) SNR(t) |x0 - x0_hat|^2 / 2 in nats, the cost at t (Kingma et al. 2021, eq. 17)."""
+    t = as_float(t)
+    log_snr, slope = jax.jvp(schedule.log_snr, (t,), (jnp.ones_like(t),))
+    rate = -slope * jnp.exp(log_snr) / 2
+    return _total(jax.tree.map(lambda u, v: expand(rate, u) * jnp.square(u - v), x0, x0_hat))
+
+
+def _total(terms):
+    """(B,) sums over all axes of all leaves but the batch's."""
+    return sum(jnp.sum(v.reshape(len(v), -1), 1) for v in jax.tree.leaves(terms))
+
+
+def vdm_loss(
+    key: Keys,
+    predict: Any,
+    schedule: Learned,
+    kind: str,
+    x0: Any,
+    t: Any,
+    *,
+    learn_ends: bool = False,
+    bin_width: Any = None,
+    low: Any = -1.0,
+    high: Any = 1.0,
+    sigma_data: Any = 0.5,
+) -> Any:
+    """The bound of continuous time in bits per dimension, (B,), that trains a learned schedule as well.
+
+    The bound does not depend on the curve between the ends, but the variance of its estimate l(t) does. So the
+    gradient that this loss has is that of E l for the network and the ends, and that of E l^2 for the curve: in one
+    backward pass, the gradient of l_i with respect to lambda(t_i) and lambda'(t_i) being multiplied by 2 l_i on its way
+    into the curve. Train all of it by one optimiser.
+
+    Args:
+      key: () or (B,); consumed.
+      predict: (x, t) -> y. Conditioned on t itself, not on the schedule's log-SNR.
+      schedule: `Learned`.
+      kind: what y is, any but velocity.
+      x0: (B, ...) clean data.
+      t: (B,), uniform on [0, 1]; stratified draws are VDM's.
+      learn_ends: whether the ends are trained.
+      bin_width: of lattice data, as in `decoder_log_prob`; None for data with a density.
+      low: the lattice's first value.
+      high: its last.
+      sigma_data: of the prediction `edm` alone.
+
+    Raises:
+      ValueError: for a kind that has no place here, or another schedule.
+
+    Source: Kingma et al. 2021, eq. 17 and 18, appendix I.2.
+    """
+    if not isinstance(schedule, Learned):
+        raise ValueError(f"schedule must be Learned, got {type(schedule).__name__}")
+    choose("kind", kind, [k for k in KINDS if k != "velocity"])
+    stop, t = jax.lax.stop_gradient, as_float(t)
+    shape_fixed = dataclasses.replace(stop(schedule), ends=schedule.ends if learn_ends else stop(schedule.ends))
+    ends_fixed = dataclasses.replace(schedule, ends=stop(schedule.ends))
+    eps = random.noise(random.fold_in(key, 0), x0)
+    unit = _dimensions(x0) * math.log(2)
+
+    def integral(log_snr, slope):
+        level = Level(*SCALINGS[schedule.scaling](jnp.exp(-log_snr / 2)), log_snr)
+        x = combine((level.alpha, x0), (level.sigma, eps))
+        a, b = KINDS[kind](schedule, t, level, sigma_data)
+        det = level.alpha * b - level.sigma * a
+        x0_hat = combine((b / det, x), (-level.sigma / det, predict(x, t)))
+        rate = -slope * jnp.exp(log_snr) / 2
+        return _total(jax.tree.map(lambda u, v: expand(rate, u) * jnp.square(u - v), x0, x0_hat)) / unit
+
+    of_ends, of_shape = (jax.jvp(s.log_snr, (t,), (jnp.ones_like(t),)) for s in (shape_fixed, ends_fixed))
+    twice = 2 * stop(integral(*map(stop, of_ends)))  # under jit the same computation as the one below
+    mixed = [stop(e) + (e - stop(e)) + twice * (c - stop(c)) for e, c in zip(of_ends, of_shape, strict=True)]
+    lattice = {"bin_width": bin_width, "low": low, "high": high}
+    denoise = denoiser(predict, shape_fixed, kind, sigma_data=sigma_data)
+    first, last = as_float(0.0), as_float(1.0)
+    decoder = _decoder(random.fold_in(key, 1), shape_fixed, denoise, x0, first, last, "large", lattice)
+    return integral(*mixed) + (decoder + prior_term(shape_fixed, x0, last)) / unit
+
+
+def hybrid_loss(
+    key: Keys,
+    predict: Any,
+    schedule: Schedule,
+    kind: str,
+    x0: Any,
+    t: Any,
+    *,
+    num_steps: int,
+    weight: Any = 0.001,
+    bin_width: Any = None,
+    low: Any = -1.0,
+    high: Any = 1.0,
+    sigma_data: Any = 0.5,
+) -> Any:
+    """Improved DDPM's L_simple + weight L_vlb of each example, (B,): the second trains the variance alone.
+
+        L_simple = mean |y_hat - y|^2,     L_vlb = T L_(t -> t - 1 / T) / (D log 2), the decoder's at t = 1 / T
+
+    The bound's gradient is stopped at x0_hat, so that it moves v, not the mean.
+
+    Args:
+      key: () or (B,); consumed.
+      predict: (x, t) -> `Moments(y, raw)`, raw in the shape of y; v = (raw + 1) / 2.
+      schedule: noise schedule.
+      kind: what y is.
+      x0: (B, ...) clean data.
+      t: (B,) multiples of 1 / T.
+      num_steps: T, an int >= 2.
+      weight: of L_vlb, in bits per dimension; 0.001 in the paper.
+      bin_width: of lattice data, as in `decoder_log_prob`; None for data with a density.
+      low: the lattice's first value.
+      high: its last.
+      sigma_data: of the prediction `edm` alone.
+
+    Raises:
+      ValueError: for an unknown kind, num_steps < 2, a negative weight, a network without the second output.
+
+    Source: Nichol & Dhariwal 2021, eq. 15 and 16.
+    """
+    check("weight", weight, ">= 0", lambda v: v >= 0)
+    _check_steps(num_steps)
+    eps = random.noise(key, x0)
+    x = combine((schedule(t).alpha, x0), (schedule(t).sigma, eps))
+    y_hat, raw = moments_of(predict(x, t), None)
+    y = target(kind, schedule, x0, eps, t, sigma_data=sigma_data)
+    simple = _total(jax.tree.map(lambda u, v: jnp.square(u - v), y, y_hat)) / _dimensions(x0)
+    fixed = Moments(jax.lax.stop_gradient(y_hat), raw)
+    denoise = denoiser(lambda x, t: fixed, schedule, kind, sigma_data=sigma_data)
+    return simple + weight * _term_loss(schedule, denoise, x0, x, t, num_steps, bin_width, low, high)
+
+
+def vlb_loss(
+    key: Keys,
+    predict: Any,
+    schedule: Schedule,
+    kind: str,
+    x0: Any,
+    t: Any,
+    *,
+    num_steps: int,
+    bin_width: Any = None,
+    low: Any = -1.0,
+    high: Any = 1.0,
+    sigma_data: Any = 0.5,
+) -> Any:
+    """One term of the bound for each example, times their number, in bits per dimension: (B,), an unbiased estimate.
+
+    L_vlb of `hybrid_loss` alone, which trains mean and variance. Its variance is large: improved DDPM draws t by
+    `draws.loss_aware` (multiply by the draw's weight). Arguments, errors and source as there; the prior's constant term
+    is left out.
+    """
+    _check_steps(num_steps)
+    x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(key, x0)))
+    denoise = denoiser(predict, schedule, kind, sigma_data=sigma_data)
+    return _term_loss(schedule, denoise, x0, x, t, num_steps, bin_width, low, high)
+
+
+def _check_steps(num_steps):
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 2:
+        raise ValueError(f"num_steps must be an int >= 2, got {num_steps!r}")
+
+
+def _term_loss(schedule, denoise, x0, x, t, num_steps, bin_width, low, high):
+    answer = Moments(*moments_of(denoise(x, t), None))
+    step = step_term(schedule, lambda x, t: answer, x0, x, t, jnp.maximum(t - 1 / num_steps, 0.0), "learned")
+    lattice = {"bin_width": bin_width, "low": low, "high": high}
+    # At the first level's variances for all, so that no example that does not count has a NaN for a gradient.
+    end = _decoded(schedule, answer, x0, as_float(1 / num_steps), as_float(2 / num_steps), lattice)
+    return jnp.where(t < 1.5 / num_steps, end, step) * num_steps / (_dimensions(x0) * math.log(2))
+
+
+def _dimensions(x0):
+    return sum(leaf[0].size for leaf in jax.tree.leaves(x0))
