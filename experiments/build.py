@@ -1,5 +1,6 @@
 """ConfigDict -> objects, by plain dicts: the only file that knows both sides. Each function builds one thing."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -14,6 +15,9 @@ from diffax.pytrees import choose
 from diffax.training import adamw
 
 SCHEDULES = {
+    "learned": lambda *, log_snr_max=13.3, log_snr_min=-5.0, units=64, scaling="vp": diffax.Learned.init(
+        jax.random.key(0), log_snr_max=log_snr_max, log_snr_min=log_snr_min, units=int(units), scaling=scaling
+    ),
     "linear": diffax.Linear,
     "cosine": diffax.Cosine,
     "flow": diffax.Flow,
@@ -47,8 +51,11 @@ SCHEDULES = {
 SAMPLERS = {
     "ddpm": lambda schedule, eta: diffax.ddpm(schedule),
     "ddpm_large": lambda schedule, eta: diffax.ddpm(schedule, variance="large"),
+    "ddpm_learned": lambda schedule, eta: diffax.ddpm(schedule, variance="learned"),
     "ddim": lambda schedule, eta: diffax.ddim(schedule, eta=eta),
     "heun": lambda schedule, eta: diffax.heun(schedule),
+    "euler_maruyama": lambda schedule, eta: diffax.euler_maruyama(schedule, eta=eta),
+    "stochastic_heun": lambda schedule, eta: diffax.stochastic_heun(schedule, eta=eta),
     "heun_churn": lambda schedule, eta: diffax.heun(schedule, s_churn=40.0, s_tmin=0.05, s_tmax=50.0, s_noise=1.003),
     "dpm2": lambda schedule, eta: diffax.dpm2(schedule),
     "dpm2_ancestral": lambda schedule, eta: diffax.dpm2_ancestral(schedule, eta=eta),
@@ -109,8 +116,22 @@ TIMES = {
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def schedule(config: Any) -> Any:
-    """The noise schedule."""
+OBJECTIVES = ("denoising", "hybrid", "vlb", "vdm")
+
+
+def is_learned(config: Any) -> bool:
+    """Whether the schedule is trained: then params holds it beside the network's."""
+    return config.schedule.get("name") == "learned"
+
+
+def _network_params(config, params):
+    return params["network"] if is_learned(config) else params
+
+
+def schedule(config: Any, params: Any = None) -> Any:
+    """The noise schedule. params: of the run, where the schedule is learned; without them it is the first one."""
+    if params is not None and is_learned(config):
+        return diffax.Learned(**params["schedule"], scaling=schedule(config).scaling)
     parameters = dict(config.schedule)
     if "name" not in parameters:
         raise ValueError(f"config.schedule.name is missing; known are {', '.join(SCHEDULES)}")
@@ -149,6 +170,7 @@ def network(config: Any, dataset_classes: int | None) -> UNet:
         num_heads=settings.num_heads,
         dropout_rate=settings.dropout_rate,
         num_classes=dataset_classes if settings.conditional else None,
+        outputs=1 + settings.learned_variance,
         time_scale=TIMES[settings.time][0],
         dtype=DTYPES[settings.dtype],
     )
@@ -158,7 +180,12 @@ def init_params(config: Any, net: Any, shape: tuple[int, ...], key: Any) -> Any:
     """The network's first parameters, made in one compiled call."""
 
     def init(key):
-        return net.init(key, jnp.zeros((1, *shape)), jnp.zeros(1))["params"]
+        params = net.init(key, jnp.zeros((1, *shape)), jnp.zeros(1))["params"]
+        if not is_learned(config):
+            return params
+        leaves = dataclasses.asdict(schedule(config))
+        del leaves["scaling"]
+        return {"network": params, "schedule": leaves}
 
     return jax.jit(init)(key)
 
@@ -166,10 +193,11 @@ def init_params(config: Any, net: Any, shape: tuple[int, ...], key: Any) -> Any:
 def predict(config: Any, net: UNet, params: Any, label: Any = None, *, key: Any = None) -> Callable:
     """The network as the core sees it: (x, t) -> y. label: () or (B,), None for no class; key: of dropout."""
     of_time = TIMES[config.network.time][1]
-    curve = schedule(config)
+    curve = schedule(config, params)
 
     def bound(x, t):
-        return net.apply({"params": params}, x, of_time(curve, t), label, key=key)
+        y = net.apply({"params": _network_params(config, params)}, x, of_time(curve, t), label, key=key)
+        return diffax.Moments(*jnp.split(y, 2, -1)) if config.network.learned_variance else y
 
     return bound
 
@@ -202,9 +230,10 @@ def law(config: Any) -> Callable:
 
 
 def loss(config: Any, net: UNet) -> Callable:
-    """(params, batch, keys (B,)) -> the loss of each example."""
-    curve, of_log_snr, of_times, spread = schedule(config), weighting(config), law(config), SPREADS[config.loss.spread]
-    measure = "log_snr" if config.loss.weighting in PER_LOG_SNR else "t"
+    """(params, batch, keys (B,)) -> the loss of each example, by config.loss.objective."""
+    objective = {"denoising": _denoising, "hybrid": _bounded, "vlb": _bounded, "vdm": _vdm}[config.loss.objective]
+    of_times, spread = law(config), SPREADS[config.loss.spread]
+    of_example = objective(config)
 
     def per_example(params, batch, keys):
         noise, time, drop, dropout = (diffax.random.fold_in(keys, i) for i in range(4))
@@ -212,21 +241,49 @@ def loss(config: Any, net: UNet) -> Callable:
         if config.network.conditional:
             label = diffax.drop_labels(drop, label, net.num_classes, p_uncond=config.loss.p_uncond)
         place = {"index": batch["index"], "total": config.dataset.batch_size}
-        t = diffax.draws.draw(time, len(image), of_times, way=functools.partial(spread, **place)).t
+        drawn = diffax.draws.draw(time, len(image), of_times, way=functools.partial(spread, **place))
         f = predict(config, net, params, label if config.network.conditional else None, key=dropout)
-        return diffax.denoising_loss(
-            noise,
-            f,
-            curve,
-            config.prediction,
-            image,
-            t,
-            weighting=of_log_snr,
-            measure=measure,
-            sigma_data=config.sigma_data,
-        )
+        return of_example(noise, f, image, drawn, params)
 
     return per_example
+
+
+# Each: config -> (key, predict, images, draw of times, params) -> (B,)
+
+
+def _denoising(config):
+    of_log_snr = weighting(config)
+    measure = "log_snr" if config.loss.weighting in PER_LOG_SNR else "t"
+    weights = {"weighting": of_log_snr, "measure": measure, "sigma_data": config.sigma_data}
+
+    def of_example(key, f, image, drawn, params):
+        return diffax.denoising_loss(key, f, schedule(config), config.prediction, image, drawn.t, **weights)
+
+    return of_example
+
+
+def _bounded(config):
+    curve = schedule(config)
+    num_steps = table_length(curve)
+    settings = {"num_steps": num_steps, "bin_width": config.loss.bin_width, "sigma_data": config.sigma_data}
+    weights = {"weight": config.loss.vlb_weight} if config.loss.objective == "hybrid" else {}
+    compute = diffax.hybrid_loss if weights else diffax.variational.vlb_loss
+
+    def of_example(key, f, image, drawn, params):
+        t = diffax.draws.discrete(drawn, num_steps).t
+        return compute(key, f, curve, config.prediction, image, t, **settings, **weights)
+
+    return of_example
+
+
+def _vdm(config):
+    settings = {"learn_ends": config.loss.learn_ends, "bin_width": config.loss.bin_width}
+
+    def of_example(key, f, image, drawn, params):
+        curve = schedule(config, params)
+        return diffax.variational.vdm_loss(key, f, curve, config.prediction, image, drawn.t, **settings)
+
+    return of_example
 
 
 def optimizer(config: Any) -> Any:
@@ -250,7 +307,7 @@ def denoiser(
 
     log_prob: (x, t) -> (B,), a classifier's, to guide with it too, at this scale.
     """
-    curve = schedule(config)
+    curve = schedule(config, params)
 
     def of(x, t, label):
         f = predict(config, net, params, label)
@@ -262,8 +319,9 @@ def denoiser(
     if label is not None and config.network.conditional:
         denoise = _guided(config, of, label, net.num_classes, weight)
     if log_prob is not None:
-        denoise = diffax.classifier(denoise, log_prob, curve, scale)
-    return diffax.clip_static(denoise) if config.sampling.clip else denoise
+        denoise = diffax.on_x0(lambda d: diffax.classifier(d, log_prob, curve, scale), denoise)
+    denoise = diffax.on_x0(diffax.clip_static, denoise) if config.sampling.clip else denoise
+    return denoise if config.sampling.sampler == "ddpm_learned" else diffax.mean_only(denoise)
 
 
 def _guided(config: Any, of: Callable, label: Any, null: Any, weight: Any) -> Callable:
@@ -279,21 +337,23 @@ def _guided(config: Any, of: Callable, label: Any, null: Any, weight: Any) -> Ca
 
     if isinstance(weight, (int, float)) and weight == 1:
         return plain
-    if phi:
+    if config.network.learned_variance:
+        guided = diffax.on_x0(guide, plain, lambda x, t: of(x, t, None))
+    elif phi:
         guided = diffax.guide_batched(guide, of, label, null)
     else:
         guided = diffax.classifier_free_batched(of, label, null, weight)
     return guided if (low, high) == (0, 1) else diffax.interval(guided, plain, low, high)
 
 
-def grid(config: Any) -> Any:
+def grid(config: Any, params: Any = None) -> Any:
     """The step grid: (num_steps,)."""
-    return GRIDS[config.sampling.grid](schedule(config), config.sampling.num_steps)
+    return GRIDS[config.sampling.grid](schedule(config, params), config.sampling.num_steps)
 
 
-def sampler(config: Any) -> Any:
+def sampler(config: Any, params: Any = None) -> Any:
     """The sampler."""
-    return SAMPLERS[config.sampling.sampler](schedule(config), config.sampling.eta)
+    return SAMPLERS[config.sampling.sampler](schedule(config, params), config.sampling.eta)
 
 
 def generator(
@@ -310,17 +370,16 @@ def generator(
     times: the grid to walk, the config's if None. picture: (*shape) to start from, noised to times[0]; else noise.
     classify: labels (B,) -> log_prob, a classifier to guide with at this scale.
     """
-    times = grid(config) if times is None else times
 
     @jax.jit
     def generate(params, keys, label):
         start, steps = diffax.random.fold_in(keys, 0), diffax.random.fold_in(keys, 1)
-        x = diffax.initial_noise(start, schedule(config), (len(keys), *shape), times[0])
+        curve, walked = schedule(config, params), grid(config, params) if times is None else times
+        x = diffax.initial_noise(start, curve, (len(keys), *shape), walked[0])
         if picture is not None:
-            alpha = schedule(config)(times[0]).alpha
-            x = x + alpha * picture
+            x = x + curve(walked[0]).alpha * picture
         log_prob = None if classify is None else classify(label)
         denoise = denoiser(config, net, params, label, weight=config.sampling.guidance, log_prob=log_prob, scale=scale)
-        return diffax.sample(steps, sampler(config), denoise, x, times)
+        return diffax.sample(steps, sampler(config, params), denoise, x, walked)
 
     return generate

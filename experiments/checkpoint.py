@@ -9,6 +9,7 @@ import ml_collections
 
 from diffax.training import Checkpoints, init_state, load_export
 from experiments import build
+from experiments.configs import default
 from experiments.workdir import is_export, latest_step, load_record
 
 
@@ -33,7 +34,11 @@ def load_model(folder: Path, override: Callable[[Any], Any] = lambda config: con
     record = load_record(folder)
     if (kind := record.get("model", "diffusion")) != "diffusion":
         raise ValueError(f"checkpoint must be a diffusion model's, got {folder}, which holds a {kind}")
-    config = override(ml_collections.ConfigDict(record["config"]))
+    config = default.get_config()  # a setting that is newer than the run has its default
+    config.schedule = {}
+    with config.unlocked():
+        config.update(ml_collections.ConfigDict(record["config"]))
+    config = override(config)
     shape, classes = tuple(record["data"]["shape"]), record["num_classes"]
     network = build.network(config, classes)
     like = jax.eval_shape(lambda: build.init_params(config, network, shape, jax.random.key(0)))

@@ -22,6 +22,7 @@ def check_config(config: Any, num_devices: int) -> None:
     choose("config.prediction", config.prediction, KINDS)
     choose("config.network.time", config.network.time, build.TIMES)
     choose("config.network.dtype", config.network.dtype, build.DTYPES)
+    _check_objective(config)
     choose("config.loss.spread", config.loss.spread, build.SPREADS)
     choose("config.sampling.sampler", config.sampling.sampler, build.SAMPLERS)
     choose("config.sampling.grid", config.sampling.grid, build.GRIDS)
@@ -62,6 +63,31 @@ def check_config(config: Any, num_devices: int) -> None:
         )
     check_guidance("config.sampling.guidance", config.sampling.guidance, config)
     build.grid(config)
+
+
+def _check_objective(config: Any) -> None:
+    objective = choose("config.loss.objective", config.loss.objective, build.OBJECTIVES)
+    if (objective != "denoising") != (config.loss.bin_width > 0):
+        wanted = "0" if objective == "denoising" else "> 0"
+        raise ValueError(f"config.loss.bin_width must be {wanted} for {objective}, got {config.loss.bin_width}")
+    if config.network.learned_variance != (objective in ("hybrid", "vlb")):
+        raise ValueError(
+            f"config.network.learned_variance must be {objective in ('hybrid', 'vlb')} for {objective}, "
+            f"got {config.network.learned_variance}"
+        )
+    if build.is_learned(config) != (objective == "vdm"):
+        raise ValueError(
+            f"config.schedule.name must {'' if objective == 'vdm' else 'not '}be learned for "
+            f"config.loss.objective = {objective!r}, got {config.schedule.name!r}"
+        )
+    if objective == "vdm" and config.network.time != "t":
+        raise ValueError(f"config.network.time must be t for vdm, got {config.network.time!r}")
+    if objective != "denoising" and config.loss.weighting != "target":
+        raise ValueError(f"config.loss.weighting must be target for {objective}, got {config.loss.weighting!r}")
+    if config.loss.vlb_weight < 0:
+        raise ValueError(f"config.loss.vlb_weight must be >= 0, got {config.loss.vlb_weight}")
+    if config.sampling.sampler == "ddpm_learned" and not config.network.learned_variance:
+        raise ValueError("config.sampling.sampler must not be ddpm_learned without config.network.learned_variance")
 
 
 def check_guidance(name: str, weight: float, config: Any) -> None:

@@ -1,6 +1,7 @@
-"""Compares samples with real data.
+"""Compares samples with real data, or says how many bits held-out data cost a model.
 
     python -m experiments.evaluate --samples=DIR
+    python -m experiments.evaluate --checkpoint=RUN [--routes=vlb,continuous,ode] [--num=400]
 
 A classifier is trained on real data that the diffusion model never saw (config.dataset.classifier_split). Then
 
@@ -11,6 +12,7 @@ A classifier is trained on real data that the diffusion model never saw (config.
 
 Both distances are the mean over 20 random choices of n samples (n training images) against the same n test
 images. FD(classifier) is not FID: compare it with its floor and with nothing else. Writes DIR/evaluation.json.
+With a checkpoint: bits per dimension by the ways of `experiments.bits`; writes RUN/bits.json.
 """
 
 from pathlib import Path
@@ -19,11 +21,28 @@ import numpy as np
 from absl import flags
 
 from diffax.metrics import frechet_distance
-from experiments import classifier
+from experiments import bits, classifier
+from experiments.checkpoint import load_model
 from experiments.data.datasets import open_dataset
 from experiments.workdir import launch, read_json, usage_errors, write_json
 
-SAMPLES = flags.DEFINE_string("samples", None, "Folder that experiments.sample wrote.", required=True)
+SAMPLES = flags.DEFINE_string("samples", None, "Folder that experiments.sample wrote.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run, or an export: bits per dimension.")
+ROUTES = flags.DEFINE_list("routes", list(bits.ROUTES), "Of --checkpoint: which ways to measure bits.")
+SPENT = {
+    name: flags.DEFINE_integer(name, value, f"Of --checkpoint: {what}.")
+    for (name, value), what in zip(
+        bits.Settings()._asdict().items(),
+        (
+            "images",
+            "levels of the discrete bound",
+            "times for each image",
+            "steps of the ODE",
+            "probes of its divergence",
+        ),
+        strict=True,
+    )
+}
 STEPS = flags.DEFINE_integer("classifier_steps", 1500, "Training steps of the classifier.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared data sets; the samples' own if not given.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the classifier and of the random choices.")
@@ -96,9 +115,31 @@ def report(result, settings):
     return "\n".join(lines)
 
 
+def measure_bits(folder):
+    """Bits per dimension of a model's own held-out data."""
+    with usage_errors():
+        settings = bits.Settings(**{name: flag.value for name, flag in SPENT.items()})
+        settings.check()
+        for route in ROUTES.value:
+            if route not in bits.ROUTES:
+                raise ValueError(f"routes must be among {', '.join(bits.ROUTES)}, got {route!r}")
+        model = load_model(folder)
+        data = model.config.dataset
+        dataset = open_dataset(data.name, data.data_dir if DATA_DIR.value is None else DATA_DIR.value)
+    found = bits.measure(model, dataset, tuple(ROUTES.value), settings, SEED.value)
+    write_json(folder / "bits.json", settings._asdict() | {"step": model.step, "seed": SEED.value, "routes": found})
+    print(f"step {model.step} of {folder}, {settings.num} images\n{bits.report(found)}")
+
+
 def main(argv):
     """Evaluates."""
     del argv
+    with usage_errors():
+        if (SAMPLES.value is None) == (CHECKPOINT.value is None):
+            raise ValueError(f"one of samples and checkpoint must be given, got {SAMPLES.value} and {CHECKPOINT.value}")
+    if CHECKPOINT.value is not None:
+        measure_bits(Path(CHECKPOINT.value).absolute())
+        return
     folder = Path(SAMPLES.value).absolute()
     with usage_errors():
         settings = read_json(folder / "settings.json")

@@ -215,7 +215,7 @@ def test_img2img_starts_from_the_picture(trained, tmp_path):
             "at most the 997 examples of split 'train', got 1000",
         ),
         ("sample", ["--labels=3,10"], "labels must be ints in [0, 9], got '10'"),
-        ("sample", ["--sampler=euler9"], "sampler must be one of ddpm, ddpm_large, ddim,"),
+        ("sample", ["--sampler=euler9"], "sampler must be one of ddpm, ddpm_large, ddpm_learned, ddim,"),
         (
             "sample",
             ["--checkpoint=/nowhere"],

@@ -37,9 +37,14 @@ def get_config() -> ConfigDict:
     config.network.dropout_rate = 0.1
     config.network.conditional = True  # on the class
     config.network.time = "t"  # or "log_snr"
+    config.network.learned_variance = False  # a second output, for the losses hybrid and vlb
     config.network.dtype = "float32"  # what it computes in: float32, bfloat16
 
     config.loss = ConfigDict()
+    config.loss.objective = "denoising"  # what follows; or hybrid, vlb (learned variance), vdm (a learned schedule)
+    config.loss.bin_width = 0.0  # of the data in [-1, 1], for the decoder of the bound: 2 / 16 for digits, 2 / 255
+    config.loss.vlb_weight = 0.001  # of the bound in `hybrid`
+    config.loss.learn_ends = False  # of the learned schedule in `vdm`
     config.loss.weighting = "target"  # plain mean square of what is predicted; "eps": weight 1 on the error of eps;
     # min_snr, truncated_snr, p2, edm, sigmoid, likelihood: see diffax/weightings.py
     config.loss.weighting_parameters = ConfigDict()  # of that weighting: {"gamma": 5.0}

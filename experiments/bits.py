@@ -1,0 +1,138 @@
+"""Bits per dimension of held-out data, by the variational bound and by the probability-flow ODE.
+
+    vlb         the discrete bound over `levels` levels, with the learned variance or both fixed ones
+    continuous  the bound of infinitely many levels, `draws` stratified times for each image
+    ode         uniform dequantization, then the flow's density at the level where sigma / alpha is a quarter of a bin:
+                what the model says of smaller scales is no part of the data
+
+All of them bound the bits of the lattice data from above, in the mean. Standard errors are over images.
+`python -m experiments.evaluate --checkpoint=RUN` is the command.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import diffax
+from experiments import build
+
+T_MIN = 1e-3  # of the grids of continuous schedules
+
+
+class Settings(NamedTuple):
+    """How much is spent. num: images; the others are those of the module's head, `probes` of the divergence."""
+
+    num: int = 400
+    levels: int = 1000
+    draws: int = 200
+    steps: int = 100
+    probes: int = 4
+
+    def check(self) -> None:
+        """Raises `ValueError` for what is too small."""
+        for name, least in (("num", 2), ("levels", 2), ("draws", 1), ("steps", 1), ("probes", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+
+
+class Case(NamedTuple):
+    """A model on its data: x0 (N, ...) in [-1, 1], the lattice's `bin_width` there, whether parts of it are learned."""
+
+    curve: Any
+    denoise: Any
+    x0: Any
+    lattice: dict
+    variances: tuple
+    t_min: float
+
+
+def summary(nats, dimensions, bin_width=1.0):
+    """{"bits": mean, "stderr": of it} from (N,) log-probabilities in nats."""
+    bits = np.asarray(diffax.bits_per_dim(nats, dimensions, bin_width=bin_width))
+    return {"bits": float(bits.mean()), "stderr": float(bits.std(ddof=1) / math.sqrt(len(bits)))}
+
+
+def by_bound(key, case, settings):
+    """The discrete bound: {variance: summary}, and the share of its parts."""
+    curve, denoise, x0, lattice, *_ = case
+    table = getattr(curve, "log_snr_table", None)
+    levels = settings.levels if table is None else len(table)
+    times, found = diffax.times.leading(levels, levels), {}
+    for variance in case.variances:
+        bound = jax.jit(
+            lambda x0, variance=variance: diffax.variational_bound(
+                key, curve, denoise, x0, times, variance=variance, **lattice
+            )
+        )(x0)
+        parts = {name: summary(-getattr(bound, name), x0[0].size)["bits"] for name in ("prior", "decoder")}
+        found[f"vlb, {variance}"] = summary(-bound.total, x0[0].size) | parts
+    return found
+
+
+def in_continuous_time(key, case, settings):
+    """The bound of continuous time."""
+    curve, denoise, x0, lattice, _, t_min = case
+
+    @jax.jit
+    def one(x0, key):
+        u = diffax.draws.stratified(diffax.random.fold_in(key, 9), len(x0))
+        t = t_min + (1 - t_min) * u
+        return diffax.continuous_bound(key, curve, diffax.mean_only(denoise), x0, t, t_min=t_min, **lattice).total
+
+    keys = jax.random.split(key, settings.draws)
+    total = np.mean([np.asarray(one(x0, k)) for k in keys], 0)
+    return {"continuous": summary(-total, x0[0].size)}
+
+
+def by_ode(key, case, settings):
+    """The flow's density of dequantized data."""
+    curve, denoise, x0, lattice, *_ = case
+    noise, probes = jax.random.split(key)
+    bin_width = lattice["bin_width"]
+    t_min = curve.inverse(-2 * jnp.log(bin_width / 4))
+    times = diffax.times.uniform_log_snr(curve, settings.steps + 1, t_max=1.0, t_min=t_min)[::-1]
+    alpha = curve(times[0]).alpha
+
+    @jax.jit
+    def run(x0):
+        x = alpha * diffax.dequantize(noise, x0, bin_width=bin_width)
+        f = diffax.mean_only(denoise)
+        found = diffax.log_likelihood(probes, curve, f, x, times, probes=settings.probes)
+        return found.log_prob + x0[0].size * jnp.log(alpha), found.stderr
+
+    log_prob, of_probes = run(x0)
+    share = float(np.mean(of_probes)) / x0[0].size / math.log(2)
+    return {"ode": summary(log_prob, x0[0].size, bin_width) | {"stderr_of_probes_per_image": share}}
+
+
+ROUTES = {"vlb": by_bound, "continuous": in_continuous_time, "ode": by_ode}
+
+
+def measure(model: Any, dataset: Any, routes: tuple[str, ...], settings: Settings, seed: int) -> dict[str, Any]:
+    """{way: {"bits", "stderr", ..}} on the first images of config.dataset.test_split."""
+    config = model.config
+    images, labels = dataset.arrays(config.dataset.test_split)
+    config.sampling.sampler = "ddpm_learned" if config.network.learned_variance else "ddpm"  # what denoisers are for
+    label = jnp.asarray(labels[: settings.num]) if config.network.conditional else None
+    low, high = model.range
+    case = Case(
+        build.schedule(config, model.params),
+        build.denoiser(config, model.network, model.params, label),
+        jnp.asarray(dataset.normalise(images[: settings.num]), jnp.float32),
+        {"bin_width": 2 / (high - low)},
+        ("learned",) if config.network.learned_variance else ("small", "large"),
+        0.0 if build.is_learned(config) else T_MIN,
+    )
+    found: dict[str, Any] = {}
+    for i, route in enumerate(routes):
+        found |= ROUTES[route](jax.random.fold_in(jax.random.key(seed), i), case, settings)
+    return found
+
+
+def report(found: dict[str, Any]) -> str:
+    """The numbers as text."""
+    lines = [f"  {way:15s} {v['bits']:.4f} +- {v['stderr']:.4f} bits per dimension" for way, v in found.items()]
+    return "\n".join(lines)

@@ -1,0 +1,20 @@
+"""The digits by a variational diffusion model: the bound of continuous time, its noise schedule learned.
+
+    python -m experiments.train --config=experiments/configs/digits_vdm.py --workdir=runs/digits_vdm
+    python -m experiments.bits --checkpoint=runs/digits_vdm
+
+Hardware: 2 CPU cores. Scores: experiments/README.md.
+"""
+
+from experiments.configs import digits
+
+
+def get_config():
+    """As `digits`, with eps-prediction and a schedule between VDM's ends."""
+    config = digits.get_config()
+    config.schedule = {"name": "learned", "log_snr_max": 10.0, "log_snr_min": -6.0}
+    config.prediction = "eps"
+    config.loss.objective = "vdm"
+    config.loss.bin_width = 2 / 16
+    config.loss.spread = "stratified"
+    return config
