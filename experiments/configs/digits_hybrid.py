@@ -1,7 +1,7 @@
 """The digits with learned variance: improved DDPM's hybrid loss, eps-prediction on its cosine table of 1,000 levels.
 
     python -m experiments.train --config=experiments/configs/digits_hybrid.py --workdir=runs/digits_hybrid
-    python -m experiments.bits --checkpoint=runs/digits_hybrid
+    python -m experiments.evaluate --checkpoint=runs/digits_hybrid
 
 Hardware: 2 CPU cores. Scores: experiments/README.md.
 """

@@ -1,7 +1,7 @@
 """The digits by a variational diffusion model: the bound of continuous time, its noise schedule learned.
 
     python -m experiments.train --config=experiments/configs/digits_vdm.py --workdir=runs/digits_vdm
-    python -m experiments.bits --checkpoint=runs/digits_vdm
+    python -m experiments.evaluate --checkpoint=runs/digits_vdm
 
 Hardware: 2 CPU cores. Scores: experiments/README.md.
 """

@@ -1,7 +1,7 @@
 """The digits trained on the variational bound itself, mean and learned variance.
 
     python -m experiments.train --config=experiments/configs/digits_vlb.py --workdir=runs/digits_vlb
-    python -m experiments.bits --checkpoint=runs/digits_vlb
+    python -m experiments.evaluate --checkpoint=runs/digits_vlb
 
 Hardware: 2 CPU cores. Scores: experiments/README.md.
 """
