@@ -121,7 +121,7 @@ def measure(model: Any, dataset: Any, routes: tuple[str, ...], settings: Setting
     case = Case(
         build.schedule(config, model.params),
         build.denoiser(config, model.network, model.params, label),
-        jnp.asarray(dataset.normalise(images[: settings.num]), jnp.float32),
+        jnp.asarray(images[: settings.num], jnp.float32),
         {"bin_width": 2 / (high - low)},
         ("learned",) if config.network.learned_variance else ("small", "large"),
         0.0 if build.is_learned(config) else T_MIN,

@@ -3,7 +3,7 @@
     python -m experiments.train --config=experiments/configs/digits_vdm.py --workdir=runs/digits_vdm
     python -m experiments.evaluate --checkpoint=runs/digits_vdm
 
-Hardware: 2 CPU cores. Scores: experiments/README.md.
+Hardware: 2 CPU cores. Its scores are still to be measured.
 """
 
 from experiments.configs import digits
