@@ -103,7 +103,8 @@ def test_bad_input(config, message):
         checks.check_config(config(), 1)
 
 
-@pytest.mark.parametrize("module", [digits_vdm, pytest.param(digits_hybrid, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [digits_vdm, digits_hybrid])
 def test_bits_of_a_model_that_knows_nothing(module, data_dir, tmp_path):
     """Every route reports; and says no of bad input in a line."""
     config = module.get_config()
