@@ -168,9 +168,10 @@ def test_traced_and_differentiated():
 # The adaptive flow
 
 
-@pytest.mark.parametrize(
-    "name", ["cosine-ve", *(pytest.param(n, marks=pytest.mark.slow) for n in SCHEDULES if n != "cosine-ve")]
-)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in SCHEDULES if name != "cosine-ve"]
+
+
+@pytest.mark.parametrize("name", ["cosine-ve", *SLOW])
 def test_the_adaptive_flow_is_the_exact_one_in_both_directions(name):
     schedule, law = SCHEDULES[name], gaussian()
     x = data_at(law, schedule, LAST)
