@@ -15,9 +15,6 @@ from diffax.pytrees import choose
 from diffax.training import adamw
 
 SCHEDULES = {
-    "learned": lambda *, log_snr_max=13.3, log_snr_min=-5.0, units=64, scaling="vp": diffax.Learned.init(
-        jax.random.key(0), log_snr_max=log_snr_max, log_snr_min=log_snr_min, units=int(units), scaling=scaling
-    ),
     "linear": diffax.Linear,
     "cosine": diffax.Cosine,
     "flow": diffax.Flow,
@@ -46,6 +43,9 @@ SCHEDULES = {
     ),
     "zero_terminal_quadratic_betas": lambda *, num_steps=1000, beta_start=0.00085, beta_end=0.012: diffax.from_betas(
         diffax.zero_terminal_snr(diffax.quadratic_betas(num_steps, beta_start=beta_start, beta_end=beta_end))
+    ),
+    "learned": lambda *, log_snr_max=13.3, log_snr_min=-5.0, units=64, scaling="vp": diffax.Learned.init(
+        jax.random.key(0), log_snr_max=log_snr_max, log_snr_min=log_snr_min, units=int(units), scaling=scaling
     ),
 }
 SAMPLERS = {

@@ -1,5 +1,6 @@
 """From a checkpoint or an export to a model that can be sampled."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,13 @@ from diffax.training import Checkpoints, init_state, load_export
 from experiments import build
 from experiments.configs import default
 from experiments.workdir import is_export, latest_step, load_record
+
+
+def _completed(recorded: dict) -> dict:
+    """A recorded config; a setting that is newer than the run has its default. Tuples are lists, as in JSON."""
+    known = json.loads(json.dumps(default.get_config().to_dict()))
+    groups = {key: value for key, value in known.items() if isinstance(value, dict) and key != "schedule"}
+    return known | recorded | {key: value | recorded.get(key, {}) for key, value in groups.items()}
 
 
 class Model(NamedTuple):
@@ -34,11 +42,7 @@ def load_model(folder: Path, override: Callable[[Any], Any] = lambda config: con
     record = load_record(folder)
     if (kind := record.get("model", "diffusion")) != "diffusion":
         raise ValueError(f"checkpoint must be a diffusion model's, got {folder}, which holds a {kind}")
-    config = default.get_config()  # a setting that is newer than the run has its default
-    config.schedule = {}
-    with config.unlocked():
-        config.update(ml_collections.ConfigDict(record["config"]))
-    config = override(config)
+    config = override(ml_collections.ConfigDict(_completed(record["config"])))
     shape, classes = tuple(record["data"]["shape"]), record["num_classes"]
     network = build.network(config, classes)
     like = jax.eval_shape(lambda: build.init_params(config, network, shape, jax.random.key(0)))

@@ -475,7 +475,7 @@ def test_the_contract(name):
         (lambda: diffax.ddim(COSINE, eta="1"), r"eta must be in \[0, 1\], got '1'"),
         (
             lambda: diffax.ddpm(diffax.Cosine(), variance="medium"),
-            "variance must be one of small, large, got 'medium'",
+            "variance must be one of small, large, learned, got 'medium'",
         ),
     ],
 )
