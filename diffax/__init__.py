@@ -14,7 +14,8 @@ Nouns are pytrees, verbs are functions, algorithms are pairs of functions.
     draws        of training times: laws x ways of drawing
     sde          drift and diffusion of a schedule; the score of a denoiser
     likelihood   log-density by the probability-flow ODE, bits per dimension
-    variational  the bound, term by term; learned variance
+    variational  the bound, term by term
+    bound_losses losses made of it: learned variance, learned schedules
     ode          the flow by an adaptive solver   (needs diffrax; import diffax.ode)
     analytic     oracles with a known answer
     inverse      measurements y = A x0 + noise, and samplers of x0 given y
@@ -39,6 +40,7 @@ Ten lines from a network to samples:
 
 from diffax import (
     analytic,
+    bound_losses,
     denoisers,
     draws,
     guidance,
@@ -55,6 +57,7 @@ from diffax import (
     variational,
     weightings,
 )
+from diffax.bound_losses import hybrid_loss, vdm_loss, vlb_loss
 from diffax.denoisers import Moments, clip_dynamic, clip_static, denoiser, mean_only, on_x0, reschedule
 from diffax.guidance import (
     apg,
@@ -143,7 +146,7 @@ from diffax.schedules import (
     zero_terminal_snr,
 )
 from diffax.typing import Denoiser, Level, Predict, Schedule
-from diffax.variational import continuous_bound, hybrid_loss, posterior, variational_bound, vlb_loss
+from diffax.variational import continuous_bound, posterior, variational_bound
 
 __version__ = "0.1.0"
 
@@ -177,6 +180,7 @@ __all__ = [
     "arctan_times",
     "autoguidance",
     "bits_per_dim",
+    "bound_losses",
     "cfg_plus_plus",
     "churn",
     "classifier",
@@ -267,6 +271,7 @@ __all__ = [
     "unroll",
     "variational",
     "variational_bound",
+    "vdm_loss",
     "vlb_loss",
     "weightings",
     "zero_terminal_snr",

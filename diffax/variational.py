@@ -23,7 +23,6 @@ which depends on the schedule through its ends alone.
 Ho et al. 2020, eq. 5, 7, 8 and 13; Nichol & Dhariwal 2021, eq. 15; Kingma et al. 2021, eq. 11 to 17.
 """
 
-import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -31,14 +30,11 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.curves import SCALINGS
-from diffax.denoisers import Moments, denoiser, moments_of
-from diffax.predictions import KINDS, target
+from diffax.denoisers import Moments, moments_of
 from diffax.pytrees import as_float, batch_size, check, choose, combine, concrete, expand
 from diffax.samplers.base import Sampler
 from diffax.sampling import unroll
-from diffax.schedules import Learned
-from diffax.typing import Denoiser, Keys, Level, Schedule
+from diffax.typing import Denoiser, Keys, Schedule
 
 VARIANCES = {"small": 0.0, "large": 1.0, "learned": None}
 
@@ -146,22 +142,23 @@ def step_term(schedule: Schedule, denoise: Denoiser, x0: Any, x: Any, t: Any, s:
         ratio2 = jnp.exp(2 * log_ratio)
         return -log_ratio + jnp.expm1(2 * log_ratio) / 2 + ratio2 * expand(gap, x0) * jnp.square(x0 - x0_hat) / 2
 
-    return _total(jax.tree.map(term, x0, x0_hat, v))
+    return total(jax.tree.map(term, x0, x0_hat, v))
 
 
 def prior_term(schedule: Schedule, x0: Any, t: Any = 1.0) -> Any:
     """(B,) KL(q(x_t | x0) || N(0, sigma_t^2 I)) = SNR |x0|^2 / 2, in nats: what starting from pure noise costs."""
     snr = jnp.exp(schedule(t).log_snr)
-    return _total(jax.tree.map(lambda v: expand(snr, v) * jnp.square(v) / 2, x0))
+    return total(jax.tree.map(lambda v: expand(snr, v) * jnp.square(v) / 2, x0))
 
 
-def _decoder(key, schedule, denoise, x0, t, before, variance, lattice):
+def decoder_term(key, schedule, denoise, x0, t, before, variance, lattice):
+    """(B,) `decoder_at` of the denoiser's answer, for a draw of x_t."""
     level = schedule(t)
     x = combine((level.alpha, x0), (level.sigma, random.noise(key, x0)))
-    return _decoded(schedule, Moments(*moments_of(denoise(x, t), VARIANCES[variance])), x0, t, before, lattice)
+    return decoder_at(schedule, Moments(*moments_of(denoise(x, t), VARIANCES[variance])), x0, t, before, lattice)
 
 
-def _decoded(schedule, answer, x0, t, before, lattice):
+def decoder_at(schedule, answer, x0, t, before, lattice):
     """(B,) -log p(x0 | x_t) at the last level t. before: the level in front, whose beta-tilde is the small variance."""
     level = schedule(t)
     large = level.sigma / level.alpha
@@ -171,7 +168,7 @@ def _decoded(schedule, answer, x0, t, before, lattice):
         std = jnp.exp((1 - v) * jnp.log(expand(small, x0)) + v * jnp.log(expand(large, x0)))
         return -decoder_log_prob(x0, x0_hat, std, **lattice)
 
-    return _total(jax.tree.map(term, x0, answer.x0, answer.v))
+    return total(jax.tree.map(term, x0, answer.x0, answer.v))
 
 
 class _Terms(NamedTuple):
@@ -230,7 +227,7 @@ def variational_bound(
 
     walk = Sampler(lambda x, times: _Terms(x, jnp.zeros(batch_size(x))), step, order=0, calls=1)
     _, steps = unroll(random.fold_in(key, 0), walk, denoise, x0, times, record=lambda state: state.term)
-    decoder = _decoder(random.fold_in(key, 1), schedule, denoise, x0, times[-1], times[-2], variance, lattice)
+    decoder = decoder_term(random.fold_in(key, 1), schedule, denoise, x0, times[-1], times[-2], variance, lattice)
     prior = prior_term(schedule, x0, times[0])
     return Bound(prior + steps.sum(0) + decoder, prior, steps, decoder)
 
@@ -270,184 +267,23 @@ def continuous_bound(
         check("t_max", t_max, f"> t_min = {low_t}", lambda v: v > low_t)
     x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(random.fold_in(key, 0), x0)))
     x0_hat, _ = moments_of(denoise(x, t), 0.0)
-    integral = (t_max - t_min) * integrand(schedule, x0, x0_hat, t)
+    log_snr, slope = jax.jvp(schedule.log_snr, (as_float(t),), (jnp.ones_like(as_float(t)),))
+    integral = (t_max - t_min) * integrand(log_snr, slope, x0, x0_hat)
     lattice = {"bin_width": bin_width, "low": low, "high": high}
-    decoder = _decoder(random.fold_in(key, 1), schedule, denoise, x0, as_float(t_min), t_max, "large", lattice)
+    decoder = decoder_term(random.fold_in(key, 1), schedule, denoise, x0, as_float(t_min), t_max, "large", lattice)
     prior = prior_term(schedule, x0, t_max)
     return Bound(prior + integral + decoder, prior, integral, decoder)
 
 
-def integrand(schedule: Schedule, x0: Any, x0_hat: Any, t: Any) -> Any:
-    """(B,) -lambda'(t) SNR(t) |x0 - x0_hat|^2 / 2 in nats, the cost at t (Kingma et al. 2021, eq. 17)."""
-    t = as_float(t)
-    log_snr, slope = jax.jvp(schedule.log_snr, (t,), (jnp.ones_like(t),))
+def integrand(log_snr: Any, slope: Any, x0: Any, x0_hat: Any) -> Any:
+    """(B,) -lambda' SNR |x0 - x0_hat|^2 / 2 in nats, what a time costs in continuous time: log_snr (B,) and its slope.
+
+    Source: Kingma et al. 2021, eq. 17.
+    """
     rate = -slope * jnp.exp(log_snr) / 2
-    return _total(jax.tree.map(lambda u, v: expand(rate, u) * jnp.square(u - v), x0, x0_hat))
+    return total(jax.tree.map(lambda u, v: expand(rate, u) * jnp.square(u - v), x0, x0_hat))
 
 
-def _total(terms):
+def total(terms):
     """(B,) sums over all axes of all leaves but the batch's."""
     return sum(jnp.sum(v.reshape(len(v), -1), 1) for v in jax.tree.leaves(terms))
-
-
-def vdm_loss(
-    key: Keys,
-    predict: Any,
-    schedule: Learned,
-    kind: str,
-    x0: Any,
-    t: Any,
-    *,
-    learn_ends: bool = False,
-    bin_width: Any = None,
-    low: Any = -1.0,
-    high: Any = 1.0,
-    sigma_data: Any = 0.5,
-) -> Any:
-    """The bound of continuous time in bits per dimension, (B,), that trains a learned schedule as well.
-
-    The bound does not depend on the curve between the ends, but the variance of its estimate l(t) does. So the
-    gradient that this loss has is that of E l for the network and the ends, and that of E l^2 for the curve: in one
-    backward pass, the gradient of l_i with respect to lambda(t_i) and lambda'(t_i) being multiplied by 2 l_i on its way
-    into the curve. Train all of it by one optimiser.
-
-    Args:
-      key: () or (B,); consumed.
-      predict: (x, t) -> y. Conditioned on t itself, not on the schedule's log-SNR.
-      schedule: `Learned`.
-      kind: what y is, any but velocity.
-      x0: (B, ...) clean data.
-      t: (B,), uniform on [0, 1]; stratified draws are VDM's.
-      learn_ends: whether the ends are trained.
-      bin_width: of lattice data, as in `decoder_log_prob`; None for data with a density.
-      low: the lattice's first value.
-      high: its last.
-      sigma_data: of the prediction `edm` alone.
-
-    Raises:
-      ValueError: for a kind that has no place here, or another schedule.
-
-    Source: Kingma et al. 2021, eq. 17 and 18, appendix I.2.
-    """
-    if not isinstance(schedule, Learned):
-        raise ValueError(f"schedule must be Learned, got {type(schedule).__name__}")
-    choose("kind", kind, [k for k in KINDS if k != "velocity"])
-    stop, t = jax.lax.stop_gradient, as_float(t)
-    shape_fixed = dataclasses.replace(stop(schedule), ends=schedule.ends if learn_ends else stop(schedule.ends))
-    ends_fixed = dataclasses.replace(schedule, ends=stop(schedule.ends))
-    eps = random.noise(random.fold_in(key, 0), x0)
-    unit = _dimensions(x0) * math.log(2)
-
-    def integral(log_snr, slope):
-        level = Level(*SCALINGS[schedule.scaling](jnp.exp(-log_snr / 2)), log_snr)
-        x = combine((level.alpha, x0), (level.sigma, eps))
-        a, b = KINDS[kind](schedule, t, level, sigma_data)
-        det = level.alpha * b - level.sigma * a
-        x0_hat = combine((b / det, x), (-level.sigma / det, predict(x, t)))
-        rate = -slope * jnp.exp(log_snr) / 2
-        return _total(jax.tree.map(lambda u, v: expand(rate, u) * jnp.square(u - v), x0, x0_hat)) / unit
-
-    of_ends, of_shape = (jax.jvp(s.log_snr, (t,), (jnp.ones_like(t),)) for s in (shape_fixed, ends_fixed))
-    twice = 2 * stop(integral(*map(stop, of_ends)))  # under jit the same computation as the one below
-    mixed = [stop(e) + (e - stop(e)) + twice * (c - stop(c)) for e, c in zip(of_ends, of_shape, strict=True)]
-    lattice = {"bin_width": bin_width, "low": low, "high": high}
-    denoise = denoiser(predict, shape_fixed, kind, sigma_data=sigma_data)
-    first, last = as_float(0.0), as_float(1.0)
-    decoder = _decoder(random.fold_in(key, 1), shape_fixed, denoise, x0, first, last, "large", lattice)
-    return integral(*mixed) + (decoder + prior_term(shape_fixed, x0, last)) / unit
-
-
-def hybrid_loss(
-    key: Keys,
-    predict: Any,
-    schedule: Schedule,
-    kind: str,
-    x0: Any,
-    t: Any,
-    *,
-    num_steps: int,
-    weight: Any = 0.001,
-    bin_width: Any = None,
-    low: Any = -1.0,
-    high: Any = 1.0,
-    sigma_data: Any = 0.5,
-) -> Any:
-    """Improved DDPM's L_simple + weight L_vlb of each example, (B,): the second trains the variance alone.
-
-        L_simple = mean |y_hat - y|^2,     L_vlb = T L_(t -> t - 1 / T) / (D log 2), the decoder's at t = 1 / T
-
-    The bound's gradient is stopped at x0_hat, so that it moves v, not the mean.
-
-    Args:
-      key: () or (B,); consumed.
-      predict: (x, t) -> `Moments(y, raw)`, raw in the shape of y; v = (raw + 1) / 2.
-      schedule: noise schedule.
-      kind: what y is.
-      x0: (B, ...) clean data.
-      t: (B,) multiples of 1 / T.
-      num_steps: T, an int >= 2.
-      weight: of L_vlb, in bits per dimension; 0.001 in the paper.
-      bin_width: of lattice data, as in `decoder_log_prob`; None for data with a density.
-      low: the lattice's first value.
-      high: its last.
-      sigma_data: of the prediction `edm` alone.
-
-    Raises:
-      ValueError: for an unknown kind, num_steps < 2, a negative weight, a network without the second output.
-
-    Source: Nichol & Dhariwal 2021, eq. 15 and 16.
-    """
-    check("weight", weight, ">= 0", lambda v: v >= 0)
-    _check_steps(num_steps)
-    eps = random.noise(key, x0)
-    x = combine((schedule(t).alpha, x0), (schedule(t).sigma, eps))
-    y_hat, raw = moments_of(predict(x, t), None)
-    y = target(kind, schedule, x0, eps, t, sigma_data=sigma_data)
-    simple = _total(jax.tree.map(lambda u, v: jnp.square(u - v), y, y_hat)) / _dimensions(x0)
-    fixed = Moments(jax.lax.stop_gradient(y_hat), raw)
-    denoise = denoiser(lambda x, t: fixed, schedule, kind, sigma_data=sigma_data)
-    return simple + weight * _term_loss(schedule, denoise, x0, x, t, num_steps, bin_width, low, high)
-
-
-def vlb_loss(
-    key: Keys,
-    predict: Any,
-    schedule: Schedule,
-    kind: str,
-    x0: Any,
-    t: Any,
-    *,
-    num_steps: int,
-    bin_width: Any = None,
-    low: Any = -1.0,
-    high: Any = 1.0,
-    sigma_data: Any = 0.5,
-) -> Any:
-    """One term of the bound for each example, times their number, in bits per dimension: (B,), an unbiased estimate.
-
-    L_vlb of `hybrid_loss` alone, which trains mean and variance. Its variance is large: improved DDPM draws t by
-    `draws.loss_aware` (multiply by the draw's weight). Arguments, errors and source as there; the prior's constant term
-    is left out.
-    """
-    _check_steps(num_steps)
-    x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(key, x0)))
-    denoise = denoiser(predict, schedule, kind, sigma_data=sigma_data)
-    return _term_loss(schedule, denoise, x0, x, t, num_steps, bin_width, low, high)
-
-
-def _check_steps(num_steps):
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 2:
-        raise ValueError(f"num_steps must be an int >= 2, got {num_steps!r}")
-
-
-def _term_loss(schedule, denoise, x0, x, t, num_steps, bin_width, low, high):
-    answer = Moments(*moments_of(denoise(x, t), None))
-    step = step_term(schedule, lambda x, t: answer, x0, x, t, jnp.maximum(t - 1 / num_steps, 0.0), "learned")
-    lattice = {"bin_width": bin_width, "low": low, "high": high}
-    # At the first level's variances for all, so that no example that does not count has a NaN for a gradient.
-    end = _decoded(schedule, answer, x0, as_float(1 / num_steps), as_float(2 / num_steps), lattice)
-    return jnp.where(t < 1.5 / num_steps, end, step) * num_steps / (_dimensions(x0) * math.log(2))
-
-
-def _dimensions(x0):
-    return sum(leaf[0].size for leaf in jax.tree.leaves(x0))

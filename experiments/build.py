@@ -267,7 +267,7 @@ def _bounded(config):
     num_steps = table_length(curve)
     settings = {"num_steps": num_steps, "bin_width": config.loss.bin_width, "sigma_data": config.sigma_data}
     weights = {"weight": config.loss.vlb_weight} if config.loss.objective == "hybrid" else {}
-    compute = diffax.hybrid_loss if weights else diffax.variational.vlb_loss
+    compute = diffax.hybrid_loss if weights else diffax.vlb_loss
 
     def of_example(key, f, image, drawn, params):
         t = diffax.draws.discrete(drawn, num_steps).t
@@ -281,7 +281,7 @@ def _vdm(config):
 
     def of_example(key, f, image, drawn, params):
         curve = schedule(config, params)
-        return diffax.variational.vdm_loss(key, f, curve, config.prediction, image, drawn.t, **settings)
+        return diffax.vdm_loss(key, f, curve, config.prediction, image, drawn.t, **settings)
 
     return of_example
 

@@ -20,7 +20,7 @@ LEVELS = [
     {"guidance", "losses", "samplers"},
     {"sampling"},
     {"analytic", "likelihood", "variational"},
-    {"ode"},
+    {"ode", "bound_losses"},
     {"learned_grid"},
     {"inverse"},
     {"nn", "training", "metrics"},

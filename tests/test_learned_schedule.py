@@ -86,7 +86,7 @@ def plain(made, theta):
 
 def loss(made, theta, **options):
     predict, x0, t = parts(jax.lax.stop_gradient(made), theta)
-    return diffax.variational.vdm_loss(KEY, predict, made, "eps", x0, t, **options)
+    return diffax.vdm_loss(KEY, predict, made, "eps", x0, t, **options)
 
 
 def test_its_value_is_the_bound():
@@ -136,7 +136,7 @@ def test_training_the_curve_lowers_the_variance_and_leaves_the_mean():
     def values(made, key):
         u = diffax.draws.stratified(jax.random.fold_in(key, 7), 256)
         predict = eps_of(jax.lax.stop_gradient(made))
-        return diffax.variational.vdm_loss(key, predict, made, "eps", x0, u)
+        return diffax.vdm_loss(key, predict, made, "eps", x0, u)
 
     @jax.jit
     def step(made, key):
@@ -158,9 +158,9 @@ def test_training_the_curve_lowers_the_variance_and_leaves_the_mean():
         (lambda: diffax.Learned.init(KEY, log_snr_max=30.0), r"ends must be in \[-20, 20\], got"),
         (lambda: diffax.Learned.init(KEY, log_snr_max=-6.0), "ends must fall from t = 0 to t = 1, got"),
         (lambda: diffax.Learned.init(KEY, units=0), "units must be an int >= 1, got 0"),
-        (lambda: diffax.variational.vdm_loss(KEY, None, diffax.Cosine(), "eps", None, None),
+        (lambda: diffax.vdm_loss(KEY, None, diffax.Cosine(), "eps", None, None),
          "schedule must be Learned, got Cosine"),
-        (lambda: diffax.variational.vdm_loss(KEY, None, schedule(), "velocity", None, None),
+        (lambda: diffax.vdm_loss(KEY, None, schedule(), "velocity", None, None),
          "kind must be one of x0, eps, score, v, edm, got 'velocity'"),
     ],
 )  # fmt: skip

@@ -1,0 +1,186 @@
+r"""Losses made of the variational bound, in bits per dimension: they train the variance and the schedule too.
+
+    hybrid   L_simple + 0.001 L_vlb, the second for the variance alone       Nichol & Dhariwal 2021
+    vlb      L_vlb: a term of the discrete bound, times their number
+    vdm      the bound of continuous time, and a learned schedule            Kingma et al. 2021
+
+The terms are those of `diffax.variational`.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffax import random
+from diffax.curves import SCALINGS
+from diffax.denoisers import Moments, denoiser, moments_of
+from diffax.predictions import KINDS, target
+from diffax.pytrees import as_float, check, choose, combine
+from diffax.schedules import Learned
+from diffax.typing import Keys, Level, Schedule
+from diffax.variational import decoder_at, decoder_term, integrand, prior_term, step_term, total
+
+
+def vdm_loss(
+    key: Keys,
+    predict: Any,
+    schedule: Learned,
+    kind: str,
+    x0: Any,
+    t: Any,
+    *,
+    learn_ends: bool = False,
+    bin_width: Any = None,
+    low: Any = -1.0,
+    high: Any = 1.0,
+    sigma_data: Any = 0.5,
+) -> Any:
+    """The bound of continuous time in bits per dimension, (B,), that trains a learned schedule as well.
+
+    The bound does not depend on the curve between the ends, but the variance of its estimate l(t) does. So the
+    gradient that this loss has is that of E l for the network and the ends, and that of E l^2 for the curve: in one
+    backward pass, the gradient of l_i with respect to lambda(t_i) and lambda'(t_i) being multiplied by 2 l_i on its way
+    into the curve. Train all of it by one optimiser.
+
+    Args:
+      key: () or (B,); consumed.
+      predict: (x, t) -> y. Conditioned on t itself, not on the schedule's log-SNR.
+      schedule: `Learned`.
+      kind: what y is, any but velocity.
+      x0: (B, ...) clean data.
+      t: (B,), uniform on [0, 1]; stratified draws are VDM's.
+      learn_ends: whether the ends are trained.
+      bin_width: of lattice data, as in `decoder_log_prob`; None for data with a density.
+      low: the lattice's first value.
+      high: its last.
+      sigma_data: of the prediction `edm` alone.
+
+    Raises:
+      ValueError: for a kind that has no place here, or another schedule.
+
+    Source: Kingma et al. 2021, eq. 17 and 18, appendix I.2.
+    """
+    if not isinstance(schedule, Learned):
+        raise ValueError(f"schedule must be Learned, got {type(schedule).__name__}")
+    choose("kind", kind, [k for k in KINDS if k != "velocity"])
+    stop, t = jax.lax.stop_gradient, as_float(t)
+    shape_fixed = dataclasses.replace(stop(schedule), ends=schedule.ends if learn_ends else stop(schedule.ends))
+    ends_fixed = dataclasses.replace(schedule, ends=stop(schedule.ends))
+    eps = random.noise(random.fold_in(key, 0), x0)
+    unit = _dimensions(x0) * math.log(2)
+
+    def integral(log_snr, slope):
+        level = Level(*SCALINGS[schedule.scaling](jnp.exp(-log_snr / 2)), log_snr)
+        x = combine((level.alpha, x0), (level.sigma, eps))
+        a, b = KINDS[kind](schedule, t, level, sigma_data)
+        det = level.alpha * b - level.sigma * a
+        x0_hat = combine((b / det, x), (-level.sigma / det, predict(x, t)))
+        return integrand(log_snr, slope, x0, x0_hat) / unit
+
+    of_ends, of_shape = (jax.jvp(s.log_snr, (t,), (jnp.ones_like(t),)) for s in (shape_fixed, ends_fixed))
+    twice = 2 * stop(integral(*map(stop, of_ends)))  # under jit the same computation as the one below
+    mixed = [stop(e) + (e - stop(e)) + twice * (c - stop(c)) for e, c in zip(of_ends, of_shape, strict=True)]
+    lattice = {"bin_width": bin_width, "low": low, "high": high}
+    denoise = denoiser(predict, shape_fixed, kind, sigma_data=sigma_data)
+    first, last = as_float(0.0), as_float(1.0)
+    decoder = decoder_term(random.fold_in(key, 1), shape_fixed, denoise, x0, first, last, "large", lattice)
+    return integral(*mixed) + (decoder + prior_term(shape_fixed, x0, last)) / unit
+
+
+def hybrid_loss(
+    key: Keys,
+    predict: Any,
+    schedule: Schedule,
+    kind: str,
+    x0: Any,
+    t: Any,
+    *,
+    num_steps: int,
+    weight: Any = 0.001,
+    bin_width: Any = None,
+    low: Any = -1.0,
+    high: Any = 1.0,
+    sigma_data: Any = 0.5,
+) -> Any:
+    """Improved DDPM's L_simple + weight L_vlb of each example, (B,): the second trains the variance alone.
+
+        L_simple = mean |y_hat - y|^2,     L_vlb = T L_(t -> t - 1 / T) / (D log 2), the decoder's at t = 1 / T
+
+    The bound's gradient is stopped at x0_hat, so that it moves v, not the mean.
+
+    Args:
+      key: () or (B,); consumed.
+      predict: (x, t) -> `Moments(y, raw)`, raw in the shape of y; v = (raw + 1) / 2.
+      schedule: noise schedule.
+      kind: what y is.
+      x0: (B, ...) clean data.
+      t: (B,) multiples of 1 / T.
+      num_steps: T, an int >= 2.
+      weight: of L_vlb, in bits per dimension; 0.001 in the paper.
+      bin_width: of lattice data, as in `decoder_log_prob`; None for data with a density.
+      low: the lattice's first value.
+      high: its last.
+      sigma_data: of the prediction `edm` alone.
+
+    Raises:
+      ValueError: for an unknown kind, num_steps < 2, a negative weight, a network without the second output.
+
+    Source: Nichol & Dhariwal 2021, eq. 15 and 16.
+    """
+    check("weight", weight, ">= 0", lambda v: v >= 0)
+    _check_steps(num_steps)
+    eps = random.noise(key, x0)
+    x = combine((schedule(t).alpha, x0), (schedule(t).sigma, eps))
+    y_hat, raw = moments_of(predict(x, t), None)
+    y = target(kind, schedule, x0, eps, t, sigma_data=sigma_data)
+    simple = total(jax.tree.map(lambda u, v: jnp.square(u - v), y, y_hat)) / _dimensions(x0)
+    fixed = Moments(jax.lax.stop_gradient(y_hat), raw)
+    denoise = denoiser(lambda x, t: fixed, schedule, kind, sigma_data=sigma_data)
+    return simple + weight * _term_loss(schedule, denoise, x0, x, t, num_steps, bin_width, low, high)
+
+
+def vlb_loss(
+    key: Keys,
+    predict: Any,
+    schedule: Schedule,
+    kind: str,
+    x0: Any,
+    t: Any,
+    *,
+    num_steps: int,
+    bin_width: Any = None,
+    low: Any = -1.0,
+    high: Any = 1.0,
+    sigma_data: Any = 0.5,
+) -> Any:
+    """One term of the bound for each example, times their number, in bits per dimension: (B,), an unbiased estimate.
+
+    L_vlb of `hybrid_loss` alone, which trains mean and variance. Its variance is large: improved DDPM draws t by
+    `draws.loss_aware` (multiply by the draw's weight). Arguments, errors and source as there; the prior's constant term
+    is left out.
+    """
+    _check_steps(num_steps)
+    x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(key, x0)))
+    denoise = denoiser(predict, schedule, kind, sigma_data=sigma_data)
+    return _term_loss(schedule, denoise, x0, x, t, num_steps, bin_width, low, high)
+
+
+def _check_steps(num_steps):
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 2:
+        raise ValueError(f"num_steps must be an int >= 2, got {num_steps!r}")
+
+
+def _term_loss(schedule, denoise, x0, x, t, num_steps, bin_width, low, high):
+    answer = Moments(*moments_of(denoise(x, t), None))
+    step = step_term(schedule, lambda x, t: answer, x0, x, t, jnp.maximum(t - 1 / num_steps, 0.0), "learned")
+    lattice = {"bin_width": bin_width, "low": low, "high": high}
+    # At the first level's variances for all, so that no example that does not count has a NaN for a gradient.
+    end = decoder_at(schedule, answer, x0, as_float(1 / num_steps), as_float(2 / num_steps), lattice)
+    return jnp.where(t < 1.5 / num_steps, end, step) * num_steps / (_dimensions(x0) * math.log(2))
+
+
+def _dimensions(x0):
+    return sum(leaf[0].size for leaf in jax.tree.leaves(x0))
