@@ -1,7 +1,6 @@
-"""ConfigDict -> objects, by plain dicts: the only file that knows both sides. Each function builds one thing."""
+"""ConfigDict -> objects, by plain dicts. Each function builds one thing; the losses are in `objectives`."""
 
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -86,37 +85,11 @@ GRIDS = {
     "trailing": lambda schedule, n: diffax.times.trailing(table_length(schedule), n),
     "linspace": lambda schedule, n: diffax.times.linspace(table_length(schedule), n),
 }
-WEIGHTINGS = {
-    "target": None,
-    "eps": diffax.weightings.simple,
-    "min_snr": diffax.weightings.min_snr,
-    "truncated_snr": diffax.weightings.truncated_snr,
-    "p2": diffax.weightings.p2,
-    "edm": diffax.weightings.edm,
-    "sigmoid": diffax.weightings.sigmoid,
-    "likelihood": diffax.weightings.likelihood,
-}
-PER_LOG_SNR = ("sigmoid", "likelihood")  # weightings of equal steps of log-SNR
-LAWS = {
-    "uniform": diffax.draws.uniform,
-    "logit_normal": diffax.draws.logit_normal,
-    "mode": diffax.draws.mode,
-    "cosmap": diffax.draws.cosmap,
-    "log_normal_sigma": diffax.draws.log_normal_sigma,
-}
-SPREADS = {  # index: where these examples stand in the whole batch of `total`
-    "independent": lambda keys, size, index, total: diffax.draws.independent(keys, size),
-    "stratified": lambda keys, size, index, total: diffax.draws.stratified(keys, size, index=index, total=total),
-    "antithetic": lambda keys, size, index, total: diffax.draws.antithetic(keys, size),
-}
 TIMES = {
     "t": (1000.0, lambda schedule, t: t),
     "log_snr": (25.0, lambda schedule, t: schedule.log_snr(t)),  # [-20, 20] spans what [0, 1] does at 1000
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-OBJECTIVES = ("denoising", "hybrid", "vlb", "vdm")
 
 
 def is_learned(config: Any) -> bool:
@@ -200,90 +173,6 @@ def predict(config: Any, net: UNet, params: Any, label: Any = None, *, key: Any 
         return diffax.Moments(*jnp.split(y, 2, -1)) if config.network.learned_variance else y
 
     return bound
-
-
-def _make(config: Any, setting: str, table: dict[str, Any]) -> Any:
-    """What config.loss.SETTING names, made with the parameters in config.loss.SETTING_parameters; None as it is."""
-    path = f"config.loss.{setting}"
-    name, parameters = config.loss[setting], dict(config.loss[f"{setting}_parameters"])
-    make = choose(path, name, table)
-    known = [] if make is None else list(inspect.signature(make).parameters)
-    # What the config says elsewhere.
-    given = {"schedule": schedule(config), "sigma_data": config.sigma_data}
-    for key, value in parameters.items():
-        if key not in known or key in given:
-            own = ", ".join(k for k in known if k not in given) or "none"
-            raise ValueError(f"{path}_parameters.{key} is no parameter of {name}; those are {own}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"{path}_parameters.{key} must be a number, got {value!r}")
-    return make and make(**{k: v for k, v in given.items() if k in known}, **parameters)
-
-
-def weighting(config: Any) -> Callable | None:
-    """The loss's weighting of log-SNR, None for the plain mean square of what is predicted."""
-    return _make(config, "weighting", WEIGHTINGS)
-
-
-def law(config: Any) -> Callable:
-    """The law of the training times."""
-    return _make(config, "times", LAWS)
-
-
-def loss(config: Any, net: UNet) -> Callable:
-    """(params, batch, keys (B,)) -> the loss of each example, by config.loss.objective."""
-    objective = {"denoising": _denoising, "hybrid": _bounded, "vlb": _bounded, "vdm": _vdm}[config.loss.objective]
-    of_times, spread = law(config), SPREADS[config.loss.spread]
-    of_example = objective(config)
-
-    def per_example(params, batch, keys):
-        noise, time, drop, dropout = (diffax.random.fold_in(keys, i) for i in range(4))
-        image, label = batch["image"], batch["label"]
-        if config.network.conditional:
-            label = diffax.drop_labels(drop, label, net.num_classes, p_uncond=config.loss.p_uncond)
-        place = {"index": batch["index"], "total": config.dataset.batch_size}
-        drawn = diffax.draws.draw(time, len(image), of_times, way=functools.partial(spread, **place))
-        f = predict(config, net, params, label if config.network.conditional else None, key=dropout)
-        return of_example(noise, f, image, drawn, params)
-
-    return per_example
-
-
-# Each: config -> (key, predict, images, draw of times, params) -> (B,)
-
-
-def _denoising(config):
-    of_log_snr = weighting(config)
-    measure = "log_snr" if config.loss.weighting in PER_LOG_SNR else "t"
-    weights = {"weighting": of_log_snr, "measure": measure, "sigma_data": config.sigma_data}
-
-    def of_example(key, f, image, drawn, params):
-        return diffax.denoising_loss(key, f, schedule(config), config.prediction, image, drawn.t, **weights)
-
-    return of_example
-
-
-def _bounded(config):
-    curve = schedule(config)
-    num_steps = table_length(curve)
-    settings = {"num_steps": num_steps, "bin_width": config.loss.bin_width, "sigma_data": config.sigma_data}
-    weights = {"weight": config.loss.vlb_weight} if config.loss.objective == "hybrid" else {}
-    compute = diffax.hybrid_loss if weights else diffax.vlb_loss
-
-    def of_example(key, f, image, drawn, params):
-        t = diffax.draws.discrete(drawn, num_steps).t
-        return compute(key, f, curve, config.prediction, image, t, **settings, **weights)
-
-    return of_example
-
-
-def _vdm(config):
-    settings = {"learn_ends": config.loss.learn_ends, "bin_width": config.loss.bin_width}
-
-    def of_example(key, f, image, drawn, params):
-        curve = schedule(config, params)
-        return diffax.vdm_loss(key, f, curve, config.prediction, image, drawn.t, **settings)
-
-    return of_example
 
 
 def optimizer(config: Any) -> Any:

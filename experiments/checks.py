@@ -8,7 +8,7 @@ import ml_collections
 import diffax
 from diffax.predictions import KINDS
 from diffax.pytrees import choose
-from experiments import build
+from experiments import build, objectives
 from experiments.configs import default
 
 # Their keys are the parameters of what a name says: of the group's own, or of the setting they are called after.
@@ -23,14 +23,14 @@ def check_config(config: Any, num_devices: int) -> None:
     choose("config.network.time", config.network.time, build.TIMES)
     choose("config.network.dtype", config.network.dtype, build.DTYPES)
     _check_objective(config)
-    choose("config.loss.spread", config.loss.spread, build.SPREADS)
+    choose("config.loss.spread", config.loss.spread, objectives.SPREADS)
     choose("config.sampling.sampler", config.sampling.sampler, build.SAMPLERS)
     choose("config.sampling.grid", config.sampling.grid, build.GRIDS)
     if not config.sigma_data > 0:
         raise ValueError(f"config.sigma_data must be > 0, got {config.sigma_data}")
     diffax.denoiser(lambda x, t: x, build.schedule(config), config.prediction)
-    build.weighting(config)
-    build.law(config)
+    objectives.weighting(config)
+    objectives.law(config)
     build.sampler(config)
     build.optimizer(config)
     for group, keys in {
@@ -66,7 +66,8 @@ def check_config(config: Any, num_devices: int) -> None:
 
 
 def _check_objective(config: Any) -> None:
-    objective = choose("config.loss.objective", config.loss.objective, build.OBJECTIVES)
+    objective = config.loss.objective
+    choose("config.loss.objective", objective, objectives.OBJECTIVES)
     if (objective != "denoising") != (config.loss.bin_width > 0):
         wanted = "0" if objective == "denoising" else "> 0"
         raise ValueError(f"config.loss.bin_width must be {wanted} for {objective}, got {config.loss.bin_width}")

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import build, images, training
+from experiments import build, images, objectives, training
 from experiments.workdir import launch
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
@@ -47,7 +47,7 @@ def main(argv):
     del argv
     config = CONFIG.value
     run = training.prepare(config, Path(WORKDIR.value).absolute(), build.network, "diffusion")
-    training.train(run, build.loss(config, run.net), draw_samples(run))
+    training.train(run, objectives.objective(config, run.net), draw_samples(run))
 
 
 if __name__ == "__main__":

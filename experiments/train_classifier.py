@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 import diffax
 from experiments import build, noisy_classifier, training
+from experiments.objectives import Objective
 from experiments.workdir import launch
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
@@ -56,7 +57,7 @@ def main(argv):
     config = CONFIG.value
     workdir = Path(WORKDIR.value).absolute()
     run = training.prepare(config, workdir, noisy_classifier.network, noisy_classifier.KIND)
-    training.train(run, noisy_classifier.loss(config, run.net), judge(run))
+    training.train(run, Objective(noisy_classifier.loss(config, run.net)), judge(run))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from diffax.training import Checkpoints, data_parallel, init_state, replicate, t
 from experiments import build, checks
 from experiments.data.datasets import open_dataset
 from experiments.data.pipeline import batches
+from experiments.objectives import Objective
 from experiments.progress import Progress, clock
 from experiments.workdir import MetricsLog, claim, usage_errors
 
@@ -63,12 +64,12 @@ def describe(run: Run, params: Any) -> str:
     )
 
 
-def train(run: Run, loss: Callable, look: Callable) -> None:
+def train(run: Run, objective: Objective, look: Callable) -> None:
     """The training loop, from wherever the last checkpoint left off.
 
     Args:
       run: of `prepare`.
-      loss: (params, batch, keys (B,)) -> the loss of each example.
+      objective: the loss of each example, and what it remembers.
       look: (step, is it the last, EMA parameters, log, say) -> values for the log, {} if there is nothing to see at
         this step; it may write pictures to the log and say a line.
     """
@@ -76,8 +77,10 @@ def train(run: Run, loss: Callable, look: Callable) -> None:
     init_key, state_key = jax.random.split(jax.random.key(config.seed))
     params = build.init_params(config, run.net, run.dataset.shape, init_key)
     optimizer = build.optimizer(config)
-    state = replicate(init_state(state_key, params, optimizer), run.devices)
-    step_fn = data_parallel(train_step(loss, optimizer, ema_decay=config.optimizer.ema_decay), run.devices)
+    state = replicate(init_state(state_key, params, optimizer, objective.memory), run.devices)
+    ema_decay = config.optimizer.ema_decay
+    one_step = train_step(objective.loss, optimizer, ema_decay=ema_decay, remember=objective.remember)
+    step_fn = data_parallel(one_step, run.devices)
     print(describe(run, params), flush=True)
 
     checkpoints = Checkpoints(checkpoint_folder, keep_latest=settings.keep_latest, keep_every=settings.keep_every)

@@ -99,11 +99,12 @@ def test_bad_input(make, message, data_dir):
         make(str(data_dir))
 
 
-def test_one_step_of_the_paper_s_cifar10_on_mock_data(tmp_path):
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["traced", "compiled"])
+def test_one_step_of_the_paper_s_cifar10_on_mock_data(tmp_path, compiled):
     import jax
 
     from diffax import training
-    from experiments import build, checks
+    from experiments import build, checks, objectives
     from experiments.configs import cifar10_ddpm
 
     Cifar10(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
@@ -112,15 +113,24 @@ def test_one_step_of_the_paper_s_cifar10_on_mock_data(tmp_path):
     config = cifar10_ddpm.get_config()
     config.dataset.batch_size = 2
     checks.check_config(config, 1)
-    net = build.network(config, dataset.num_classes)
-    params = build.init_params(config, net, dataset.shape, jax.random.key(0))
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 35_746_307
-    optimizer = build.optimizer(config)
-    state = training.init_state(jax.random.key(1), params, optimizer)
-    step = training.train_step(build.loss(config, net), optimizer, ema_decay=config.optimizer.ema_decay)
-    run = training.data_parallel(step, jax.devices()[:1])
+    net, optimizer = build.network(config, dataset.num_classes), build.optimizer(config)
+
+    def first_state(key):
+        return training.init_state(key, build.init_params(config, net, dataset.shape, key), optimizer)
+
+    step = training.train_step(objectives.objective(config, net).loss, optimizer, ema_decay=config.optimizer.ema_decay)
     batch = next(batches(dataset, "train", 2, seed=0, flip=True))
-    state, metrics = run(training.replicate(state, jax.devices()[:1]), batch)
+    state = jax.eval_shape(first_state, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == 35_746_307
+    if not compiled:
+        after, metrics = jax.eval_shape(step, state, batch)
+        assert metrics["loss"].shape == ()
+        for u, v in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+            assert (u.shape, u.dtype) == (v.shape, v.dtype)
+        return
+    here = jax.devices()[:1]
+    state = training.replicate(first_state(jax.random.key(0)), here)
+    state, metrics = training.data_parallel(step, here)(state, batch)
     # The first answer is zero, so the loss is that of eps against zero.
     assert abs(float(metrics["loss"]) - 1) < 0.1
     assert int(state.step) == 1

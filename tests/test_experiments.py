@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import build, checks, images, training
+from experiments import build, checks, images, objectives, training
 from experiments.checkpoint import load_model
 from experiments.configs import cifar10_ddpm, default, digits, digits_flow, mnist5k, smoke
 
@@ -118,7 +118,7 @@ def test_eight_devices_agree_with_one(module, data_dir, tmp_path):
     for count in (1, 8):
         run = training.prepare(config, tmp_path / str(count), build.network, "diffusion")
         run = run._replace(devices=jax.devices()[:count])
-        training.train(run, build.loss(config, run.net), lambda *seen: {})
+        training.train(run, objectives.objective(config, run.net), lambda *seen: {})
         losses.append(metrics(run.workdir)[-1]["loss"])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import diffax
-from experiments import build, checks
+from experiments import checks, objectives
 from experiments.configs import default
 
-# Half the input, whatever the parameters: build.loss asks a network for no more.
+# Half the input, whatever the parameters: the loss asks a network for no more.
 NET = types.SimpleNamespace(apply=lambda params, x, *args, key: x / 2, num_classes=10)
 SIZE = 8
 
@@ -28,7 +28,9 @@ def losses(config, part=slice(None)):
     image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
     batch = {"image": image, "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE, dtype=np.int32)}
     keys = jax.random.split(jax.random.key(0), SIZE)
-    return build.loss(config, NET)({}, jax.tree.map(lambda v: v[part], batch), keys[part])
+    loss, memory, remember = objectives.objective(config, NET)
+    given = ({}, jax.tree.map(lambda v: v[part], batch), keys[part])
+    return loss(*given) if remember is None else loss(*given, memory)[0]
 
 
 def by_hand(config, t_of_u=lambda u: u, **keywords):
@@ -64,7 +66,26 @@ def test_each_setting_reaches_the_loss():
     np.testing.assert_allclose(losses(config), by_hand(config, lambda u: (np.arange(SIZE) + u) / SIZE), rtol=1e-4)
 
 
-@pytest.mark.parametrize("spread", build.SPREADS)
+@pytest.mark.newest
+def test_loss_aware_times_follow_the_losses_and_are_divided_out():
+    config = config_of(times="loss_aware", times_parameters={"num_bins": 2, "history": 1})
+    loss, memory, remember = objectives.objective(config, NET)
+    assert losses(config).tolist() == losses(config_of()).tolist()  # without a past
+    past = remember(memory, (jnp.array([0.2, 0.7]), jnp.array([1.0, 3.0])))
+    chosen = diffax.draws.loss_aware(2, history=1).law(past)  # three times in four above t = 1/2
+    keys = jax.random.split(jax.random.key(0), SIZE)
+    t, weight = diffax.draws.draw(diffax.random.fold_in(keys, 1), SIZE, chosen)
+    assert {round(w, 2) for w in weight.tolist()} == {0.67, 2.0}
+    batch = {"image": jnp.ones((SIZE, 2, 2, 1)), "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE)}
+    found, seen = loss({}, batch, keys, past)
+    noise = diffax.random.fold_in(keys, 0)
+    plain = diffax.denoising_loss(noise, lambda x, t: x / 2, diffax.Cosine(), "v", batch["image"], t)
+    np.testing.assert_allclose(found, weight * plain, rtol=1e-5)
+    for ours, theirs in zip(seen, (t, plain), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("spread", objectives.SPREADS)
 def test_losses_do_not_depend_on_the_layout(spread):
     config = config_of(spread=spread)
     parts = [losses(config, slice(start, start + 4)) for start in (0, 4)]
@@ -72,7 +93,7 @@ def test_losses_do_not_depend_on_the_layout(spread):
 
 
 @pytest.mark.parametrize(
-    "setting", [("weighting", build.WEIGHTINGS), ("times", build.LAWS)], ids=["weighting", "times"]
+    "setting", [("weighting", objectives.WEIGHTINGS), ("times", objectives.LAWS)], ids=["weighting", "times"]
 )
 def test_every_name_builds_and_is_finite(setting):
     key, names = setting
@@ -106,6 +127,7 @@ def test_every_name_builds_and_is_finite(setting):
             "config.loss.times_parameters.mean must be a number, got '0'",
         ),
         ({"weighting": "min_snr", "weighting_parameters": {"gamma": -1.0}}, "gamma must be > 0, got -1.0"),
+        ({"times": "loss_aware", "times_parameters": {"num_bins": 2.5}}, "num_bins must be an int >= 1, got 2.5"),
     ],
 )
 def test_bad_settings(loss, message):

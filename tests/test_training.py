@@ -50,6 +50,35 @@ def test_devices_agree_with_one(count):
     np.testing.assert_allclose(ends[1].ema["w"], ends[0].ema["w"], rtol=1e-5)
 
 
+@pytest.mark.newest
+def test_what_a_loss_remembers_does_not_depend_on_the_layout(tmp_path):
+    """The whole batch is seen, in its order, by each device; the memory is part of a checkpoint."""
+
+    def loss(params, batch, keys, memory):
+        value = quadratic(params, batch, keys)
+        return value + memory.sum(), (batch["index"], value)
+
+    def remember(memory, seen):
+        index, value = seen
+        return jnp.where(jnp.arange(16) == index, value, memory)
+
+    optimizer, ends = optax.adam(0.1), []
+    for count in (1, 8):
+        here = jax.devices()[:count]
+        state = training.init_state(KEY, {"w": jnp.ones(3)}, optimizer, jnp.zeros(16))
+        step = training.train_step(loss, optimizer, ema_decay=0.9, remember=remember)
+        state, run = training.replicate(state, here), training.data_parallel(step, here)
+        for i in range(3):
+            state, metrics = run(state, batch_of(16, i))
+        ends.append(state)
+    np.testing.assert_allclose(ends[1].memory, ends[0].memory, rtol=1e-5)
+    assert (ends[0].memory > 0).all()
+    assert float(metrics["loss"]) > float(ends[0].memory.mean())  # the loss saw the memory of the step before
+    with training.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, ends[1], {})
+        np.testing.assert_array_equal(checkpoints.restore(3, ends[1]).memory, ends[1].memory)
+
+
 def test_the_caller_s_arrays_survive_donation():
     params = {"w": jnp.ones(3)}
     state = training.init_state(KEY, params, optax.adam(0.1))

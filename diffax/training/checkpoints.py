@@ -3,11 +3,14 @@
 Beside the arrays a checkpoint carries a JSON record: the run's config, the data's range, the data position.
 """
 
+import dataclasses
 import os
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
+
+from diffax.training.state import TrainState
 
 
 class Checkpoints:
@@ -48,20 +51,20 @@ class Checkpoints:
         """The steps that can be restored, ascending."""
         return sorted(int(c.step) for c in self._checkpointer.checkpoints)
 
-    def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
+    def save(self, step: int, state: TrainState, record: dict[str, Any]) -> None:
         """Writes the state and its record; returns when they are on disk."""
-        self._checkpointer.save(step, state, force=True, custom_metadata=record)
+        self._checkpointer.save(step, _filled(state), force=True, custom_metadata=record)
 
     def record(self, step: int) -> dict[str, Any]:
         """The record that was saved with a step."""
         return dict(self._checkpointer.metadata(step).custom_metadata)
 
-    def restore(self, step: int, like: Any) -> Any:
+    def restore(self, step: int, like: TrainState) -> TrainState:
         """The state saved at a step, with the shapes, dtypes and shardings of `like`.
 
         like: a state, or the same tree of `jax.ShapeDtypeStruct`s with shardings.
         """
-        return self._checkpointer.load(step, _abstract(like))
+        return dataclasses.replace(like, **self._checkpointer.load(step, _abstract(_filled(like))))
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -81,6 +84,12 @@ def load_export(directory: str | os.PathLike, like: Any) -> Any:
 def export_record(directory: str | os.PathLike) -> dict[str, Any]:
     """The record of an export."""
     return dict(ocp.metadata(os.path.abspath(directory)).custom_metadata)
+
+
+def _filled(state: TrainState) -> dict[str, Any]:
+    """The fields that hold arrays: a field that is new and empty leaves old checkpoints as they are."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
 
 
 def _abstract(tree: Any) -> Any:

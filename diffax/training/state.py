@@ -15,7 +15,8 @@ class TrainState:
     """Everything that the next step needs. The same layout on one device and on many.
 
     step: () int32, steps taken; params: the network's; ema: their moving average; opt_state: the optimiser's;
-    key: () the run's one source of randomness, never changed: a step folds its number into it.
+    key: () the run's one source of randomness, never changed: a step folds its number into it;
+    memory: what the loss remembers of earlier steps, () if nothing.
     """
 
     step: Any
@@ -23,9 +24,10 @@ class TrainState:
     ema: Any
     opt_state: Any
     key: Any
+    memory: Any = ()
 
 
-def init_state(key: Key, params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(key: Key, params: Any, optimizer: optax.GradientTransformation, memory: Any = ()) -> TrainState:
     """The state before the first step. The key is consumed."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -33,4 +35,5 @@ def init_state(key: Key, params: Any, optimizer: optax.GradientTransformation) -
         ema=jax.tree.map(jnp.copy, params),  # not the same buffers: the state is donated
         opt_state=optimizer.init(params),
         key=key,
+        memory=memory,
     )

@@ -10,16 +10,21 @@ import optax
 
 from diffax.training.state import TrainState
 
-Loss = Callable[[Any, Any, Any], Any]  # (params, batch, keys (B,)) -> (B,)
+Loss = Callable[..., Any]  # (params, batch, keys (B,)) -> (B,)
 
 
-def train_step(loss: Loss, optimizer: optax.GradientTransformation, *, ema_decay: float) -> Callable:
+def train_step(
+    loss: Loss, optimizer: optax.GradientTransformation, *, ema_decay: float, remember: Callable | None = None
+) -> Callable:
     """Builds `step(state, batch, *, axis_name=None) -> (state, metrics)`.
 
     Args:
       loss: (params, batch, keys) -> the loss of each example, (B,); keys: (B,), one for each example.
       optimizer: an optax transformation.
       ema_decay: in [0, 1); the average warms up as min(ema_decay, (1 + n) / (10 + n)) after n steps.
+      remember: (memory, seen) -> memory, for a loss that follows earlier ones: then it is
+        (params, batch, keys, memory) -> ((B,), seen), where seen is any tree of (B, ...) arrays. `remember` gets
+        the whole batch's, so that the memory does not depend on the layout.
 
     A batch is a dict of (B, ...) arrays, one of which is `index`: the place of each example in the whole batch.
     The key of an example is fold_in(fold_in(state.key, step), index), so its noise, time and dropout do not
@@ -33,21 +38,25 @@ def train_step(loss: Loss, optimizer: optax.GradientTransformation, *, ema_decay
     if not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
 
-    def mean_loss(params, batch, keys):
-        return jnp.mean(loss(params, batch, keys))
+    def mean_loss(params, batch, keys, memory):
+        losses, seen = (loss(params, batch, keys), ()) if remember is None else loss(params, batch, keys, memory)
+        return jnp.mean(losses), seen
 
     def step(state: TrainState, batch: Any, *, axis_name: str | None = None) -> tuple[TrainState, Any]:
         step_key = jax.random.fold_in(state.key, state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, batch["index"])
-        value, grads = jax.value_and_grad(mean_loss)(state.params, batch, keys)
+        of_params = jax.value_and_grad(mean_loss, has_aux=True)
+        (value, seen), grads = of_params(state.params, batch, keys, state.memory)
         if axis_name is not None:
             value, grads = jax.lax.pmean((value, grads), axis_name)
+            seen = jax.lax.all_gather(seen, axis_name, tiled=True)
+        memory = state.memory if remember is None else remember(state.memory, seen)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(lambda e, p: e + ((1 - decay) * (p - e)).astype(e.dtype), state.ema, params)
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
-        new = dataclasses.replace(state, step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
-        return new, metrics
+        new = {"step": state.step + 1, "params": params, "ema": ema, "opt_state": opt_state, "memory": memory}
+        return dataclasses.replace(state, **new), metrics
 
     return step

@@ -1,0 +1,139 @@
+"""ConfigDict -> training loss: the objective, its weighting, and how training times are drawn."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffax
+from diffax.nn import UNet
+from diffax.pytrees import choose
+from experiments import build
+
+WEIGHTINGS = {
+    "target": None,
+    "eps": diffax.weightings.simple,
+    "min_snr": diffax.weightings.min_snr,
+    "truncated_snr": diffax.weightings.truncated_snr,
+    "p2": diffax.weightings.p2,
+    "edm": diffax.weightings.edm,
+    "sigmoid": diffax.weightings.sigmoid,
+    "likelihood": diffax.weightings.likelihood,
+}
+PER_LOG_SNR = ("sigmoid", "likelihood")  # weightings of equal steps of log-SNR
+LAWS = {
+    "uniform": diffax.draws.uniform,
+    "logit_normal": diffax.draws.logit_normal,
+    "mode": diffax.draws.mode,
+    "cosmap": diffax.draws.cosmap,
+    "log_normal_sigma": diffax.draws.log_normal_sigma,
+    "loss_aware": lambda *, num_bins=100, history=10, uniform_fraction=1e-3: diffax.draws.loss_aware(
+        num_bins, history=history, uniform_fraction=uniform_fraction
+    ),
+}
+SPREADS = {  # index: where these examples stand in the whole batch of `total`
+    "independent": lambda keys, size, index, total: diffax.draws.independent(keys, size),
+    "stratified": lambda keys, size, index, total: diffax.draws.stratified(keys, size, index=index, total=total),
+    "antithetic": lambda keys, size, index, total: diffax.draws.antithetic(keys, size),
+}
+
+
+class Objective(NamedTuple):
+    """What `train_step` takes: the loss, and where it has a memory, its first state and how it remembers."""
+
+    loss: Callable
+    memory: Any = ()
+    remember: Callable | None = None
+
+
+def _make(config: Any, setting: str, table: dict[str, Any]) -> Any:
+    """What config.loss.SETTING names, made with the parameters in config.loss.SETTING_parameters; None as it is."""
+    path = f"config.loss.{setting}"
+    name, parameters = config.loss[setting], dict(config.loss[f"{setting}_parameters"])
+    make = choose(path, name, table)
+    known = [] if make is None else list(inspect.signature(make).parameters)
+    # What the config says elsewhere.
+    given = {"schedule": build.schedule(config), "sigma_data": config.sigma_data}
+    for key, value in parameters.items():
+        if key not in known or key in given:
+            own = ", ".join(k for k in known if k not in given) or "none"
+            raise ValueError(f"{path}_parameters.{key} is no parameter of {name}; those are {own}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{path}_parameters.{key} must be a number, got {value!r}")
+    return make and make(**{k: v for k, v in given.items() if k in known}, **parameters)
+
+
+def weighting(config: Any) -> Callable | None:
+    """The loss's weighting of log-SNR, None for the plain mean square of what is predicted."""
+    return _make(config, "weighting", WEIGHTINGS)
+
+
+def law(config: Any) -> Any:
+    """The law of the training times: a quantile function, or the `Resampler` of one that follows the losses."""
+    return _make(config, "times", LAWS)
+
+
+def objective(config: Any, net: UNet) -> Objective:
+    """The loss of each example by config.loss.objective; loss-aware times leave what it estimates as it is."""
+    of_example = OBJECTIVES[config.loss.objective](config)
+    chosen, spread = law(config), SPREADS[config.loss.spread]
+
+    def per_example(params, batch, keys, of_times):
+        noise, time, drop, dropout = (diffax.random.fold_in(keys, i) for i in range(4))
+        image, label = batch["image"], batch["label"]
+        if config.network.conditional:
+            label = diffax.drop_labels(drop, label, net.num_classes, p_uncond=config.loss.p_uncond)
+        place = {"index": batch["index"], "total": config.dataset.batch_size}
+        drawn = diffax.draws.draw(time, len(image), of_times, way=functools.partial(spread, **place))
+        f = build.predict(config, net, params, label if config.network.conditional else None, key=dropout)
+        return of_example(noise, f, image, drawn, params), drawn
+
+    if not isinstance(chosen, diffax.draws.Resampler):
+        return Objective(lambda params, batch, keys: per_example(params, batch, keys, chosen)[0])
+
+    def weighted(params, batch, keys, past):
+        losses, (t, weight) = per_example(params, batch, keys, chosen.law(past))
+        return weight * losses, (t, losses)
+
+    return Objective(weighted, chosen.init(), lambda past, seen: chosen.update(past, *seen))
+
+
+# Each: config -> (key, predict, images, draw of times, params) -> (B,)
+
+
+def _denoising(config):
+    of_log_snr = weighting(config)
+    measure = "log_snr" if config.loss.weighting in PER_LOG_SNR else "t"
+    weights = {"weighting": of_log_snr, "measure": measure, "sigma_data": config.sigma_data}
+
+    def of_example(key, f, image, drawn, params):
+        return diffax.denoising_loss(key, f, build.schedule(config), config.prediction, image, drawn.t, **weights)
+
+    return of_example
+
+
+def _bounded(config):
+    curve = build.schedule(config)
+    num_steps = build.table_length(curve)
+    settings = {"num_steps": num_steps, "bin_width": config.loss.bin_width, "sigma_data": config.sigma_data}
+    weights = {"weight": config.loss.vlb_weight} if config.loss.objective == "hybrid" else {}
+    compute = diffax.hybrid_loss if weights else diffax.vlb_loss
+
+    def of_example(key, f, image, drawn, params):
+        t = diffax.draws.discrete(drawn, num_steps).t
+        return compute(key, f, curve, config.prediction, image, t, **settings, **weights)
+
+    return of_example
+
+
+def _vdm(config):
+    settings = {"learn_ends": config.loss.learn_ends, "bin_width": config.loss.bin_width}
+
+    def of_example(key, f, image, drawn, params):
+        curve = build.schedule(config, params)
+        return diffax.vdm_loss(key, f, curve, config.prediction, image, drawn.t, **settings)
+
+    return of_example
+
+
+OBJECTIVES = {"denoising": _denoising, "hybrid": _bounded, "vlb": _bounded, "vdm": _vdm}
