@@ -1,6 +1,6 @@
 """Bits per dimension of held-out data, by the variational bound and by the probability-flow ODE.
 
-    vlb         the discrete bound over `levels` levels, with the learned variance or both fixed ones
+    vlb         the discrete bound over `levels` levels, evenly spaced in t, with each of `variances`
     continuous  the bound of infinitely many levels, `draws` stratified times for each image
     ode         uniform dequantization, then the flow's density at the level where sigma / alpha is a quarter of a bin:
                 what the model says of smaller scales is no part of the data
@@ -10,6 +10,7 @@ All of them bound the bits of the lattice data from above, in the mean. Standard
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,7 +46,7 @@ class Case(NamedTuple):
     denoise: Any
     x0: Any
     lattice: dict
-    variances: tuple
+    variances: Sequence[str]
     t_min: float
 
 
@@ -59,8 +60,8 @@ def by_bound(key, case, settings):
     """The discrete bound: {variance: summary}, and the share of its parts."""
     curve, denoise, x0, lattice, *_ = case
     table = getattr(curve, "log_snr_table", None)
-    levels = settings.levels if table is None else len(table)
-    times, found = diffax.times.leading(levels, levels), {}
+    times = diffax.times.linspace(settings.levels if table is None else len(table), settings.levels)
+    found = {}
     for variance in case.variances:
         bound = jax.jit(
             lambda x0, variance=variance: diffax.variational_bound(
@@ -111,8 +112,26 @@ def by_ode(key, case, settings):
 ROUTES = {"vlb": by_bound, "continuous": in_continuous_time, "ode": by_ode}
 
 
-def measure(model: Any, dataset: Any, routes: tuple[str, ...], settings: Settings, seed: int) -> dict[str, Any]:
-    """{way: {"bits", "stderr", ..}} on the first images of config.dataset.test_split."""
+def check(model: Any, routes: Sequence[str], variances: Sequence[str], settings: Settings) -> None:
+    """Raises `ValueError` for what cannot be measured of this model."""
+    settings.check()
+    table = getattr(build.schedule(model.config), "log_snr_table", None)
+    if table is not None and settings.levels > len(table):
+        raise ValueError(f"levels must be at most the {len(table)} of the model's schedule, got {settings.levels}")
+    known = ("learned", "small", "large") if model.config.network.learned_variance else ("small", "large")
+    for name, given, allowed in (("routes", routes, ROUTES), ("variances", variances, known)):
+        for one in given:
+            if one not in allowed:
+                raise ValueError(f"{name} must be among {', '.join(allowed)}, got {one!r}")
+
+
+def measure(
+    model: Any, dataset: Any, routes: Sequence[str], variances: Sequence[str], settings: Settings, seed: int
+) -> dict[str, Any]:
+    """{way: {"bits", "stderr", ..}} on the first images of config.dataset.test_split.
+
+    variances: of the route vlb; if there are none, the learned one of a model that has it, else both fixed ones.
+    """
     config = model.config
     images, labels = dataset.arrays(config.dataset.test_split)
     config.sampling.sampler = "ddpm_learned" if config.network.learned_variance else "ddpm"  # what denoisers are for
@@ -123,7 +142,7 @@ def measure(model: Any, dataset: Any, routes: tuple[str, ...], settings: Setting
         build.denoiser(config, model.network, model.params, label),
         jnp.asarray(images[: settings.num], jnp.float32),
         {"bin_width": 2 / (high - low)},
-        ("learned",) if config.network.learned_variance else ("small", "large"),
+        variances or (("learned",) if config.network.learned_variance else ("small", "large")),
         0.0 if build.is_learned(config) else T_MIN,
     )
     found: dict[str, Any] = {}

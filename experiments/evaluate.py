@@ -29,6 +29,7 @@ from experiments.workdir import launch, read_json, usage_errors, write_json
 SAMPLES = flags.DEFINE_string("samples", None, "Folder that experiments.sample wrote.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run, or an export: bits per dimension.")
 ROUTES = flags.DEFINE_list("routes", list(bits.ROUTES), "Of --checkpoint: which ways to measure bits.")
+VARIANCES = flags.DEFINE_list("variances", [], "Of the bound: learned, small, large; not given, the model's own.")
 SPENT = {
     name: flags.DEFINE_integer(name, value, f"Of --checkpoint: {what}.")
     for (name, value), what in zip(
@@ -119,14 +120,11 @@ def measure_bits(folder):
     """Bits per dimension of a model's own held-out data."""
     with usage_errors():
         settings = bits.Settings(**{name: flag.value for name, flag in SPENT.items()})
-        settings.check()
-        for route in ROUTES.value:
-            if route not in bits.ROUTES:
-                raise ValueError(f"routes must be among {', '.join(bits.ROUTES)}, got {route!r}")
         model = load_model(folder)
+        bits.check(model, ROUTES.value, VARIANCES.value, settings)
         data = model.config.dataset
         dataset = open_dataset(data.name, data.data_dir if DATA_DIR.value is None else DATA_DIR.value)
-    found = bits.measure(model, dataset, tuple(ROUTES.value), settings, SEED.value)
+    found = bits.measure(model, dataset, ROUTES.value, VARIANCES.value, settings, SEED.value)
     write_json(folder / "bits.json", settings._asdict() | {"step": model.step, "seed": SEED.value, "routes": found})
     print(f"step {model.step} of {folder}, {settings.num} images\n{bits.report(found)}")
 

@@ -115,8 +115,7 @@ def test_bits_of_a_model_that_knows_nothing(module, data_dir, tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(1, init_state(jax.random.key(0), params, build.optimizer(config)), record)
     flags = (f"--checkpoint={tmp_path}", "--num=4", "--levels=5", "--draws=2", "--steps=3", "--probes=2")
-    routes = "continuous,ode" if module is digits_hybrid else "vlb,continuous,ode"  # a table has 1,000 levels
-    text = call("evaluate", *flags, f"--routes={routes}", f"--data_dir={data_dir}")
+    text = call("evaluate", *flags, f"--data_dir={data_dir}")
     found = json.loads((tmp_path / "bits.json").read_text())["routes"]
     assert all(np.isfinite(v["bits"]) and v["stderr"] > 0 for v in found.values())
     for name in found:
@@ -124,5 +123,11 @@ def test_bits_of_a_model_that_knows_nothing(module, data_dir, tmp_path):
     if module is digits_vdm:  # its eps is 0: at the last level x0_hat is off by the noise alone, half a bin at the most
         assert all(found[f"vlb, {variance}"]["decoder"] < 1 for variance in ("small", "large"))
     assert "routes must be among vlb, continuous, ode, got 'fid'" in call("evaluate", *flags, "--routes=fid", ok=False)
+    expected = "learned" if module is digits_hybrid else "small, large"
+    message = call("evaluate", *flags, "--variances=none", ok=False)
+    assert f"variances must be among {expected}" in message
+    if module is digits_hybrid:
+        message = call("evaluate", *flags, "--levels=1001", ok=False)
+        assert "levels must be at most the 1000 of the model's schedule, got 1001" in message
     assert "probes must be >= 1, got 0" in call("evaluate", *flags, "--probes=0", ok=False)
     assert "one of samples and checkpoint must be given" in call("evaluate", ok=False)
