@@ -69,8 +69,9 @@ from diffax.guidance import (
     interval,
     rescale,
 )
+from diffax.lattice import Lattice, bits_per_dim, dequantize
 from diffax.learned_grid import LearnedGrid, learn_grid
-from diffax.likelihood import LogLikelihood, bits_per_dim, dequantize, log_likelihood
+from diffax.likelihood import LogLikelihood, log_likelihood
 from diffax.losses import denoising_loss, drop_labels
 from diffax.predictions import diffuse, initial_noise, split, target
 from diffax.samplers import (
@@ -157,6 +158,7 @@ __all__ = [
     "Denoiser",
     "Flow",
     "Laplace",
+    "Lattice",
     "Learned",
     "LearnedGrid",
     "Level",

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from diffax import random
 from diffax.curves import SCALINGS
 from diffax.denoisers import Moments, denoiser, moments_of
+from diffax.lattice import Lattice
 from diffax.predictions import KINDS, target
 from diffax.pytrees import as_float, check, choose, combine
 from diffax.schedules import Learned
@@ -33,9 +34,7 @@ def vdm_loss(
     t: Any,
     *,
     learn_ends: bool = False,
-    bin_width: Any = None,
-    low: Any = -1.0,
-    high: Any = 1.0,
+    lattice: Lattice | None = None,
     sigma_data: Any = 0.5,
 ) -> Any:
     """The bound of continuous time in bits per dimension, (B,), that trains a learned schedule as well.
@@ -53,9 +52,7 @@ def vdm_loss(
       x0: (B, ...) clean data.
       t: (B,), uniform on [0, 1]; stratified draws are VDM's.
       learn_ends: whether the ends are trained.
-      bin_width: of lattice data, as in `decoder_log_prob`; None for data with a density.
-      low: the lattice's first value.
-      high: its last.
+      lattice: of the data, as in `decoder_log_prob`; None for data with a density.
       sigma_data: of the prediction `edm` alone.
 
     Raises:
@@ -83,7 +80,6 @@ def vdm_loss(
     of_ends, of_shape = (jax.jvp(s.log_snr, (t,), (jnp.ones_like(t),)) for s in (shape_fixed, ends_fixed))
     twice = 2 * stop(integral(*map(stop, of_ends)))  # under jit the same computation as the one below
     mixed = [stop(e) + (e - stop(e)) + twice * (c - stop(c)) for e, c in zip(of_ends, of_shape, strict=True)]
-    lattice = {"bin_width": bin_width, "low": low, "high": high}
     denoise = denoiser(predict, shape_fixed, kind, sigma_data=sigma_data)
     first, last = as_float(0.0), as_float(1.0)
     decoder = decoder_term(random.fold_in(key, 1), shape_fixed, denoise, x0, first, last, "large", lattice)
@@ -100,9 +96,7 @@ def hybrid_loss(
     *,
     num_steps: int,
     weight: Any = 0.001,
-    bin_width: Any = None,
-    low: Any = -1.0,
-    high: Any = 1.0,
+    lattice: Lattice | None = None,
     sigma_data: Any = 0.5,
 ) -> Any:
     """Improved DDPM's L_simple + weight L_vlb of each example, (B,): the second trains the variance alone.
@@ -120,9 +114,7 @@ def hybrid_loss(
       t: (B,) multiples of 1 / T.
       num_steps: T, an int >= 2.
       weight: of L_vlb, in bits per dimension; 0.001 in the paper.
-      bin_width: of lattice data, as in `decoder_log_prob`; None for data with a density.
-      low: the lattice's first value.
-      high: its last.
+      lattice: of the data, as in `decoder_log_prob`; None for data with a density.
       sigma_data: of the prediction `edm` alone.
 
     Raises:
@@ -139,7 +131,7 @@ def hybrid_loss(
     simple = total(jax.tree.map(lambda u, v: jnp.square(u - v), y, y_hat)) / _dimensions(x0)
     fixed = Moments(jax.lax.stop_gradient(y_hat), raw)
     denoise = denoiser(lambda x, t: fixed, schedule, kind, sigma_data=sigma_data)
-    return simple + weight * _term_loss(schedule, denoise, x0, x, t, num_steps, bin_width, low, high)
+    return simple + weight * _term_loss(schedule, denoise, x0, x, t, num_steps, lattice)
 
 
 def vlb_loss(
@@ -151,9 +143,7 @@ def vlb_loss(
     t: Any,
     *,
     num_steps: int,
-    bin_width: Any = None,
-    low: Any = -1.0,
-    high: Any = 1.0,
+    lattice: Lattice | None = None,
     sigma_data: Any = 0.5,
 ) -> Any:
     """One term of the bound for each example, times their number, in bits per dimension: (B,), an unbiased estimate.
@@ -165,7 +155,7 @@ def vlb_loss(
     _check_steps(num_steps)
     x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(key, x0)))
     denoise = denoiser(predict, schedule, kind, sigma_data=sigma_data)
-    return _term_loss(schedule, denoise, x0, x, t, num_steps, bin_width, low, high)
+    return _term_loss(schedule, denoise, x0, x, t, num_steps, lattice)
 
 
 def _check_steps(num_steps):
@@ -173,10 +163,9 @@ def _check_steps(num_steps):
         raise ValueError(f"num_steps must be an int >= 2, got {num_steps!r}")
 
 
-def _term_loss(schedule, denoise, x0, x, t, num_steps, bin_width, low, high):
+def _term_loss(schedule, denoise, x0, x, t, num_steps, lattice):
     answer = Moments(*moments_of(denoise(x, t), None))
     step = step_term(schedule, lambda x, t: answer, x0, x, t, jnp.maximum(t - 1 / num_steps, 0.0), "learned")
-    lattice = {"bin_width": bin_width, "low": low, "high": high}
     # At the first level's variances for all, so that no example that does not count has a NaN for a gradient.
     end = decoder_at(schedule, answer, x0, as_float(1 / num_steps), as_float(2 / num_steps), lattice)
     return jnp.where(t < 1.5 / num_steps, end, step) * num_steps / (_dimensions(x0) * math.log(2))

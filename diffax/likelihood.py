@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import as_float, batch_size, check, choose, combine, concrete
+from diffax.pytrees import as_float, batch_size, choose, combine, concrete
 from diffax.samplers.base import Sampler
 from diffax.sampling import integrate
 from diffax.typing import Denoiser, Grid, Keys, Schedule
@@ -229,52 +229,3 @@ def _standard(x, sigma):
     """(B,) log N(x; 0, sigma^2 I)."""
     dimensions = sum(leaf[0].size for leaf in jax.tree.leaves(x))
     return -_dot(x, x) / (2 * sigma**2) - dimensions * (jnp.log(sigma) + 0.5 * math.log(2 * math.pi))
-
-
-def dequantize(key: Keys, x: Any, *, bin_width: Any) -> Any:
-    """x + bin_width (u - 1/2), u uniform on [0, 1): data on a lattice becomes data with a density.
-
-    Its log-density, plus log bin_width for each dimension, is in the mean at most the lattice's log-probability.
-
-    Args:
-      key: () or (B,); consumed.
-      x: (B, ...), on a lattice of that width: 2 / 255 for 256 levels in [-1, 1], 2 / 16 for the digits' 17.
-      bin_width: > 0.
-
-    Raises:
-      ValueError: if bin_width is not positive.
-
-    Source: Theis, van den Oord & Bethge 2016, section 3.1.
-
-    >>> x = dequantize(jax.random.key(0), jnp.zeros((1, 4)), bin_width=0.5)
-    >>> bool((abs(x) <= 0.25).all())
-    True
-    """
-    check("bin_width", bin_width, "> 0", lambda v: v > 0)
-    leaves, structure = jax.tree.flatten(x)
-    keys = random.per_example(key, batch_size(x))
-
-    def moved(place, leaf):
-        u = jax.vmap(lambda k: jax.random.uniform(k, leaf.shape[1:], leaf.dtype))(random.fold_in(keys, place))
-        return leaf + bin_width * (u - 0.5)
-
-    return jax.tree.unflatten(structure, [moved(i, leaf) for i, leaf in enumerate(leaves)])
-
-
-def bits_per_dim(log_prob: Any, dimensions: int, *, bin_width: Any) -> Any:
-    """-(log_prob / D + log bin_width) / log 2: bits per dimension of lattice data from a log-density in nats.
-
-    Args:
-      log_prob: any shape, log-density of the dequantized data, in the units x is in.
-      dimensions: D, an int >= 1.
-      bin_width: of the lattice in those units, > 0; 1 for a log-probability, which has no units.
-
-    Raises:
-      ValueError: if dimensions < 1 or bin_width is not positive.
-
-    >>> round(float(bits_per_dim(-2 * jnp.log(2.0), 2, bin_width=2 / 256)), 4)  # uniform on [-1, 1]^2, 256 levels
-    8.0
-    """
-    check("bin_width", bin_width, "> 0", lambda v: v > 0)
-    check("dimensions", dimensions, ">= 1", lambda v: v >= 1)
-    return -(jnp.asarray(log_prob) / dimensions + jnp.log(bin_width)) / math.log(2)

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax.denoisers import Moments, moments_of
+from diffax.lattice import Lattice
 from diffax.pytrees import as_float, batch_size, check, choose, combine, concrete, expand
 from diffax.samplers.base import Sampler
 from diffax.sampling import unroll
@@ -78,30 +79,32 @@ def gaussian_kl(mean: Any, std: Any, other_mean: Any, other_std: Any) -> Any:
     return -jnp.log(ratio) + (jnp.square(ratio) - 1 + jnp.square((mean - other_mean) / other_std)) / 2
 
 
-def decoder_log_prob(x0: Any, mean: Any, std: Any, *, bin_width: Any = None, low: Any = -1.0, high: Any = 1.0) -> Any:
-    """log p(x0) of each entry: a Gaussian's density, or with a bin width its probability of the bin around x0.
+def decoder_log_prob(x0: Any, mean: Any, std: Any, lattice: Lattice | None = None) -> Any:
+    """log p(x0) of each entry: a Gaussian's density, or on a lattice its probability of the bin around x0.
 
     The first and the last bin reach to infinity, so the probabilities of all bins add up to 1.
 
     Args:
-      x0: on the lattice low, low + bin_width .. high.
+      x0: data, on the lattice if there is one.
       mean: of the Gaussian, broadcasts.
       std: of the Gaussian, broadcasts.
-      bin_width: > 0, None for the density.
-      low: the lattice's first value.
-      high: its last.
+      lattice: of the data; None for the density.
+
+    Raises:
+      ValueError: if x0 is known to lie outside the lattice.
 
     Source: Ho et al. 2020, eq. 13.
 
-    >>> lattice = jnp.linspace(-1.0, 1.0, 5)
-    >>> round(float(jnp.exp(decoder_log_prob(lattice, 0.3, 0.4, bin_width=0.5)).sum()), 4)
+    >>> from diffax.lattice import Lattice
+    >>> round(float(jnp.exp(decoder_log_prob(jnp.linspace(-1.0, 1.0, 5), 0.3, 0.4, Lattice(0.5))).sum()), 4)
     1.0
     """
-    if bin_width is None:
+    if lattice is None:
         return -jnp.square((x0 - mean) / std) / 2 - jnp.log(std) - 0.5 * math.log(2 * math.pi)
-    check("bin_width", bin_width, "> 0", lambda v: v > 0)
-    upper = jnp.where(x0 > high - bin_width / 2, jnp.inf, (x0 + bin_width / 2 - mean) / std)
-    lower = jnp.where(x0 < low + bin_width / 2, -jnp.inf, (x0 - bin_width / 2 - mean) / std)
+    lattice.check("x0", x0)
+    half, low, high = lattice.bin_width / 2, lattice.low, lattice.high
+    upper = jnp.where(x0 > high - half, jnp.inf, (x0 + half - mean) / std)
+    lower = jnp.where(x0 < low + half, -jnp.inf, (x0 - half - mean) / std)
     # In the lower tail, where the logarithms of two normal distribution functions differ the most.
     flip = x0 < mean
     a, b = jnp.where(flip, lower, -upper), jnp.where(flip, upper, -lower)
@@ -166,7 +169,7 @@ def decoder_at(schedule, answer, x0, t, before, lattice):
 
     def term(x0, x0_hat, v):
         std = jnp.exp((1 - v) * jnp.log(expand(small, x0)) + v * jnp.log(expand(large, x0)))
-        return -decoder_log_prob(x0, x0_hat, std, **lattice)
+        return -decoder_log_prob(x0, x0_hat, std, lattice)
 
     return total(jax.tree.map(term, x0, answer.x0, answer.v))
 
@@ -184,9 +187,7 @@ def variational_bound(
     times: Any,
     *,
     variance: str = "small",
-    bin_width: Any = None,
-    low: Any = -1.0,
-    high: Any = 1.0,
+    lattice: Lattice | None = None,
 ) -> Bound:
     """The bound of a discrete chain over a grid, one draw of noise for each term.
 
@@ -198,13 +199,11 @@ def variational_bound(
       times: (n,) from noise to data, n >= 2: n - 1 steps, and the decoder at times[-1]. For a table of T levels all T:
         `times.leading(T, T)`.
       variance: "small", "large" or "learned", of the reverse steps and of the decoder.
-      bin_width: of lattice data, as in `decoder_log_prob`; None for data with a density.
-      low: the lattice's first value.
-      high: its last.
+      lattice: of the data, as in `decoder_log_prob`; None for data with a density.
 
     Raises:
-      ValueError: for another variance, a grid that does not fall or is too short, and a learned variance without
-        `Moments`.
+      ValueError: for another variance, a grid that does not fall or is too short, a learned variance without `Moments`,
+        and x0 outside the lattice.
 
     >>> import diffax
     >>> law, schedule = diffax.analytic.Gaussian.from_covariance([0.0], 0.25), diffax.Cosine()
@@ -219,7 +218,6 @@ def variational_bound(
     if jnp.ndim(times) != 1 or len(times) < 2 or (known is not None and not (known[1:] <= known[:-1]).all()):
         raise ValueError(f"times must fall from noise to data, n >= 2 of them, got {times}")
     times = as_float(times)
-    lattice = {"bin_width": bin_width, "low": low, "high": high}
 
     def step(key, denoise, state, t, s):
         x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(key, x0)))
@@ -241,9 +239,7 @@ def continuous_bound(
     *,
     t_max: Any = 1.0,
     t_min: Any = 1e-3,
-    bin_width: Any = None,
-    low: Any = -1.0,
-    high: Any = 1.0,
+    lattice: Lattice | None = None,
 ) -> Bound:
     """The bound of infinitely many steps from t_max to t_min, the integral by one draw of t for each example.
 
@@ -255,12 +251,10 @@ def continuous_bound(
       t: (B,), uniform on [t_min, t_max]; stratified draws cost the least variance.
       t_max: where the prior is.
       t_min: where the decoder is, with the variance sigma^2 / alpha^2 around x0_hat.
-      bin_width: of lattice data, as in `decoder_log_prob`; None for data with a density.
-      low: the lattice's first value.
-      high: its last.
+      lattice: of the data, as in `decoder_log_prob`; None for data with a density.
 
     Raises:
-      ValueError: if not t_min < t_max is known.
+      ValueError: if t_min >= t_max, or x0 is outside the lattice.
     """
     low_t = concrete(t_min)
     if low_t is not None:
@@ -269,7 +263,6 @@ def continuous_bound(
     x0_hat, _ = moments_of(denoise(x, t), 0.0)
     log_snr, slope = jax.jvp(schedule.log_snr, (as_float(t),), (jnp.ones_like(as_float(t)),))
     integral = (t_max - t_min) * integrand(log_snr, slope, x0, x0_hat)
-    lattice = {"bin_width": bin_width, "low": low, "high": high}
     decoder = decoder_term(random.fold_in(key, 1), schedule, denoise, x0, as_float(t_min), t_max, "large", lattice)
     prior = prior_term(schedule, x0, t_max)
     return Bound(prior + integral + decoder, prior, integral, decoder)

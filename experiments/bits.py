@@ -40,12 +40,12 @@ class Settings(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A model on its data: x0 (N, ...) in [-1, 1], the lattice's `bin_width` there, whether parts of it are learned."""
+    """A model on its data: x0 (N, ...) in [-1, 1], their lattice, whether parts of it are learned."""
 
     curve: Any
     denoise: Any
     x0: Any
-    lattice: dict
+    lattice: diffax.Lattice
     variances: Sequence[str]
     t_min: float
 
@@ -65,7 +65,7 @@ def by_bound(key, case, settings):
     for variance in case.variances:
         bound = jax.jit(
             lambda x0, variance=variance: diffax.variational_bound(
-                key, curve, denoise, x0, times, variance=variance, **lattice
+                key, curve, denoise, x0, times, variance=variance, lattice=lattice
             )
         )(x0)
         parts = {name: summary(-getattr(bound, name), x0[0].size)["bits"] for name in ("prior", "decoder")}
@@ -81,7 +81,7 @@ def in_continuous_time(key, case, settings):
     def one(x0, key):
         u = diffax.draws.stratified(diffax.random.fold_in(key, 9), len(x0))
         t = t_min + (1 - t_min) * u
-        return diffax.continuous_bound(key, curve, diffax.mean_only(denoise), x0, t, t_min=t_min, **lattice).total
+        return diffax.continuous_bound(key, curve, diffax.mean_only(denoise), x0, t, t_min=t_min, lattice=lattice).total
 
     keys = jax.random.split(key, settings.draws)
     total = np.mean([np.asarray(one(x0, k)) for k in keys], 0)
@@ -92,21 +92,20 @@ def by_ode(key, case, settings):
     """The flow's density of dequantized data."""
     curve, denoise, x0, lattice, *_ = case
     noise, probes = jax.random.split(key)
-    bin_width = lattice["bin_width"]
-    t_min = curve.inverse(-2 * jnp.log(bin_width / 4))
+    t_min = curve.inverse(-2 * jnp.log(lattice.bin_width / 4))
     times = diffax.times.uniform_log_snr(curve, settings.steps + 1, t_max=1.0, t_min=t_min)[::-1]
     alpha = curve(times[0]).alpha
 
     @jax.jit
     def run(x0):
-        x = alpha * diffax.dequantize(noise, x0, bin_width=bin_width)
+        x = alpha * diffax.dequantize(noise, x0, lattice)
         f = diffax.mean_only(denoise)
         found = diffax.log_likelihood(probes, curve, f, x, times, probes=settings.probes)
         return found.log_prob + x0[0].size * jnp.log(alpha), found.stderr
 
     log_prob, of_probes = run(x0)
     share = float(np.mean(of_probes)) / x0[0].size / math.log(2)
-    return {"ode": summary(log_prob, x0[0].size, bin_width) | {"stderr_of_probes_per_image": share}}
+    return {"ode": summary(log_prob, x0[0].size, lattice.bin_width) | {"stderr_of_probes_per_image": share}}
 
 
 ROUTES = {"vlb": by_bound, "continuous": in_continuous_time, "ode": by_ode}
@@ -141,7 +140,7 @@ def measure(
         build.schedule(config, model.params),
         build.denoiser(config, model.network, model.params, label),
         jnp.asarray(images[: settings.num], jnp.float32),
-        {"bin_width": 2 / (high - low)},
+        diffax.Lattice(2 / (high - low)),
         variances or (("learned",) if config.network.learned_variance else ("small", "large")),
         0.0 if build.is_learned(config) else T_MIN,
     )

@@ -114,8 +114,8 @@ def _denoising(config):
 
 def _bounded(config):
     curve = build.schedule(config)
-    num_steps = build.table_length(curve)
-    settings = {"num_steps": num_steps, "bin_width": config.loss.bin_width, "sigma_data": config.sigma_data}
+    num_steps, lattice = build.table_length(curve), diffax.Lattice(config.loss.bin_width)
+    settings = {"num_steps": num_steps, "lattice": lattice, "sigma_data": config.sigma_data}
     weights = {"weight": config.loss.vlb_weight} if config.loss.objective == "hybrid" else {}
     compute = diffax.hybrid_loss if weights else diffax.vlb_loss
 
@@ -127,7 +127,7 @@ def _bounded(config):
 
 
 def _vdm(config):
-    settings = {"learn_ends": config.loss.learn_ends, "bin_width": config.loss.bin_width}
+    settings = {"learn_ends": config.loss.learn_ends, "lattice": diffax.Lattice(config.loss.bin_width)}
 
     def of_example(key, f, image, drawn, params):
         curve = build.schedule(config, params)

@@ -46,7 +46,7 @@ def test_the_objectives_are_the_library_s():
     image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
     t = (jnp.floor(u * 1000) + 1) / 1000
     curve, predict = diffax.from_betas(diffax.cosine_betas(1000)), lambda x, t: diffax.Moments(0.5 * x, 0.1 * x)
-    settings = {"num_steps": 1000, "bin_width": 2 / 16}
+    settings = {"num_steps": 1000, "lattice": diffax.Lattice(2 / 16)}
     by_hand = diffax.hybrid_loss(noise, predict, curve, "eps", image, t, **settings)
     np.testing.assert_allclose(losses(config), by_hand, rtol=1e-5)
     bound = diffax.vlb_loss(noise, predict, curve, "eps", image, t, **settings)

@@ -15,7 +15,7 @@ LEVELS = [
     {"typing", "pytrees"},
     {"random", "curves", "quantiles"},
     {"schedules"},
-    {"times", "predictions", "draws", "weightings", "sde"},
+    {"times", "predictions", "draws", "weightings", "sde", "lattice"},
     {"denoisers"},
     {"guidance", "losses", "samplers"},
     {"sampling"},

@@ -228,7 +228,7 @@ def test_bits_per_dimension_of_a_law_that_is_known():
     for bin_width in (2 / 16, 1.0):
         log_density = -3 * np.log(4 * bin_width)
         np.testing.assert_allclose(diffax.bits_per_dim(log_density, 3, bin_width=bin_width), 2.0, rtol=1e-12)
-    x = diffax.dequantize(KEY, jnp.zeros((1, 20000)), bin_width=0.5)
+    x = diffax.dequantize(KEY, jnp.zeros((1, 20000)), diffax.Lattice(0.5))
     assert float(jnp.abs(x).max()) <= 0.25
     np.testing.assert_allclose([float(x.mean()), float(x.var())], [0, 0.25 / 12], atol=3e-3)
 
@@ -269,4 +269,4 @@ def test_bad_tolerances(options, message):
         ode.integrate(diffax.Cosine(), lambda x, t: x, jnp.zeros((1, 2)), (0.5,))
     for wrong in (0.0, -1.0):
         with pytest.raises(ValueError, match="bin_width must be > 0"):
-            diffax.dequantize(KEY, jnp.zeros((1, 2)), bin_width=wrong)
+            diffax.Lattice(wrong)

@@ -164,21 +164,21 @@ def test_it_is_above_the_exact_negative_log_likelihood_of_a_mixture():
 def test_the_lattice_s_probabilities_add_up_and_keep_their_digits():
     lattice = jnp.linspace(-1, 1, 17)
     for mean, std in ((0.0, 0.01), (0.93, 0.3), (-3.0, 0.2), (0.1, 5.0)):
-        log_p = variational.decoder_log_prob(lattice, mean, std, bin_width=2 / 16)
+        log_p = variational.decoder_log_prob(lattice, mean, std, diffax.Lattice(2 / 16))
         assert np.isfinite(log_p).all()
         np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-9)
-    centre = variational.decoder_log_prob(lattice[8:9], 0.013, 0.02, bin_width=2 / 16)
+    centre = variational.decoder_log_prob(lattice[8:9], 0.013, 0.02, diffax.Lattice(2 / 16))
     phi = lambda u: 0.5 * (1 + math.erf(u / math.sqrt(2)))
     np.testing.assert_allclose(
         np.exp(centre[0]), phi((0.0625 - 0.013) / 0.02) - phi((-0.0625 - 0.013) / 0.02), rtol=1e-9
     )
-    slope = jax.grad(lambda m: variational.decoder_log_prob(lattice, m, 1e-3, bin_width=2 / 16).sum())(0.3)
+    slope = jax.grad(lambda m: variational.decoder_log_prob(lattice, m, 1e-3, diffax.Lattice(2 / 16)).sum())(0.3)
     assert np.isfinite(slope)
 
 
 def test_a_fine_lattice_is_a_density():
     x0, bin_width = jnp.array([0.25, -0.5]), 1e-4
-    of_bins = variational.decoder_log_prob(x0, 0.2, 0.3, bin_width=bin_width)
+    of_bins = variational.decoder_log_prob(x0, 0.2, 0.3, diffax.Lattice(bin_width))
     np.testing.assert_allclose(of_bins - np.log(bin_width), variational.decoder_log_prob(x0, 0.2, 0.3), rtol=1e-5)
 
 
@@ -281,8 +281,13 @@ FALLING = np.array([0.9, 0.1])
          r"times must fall from noise to data, n >= 2 of them, got \[0.1 0.9\]"),
         (lambda: diffax.variational_bound(KEY, COSINE, plain, X0, FALLING, variance="learned"),
          r"denoise must give Moments\(x0, v\) for a learned variance, got"),
-        (lambda: diffax.variational_bound(KEY, COSINE, plain, X0, FALLING, bin_width=0.0),
+        (lambda: diffax.variational_bound(KEY, COSINE, plain, X0, FALLING, lattice=diffax.Lattice(0.0)),
          "bin_width must be > 0, got 0.0"),
+        (lambda: diffax.variational_bound(KEY, COSINE, plain, 200 * X0, FALLING, lattice=diffax.Lattice(2 / 255)),
+         r"x0 must be in \[-1.0, 1.0\], got 200.0"),
+        (lambda: diffax.dequantize(KEY, 1.5 * X0, diffax.Lattice(2 / 255)), r"x must be in \[-1.0, 1.0\], got 1.5"),
+        (lambda: diffax.dequantize(KEY, jnp.nan * X0, diffax.Lattice(1.0)), r"x must be in \[-1.0, 1.0\], got nan"),
+        (lambda: diffax.Lattice(1.0, 3.0, 2.0), "high must be >= low = 3.0, got 2.0"),
         (lambda: diffax.continuous_bound(KEY, COSINE, plain, X0, HALF, t_max=0.1, t_min=0.2),
          "t_max must be > t_min = 0.2, got 0.1"),
         (lambda: diffax.hybrid_loss(KEY, plain, COSINE, "eps", X0, HALF, num_steps=10),
