@@ -37,7 +37,7 @@ class Lattice:
     def check(self, name: str, x: Any) -> None:
         """Raises `ValueError` if x, arrays or a pytree of them, is known to reach beyond the first or the last bin.
 
-        >>> Lattice(2 / 255).check("x0", np.array([0.0, 255.0]))
+        >>> Lattice(2 / 255).check("x0", jnp.array([0.0, 255.0]))
         Traceback (most recent call last):
         ...
         ValueError: x0 must be in [-1.0, 1.0], got 255.0
