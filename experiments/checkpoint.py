@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from diffax.training import Checkpoints, init_state, load_export
+from diffax.training import Checkpoints, load_export
 from experiments import build
 from experiments.configs import default
 from experiments.workdir import is_export, latest_step, load_record
@@ -50,7 +50,6 @@ def load_model(folder: Path, override: Callable[[Any], Any] = lambda config: con
         step, params = record["step"], load_export(folder, like)
     else:
         step = latest_step(folder)
-        state = jax.eval_shape(lambda p: init_state(jax.random.key(0), p, build.optimizer(config)), like)
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-            params = checkpoints.restore(step, state).ema
+            params = checkpoints.restore_ema(step, like)
     return Model(config, network, params, step, shape, tuple(record["data"]["range"]), classes)

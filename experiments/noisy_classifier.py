@@ -15,7 +15,7 @@ import ml_collections
 import diffax
 from diffax.nn.layers import Downsample, ResBlock, conv, group_norm, sinusoidal
 from diffax.pytrees import expand
-from diffax.training import Checkpoints, init_state
+from diffax.training import Checkpoints
 from experiments import build
 from experiments.workdir import is_export, latest_step, load_record
 
@@ -122,9 +122,8 @@ def load(folder: Path) -> Classifier:
     config, shape = ml_collections.ConfigDict(record["config"]), tuple(record["data"]["shape"])
     net = network(config, record["num_classes"])
     like = jax.eval_shape(lambda: build.init_params(config, net, shape, jax.random.key(0)))
-    state = jax.eval_shape(lambda p: init_state(jax.random.key(0), p, build.optimizer(config)), like)
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        params = checkpoints.restore(step, state).ema
+        params = checkpoints.restore_ema(step, like)
     return Classifier(config, net, params, step, shape, record["num_classes"])
 
 

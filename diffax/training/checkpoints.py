@@ -66,6 +66,13 @@ class Checkpoints:
         """
         return dataclasses.replace(like, **self._checkpointer.load(step, _abstract(_filled(like))))
 
+    def restore_ema(self, step: int, like: Any) -> Any:
+        """The averaged parameters of a step alone, with the shapes, dtypes and shardings of `like`."""
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with context:
+            return self._checkpointer.load(step, _abstract({"ema": like}))["ema"]
+
     def close(self) -> None:
         """Waits for what is being written."""
         self._checkpointer.close()

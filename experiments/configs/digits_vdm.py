@@ -10,11 +10,12 @@ from experiments.configs import digits
 
 
 def get_config():
-    """As `digits`, with eps-prediction and a schedule between VDM's ends."""
+    """As `digits`, with eps-prediction and a schedule that is learned, its ends too."""
     config = digits.get_config()
-    config.schedule = {"name": "learned", "log_snr_max": 10.0, "log_snr_min": -6.0}
+    config.schedule = {"name": "learned", "log_snr_max": 8.0, "log_snr_min": -6.0}
     config.prediction = "eps"
     config.loss.objective = "vdm"
+    config.loss.learn_ends = True
     config.loss.bin_width = 2 / 16
     config.loss.spread = "stratified"
     return config
