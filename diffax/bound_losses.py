@@ -46,7 +46,8 @@ def vdm_loss(
 
     Args:
       key: () or (B,); consumed.
-      predict: (x, t) -> y. Conditioned on t itself, not on the schedule's log-SNR.
+      predict: (x, log_snr) -> y, log_snr (B,) or (): what it is told of time is the level itself, or the bound would
+        depend on the curve.
       schedule: `Learned`.
       kind: what y is, any but velocity.
       x0: (B, ...) clean data.
@@ -74,15 +75,15 @@ def vdm_loss(
         x = combine((level.alpha, x0), (level.sigma, eps))
         a, b = KINDS[kind](schedule, t, level, sigma_data)
         det = level.alpha * b - level.sigma * a
-        x0_hat = combine((b / det, x), (-level.sigma / det, predict(x, t)))
+        x0_hat = combine((b / det, x), (-level.sigma / det, predict(x, log_snr)))
         return integrand(log_snr, slope, x0, x0_hat) / unit
 
     of_ends, of_shape = (jax.jvp(s.log_snr, (t,), (jnp.ones_like(t),)) for s in (shape_fixed, ends_fixed))
     twice = 2 * stop(integral(*map(stop, of_ends)))  # under jit the same computation as the one below
     mixed = [stop(e) + (e - stop(e)) + twice * (c - stop(c)) for e, c in zip(of_ends, of_shape, strict=True)]
-    denoise = denoiser(predict, shape_fixed, kind, sigma_data=sigma_data)
+    denoise = denoiser(lambda x, t: predict(x, shape_fixed.log_snr(t)), shape_fixed, kind, sigma_data=sigma_data)
     first, last = as_float(0.0), as_float(1.0)
-    decoder = decoder_term(random.fold_in(key, 1), shape_fixed, denoise, x0, first, last, "large", lattice)
+    decoder = decoder_term(random.fold_in(key, 1), shape_fixed, denoise, x0, first, -jnp.inf, "large", lattice)
     return integral(*mixed) + (decoder + prior_term(shape_fixed, x0, last)) / unit
 
 
@@ -167,7 +168,7 @@ def _term_loss(schedule, denoise, x0, x, t, num_steps, lattice):
     answer = Moments(*moments_of(denoise(x, t), None))
     step = step_term(schedule, lambda x, t: answer, x0, x, t, jnp.maximum(t - 1 / num_steps, 0.0), "learned")
     # At the first level's variances for all, so that no example that does not count has a NaN for a gradient.
-    end = decoder_at(schedule, answer, x0, as_float(1 / num_steps), as_float(2 / num_steps), lattice)
+    end = decoder_at(schedule, answer, x0, as_float(1 / num_steps), schedule(2 / num_steps).log_snr, lattice)
     return jnp.where(t < 1.5 / num_steps, end, step) * num_steps / (_dimensions(x0) * math.log(2))
 
 

@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import as_float, batch_size, choose, combine, concrete
+from diffax.denoisers import mean_only
+from diffax.pytrees import as_float, batch_size, check, choose, combine, concrete, safe_sqrt
 from diffax.samplers.base import Sampler
 from diffax.sampling import integrate
 from diffax.typing import Denoiser, Grid, Keys, Schedule
@@ -35,7 +36,9 @@ class LogLikelihood(NamedTuple):
     log_prob: (B,) in nats, NaN where the ODE was not solved.
     stderr: (B,) standard error of log_prob over the probes: 0 for the exact trace, NaN for a single probe.
     latent: (B, ...) the examples at the noise end.
-    steps: steps taken; converged: whether the ODE was solved (a fixed grid always says True).
+    steps: steps taken.
+    converged: (B,) whether the ODE was solved; of a fixed grid, which has no error estimate, whether all is finite. Its
+      error falls with the square of the step: compare two grids, or use `diffax.ode.adaptive`.
     """
 
     log_prob: Any
@@ -46,7 +49,7 @@ class LogLikelihood(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """x: (B, ...), the y of the module's head; log_det: (P, B), log|d y / d y_0| / D by each probe.
+    """x: (B, ...), the y of the module's head; log_det: (B, P), log|d y / d y_0| / D by each probe.
 
     Or their slopes in w.
     """
@@ -108,10 +111,11 @@ def log_likelihood(
     choose("probe_law", probe_law, LAWS)
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
         raise ValueError(f"probes must be an int >= 1, got {probes!r}")
+    check("times", times, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
     known = concrete(times)
     if known is not None and (len(known) < 2 or (known[0] > known[-1]).any()):
         raise ValueError(f"times must rise from data to noise, got {known.tolist()}")
-    size, x = batch_size(x), jax.tree.map(jnp.asarray, x)
+    size, x, denoise = batch_size(x), jax.tree.map(jnp.asarray, x), mean_only(denoise)
     dimensions = sum(leaf.size for leaf in jax.tree.leaves(x)) // size
     if divergence == "exact":
         if dimensions > EXACT_LIMIT:
@@ -128,18 +132,19 @@ def log_likelihood(
         x0, product = jax.linearize(lambda x: denoise(x, t), x)
         r = alpha / c
         trace = traces(product, x) / dimensions
-        return Flow(combine((jnp.square(r), y), (-r, x0)), jnp.square(r) - alpha * trace)
+        return Flow(combine((jnp.square(r), y), (-r, x0)), jnp.square(r) - alpha * trace.T)
 
     times = as_float(times)
     first, last = size_of(schedule, times[0]), size_of(schedule, times[-1])
-    start = Flow(combine((1 / first, x)), jnp.zeros((count, size)))
+    start = Flow(combine((1 / first, x)), jnp.zeros((size, count)))
     with jax.default_matmul_precision("highest"):  # products in bfloat16 would cost more than the ODE's error
         (latent, log_det), steps, converged = (solve or heun)(schedule, field, start, times)
     latent = combine((last, latent))
     prior = (lambda x: _standard(x, schedule(times[-1]).sigma)) if prior_log_prob is None else prior_log_prob
-    log_prob = prior(latent) + dimensions * (log_det + jnp.log(last) - jnp.log(first))
+    log_prob = prior(latent)[:, None] + dimensions * (log_det + jnp.log(last) - jnp.log(first))
     stderr = jnp.zeros(size) if divergence == "exact" else _stderr(log_prob)
-    return LogLikelihood(jnp.where(converged, log_prob.mean(0), jnp.nan), stderr, latent, steps, converged)
+    converged = converged & jnp.isfinite(log_prob).all(1)
+    return LogLikelihood(jnp.where(converged, log_prob.mean(1), jnp.nan), stderr, latent, steps, converged)
 
 
 def heun(schedule: Schedule, field: Field, start: Flow, times: Any) -> tuple[Flow, Any, Any]:
@@ -218,11 +223,12 @@ LAWS = {"rademacher": _draw(jax.random.rademacher), "gaussian": _draw(jax.random
 
 
 def _stderr(values):
-    """(B,) standard error of the mean over the leading axis; NaN for a single value."""
-    count = len(values)
+    """(B,) standard error of the mean of (B, P); NaN for a single value."""
+    count = values.shape[1]
     if count == 1:
-        return jnp.full(values.shape[1:], jnp.nan)
-    return jnp.sqrt(jnp.sum(jnp.square(values - values.mean(0)), 0) / (count - 1) / count)
+        return jnp.full(len(values), jnp.nan)
+    variance = jnp.sum(jnp.square(values - values.mean(1, keepdims=True)), 1) / (count - 1) / count
+    return safe_sqrt(variance)
 
 
 def _standard(x, sigma):

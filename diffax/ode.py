@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffax.denoisers import mean_only
 from diffax.likelihood import size_of
 from diffax.pytrees import as_float, check, combine
 from diffax.typing import Denoiser, Schedule
@@ -104,7 +105,7 @@ def integrate(schedule: Schedule, denoise: Denoiser, x: Any, times: Any, **optio
       x, steps, converged; see `Solution`.
 
     Raises:
-      ValueError: for fewer than two times, and as `adaptive`.
+      ValueError: for fewer than two times, or times outside [0, 1], and as `adaptive`.
 
     >>> import diffax
     >>> data = diffax.analytic.Gaussian.from_covariance([0.5, -0.5], 0.25)
@@ -115,7 +116,8 @@ def integrate(schedule: Schedule, denoise: Denoiser, x: Any, times: Any, **optio
     """
     if len(times) < 2:
         raise ValueError(f"times must have at least two entries, got {len(times)}")
-    solve, x = adaptive(**options), jax.tree.map(jnp.asarray, x)
+    check("times", times, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    solve, x, denoise = adaptive(**options), jax.tree.map(jnp.asarray, x), mean_only(denoise)
 
     def field(y, t):
         alpha, c = schedule(t).alpha, size_of(schedule, t)
@@ -136,18 +138,14 @@ def sample(schedule: Schedule, denoise: Denoiser, x: Any, times: Any, **options:
     ([[0.5, 0.5]], True)
     """
     found = integrate(schedule, denoise, x, times, **options)
-    x0 = denoise(found.x, as_float(times)[-1])
+    x0 = mean_only(denoise)(found.x, as_float(times)[-1])
     return found._replace(x=jax.tree.map(lambda v: jnp.where(found.converged, v, jnp.nan), x0))
 
 
 def _worst(error):
-    """The largest root mean square of a row of a leaf: of an example, for what has a batch."""
-
-    def worst(leaf):
-        rows = leaf.reshape(len(leaf), -1) if leaf.ndim else leaf.reshape(1, 1)
-        return jnp.max(jnp.mean(jnp.square(rows), 1))
-
-    return jnp.sqrt(jnp.max(jnp.stack([worst(leaf) for leaf in jax.tree.leaves(error)])))
+    """The largest root mean square of a row of a leaf: of an example, for what is (B, ...)."""
+    rows = [leaf.reshape(len(leaf), -1) if leaf.ndim else leaf.reshape(1, 1) for leaf in jax.tree.leaves(error)]
+    return jnp.sqrt(jnp.max(jnp.stack([jnp.max(jnp.mean(jnp.square(row), 1)) for row in rows])))
 
 
 def _modules():

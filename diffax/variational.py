@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from diffax import random
 from diffax.denoisers import Moments, moments_of
 from diffax.lattice import Lattice
-from diffax.pytrees import as_float, batch_size, check, choose, combine, concrete, expand
+from diffax.pytrees import as_float, batch_size, check, choose, combine, concrete, expand, safe_sqrt
 from diffax.samplers.base import Sampler
 from diffax.sampling import unroll
 from diffax.typing import Denoiser, Keys, Schedule
@@ -55,6 +55,9 @@ class Bound(NamedTuple):
 def posterior(schedule: Schedule, x0: Any, x: Any, t: Any, s: Any) -> tuple[Any, Any]:
     """(mean, std) of q(x_s | x_t, x0), s <= t. mean: (B, ...), like x; std, the root of beta-tilde: like t.
 
+    Raises:
+      ValueError: if s > t somewhere.
+
     Source: Ho et al. 2020, eq. 6 and 7; Kingma et al. 2021, appendix A.2.
 
     >>> from diffax.schedules import Cosine
@@ -62,11 +65,18 @@ def posterior(schedule: Schedule, x0: Any, x: Any, t: Any, s: Any) -> tuple[Any,
     >>> [round(float(v), 4) for v in (mean[0, 0], std)]  # all of x_t is noise: q(x_s | x0)
     [0.7071, 0.7071]
     """
+    _check_order(t, s)
     level_t, level_s = schedule(t), schedule(s)
     h = level_t.log_snr - level_s.log_snr
     of_x = jnp.exp(h / 2) * level_s.sigma / level_t.sigma
     mean = combine((of_x, x), (-level_s.alpha * jnp.expm1(h), x0))
-    return mean, level_s.sigma * jnp.sqrt(-jnp.expm1(h))
+    return mean, level_s.sigma * safe_sqrt(-jnp.expm1(h))
+
+
+def _check_order(t, s):
+    known = concrete(t)
+    if known is not None:
+        check("s", s, f"<= t = {known.tolist()}", lambda v: v <= known)
 
 
 def gaussian_kl(mean: Any, std: Any, other_mean: Any, other_std: Any) -> Any:
@@ -133,9 +143,10 @@ def step_term(schedule: Schedule, denoise: Denoiser, x0: Any, x: Any, t: Any, s:
       variance: "small", "large" or "learned".
 
     Raises:
-      ValueError: for another variance, and for a learned one without `Moments`.
+      ValueError: for another variance, for a learned one without `Moments`, and if s > t somewhere.
     """
     x0_hat, v = moments_of(denoise(x, t), choose("variance", variance, VARIANCES))
+    _check_order(t, s)
     level_t, level_s = schedule(t), schedule(s)
     log_sigma = jnp.log(level_t.sigma) - jnp.log(level_s.sigma)
     gap = jnp.exp(level_s.log_snr) - jnp.exp(level_t.log_snr)
@@ -162,13 +173,15 @@ def decoder_term(key, schedule, denoise, x0, t, before, variance, lattice):
 
 
 def decoder_at(schedule, answer, x0, t, before, lattice):
-    """(B,) -log p(x0 | x_t) at the last level t. before: the level in front, whose beta-tilde is the small variance."""
+    """(B,) -log p(x0 | x_t) at the last level t.
+
+    before: log-SNR of the level in front, less than t's; its beta-tilde is the small variance.
+    """
     level = schedule(t)
-    large = level.sigma / level.alpha
-    small = large * jnp.sqrt(-jnp.expm1(schedule(before).log_snr - level.log_snr))
+    large, shrink = -level.log_snr / 2, jnp.log(-jnp.expm1(before - level.log_snr)) / 2
 
     def term(x0, x0_hat, v):
-        std = jnp.exp((1 - v) * jnp.log(expand(small, x0)) + v * jnp.log(expand(large, x0)))
+        std = jnp.exp(expand(large, x0) + (1 - v) * expand(shrink, x0))
         return -decoder_log_prob(x0, x0_hat, std, lattice)
 
     return total(jax.tree.map(term, x0, answer.x0, answer.v))
@@ -225,7 +238,9 @@ def variational_bound(
 
     walk = Sampler(lambda x, times: _Terms(x, jnp.zeros(batch_size(x))), step, order=0, calls=1)
     _, steps = unroll(random.fold_in(key, 0), walk, denoise, x0, times, record=lambda state: state.term)
-    decoder = decoder_term(random.fold_in(key, 1), schedule, denoise, x0, times[-1], times[-2], variance, lattice)
+    log_snr = schedule.log_snr(times)
+    before = jnp.max(log_snr, where=log_snr < log_snr[-1], initial=-jnp.inf)  # a grid may end in repeated points
+    decoder = decoder_term(random.fold_in(key, 1), schedule, denoise, x0, times[-1], before, variance, lattice)
     prior = prior_term(schedule, x0, times[0])
     return Bound(prior + steps.sum(0) + decoder, prior, steps, decoder)
 
@@ -254,16 +269,19 @@ def continuous_bound(
       lattice: of the data, as in `decoder_log_prob`; None for data with a density.
 
     Raises:
-      ValueError: if t_min >= t_max, or x0 is outside the lattice.
+      ValueError: if t_min >= t_max, t is outside [t_min, t_max], or x0 outside the lattice.
     """
     low_t = concrete(t_min)
     if low_t is not None:
         check("t_max", t_max, f"> t_min = {low_t}", lambda v: v > low_t)
+    high_t = concrete(t_max)
+    if low_t is not None and high_t is not None:
+        check("t", t, f"in [t_min, t_max] = [{low_t}, {high_t}]", lambda v: (v >= low_t) & (v <= high_t))
     x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(random.fold_in(key, 0), x0)))
     x0_hat, _ = moments_of(denoise(x, t), 0.0)
     log_snr, slope = jax.jvp(schedule.log_snr, (as_float(t),), (jnp.ones_like(as_float(t)),))
     integral = (t_max - t_min) * integrand(log_snr, slope, x0, x0_hat)
-    decoder = decoder_term(random.fold_in(key, 1), schedule, denoise, x0, as_float(t_min), t_max, "large", lattice)
+    decoder = decoder_term(random.fold_in(key, 1), schedule, denoise, x0, as_float(t_min), -jnp.inf, "large", lattice)
     prior = prior_term(schedule, x0, t_max)
     return Bound(prior + integral + decoder, prior, integral, decoder)
 

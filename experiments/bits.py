@@ -1,7 +1,8 @@
 """Bits per dimension of held-out data, by the variational bound and by the probability-flow ODE.
 
     vlb         the discrete bound over `levels` levels, evenly spaced in t, with each of `variances`
-    continuous  the bound of infinitely many levels, `draws` stratified times for each image
+    continuous  the bound of infinitely many levels, `draws` stratified times for each image; to the schedule's end, and
+                to a quarter of a bin, where the ODE starts
     ode         uniform dequantization, then the flow's density at the level where sigma / alpha is a quarter of a bin:
                 what the model says of smaller scales is no part of the data
 
@@ -74,26 +75,33 @@ def by_bound(key, case, settings):
 
 
 def in_continuous_time(key, case, settings):
-    """The bound of continuous time."""
-    curve, denoise, x0, lattice, _, t_min = case
+    """The bound of continuous time, down to the schedule's data end and to the level where the ODE starts."""
 
     @jax.jit
-    def one(x0, key):
+    def one(x0, t_min, key):
         u = diffax.draws.stratified(diffax.random.fold_in(key, 9), len(x0))
+        options = {"t_min": t_min, "lattice": case.lattice}
         t = t_min + (1 - t_min) * u
-        return diffax.continuous_bound(key, curve, diffax.mean_only(denoise), x0, t, t_min=t_min, lattice=lattice).total
+        return diffax.continuous_bound(key, case.curve, diffax.mean_only(case.denoise), x0, t, **options).total
 
-    keys = jax.random.split(key, settings.draws)
-    total = np.mean([np.asarray(one(x0, k)) for k in keys], 0)
-    return {"continuous": summary(-total, x0[0].size)}
+    found = {}
+    for name, t_min in (("continuous", case.t_min), ("continuous, quarter bin", _quarter(case))):
+        keys = jax.random.split(key, settings.draws)
+        total = np.mean([np.asarray(one(case.x0, t_min, k)) for k in keys], 0)
+        found[name] = summary(-total, case.x0[0].size)
+    return found
+
+
+def _quarter(case):
+    """The time where sigma / alpha is a quarter of a bin."""
+    return case.curve.inverse(-2 * jnp.log(case.lattice.bin_width / 4))
 
 
 def by_ode(key, case, settings):
     """The flow's density of dequantized data."""
     curve, denoise, x0, lattice, *_ = case
     noise, probes = jax.random.split(key)
-    t_min = curve.inverse(-2 * jnp.log(lattice.bin_width / 4))
-    times = diffax.times.uniform_log_snr(curve, settings.steps + 1, t_max=1.0, t_min=t_min)[::-1]
+    times = diffax.times.uniform_log_snr(curve, settings.steps + 1, t_max=1.0, t_min=_quarter(case))[::-1]
     alpha = curve(times[0]).alpha
 
     @jax.jit
@@ -104,7 +112,7 @@ def by_ode(key, case, settings):
         return found.log_prob + x0[0].size * jnp.log(alpha), found.stderr
 
     log_prob, of_probes = run(x0)
-    share = float(np.mean(of_probes)) / x0[0].size / math.log(2)
+    share = None if settings.probes == 1 else float(np.mean(of_probes)) / x0[0].size / math.log(2)
     return {"ode": summary(log_prob, x0[0].size, lattice.bin_width) | {"stderr_of_probes_per_image": share}}
 
 
@@ -124,26 +132,35 @@ def check(model: Any, routes: Sequence[str], variances: Sequence[str], settings:
                 raise ValueError(f"{name} must be among {', '.join(allowed)}, got {one!r}")
 
 
-def measure(
-    model: Any, dataset: Any, routes: Sequence[str], variances: Sequence[str], settings: Settings, seed: int
-) -> dict[str, Any]:
-    """{way: {"bits", "stderr", ..}} on the first images of config.dataset.test_split.
+def open_case(model: Any, dataset: Any, variances: Sequence[str], settings: Settings) -> Case:
+    """The model on the first images of config.dataset.test_split.
 
     variances: of the route vlb; if there are none, the learned one of a model that has it, else both fixed ones.
+
+    Raises:
+      ValueError: if there are not so many images, or their values lie outside the stated range.
     """
     config = model.config
     images, labels = dataset.arrays(config.dataset.test_split)
+    if settings.num > len(images):
+        raise ValueError(f"num must be at most the {len(images)} images of the test split, got {settings.num}")
     config.sampling.sampler = "ddpm_learned" if config.network.learned_variance else "ddpm"  # what denoisers are for
     label = jnp.asarray(labels[: settings.num]) if config.network.conditional else None
     low, high = model.range
-    case = Case(
+    lattice = diffax.Lattice(2 / (high - low))
+    lattice.check("dataset", images)
+    return Case(
         build.schedule(config, model.params),
         build.denoiser(config, model.network, model.params, label),
         jnp.asarray(images[: settings.num], jnp.float32),
-        diffax.Lattice(2 / (high - low)),
+        lattice,
         variances or (("learned",) if config.network.learned_variance else ("small", "large")),
         0.0 if build.is_learned(config) else T_MIN,
     )
+
+
+def measure(case: Case, routes: Sequence[str], settings: Settings, seed: int) -> dict[str, Any]:
+    """{way: {"bits", "stderr", ..}}."""
     found: dict[str, Any] = {}
     for i, route in enumerate(routes):
         found |= ROUTES[route](jax.random.fold_in(jax.random.key(seed), i), case, settings)
@@ -152,5 +169,5 @@ def measure(
 
 def report(found: dict[str, Any]) -> str:
     """The numbers as text."""
-    lines = [f"  {way:15s} {v['bits']:.4f} +- {v['stderr']:.4f} bits per dimension" for way, v in found.items()]
+    lines = [f"  {way:24s} {v['bits']:.4f} +- {v['stderr']:.4f} bits per dimension" for way, v in found.items()]
     return "\n".join(lines)

@@ -163,9 +163,14 @@ def init_params(config: Any, net: Any, shape: tuple[int, ...], key: Any) -> Any:
     return jax.jit(init)(key)
 
 
-def predict(config: Any, net: UNet, params: Any, label: Any = None, *, key: Any = None) -> Callable:
-    """The network as the core sees it: (x, t) -> y. label: () or (B,), None for no class; key: of dropout."""
-    of_time = TIMES[config.network.time][1]
+def predict(
+    config: Any, net: UNet, params: Any, label: Any = None, *, key: Any = None, of_time: Callable | None = None
+) -> Callable:
+    """The network as the core sees it: (x, t) -> y. label: () or (B,), None for no class; key: of dropout.
+
+    of_time: (schedule, t) -> what the network is told of time, if that is not what config.network.time says.
+    """
+    of_time = of_time or TIMES[config.network.time][1]
     curve = schedule(config, params)
 
     def bound(x, t):

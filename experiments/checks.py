@@ -65,6 +65,13 @@ def check_config(config: Any, num_devices: int) -> None:
     build.grid(config)
 
 
+def check_data(config: Any, dataset: Any) -> None:
+    """Raises `ValueError` for a loss that is meant for other data."""
+    width, expected = config.loss.bin_width, 2 / (dataset.high - dataset.low)
+    if width > 0 and not math.isclose(width, expected, rel_tol=1e-6):
+        raise ValueError(f"config.loss.bin_width must be {expected:g} for {dataset.name}, got {width:g}")
+
+
 def _check_objective(config: Any) -> None:
     objective = config.loss.objective
     choose("config.loss.objective", objective, objectives.OBJECTIVES)
@@ -81,8 +88,8 @@ def _check_objective(config: Any) -> None:
             f"config.schedule.name must {'' if objective == 'vdm' else 'not '}be learned for "
             f"config.loss.objective = {objective!r}, got {config.schedule.name!r}"
         )
-    if objective == "vdm" and config.network.time != "t":
-        raise ValueError(f"config.network.time must be t for vdm, got {config.network.time!r}")
+    if objective == "vdm" and config.network.time != "log_snr":
+        raise ValueError(f"config.network.time must be log_snr for vdm, got {config.network.time!r}")
     if objective != "denoising" and config.loss.weighting != "target":
         raise ValueError(f"config.loss.weighting must be target for {objective}, got {config.loss.weighting!r}")
     if config.loss.vlb_weight < 0:

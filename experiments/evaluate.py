@@ -124,7 +124,8 @@ def measure_bits(folder):
         bits.check(model, ROUTES.value, VARIANCES.value, settings)
         data = model.config.dataset
         dataset = open_dataset(data.name, data.data_dir if DATA_DIR.value is None else DATA_DIR.value)
-    found = bits.measure(model, dataset, ROUTES.value, VARIANCES.value, settings, SEED.value)
+        case = bits.open_case(model, dataset, VARIANCES.value, settings)
+    found = bits.measure(case, ROUTES.value, settings, SEED.value)
     write_json(folder / "bits.json", settings._asdict() | {"step": model.step, "seed": SEED.value, "routes": found})
     print(f"step {model.step} of {folder}, {settings.num} images\n{bits.report(found)}")
 

@@ -77,6 +77,8 @@ def objective(config: Any, net: UNet) -> Objective:
     """The loss of each example by config.loss.objective; loss-aware times leave what it estimates as it is."""
     of_example = OBJECTIVES[config.loss.objective](config)
     chosen, spread = law(config), SPREADS[config.loss.spread]
+    # The bound of continuous time is one over levels: its network is called with them.
+    of_time = {"of_time": lambda schedule, log_snr: log_snr} if config.loss.objective == "vdm" else {}
 
     def per_example(params, batch, keys, of_times):
         noise, time, drop, dropout = (diffax.random.fold_in(keys, i) for i in range(4))
@@ -85,7 +87,8 @@ def objective(config: Any, net: UNet) -> Objective:
             label = diffax.drop_labels(drop, label, net.num_classes, p_uncond=config.loss.p_uncond)
         place = {"index": batch["index"], "total": config.dataset.batch_size}
         drawn = diffax.draws.draw(time, len(image), of_times, way=functools.partial(spread, **place))
-        f = build.predict(config, net, params, label if config.network.conditional else None, key=dropout)
+        label = label if config.network.conditional else None
+        f = build.predict(config, net, params, label, key=dropout, **of_time)
         return of_example(noise, f, image, drawn, params), drawn
 
     if not isinstance(chosen, diffax.draws.Resampler):

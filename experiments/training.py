@@ -39,6 +39,7 @@ def prepare(config: Any, workdir: Path, network: Callable, model: str) -> Run:
         checks.check_config(config, len(devices))
         settings = config.dataset
         dataset = open_dataset(settings.name, settings.data_dir)
+        checks.check_data(config, dataset)
         net = network(config, dataset.num_classes)
         data = batches(
             dataset,

@@ -73,7 +73,7 @@ def test_a_learned_schedule_is_trained_with_the_network():
     slopes = jax.grad(total)(leaves)
     assert all(np.isfinite(v).all() for v in slopes.values())
     assert np.abs(slopes["heights"]).max() > 0
-    np.testing.assert_array_equal(slopes["ends"], 0)
+    assert np.abs(slopes["ends"]).min() > 0
 
 
 @pytest.mark.parametrize("module", [digits_hybrid, digits_vlb, digits_vdm])
@@ -93,7 +93,7 @@ def test_the_configs_are_right(module):
         (lambda: changed(digits, network__learned_variance=True), "learned_variance must be False for denoising"),
         (lambda: changed(digits_hybrid, network__learned_variance=False), "learned_variance must be True for hybrid"),
         (lambda: changed(digits_vdm, schedule__name="cosine"), "config.schedule"),
-        (lambda: changed(digits_vdm, network__time="log_snr"), "config.network.time must be t for vdm, got 'log_snr'"),
+        (lambda: changed(digits_vdm, network__time="t"), "config.network.time must be log_snr for vdm, got 't'"),
         (lambda: changed(digits_hybrid, loss__vlb_weight=-1.0), "config.loss.vlb_weight must be >= 0, got -1.0"),
         (lambda: changed(digits, sampling__sampler="ddpm_learned"), "must not be ddpm_learned without"),
     ],
@@ -129,5 +129,6 @@ def test_bits_of_a_model_that_knows_nothing(module, data_dir, tmp_path):
     if module is digits_hybrid:
         message = call("evaluate", *flags, "--levels=1001", ok=False)
         assert "levels must be at most the 1000 of the model's schedule, got 1001" in message
+    assert "num must be at most the" in call("evaluate", *flags, "--num=1000", f"--data_dir={data_dir}", ok=False)
     assert "probes must be >= 1, got 0" in call("evaluate", *flags, "--probes=0", ok=False)
     assert "one of samples and checkpoint must be given" in call("evaluate", ok=False)

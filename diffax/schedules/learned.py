@@ -12,10 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax.curves import Curve, straight_through
+from diffax.curves import LOG_SNR_MAX, Curve, straight_through
 from diffax.pytrees import as_float, check, concrete, pytree, static
 
 BISECTIONS = 40
+SMALLEST_RANGE = 0.1  # of log-SNR between the ends
 
 
 @pytree
@@ -26,7 +27,7 @@ class Learned(Curve):
     which is as general and keeps f's slope away from 0).
 
     Args:
-      ends: (2,) log-SNR at t = 0 and at t = 1, within [-20, 20].
+      ends: (2,) log-SNR at t = 0 and at t = 1, clipped to [-20, 20] as for every schedule.
       slope: () before softplus, of the linear part.
       weights: (J,) w before softplus.
       biases: (J,) b.
@@ -34,7 +35,7 @@ class Learned(Curve):
       scaling: a key of `diffax.curves.SCALINGS`.
 
     Raises:
-      ValueError: if the ends do not fall, or lie outside [-20, 20].
+      ValueError: if the ends do not fall.
 
     >>> schedule = Learned.init(jax.random.key(0), log_snr_max=10.0, log_snr_min=-10.0)
     >>> [round(float(schedule.log_snr(t)), 3) for t in (0.0, 1.0)]
@@ -50,7 +51,6 @@ class Learned(Curve):
 
     def __post_init__(self):
         super().__post_init__()
-        check("ends", self.ends, "in [-20, 20]", lambda v: abs(v) <= 20)
         known = concrete(self.ends)
         if known is not None and not known[0] > known[1]:
             raise ValueError(f"ends must fall from t = 0 to t = 1, got {known.tolist()}")
@@ -69,8 +69,10 @@ class Learned(Curve):
           scaling: as above.
 
         Raises:
-          ValueError: for units < 1, and as the class.
+          ValueError: for units < 1, ends outside [-20, 20], and as the class.
         """
+        for name, value in (("log_snr_max", log_snr_max), ("log_snr_min", log_snr_min)):
+            check(name, value, f"in [-{LOG_SNR_MAX:g}, {LOG_SNR_MAX:g}]", lambda v: abs(v) <= LOG_SNR_MAX)
         if isinstance(units, bool) or not isinstance(units, int) or units < 1:
             raise ValueError(f"units must be an int >= 1, got {units!r}")
         of_weights, of_biases = jax.random.split(key)
@@ -90,9 +92,16 @@ class Learned(Curve):
         # The ends lie within the clip, so that no bisection is needed to find where it begins.
         return f(straight_through(t, jnp.clip(t, 0.0, 1.0)))
 
+    @property
+    def _clipped_ends(self):
+        """Training may move the ends beyond the clip, or across each other."""
+        high = jnp.clip(self.ends[0], -LOG_SNR_MAX + SMALLEST_RANGE, LOG_SNR_MAX)
+        return high, jnp.clip(self.ends[1], -LOG_SNR_MAX, high - SMALLEST_RANGE)
+
     def curve(self, t):
         f, (first, last) = self._f(t), self._f(jnp.asarray([0.0, 1.0], jnp.asarray(t).dtype))
-        return self.ends[0] + (self.ends[1] - self.ends[0]) * (f - first) / (last - first)
+        high, low = self._clipped_ends
+        return high + (low - high) * (f - first) / (last - first)
 
     def uncurve(self, log_snr):
         """By bisection, and one step of Newton's that the derivative goes through."""
@@ -108,5 +117,6 @@ class Learned(Curve):
         bounds = (jnp.zeros_like(wanted), jnp.ones_like(wanted))
         t = jax.lax.stop_gradient(sum(jax.lax.fori_loop(0, BISECTIONS, halve, bounds)) / 2)
         _, slope = jax.jvp(frozen.curve, (t,), (jnp.ones_like(t),))
-        before, beyond = wanted > frozen.ends[0], wanted < frozen.ends[1]
+        high, low = frozen._clipped_ends
+        before, beyond = wanted > high, wanted < low
         return jnp.where(before, 0.0, jnp.where(beyond, 1.0, t + (log_snr - self.curve(t)) / slope))

@@ -14,6 +14,7 @@ def get_config():
     config = digits.get_config()
     config.schedule = {"name": "learned", "log_snr_max": 8.0, "log_snr_min": -6.0}
     config.prediction = "eps"
+    config.network.time = "log_snr"
     config.loss.objective = "vdm"
     config.loss.learn_ends = True
     config.loss.bin_width = 2 / 16
