@@ -103,6 +103,15 @@ def test_bad_input(config, message):
         checks.check_config(config(), 1)
 
 
+def test_the_bins_are_the_data_s():
+    dataset = types.SimpleNamespace(name="digits", low=0, high=16)
+    checks.check_data(digits_vlb.get_config(), dataset)
+    checks.check_data(digits.get_config(), dataset)
+    dataset.high = 255
+    with pytest.raises(ValueError, match="config.loss.bin_width must be 0.00784314 for digits, got 0.125"):
+        checks.check_data(digits_vlb.get_config(), dataset)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("module", [digits_vdm, digits_hybrid])
 def test_bits_of_a_model_that_knows_nothing(module, data_dir, tmp_path):
