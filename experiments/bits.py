@@ -58,7 +58,7 @@ def summary(nats, dimensions, bin_width=1.0):
 
 
 def by_bound(key, case, settings):
-    """The discrete bound: {variance: summary}, and the share of its parts."""
+    """The discrete bound: {variance: summary}, and its parts in bits: prior, decoder, and each of the steps."""
     curve, denoise, x0, lattice, *_ = case
     table = getattr(curve, "log_snr_table", None)
     times = diffax.times.linspace(settings.levels if table is None else len(table), settings.levels)
@@ -69,7 +69,8 @@ def by_bound(key, case, settings):
                 key, curve, denoise, x0, times, variance=variance, lattice=lattice
             )
         )(x0)
-        parts = {name: summary(-getattr(bound, name), x0[0].size)["bits"] for name in ("prior", "decoder")}
+        per_dim = x0[0].size * math.log(2)
+        parts = {name: (np.asarray(getattr(bound, name)).mean(-1) / per_dim).tolist() for name in bound._fields[1:]}
         found[f"vlb, {variance}"] = summary(-bound.total, x0[0].size) | parts
     return found
 

@@ -108,7 +108,7 @@ def test_the_bins_are_the_data_s():
     checks.check_data(digits_vlb.get_config(), dataset)
     checks.check_data(digits.get_config(), dataset)
     dataset.high = 255
-    with pytest.raises(ValueError, match="config.loss.bin_width must be 0.00784314 for digits, got 0.125"):
+    with pytest.raises(ValueError, match=r"loss\.bin_width must be 0\.00784314 for digits, got 0\.125"):
         checks.check_data(digits_vlb.get_config(), dataset)
 
 
@@ -129,6 +129,10 @@ def test_bits_of_a_model_that_knows_nothing(module, data_dir, tmp_path):
     assert all(np.isfinite(v["bits"]) and v["stderr"] > 0 for v in found.values())
     for name in found:
         assert name in text
+    for name in (name for name in found if name.startswith("vlb")):
+        parts = found[name]
+        assert len(parts["steps"]) == 4
+        assert np.isclose(parts["prior"] + sum(parts["steps"]) + parts["decoder"], parts["bits"], rtol=1e-5)
     if module is digits_vdm:  # its eps is 0: at the last level x0_hat is off by the noise alone, half a bin at the most
         assert all(found[f"vlb, {variance}"]["decoder"] < 1 for variance in ("small", "large"))
     assert "routes must be among vlb, continuous, ode, got 'fid'" in call("evaluate", *flags, "--routes=fid", ok=False)
