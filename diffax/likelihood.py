@@ -22,9 +22,10 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax.denoisers import mean_only
-from diffax.pytrees import as_float, batch_size, check, choose, combine, concrete, safe_sqrt
+from diffax.pytrees import as_float, batch_size, choose, combine, concrete, safe_sqrt
 from diffax.samplers.base import Sampler
 from diffax.sampling import integrate
+from diffax.times import check_grid
 from diffax.typing import Denoiser, Grid, Keys, Schedule
 
 EXACT_LIMIT = 4096  # dimensions: the products with unit vectors cost as many network calls, at every step
@@ -79,7 +80,7 @@ def log_likelihood(
     Args:
       key: () or (B,), of the probes; consumed.
       schedule: noise schedule, with any scaling.
-      denoise: (x, t) -> x0, each example by itself: for the exact trace and the probes the batch is one example each.
+      denoise: (x, t) -> x0, or `Moments`; each example by itself, since the trace is taken of each.
       x: (B, ...), at times[0]. For data that is x0 itself where times[0] = 0, but for sigma(0) = exp(-10).
       times: (n,) from data to noise. Heun's method: order 2 in n, two denoiser calls a step. `times.uniform_log_snr`
         reversed is a good grid.
@@ -96,8 +97,8 @@ def log_likelihood(
       log_prob, stderr, latent, steps, converged; see `LogLikelihood`.
 
     Raises:
-      ValueError: for an unknown divergence or probe_law, probes < 1, times that fall, or too many dimensions for
-        "exact".
+      ValueError: for an unknown divergence or probe_law, probes < 1, times that fall or leave [0, 1], or too many
+        dimensions for "exact".
 
     >>> import diffax
     >>> data = diffax.analytic.Gaussian.from_covariance([0.5, -0.5], 0.25)
@@ -111,7 +112,7 @@ def log_likelihood(
     choose("probe_law", probe_law, LAWS)
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
         raise ValueError(f"probes must be an int >= 1, got {probes!r}")
-    check("times", times, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    check_grid(times)
     known = concrete(times)
     if known is not None and (len(known) < 2 or (known[0] > known[-1]).any()):
         raise ValueError(f"times must rise from data to noise, got {known.tolist()}")

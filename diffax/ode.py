@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from diffax.denoisers import mean_only
 from diffax.likelihood import size_of
 from diffax.pytrees import as_float, check, combine
+from diffax.times import check_grid
 from diffax.typing import Denoiser, Schedule
 
 
@@ -96,7 +97,7 @@ def integrate(schedule: Schedule, denoise: Denoiser, x: Any, times: Any, **optio
 
     Args:
       schedule: noise schedule, with any scaling.
-      denoise: (x, t) -> x0.
+      denoise: (x, t) -> x0, or `Moments`.
       x: (B, ...) at times[0].
       times: (n,), n >= 2.
       **options: those of `adaptive`.
@@ -116,7 +117,8 @@ def integrate(schedule: Schedule, denoise: Denoiser, x: Any, times: Any, **optio
     """
     if len(times) < 2:
         raise ValueError(f"times must have at least two entries, got {len(times)}")
-    check("times", times, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    times = as_float(times)
+    check_grid(times)
     solve, x, denoise = adaptive(**options), jax.tree.map(jnp.asarray, x), mean_only(denoise)
 
     def field(y, t):
@@ -124,7 +126,6 @@ def integrate(schedule: Schedule, denoise: Denoiser, x: Any, times: Any, **optio
         r = alpha / c
         return combine((jnp.square(r), y), (-r, denoise(combine((c, y)), t)))
 
-    times = as_float(times)
     y, steps, converged = solve(schedule, field, combine((1 / size_of(schedule, times[0]), x)), times)
     return Solution(combine((size_of(schedule, times[-1]), y)), steps, converged)
 

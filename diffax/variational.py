@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffax import random
 from diffax.denoisers import Moments, moments_of
@@ -74,9 +75,12 @@ def posterior(schedule: Schedule, x0: Any, x: Any, t: Any, s: Any) -> tuple[Any,
 
 
 def _check_order(t, s):
-    known = concrete(t)
-    if known is not None:
-        check("s", s, f"<= t = {known.tolist()}", lambda v: v <= known)
+    # In float32, which a time may have been rounded to on its way here.
+    late, early = concrete(t), concrete(s)
+    if late is not None and early is not None:
+        late, early = np.broadcast_arrays(np.float32(late), np.float32(early))
+        if (later := early > late).any():
+            raise ValueError(f"s must be <= t = {late[later][0]:g}, got {early[later][0]:g}")
 
 
 def gaussian_kl(mean: Any, std: Any, other_mean: Any, other_std: Any) -> Any:
@@ -145,8 +149,8 @@ def step_term(schedule: Schedule, denoise: Denoiser, x0: Any, x: Any, t: Any, s:
     Raises:
       ValueError: for another variance, for a learned one without `Moments`, and if s > t somewhere.
     """
-    x0_hat, v = moments_of(denoise(x, t), choose("variance", variance, VARIANCES))
     _check_order(t, s)
+    x0_hat, v = moments_of(denoise(x, t), choose("variance", variance, VARIANCES))
     level_t, level_s = schedule(t), schedule(s)
     log_sigma = jnp.log(level_t.sigma) - jnp.log(level_s.sigma)
     gap = jnp.exp(level_s.log_snr) - jnp.exp(level_t.log_snr)
@@ -178,7 +182,9 @@ def decoder_at(schedule, answer, x0, t, before, lattice):
     before: log-SNR of the level in front, less than t's; its beta-tilde is the small variance.
     """
     level = schedule(t)
-    large, shrink = -level.log_snr / 2, jnp.log(-jnp.expm1(before - level.log_snr)) / 2
+    gap = before - level.log_snr
+    # Where both are one level, as beyond the clip, there is no small variance.
+    large, shrink = -level.log_snr / 2, jnp.where(gap < 0, jnp.log(-jnp.expm1(jnp.where(gap < 0, gap, -1.0))) / 2, 0.0)
 
     def term(x0, x0_hat, v):
         std = jnp.exp(expand(large, x0) + (1 - v) * expand(shrink, x0))
@@ -275,8 +281,11 @@ def continuous_bound(
     if low_t is not None:
         check("t_max", t_max, f"> t_min = {low_t}", lambda v: v > low_t)
     high_t = concrete(t_max)
-    if low_t is not None and high_t is not None:
-        check("t", t, f"in [t_min, t_max] = [{low_t}, {high_t}]", lambda v: (v >= low_t) & (v <= high_t))
+    known = concrete(t)
+    if not any(v is None for v in (low_t, high_t, known)):
+        outside = (np.float32(known) < np.float32(low_t)) | (np.float32(known) > np.float32(high_t))
+        if outside.any():
+            raise ValueError(f"t must be in [t_min, t_max] = [{low_t}, {high_t}], got {known[outside].flat[0]:g}")
     x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(random.fold_in(key, 0), x0)))
     x0_hat, _ = moments_of(denoise(x, t), 0.0)
     log_snr, slope = jax.jvp(schedule.log_snr, (as_float(t),), (jnp.ones_like(as_float(t)),))

@@ -1,8 +1,8 @@
 """Bits per dimension of held-out data, by the variational bound and by the probability-flow ODE.
 
     vlb         the discrete bound over `levels` levels, evenly spaced in t, with each of `variances`
-    continuous  the bound of infinitely many levels, `draws` stratified times for each image; to the schedule's end, and
-                to a quarter of a bin, where the ODE starts
+    continuous  the bound of infinitely many levels, `draws` stratified times for each image; to t = 0 of a
+                learned schedule and t = 1e-3 of others, and to a quarter of a bin, where the ODE starts
     ode         uniform dequantization, then the flow's density at the level where sigma / alpha is a quarter of a bin:
                 what the model says of smaller scales is no part of the data
 
@@ -25,10 +25,13 @@ T_MIN = 1e-3  # of the grids of continuous schedules
 
 
 class Settings(NamedTuple):
-    """How much is spent. num: images; the others are those of the module's head, `probes` of the divergence."""
+    """How much is spent. num: images; the others are those of the module's head, `probes` of the divergence.
+
+    levels: None for all of a table, 1,000 of a continuous schedule.
+    """
 
     num: int = 400
-    levels: int = 1000
+    levels: int | None = None
     draws: int = 200
     steps: int = 100
     probes: int = 4
@@ -36,12 +39,16 @@ class Settings(NamedTuple):
     def check(self) -> None:
         """Raises `ValueError` for what is too small."""
         for name, least in (("num", 2), ("levels", 2), ("draws", 1), ("steps", 1), ("probes", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be >= {least}, got {value}")
 
 
 class Case(NamedTuple):
-    """A model on its data: x0 (N, ...) in [-1, 1], their lattice, whether parts of it are learned."""
+    """A model on its data: x0 (N, ...) in [-1, 1] on a lattice.
+
+    variances: those that the discrete bound is measured with. t_min: where the schedule ends, for the continuous one.
+    """
 
     curve: Any
     denoise: Any
@@ -61,7 +68,8 @@ def by_bound(key, case, settings):
     """The discrete bound: {variance: summary}, and its parts in bits: prior, decoder, and each of the steps."""
     curve, denoise, x0, lattice, *_ = case
     table = getattr(curve, "log_snr_table", None)
-    times = diffax.times.linspace(settings.levels if table is None else len(table), settings.levels)
+    levels = settings.levels or build.table_length(curve)
+    times = diffax.times.linspace(levels if table is None else len(table), levels)
     found = {}
     for variance in case.variances:
         bound = jax.jit(
@@ -83,10 +91,10 @@ def in_continuous_time(key, case, settings):
         u = diffax.draws.stratified(diffax.random.fold_in(key, 9), len(x0))
         options = {"t_min": t_min, "lattice": case.lattice}
         t = t_min + (1 - t_min) * u
-        return diffax.continuous_bound(key, case.curve, diffax.mean_only(case.denoise), x0, t, **options).total
+        return diffax.continuous_bound(key, case.curve, case.denoise, x0, t, **options).total
 
     found = {}
-    for name, t_min in (("continuous", case.t_min), ("continuous, quarter bin", _quarter(case))):
+    for name, t_min in (("continuous", jnp.asarray(case.t_min, float)), ("continuous, quarter bin", _quarter(case))):
         keys = jax.random.split(key, settings.draws)
         total = np.mean([np.asarray(one(case.x0, t_min, k)) for k in keys], 0)
         found[name] = summary(-total, case.x0[0].size)
@@ -108,8 +116,7 @@ def by_ode(key, case, settings):
     @jax.jit
     def run(x0):
         x = alpha * diffax.dequantize(noise, x0, lattice)
-        f = diffax.mean_only(denoise)
-        found = diffax.log_likelihood(probes, curve, f, x, times, probes=settings.probes)
+        found = diffax.log_likelihood(probes, curve, denoise, x, times, probes=settings.probes)
         return found.log_prob + x0[0].size * jnp.log(alpha), found.stderr
 
     log_prob, of_probes = run(x0)
@@ -124,7 +131,7 @@ def check(model: Any, routes: Sequence[str], variances: Sequence[str], settings:
     """Raises `ValueError` for what cannot be measured of this model."""
     settings.check()
     table = getattr(build.schedule(model.config), "log_snr_table", None)
-    if table is not None and settings.levels > len(table):
+    if table is not None and settings.levels is not None and settings.levels > len(table):
         raise ValueError(f"levels must be at most the {len(table)} of the model's schedule, got {settings.levels}")
     known = ("learned", "small", "large") if model.config.network.learned_variance else ("small", "large")
     for name, given, allowed in (("routes", routes, ROUTES), ("variances", variances, known)):

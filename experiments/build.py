@@ -211,14 +211,14 @@ def denoiser(
         return of(x, t, None)
 
     if label is not None and config.network.conditional:
-        denoise = _guided(config, of, label, net.num_classes, weight)
+        denoise = _guided(config, params, of, label, net.num_classes, weight)
     if log_prob is not None:
         denoise = diffax.on_x0(lambda d: diffax.classifier(d, log_prob, curve, scale), denoise)
     denoise = diffax.on_x0(diffax.clip_static, denoise) if config.sampling.clip else denoise
     return denoise if config.sampling.sampler == "ddpm_learned" else diffax.mean_only(denoise)
 
 
-def _guided(config: Any, of: Callable, label: Any, null: Any, weight: Any) -> Callable:
+def _guided(config: Any, params: Any, of: Callable, label: Any, null: Any, weight: Any) -> Callable:
     """Classifier-free guidance as the config has it: one call of the network for both branches."""
     phi, (low, high) = config.sampling.guidance_rescale, config.sampling.guidance_interval
 
@@ -226,7 +226,7 @@ def _guided(config: Any, of: Callable, label: Any, null: Any, weight: Any) -> Ca
         return of(x, t, label)
 
     def guide(conditional, unconditional):
-        kind = {"kind": config.prediction, "schedule": schedule(config), "sigma_data": config.sigma_data}
+        kind = {"kind": config.prediction, "schedule": schedule(config, params), "sigma_data": config.sigma_data}
         return diffax.rescale(diffax.classifier_free(conditional, unconditional, weight), conditional, phi, **kind)
 
     if isinstance(weight, (int, float)) and weight == 1:

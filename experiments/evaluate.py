@@ -1,7 +1,7 @@
 """Compares samples with real data, or says how many bits held-out data cost a model.
 
     python -m experiments.evaluate --samples=DIR
-    python -m experiments.evaluate --checkpoint=RUN [--routes=vlb,continuous,ode] [--num=400]
+    python -m experiments.evaluate --checkpoint=RUN [--routes=vlb,continuous,ode] [--variances=small,large] [--num=400]
 
 A classifier is trained on real data that the diffusion model never saw (config.dataset.classifier_split). Then
 
@@ -36,7 +36,7 @@ SPENT = {
         bits.Settings()._asdict().items(),
         (
             "images",
-            "levels of the discrete bound",
+            "levels of the discrete bound, all of a table or 1,000 if not given",
             "times for each image",
             "steps of the ODE",
             "probes of its divergence",

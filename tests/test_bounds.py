@@ -76,6 +76,27 @@ def test_a_learned_schedule_is_trained_with_the_network():
     assert np.abs(slopes["ends"]).min() > 0
 
 
+def test_vdm_s_network_is_told_the_level():
+    """The config's loss is the library's on a network that depends on what it is told."""
+    config = changed(digits_vdm, loss__spread="independent")
+    made = build.schedule(config)
+    leaves = {name: getattr(made, name) for name in ("ends", "slope", "weights", "biases", "heights")}
+
+    def network(params, x, told, label, key):
+        return 0.5 * x + 0.1 * diffax.pytrees.expand(jnp.tanh(told), x)
+
+    keys = jax.random.split(jax.random.key(0), SIZE)
+    noise, t = diffax.random.fold_in(keys, 0), diffax.random.uniform(diffax.random.fold_in(keys, 1), SIZE)
+    image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
+    by_hand = diffax.vdm_loss(
+        noise, lambda x, log_snr: network(None, x, log_snr, None, None), made, "eps", image, t,
+        learn_ends=True, lattice=diffax.Lattice(2 / 16),
+    )  # fmt: skip
+    np.testing.assert_allclose(losses(config, network, {"network": {}, "schedule": leaves}), by_hand, rtol=1e-5)
+    other = lambda x, log_snr: network(None, x, 0.5 * log_snr, None, None)
+    assert not np.allclose(diffax.vdm_loss(noise, other, made, "eps", image, t, learn_ends=True), by_hand, rtol=1e-2)
+
+
 @pytest.mark.parametrize("module", [digits_hybrid, digits_vlb, digits_vdm])
 def test_the_configs_are_right(module):
     checks.check_config(module.get_config(), 1)

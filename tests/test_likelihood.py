@@ -301,7 +301,7 @@ def test_bits_per_dimension_of_a_law_that_is_known():
         ({"probes": 0}, "probes must be an int >= 1, got 0"),
         ({"probes": 1.5}, "probes must be an int >= 1, got 1.5"),
         ({"times": np.array([0.9, 0.1])}, r"times must rise from data to noise, got \[0.9, 0.1\]"),
-        ({"times": np.array([-0.1, 0.9])}, r"times must be in \[0, 1\], got \[-0.1, 0.9\]"),
+        ({"times": np.array([-0.1, 0.9])}, r"times must lie in \[0, 1\], got -0.1"),
         (
             {"divergence": "exact", "x": jnp.zeros((1, 5000))},
             "divergence 'exact' takes at most 4096 dimensions, got 5000",
@@ -328,7 +328,7 @@ def test_bad_tolerances(options, message):
         ode.adaptive(**options)
     with pytest.raises(ValueError, match="times must have at least two entries, got 1"):
         ode.integrate(diffax.Cosine(), lambda x, t: x, jnp.zeros((1, 2)), (0.5,))
-    with pytest.raises(ValueError, match=r"times must be in \[0, 1\], got \[1.9, 0.1\]"):
+    with pytest.raises(ValueError, match=r"times must lie in \[0, 1\], got 1.9"):
         ode.integrate(diffax.Cosine(), lambda x, t: x, jnp.zeros((1, 2)), (1.9, 0.1))
     for wrong in (0.0, -1.0):
         with pytest.raises(ValueError, match="bin_width must be > 0"):

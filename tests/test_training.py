@@ -1,5 +1,6 @@
 """The step, its parallel form, the optimiser, EMA and checkpoints."""
 
+import dataclasses
 import logging
 import shutil
 import time
@@ -76,7 +77,12 @@ def test_what_a_loss_remembers_does_not_depend_on_the_layout(tmp_path):
     assert float(metrics["loss"]) > float(ends[0].memory.mean())  # the loss saw the memory of the step before
     with training.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(3, ends[1], {})
-        np.testing.assert_array_equal(checkpoints.restore(3, ends[1]).memory, ends[1].memory)
+        empty = dataclasses.replace(ends[1], memory=jnp.zeros_like(ends[1].memory))
+        np.testing.assert_array_equal(checkpoints.restore(3, empty).memory, ends[1].memory)
+        np.testing.assert_array_equal(checkpoints.restore_ema(3, {"w": jnp.zeros(3)})["w"], ends[1].ema["w"])
+        for other in ({}, {"v": jnp.zeros(3)}, {"v": jnp.zeros(3), "w": jnp.zeros(3)}):
+            with pytest.raises(ValueError, match="like must have the parameters of step 3, got a difference at"):
+                checkpoints.restore_ema(3, other)
 
 
 def test_the_caller_s_arrays_survive_donation():

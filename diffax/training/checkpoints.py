@@ -67,7 +67,14 @@ class Checkpoints:
         return dataclasses.replace(like, **self._checkpointer.load(step, _abstract(_filled(like))))
 
     def restore_ema(self, step: int, like: Any) -> Any:
-        """The averaged parameters of a step alone, with the shapes, dtypes and shardings of `like`."""
+        """The averaged parameters of a step alone, with the shapes, dtypes and shardings of `like`.
+
+        Raises:
+          ValueError: if `like` has other leaves.
+        """
+        saved = self._checkpointer.metadata(step).metadata["ema"]
+        if other := sorted(_paths(saved) ^ _paths(like)):
+            raise ValueError(f"like must have the parameters of step {step}, got a difference at {other[0]}")
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         with context:
@@ -91,6 +98,10 @@ def load_export(directory: str | os.PathLike, like: Any) -> Any:
 def export_record(directory: str | os.PathLike) -> dict[str, Any]:
     """The record of an export."""
     return dict(ocp.metadata(os.path.abspath(directory)).custom_metadata)
+
+
+def _paths(tree: Any) -> set[str]:
+    return {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _filled(state: TrainState) -> dict[str, Any]:

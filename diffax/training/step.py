@@ -10,7 +10,7 @@ import optax
 
 from diffax.training.state import TrainState
 
-Loss = Callable[..., Any]  # (params, batch, keys (B,)) -> (B,)
+Loss = Callable[..., Any]  # (params, batch, keys (B,)) -> (B,); with a memory see `train_step`
 
 
 def train_step(

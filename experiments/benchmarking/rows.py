@@ -104,8 +104,8 @@ STOCHASTIC = {
     "dpmpp_2m_sde": _row(samplers.dpmpp_2m_sde),
     "dpmpp_3m_sde": _row(samplers.dpmpp_3m_sde, published=False),
     "sa_solver": _row(samplers.sa_solver, order=3),
-    "euler_maruyama": _row(samplers.euler_maruyama),
-    "stochastic_heun": _row(samplers.stochastic_heun),
+    "euler_maruyama": _row(samplers.euler_maruyama, published=False),
+    "stochastic_heun": _row(samplers.stochastic_heun, published=False),
     "ddim-langevin": _corrected(samplers.ddim, 0.3),
 }
 

@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
     config.loss.weighting = "target"  # plain mean square of what is predicted; "eps": weight 1 on the error of eps;
     # min_snr, truncated_snr, p2, edm, sigmoid, likelihood: see diffax/weightings.py
     config.loss.weighting_parameters = ConfigDict()  # of that weighting: {"gamma": 5.0}
-    config.loss.times = "uniform"  # law of the training times: logit_normal, mode, cosmap, log_normal_sigma
+    config.loss.times = "uniform"  # law of the training times: logit_normal, mode, cosmap, log_normal_sigma, loss_aware
     config.loss.times_parameters = ConfigDict()  # of that law: {"mean": -0.5}
     config.loss.spread = "independent"  # of the times of a batch: or stratified, antithetic
     config.loss.p_uncond = 0.1  # how often the label is dropped; > 0 for classifier-free guidance
