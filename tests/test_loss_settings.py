@@ -127,7 +127,7 @@ def test_every_name_builds_and_is_finite(setting):
             "config.loss.times_parameters.mean must be a number, got '0'",
         ),
         ({"weighting": "min_snr", "weighting_parameters": {"gamma": -1.0}}, "gamma must be > 0, got -1.0"),
-        ({"times": "loss_aware", "times_parameters": {"num_bins": 2.5}}, "num_bins must be an int >= 1, got 2.5"),
+        ({"times": "loss_aware", "times_parameters": {"num_bins": 0}}, "num_bins must be an int >= 1, got 0"),
     ],
 )
 def test_bad_settings(loss, message):
