@@ -12,6 +12,7 @@ Nouns are pytrees, verbs are functions, algorithms are pairs of functions.
     losses       the denoising loss
     weightings   of the loss: functions of log-SNR
     draws        of training times: laws x ways of drawing
+    resampling   of training times by past losses
     sde          drift and diffusion of a schedule; the score of a denoiser
     likelihood   log-density by the probability-flow ODE, bits per dimension
     variational  the bound, term by term
@@ -49,6 +50,7 @@ from diffax import (
     losses,
     predictions,
     random,
+    resampling,
     samplers,
     sampling,
     schedules,
@@ -251,6 +253,7 @@ __all__ = [
     "quadratic_betas",
     "random",
     "rates",
+    "resampling",
     "rescale",
     "reschedule",
     "restart",

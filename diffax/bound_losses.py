@@ -19,7 +19,7 @@ from diffax.curves import SCALINGS
 from diffax.denoisers import Moments, denoiser, moments_of
 from diffax.lattice import Lattice
 from diffax.predictions import KINDS, target
-from diffax.pytrees import as_float, check, choose, combine
+from diffax.pytrees import as_float, check, check_count, choose, combine
 from diffax.schedules import Learned
 from diffax.typing import Keys, Level, Schedule
 from diffax.variational import decoder_at, decoder_term, integrand, prior_term, step_term, total
@@ -124,7 +124,7 @@ def hybrid_loss(
     Source: Nichol & Dhariwal 2021, eq. 15 and 16.
     """
     check("weight", weight, ">= 0", lambda v: v >= 0)
-    _check_steps(num_steps)
+    check_count("num_steps", num_steps, 2)
     eps = random.noise(key, x0)
     x = combine((schedule(t).alpha, x0), (schedule(t).sigma, eps))
     y_hat, raw = moments_of(predict(x, t), None)
@@ -150,18 +150,13 @@ def vlb_loss(
     """One term of the bound for each example, times their number, in bits per dimension: (B,), an unbiased estimate.
 
     L_vlb of `hybrid_loss` alone, which trains mean and variance. Its variance is large: improved DDPM draws t by
-    `draws.loss_aware` (multiply by the draw's weight). Arguments, errors and source as there; the prior's constant term
-    is left out.
+    `resampling.loss_aware` (multiply by the draw's weight). Arguments, errors and source as there; the prior's
+    constant term is left out.
     """
-    _check_steps(num_steps)
+    check_count("num_steps", num_steps, 2)
     x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(key, x0)))
     denoise = denoiser(predict, schedule, kind, sigma_data=sigma_data)
     return _term_loss(schedule, denoise, x0, x, t, num_steps, lattice)
-
-
-def _check_steps(num_steps):
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 2:
-        raise ValueError(f"num_steps must be an int >= 2, got {num_steps!r}")
 
 
 def _term_loss(schedule, denoise, x0, x, t, num_steps, lattice):

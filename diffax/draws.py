@@ -3,7 +3,7 @@
     t = Q(u),   u uniform on [0, 1]                 a law is its quantile function Q (the inverse of its CDF)
     p(t) = 1 / Q'(u),   weight = 1 / p(t)           E weight L(t) = int L(t) dt for any law
 
-    laws    uniform, logit_normal, mode, cosmap, log_normal_sigma; `loss_aware` learns one from past losses
+    laws    uniform, logit_normal, mode, cosmap, log_normal_sigma; `resampling.loss_aware` learns one from past losses
     ways    independent, stratified, antithetic: how the u of a batch hang together
 
 Any law combines with any way, and any increasing function of u is a law. A law either says where to train harder
@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import random
-from diffax.pytrees import as_float, check, concrete
+from diffax.pytrees import as_float, check, check_count, concrete
+from diffax.resampling import bin_of
 from diffax.typing import Array, Float, Key, Schedule
 
 Law = Callable[[Any], Any]  # u -> t, increasing, any shape
@@ -231,96 +232,5 @@ def discrete(drawn: Draw, num_train_steps: int) -> Draw:
     >>> discrete(Draw(jnp.array([0.0, 0.1, 0.3, 1.0]), jnp.ones(4)), 4).t.tolist()
     [0.25, 0.25, 0.5, 1.0]
     """
-    _check_int("num_train_steps", num_train_steps)
-    return drawn._replace(t=(_bins(drawn.t, num_train_steps) + 1) / num_train_steps)
-
-
-def _check_int(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be an int >= 1, got {value!r}")
-
-
-def _bins(t: Any, count: int) -> Any:
-    return jnp.clip(jnp.floor(as_float(t) * count), 0, count - 1).astype(int)
-
-
-class Losses(NamedTuple):
-    """The last losses of each bin of t: squares (bins, history) of them; counts (bins,) of those seen."""
-
-    squares: Any
-    counts: Any
-
-
-class Resampler(NamedTuple):
-    """A law that follows the losses, as three pure functions.
-
-    init() -> state
-    update(state, t, losses) -> state       t, losses: (B,), the losses not multiplied by the draw's weight
-    law(state) -> Law                       what to draw the next times with
-    """
-
-    init: Callable[[], Losses]
-    update: Callable[[Losses, Any, Any], Losses]
-    law: Callable[[Losses], Law]
-
-
-def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Any = 1e-3) -> Resampler:
-    """Importance sampling by past losses: p_i proportional to sqrt(mean of the last squared losses of bin i).
-
-    The law is uniform until each bin has seen `history` losses. Bins are of equal width in t; with num_bins = T
-    and `discrete` they are the levels of a table. Where the batch is spread over devices, gather t and losses of the
-    whole batch before `update`, so that the states stay equal. A loss that is not finite is left out.
-
-        resampler = draws.loss_aware(100)
-        state = resampler.init()
-        t, weight = draws.draw(key, len(x0), resampler.law(state))
-        losses = denoising_loss(key, predict, schedule, kind, x0, t)     # train on weight * losses
-        state = resampler.update(state, t, losses)
-
-    Args:
-      num_bins: bins of t.
-      history: losses that a bin remembers.
-      uniform_fraction: in [0, 1], how much of the law is uniform, so that no bin starves.
-
-    Source: Nichol & Dhariwal 2021, eq. 18 and the text below; the uniform fraction is their code's.
-
-    Raises:
-      ValueError: if a count is no int >= 1, or uniform_fraction lies outside [0, 1].
-
-    >>> resampler = loss_aware(2, history=1, uniform_fraction=0.0)
-    >>> state = resampler.update(resampler.init(), jnp.array([0.2, 0.7]), jnp.array([1.0, 3.0]))
-    >>> [round(float(resampler.law(state)(u)), 3) for u in (0.125, 0.25, 1.0)]
-    [0.25, 0.5, 1.0]
-    """
-    _check_int("num_bins", num_bins)
-    _check_int("history", history)
-    check("uniform_fraction", uniform_fraction, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
-
-    def init():
-        return Losses(jnp.zeros((num_bins, history)), jnp.zeros(num_bins, jnp.int32))
-
-    def update(state, t, losses):
-        losses = as_float(losses)
-        bins = jnp.where(jnp.isfinite(losses), _bins(t, num_bins), num_bins)  # num_bins: nowhere
-        order = jnp.argsort(bins, stable=True)
-        bins, squares = bins[order], jnp.square(losses[order]).astype(state.squares.dtype)
-        rank = jnp.arange(len(bins)) - jnp.searchsorted(bins, bins)  # among those of the same bin
-        added = jnp.zeros_like(state.counts).at[bins].add(1, mode="drop")
-        # A bin is a ring; of more losses than it holds only the last ones are written.
-        last = rank >= added.at[bins].get(mode="clip") - history
-        column = (state.counts.at[bins].get(mode="clip") + rank) % history
-        written = state.squares.at[jnp.where(last, bins, num_bins), column].set(squares, mode="drop")
-        counts = state.counts + added
-        # Kept small: only its remainder and whether the bin is full matter.
-        return Losses(written, jnp.where(counts >= history, history + counts % history, counts))
-
-    def law(state):
-        size = jnp.sqrt(jnp.mean(state.squares, axis=1))
-        ready = jnp.all(state.counts >= history) & (size.sum() > 0)
-        size = jnp.where(ready, size, 1.0)
-        p = (1 - uniform_fraction) * size / size.sum() + uniform_fraction / num_bins
-        edges = jnp.concatenate([jnp.zeros(1, p.dtype), jnp.cumsum(p)])
-        # The weight is the slope of these very numbers, so that rounding of the sum biases nothing.
-        return lambda u: jnp.interp(as_float(u), edges / edges[-1], jnp.arange(num_bins + 1) / num_bins)
-
-    return Resampler(init, update, law)
+    check_count("num_train_steps", num_train_steps)
+    return drawn._replace(t=(bin_of(drawn.t, num_train_steps) + 1) / num_train_steps)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax.analytic import flow
-from diffax.pytrees import as_float, check, choose
+from diffax.pytrees import as_float, check, check_count, choose
 from diffax.samplers.base import Sampler
 from diffax.sampling import integrate, sample
 from diffax.times import check_grid
@@ -96,8 +96,7 @@ def learn_grid(
         raise ValueError(f"times must have shape (n,) with n >= 3, got {jnp.shape(times)}")
     check_grid(times)
     check("times", times, "falling", lambda v: np.diff(v) < 0)
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"num_steps must be an int >= 1, got {num_steps!r}")
+    check_count("num_steps", num_steps)
     if target is not None and jax.tree.map(jnp.shape, target) != jax.tree.map(jnp.shape, x):
         shapes = tuple(jax.tree.map(jnp.shape, v) for v in (x, target))
         raise ValueError(f"target must have the shape of x, {shapes[0]}, got {shapes[1]}")

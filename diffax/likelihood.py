@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax.denoisers import mean_only
-from diffax.pytrees import as_float, batch_size, choose, combine, concrete, safe_sqrt
+from diffax.pytrees import as_float, batch_size, check_count, choose, combine, concrete, safe_sqrt
 from diffax.samplers.base import Sampler
 from diffax.sampling import integrate
 from diffax.times import check_grid
@@ -110,42 +110,45 @@ def log_likelihood(
     """
     choose("divergence", divergence, ("exact", "hutchinson"))
     choose("probe_law", probe_law, LAWS)
-    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
-        raise ValueError(f"probes must be an int >= 1, got {probes!r}")
-    check_grid(times)
-    known = concrete(times)
-    if known is not None and (len(known) < 2 or (known[0] > known[-1]).any()):
-        raise ValueError(f"times must rise from data to noise, got {known.tolist()}")
-    size, x, denoise = batch_size(x), jax.tree.map(jnp.asarray, x), mean_only(denoise)
-    dimensions = sum(leaf.size for leaf in jax.tree.leaves(x)) // size
-    if divergence == "exact":
-        if dimensions > EXACT_LIMIT:
-            raise ValueError(f"divergence 'exact' takes at most {EXACT_LIMIT} dimensions, got {dimensions}")
-        traces, count = _exact_trace, 1
-    else:
-        drawn = LAWS[probe_law](key, x, probes)
-        traces, count = (lambda product, x: _estimated_trace(product, drawn)), probes
-
-    def field(state, t):
-        y = state.x
-        alpha, c = schedule(t).alpha, size_of(schedule, t)
-        x = combine((c, y))
-        x0, product = jax.linearize(lambda x: denoise(x, t), x)
-        r = alpha / c
-        trace = traces(product, x) / dimensions
-        return Flow(combine((jnp.square(r), y), (-r, x0)), jnp.square(r) - alpha * trace.T)
-
-    times = as_float(times)
+    check_count("probes", probes)
+    _check_rising(times)
+    size, x, times = batch_size(x), jax.tree.map(jnp.asarray, x), as_float(times)
+    dimensions = _dimensions(x)
+    if divergence == "exact" and dimensions > EXACT_LIMIT:
+        raise ValueError(f"divergence 'exact' takes at most {EXACT_LIMIT} dimensions, got {dimensions}")
+    drawn = None if divergence == "exact" else LAWS[probe_law](key, x, probes)
+    field = _flow(schedule, mean_only(denoise), drawn, dimensions)
     first, last = size_of(schedule, times[0]), size_of(schedule, times[-1])
-    start = Flow(combine((1 / first, x)), jnp.zeros((size, count)))
+    start = Flow(combine((1 / first, x)), jnp.zeros((size, 1 if drawn is None else probes)))
     with jax.default_matmul_precision("highest"):  # products in bfloat16 would cost more than the ODE's error
         (latent, log_det), steps, converged = (solve or heun)(schedule, field, start, times)
     latent = combine((last, latent))
     prior = (lambda x: _standard(x, schedule(times[-1]).sigma)) if prior_log_prob is None else prior_log_prob
     log_prob = prior(latent)[:, None] + dimensions * (log_det + jnp.log(last) - jnp.log(first))
-    stderr = jnp.zeros(size) if divergence == "exact" else _stderr(log_prob)
+    stderr = jnp.zeros(size) if drawn is None else _stderr(log_prob)
     converged = converged & jnp.isfinite(log_prob).all(1)
     return LogLikelihood(jnp.where(converged, log_prob.mean(1), jnp.nan), stderr, latent, steps, converged)
+
+
+def _check_rising(times):
+    check_grid(times)
+    known = concrete(times)
+    if known is not None and (len(known) < 2 or (known[0] > known[-1]).any()):
+        raise ValueError(f"times must rise from data to noise, got {known.tolist()}")
+
+
+def _flow(schedule, denoise, probes, dimensions) -> Field:
+    """The equations at the module's head; the trace by these probes, exact for None."""
+
+    def field(state, t):
+        alpha, c = schedule(t).alpha, size_of(schedule, t)
+        x = combine((c, state.x))
+        x0, product = jax.linearize(lambda x: denoise(x, t), x)
+        trace = _exact_trace(product, x) if probes is None else _estimated_trace(product, probes)
+        r = alpha / c
+        return Flow(combine((jnp.square(r), state.x), (-r, x0)), jnp.square(r) - alpha * trace.T / dimensions)
+
+    return field
 
 
 def heun(schedule: Schedule, field: Field, start: Flow, times: Any) -> tuple[Flow, Any, Any]:
@@ -232,7 +235,10 @@ def _stderr(values):
     return safe_sqrt(variance)
 
 
+def _dimensions(x):
+    return sum(leaf[0].size for leaf in jax.tree.leaves(x))
+
+
 def _standard(x, sigma):
     """(B,) log N(x; 0, sigma^2 I)."""
-    dimensions = sum(leaf[0].size for leaf in jax.tree.leaves(x))
-    return -_dot(x, x) / (2 * sigma**2) - dimensions * (jnp.log(sigma) + 0.5 * math.log(2 * math.pi))
+    return -_dot(x, x) / (2 * sigma**2) - _dimensions(x) * (jnp.log(sigma) + 0.5 * math.log(2 * math.pi))

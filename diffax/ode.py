@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from diffax.denoisers import mean_only
 from diffax.likelihood import size_of
-from diffax.pytrees import as_float, check, combine
+from diffax.pytrees import as_float, check, check_count, combine
 from diffax.times import check_grid
 from diffax.typing import Denoiser, Schedule
 
@@ -58,8 +58,7 @@ def adaptive(
     """
     for name, value in (("rtol", rtol), ("atol", atol)):
         check(name, value, "> 0", lambda v: v > 0)
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"max_steps must be an int >= 1, got {max_steps!r}")
+    check_count("max_steps", max_steps)
     diffrax, equinox = _modules()
     solver = diffrax.Tsit5() if solver is None else solver
     controller = diffrax.PIDController(rtol=rtol, atol=atol, norm=_worst)

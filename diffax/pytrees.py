@@ -78,6 +78,18 @@ def check(name: str, value: Any, condition: str, ok: Any) -> None:
         raise ValueError(f"{name} must be {condition}, got {known.tolist()}")
 
 
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raises `ValueError` unless `value` is an int, of Python or NumPy, of at least `least`.
+
+    >>> check_count("probes", 2.5)
+    Traceback (most recent call last):
+    ...
+    ValueError: probes must be an int >= 1, got 2.5
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
+
+
 def choose(name: str, value: Any, known: Any) -> Any:
     """`known[value]` (the value itself where `known` is no mapping), or a `ValueError` that names all three.
 

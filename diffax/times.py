@@ -26,7 +26,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffax.pytrees import as_float, check, concrete
+from diffax.pytrees import as_float, check, check_count, concrete
 from diffax.quantiles import beta_quantile
 from diffax.typing import Array, Float, Schedule
 
@@ -56,12 +56,10 @@ def _short(grid: np.ndarray) -> str:
     return np.array2string(grid, precision=4, threshold=8, edgeitems=3).replace("\n", "")
 
 
-def _check_count(n: int, most: int | None = None) -> None:
-    if most is not None and (isinstance(most, bool) or not isinstance(most, (int, np.integer))):
-        raise ValueError(f"num_train_steps must be an int, got {most!r}")
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-        raise ValueError(f"n must be an int >= 1, got {n!r}")
-    if most is not None and n > most:
+def _check_table(n: int, most: int) -> None:
+    check_count("n", n)
+    check_count("num_train_steps", most)
+    if n > most:
         raise ValueError(f"n must be at most num_train_steps = {most}, got {n}")
 
 
@@ -73,7 +71,7 @@ def _ends(t_max: Any, t_min: Any) -> tuple[Any, Any]:
 
 def _inner(n: int) -> Any:
     """The even ramp from 0 to 1 without its ends, which every grid has exactly: powers and logs are smooth there."""
-    _check_count(n)
+    check_count("n", n)
     return jnp.linspace(0.0, 1.0, n)[1:-1]
 
 
@@ -90,7 +88,7 @@ def uniform(n: int, *, t_max: Any = 1.0, t_min: Any = 1e-3) -> Float[Array, " n"
     >>> uniform(3, t_min=0.0).tolist()
     [1.0, 0.5, 0.0]
     """
-    _check_count(n)
+    check_count("n", n)
     return jnp.linspace(*_ends(t_max, t_min), n)
 
 
@@ -288,19 +286,19 @@ def from_timesteps(num_train_steps: int, timesteps: Any) -> Float[Array, " n"]:
 
 def leading(num_train_steps: int, n: int, *, offset: int = 0) -> Float[Array, " n"]:
     """(n,) times of timesteps i = offset + k floor(T / n), k = n - 1 .. 0. DDPM, DDIM and most of their heirs."""
-    _check_count(n, num_train_steps)
+    _check_table(n, num_train_steps)
     return _offset(np.arange(n)[::-1] * (num_train_steps // n), offset, num_train_steps)
 
 
 def trailing(num_train_steps: int, n: int, *, offset: int = 0) -> Float[Array, " n"]:
     """(n,) times of timesteps i = offset + round(T - k T / n) - 1, k = 0 .. n - 1: from pure noise. Lin et al. 2024."""
-    _check_count(n, num_train_steps)
+    _check_table(n, num_train_steps)
     return _offset(np.round(num_train_steps * (1 - np.arange(n) / n)) - 1, offset, num_train_steps)
 
 
 def linspace(num_train_steps: int, n: int, *, offset: int = 0) -> Float[Array, " n"]:
     """(n,) times of timesteps i evenly spaced from T - 1 to `offset`, both included. Nichol & Dhariwal 2021."""
-    _check_count(n, num_train_steps)
+    _check_table(n, num_train_steps)
     check("offset", offset, f"in [0, {num_train_steps - 1}]", lambda v: (v >= 0) & (v < num_train_steps))
     return _discrete(np.round(np.linspace(num_train_steps - 1, offset, n)), num_train_steps)
 

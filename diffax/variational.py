@@ -23,7 +23,6 @@ which depends on the schedule through its ends alone.
 Ho et al. 2020, eq. 5, 7, 8 and 13; Nichol & Dhariwal 2021, eq. 15; Kingma et al. 2021, eq. 11 to 17.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +31,7 @@ import numpy as np
 
 from diffax import random
 from diffax.denoisers import Moments, moments_of
-from diffax.lattice import Lattice
+from diffax.lattice import Lattice, decoder_log_prob
 from diffax.pytrees import as_float, batch_size, check, choose, combine, concrete, expand, safe_sqrt
 from diffax.samplers.base import Sampler
 from diffax.sampling import unroll
@@ -91,47 +90,6 @@ def gaussian_kl(mean: Any, std: Any, other_mean: Any, other_std: Any) -> Any:
     """
     ratio = jnp.asarray(std / other_std)
     return -jnp.log(ratio) + (jnp.square(ratio) - 1 + jnp.square((mean - other_mean) / other_std)) / 2
-
-
-def decoder_log_prob(x0: Any, mean: Any, std: Any, lattice: Lattice | None = None) -> Any:
-    """log p(x0) of each entry: a Gaussian's density, or on a lattice its probability of the bin around x0.
-
-    The first and the last bin reach to infinity, so the probabilities of all bins add up to 1.
-
-    Args:
-      x0: data, on the lattice if there is one.
-      mean: of the Gaussian, broadcasts.
-      std: of the Gaussian, broadcasts.
-      lattice: of the data; None for the density.
-
-    Raises:
-      ValueError: if x0 is known to lie outside the lattice.
-
-    Source: Ho et al. 2020, eq. 13.
-
-    >>> from diffax.lattice import Lattice
-    >>> round(float(jnp.exp(decoder_log_prob(jnp.linspace(-1.0, 1.0, 5), 0.3, 0.4, Lattice(0.5))).sum()), 4)
-    1.0
-    """
-    if lattice is None:
-        return -jnp.square((x0 - mean) / std) / 2 - jnp.log(std) - 0.5 * math.log(2 * math.pi)
-    lattice.check("x0", x0)
-    half, low, high = lattice.bin_width / 2, lattice.low, lattice.high
-    upper = jnp.where(x0 > high - half, jnp.inf, (x0 + half - mean) / std)
-    lower = jnp.where(x0 < low + half, -jnp.inf, (x0 - half - mean) / std)
-    # In the lower tail, where the logarithms of two normal distribution functions differ the most.
-    flip = x0 < mean
-    a, b = jnp.where(flip, lower, -upper), jnp.where(flip, upper, -lower)
-    return _log_difference(a, b)
-
-
-def _log_difference(a, b):
-    """log(Phi(b) - Phi(a)), a < b, finite and with a finite slope where a or b is infinite."""
-    first, second = jnp.isneginf(a), jnp.isposinf(b)
-    log_a = jax.scipy.special.log_ndtr(jnp.where(first, 0.0, a))
-    log_b = jnp.where(second, 0.0, jax.scipy.special.log_ndtr(jnp.where(second, 0.0, b)))
-    gap = jnp.where(first, -1.0, log_a - log_b)
-    return log_b + jnp.where(first, 0.0, jnp.log(-jnp.expm1(jnp.minimum(gap, -1e-30))))
 
 
 def step_term(schedule: Schedule, denoise: Denoiser, x0: Any, x: Any, t: Any, s: Any, variance: str = "small") -> Any:
@@ -277,15 +235,7 @@ def continuous_bound(
     Raises:
       ValueError: if t_min >= t_max, t is outside [t_min, t_max], or x0 outside the lattice.
     """
-    low_t = concrete(t_min)
-    if low_t is not None:
-        check("t_max", t_max, f"> t_min = {low_t}", lambda v: v > low_t)
-    high_t = concrete(t_max)
-    known = concrete(t)
-    if not any(v is None for v in (low_t, high_t, known)):
-        outside = (np.float32(known) < np.float32(low_t)) | (np.float32(known) > np.float32(high_t))
-        if outside.any():
-            raise ValueError(f"t must be in [t_min, t_max] = [{low_t}, {high_t}], got {known[outside].flat[0]:g}")
+    _check_inside(t, t_min, t_max)
     x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(random.fold_in(key, 0), x0)))
     x0_hat, _ = moments_of(denoise(x, t), 0.0)
     log_snr, slope = jax.jvp(schedule.log_snr, (as_float(t),), (jnp.ones_like(as_float(t)),))
@@ -293,6 +243,16 @@ def continuous_bound(
     decoder = decoder_term(random.fold_in(key, 1), schedule, denoise, x0, as_float(t_min), -jnp.inf, "large", lattice)
     prior = prior_term(schedule, x0, t_max)
     return Bound(prior + integral + decoder, prior, integral, decoder)
+
+
+def _check_inside(t, t_min, t_max):
+    low, high, known = concrete(t_min), concrete(t_max), concrete(t)
+    if low is not None:
+        check("t_max", t_max, f"> t_min = {low}", lambda v: v > low)
+    if not any(v is None for v in (low, high, known)):
+        outside = (np.float32(known) < np.float32(low)) | (np.float32(known) > np.float32(high))
+        if outside.any():
+            raise ValueError(f"t must be in [t_min, t_max] = [{low}, {high}], got {known[outside].flat[0]:g}")
 
 
 def integrand(log_snr: Any, slope: Any, x0: Any, x0_hat: Any) -> Any:

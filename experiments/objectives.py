@@ -27,7 +27,7 @@ LAWS = {
     "mode": diffax.draws.mode,
     "cosmap": diffax.draws.cosmap,
     "log_normal_sigma": diffax.draws.log_normal_sigma,
-    "loss_aware": lambda *, num_bins=100, history=10, uniform_fraction=1e-3: diffax.draws.loss_aware(
+    "loss_aware": lambda *, num_bins=100, history=10, uniform_fraction=1e-3: diffax.resampling.loss_aware(
         num_bins, history=history, uniform_fraction=uniform_fraction
     ),
 }
@@ -91,7 +91,7 @@ def objective(config: Any, net: UNet) -> Objective:
         f = build.predict(config, net, params, label, key=dropout, **of_time)
         return of_example(noise, f, image, drawn, params), drawn
 
-    if not isinstance(chosen, diffax.draws.Resampler):
+    if not isinstance(chosen, diffax.resampling.Resampler):
         return Objective(lambda params, batch, keys: per_example(params, batch, keys, chosen)[0])
 
     def weighted(params, batch, keys, past):

@@ -7,7 +7,7 @@ import pytest
 from scipy import optimize, stats
 
 import diffax
-from diffax import draws
+from diffax import draws, resampling
 
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.newest]
 KEY = jax.random.key(3)
@@ -213,10 +213,10 @@ BINS, HISTORY, FRACTION = 5, 3, 0.01
 
 def resampler_of(*args, **keywords):
     """Compiled: its many small steps are slow to compile one by one."""
-    made = draws.loss_aware(*args, **keywords)
+    made = resampling.loss_aware(*args, **keywords)
     evaluate = jax.jit(lambda state, u: made.law(state)(u))
     law = lambda state: lambda u: evaluate(state, u)
-    return draws.Resampler(made.init, jax.jit(made.update), law)
+    return resampling.Resampler(made.init, jax.jit(made.update), law)
 
 
 def by_hand(batches, squares=True):
@@ -327,9 +327,9 @@ def test_the_resampler_runs_inside_a_compiled_loop():
         (lambda: draws.stratified(KEY, 4, index=jnp.arange(4)), "total must be given with index, got None"),
         (lambda: draws.stratified(KEY, 4, total=3), "total must be at least size = 4, got 3"),
         (lambda: draws.discrete(draws.draw(KEY, 2), 0), "num_train_steps must be an int >= 1, got 0"),
-        (lambda: draws.loss_aware(0), "num_bins must be an int >= 1, got 0"),
-        (lambda: draws.loss_aware(4, history=0), "history must be an int >= 1, got 0"),
-        (lambda: draws.loss_aware(4, uniform_fraction=1.5), r"uniform_fraction must be in \[0, 1\], got 1.5"),
+        (lambda: resampling.loss_aware(0), "num_bins must be an int >= 1, got 0"),
+        (lambda: resampling.loss_aware(4, history=0), "history must be an int >= 1, got 0"),
+        (lambda: resampling.loss_aware(4, uniform_fraction=1.5), r"uniform_fraction must be in \[0, 1\], got 1.5"),
         (lambda: draws.antithetic(jax.random.split(KEY, 3), 4), r"key must have shape \(\) or \(4,\), got \(3,\)"),
     ],
 )

@@ -666,7 +666,7 @@ BOXES = inverse.BoxDownsample(2, (4, 4, 1))
         (lambda: inverse.renoising(SCHEDULE, zeta=1.5), r"zeta must be in \[0, 1\], got 1.5"),
         (lambda: inverse.replacement(diffax.ddim(SCHEDULE), SCHEDULE, BOXES, Y), "operator must be a Mask, got Box"),
         (lambda: inverse.ddnm_plus(SCHEDULE, inverse.Blur(np.ones(1), (2,), axes=(0,)), Y, std=0.1), "got Blur"),
-        (lambda: inverse.jumps(np.arange(5), length=5), "length must be an int >= 1 and <= n - 1 = 4, got 5"),
+        (lambda: inverse.jumps(np.arange(5), length=5), "length must be at most n - 1 = 4, got 5"),
         (lambda: inverse.jumps(np.arange(5), length=2, repeats=0), "repeats must be an int >= 1, got 0"),
         (lambda: inverse.posterior(gaussian(), MASK, Y, std=0.1), r"y must be one measurement, .* got \(2, 2\)"),
         (lambda: inverse.posterior(None, MASK, Y[:1], std=0.1), "prior must be a Gaussian or a Mixture, got NoneType"),

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.newest
 ROOT = Path(diffax.__file__).parent
 LEVELS = [
     {"typing", "pytrees"},
-    {"random", "curves", "quantiles"},
+    {"random", "curves", "quantiles", "resampling"},
     {"schedules"},
     {"times", "predictions", "draws", "weightings", "sde", "lattice"},
     {"denoisers"},

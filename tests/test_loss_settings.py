@@ -72,7 +72,7 @@ def test_loss_aware_times_follow_the_losses_and_are_divided_out():
     loss, memory, remember = objectives.objective(config, NET)
     assert losses(config).tolist() == losses(config_of()).tolist()  # without a past
     past = remember(memory, (jnp.array([0.2, 0.7]), jnp.array([1.0, 3.0])))
-    chosen = diffax.draws.loss_aware(2, history=1).law(past)  # three times in four above t = 1/2
+    chosen = diffax.resampling.loss_aware(2, history=1).law(past)  # three times in four above t = 1/2
     keys = jax.random.split(jax.random.key(0), SIZE)
     t, weight = diffax.draws.draw(diffax.random.fold_in(keys, 1), SIZE, chosen)
     assert {round(w, 2) for w in weight.tolist()} == {0.67, 2.0}

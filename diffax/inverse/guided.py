@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from diffax.inverse.linear_map import conjugate_gradients
 from diffax.inverse.operators import Operator, measurement, project, residual
-from diffax.pytrees import check, combine
+from diffax.pytrees import check, check_count, combine
 from diffax.typing import Denoiser, Schedule
 
 
@@ -114,8 +114,7 @@ def mmps(
     """
     y = measurement(operator, y)
     check("std", std, ">= 0", lambda v: v >= 0)
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"iterations must be an int >= 1, got {iterations!r}")
+    check_count("iterations", iterations)
 
     def guided(x, t):
         level = schedule(t)

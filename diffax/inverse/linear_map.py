@@ -4,10 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from diffax.inverse.operators import check_shape
-from diffax.pytrees import check, combine, pytree, static
+from diffax.pytrees import check, check_count, combine, pytree, static
 
 
 @pytree
@@ -63,8 +62,7 @@ def linear(f: Any, example: Any, *, iterations: int = 64) -> LinearMap:
     >>> linear(lambda x: jnp.matmul(A, x, precision="highest"), jnp.zeros(2)).adjoint(jnp.ones((1, 1))).tolist()
     [[1.0, 2.0]]
     """
-    if isinstance(iterations, bool) or not isinstance(iterations, (int, np.integer)) or iterations < 1:
-        raise ValueError(f"iterations must be an int >= 1, got {iterations!r}")
+    check_count("iterations", iterations)
     f = jax.tree_util.Partial(f)
     struct = jax.eval_shape(lambda v: v, example)
     out = jax.eval_shape(f, struct)

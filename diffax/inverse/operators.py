@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax.pytrees import check, combine, expand, pytree, static
+from diffax.pytrees import check, check_count, combine, expand, pytree, static
 
 
 @runtime_checkable
@@ -258,8 +258,7 @@ def gaussian_blur(
     (5, 5)
     """
     check("std", std, "> 0", lambda v: v > 0)
-    if isinstance(radius, bool) or not isinstance(radius, (int, np.integer)) or radius < 0:
-        raise ValueError(f"radius must be an int >= 0, got {radius!r}")
+    check_count("radius", radius, 0)
     line = jnp.exp(-0.5 * jnp.square(jnp.arange(-radius, radius + 1) / jnp.asarray(std)))
     line = line / line.sum()
     kernel = line

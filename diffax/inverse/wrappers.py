@@ -9,7 +9,7 @@ import numpy as np
 from diffax import random
 from diffax.inverse.linear_map import squared_norm
 from diffax.inverse.operators import Mask, Operator, fit, measurement, project, pseudo_inverse, residual
-from diffax.pytrees import check, combine, expand, safe_sqrt
+from diffax.pytrees import check, check_count, combine, expand, safe_sqrt
 from diffax.samplers.base import Sampler, State
 from diffax.samplers.restart import restart
 from diffax.typing import Schedule
@@ -115,10 +115,10 @@ def jumps(times: Any, *, length: int = 10, repeats: int = 10) -> Any:
     [4, 3, 2, 1, 2, 3, 2, 1]
     """
     n = np.shape(times)[0]
-    for name, value, most in (("length", length, n - 1), ("repeats", repeats, np.inf)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= most:
-            bound = "" if most == np.inf else f" and <= n - 1 = {most}"
-            raise ValueError(f"{name} must be an int >= 1{bound}, got {value!r}")
+    check_count("length", length)
+    check_count("repeats", repeats)
+    if length > n - 1:
+        raise ValueError(f"length must be at most n - 1 = {n - 1}, got {length}")
     left = dict.fromkeys(range(0, n - length, length), repeats - 1)
     path, u = [n - 1], n - 1  # in entries to go
     while u > 0 or left[0] > 0:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import random
-from diffax.pytrees import as_float, check, combine
+from diffax.pytrees import as_float, check, check_count, combine
 from diffax.samplers.base import Sampler, State
 from diffax.schedules import transition
 from diffax.typing import Array, Denoiser, Predict, Schedule
@@ -119,7 +119,7 @@ def tcd(schedule: Schedule, *, gamma: Any = 0.3, num_train_steps: int | None = N
     """
     check("gamma", gamma, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
     if num_train_steps is not None:
-        _check_count("num_train_steps", num_train_steps)
+        check_count("num_train_steps", num_train_steps)
 
     def coefficients(t, s):
         s = as_float(s)
@@ -194,7 +194,7 @@ def latent_consistency_function(
     >>> f(jnp.ones((1, 1)), 1e-3).tolist()
     [[1.0]]
     """
-    _check_count("num_train_steps", num_train_steps)
+    check_count("num_train_steps", num_train_steps)
 
     def function(x, t):
         tau = timestep_scaling * jnp.maximum(as_float(t) * num_train_steps - 1, 0.0)
@@ -219,13 +219,8 @@ def lcm_times(n: int, *, num_train_steps: int = 1000, original_steps: int = 50) 
     [999, 759, 499, 259]
     """
     for name, value, most in (("n", n, original_steps), ("original_steps", original_steps, num_train_steps)):
-        _check_count(name, value)
+        check_count(name, value)
         if value > most:
             raise ValueError(f"{name} must be at most {most}, got {value}")
     steps = np.arange(original_steps, 0, -1) * (num_train_steps // original_steps)
     return jnp.asarray(steps[np.arange(n) * original_steps // n] / num_train_steps, dtype=float)
-
-
-def _check_count(name, value):
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be an int >= 1, got {value!r}")

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax.pytrees import as_float, check, choose, combine, expand, pytree
+from diffax.pytrees import as_float, check, check_count, choose, combine, expand, pytree
 from diffax.samplers.base import Sampler
 from diffax.samplers.exponential import RULES, Method, adams, corrector
 from diffax.samplers.forms import trig
@@ -228,8 +228,7 @@ def arctan_times(
     >>> [round(float(t), 3) for t in arctan_times(Cosine(), 5, scale=1.0, power=1.0)]
     [1.0, 0.75, 0.5, 0.25, 0.0]
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 2:
-        raise ValueError(f"n must be an int >= 2, got {n!r}")
+    check_count("n", n, 2)
     for name, value in (("scale", scale), ("power", power)):
         check(name, value, "> 0", lambda v: v > 0)
     for name, value in (("t_max", t_max), ("t_min", t_min)):

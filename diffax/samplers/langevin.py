@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import check, combine, expand, safe_sqrt
+from diffax.pytrees import check, check_count, combine, expand, safe_sqrt
 from diffax.samplers.base import Sampler, State
 from diffax.typing import Schedule
 
@@ -81,8 +81,7 @@ def langevin(schedule: Schedule, *, snr: Any = None, step_size: Any = None, num_
     """
     if (snr is None) == (step_size is None):
         raise ValueError(f"one of snr and step_size must be given, got snr = {snr} and step_size = {step_size}")
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
-        raise ValueError(f"num_steps must be an int >= 0, got {num_steps!r}")
+    check_count("num_steps", num_steps, 0)
     name, size = ("step_size", step_size) if snr is None else ("snr", snr)
     check(name, size, ">= 0", lambda v: v >= 0)
 

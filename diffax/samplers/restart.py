@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import as_float, check, combine, concrete, expand
+from diffax.pytrees import as_float, check, check_count, combine, concrete, expand
 from diffax.samplers.base import Sampler
 from diffax.schedules import transition
 from diffax.times import uniform_log_snr
@@ -94,8 +94,7 @@ def restart_times(
     [1.0, 0.5, 0.8, 0.5, 0.2]
     """
     for name, value, least in (("num_restarts", num_restarts, 0), ("num_steps", num_steps, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
+        check_count(name, value, least)
     if jnp.ndim(times) != 1 or not len(times):
         raise ValueError(f"times must have shape (n,) with n >= 1, got {jnp.shape(times)}")
     check("t_max", t_max, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diffax.pytrees import check
+from diffax.pytrees import check, check_count
 
 
 def linear_betas(num_steps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
@@ -73,8 +73,7 @@ def sigmoid_betas(
 
 
 def _check(num_steps: int, **betas: float) -> None:
-    if isinstance(num_steps, bool) or not isinstance(num_steps, (int, np.integer)) or num_steps < 1:
-        raise ValueError(f"num_steps must be an int >= 1, got {num_steps!r}")
+    check_count("num_steps", num_steps)
     for name, beta in betas.items():
         check(name, beta, "in (0, 1]", lambda v: (v > 0) & (v <= 1))
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax.curves import LOG_SNR_MAX, Curve, straight_through
-from diffax.pytrees import as_float, check, pytree, static
+from diffax.pytrees import as_float, check, check_count, pytree, static
 
 BISECTIONS = 40
 SMALLEST_RANGE = 0.1  # of log-SNR between the ends
@@ -67,8 +67,7 @@ class Learned(Curve):
             check(name, value, f"in [-{LOG_SNR_MAX:g}, {LOG_SNR_MAX:g}]", lambda v: abs(v) <= LOG_SNR_MAX)
         most = log_snr_max - SMALLEST_RANGE
         check("log_snr_min", log_snr_min, f"<= log_snr_max - {SMALLEST_RANGE} = {most:g}", lambda v: v <= most)
-        if isinstance(units, bool) or not isinstance(units, int) or units < 1:
-            raise ValueError(f"units must be an int >= 1, got {units!r}")
+        check_count("units", units)
         of_weights, of_biases = jax.random.split(key)
         weights = 2.0 + jax.random.normal(of_weights, (units,))
         # Each sigmoid's middle somewhere in [0, 1].
