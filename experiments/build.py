@@ -145,6 +145,7 @@ def network(config: Any, dataset_classes: int | None) -> UNet:
         num_classes=dataset_classes if settings.conditional else None,
         outputs=1 + settings.learned_variance,
         time_scale=TIMES[settings.time][0],
+        remat=settings.remat,
         dtype=DTYPES[settings.dtype],
     )
 
@@ -183,7 +184,7 @@ def predict(
 def optimizer(config: Any) -> Any:
     """AdamW with its schedule."""
     settings = config.optimizer.to_dict()
-    del settings["ema_decay"]
+    del settings["ema_decay"], settings["accumulate"]
     return adamw(num_steps=config.train.num_steps, **settings)
 
 

@@ -11,7 +11,7 @@ import ml_collections
 from diffax.training import Checkpoints, load_export
 from experiments import build
 from experiments.configs import default
-from experiments.workdir import is_export, latest_step, load_record
+from experiments.workdir import load_record
 
 
 def _completed(recorded: dict) -> dict:
@@ -39,17 +39,16 @@ def load_model(folder: Path, override: Callable[[Any], Any] = lambda config: con
     Raises:
       ValueError: if the folder holds neither, or another kind of model.
     """
-    record = load_record(folder)
+    step, record = load_record(folder)
     if (kind := record.get("model", "diffusion")) != "diffusion":
         raise ValueError(f"checkpoint must be a diffusion model's, got {folder}, which holds a {kind}")
     config = override(ml_collections.ConfigDict(_completed(record["config"])))
     shape, classes = tuple(record["data"]["shape"]), record["num_classes"]
     network = build.network(config, classes)
     like = jax.eval_shape(lambda: build.init_params(config, network, shape, jax.random.key(0)))
-    if is_export(folder):
+    if step is None:
         step, params = record["step"], load_export(folder, like)
     else:
-        step = latest_step(folder)
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
             params = checkpoints.restore_ema(step, like)
     return Model(config, network, params, step, shape, tuple(record["data"]["range"]), classes)

@@ -11,6 +11,7 @@ from diffax.pytrees import choose
 from experiments import build, objectives
 from experiments.configs import default
 
+PARALLEL = ("pmap", "jit", "fsdp")
 # Their keys are the parameters of what a name says: of the group's own, or of the setting they are called after.
 OPEN_GROUPS = ("schedule", "weighting_parameters", "times_parameters")
 
@@ -19,6 +20,7 @@ def check_config(config: Any, num_devices: int) -> None:
     """Raises `ValueError`, naming the key and the value, for a config that cannot be run."""
     _check_keys(config, default.get_config(), "config")
     build.schedule(config)
+    choose("config.parallel", config.parallel, PARALLEL)
     choose("config.prediction", config.prediction, KINDS)
     choose("config.network.time", config.network.time, build.TIMES)
     choose("config.network.dtype", config.network.dtype, build.DTYPES)
@@ -36,14 +38,18 @@ def check_config(config: Any, num_devices: int) -> None:
     for group, keys in {
         "dataset": ("batch_size", "num_threads"),
         "network": ("channels", "num_res_blocks", "num_heads"),
+        "optimizer": ("accumulate",),
         "train": ("num_steps", "log_every", "sample_every", "checkpoint_every", "keep_latest"),
         "sampling": ("num_steps",),
     }.items():
         for key in keys:
             if config[group][key] < 1:
                 raise ValueError(f"config.{group}.{key} must be >= 1, got {config[group][key]}")
-    if config.train.keep_every < 0:
-        raise ValueError(f"config.train.keep_every must be >= 0, got {config.train.keep_every}")
+    for key in ("keep_every", "max_skipped"):
+        if config.train[key] < 0:
+            raise ValueError(f"config.train.{key} must be >= 0, got {config.train[key]}")
+    if (steps := tuple(config.train.profile)) and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+        raise ValueError(f"config.train.profile must be () or two steps (first, last), got {steps}")
     for name, rate in (
         ("loss.p_uncond", config.loss.p_uncond),
         ("network.dropout_rate", config.network.dropout_rate),
@@ -56,7 +62,13 @@ def check_config(config: Any, num_devices: int) -> None:
             f"config.dataset.batch_size must be a multiple of the {num_devices} devices, "
             f"got {config.dataset.batch_size}"
         )
-    if config.loss.spread == "antithetic" and config.dataset.batch_size // num_devices % 2:
+    on_each = config.dataset.batch_size // num_devices
+    if on_each % config.optimizer.accumulate:
+        raise ValueError(
+            f"config.optimizer.accumulate must divide the {on_each} examples of a device, "
+            f"got {config.optimizer.accumulate}"
+        )
+    if config.loss.spread == "antithetic" and on_each % 2:
         raise ValueError(
             "config.dataset.batch_size must be even on each device for config.loss.spread = 'antithetic', "
             f"got {config.dataset.batch_size} on {num_devices}"
@@ -138,5 +150,6 @@ def _same_type(value: Any, expected: Any) -> bool:
     if isinstance(expected, float):
         return isinstance(value, (int, float))
     if isinstance(expected, tuple):
-        return isinstance(value, (tuple, list)) and all(type(v) is type(expected[0]) for v in value)
+        of = type(expected[0]) if expected else int
+        return isinstance(value, (tuple, list)) and all(type(v) is of for v in value)
     return isinstance(value, type(expected))

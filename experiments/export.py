@@ -25,7 +25,7 @@ def main(argv):
         if out.exists():
             raise ValueError(f"out must not exist yet, got {out}")
         check_writable(out.parent, "out")
-        model, record = load_model(folder), load_record(folder)
+        model, record = load_model(folder), load_record(folder)[1]
     kept = {key: record[key] for key in ("config", "data", "num_classes")}
     save_export(out, model.params, {**kept, "step": model.step})
     print(f"EMA parameters of step {model.step} in {out}")

@@ -17,7 +17,7 @@ from diffax.nn.layers import Downsample, ResBlock, conv, group_norm, sinusoidal
 from diffax.pytrees import expand
 from diffax.training import Checkpoints
 from experiments import build
-from experiments.workdir import is_export, latest_step, load_record
+from experiments.workdir import load_record
 
 KIND = "classifier"  # what the record of its checkpoints says under "model"
 
@@ -106,7 +106,7 @@ class Classifier(NamedTuple):
 
 def holds_classifier(folder: Path) -> bool:
     """Whether the newest checkpoint of a run is a classifier's."""
-    return load_record(folder).get("model") == KIND
+    return load_record(folder)[1].get("model") == KIND
 
 
 def load(folder: Path) -> Classifier:
@@ -115,10 +115,9 @@ def load(folder: Path) -> Classifier:
     Raises:
       ValueError: if the folder holds none.
     """
-    step = None if is_export(folder) else latest_step(folder)
-    if step is None or not holds_classifier(folder):
+    step, record = load_record(folder)
+    if step is None or record.get("model") != KIND:
         raise ValueError(f"classifier must be a workdir of experiments.train_classifier, got {folder}")
-    record = load_record(folder)
     config, shape = ml_collections.ConfigDict(record["config"]), tuple(record["data"]["shape"])
     net = network(config, record["num_classes"])
     like = jax.eval_shape(lambda: build.init_params(config, net, shape, jax.random.key(0)))

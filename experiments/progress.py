@@ -18,10 +18,10 @@ class Progress:
     is not known.
     """
 
-    def __init__(self, name: str, total: int, unit: str = "steps"):
+    def __init__(self, name: str, total: int, unit: str = "steps", *, silent: bool = False):
         self._name, self._total, self._unit = name, total, unit
         self._first: tuple[int, float] | None = None
-        self._live = sys.stdout.isatty()
+        self._live, self._silent = sys.stdout.isatty(), silent
 
     def update(self, done: int, text: str = "") -> float:
         """Shows the line and returns the rate in units per second, 0 where it is not known yet."""
@@ -31,6 +31,8 @@ class Progress:
         pace = f"{rate:.2f} {self._unit}/s  ETA {clock((self._total - done) / rate)}" if rate else ""
         parts = [f"{self._name} {done}/{self._total}", text, pace]
         line = "  ".join(p for p in parts if p)
+        if self._silent:
+            return rate
         if self._live:
             print(f"\r{line}\x1b[K", end="" if done < self._total else "\n", flush=True)
         else:
@@ -39,4 +41,5 @@ class Progress:
 
     def message(self, text: str) -> None:
         """Prints a line of its own without spoiling the progress line."""
-        print(f"\r\x1b[K{text}" if self._live else text, flush=True)
+        if not self._silent:
+            print(f"\r\x1b[K{text}" if self._live else text, flush=True)

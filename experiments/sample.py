@@ -145,7 +145,9 @@ def draw(model, out, settings, cycle, picture, times, classifier):
     classify = None
     if classifier is not None:
         classify = functools.partial(noisy_classifier.log_prob, classifier, onto=build.schedule(model.config))
-    generate = build.generator(model.config, model.network, model.shape, times, picture, classify, SCALE.value)
+    generate = over_batch(
+        build.generator(model.config, model.network, model.shape, times, picture, classify, SCALE.value)
+    )
     root = jax.random.key(settings["seed"])
     progress = Progress("sample", num, unit="samples")
     for number, first in enumerate(range(0, num, size)):
@@ -159,7 +161,7 @@ def draw(model, out, settings, cycle, picture, times, classifier):
             filled = np.resize(part, batch)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(filled))
             labels = None if cycle is None else jnp.asarray(cycle[filled % len(cycle)])
-            drawn.append(np.asarray(generate(model.params, keys, labels))[: len(part)])
+            drawn.append(generate(model.params, keys, labels)[: len(part)])
             progress.update(int(part[-1]) + 1)
         labels = np.full(len(index), -1) if cycle is None else cycle[index % len(cycle)]
         part_path = out / f".{path.name}.part"

@@ -13,7 +13,8 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import build, images, objectives, training
+from diffax.training.parallel import over_batch
+from experiments import build, distributed, images, objectives, training
 from experiments.workdir import launch
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
@@ -26,16 +27,17 @@ SAMPLE_ROWS = 8
 def draw_samples(run):
     """look(...) for the loop: a picture with a column for each class (of the first 10), always from the same noise."""
     config, num_classes = run.config, run.dataset.num_classes
-    generate = build.generator(config, run.net, run.dataset.shape)
+    generate = over_batch(build.generator(config, run.net, run.dataset.shape), run.mesh)
     columns = min(num_classes or 10, 10)
     label = np.tile(np.arange(columns), SAMPLE_ROWS) if config.network.conditional else None
     keys = jax.random.split(jax.random.key(config.seed), columns * SAMPLE_ROWS)
 
     def look(step, last, params, log, say):
         if step % config.train.sample_every == 0 or last:
-            samples = np.asarray(generate(jax.device_put(params, jax.local_devices()[0]), keys, label))
+            samples = generate(params, keys, label)
             path = run.workdir / "samples" / f"step_{step:07d}.png"
-            log.image(step, "samples", images.save_png(path, samples, columns))
+            if distributed.is_first():
+                log.image(step, "samples", images.save_png(path, samples, columns))
             say(f"samples: {path}")
         return {}
 

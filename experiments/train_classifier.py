@@ -18,6 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import diffax
+from diffax.training.parallel import over_batch
 from experiments import build, noisy_classifier, training
 from experiments.objectives import Objective
 from experiments.workdir import launch
@@ -36,15 +37,17 @@ def judge(run):
     noise = diffax.random.noise(jax.random.key(config.seed), images)
 
     @jax.jit
-    def accuracy(params, t):
+    def right(params, images, noise, labels, t):
         x = diffax.diffuse(build.schedule(config), images, noise, t)
-        return jnp.mean(noisy_classifier.logits(config, net, params, x, t).argmax(-1) == labels)
+        return noisy_classifier.logits(config, net, params, x, t).argmax(-1) == labels
+
+    right = over_batch(right, run.mesh)
 
     def look(step, last, params, log, say):
         if step % config.train.checkpoint_every and not last:
             return {}
-        params = jax.device_put(params, jax.local_devices()[0])
-        found = {t: float(accuracy(params, t)) for t in LEVELS}
+        at = {t: np.full(len(labels), t, np.float32) for t in LEVELS}
+        found = {t: float(right(params, images, noise, labels, at[t]).mean()) for t in LEVELS}
         say(f"accuracy on test: {', '.join(f'{value:.1%} at t = {t:g}' for t, value in found.items())}")
         return {f"accuracy_t{t:g}": value for t, value in found.items()}
 

@@ -1,5 +1,7 @@
-"""What the training entrypoints share: the data, the loop, its logs and checkpoints."""
+"""What the training entrypoints share: the data, the loop, its logs and checkpoints, and what may go wrong."""
 
+import contextlib
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,13 +10,30 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffax.training import Checkpoints, data_parallel, init_state, replicate, train_step
-from experiments import build, checks
+from diffax.training import (
+    CheckpointError,
+    Checkpoints,
+    data_parallel,
+    init_state,
+    make_mesh,
+    place,
+    sharded,
+    train_step,
+)
+from experiments import build, checks, devices, distributed
 from experiments.data.datasets import open_dataset
 from experiments.data.pipeline import batches
+from experiments.metrics_log import MetricsLog, NoLog, NotFiniteError, Pending
 from experiments.objectives import Objective
 from experiments.progress import Progress, clock
-from experiments.workdir import MetricsLog, claim, usage_errors
+from experiments.workdir import claim, usage_errors
+
+# config.parallel: (step, mesh) -> step, and the layout of its state
+PARALLEL = {
+    "pmap": (data_parallel, "replicate"),
+    "jit": (sharded, "replicate"),
+    "fsdp": (lambda step, mesh: sharded(step, mesh, "fsdp"), "fsdp"),
+}
 
 
 class Run(NamedTuple):
@@ -25,7 +44,7 @@ class Run(NamedTuple):
     dataset: Any
     data: Any
     net: Any
-    devices: list
+    mesh: Any
     model: str
 
 
@@ -34,9 +53,10 @@ def prepare(config: Any, workdir: Path, network: Callable, model: str) -> Run:
 
     network: (config, number of classes) -> Linen module.
     """
-    devices = jax.local_devices()
     with usage_errors():
-        checks.check_config(config, len(devices))
+        distributed.start()
+        mesh = make_mesh()
+        checks.check_config(config, mesh.size)
         settings = config.dataset
         dataset = open_dataset(settings.name, settings.data_dir)
         checks.check_data(config, dataset)
@@ -49,72 +69,183 @@ def prepare(config: Any, workdir: Path, network: Callable, model: str) -> Run:
             flip=settings.flip,
             cache=settings.cache,
             num_threads=settings.num_threads,
+            share=(jax.process_index(), jax.process_count()),
         )
         jax.eval_shape(lambda key: build.init_params(config, net, dataset.shape, key), jax.random.key(0))
-        claim(workdir, config, model=model)
-    return Run(config, workdir, dataset, data, net, devices, model)
+        distributed.agree(
+            {
+                "the config": config.to_dict(),
+                "the workdir": str(workdir),
+                "the number of devices": jax.local_device_count(),
+                "the data": _data(dataset, config),
+            }
+        )
+        if distributed.is_first():
+            claim(workdir, config, model=model)
+    if config.train.compile_cache:
+        devices.cache_compilations(workdir / "compile_cache")
+    return Run(config, workdir, dataset, data, net, mesh, model)
 
 
 def describe(run: Run, params: Any) -> str:
     """The line that says what is being trained on what."""
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    size, kind = run.mesh.size, run.mesh.devices.flat[0].device_kind
     return (
         f"{run.model} on {run.config.dataset.name} {'x'.join(map(str, run.dataset.shape))}: {count:,} parameters, "
-        f"{len(run.devices)} x {run.devices[0].device_kind}, "
-        f"batch {run.config.dataset.batch_size // len(run.devices)} per device, jax {jax.__version__}"
+        f"{size} x {kind}, batch {run.config.dataset.batch_size // size} per device, "
+        f"{run.config.parallel}, jax {jax.__version__}"
     )
 
 
 def train(run: Run, objective: Objective, look: Callable) -> None:
-    """The training loop, from wherever the last checkpoint left off.
+    """The training loop, from wherever the last sound checkpoint left off.
 
     Args:
       run: of `prepare`.
       objective: the loss of each example, and what it remembers.
       look: (step, is it the last, EMA parameters, log, say) -> values for the log, {} if there is nothing to see at
-        this step; it may write pictures to the log and say a line.
+        this step; it may write pictures to the log and say a line. All processes call it.
+
+    Raises:
+      SystemExit: with status 75 if it was told to stop, and 1 for what cannot go on: a loss that is not finite, no
+        sound checkpoint, a disk that is full at the end.
     """
-    config, settings, checkpoint_folder = run.config, run.config.train, run.workdir / "checkpoints"
+    try:
+        with contextlib.ExitStack() as stack:
+            _loop(run, objective, look, stack)
+    except (NotFiniteError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from error
+
+
+def _loop(run: Run, objective: Objective, look: Callable, stack: contextlib.ExitStack) -> None:
+    config, settings, first_process = run.config, run.config.train, distributed.is_first()
+    say: Callable = print if first_process else (lambda *text, **how: None)
+    state, step_fn, operations = _start(run, objective, say)
+    checkpoints = stack.enter_context(
+        Checkpoints(
+            run.workdir / "checkpoints",
+            keep_latest=settings.keep_latest,
+            keep_every=settings.keep_every,
+            best=settings.keep_best,
+        )
+    )
+    state, first, held = _resume(run, checkpoints, state, say)
+    log = stack.enter_context(contextlib.closing(MetricsLog(run.workdir, first) if first_process else NoLog()))
+    stop = stack.enter_context(distributed.Stop())
+    profile = stack.enter_context(contextlib.closing(devices.Profile(settings.profile, run.workdir / "profile")))
+    progress = Progress("step", settings.num_steps, silent=not first_process)
+    pending, start, line = Pending(settings.max_skipped, held), time.monotonic(), {}
+
+    for step in range(first + 1, settings.num_steps + 1):
+        profile.before(step)
+        batch = next(run.data)
+        state, metrics = step_fn(state, batch)
+        profile.after(step, metrics)
+        pending.add(step, metrics)
+        last, stopped = step == settings.num_steps, stop.asked(step)
+        with _naming_the_data(run, checkpoints):
+            seen = look(step, last, state.ema, log, progress.message)
+            if step % settings.log_every == 0 or last or step == 1 or seen:
+                line = pending.line()
+                rate = progress.update(step, _text(line))
+                if rate:
+                    line |= devices.rates(rate, config.dataset.batch_size, operations, list(run.mesh.devices.flat))
+                log.write(step, line | seen)
+            elif step == first + 1:  # a sign of life; the log has it with the others of its line
+                progress.update(step, _text(pending.newest()))
+            if step % settings.checkpoint_every == 0 or last or stopped:
+                record = _record(run, pending.read())
+                _save(checkpoints, step, state, record, line | seen, progress.message)
+        if stopped and not last:
+            checkpoints.wait()
+            say(f"stopped: step {step} is saved; the same command goes on from there", flush=True)
+            raise SystemExit(distributed.STOPPED)
+    checkpoints.wait()
+    say(f"done: step {settings.num_steps} in {clock(time.monotonic() - start)}", flush=True)
+
+
+def _start(run, objective, say):
+    """The state before the first step, the compiled step, and how many operations it takes."""
+    config = run.config
     init_key, state_key = jax.random.split(jax.random.key(config.seed))
     params = build.init_params(config, run.net, run.dataset.shape, init_key)
     optimizer = build.optimizer(config)
-    state = replicate(init_state(state_key, params, optimizer, objective.memory), run.devices)
-    ema_decay = config.optimizer.ema_decay
-    one_step = train_step(objective.loss, optimizer, ema_decay=ema_decay, remember=objective.remember)
-    step_fn = data_parallel(one_step, run.devices)
-    print(describe(run, params), flush=True)
-
-    checkpoints = Checkpoints(checkpoint_folder, keep_latest=settings.keep_latest, keep_every=settings.keep_every)
-    first = max(checkpoints.steps, default=0)
-    if first:
-        state = checkpoints.restore(first, state)
-        run.data.set_state(checkpoints.record(first)["data_position"])
-        print(f"restored step {first} from {checkpoint_folder}", flush=True)
-    log = MetricsLog(run.workdir, first)
-    progress, start, pending = Progress("step", settings.num_steps), time.monotonic(), []
-
-    for step in range(first + 1, settings.num_steps + 1):
-        state, metrics = step_fn(state, next(run.data))
-        pending.append(metrics)
-        last = step == settings.num_steps
-        seen = look(step, last, state.ema, log, progress.message)
-        if step % settings.log_every == 0 or last or step == first + 1 or seen:
-            values = jax.tree.map(lambda *v: float(np.mean(v)), *jax.device_get(pending))
-            pending = []
-            rate = progress.update(step, f"loss {values['loss']:.4f}")
-            log.write(step, {**values, **seen, "steps_per_second": rate})
-        if step % settings.checkpoint_every == 0 or last:
-            checkpoints.save(step, state, _record(run))
-    log.close()
-    checkpoints.close()
-    print(f"done: step {settings.num_steps} in {clock(time.monotonic() - start)}", flush=True)
+    parallel, rule = PARALLEL[config.parallel]
+    state = init_state(state_key, params, optimizer, objective.memory)
+    options = {"ema_decay": config.optimizer.ema_decay, "remember": objective.remember}
+    step = train_step(objective.loss, optimizer, accumulate=config.optimizer.accumulate, **options)
+    say(describe(run, params), flush=True)
+    size, shape = config.dataset.batch_size, run.dataset.shape
+    operations = None
+    if devices.peak_flops(run.mesh.devices.flat[0].device_kind):
+        numbers = np.empty(size, np.int32)
+        batch = {"image": np.empty((size, *shape), np.float32), "label": numbers, "index": numbers}
+        operations = devices.flops(train_step(objective.loss, optimizer, **options), state, batch)
+    return place(state, run.mesh, rule), parallel(step, run.mesh), operations
 
 
-def _record(run):
+def _resume(run, checkpoints, state, say):
+    """(state, step, what the log still has to say) of the newest sound checkpoint, if there is one."""
+    try:
+        found = checkpoints.restore_latest(state)
+    except ValueError as error:  # of another network or optimiser
+        raise CheckpointError(str(error)) from error
+    if found is None:
+        return state, 0, None
+    for step, reason in found.skipped:
+        say(f"warning: checkpoint {step} is damaged and was moved aside: {reason}", flush=True)
+    record = found.record
+    if (before := record["data"]["length"]) != (now := _data(run.dataset, run.config)["length"]):
+        raise CheckpointError(
+            f"split {run.config.dataset.train_split!r} must have the {before} examples of step {found.step}, got {now}"
+        )
+    run.data.set_state(record["data_position"])
+    say(f"restored step {found.step} from {run.workdir / 'checkpoints'}", flush=True)
+    return found.state, found.step, record["pending"]
+
+
+@contextlib.contextmanager
+def _naming_the_data(run, checkpoints):
+    """Says of a loss that is not finite where to find its batch and what is left."""
+    try:
+        yield
+    except NotFiniteError as error:
+        checkpoints.wait()
+        size, kept = run.config.dataset.batch_size, max(checkpoints.steps, default=None)
+        raise NotFiniteError(
+            f"{error}; batch n holds the examples n * {size} .. of the data shuffled by seed {run.config.seed}, step n "
+            f"takes batch n - 1; " + ("nothing was saved yet" if kept is None else f"step {kept} is kept")
+        ) from error
+
+
+def _save(checkpoints, step, state, record, metrics, say):
+    try:
+        checkpoints.save(step, state, record, metrics)
+    except CheckpointError as error:  # room may be made until the next one
+        say(f"warning: {error}")
+
+
+def _text(line):
+    loss = f"loss {line['loss']:.4f}" if "loss" in line else "no step was taken"
+    return loss + (f"  {line['skipped']} skipped" if "skipped" in line else "")
+
+
+def _data(dataset, config):
+    return {
+        "range": [dataset.low, dataset.high],
+        "shape": list(dataset.shape),
+        "length": len(dataset.source(config.dataset.train_split)),
+    }
+
+
+def _record(run, pending):
     return {
         "model": run.model,
         "config": run.config.to_dict(),
-        "data": {"range": [run.dataset.low, run.dataset.high], "shape": list(run.dataset.shape)},
+        "data": _data(run.dataset, run.config),
         "num_classes": run.dataset.num_classes,
         "data_position": run.data.get_state(),
+        "pending": pending,
     }

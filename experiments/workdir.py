@@ -13,12 +13,13 @@ from typing import Any
 import ml_collections
 from absl import app, flags, logging
 
-from diffax.training import Checkpoints
-from diffax.training.checkpoints import export_record
+from diffax.training import CheckpointError, Checkpoints
+from diffax.training.exports import export_record
 from experiments.configs import default
 
 # What may change between the start of a run and its continuation: it alters no step that was taken.
 FREE = (
+    "config.parallel",
     "config.train.",
     "config.sampling.",
     "config.dataset.data_dir",
@@ -34,7 +35,7 @@ def usage_errors() -> Iterator[None]:
     """Turns what is wrong with the input into one line and exit status 2. Wraps checks, never the work itself."""
     try:
         yield
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, zipfile.BadZipFile, CheckpointError) as error:
         message = " ".join(str(error).split())
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -110,8 +111,8 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, *, model: str = "dif
     """
     check_writable(workdir)
     path = workdir / "config.json"
-    if latest_step(workdir) is not None:  # before the first checkpoint nothing binds the folder to a config
-        held = load_record(workdir)
+    if (found := newest(workdir)) is not None:  # before the first checkpoint nothing binds the folder to a config
+        _, held = found
         if (kind := held.get("model", "diffusion")) != model:
             raise ValueError(
                 f"workdir {workdir} holds the run of a {kind} model, not of a {model}; choose another --workdir"
@@ -129,77 +130,32 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, *, model: str = "dif
     write_json(path, config.to_dict())
 
 
-def latest_step(workdir: Path) -> int | None:
-    """The step of the newest checkpoint of a run."""
-    folder = workdir / "checkpoints"
-    if not folder.is_dir():
-        return None
-    with Checkpoints(folder, read_only=True) as checkpoints:
-        return max(checkpoints.steps, default=None)
+def newest(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """(step, its record) of the newest sound checkpoint of a run, None if nothing was saved; says what it passed over.
+
+    Raises:
+      CheckpointError: if there are checkpoints, but none is sound.
+    """
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        step, skipped = checkpoints.newest()
+        for unsound, reason in skipped:
+            print(f"warning: checkpoint {unsound} is damaged: {reason}", file=sys.stderr)
+        return None if step is None else (step, checkpoints.record(step))
 
 
-def load_record(folder: Path) -> dict[str, Any]:
-    """The record beside the newest checkpoint of a run, or that of an export.
+def load_record(folder: Path) -> tuple[int | None, dict[str, Any]]:
+    """(step, record) of the newest sound checkpoint of a run; (None, record) of an export.
 
     Raises:
       ValueError: if the folder holds neither.
     """
     if is_export(folder):
-        return export_record(folder)
-    step = latest_step(folder)
-    if step is None:
+        return None, export_record(folder)
+    if (found := newest(folder)) is None:
         raise ValueError(f"checkpoint must be a run's workdir or an export, got {folder}, which holds no checkpoint")
-    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        return checkpoints.record(step)
+    return found
 
 
 def is_export(folder: Path) -> bool:
     """Whether a folder was written by `experiments.export`."""
     return (folder / "orbax.checkpoint").exists()
-
-
-class MetricsLog:
-    """metrics.jsonl, one line a step; TensorBoard beside it where tensorboardX is installed.
-
-    Lines of steps after `first_step`, which a killed run wrote and the next will write again, are dropped.
-    """
-
-    def __init__(self, workdir: Path, first_step: int):
-        path = workdir / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= first_step]
-        part = path.with_name(".metrics.jsonl.part")
-        part.write_text("".join(line + "\n" for line in kept))
-        os.replace(part, path)
-        self._file = path.open("a", buffering=1)
-        try:
-            import tensorboardX
-        except ImportError:
-            self._board = None
-        else:
-            self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Logs the values of a step."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-
-    def image(self, step: int, name: str, picture: Any) -> None:
-        """Shows a picture (H, W, C) uint8 on TensorBoard."""
-        if self._board is not None:
-            self._board.add_image(name, picture, step, dataformats="HWC")
-
-    def close(self) -> None:
-        """Flushes and closes the files."""
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):  # a line cut short by a kill
-        return float("inf")

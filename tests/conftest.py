@@ -15,6 +15,12 @@ import jax
 import pytest
 
 
+def pytest_addoption(parser):
+    """How often faults are injected; see experiments/README.md for what was run."""
+    parser.addoption("--flips", type=int, default=20, help="bits flipped in a checkpoint")
+    parser.addoption("--kills", type=int, default=4, help="processes killed")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget():
     """Thousands of compiled functions take gigabytes, and the garbage collector a tenth of the time: once is enough."""

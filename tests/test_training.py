@@ -2,8 +2,6 @@
 
 import dataclasses
 import logging
-import shutil
-import time
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +31,27 @@ def make(optimizer=None, ema_decay=0.9):
     return state, training.train_step(quadratic, optimizer, ema_decay=ema_decay)
 
 
+FORMS = {
+    "pmap": (training.data_parallel, "replicate"),
+    "jit": (training.sharded, "replicate"),
+    "fsdp": (lambda step, mesh: training.sharded(step, mesh, "fsdp"), "fsdp"),
+}
+
+
+def on(form, count, state, step):
+    """(state, step) on so many devices."""
+    parallel, rule = FORMS[form]
+    mesh = training.make_mesh(jax.devices()[:count])
+    return training.place(state, mesh, rule), parallel(step, mesh)
+
+
 @pytest.mark.newest
-@pytest.mark.parametrize("count", [2, 8])
-def test_devices_agree_with_one(count):
+@pytest.mark.parametrize(("form", "count"), [("pmap", 2), ("pmap", 8), ("jit", 8), ("fsdp", 8)])
+def test_devices_agree_with_one(form, count):
     """30 steps on 1 and on several devices: losses to 1e-5, relatively, and the same leaf shapes."""
     losses, ends = [], []
-    for devices in (jax.devices()[:1], jax.devices()[:count]):
-        state, step = make()
-        state, run = training.replicate(state, devices), training.data_parallel(step, devices)
+    for case in (("pmap", 1), (form, count)):
+        state, run = on(*case, *make())
         for i in range(30):
             state, metrics = run(state, batch_of(16, i))
         losses.append(float(metrics["loss"]))
@@ -65,10 +76,10 @@ def test_what_a_loss_remembers_does_not_depend_on_the_layout(tmp_path):
 
     optimizer, ends = optax.adam(0.1), []
     for count in (1, 8):
-        here = jax.devices()[:count]
+        mesh = training.make_mesh(jax.devices()[:count])
         state = training.init_state(KEY, {"w": jnp.ones(3)}, optimizer, jnp.zeros(16))
         step = training.train_step(loss, optimizer, ema_decay=0.9, remember=remember)
-        state, run = training.replicate(state, here), training.data_parallel(step, here)
+        state, run = training.place(state, mesh), training.data_parallel(step, mesh)
         for i in range(3):
             state, metrics = run(state, batch_of(16, i))
         ends.append(state)
@@ -88,22 +99,26 @@ def test_what_a_loss_remembers_does_not_depend_on_the_layout(tmp_path):
 def test_the_caller_s_arrays_survive_donation():
     params = {"w": jnp.ones(3)}
     state = training.init_state(KEY, params, optax.adam(0.1))
-    run = training.data_parallel(make()[1], jax.devices()[:1])
-    run(training.replicate(state, jax.devices()[:1]), batch_of(4))
+    mesh = training.make_mesh(jax.devices()[:1])
+    training.data_parallel(make()[1], mesh)(training.place(state, mesh), batch_of(4))
     assert params["w"].tolist() == [1, 1, 1]
     jax.random.split(KEY)
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize(("place", "count"), [(training.replicate, 1), (lambda state: state, 2)])
-def test_the_step_compiles_once(place, count, caplog):
+@pytest.mark.parametrize(
+    ("form", "placed", "count"), [("pmap", True, 1), ("jit", True, 1), ("fsdp", True, 1), ("pmap", False, 2)]
+)
+def test_the_step_compiles_once(form, placed, count, caplog):
     """And twice, as the control, where the first state was not put on the devices."""
     state, step = make()
-    state, run = place(state), training.data_parallel(step)
+    there, run = on(form, 8, state, step)
+    state = there if placed else state
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for i in range(4):
             state, _ = run(state, batch_of(8, i))
-    compiled = [r for r in caplog.messages if r.startswith("Compiling") and "float32[8,1,3]" in r]
+    batch = "float32[8,1,3]" if form == "pmap" else "float32[8,3]"
+    compiled = [r for r in caplog.messages if r.startswith("Compiling") and batch in r]
     assert len(compiled) == count, compiled
 
 
@@ -111,7 +126,7 @@ def test_a_batch_that_does_not_divide_is_refused():
     state, step = make()
     run = training.data_parallel(step)
     with pytest.raises(ValueError, match="batch size must be a multiple of 8 devices, got 12"):
-        run(training.replicate(state), batch_of(12))
+        run(training.place(state, training.make_mesh()), batch_of(12))
 
 
 def test_noise_follows_the_index_and_the_step():
@@ -180,62 +195,8 @@ def test_ema_decay_is_checked():
         make(ema_decay=1.0)
 
 
-@pytest.mark.newest
-def test_checkpoints_keep_the_latest_and_every_kth(tmp_path):
-    state, step = make()
-    with training.Checkpoints(tmp_path, keep_latest=2, keep_every=10) as checkpoints:
-        for i in range(1, 8):
-            checkpoints.save(5 * i, state, {"config": {"a": [1, 2.5, "x", None]}, "at": i})
-        assert checkpoints.steps == [10, 20, 30, 35]
-        state, _ = step(state, batch_of(4))
-        checkpoints.save(40, state, {"at": 8})
-        assert checkpoints.steps == [10, 20, 30, 35, 40]
-    with training.Checkpoints(tmp_path) as checkpoints:
-        restored = checkpoints.restore(40, jax.eval_shape(lambda: make()[0]))
-        assert checkpoints.record(40) == {"at": 8}
-        assert checkpoints.record(30)["config"] == {"a": [1, 2.5, "x", None]}
-    same = lambda a, b: np.testing.assert_array_equal(
-        *(jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v for v in (a, b))
-    )
-    jax.tree.map(same, restored, state)
-
-
-@pytest.mark.parametrize("read_only", [True, False])
-def test_a_reader_leaves_a_save_in_progress_alone(read_only, tmp_path):
-    """And the writer, as the control, clears away what a killed save left."""
-    with training.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, make()[0], {})
-    half = tmp_path / "2.orbax-checkpoint-tmp"
-    shutil.copytree(tmp_path / "1", half)
-    (half / "commit_success.txt").unlink()
-    with training.Checkpoints(tmp_path, read_only=read_only) as checkpoints:
-        assert checkpoints.steps == [1]
-        deadline = time.monotonic() + (0.5 if read_only else 10)  # it is cleared in the background
-        while half.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-    assert half.exists() == read_only
-
-
-def test_a_checkpoint_of_eight_devices_restores_onto_one(tmp_path):
-    state, _ = make()
-    with training.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, training.replicate(state), {})
-        alone = checkpoints.restore(1, state)
-    assert alone.params["w"].devices() == state.params["w"].devices()
-    np.testing.assert_array_equal(alone.params["w"], state.params["w"])
-
-
 def test_exports_round_trip(tmp_path):
     params = {"w": jnp.arange(3.0)}
     training.save_export(tmp_path / "export", params, {"step": 7})
     found = training.load_export(tmp_path / "export", jax.eval_shape(lambda: params))
     np.testing.assert_array_equal(found["w"], params["w"])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"keep_latest": 0}, "keep_latest must be >= 1, got 0"), ({"keep_every": -1}, "keep_every")],
-)
-def test_checkpoints_bad_input(tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
-        training.Checkpoints(tmp_path, **changes)

@@ -39,6 +39,8 @@ class UNet(nn.Module):
       num_classes: number of labels, or None; label `num_classes` is the null label, "no class given".
       time_scale: what t is multiplied by before its sinusoidal embedding; 1000 for t in [0, 1]. To condition on
         log-SNR pass it in place of t, with a scale of about 1000 / 40.
+      remat: compute the activations of a block again on the way back, rather than keep them: less memory, about a
+        third more work (Chen et al. 2016). The parameters are the same.
       dtype: what the network computes in; parameters and result stay float32.
 
     The DDPM CIFAR-10 network, `UNet(channels=128, channel_multipliers=(1, 2, 2, 2), attention_levels=(1,))`,
@@ -55,6 +57,7 @@ class UNet(nn.Module):
     dropout_rate: float = 0.0
     num_classes: int | None = None
     time_scale: float = 1000.0
+    remat: bool = False
     dtype: Any = jnp.float32
 
     def _check(self, x: Any, label: Any) -> None:
@@ -107,13 +110,14 @@ class UNet(nn.Module):
         """
         self._check(x, label)
         emb = self._embed(x, t, label)
+        residual, attention = _again(ResBlock, self.remat), _again(AttentionBlock, self.remat)
         count = iter(range(1000))  # numbers the residual blocks, for their dropout keys
 
         def block(h, width, level=None):
             block_key = None if key is None else random.fold_in(key, next(count))
-            h = ResBlock(width, self.dropout_rate, self.dtype)(h, emb, block_key)
+            h = residual(width, self.dropout_rate, self.dtype)(h, emb, block_key)
             attend = level is None or level in self.attention_levels
-            return AttentionBlock(self.num_heads, self.dtype)(h) if attend else h
+            return attention(self.num_heads, self.dtype)(h) if attend else h
 
         widths = [self.channels * m for m in self.channel_multipliers]
         h = conv(widths[0], x.ndim - 2, self.dtype, name="conv_in")(x.astype(self.dtype))
@@ -128,7 +132,7 @@ class UNet(nn.Module):
 
         h = block(h, widths[-1])
         last_key = None if key is None else random.fold_in(key, next(count))
-        h = ResBlock(widths[-1], self.dropout_rate, self.dtype)(h, emb, last_key)
+        h = residual(widths[-1], self.dropout_rate, self.dtype)(h, emb, last_key)
 
         for level in reversed(range(len(widths))):
             for _ in range(self.num_res_blocks + 1):
@@ -140,3 +144,12 @@ class UNet(nn.Module):
         channels = self.outputs * x.shape[-1] if self.out_channels is None else self.out_channels
         h = conv(channels, x.ndim - 2, self.dtype, kernel_init=ZEROS, name="conv_out")(h)
         return h.astype(jnp.float32)
+
+
+def _again(block: Any, remat: bool) -> Any:
+    """The block under `nn.remat`, by its own name, which that of its parameters comes from."""
+    if not remat:
+        return block
+    again = nn.remat(block)
+    again.__name__ = block.__name__
+    return again

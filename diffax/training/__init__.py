@@ -1,19 +1,23 @@
 """The training state, the step, its parallel form, the optimiser and checkpoints."""
 
-from diffax.training.checkpoints import Checkpoints, load_export, save_export
+from diffax.training.checkpoints import CheckpointError, Checkpoints
+from diffax.training.exports import load_export, save_export
 from diffax.training.optimizers import adamw
-from diffax.training.parallel import data_parallel, replicate
+from diffax.training.parallel import data_parallel, make_mesh, place, sharded
 from diffax.training.state import TrainState, init_state
 from diffax.training.step import train_step
 
 __all__ = [
+    "CheckpointError",
     "Checkpoints",
     "TrainState",
     "adamw",
     "data_parallel",
     "init_state",
     "load_export",
-    "replicate",
+    "make_mesh",
+    "place",
     "save_export",
+    "sharded",
     "train_step",
 ]

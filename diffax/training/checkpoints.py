@@ -1,44 +1,91 @@
-"""Checkpoints on Orbax: the whole training state by step, and an EMA-only export for inference.
+"""Checkpoints: Orbax writes and reads the arrays; what is whole, what is kept and what is restored is decided here.
 
-Beside the arrays a checkpoint carries a JSON record: the run's config, the data's range, the data position.
+    DIRECTORY/<step>/          a checkpoint; it gets this name when it is whole, by one rename
+    DIRECTORY/<step>/MANIFEST  a digest of each of its files, what its arrays are, its record; and a digest of itself
+    DIRECTORY/<step>.part*     one that is being written, or was when its process was killed
+
+Orbax restores flipped bits without a word, and takes an empty folder for the newest step. So a step is restored only if
+every file has the digest that was written down; else the one before it is, and what was passed over is said.
 """
 
+import contextlib
 import dataclasses
+import hashlib
+import json
+import math
 import os
-from typing import Any
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from diffax.pytrees import check_count
 from diffax.training.state import TrainState
+
+MANIFEST = "MANIFEST"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, or none that can be restored."""
+
+
+class Unsound(NamedTuple):
+    """A step that was passed over, and why."""
+
+    step: int
+    reason: str
+
+
+class Restored(NamedTuple):
+    """What `Checkpoints.restore_latest` found."""
+
+    step: int
+    state: TrainState
+    record: dict[str, Any]
+    skipped: Sequence[Unsound]
 
 
 class Checkpoints:
-    """The checkpoints of one run: DIRECTORY/<step>/. Use as a context manager, or call `close`.
+    """The checkpoints of one run. Use as a context manager, or call `close`.
 
-    Keeps the latest `keep_latest` and, if `keep_every` > 0, every step that is a multiple of it. One process trains
-    and saves; all others open the folder `read_only`, which leaves alone what is being written.
+    Keeps the latest `keep_latest`, every step that is a multiple of `keep_every` (0: none beside the latest), and the
+    best by the metric `best` ("": none): the lowest, or the highest of "-name". A NaN is never the best.
+
+    One run saves; all others open the folder `read_only`, which leaves alone what is being written. Over several
+    processes all call `save` and `restore_latest`; they must see the same folder.
 
     Raises:
       ValueError: if keep_latest < 1 or keep_every < 0.
     """
 
     def __init__(
-        self, directory: str | os.PathLike, *, keep_latest: int = 2, keep_every: int = 0, read_only: bool = False
+        self,
+        directory: str | os.PathLike,
+        *,
+        keep_latest: int = 2,
+        keep_every: int = 0,
+        best: str = "",
+        read_only: bool = False,
     ):
-        if keep_latest < 1:
-            raise ValueError(f"keep_latest must be >= 1, got {keep_latest}")
-        if keep_every < 0:
-            raise ValueError(f"keep_every must be >= 0, got {keep_every}")
-        policies = ocp.training.preservation_policies
-        keep: list[Any] = [policies.LatestN(keep_latest)]
-        if keep_every:
-            keep.append(policies.EveryNSteps(keep_every))
-        self._checkpointer = ocp.training.Checkpointer(
-            os.path.abspath(directory),
-            preservation_policy=policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=not read_only,  # what a killed save left behind
-        )
+        check_count("keep_latest", keep_latest)
+        check_count("keep_every", keep_every, 0)
+        self._folder = Path(directory).absolute()
+        self._keep_latest, self._keep_every, self._best = keep_latest, keep_every, best
+        self._read_only = read_only
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._saving: tuple[int, Future] | None = None
+        if not read_only and _is_first():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for part in self._folder.glob("*.part*"):  # what a killed save left behind
+                shutil.rmtree(part, ignore_errors=True)
+        if not read_only:
+            _meet("checkpoints are open")
 
     def __enter__(self):
         return self
@@ -48,23 +95,149 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps that can be restored, ascending."""
-        return sorted(int(c.step) for c in self._checkpointer.checkpoints)
+        """The steps that there are, ascending, sound or not; waits for what is being written."""
+        self.wait()
+        return self._steps()
 
-    def save(self, step: int, state: TrainState, record: dict[str, Any]) -> None:
-        """Writes the state and its record; returns when they are on disk."""
-        self._checkpointer.save(step, _filled(state), force=True, custom_metadata=record)
+    def _steps(self):
+        if not self._folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
+
+    def save(self, step: int, state: TrainState, record: dict[str, Any], metrics: dict[str, float] | None = None):
+        """Writes the state, its record (JSON) and its metrics; goes on while they are written.
+
+        The state is copied first: it may be donated to the next step.
+
+        Raises:
+          CheckpointError: if the save before this one failed; this one is under way all the same.
+        """
+        failed = None
+        try:
+            self.wait()
+        except CheckpointError as error:
+            failed = error
+        part = self._part(step)
+        if _is_first():
+            shutil.rmtree(part, ignore_errors=True)
+        _meet(f"room for step {step}")
+        tree = _filled(state)
+        value = (metrics or {}).get(self._best.removeprefix("-"))
+        body = {
+            "step": step,
+            "arrays": describe(tree),
+            "best": None if value is None or math.isnan(value) else value,
+            "record": record,
+        }
+        try:
+            response = ocp.save_async(part, tree)
+        except Exception as error:
+            raise self._failed(step, error) from error
+        self._saving = step, self._thread.submit(self._commit, response, part, body)
+        if failed:
+            raise failed
+
+    def wait(self) -> None:
+        """Returns when what was saved is on disk.
+
+        Raises:
+          CheckpointError: if it could not be written, and why. The steps before it are whole.
+        """
+        if self._saving is None:
+            return
+        (step, future), self._saving = self._saving, None
+        try:
+            future.result()
+        except Exception as error:
+            raise self._failed(step, error) from error
+
+    def close(self) -> None:
+        """Waits for what is being written. Raises as `wait`."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
 
     def record(self, step: int) -> dict[str, Any]:
-        """The record that was saved with a step."""
-        return dict(self._checkpointer.metadata(step).custom_metadata)
+        """The record that was saved with a step.
 
-    def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state saved at a step, with the shapes, dtypes and shardings of `like`.
+        Raises:
+          CheckpointError: if it is damaged.
+        """
+        return self._manifest(step)["record"]
+
+    def verify(self, step: int) -> None:
+        """Reads each file of a step.
+
+        Raises:
+          CheckpointError: if one is missing or is not what was written.
+        """
+        folder = self._folder / str(step)
+        for name, digest in self._manifest(step)["files"].items():
+            try:
+                found = _digest(folder / name)
+            except OSError as error:
+                raise CheckpointError(f"{name} cannot be read ({error.strerror})") from error
+            if found != digest:
+                raise CheckpointError(f"{name} is not what was written")
+
+    def newest(self) -> tuple[int | None, list[Unsound]]:
+        """The newest sound step, None if there is no step at all; and those newer than it, with what is wrong.
+
+        Raises:
+          CheckpointError: if there are steps, but none is sound.
+        """
+        skipped: list[Unsound] = []
+        for step in reversed(self.steps):
+            try:
+                self.verify(step)
+            except CheckpointError as error:
+                skipped.append(Unsound(step, str(error)))
+            else:
+                return step, skipped
+        if skipped:
+            reasons = "; ".join(f"step {step}: {reason}" for step, reason in skipped)
+            raise CheckpointError(f"no checkpoint in {self._folder} is sound: {reasons}")
+        return None, []
+
+    def restore_latest(self, like: TrainState) -> Restored | None:
+        """The newest sound state, with the shapes, dtypes and shardings of `like`; None if nothing was saved yet.
+
+        Newer steps that are not sound are moved aside, to `unsound-<step>`.
 
         like: a state, or the same tree of `jax.ShapeDtypeStruct`s with shardings.
+
+        Raises:
+          CheckpointError: if there are steps, but none is sound.
+          ValueError: if the arrays of that step are others than those of `like`.
         """
-        return dataclasses.replace(like, **self._checkpointer.load(step, _abstract(_filled(like))))
+        step, skipped = self._agreed_newest()
+        if step is None:
+            return None
+        state = self.restore(step, like)
+        if not self._read_only and _is_first():
+            for unsound, _ in skipped:
+                aside = self._folder / f"unsound-{unsound}"
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(self._folder / str(unsound), aside)
+        return Restored(step, state, self.record(step), skipped)
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state saved at a step, unverified, with the shapes, dtypes and shardings of `like`.
+
+        Raises:
+          ValueError: if the arrays of that step are others than those of `like`; shows the first difference.
+        """
+        self.wait()
+        tree = _filled(like)
+        saved, wanted = self._manifest(step)["arrays"], describe(tree)
+        for path in sorted(saved.keys() | wanted.keys()):
+            if saved.get(path) != wanted.get(path):
+                raise ValueError(
+                    f"checkpoint {self._folder / str(step)} must hold {path} = {wanted.get(path, 'nothing')}, "
+                    f"got {saved.get(path, 'nothing')}"
+                )
+        return dataclasses.replace(like, **ocp.load(self._folder / str(step), abstract(tree)))
 
     def restore_ema(self, step: int, like: Any) -> Any:
         """The averaged parameters of a step alone, with the shapes, dtypes and shardings of `like`.
@@ -72,36 +245,112 @@ class Checkpoints:
         Raises:
           ValueError: if `like` has other leaves.
         """
-        saved = self._checkpointer.metadata(step).metadata["ema"]
-        if other := sorted(_paths(saved) ^ _paths(like)):
+        self.wait()
+        saved = {path for path in self._manifest(step)["arrays"] if path.startswith("['ema']")}
+        if other := sorted(saved ^ describe({"ema": like}).keys()):
             raise ValueError(f"like must have the parameters of step {step}, got a difference at {other[0]}")
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         with context:
-            return self._checkpointer.load(step, _abstract({"ema": like}))["ema"]
+            return ocp.load(self._folder / str(step), abstract({"ema": like}))["ema"]
 
-    def close(self) -> None:
-        """Waits for what is being written."""
-        self._checkpointer.close()
+    def _part(self, step):
+        return self._folder / f"{step}.part"
+
+    def _failed(self, step, error):
+        # What was half written must not take the room of the next.
+        for part in self._folder.glob(f"{step}.part*"):
+            shutil.rmtree(part, ignore_errors=True)
+        whole = max(self._steps(), default=None)
+        kept = "there is none before it" if whole is None else f"step {whole} is kept"
+        message = next((line for line in str(error).splitlines() if "space" in line.lower()), str(error))
+        return CheckpointError(f"step {step} could not be saved, {kept}: {message[:300]}")
+
+    def _commit(self, response, part, body):
+        """In a thread: when Orbax has written all, the manifest, then the name."""
+        response.result()
+        if not _is_first():
+            return
+        files = sorted(path for path in part.rglob("*") if path.is_file())
+        body["files"] = {str(path.relative_to(part)): _digest(path) for path in files}
+        text = json.dumps(body)
+        (part / MANIFEST).write_text(f"{hashlib.blake2b(text.encode()).hexdigest()}\n{text}\n")
+        final = self._folder / str(body["step"])
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(part, final)
+        self._prune()
+
+    def _prune(self):
+        steps = self._steps()
+        keep = set(steps[-self._keep_latest :])
+        if self._keep_every:
+            keep |= {step for step in steps if step % self._keep_every == 0}
+        if self._best:
+            known = []
+            for step in steps:
+                with contextlib.suppress(CheckpointError):
+                    known.append((self._manifest(step)["best"], step))
+            sign = -1 if self._best.startswith("-") else 1
+            keep |= {step for _, step in sorted((sign * v, -s, s)[::2] for v, s in known if v is not None)[:1]}
+        for step in steps:
+            if step not in keep:
+                shutil.rmtree(self._folder / str(step), ignore_errors=True)
+
+    def _manifest(self, step) -> dict[str, Any]:
+        path = self._folder / str(step) / MANIFEST
+        try:
+            digest, text = path.read_text().rstrip("\n").split("\n", 1)
+        except OSError as error:
+            raise CheckpointError(f"{MANIFEST} cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise CheckpointError(f"{MANIFEST} is not what was written") from error
+        if digest != hashlib.blake2b(text.encode()).hexdigest():
+            raise CheckpointError(f"{MANIFEST} is not what was written")
+        return json.loads(text)
+
+    def _agreed_newest(self):
+        """Of several processes the first looks, and all do as it says."""
+        if jax.process_count() == 1:
+            return self.newest()
+        step, skipped, problem = -1, [], None
+        if _is_first():
+            try:
+                found, skipped = self.newest()
+                step = -1 if found is None else found
+            except CheckpointError as error:
+                step, problem = -2, error
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+        if step == -2:
+            raise problem or CheckpointError(f"no checkpoint in {self._folder} is sound")
+        return (None if step == -1 else step), skipped
 
 
-def save_export(directory: str | os.PathLike, params: Any, record: dict[str, Any]) -> None:
-    """Writes parameters alone, with their record, for inference. The folder must not exist."""
-    ocp.save(os.path.abspath(directory), {"params": params}, custom_metadata=record)
+def describe(tree: Any) -> dict[str, str]:
+    """{path: "dtype[shape]"} of the arrays of a tree; of keys their type.
+
+    >>> describe({"w": np.ones((2, 3), np.float32), "key": jax.random.key(0)})
+    {"['key']": 'key<fry>[]', "['w']": 'float32[2,3]'}
+    """
+
+    def leaf(v):
+        return f"{v.dtype}[{','.join(map(str, v.shape))}]"
+
+    return {jax.tree_util.keystr(path): leaf(v) for path, v in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def load_export(directory: str | os.PathLike, like: Any) -> Any:
-    """The parameters of an export, with the shapes, dtypes and shardings of `like`."""
-    return ocp.load(os.path.abspath(directory), _abstract({"params": like}))["params"]
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, hashlib.blake2b).hexdigest()
 
 
-def export_record(directory: str | os.PathLike) -> dict[str, Any]:
-    """The record of an export."""
-    return dict(ocp.metadata(os.path.abspath(directory)).custom_metadata)
+def _is_first() -> bool:
+    return jax.process_index() == 0
 
 
-def _paths(tree: Any) -> set[str]:
-    return {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+def _meet(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def _filled(state: TrainState) -> dict[str, Any]:
@@ -110,7 +359,8 @@ def _filled(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
 
 
-def _abstract(tree: Any) -> Any:
+def abstract(tree: Any) -> Any:
+    """The shapes, dtypes and shardings of a tree; what has no sharding goes to the first local device."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def leaf(v):

@@ -8,13 +8,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from diffax.pytrees import check_count
 from diffax.training.state import TrainState
 
 Loss = Callable[..., Any]  # (params, batch, keys (B,)) -> (B,); with a memory see `train_step`
 
 
 def train_step(
-    loss: Loss, optimizer: optax.GradientTransformation, *, ema_decay: float, remember: Callable | None = None
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float,
+    remember: Callable | None = None,
+    accumulate: int = 1,
 ) -> Callable:
     """Builds `step(state, batch, *, axis_name=None) -> (state, metrics)`.
 
@@ -25,38 +31,84 @@ def train_step(
       remember: (memory, seen) -> memory, for a loss that follows earlier ones: then it is
         (params, batch, keys, memory) -> ((B,), seen), where seen is any tree of (B, ...) arrays. `remember` gets
         the whole batch's, so that the memory does not depend on the layout.
+      accumulate: how many parts of the batch the gradient is summed over, one after another, to save memory. The
+        batch of each device must be a multiple of it.
 
     A batch is a dict of (B, ...) arrays, one of which is `index`: the place of each example in the whole batch.
     The key of an example is fold_in(fold_in(state.key, step), index), so its noise, time and dropout do not
     depend on how the batch is laid out over devices. With `axis_name` losses and gradients are averaged over it.
 
-    Metrics: `loss`, and `grad_norm` before clipping; both ().
+    Where the loss or the gradient is not finite, nothing but `step` moves: parameters, EMA, optimiser and memory stay.
+
+    Metrics, all (): `loss`, `grad_norm` before clipping, and `finite`, whether the step was taken.
 
     Raises:
-      ValueError: if ema_decay lies outside [0, 1).
+      ValueError: if ema_decay lies outside [0, 1), accumulate is no int >= 1, or (from the step) the batch is no
+        multiple of it.
     """
     if not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
+    check_count("accumulate", accumulate)
 
     def mean_loss(params, batch, keys, memory):
         losses, seen = (loss(params, batch, keys), ()) if remember is None else loss(params, batch, keys, memory)
         return jnp.mean(losses), seen
 
+    def gradient(params, batch, keys, memory):
+        return jax.value_and_grad(mean_loss, has_aux=True)(params, batch, keys, memory)
+
     def step(state: TrainState, batch: Any, *, axis_name: str | None = None) -> tuple[TrainState, Any]:
         step_key = jax.random.fold_in(state.key, state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, batch["index"])
-        of_params = jax.value_and_grad(mean_loss, has_aux=True)
-        (value, seen), grads = of_params(state.params, batch, keys, state.memory)
+        (value, seen), grads = in_parts(gradient, accumulate)(state.params, batch, keys, state.memory)
         if axis_name is not None:
             value, grads = jax.lax.pmean((value, grads), axis_name)
             seen = jax.lax.all_gather(seen, axis_name, tiled=True)
-        memory = state.memory if remember is None else remember(state.memory, seen)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-        ema = jax.tree.map(lambda e, p: e + ((1 - decay) * (p - e)).astype(e.dtype), state.ema, params)
-        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
-        new = {"step": state.step + 1, "params": params, "ema": ema, "opt_state": opt_state, "memory": memory}
-        return dataclasses.replace(state, **new), metrics
+        new = {
+            "params": params,
+            "ema": jax.tree.map(lambda e, p: e + ((1 - decay) * (p - e)).astype(e.dtype), state.ema, params),
+            "opt_state": opt_state,
+            "memory": state.memory if remember is None else remember(state.memory, seen),
+        }
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        # A choice on the device: nobody waits for the host to decide.
+        new = jax.tree.map(lambda v, old: jnp.where(finite, v, old), new, {name: getattr(state, name) for name in new})
+        metrics = {"loss": value, "grad_norm": norm, "finite": finite}
+        return dataclasses.replace(state, step=state.step + 1, **new), metrics
 
     return step
+
+
+def in_parts(gradient: Callable, count: int) -> Callable:
+    """`gradient(params, batch, keys, memory) -> ((mean, seen), grads)` over `count` parts of the batch in turn.
+
+    Example i goes into part i mod count, so that a batch that is spread over devices stays where it is.
+    """
+    if count == 1:
+        return gradient
+
+    def part(leaf):
+        if len(leaf) % count:
+            raise ValueError(f"accumulate must divide the {len(leaf)} examples of a device, got {count}")
+        return jnp.swapaxes(leaf.reshape(len(leaf) // count, count, *leaf.shape[1:]), 0, 1)
+
+    def whole(leaf):
+        return jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:])
+
+    def summed(params, batch, keys, memory):
+        def one(total, parts):
+            (value, seen), grads = gradient(params, *parts, memory)
+            return jax.tree.map(jnp.add, total, (value, grads)), seen
+
+        parts = jax.tree.map(part, (batch, keys))
+        (shape, _), of_grads = jax.eval_shape(gradient, params, *jax.tree.map(lambda v: v[0], parts), memory)
+        zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), (shape, of_grads))
+        total, seen = jax.lax.scan(one, zeros, parts)
+        value, grads = jax.tree.map(lambda v: v / count, total)
+        return (value, jax.tree.map(whole, seen)), grads
+
+    return summed

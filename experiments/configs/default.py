@@ -12,6 +12,7 @@ def get_config() -> ConfigDict:
     """The defaults."""
     config = ConfigDict()
     config.seed = 0
+    config.parallel = "pmap"  # how a step is spread over devices: pmap, jit (the same by shardings), fsdp (a part each)
 
     config.dataset = ConfigDict()
     config.dataset.name = "digits"  # a TFDS data set prepared in data_dir, or an embedded one
@@ -39,6 +40,7 @@ def get_config() -> ConfigDict:
     config.network.time = "t"  # or "log_snr"
     config.network.learned_variance = False  # a second output, for the losses hybrid and vlb
     config.network.dtype = "float32"  # what it computes in: float32, bfloat16
+    config.network.remat = False  # computes activations again on the way back, to save memory
 
     config.loss = ConfigDict()
     config.loss.objective = "denoising"  # what follows; or hybrid, vlb (learned variance), vdm (a learned schedule)
@@ -62,6 +64,7 @@ def get_config() -> ConfigDict:
     config.optimizer.b2 = 0.99
     config.optimizer.clip_norm = 1.0
     config.optimizer.ema_decay = 0.995
+    config.optimizer.accumulate = 1  # parts of a batch, one after another, to save memory
 
     config.train = ConfigDict()
     config.train.num_steps = 1600
@@ -70,6 +73,10 @@ def get_config() -> ConfigDict:
     config.train.checkpoint_every = 400
     config.train.keep_latest = 2
     config.train.keep_every = 0  # 0: none beside the latest
+    config.train.keep_best = ""  # the checkpoint with the lowest value of this metric ("-name": highest) is kept too
+    config.train.max_skipped = 0  # steps in a row that may be left out since their loss or gradient is not finite
+    config.train.compile_cache = True  # what was compiled is kept in the workdir
+    config.train.profile = ()  # (first, last): steps to trace, into the workdir's profile/
 
     config.sampling = ConfigDict()  # what sample.py does unless a flag says otherwise
     config.sampling.sampler = "ddim"

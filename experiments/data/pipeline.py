@@ -1,5 +1,6 @@
 """Batches for training by Grain: shuffled, repeated, with a position that can be saved and restored."""
 
+import functools
 from typing import Any
 
 import grain
@@ -8,12 +9,25 @@ import numpy as np
 from experiments.data.datasets import Dataset
 
 
-def _to_example(dataset: Dataset):
-    def convert(record):
-        label = np.int32(record["label"]) if dataset.num_classes else np.int32(0)
-        return {"image": dataset.normalise(record["image"]), "label": label}
+class _Records:
+    """The records of a split: {image as stored, label}. One that cannot be read, or has another shape, says which."""
 
-    return convert
+    def __init__(self, dataset: Dataset, split: str):
+        self._dataset, self._split, self._source = dataset, split, dataset.source(split)
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, place):
+        where = f"record {place} of split {self._split!r} of {self._dataset.name}"
+        try:
+            record = self._source[place]
+            image, label = record["image"], np.int32(record["label"] if self._dataset.num_classes else 0)
+        except Exception as error:  # whatever the reader raises
+            raise ValueError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
+        if image.shape != self._dataset.shape:
+            raise ValueError(f"{where} must have shape {self._dataset.shape}, got {image.shape}")
+        return {"image": image, "label": label}
 
 
 def _flip(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
@@ -21,8 +35,9 @@ def _flip(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     return {**example, "image": flipped} if rng.random() < 0.5 else example
 
 
-def _number(batch: dict[str, Any]) -> dict[str, Any]:
-    return {**batch, "index": np.arange(len(batch["image"]), dtype=np.int32)}
+def _number(batch: dict[str, Any], first: int, stride: int) -> dict[str, Any]:
+    places = first + stride * np.arange(len(batch["image"]))
+    return {**batch, "index": places.astype(np.int32)}
 
 
 def batches(
@@ -34,25 +49,36 @@ def batches(
     flip: bool = False,
     cache: bool = False,
     num_threads: int = 2,
+    share: tuple[int, int] = (0, 1),
 ) -> Any:
     """An endless iterator of {image (B, *shape) in [-1, 1], label (B,), index (B,)}.
 
     Its position is `get_state()`, and `set_state` goes back to it exactly. Threads, not worker processes.
-    `flip` mirrors half of the images; `cache` decodes the split once and keeps it in memory.
+    `flip` mirrors half of the images; `cache` decodes the split once and keeps it in memory. Epochs follow each other
+    without a gap: a batch may end one and begin the next, none is short, no example is left out.
+
+    share: (p, P) for every P-th example of each batch, from p on: with all P of them the batches are those of (0, 1),
+    so the position means the same for any number of processes.
 
     Raises:
-      ValueError: if the split is smaller than a batch.
+      ValueError: if the split is smaller than a batch, or P does not divide it; (from the iterator) for a record that
+        cannot be read.
     """
-    source = dataset.source(split)
+    source: Any = _Records(dataset, split)
+    first, stride = share
+    if batch_size % stride:
+        raise ValueError(f"dataset.batch_size must be a multiple of the {stride} processes, got {batch_size}")
     if len(source) < batch_size:
         raise ValueError(
             f"dataset.batch_size must be at most the {len(source)} examples of split {split!r}, got {batch_size}"
         )
     if cache:
-        source = list(source)
-    data = grain.MapDataset.source(source).seed(seed).shuffle().map(_to_example(dataset))
+        source = [source[place] for place in range(len(source))]
+    data = grain.MapDataset.source(source).seed(seed).shuffle()
+    data = data.map(lambda record: {**record, "image": dataset.normalise(record["image"])})
     if flip:
         data = data.random_map(_flip)
-    data = data.repeat().batch(batch_size).map(_number)
+    data = data.repeat()[first::stride].batch(batch_size // stride)
+    data = data.map(functools.partial(_number, first=first, stride=stride))
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     return iter(data.to_iter_dataset(options))

@@ -1,0 +1,1 @@
+"""Starts training on machines that are not this one, and takes it up again."""
