@@ -16,6 +16,8 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
+from experiments.workdir import usage_errors
+
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Several processes, one of which this is; see docs/launch.md.")
 HEARTBEAT = flags.DEFINE_integer("heartbeat_seconds", 100, "How long after one process is gone the others end.")
 
@@ -23,11 +25,12 @@ STOPPED = 75  # exit status of a run that was told to stop and saved: start it a
 
 
 def start() -> None:
-    """Joins the other processes, if there are to be any.
+    """Joins the other processes, if there are to be any; what is wrong with that is one line and status 2."""
+    with usage_errors():
+        _start()
 
-    Raises:
-      ValueError: for numbers in the environment that are none, and for a heartbeat under a second.
-    """
+
+def _start() -> None:
     if HEARTBEAT.value < 1:
         raise ValueError(f"heartbeat_seconds must be >= 1, got {HEARTBEAT.value}")
     if not (DISTRIBUTED.value or "JAX_COORDINATOR_ADDRESS" in os.environ):

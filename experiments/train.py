@@ -47,6 +47,7 @@ def draw_samples(run):
 def main(argv):
     """Checks the config, then trains."""
     del argv
+    distributed.start()
     config = CONFIG.value
     run = training.prepare(config, Path(WORKDIR.value).absolute(), build.network, "diffusion")
     training.train(run, objectives.objective(config, run.net), draw_samples(run))

@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 import diffax
 from diffax.training.parallel import over_batch
-from experiments import build, noisy_classifier, training
+from experiments import build, distributed, noisy_classifier, training
 from experiments.objectives import Objective
 from experiments.workdir import launch
 
@@ -57,6 +57,7 @@ def judge(run):
 def main(argv):
     """Checks the config, then trains."""
     del argv
+    distributed.start()
     config = CONFIG.value
     workdir = Path(WORKDIR.value).absolute()
     run = training.prepare(config, workdir, noisy_classifier.network, noisy_classifier.KIND)

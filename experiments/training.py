@@ -54,7 +54,6 @@ def prepare(config: Any, workdir: Path, network: Callable, model: str) -> Run:
     network: (config, number of classes) -> Linen module.
     """
     with usage_errors():
-        distributed.start()
         mesh = make_mesh()
         checks.check_config(config, mesh.size)
         settings = config.dataset

@@ -1,0 +1,482 @@
+"""Runs that are disturbed: signals, losses that are not finite, bad data, full disks, processes that die.
+
+The slow tests run the entrypoints as processes; `--kills` says how often they are killed.
+"""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_experiments import ENV, ROOT, command, metrics, training_flags
+from test_training import FORMS, batch_of, on
+
+from diffax.training import Checkpoints, init_state, train_step
+from experiments import build, checks, distributed, metrics_log, training
+from experiments.checkpoint import load_model
+from experiments.configs import smoke
+from experiments.data.datasets import open_dataset
+from experiments.data.pipeline import batches
+from experiments.objectives import Objective
+
+NOTHING = lambda step, last, params, log, say: {}
+
+
+def small(data_dir, **settings):
+    """A config of few steps, whose network the tests replace."""
+    config = smoke.get_config()
+    config.dataset.data_dir = str(data_dir)
+    config.train.update({"num_steps": 12, "log_every": 4, "checkpoint_every": 4, "compile_cache": False, **settings})
+    return config
+
+
+class Net:
+    """A network of one number, quick to compile."""
+
+    def init(self, key, x, t):
+        return {"params": {"w": jnp.ones(())}}
+
+
+OBJECTIVE = Objective(lambda params, batch, keys: (params["w"] - batch["image"].mean((1, 2, 3))) ** 2)
+
+
+@pytest.fixture
+def prepared(data_dir, tmp_path, monkeypatch):
+    """start(data=..., workdir=..., **settings) -> the workdir, after training; a thing to do at each batch."""
+    monkeypatch.setattr(build, "init_params", lambda config, net, shape, key: net.init(key, None, None)["params"])
+
+    def start(workdir="run", at_batch=lambda n, batch: batch, **settings):
+        run = training.prepare(small(data_dir, **settings), tmp_path / workdir, lambda *_: Net(), "diffusion")
+
+        class Data:
+            def __init__(self):
+                self.get_state, self.set_state = run.data.get_state, run.data.set_state
+
+            def __next__(self):
+                batch = next(run.data)
+                return at_batch(run.data.get_state()["next_index"], batch)
+
+        training.train(run._replace(data=Data()), OBJECTIVE, NOTHING)
+        return tmp_path / workdir
+
+    return start
+
+
+def end_of(workdir):
+    """[step, w, the optimiser's numbers ..] of the newest checkpoint."""
+    state = init_state(jax.random.key(0), {"w": jnp.ones(())}, build.optimizer(smoke.get_config()))
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        found = checkpoints.restore_latest(state)
+    return [found.step, *(float(v) for v in jax.tree.leaves((found.state.params, found.state.opt_state)))]
+
+
+def log_of(workdir):
+    """metrics.jsonl without what depends on the clock."""
+    return [{k: v for k, v in line.items() if "second" not in k} for line in metrics(workdir)]
+
+
+def nan_at(*places):
+    return lambda n, batch: {**batch, "image": batch["image"] * (np.nan if n in places else 1)}
+
+
+def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_had_been(prepared, tmp_path):
+    """Within one step; by a status of its own; parameters, optimiser and log are those of a straight run."""
+
+    def terminate(n, batch):
+        if n == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch
+
+    with pytest.raises(SystemExit) as stopped:
+        prepared(at_batch=terminate)
+    assert end_of(tmp_path / "run")[0] == 6
+    assert stopped.value.code == distributed.STOPPED == 75
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    workdir, straight = prepared(), prepared("straight")
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps == [8, 12]
+    assert end_of(workdir) == end_of(straight)
+    assert log_of(workdir) == log_of(straight)
+    assert [line["step"] for line in log_of(workdir)] == [1, 4, 8, 12]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(prepared, capsys, tmp_path):
+    """With the step, the batch and what is left; parameters of before, no checkpoint after."""
+    with pytest.raises(SystemExit) as stopped:
+        prepared(at_batch=nan_at(7))
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert "error: step 7 is not finite (grad_norm nan, loss nan), the 1. in a row; batch n holds" in error
+    assert "step 4 is kept" in error
+    step, w, *_ = end_of(tmp_path / "run")
+    assert (step, np.isfinite(w)) == (4, True)
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_some_may_be_left_out(prepared, capsys):
+    """As many in a row as allowed; the log counts them, and they change nothing."""
+    workdir = prepared(at_batch=nan_at(2, 3, 7), max_skipped=2)
+    assert [line.get("skipped") for line in log_of(workdir)] == [None, 2, 1, None]
+    assert all(np.isfinite(line["loss"]) for line in log_of(workdir))
+    assert end_of(workdir)[0] == 12
+    with pytest.raises(SystemExit):
+        prepared("five", at_batch=nan_at(5, 6, 7, 8, 9), max_skipped=4)
+    assert "step 9 is not finite" in capsys.readouterr().err
+    assert np.isfinite(end_of(workdir.parent / "five")[1])
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("form", FORMS)
+def test_a_gradient_that_is_not_finite_moves_nothing(form):
+    """The loss may be finite: sqrt(0)'s slope is not. In any layout, with and without parts."""
+
+    def loss(params, batch, keys):
+        return jnp.sqrt(jnp.sum((params["w"] * batch["x"]) ** 2, -1)) + params["w"].sum()
+
+    for accumulate in (1, 2):
+        optimizer = optax.adam(0.1)
+        state = init_state(jax.random.key(0), {"w": jnp.ones(3)}, optimizer)
+        step = train_step(loss, optimizer, ema_decay=0.9, accumulate=accumulate)
+        state, run = on(form, 8, state, step)
+        state, _ = run(state, batch_of(16))
+        before = jax.tree.map(np.asarray, (state.params, state.ema, state.opt_state))
+        bad = batch_of(16)
+        bad["x"] = bad["x"].copy()
+        bad["x"][3] = 0
+        state, found = run(state, bad)
+        assert np.isfinite(found["loss"])
+        assert not found["finite"]
+        jax.tree.map(np.testing.assert_array_equal, (state.params, state.ema, state.opt_state), before)
+        state, found = run(state, batch_of(16))
+        assert found["finite"]
+        assert int(state.step) == 3
+        assert (np.asarray(state.params["w"]) != before[0]["w"]).all()
+
+
+def test_nothing_is_read_between_lines_of_the_log(prepared, monkeypatch):
+    """No step waits for the host: the devices are asked when a line is due or a checkpoint, and only then."""
+    asked, get = [], jax.device_get
+    monkeypatch.setattr(metrics_log.jax, "device_get", lambda tree: (asked.append(len(tree)), get(tree))[1])
+    prepared(num_steps=12, log_every=6, checkpoint_every=6)
+    assert [count for count in asked if count] == [1, 5, 6]
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on(prepared, monkeypatch, capsys):
+    """A checkpoint and lines of the log that find no room: the next have it."""
+    save, writes = training.Checkpoints._commit, []
+
+    def commit(self, response, part, body):
+        if body["step"] == 8:
+            response.result()
+            raise OSError(28, "No space left on device")
+        return save(self, response, part, body)
+
+    class File:
+        def __init__(self, file):
+            self._file = file
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def write(self, data):
+            writes.append(data)
+            if len(writes) in (2, 3):
+                self._file.write(data[:5])
+                raise OSError(28, "No space left on device")
+            return self._file.write(data)
+
+    start = metrics_log.MetricsLog.__init__
+    monkeypatch.setattr(
+        metrics_log.MetricsLog,
+        "__init__",
+        lambda self, *args: (start(self, *args), setattr(self, "_file", File(self._file)))[0],
+    )
+    monkeypatch.setattr(training.Checkpoints, "_commit", commit)
+    workdir = prepared()
+    said = capsys.readouterr()
+    assert "warning: step 8 could not be saved, step 4 is kept: [Errno 28] No space" in said.out
+    assert "warning: metrics.jsonl cannot be written now (No space left on device)" in said.err
+    assert end_of(workdir)[0] == 12
+    assert [line["step"] for line in log_of(workdir)] == [1, 4, 8, 12]
+
+
+def test_a_run_of_other_data_or_another_network_is_refused(prepared, monkeypatch, capsys, tmp_path):
+    prepared(num_steps=4)
+    monkeypatch.setattr(Net, "init", lambda self, *_: {"params": {"w": jnp.ones((2,))}})
+    with pytest.raises(SystemExit):
+        prepared()
+    assert "['w'] = float32[2], got float32[]" in capsys.readouterr().err
+    monkeypatch.undo()
+
+
+def test_no_sound_checkpoint_is_no_new_run(prepared, capsys):
+    workdir = prepared(num_steps=8)
+    for step in (4, 8):
+        (workdir / "checkpoints" / str(step) / "MANIFEST").unlink()
+    before = (workdir / "metrics.jsonl").read_text()
+    with pytest.raises(SystemExit) as stopped:
+        prepared()
+    assert stopped.value.code == 2
+    assert "is sound: step 8: MANIFEST cannot be read (No such file or directory); step 4: " in capsys.readouterr().err
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_a_damaged_checkpoint_is_passed_over(prepared, capsys):
+    straight, workdir = prepared("straight"), prepared(num_steps=8)
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps == [4, 8]
+    (workdir / "checkpoints" / "8" / "MANIFEST").write_text("")
+    prepared()
+    text = capsys.readouterr()
+    assert "warning: checkpoint 8 is damaged and was moved aside: MANIFEST is not what was written" in text.out
+    assert "restored step 4" in text.out
+    assert end_of(workdir) == end_of(straight)
+    assert log_of(workdir) == log_of(straight)
+
+
+# Data
+
+
+class Source(list):
+    """Records that may not be readable."""
+
+    def __getitem__(self, place):
+        record = super().__getitem__(place)
+        if record is None:
+            raise OSError("checksum mismatch")
+        return record
+
+
+def dataset_of(data_dir, records):
+    """The digits' description over other records."""
+    digits = open_dataset("digits", str(data_dir))
+
+    class Builder:
+        def as_data_source(self, split):
+            return Source(records)
+
+    return digits._replace(builder=Builder())
+
+
+def record(value=0, shape=(8, 8, 1)):
+    return {"image": np.full(shape, value, np.uint8), "label": value % 10}
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([], "split 'train' of dataset 'digits' is empty"),
+        ([record()] * 3, "dataset.batch_size must be at most the 3 examples of split 'train', got 4"),
+        ([record(), None] * 4, "record [1357] of split 'train' of digits cannot be read: OSError: checksum mismatch"),
+        ([record(), record(shape=(8, 7, 1))] * 4, r"record [1357] .* must have shape \(8, 8, 1\), got \(8, 7, 1\)"),
+        ([{"image": record()["image"]}] * 8, "record . of split 'train' of digits cannot be read: KeyError: 'label'"),
+    ],
+)
+def test_bad_data_is_a_named_error(records, message, data_dir):
+    with pytest.raises(ValueError, match=message):
+        next(batches(dataset_of(data_dir, records), "train", 4, seed=0))
+
+
+def test_epochs_follow_each_other_without_a_gap(data_dir):
+    """10 examples in batches of 4: two epochs in five batches, each example twice."""
+    data = batches(dataset_of(data_dir, [record(i) for i in range(10)]), "train", 4, seed=0)
+    labels = np.concatenate([next(data)["label"] for _ in range(5)])
+    assert sorted(labels[:10]) == sorted(labels[10:]) == list(range(10))
+
+
+def test_shares_are_the_whole_batch(data_dir):
+    """Any number of processes reads the same batches, from any position; an uneven share is refused."""
+    dataset = dataset_of(data_dir, [record(i) for i in range(10)])
+    whole = batches(dataset, "train", 4, seed=0)
+    parts = [batches(dataset, "train", 4, seed=0, share=(p, 2)) for p in range(2)]
+    for _ in range(4):
+        expected, found = next(whole), [next(part) for part in parts]
+        both = {k: np.concatenate([f[k] for f in found]) for k in expected}
+        order = np.argsort(both["index"])
+        for name, value in expected.items():
+            np.testing.assert_array_equal(both[name][order], value)
+    assert whole.get_state() == parts[1].get_state()
+    with pytest.raises(ValueError, match=r"dataset.batch_size must be a multiple of the 3 processes, got 4"):
+        batches(dataset, "train", 4, seed=0, share=(0, 3))
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value", "message"),
+    [
+        ("train", "max_skipped", -1, "config.train.max_skipped must be >= 0, got -1"),
+        ("train", "profile", (3, 2), r"config.train.profile must be \(\) or two steps \(first, last\), got \(3, 2\)"),
+        ("optimizer", "accumulate", 0, "config.optimizer.accumulate must be >= 1, got 0"),
+        ("optimizer", "accumulate", 3, "config.optimizer.accumulate must divide the 2 examples of a device, got 3"),
+    ],
+)
+def test_bad_settings(group, key, value, message):
+    config = smoke.get_config()
+    config[group][key] = value
+    with pytest.raises(ValueError, match=message):
+        checks.check_config(config, 8)
+    config.parallel = "tpu"
+    with pytest.raises(ValueError, match=r"config.parallel must be one of pmap, jit, fsdp, got 'tpu'"):
+        checks.check_config(config, 8)
+
+
+# Processes
+
+
+def processes(count, flags, *, devices=4, heartbeat=10, each=lambda i: ()):
+    """`count` of them that train together on this machine; their output goes nowhere but through the workdir."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    env = {**ENV, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    if count > 1:
+        env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+    more = [f"--heartbeat_seconds={heartbeat}"]
+    return [
+        subprocess.Popen(
+            command("train", *flags, *more, *each(i)),
+            env={**env, "JAX_PROCESS_ID": str(i)},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(count)
+    ]
+
+
+def finish(running, timeout=240):
+    """(status, output) of each."""
+    return [(process.communicate(timeout=timeout)[0], process.returncode)[::-1] for process in running]
+
+
+def wait_for(condition, running, timeout=240):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end
+        assert all(process.poll() is None for process in running)
+        time.sleep(0.02)
+
+
+def steps_of(workdir):
+    folder = workdir / "checkpoints"
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) if folder.is_dir() else []
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_one_goes_on(data_dir, tmp_path):
+    """SIGTERM to one of two: both save at the same step. Then one process of 2 devices, another form; as if alone."""
+    settings = (
+        "--config.train.sample_every=1000",
+        "--config.train.checkpoint_every=100",
+        "--config.train.num_steps=40",
+    )
+    flags = training_flags(data_dir, tmp_path / "two", *settings)
+    running = processes(2, (*flags, "--config.parallel=fsdp"))
+    wait_for(lambda: (tmp_path / "two" / "metrics.jsonl").exists() and len(metrics(tmp_path / "two")) > 2, running)
+    running[1].send_signal(signal.SIGTERM)
+    ended = finish(running)
+    assert [status for status, _ in ended] == [75, 75], ended
+    assert len(steps_of(tmp_path / "two")) == 1
+    (alone,) = finish(processes(1, (*flags, "--config.parallel=pmap"), devices=2))
+    assert alone[0] == 0, alone
+    assert f"restored step {steps_of(tmp_path / 'two')[0]}" in alone[1]
+    (straight,) = finish(processes(1, training_flags(data_dir, tmp_path / "one", *settings), devices=1))
+    assert straight[0] == 0, straight
+    ours, theirs = (log_of(tmp_path / name) for name in ("two", "one"))
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    np.testing.assert_allclose([m["loss"] for m in ours], [m["loss"] for m in theirs], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_when_one_of_two_dies_the_other_ends(data_dir, tmp_path):
+    """By itself, within the heartbeat's time; then both go on from the last checkpoint."""
+    settings = ("--config.train.sample_every=1000", "--config.train.checkpoint_every=5")
+    flags = training_flags(data_dir, tmp_path, *settings)
+    running = processes(2, flags, heartbeat=10)
+    wait_for(lambda: steps_of(tmp_path), running)
+    running[1].kill()
+    start = time.monotonic()
+    ended = finish(running, timeout=60)
+    assert time.monotonic() - start < 40
+    assert ended[0][0] not in (0, 75)
+    ended = finish(processes(2, flags))
+    assert [status for status, _ in ended] == [0, 0], ended
+    assert "restored step" in ended[0][1]
+    assert [m["step"] for m in metrics(tmp_path)] == [1, 5, 10, 15, 20]
+
+
+@pytest.mark.slow
+def test_processes_that_mean_another_run_stop(data_dir, tmp_path):
+    running = processes(2, training_flags(data_dir, tmp_path), each=lambda i: (f"--config.seed={i}",))
+    for status, text in finish(running):
+        assert status == 2, text
+        assert "error: the config must be the same on all processes, got another one on process 1" in text
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_change_no_bit(data_dir, tmp_path, request):
+    """The same command after each SIGKILL; parameters and log in the end are those of the straight run."""
+    settings = ("--config.train.sample_every=1000", "--config.train.checkpoint_every=3", "--config.train.num_steps=60")
+    (straight,) = finish(processes(1, training_flags(data_dir, tmp_path / "straight", *settings), devices=2))
+    assert straight[0] == 0, straight
+    flags, draw, kills = training_flags(data_dir, tmp_path / "killed", *settings), random.Random(0), 0
+    while kills < request.config.getoption("--kills"):
+        (process,) = processes(1, flags, devices=2)
+        before = max(steps_of(tmp_path / "killed"), default=0)
+        # Anywhere between the start and some steps after the first save of this life.
+        if draw.random() < 0.8 and before < 54:
+            wait_for(lambda before=before: max(steps_of(tmp_path / "killed"), default=0) > before, [process])
+        time.sleep(draw.random() * 0.3)
+        process.kill()
+        process.communicate()
+        kills += 1
+    (end,) = finish(processes(1, flags, devices=2))
+    assert end[0] == 0, end
+    assert log_of(tmp_path / "killed") == log_of(tmp_path / "straight")
+    ours, theirs = (load_model(tmp_path / name).params for name in ("killed", "straight"))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_and_is_emptied(data_dir, tmp_path):
+    """A file system of its own, small; what was saved stays whole, and the same command ends the run."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    try:
+        settings = ("--config.train.sample_every=1000", "--config.train.checkpoint_every=5")
+        flags = training_flags(data_dir, disk / "run", *settings, "--config.train.compile_cache=False")
+        (process,) = processes(1, flags, devices=1)
+        wait_for(lambda: steps_of(disk / "run"), [process])
+        ballast = disk / "ballast"
+        try:
+            with ballast.open("wb") as file:
+                while True:
+                    file.write(bytes(4096))
+        except OSError:
+            pass
+        ((status, text),) = finish([process])
+        assert status == 1, text
+        assert "could not be saved, step" in text
+        assert "space" in text.lower()
+        left = steps_of(disk / "run")
+        assert left
+        ballast.unlink()
+        (again,) = finish(processes(1, flags, devices=1))
+        assert again[0] == 0, again
+        assert f"restored step {left[-1]}" in again[1]
+        assert [m["step"] for m in metrics(disk / "run")] == [1, 5, 10, 15, 20]
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)
