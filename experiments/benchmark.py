@@ -1,6 +1,7 @@
-"""Measures the samplers, or what the sampling loop costs around a network.
+"""Measures the samplers, a training step, or what the sampling loop costs around a network.
 
 python -m experiments.benchmark samplers --out=DIR                          see `experiments.benchmarking.samplers`
+python -m experiments.benchmark train --out=DIR                             see `experiments.benchmarking.train`
 python -m experiments.benchmark --config=experiments/configs/digits.py      see `experiments.benchmarking.loop`
 """
 
@@ -10,7 +11,7 @@ import sys
 
 def main() -> None:
     """Runs the one that is asked for; each has its own flags."""
-    part = "samplers" if "samplers" in sys.argv[1:] else "loop"
+    part = next((name for name in ("samplers", "train") if name in sys.argv[1:]), "loop")
     importlib.import_module(f"experiments.benchmarking.{part}").run()
 
 

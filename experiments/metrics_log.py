@@ -44,7 +44,7 @@ class Pending:
             if self._in_row > self._max_skipped:
                 said = ", ".join(f"{name} {value:g}" for name, value in values.items())
                 raise NotFiniteError(f"step {step} is not finite ({said}), the {self._in_row}. in a row")
-        return {"values": self._values, "skipped": self._skipped, "in_row": self._in_row}
+        return {"values": list(self._values), "skipped": self._skipped, "in_row": self._in_row}
 
     def newest(self) -> dict[str, float]:
         """The values of the last step that was taken, {} if there is none."""

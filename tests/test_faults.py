@@ -363,7 +363,8 @@ def wait_for(condition, running, timeout=240):
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end
-        assert all(process.poll() is None for process in running)
+        for process in running:
+            assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
 
 

@@ -90,7 +90,22 @@ def _put(leaf, sharding):
     return jax.make_array_from_callback(data.shape, sharding, lambda index: data[index])
 
 
-def data_parallel(step: Callable, mesh: Mesh | None = None) -> Callable:
+class ParallelStep:
+    """`step(state, batch) -> (state, metrics)` over devices; `lower(state, batch)` as of a jitted function."""
+
+    def __init__(self, compiled: Callable, arguments: Callable, result: Callable = lambda out: out):
+        self._compiled, self._arguments, self._result = compiled, arguments, result
+
+    def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        """One step. The state is donated."""
+        return self._result(self._compiled(*self._arguments(state, batch)))
+
+    def lower(self, state: Any, batch: Any) -> Any:
+        """The program, traced and not compiled: its cost, or `compile()` and its memory."""
+        return self._compiled.lower(*self._arguments(state, batch))  # type: ignore[attr-defined]
+
+
+def data_parallel(step: Callable, mesh: Mesh | None = None) -> ParallelStep:
     """`step(state, batch)` by `jax.pmap` over the devices, each taking an equal part of the batch.
 
     The state is not stacked: its leaves have the same shapes as on one device (`in_axes=(None, 0)`). Put the
@@ -118,14 +133,17 @@ def data_parallel(step: Callable, mesh: Mesh | None = None) -> Callable:
     )
     count = _local(mesh)
 
-    def run(state, batch):
+    def split(batch):
         _check_batch(batch, count)
-        batch = jax.tree.map(lambda leaf: np.reshape(leaf, (count, -1, *leaf.shape[1:])), batch)
-        if count == mesh.size:
-            return mapped(state, batch)
-        return _over(mesh, mapped(_over(mesh.local_mesh, state), batch))  # pmap knows this process's devices alone
+        return jax.tree.map(lambda leaf: np.reshape(leaf, (count, -1, *leaf.shape[1:])), batch)
 
-    return run
+    if count == mesh.size:
+        return ParallelStep(mapped, lambda state, batch: (state, split(batch)))
+    # Over several processes pmap's arrays are those of this one's devices alone.
+    local = mesh.local_mesh
+    return ParallelStep(
+        mapped, lambda state, batch: (_over(local, state), split(batch)), functools.partial(_over, mesh)
+    )
 
 
 def _over(mesh, tree):
@@ -139,7 +157,7 @@ def _over(mesh, tree):
     return jax.tree.map(leaf, tree)
 
 
-def sharded(step: Callable, mesh: Mesh | None = None, rule: str = "replicate") -> Callable:
+def sharded(step: Callable, mesh: Mesh | None = None, rule: str = "replicate") -> ParallelStep:
     """`step(state, batch)` by `jax.jit` over the devices, the state in the layout of a rule. Same contract.
 
     The compiler puts in what has to be sent: with "fsdp" parameters are gathered where they are used, and gradients,
@@ -165,12 +183,11 @@ def sharded(step: Callable, mesh: Mesh | None = None, rule: str = "replicate") -
 
     count = _local(mesh)
 
-    def run(state, batch):
+    def put(batch):
         _check_batch(batch, count)
-        put = functools.partial(jax.make_array_from_process_local_data, of_batch)
-        return one(state, jax.tree.map(lambda leaf: put(np.asarray(leaf)), batch))
+        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(of_batch, np.asarray(leaf)), batch)
 
-    return run
+    return ParallelStep(one, lambda state, batch: (state, put(batch)))
 
 
 def over_batch(f: Callable, mesh: Mesh | None = None) -> Callable:
