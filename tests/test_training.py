@@ -10,6 +10,9 @@ import optax
 import pytest
 
 from diffax import training
+from diffax.training.parallel import over_batch
+from experiments import build
+from experiments.configs import digits
 
 KEY = jax.random.key(0)
 
@@ -200,3 +203,102 @@ def test_exports_round_trip(tmp_path):
     training.save_export(tmp_path / "export", params, {"step": 7})
     found = training.load_export(tmp_path / "export", jax.eval_shape(lambda: params))
     np.testing.assert_array_equal(found["w"], params["w"])
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("form", FORMS)
+def test_parts_of_a_batch_are_the_whole(form):
+    """Gradient, loss and what is remembered, in any layout; 8 devices, 16 examples, two parts each."""
+
+    def loss(params, batch, keys, memory):
+        value = quadratic(params, batch, keys)
+        return value + memory.sum(), (batch["index"], value)
+
+    def remember(memory, seen):
+        index, value = seen
+        return memory.at[index].set(value)
+
+    ends = []
+    for accumulate in (1, 2):
+        optimizer = optax.sgd(0.1)
+        state = training.init_state(KEY, {"w": jnp.ones(3)}, optimizer, jnp.zeros(16))
+        step = training.train_step(loss, optimizer, ema_decay=0.9, remember=remember, accumulate=accumulate)
+        state, run = on(form, 8, state, step)
+        for i in range(2):
+            state, metrics = run(state, batch_of(16, i))
+        ends.append((state.params["w"], state.ema["w"], state.memory, metrics["loss"], metrics["grad_norm"]))
+    for whole, parts in zip(*ends, strict=True):
+        np.testing.assert_allclose(parts, whole, rtol=1e-5)
+
+
+def test_accumulate_is_checked():
+    step = training.train_step(quadratic, optax.adam(0.1), ema_decay=0.9, accumulate=3)
+    with pytest.raises(ValueError, match="accumulate must divide the 16 examples of a device, got 3"):
+        step(make()[0], batch_of(16))
+    with pytest.raises(ValueError, match="accumulate must be an int >= 1, got 0"):
+        training.train_step(quadratic, optax.sgd(0.1), ema_decay=0.9, accumulate=0)
+
+
+@pytest.mark.newest
+def test_fsdp_splits_the_state_of_the_digits_network():
+    """Each of 8 devices holds at most a seventh of the bytes, and the step keeps it so."""
+    config = digits.get_config()
+    net = build.network(config, 10)
+    params = jax.tree.map(
+        lambda v: jnp.zeros(v.shape, v.dtype),
+        jax.eval_shape(lambda: build.init_params(config, net, (8, 8, 1), jax.random.key(0))),
+    )
+    optimizer = optax.adam(0.1)
+    loss = lambda params, batch, keys: batch["x"].sum(-1) * sum(v.sum() for v in jax.tree.leaves(params))
+    step = training.train_step(loss, optimizer, ema_decay=0.9)
+    state, run = on("fsdp", 8, training.init_state(KEY, params, optimizer), step)
+    for _ in range(2):
+        held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+        assert held <= sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 7
+        state, _ = run(state, batch_of(16))
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("size", [3, 8, 13])
+def test_over_batch_is_the_same_for_any_number_of_examples(size):
+    """Keys and None among them; on parameters in any layout."""
+    mesh = training.make_mesh()
+    params = training.place({"w": jnp.arange(2048.0)}, mesh, "fsdp")
+
+    @jax.jit
+    def f(params, keys, x, label):
+        assert label is None
+        return x + params["w"][:3] + jax.vmap(lambda k: jax.random.normal(k, (3,)))(keys)
+
+    keys, x = jax.random.split(KEY, size), np.arange(3.0 * size, dtype=np.float32).reshape(size, 3)
+    found = over_batch(f, mesh)(params, keys, x, None)
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_allclose(found, f(jax.device_get(params), keys, x, None), rtol=1e-6)
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize(("before", "after"), [(("pmap", 8), ("fsdp", 2)), (("fsdp", 8), ("jit", 2))])
+def test_a_checkpoint_goes_on_in_another_layout(before, after, tmp_path):
+    """Restored exactly; ten steps on, the loss is that of the run that stayed."""
+    optimizer = optax.adam(0.1)
+    state = training.init_state(KEY, {"w": jnp.ones((64, 32))}, optimizer)
+    loss = lambda params, batch, keys: jnp.sum((params["w"].sum(0)[:3] - batch["x"]) ** 2, -1)
+    step = training.train_step(loss, optimizer, ema_decay=0.9)
+    here, run = on(*before, state, step)
+    for i in range(5):
+        here, _ = run(here, batch_of(16, i))
+    with training.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(5, here, {})
+        there, run_there = on(*after, state, step)
+        there = checkpoints.restore_latest(there).state
+    data = lambda v: jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(data(a), data(b)), there, here)
+    for i in range(5, 15):
+        here, ours = run(here, batch_of(16, i))
+        there, theirs = run_there(there, batch_of(16, i))
+    np.testing.assert_allclose(theirs["loss"], ours["loss"], rtol=1e-6)
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(ValueError, match="rule must be one of replicate, fsdp, got 'zero'"):
+        training.sharded(make()[1], rule="zero")

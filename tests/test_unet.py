@@ -133,3 +133,21 @@ def test_the_time_embedding_is_ddpm_s():
     expected = np.concatenate([np.sin(angles), np.cos(angles)], -1)
     np.testing.assert_allclose(sinusoidal(step / 1000, 8), expected, atol=1e-3)
     assert len(np.unique(np.round(sinusoidal(jnp.linspace(0, 1, 200), 8), 4), axis=0)) == 200
+
+
+def test_remat_changes_the_memory_alone():
+    """The same parameters, by name, the same answer and gradient, with dropout."""
+    x, t = jax.random.normal(KEY, (2, 4, 4, 1)), jnp.array([0.2, 0.7])
+    net = UNet(channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_levels=(0,), dropout_rate=0.5)
+    params = shaken(net, x)
+    again = net.clone(remat=True)
+    keys = jax.random.split(jax.random.key(3), len(x))
+
+    def value(net, params):
+        return jnp.sum(net.apply(params, x, t, key=keys) ** 2)
+
+    assert jax.tree.structure(again.init(jax.random.key(0), x, t)) == jax.tree.structure(params)
+    ours, theirs = (jax.jit(jax.value_and_grad(lambda p, n=n: value(n, p)))(params) for n in (again, net))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), ours, theirs)
+    text = jax.jit(jax.grad(lambda p: value(again, p))).lower(params).as_text()
+    assert "optimization_barrier" in text  # what keeps XLA from merging the two computations

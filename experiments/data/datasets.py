@@ -93,7 +93,12 @@ def prepare_embedded(name: str, folder: Path) -> None:
     tfds.disable_progress_bar()
     builder = EMBEDDED[name](data_dir=str(folder), file_format="array_record")
     with contextlib.redirect_stdout(io.StringIO()):  # "Downloading ...", which is not what happens
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        except OSError:
+            # Another process of the same run may have been the first to put it there.
+            if _newest_version(folder / name) is None:
+                raise
 
 
 def _newest_version(root: Path) -> Path | None:
