@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffax.training import make_mesh
 from experiments import build, checks, images, objectives, training
 from experiments.checkpoint import load_model
 from experiments.configs import cifar10_ddpm, default, digits, digits_flow, mnist5k, smoke
@@ -109,18 +110,28 @@ def test_a_run_of_another_config_is_refused_and_nothing_is_lost(trained, data_di
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize("module", [smoke, pytest.param(digits, marks=pytest.mark.slow)])
-def test_eight_devices_agree_with_one(module, data_dir, tmp_path):
-    """A config for 30 steps: the last loss to 1e-5, relatively, dropout and all."""
+@pytest.mark.parametrize(
+    ("module", "forms"),
+    [
+        (smoke, ("fsdp",)),
+        pytest.param(smoke, ("pmap", "jit"), marks=pytest.mark.slow),
+        pytest.param(digits, ("pmap", "jit", "fsdp"), marks=pytest.mark.slow),
+    ],
+)
+def test_eight_devices_agree_with_one(module, forms, data_dir, tmp_path):
+    """A config for 30 steps: every loss to 1e-5, relatively, dropout and all."""
     config, losses = module.get_config(), []
     config.dataset.data_dir = str(data_dir)
     config.train.update({"num_steps": 30, "log_every": 1, "sample_every": 1000, "checkpoint_every": 1000})
-    for count in (1, 8):
-        run = training.prepare(config, tmp_path / str(count), build.network, "diffusion")
-        run = run._replace(devices=jax.devices()[:count])
+    config.train.compile_cache = False
+    for form, count in (("pmap", 1), *((form, 8) for form in forms)):
+        config.parallel = form
+        run = training.prepare(config, tmp_path / f"{form}_{count}", build.network, "diffusion")
+        run = run._replace(mesh=make_mesh(jax.devices()[:count]))
         training.train(run, objectives.objective(config, run.net), lambda *seen: {})
-        losses.append(metrics(run.workdir)[-1]["loss"])
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+        losses.append([line["loss"] for line in metrics(run.workdir)])
+    for found in losses[1:]:
+        np.testing.assert_allclose(found, losses[0], rtol=1e-5)
 
 
 SAMPLE = ("--num=20", "--shard_size=8", "--num_steps=4", "--sampler=ddpm", "--guidance=1.5", "--labels=3,7")
