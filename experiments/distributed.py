@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import signal
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from experiments.workdir import usage_errors
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Several processes, one of which this is; see docs/launch.md.")
 HEARTBEAT = flags.DEFINE_integer("heartbeat_seconds", 100, "How long after one process is gone the others end.")
 
+T = TypeVar("T")
 STOPPED = 75  # exit status of a run that was told to stop and saved: start it again (EX_TEMPFAIL of sysexits.h)
 
 
@@ -50,6 +52,25 @@ def _start() -> None:
 def is_first() -> bool:
     """Whether this process writes what there is one of."""
     return jax.process_index() == 0
+
+
+def together(work: Callable[[], T]) -> T:
+    """`work()`, and its error on this process; where it fails on another one, a `ValueError` that says on which.
+
+    So that none goes on, to wait for one that is gone.
+    """
+    failed: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:
+        failed = error
+    if jax.process_count() > 1:
+        of_all = np.asarray(multihost_utils.process_allgather(np.int32(failed is not None)))
+        if failed is None and of_all.any():
+            raise ValueError(f"process {int(of_all.argmax())} cannot run: it says why")
+    if failed is not None:
+        raise failed
+    return result
 
 
 def agree(values: dict[str, Any]) -> None:

@@ -53,8 +53,9 @@ def prepare(config: Any, workdir: Path, network: Callable, model: str) -> Run:
 
     network: (config, number of classes) -> Linen module.
     """
-    with usage_errors():
-        mesh = make_mesh()
+    mesh = make_mesh()
+
+    def inputs():
         checks.check_config(config, mesh.size)
         settings = config.dataset
         dataset = open_dataset(settings.name, settings.data_dir)
@@ -71,6 +72,10 @@ def prepare(config: Any, workdir: Path, network: Callable, model: str) -> Run:
             share=(jax.process_index(), jax.process_count()),
         )
         jax.eval_shape(lambda key: build.init_params(config, net, dataset.shape, key), jax.random.key(0))
+        return dataset, net, data
+
+    with usage_errors():
+        dataset, net, data = distributed.together(inputs)
         distributed.agree(
             {
                 "the config": config.to_dict(),
@@ -79,8 +84,7 @@ def prepare(config: Any, workdir: Path, network: Callable, model: str) -> Run:
                 "the data": _data(dataset, config),
             }
         )
-        if distributed.is_first():
-            claim(workdir, config, model=model)
+        distributed.together(lambda: claim(workdir, config, model=model) if distributed.is_first() else None)
     if config.train.compile_cache:
         devices.cache_compilations(workdir / "compile_cache")
     return Run(config, workdir, dataset, data, net, mesh, model)

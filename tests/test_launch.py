@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.launch import tpu_vm
+from experiments.launch import commands, tpu_vm
 
 GCLOUD = r"""#!/bin/bash
 printf '%q ' "$3" "$4" "${@:5}" >> $FAKE/calls; echo >> $FAKE/calls
@@ -64,7 +64,7 @@ def write(path, text, mode=0o644):
 @pytest.fixture
 def launch(tmp_path, monkeypatch, capfd):
     """launch(words) -> status, out, err; without gcloud on PATH."""
-    monkeypatch.setattr(tpu_vm, "ROOT", tmp_path / "tree")
+    monkeypatch.setattr(commands, "ROOT", tmp_path / "tree")
     write(tmp_path / "tree/configs/c.py", "")
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.setattr(tpu_vm.shutil, "which", lambda name: None)
@@ -87,7 +87,7 @@ def cloud(launch, tmp_path, monkeypatch):
     write(tmp_path / "vm_bin/python3", VM_PYTHON, 0o755)
     (tmp_path / "vm").mkdir()
     monkeypatch.undo()
-    monkeypatch.setattr(tpu_vm, "ROOT", tmp_path / "tree")
+    monkeypatch.setattr(commands, "ROOT", tmp_path / "tree")
     monkeypatch.setenv("FAKE", str(tmp_path))
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     subprocess.run(["git", "init", "-q", tmp_path / "tree"], check=True)
@@ -559,7 +559,7 @@ LINES = PAGE.replace("\\\n", "").splitlines()
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("python -m experiments.launch.tpu_vm ")])
 def test_commands_of_the_page_can_be_run(launch, monkeypatch, line):
-    monkeypatch.setattr(tpu_vm, "ROOT", Path(__file__).parents[1])
+    monkeypatch.setattr(commands, "ROOT", Path(__file__).parents[1])
     words = shlex.split(line)[3:]
     if words[0] != "create":
         given(launch.folder, command=TRAIN)

@@ -259,7 +259,7 @@ class Checkpoints:
 
     def _failed(self, step, error):
         # What was half written must not take the room of the next.
-        for part in self._folder.glob(f"{step}.part*"):
+        for part in self._folder.glob(f"{step}.part*") if _is_first() else ():
             shutil.rmtree(part, ignore_errors=True)
         whole = max(self._steps(), default=None)
         kept = "there is none before it" if whole is None else f"step {whole} is kept"
