@@ -51,4 +51,5 @@ def load_model(folder: Path, override: Callable[[Any], Any] = lambda config: con
     else:
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
             params = checkpoints.restore_ema(step, like)
+    params = jax.device_put(jax.device_get(params))  # bound to no device: sampling may use all
     return Model(config, network, params, step, shape, tuple(record["data"]["range"]), classes)

@@ -44,7 +44,9 @@ def _start() -> None:
             raise ValueError(f"JAX_{argument.upper()} must be an int >= 0, got {text!r}")
         given[argument] = None if text is None else int(text)
     try:
-        jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT.value)
+        jax.distributed.initialize(
+            **given, heartbeat_timeout_seconds=HEARTBEAT.value, shutdown_timeout_seconds=HEARTBEAT.value
+        )
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"distributed needs to know the other processes: {error}") from error
 
@@ -93,12 +95,12 @@ class Stop(contextlib.AbstractContextManager):
         self._asked = False
 
     def __enter__(self):
-        if jax.process_count() == 1:  # otherwise jax.distributed listens
+        if not jax.distributed.is_initialized():  # otherwise that listens
             self._before = signal.signal(signal.SIGTERM, self._ask)
         return self
 
     def __exit__(self, *exc):
-        if jax.process_count() == 1:
+        if not jax.distributed.is_initialized():
             signal.signal(signal.SIGTERM, self._before)
 
     def _ask(self, number, frame):
@@ -106,6 +108,6 @@ class Stop(contextlib.AbstractContextManager):
 
     def asked(self, step: int) -> bool:
         """Whether to stop after this step; all processes ask at each."""
-        if jax.process_count() == 1:
+        if not jax.distributed.is_initialized():
             return self._asked
         return multihost_utils.reached_preemption_sync_point(step)

@@ -115,14 +115,14 @@ def load(folder: Path) -> Classifier:
     Raises:
       ValueError: if the folder holds none.
     """
-    step, record = load_record(folder)
+    step, record = load_record(folder, "classifier")
     if step is None or record.get("model") != KIND:
         raise ValueError(f"classifier must be a workdir of experiments.train_classifier, got {folder}")
     config, shape = ml_collections.ConfigDict(record["config"]), tuple(record["data"]["shape"])
     net = network(config, record["num_classes"])
     like = jax.eval_shape(lambda: build.init_params(config, net, shape, jax.random.key(0)))
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        params = checkpoints.restore_ema(step, like)
+        params = jax.device_put(jax.device_get(checkpoints.restore_ema(step, like)))  # bound to no device
     return Classifier(config, net, params, step, shape, record["num_classes"])
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from absl import flags
 
 import diffax
+from diffax.training.parallel import over_batch
 from experiments import build, checks, images, noisy_classifier
 from experiments.checkpoint import load_model
 from experiments.configs import default

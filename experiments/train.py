@@ -37,8 +37,11 @@ def draw_samples(run):
             samples = generate(params, keys, label)
             path = run.workdir / "samples" / f"step_{step:07d}.png"
             if distributed.is_first():
-                log.image(step, "samples", images.save_png(path, samples, columns))
-            say(f"samples: {path}")
+                try:
+                    log.image(step, "samples", images.save_png(path, samples, columns))
+                    say(f"samples: {path}")
+                except OSError as error:  # a full disk ends no run
+                    say(f"warning: {path} cannot be written ({error.strerror})")
         return {}
 
     return look

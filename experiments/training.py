@@ -16,10 +16,10 @@ from diffax.training import (
     data_parallel,
     init_state,
     make_mesh,
-    place,
     sharded,
     train_step,
 )
+from diffax.training.parallel import layout
 from experiments import build, checks, devices, distributed
 from experiments.data.datasets import open_dataset
 from experiments.data.pipeline import batches
@@ -37,7 +37,10 @@ PARALLEL = {
 
 
 class Run(NamedTuple):
-    """A run whose input was checked. net: a Linen module. model: its kind, as the checkpoints name it."""
+    """A run whose input was checked.
+
+    net: a Linen module. model: its kind, as the checkpoints name it. described: what a continuation must find again.
+    """
 
     config: Any
     workdir: Path
@@ -46,6 +49,7 @@ class Run(NamedTuple):
     net: Any
     mesh: Any
     model: str
+    described: dict[str, Any]
 
 
 def prepare(config: Any, workdir: Path, network: Callable, model: str) -> Run:
@@ -76,18 +80,19 @@ def prepare(config: Any, workdir: Path, network: Callable, model: str) -> Run:
 
     with usage_errors():
         dataset, net, data = distributed.together(inputs)
+        described = _data(dataset, config)
         distributed.agree(
             {
                 "the config": config.to_dict(),
                 "the workdir": str(workdir),
                 "the number of devices": jax.local_device_count(),
-                "the data": _data(dataset, config),
+                "the data": described,
             }
         )
         distributed.together(lambda: claim(workdir, config, model=model) if distributed.is_first() else None)
     if config.train.compile_cache:
         devices.cache_compilations(workdir / "compile_cache")
-    return Run(config, workdir, dataset, data, net, mesh, model)
+    return Run(config, workdir, dataset, data, net, mesh, model, described)
 
 
 def describe(run: Run, params: Any) -> str:
@@ -125,7 +130,8 @@ def train(run: Run, objective: Objective, look: Callable) -> None:
 def _loop(run: Run, objective: Objective, look: Callable, stack: contextlib.ExitStack) -> None:
     config, settings, first_process = run.config, run.config.train, distributed.is_first()
     say: Callable = print if first_process else (lambda *text, **how: None)
-    state, step_fn, operations = _start(run, objective, say)
+    stop = stack.enter_context(distributed.Stop())
+    like, first_state, step_fn, operations = _start(run, objective, say)
     checkpoints = stack.enter_context(
         Checkpoints(
             run.workdir / "checkpoints",
@@ -134,9 +140,9 @@ def _loop(run: Run, objective: Objective, look: Callable, stack: contextlib.Exit
             best=settings.keep_best,
         )
     )
-    state, first, held = _resume(run, checkpoints, state, say)
+    found = _resume(run, checkpoints, like, say)
+    state, first, held = found or (first_state(), 0, None)
     log = stack.enter_context(contextlib.closing(MetricsLog(run.workdir, first) if first_process else NoLog()))
-    stop = stack.enter_context(distributed.Stop())
     profile = stack.enter_context(contextlib.closing(devices.Profile(settings.profile, run.workdir / "profile")))
     progress = Progress("step", settings.num_steps, silent=not first_process)
     pending, start, line = Pending(settings.max_skipped, held), time.monotonic(), {}
@@ -162,48 +168,61 @@ def _loop(run: Run, objective: Objective, look: Callable, stack: contextlib.Exit
                 record = _record(run, pending.read())
                 _save(checkpoints, step, state, record, line | seen, progress.message)
         if stopped and not last:
-            checkpoints.wait()
+            _settle(checkpoints, step)
             say(f"stopped: step {step} is saved; the same command goes on from there", flush=True)
             raise SystemExit(distributed.STOPPED)
-    checkpoints.wait()
+    _settle(checkpoints, settings.num_steps)
     say(f"done: step {settings.num_steps} in {clock(time.monotonic() - start)}", flush=True)
 
 
 def _start(run, objective, say):
-    """The state before the first step, the compiled step, and how many operations it takes."""
-    config = run.config
-    init_key, state_key = jax.random.split(jax.random.key(config.seed))
-    params = build.init_params(config, run.net, run.dataset.shape, init_key)
-    optimizer = build.optimizer(config)
+    """(shapes and layout of the state, what makes the first one, the step, how many operations it takes)."""
+    config, optimizer = run.config, build.optimizer(run.config)
     parallel, rule = PARALLEL[config.parallel]
-    state = init_state(state_key, params, optimizer, objective.memory)
+
+    def make():
+        init_key, state_key = jax.random.split(jax.random.key(config.seed))
+        params = build.init_params(config, run.net, run.dataset.shape, init_key)
+        return init_state(state_key, params, optimizer, objective.memory)
+
+    state = jax.eval_shape(make)
+    places = layout(state, run.mesh, rule)
     options = {"ema_decay": config.optimizer.ema_decay, "remember": objective.remember}
     step = train_step(objective.loss, optimizer, accumulate=config.optimizer.accumulate, **options)
-    say(describe(run, params), flush=True)
+    say(describe(run, state.params), flush=True)
     size, shape = config.dataset.batch_size, run.dataset.shape
     operations = None
     if devices.peak_flops(run.mesh.devices.flat[0].device_kind):
         numbers = np.empty(size, np.int32)
         batch = {"image": np.empty((size, *shape), np.float32), "label": numbers, "index": numbers}
         operations = devices.flops(train_step(objective.loss, optimizer, **options), state, batch)
-    return place(state, run.mesh, rule), parallel(step, run.mesh), operations
+    like = jax.tree.map(lambda v, at: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=at), state, places)
+    # Made where it belongs, so that no device ever holds all of a state that is spread.
+    return like, jax.jit(make, out_shardings=places), parallel(step, run.mesh), operations
 
 
-def _resume(run, checkpoints, state, say):
-    """(state, step, what the log still has to say) of the newest sound checkpoint, if there is one."""
+def _settle(checkpoints, step):
+    """Waits until a step is on the disk."""
+    checkpoints.wait()
+    if distributed.is_first() and step not in checkpoints.steps:
+        raise CheckpointError(f"step {step} could not be saved")
+
+
+def _resume(run, checkpoints, like, say):
+    """(state, step, what the log still has to say) of the newest sound checkpoint, None if nothing was saved."""
     try:
-        found = checkpoints.restore_latest(state)
+        found = checkpoints.restore_latest(like)
     except ValueError as error:  # of another network or optimiser
         raise CheckpointError(str(error)) from error
     if found is None:
-        return state, 0, None
+        return None
     for step, reason in found.skipped:
         say(f"warning: checkpoint {step} is damaged and was moved aside: {reason}", flush=True)
     record = found.record
-    if (before := record["data"]["length"]) != (now := _data(run.dataset, run.config)["length"]):
-        raise CheckpointError(
-            f"split {run.config.dataset.train_split!r} must have the {before} examples of step {found.step}, got {now}"
-        )
+    for name, now in run.described.items():
+        if (before := record["data"][name]) != now:
+            where = f"the data's {name} must be that of step {found.step}"
+            raise CheckpointError(f"{where}, {before}, got {now}")
     run.data.set_state(record["data_position"])
     say(f"restored step {found.step} from {run.workdir / 'checkpoints'}", flush=True)
     return found.state, found.step, record["pending"]
@@ -215,7 +234,8 @@ def _naming_the_data(run, checkpoints):
     try:
         yield
     except NotFiniteError as error:
-        checkpoints.wait()
+        with contextlib.suppress(CheckpointError):
+            checkpoints.wait()
         size, kept = run.config.dataset.batch_size, max(checkpoints.steps, default=None)
         raise NotFiniteError(
             f"{error}; batch n holds the examples n * {size} .. of the data shuffled by seed {run.config.seed}, step n "
@@ -247,7 +267,7 @@ def _record(run, pending):
     return {
         "model": run.model,
         "config": run.config.to_dict(),
-        "data": _data(run.dataset, run.config),
+        "data": run.described,
         "num_classes": run.dataset.num_classes,
         "data_position": run.data.get_state(),
         "pending": pending,

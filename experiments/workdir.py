@@ -143,8 +143,10 @@ def newest(folder: Path) -> tuple[int, dict[str, Any]] | None:
         return None if step is None else (step, checkpoints.record(step))
 
 
-def load_record(folder: Path) -> tuple[int | None, dict[str, Any]]:
+def load_record(folder: Path, name: str = "checkpoint") -> tuple[int | None, dict[str, Any]]:
     """(step, record) of the newest sound checkpoint of a run; (None, record) of an export.
+
+    name: of the argument, for the error.
 
     Raises:
       ValueError: if the folder holds neither.
@@ -152,7 +154,7 @@ def load_record(folder: Path) -> tuple[int | None, dict[str, Any]]:
     if is_export(folder):
         return None, export_record(folder)
     if (found := newest(folder)) is None:
-        raise ValueError(f"checkpoint must be a run's workdir or an export, got {folder}, which holds no checkpoint")
+        raise ValueError(f"{name} must be a run's workdir or an export, got {folder}, which holds no checkpoint")
     return found
 
 

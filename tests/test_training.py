@@ -10,27 +10,35 @@ import optax
 import pytest
 
 from diffax import training
+from diffax.training import parallel
 from diffax.training.parallel import over_batch
 from experiments import build
 from experiments.configs import digits
 
 KEY = jax.random.key(0)
+D = 8
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_small(monkeypatch):
+    """So that FSDP splits the eight parameters here."""
+    monkeypatch.setattr(parallel, "SMALL", 1)
 
 
 def quadratic(params, batch, keys):
     """|w - x|^2 with a noisy x: a loss whose gradients and noise are known."""
-    eps = jax.vmap(lambda k: jax.random.normal(k, (3,)))(keys)
+    eps = jax.vmap(lambda k: jax.random.normal(k, (D,)))(keys)
     return jnp.sum((params["w"] - batch["x"] - 0.1 * eps) ** 2, -1)
 
 
 def batch_of(size, seed=0):
-    x = jax.random.normal(jax.random.key(seed), (size, 3))
+    x = jax.random.normal(jax.random.key(seed), (size, D))
     return {"x": np.asarray(x), "index": np.arange(size, dtype=np.int32)}
 
 
 def make(optimizer=None, ema_decay=0.9):
     optimizer = optimizer or optax.adam(0.1)
-    state = training.init_state(jax.random.key(0), {"w": jnp.ones(3)}, optimizer)
+    state = training.init_state(jax.random.key(0), {"w": jnp.ones(D)}, optimizer)
     return state, training.train_step(quadratic, optimizer, ema_decay=ema_decay)
 
 
@@ -55,11 +63,14 @@ def test_devices_agree_with_one(form, count):
     losses, ends = [], []
     for case in (("pmap", 1), (form, count)):
         state, run = on(*case, *make())
+        losses.append([])
         for i in range(30):
             state, metrics = run(state, batch_of(16, i))
-        losses.append(float(metrics["loss"]))
+            losses[-1].append(float(metrics["loss"]))
         ends.append(state)
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    held = ends[1].params["w"].addressable_shards[0].data.size
+    assert held == (D // count if form == "fsdp" else D)
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), *ends)
     np.testing.assert_allclose(ends[1].params["w"], ends[0].params["w"], rtol=1e-5)
     np.testing.assert_allclose(ends[1].ema["w"], ends[0].ema["w"], rtol=1e-5)
@@ -80,7 +91,7 @@ def test_what_a_loss_remembers_does_not_depend_on_the_layout(tmp_path):
     optimizer, ends = optax.adam(0.1), []
     for count in (1, 8):
         mesh = training.make_mesh(jax.devices()[:count])
-        state = training.init_state(KEY, {"w": jnp.ones(3)}, optimizer, jnp.zeros(16))
+        state = training.init_state(KEY, {"w": jnp.ones(D)}, optimizer, jnp.zeros(16))
         step = training.train_step(loss, optimizer, ema_decay=0.9, remember=remember)
         state, run = training.place(state, mesh), training.data_parallel(step, mesh)
         for i in range(3):
@@ -93,18 +104,18 @@ def test_what_a_loss_remembers_does_not_depend_on_the_layout(tmp_path):
         checkpoints.save(3, ends[1], {})
         empty = dataclasses.replace(ends[1], memory=jnp.zeros_like(ends[1].memory))
         np.testing.assert_array_equal(checkpoints.restore(3, empty).memory, ends[1].memory)
-        np.testing.assert_array_equal(checkpoints.restore_ema(3, {"w": jnp.zeros(3)})["w"], ends[1].ema["w"])
-        for other in ({}, {"v": jnp.zeros(3)}, {"v": jnp.zeros(3), "w": jnp.zeros(3)}):
+        np.testing.assert_array_equal(checkpoints.restore_ema(3, {"w": jnp.zeros(D)})["w"], ends[1].ema["w"])
+        for other in ({}, {"v": jnp.zeros(D)}, {"v": jnp.zeros(D), "w": jnp.zeros(D)}):
             with pytest.raises(ValueError, match="like must have the parameters of step 3, got a difference at"):
                 checkpoints.restore_ema(3, other)
 
 
 def test_the_caller_s_arrays_survive_donation():
-    params = {"w": jnp.ones(3)}
+    params = {"w": jnp.ones(D)}
     state = training.init_state(KEY, params, optax.adam(0.1))
     mesh = training.make_mesh(jax.devices()[:1])
     training.data_parallel(make()[1], mesh)(training.place(state, mesh), batch_of(4))
-    assert params["w"].tolist() == [1, 1, 1]
+    assert params["w"].tolist() == [1] * D
     jax.random.split(KEY)
 
 
@@ -120,7 +131,7 @@ def test_the_step_compiles_once(form, placed, count, caplog):
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for i in range(4):
             state, _ = run(state, batch_of(8, i))
-    batch = "float32[8,1,3]" if form == "pmap" else "float32[8,3]"
+    batch = f"float32[8,1,{D}]" if form == "pmap" else f"float32[8,{D}]"
     compiled = [r for r in caplog.messages if r.startswith("Compiling") and batch in r]
     assert len(compiled) == count, compiled
 
@@ -145,7 +156,7 @@ def test_noise_follows_the_index_and_the_step():
 
 def test_ema_is_the_warmed_up_average():
     state, step = make(optax.sgd(0.05), ema_decay=0.5)
-    average, params = np.ones(3), []
+    average, params = np.ones(D), []
     for i in range(12):
         state, _ = step(state, batch_of(4, i))
         params.append(np.asarray(state.params["w"]))
@@ -158,10 +169,10 @@ def test_ema_is_the_warmed_up_average():
 def test_clipping_and_reported_norm():
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(1.0))
     state, step = make(optimizer)
-    batch = {"x": np.full((4, 3), 100.0, np.float32), "index": np.arange(4)}
+    batch = {"x": np.full((4, D), 100.0, np.float32), "index": np.arange(4)}
     after, metrics = step(state, batch)
     np.testing.assert_allclose(jnp.linalg.norm(after.params["w"] - state.params["w"]), 0.5, rtol=1e-5)
-    np.testing.assert_allclose(metrics["grad_norm"], 2 * 99 * np.sqrt(3), rtol=1e-2)
+    np.testing.assert_allclose(metrics["grad_norm"], 2 * 99 * np.sqrt(D), rtol=1e-2)
 
 
 @pytest.mark.parametrize(("decay", "end"), [("cosine", 0.0), ("constant", 0.1)])
@@ -221,7 +232,7 @@ def test_parts_of_a_batch_are_the_whole(form):
     ends = []
     for accumulate in (1, 2):
         optimizer = optax.sgd(0.1)
-        state = training.init_state(KEY, {"w": jnp.ones(3)}, optimizer, jnp.zeros(16))
+        state = training.init_state(KEY, {"w": jnp.ones(D)}, optimizer, jnp.zeros(16))
         step = training.train_step(loss, optimizer, ema_decay=0.9, remember=remember, accumulate=accumulate)
         state, run = on(form, 8, state, step)
         for i in range(2):
@@ -268,9 +279,9 @@ def test_over_batch_is_the_same_for_any_number_of_examples(size):
     @jax.jit
     def f(params, keys, x, label):
         assert label is None
-        return x + params["w"][:3] + jax.vmap(lambda k: jax.random.normal(k, (3,)))(keys)
+        return x + params["w"][:D] + jax.vmap(lambda k: jax.random.normal(k, (D,)))(keys)
 
-    keys, x = jax.random.split(KEY, size), np.arange(3.0 * size, dtype=np.float32).reshape(size, 3)
+    keys, x = jax.random.split(KEY, size), np.arange(1.0 * D * size, dtype=np.float32).reshape(size, D)
     found = over_batch(f, mesh)(params, keys, x, None)
     assert isinstance(found, np.ndarray)
     np.testing.assert_allclose(found, f(jax.device_get(params), keys, x, None), rtol=1e-6)
@@ -282,7 +293,7 @@ def test_a_checkpoint_goes_on_in_another_layout(before, after, tmp_path):
     """Restored exactly; ten steps on, the loss is that of the run that stayed."""
     optimizer = optax.adam(0.1)
     state = training.init_state(KEY, {"w": jnp.ones((64, 32))}, optimizer)
-    loss = lambda params, batch, keys: jnp.sum((params["w"].sum(0)[:3] - batch["x"]) ** 2, -1)
+    loss = lambda params, batch, keys: jnp.sum((params["w"].sum(0)[:D] - batch["x"]) ** 2, -1)
     step = training.train_step(loss, optimizer, ema_decay=0.9)
     here, run = on(*before, state, step)
     for i in range(5):

@@ -102,7 +102,8 @@ class Checkpoints:
     def _steps(self):
         if not self._folder.is_dir():
             return []
-        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
+        names = [path.name for path in self._folder.iterdir()]
+        return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
     def save(self, step: int, state: TrainState, record: dict[str, Any], metrics: dict[str, float] | None = None):
         """Writes the state, its record (JSON) and its metrics; goes on while they are written.
@@ -126,7 +127,7 @@ class Checkpoints:
         body = {
             "step": step,
             "arrays": describe(tree),
-            "best": None if value is None or math.isnan(value) else value,
+            "best": None if value is None or not math.isfinite(value) else value,
             "record": record,
         }
         try:
@@ -275,25 +276,27 @@ class Checkpoints:
         body["files"] = {str(path.relative_to(part)): _digest(path) for path in files}
         text = json.dumps(body)
         (part / MANIFEST).write_text(f"{hashlib.blake2b(text.encode()).hexdigest()}\n{text}\n")
+        for path in (*files, part / MANIFEST, part):  # on the disk before it has its name
+            _sync(path)
         final = self._folder / str(body["step"])
         if final.exists():
             shutil.rmtree(final)
         os.replace(part, final)
+        _sync(self._folder)
         self._prune()
 
     def _prune(self):
-        steps = self._steps()
-        keep = set(steps[-self._keep_latest :])
+        values = {}
+        for step in self._steps():
+            with contextlib.suppress(CheckpointError):  # what is no checkpoint counts for nothing and is left alone
+                values[step] = self._manifest(step)["best"]
+        keep = set(list(values)[-self._keep_latest :])
         if self._keep_every:
-            keep |= {step for step in steps if step % self._keep_every == 0}
+            keep |= {step for step in values if step % self._keep_every == 0}
         if self._best:
-            known = []
-            for step in steps:
-                with contextlib.suppress(CheckpointError):
-                    known.append((self._manifest(step)["best"], step))
             sign = -1 if self._best.startswith("-") else 1
-            keep |= {step for _, step in sorted((sign * v, -s, s)[::2] for v, s in known if v is not None)[:1]}
-        for step in steps:
+            keep |= {step for _, step in sorted((sign * v, step) for step, v in values.items() if v is not None)[:1]}
+        for step in values:
             if step not in keep:
                 shutil.rmtree(self._folder / str(step), ignore_errors=True)
 
@@ -342,6 +345,14 @@ def describe(tree: Any) -> dict[str, str]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, hashlib.blake2b).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_first() -> bool:

@@ -200,12 +200,13 @@ def over_batch(f: Callable, mesh: Mesh | None = None) -> Callable:
     mesh = make_mesh() if mesh is None else mesh
     of_batch, everywhere = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
     gather = jax.jit(lambda tree: tree, out_shardings=everywhere)
+    copied = functools.partial(jax.device_put, device=everywhere) if everywhere.is_fully_addressable else gather
 
     def run(params, *batch):
         size = len(jax.tree.leaves(batch)[0])
         filled = np.resize(np.arange(size), size + -size % mesh.size)  # up to a multiple of the devices
         spread = jax.tree.map(lambda leaf: _put(leaf[filled], of_batch), batch)
-        found = gather(f(gather(params), *spread))
+        found = gather(f(copied(params), *spread))
         return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0))[:size], found)
 
     return run
