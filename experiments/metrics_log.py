@@ -86,9 +86,16 @@ class MetricsLog:
         """Logs the values of a step."""
         self._unwritten += json.dumps({"step": step, **values}).encode() + b"\n"
         self._flush()
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        self._on_board(lambda board: [board.add_scalar(name, value, step) for name, value in values.items()])
+
+    def _on_board(self, act):
+        """TensorBoard is a convenience: a disk that is full ends it, not the run."""
+        try:
+            if self._board is not None:
+                act(self._board)
+        except OSError as error:
+            self._board = None
+            print(f"warning: TensorBoard is not written any more ({error.strerror})", file=sys.stderr, flush=True)
 
     def _flush(self):
         size = self._file.seek(0, os.SEEK_END)
@@ -104,15 +111,13 @@ class MetricsLog:
 
     def image(self, step: int, name: str, picture: Any) -> None:
         """Shows a picture (H, W, C) uint8 on TensorBoard."""
-        if self._board is not None:
-            self._board.add_image(name, picture, step, dataformats="HWC")
+        self._on_board(lambda board: board.add_image(name, picture, step, dataformats="HWC"))
 
     def close(self) -> None:
         """Flushes and closes the files."""
         self._flush()
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        self._on_board(lambda board: board.close())
 
 
 class NoLog:
