@@ -78,6 +78,7 @@ TINY = benchmark.Network(
 )
 
 
+@pytest.mark.slow
 def test_the_table_of_training_steps(monkeypatch, tmp_path, capsys):
     """One row for each case, the same in the terminal, the table and the JSON."""
     monkeypatch.setitem(benchmark.SIZES, "digits", TINY)

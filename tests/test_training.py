@@ -251,22 +251,21 @@ def test_accumulate_is_checked():
 
 
 @pytest.mark.newest
-def test_fsdp_splits_the_state_of_the_digits_network():
-    """Each of 8 devices holds at most a seventh of the bytes, and the step keeps it so."""
+def test_fsdp_splits_the_state_of_the_digits_network(monkeypatch):
+    """Each of 8 devices holds at most a seventh of the bytes, with leaves under 1,024 entries on all of them."""
+    monkeypatch.setattr(parallel, "SMALL", 1024)
     config = digits.get_config()
-    net = build.network(config, 10)
-    params = jax.tree.map(
-        lambda v: jnp.zeros(v.shape, v.dtype),
-        jax.eval_shape(lambda: build.init_params(config, net, (8, 8, 1), jax.random.key(0))),
-    )
-    optimizer = optax.adam(0.1)
-    loss = lambda params, batch, keys: batch["x"].sum(-1) * sum(v.sum() for v in jax.tree.leaves(params))
-    step = training.train_step(loss, optimizer, ema_decay=0.9)
-    state, run = on("fsdp", 8, training.init_state(KEY, params, optimizer), step)
-    for _ in range(2):
-        held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
-        assert held <= sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 7
-        state, _ = run(state, batch_of(16))
+    net, optimizer = build.network(config, 10), optax.adam(0.1)
+
+    def make():
+        return training.init_state(KEY, build.init_params(config, net, (8, 8, 1), KEY), optimizer)
+
+    state = jax.eval_shape(make)
+    size = lambda shape, leaf: np.prod(shape, dtype=int) * leaf.dtype.itemsize
+    places = parallel.layout(state, training.make_mesh(), "fsdp")
+    held = jax.tree.map(lambda leaf, at: size(at.shard_shape(leaf.shape), leaf), state, places)
+    whole = jax.tree.map(lambda leaf: size(leaf.shape, leaf), state)
+    assert sum(jax.tree.leaves(held)) <= sum(jax.tree.leaves(whole)) / 7
 
 
 @pytest.mark.newest
