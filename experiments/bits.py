@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 import diffax
 from diffax.denoisers import moments_of
+from diffax.training import make_mesh
 from diffax.variational import VARIANCES
 from experiments import build
 
@@ -150,7 +152,7 @@ def check(model: Any, routes: Sequence[str], variances: Sequence[str], settings:
 
 
 def open_case(model: Any, dataset: Any, variances: Sequence[str], settings: Settings) -> Case:
-    """The model on the first images of config.dataset.test_split.
+    """The model on the first images of config.dataset.test_split, spread over the devices.
 
     variances: of the route vlb; if there are none, the learned one of a model that has it, else both fixed ones.
 
@@ -166,10 +168,13 @@ def open_case(model: Any, dataset: Any, variances: Sequence[str], settings: Sett
     low, high = model.range
     lattice = diffax.Lattice(2 / (high - low))
     lattice.check("dataset", images)
+    # What is computed of them goes where they are; all devices, or as many as divide them.
+    mesh = make_mesh(jax.devices()[: max(n for n in range(1, jax.device_count() + 1) if settings.num % n == 0)])
+    spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
     return Case(
         build.schedule(config, model.params),
         build.denoiser(config, model.network, model.params, label),
-        jnp.asarray(images[: settings.num], jnp.float32),
+        jax.device_put(np.asarray(images[: settings.num], np.float32), spread),
         lattice,
         variances or (("learned",) if config.network.learned_variance else ("small", "large")),
         0.0 if build.is_learned(config) else T_MIN,

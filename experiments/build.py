@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import diffax
 from diffax.nn import UNet
 from diffax.pytrees import choose
-from diffax.training import adamw
+from diffax.training import adamw, data_parallel, sharded
 
 SCHEDULES = {
     "linear": diffax.Linear,
@@ -46,6 +46,12 @@ SCHEDULES = {
     "learned": lambda *, log_snr_max=13.3, log_snr_min=-5.0, units=64, scaling="vp": diffax.Learned.init(
         jax.random.key(0), log_snr_max=log_snr_max, log_snr_min=log_snr_min, units=int(units), scaling=scaling
     ),
+}
+# config.parallel: (step, mesh) -> step, and the layout of its state
+PARALLEL = {
+    "pmap": (data_parallel, "replicate"),
+    "jit": (sharded, "replicate"),
+    "fsdp": (lambda step, mesh: sharded(step, mesh, "fsdp"), "fsdp"),
 }
 SAMPLERS = {
     "ddpm": lambda schedule, eta: diffax.ddpm(schedule),

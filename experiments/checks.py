@@ -1,6 +1,7 @@
 """What is wrong with a config, said in one line before anything is built."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -11,7 +12,6 @@ from diffax.pytrees import choose
 from experiments import build, objectives
 from experiments.configs import default
 
-PARALLEL = ("pmap", "jit", "fsdp")
 # Their keys are the parameters of what a name says: of the group's own, or of the setting they are called after.
 OPEN_GROUPS = ("schedule", "weighting_parameters", "times_parameters")
 
@@ -20,7 +20,7 @@ def check_config(config: Any, num_devices: int) -> None:
     """Raises `ValueError`, naming the key and the value, for a config that cannot be run."""
     _check_keys(config, default.get_config(), "config")
     build.schedule(config)
-    choose("config.parallel", config.parallel, PARALLEL)
+    choose("config.parallel", config.parallel, build.PARALLEL)
     choose("config.prediction", config.prediction, KINDS)
     choose("config.network.time", config.network.time, build.TIMES)
     choose("config.network.dtype", config.network.dtype, build.DTYPES)
@@ -68,13 +68,21 @@ def check_config(config: Any, num_devices: int) -> None:
             f"config.optimizer.accumulate must divide the {on_each} examples of a device, "
             f"got {config.optimizer.accumulate}"
         )
-    if config.loss.spread == "antithetic" and on_each % 2:
+    if config.loss.spread == "antithetic" and on_each // config.optimizer.accumulate % 2:
         raise ValueError(
-            "config.dataset.batch_size must be even on each device for config.loss.spread = 'antithetic', "
-            f"got {config.dataset.batch_size} on {num_devices}"
+            "config.dataset.batch_size must be even on each device, in each of config.optimizer.accumulate parts, for "
+            f"config.loss.spread = 'antithetic', got {config.dataset.batch_size} on {num_devices} in "
+            f"{config.optimizer.accumulate}"
         )
     check_guidance("config.sampling.guidance", config.sampling.guidance, config)
     build.grid(config)
+
+
+def check_best(config: Any, measures: Sequence[str]) -> None:
+    """Raises `ValueError` if the best checkpoint is to be chosen by what is not measured."""
+    best = config.train.keep_best
+    if best and best.removeprefix("-") not in measures:
+        raise ValueError(f'config.train.keep_best must be "", or one of {", ".join(measures)} or -one, got {best!r}')
 
 
 def check_data(config: Any, dataset: Any) -> None:

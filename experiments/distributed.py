@@ -8,8 +8,10 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -24,6 +26,10 @@ HEARTBEAT = flags.DEFINE_integer("heartbeat_seconds", 100, "How long after one p
 
 T = TypeVar("T")
 STOPPED = 75  # exit status of a run that was told to stop and saved: start it again (EX_TEMPFAIL of sysexits.h)
+
+
+class ElsewhereError(ValueError):
+    """What was done together failed on another process."""
 
 
 def start() -> None:
@@ -57,7 +63,7 @@ def is_first() -> bool:
 
 
 def together(work: Callable[[], T]) -> T:
-    """`work()`, and its error on this process; where it fails on another one, a `ValueError` that says on which.
+    """`work()`, and its error on this process; where it fails on another one, an `ElsewhereError` that says on which.
 
     So that none goes on, to wait for one that is gone.
     """
@@ -69,7 +75,7 @@ def together(work: Callable[[], T]) -> T:
     if jax.process_count() > 1:
         of_all = np.asarray(multihost_utils.process_allgather(np.int32(failed is not None)))
         if failed is None and of_all.any():
-            raise ValueError(f"process {int(of_all.argmax())} cannot run: it says why")
+            raise ElsewhereError(f"process {int(of_all.argmax())} failed: it says why")
     if failed is not None:
         raise failed
     return result
@@ -86,6 +92,23 @@ def agree(values: dict[str, Any]) -> None:
         others = [i for i in range(len(of_all)) if (of_all[i, place] != of_all[0, place]).any()]
         if others:
             raise ValueError(f"{name} must be the same on all processes, got another one on process {others[0]}")
+
+
+def see_the_same(folder: Path) -> None:
+    """Raises `ValueError`, on all processes, if one of them does not find in a folder what the first wrote there."""
+    if jax.process_count() == 1:
+        return
+    path = folder / ".processes"
+    word = str(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32))))
+    together(lambda: path.write_text(word) if is_first() else None)
+
+    def look():
+        if not path.exists() or path.read_text() != word:
+            raise ValueError(f"workdir must be one folder that all processes share, got {folder}, which is another one")
+
+    together(look)
+    if is_first():
+        path.unlink()
 
 
 class Stop(contextlib.AbstractContextManager):

@@ -11,7 +11,11 @@ import numpy as np
 
 
 class NotFiniteError(RuntimeError):
-    """More steps in a row than allowed had a loss or a gradient that is not finite."""
+    """More steps in a row than allowed had a loss or a gradient that is not finite. step: the last of them."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 class Pending:
@@ -43,7 +47,7 @@ class Pending:
             self._skipped, self._in_row = self._skipped + 1, self._in_row + 1
             if self._in_row > self._max_skipped:
                 said = ", ".join(f"{name} {value:g}" for name, value in values.items())
-                raise NotFiniteError(f"step {step} is not finite ({said}), the {self._in_row}. in a row")
+                raise NotFiniteError(f"step {step} is not finite ({said}), the {self._in_row}. in a row", step)
         return {"values": list(self._values), "skipped": self._skipped, "in_row": self._in_row}
 
     def newest(self) -> dict[str, float]:

@@ -29,6 +29,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=Tr
 flags.mark_flag_as_required("config")
 
 LEVELS = (0.0, 0.25, 0.5, 0.75)  # times at which accuracy is measured
+MEASURES = tuple(f"accuracy_t{t:g}" for t in LEVELS)
 
 
 def judge(run):
@@ -50,7 +51,7 @@ def judge(run):
         at = {t: np.full(len(labels), t, np.float32) for t in LEVELS}
         found = {t: float(right(params, images, noise, labels, at[t]).mean()) for t in LEVELS}
         say(f"accuracy on test: {', '.join(f'{value:.1%} at t = {t:g}' for t, value in found.items())}")
-        return {f"accuracy_t{t:g}": value for t, value in found.items()}
+        return dict(zip(MEASURES, found.values(), strict=True))
 
     return look
 
@@ -61,7 +62,7 @@ def main(argv):
     distributed.start()
     config = CONFIG.value
     workdir = Path(WORKDIR.value).absolute()
-    run = training.prepare(config, workdir, noisy_classifier.network, noisy_classifier.KIND)
+    run = training.prepare(config, workdir, noisy_classifier.network, noisy_classifier.KIND, MEASURES)
     training.train(run, Objective(noisy_classifier.loss(config, run.net)), judge(run))
 
 

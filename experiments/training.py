@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,27 +13,18 @@ import numpy as np
 from diffax.training import (
     CheckpointError,
     Checkpoints,
-    data_parallel,
     init_state,
     make_mesh,
-    sharded,
     train_step,
 )
 from diffax.training.parallel import layout
 from experiments import build, checks, devices, distributed
 from experiments.data.datasets import open_dataset
-from experiments.data.pipeline import batches
+from experiments.data.pipeline import RecordError, batches, places
 from experiments.metrics_log import MetricsLog, NoLog, NotFiniteError, Pending
 from experiments.objectives import Objective
 from experiments.progress import Progress, clock
 from experiments.workdir import claim, usage_errors
-
-# config.parallel: (step, mesh) -> step, and the layout of its state
-PARALLEL = {
-    "pmap": (data_parallel, "replicate"),
-    "jit": (sharded, "replicate"),
-    "fsdp": (lambda step, mesh: sharded(step, mesh, "fsdp"), "fsdp"),
-}
 
 
 class Run(NamedTuple):
@@ -52,15 +43,17 @@ class Run(NamedTuple):
     described: dict[str, Any]
 
 
-def prepare(config: Any, workdir: Path, network: Callable, model: str) -> Run:
+def prepare(config: Any, workdir: Path, network: Callable, model: str, measures: Sequence[str] = ()) -> Run:
     """Checks everything that can be wrong before anything compiles, and makes the folder this run's.
 
-    network: (config, number of classes) -> Linen module.
+    network: (config, number of classes) -> Linen module. measures: names of what the entrypoint measures itself, by
+    which the best checkpoint may be chosen, beside loss and grad_norm.
     """
     mesh = make_mesh()
 
     def inputs():
         checks.check_config(config, mesh.size)
+        checks.check_best(config, ("loss", "grad_norm", *measures))
         settings = config.dataset
         dataset = open_dataset(settings.name, settings.data_dir)
         checks.check_data(config, dataset)
@@ -90,6 +83,7 @@ def prepare(config: Any, workdir: Path, network: Callable, model: str) -> Run:
             }
         )
         distributed.together(lambda: claim(workdir, config, model=model) if distributed.is_first() else None)
+        distributed.see_the_same(workdir)
     if config.train.compile_cache:
         devices.cache_compilations(workdir / "compile_cache")
     return Run(config, workdir, dataset, data, net, mesh, model, described)
@@ -117,12 +111,12 @@ def train(run: Run, objective: Objective, look: Callable) -> None:
 
     Raises:
       SystemExit: with status 75 if it was told to stop, and 1 for what cannot go on: a loss that is not finite, no
-        sound checkpoint, a disk that is full at the end.
+        sound checkpoint, a record that cannot be read, a disk that is full at the end.
     """
     try:
         with contextlib.ExitStack() as stack:
             _loop(run, objective, look, stack)
-    except (NotFiniteError, CheckpointError) as error:
+    except (NotFiniteError, CheckpointError, RecordError, distributed.ElsewhereError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from error
 
@@ -141,11 +135,15 @@ def _loop(run: Run, objective: Objective, look: Callable, stack: contextlib.Exit
         )
     )
     found = _resume(run, checkpoints, like, say)
-    state, first, held = found or (first_state(), 0, None)
-    log = stack.enter_context(contextlib.closing(MetricsLog(run.workdir, first) if first_process else NoLog()))
+    state, first, record = found or (first_state(), 0, {})
+    with usage_errors():
+        distributed.agree({"the step to go on from": first})
+        log = distributed.together(lambda: MetricsLog(run.workdir, first) if first_process else NoLog())
+    stack.enter_context(contextlib.closing(log))
     profile = stack.enter_context(contextlib.closing(devices.Profile(settings.profile, run.workdir / "profile")))
     progress = Progress("step", settings.num_steps, silent=not first_process)
-    pending, start, line = Pending(settings.max_skipped, held), time.monotonic(), {}
+    pending, logged = Pending(settings.max_skipped, record.get("pending")), record.get("logged", {})
+    start = time.monotonic()
 
     for step in range(first + 1, settings.num_steps + 1):
         profile.before(step)
@@ -162,11 +160,12 @@ def _loop(run: Run, objective: Objective, look: Callable, stack: contextlib.Exit
                 if rate:
                     line |= devices.rates(rate, config.dataset.batch_size, operations, list(run.mesh.devices.flat))
                 log.write(step, line | seen)
+                logged |= line | seen
             elif step == first + 1:  # a sign of life; the log has it with the others of its line
                 progress.update(step, _text(pending.newest()))
             if step % settings.checkpoint_every == 0 or last or stopped:
-                record = _record(run, pending.read())
-                _save(checkpoints, step, state, record, line | seen, progress.message)
+                record = _record(run, pending.read(), logged)
+                _save(checkpoints, step, state, record, progress.message)
         if stopped and not last:
             _settle(checkpoints, step)
             say(f"stopped: step {step} is saved; the same command goes on from there", flush=True)
@@ -178,7 +177,7 @@ def _loop(run: Run, objective: Objective, look: Callable, stack: contextlib.Exit
 def _start(run, objective, say):
     """(shapes and layout of the state, what makes the first one, the step, how many operations it takes)."""
     config, optimizer = run.config, build.optimizer(run.config)
-    parallel, rule = PARALLEL[config.parallel]
+    parallel, rule = build.PARALLEL[config.parallel]
 
     def make():
         init_key, state_key = jax.random.split(jax.random.key(config.seed))
@@ -202,14 +201,18 @@ def _start(run, objective, say):
 
 
 def _settle(checkpoints, step):
-    """Waits until a step is on the disk."""
-    checkpoints.wait()
-    if distributed.is_first() and step not in checkpoints.steps:
-        raise CheckpointError(f"step {step} could not be saved")
+    """Waits until a step is on the disk; all processes hear of it if it is not."""
+
+    def work():
+        checkpoints.wait()
+        if distributed.is_first() and step not in checkpoints.steps:
+            raise CheckpointError(f"step {step} could not be saved")
+
+    distributed.together(work)
 
 
 def _resume(run, checkpoints, like, say):
-    """(state, step, what the log still has to say) of the newest sound checkpoint, None if nothing was saved."""
+    """(state, step, record) of the newest sound checkpoint, None if nothing was saved."""
     try:
         found = checkpoints.restore_latest(like)
     except ValueError as error:  # of another network or optimiser
@@ -225,27 +228,29 @@ def _resume(run, checkpoints, like, say):
             raise CheckpointError(f"{where}, {before}, got {now}")
     run.data.set_state(record["data_position"])
     say(f"restored step {found.step} from {run.workdir / 'checkpoints'}", flush=True)
-    return found.state, found.step, record["pending"]
+    return found.state, found.step, record
 
 
 @contextlib.contextmanager
 def _naming_the_data(run, checkpoints):
-    """Says of a loss that is not finite where to find its batch and what is left."""
+    """Says of a loss that is not finite which records its batch had and what is left."""
     try:
         yield
     except NotFiniteError as error:
         with contextlib.suppress(CheckpointError):
             checkpoints.wait()
-        size, kept = run.config.dataset.batch_size, max(checkpoints.steps, default=None)
+        data, kept = run.config.dataset, max(checkpoints.steps, default=None)
+        numbers = places(run.described["length"], data.batch_size, run.config.seed, error.step - 1)
         raise NotFiniteError(
-            f"{error}; batch n holds the examples n * {size} .. of the data shuffled by seed {run.config.seed}, step n "
-            f"takes batch n - 1; " + ("nothing was saved yet" if kept is None else f"step {kept} is kept")
+            f"{error}; its batch has the records {' '.join(map(str, numbers))} of split {data.train_split!r}; "
+            + ("nothing was saved yet" if kept is None else f"step {kept} is kept"),
+            error.step,
         ) from error
 
 
-def _save(checkpoints, step, state, record, metrics, say):
+def _save(checkpoints, step, state, record, say):
     try:
-        checkpoints.save(step, state, record, metrics)
+        checkpoints.save(step, state, record, record["logged"])
     except CheckpointError as error:  # room may be made until the next one
         say(f"warning: {error}")
 
@@ -263,12 +268,13 @@ def _data(dataset, config):
     }
 
 
-def _record(run, pending):
+def _record(run, pending, logged):
     return {
         "model": run.model,
         "config": run.config.to_dict(),
         "data": run.described,
         "num_classes": run.dataset.num_classes,
         "data_position": run.data.get_state(),
-        "pending": pending,
+        "pending": pending,  # what the next line of the log is made of
+        "logged": dict(logged),  # the newest value of each measure
     }

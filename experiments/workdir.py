@@ -14,7 +14,7 @@ import ml_collections
 from absl import app, flags, logging
 
 from diffax.training import CheckpointError, Checkpoints
-from diffax.training.exports import export_record
+from diffax.training.exports import export_record, is_export
 from experiments.configs import default
 
 # What may change between the start of a run and its continuation: it alters no step that was taken.
@@ -156,8 +156,3 @@ def load_record(folder: Path, name: str = "checkpoint") -> tuple[int | None, dic
     if (found := newest(folder)) is None:
         raise ValueError(f"{name} must be a run's workdir or an export, got {folder}, which holds no checkpoint")
     return found
-
-
-def is_export(folder: Path) -> bool:
-    """Whether a folder was written by `experiments.export`."""
-    return (folder / "orbax.checkpoint").exists()

@@ -19,7 +19,7 @@ from test_training import batch_of, make
 
 from diffax import training
 from diffax.training import CheckpointError, Checkpoints
-from diffax.training.checkpoints import MANIFEST
+from diffax.training.manifest import MANIFEST
 
 
 def numbered(step):
@@ -164,7 +164,7 @@ def test_what_cannot_be_written_is_said_and_the_last_is_kept(two, tmp_path, monk
         checkpoints.wait()
 
     with Checkpoints(folder) as checkpoints:
-        for target in ("diffax.training.checkpoints.ocp.save_async", "diffax.training.checkpoints._digest"):
+        for target in ("diffax.training.checkpoints.ocp.save_async", "diffax.training.manifest._digest"):
             with monkeypatch.context() as patch:
 
                 def full(*args):

@@ -6,6 +6,7 @@ The slow tests run the entrypoints as processes; `--kills` says how often they a
 import dataclasses
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -19,12 +20,12 @@ import pytest
 from test_experiments import ENV, ROOT, command, metrics, training_flags
 from test_training import FORMS, batch_of, on
 
-from diffax.training import Checkpoints, init_state, train_step
+from diffax.training import Checkpoints, init_state, manifest, train_step
 from experiments import build, checks, distributed, metrics_log, training
 from experiments.checkpoint import load_model
 from experiments.configs import smoke
 from experiments.data.datasets import open_dataset
-from experiments.data.pipeline import batches
+from experiments.data.pipeline import RecordError, batches, places
 from experiments.objectives import Objective
 
 NOTHING = lambda step, last, params, log, say: {}
@@ -114,11 +115,39 @@ def test_a_loss_that_is_not_finite_stops_the_run(prepared, capsys, tmp_path):
         prepared(at_batch=nan_at(7))
     assert stopped.value.code == 1
     error = capsys.readouterr().err
-    assert "error: step 7 is not finite (grad_norm nan, loss nan), the 1. in a row; batch n holds" in error
-    assert "step 4 is kept" in error
+    assert "error: step 7 is not finite (grad_norm nan, loss nan), the 1. in a row; its batch has the records " in error
+    assert re.search(r"records( \d+){16} of split 'train'; step 4 is kept", error)
     step, w, *_ = end_of(tmp_path / "run")
     assert (step, np.isfinite(w)) == (4, True)
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_record_that_cannot_be_read_ends_the_run_in_a_line(prepared, capsys, tmp_path):
+    """What was saved is kept."""
+
+    def at_batch(n, batch):
+        if n == 7:
+            raise RecordError("record 3 of split 'train' of digits cannot be read")
+        return batch
+
+    with pytest.raises(SystemExit) as stopped:
+        prepared(at_batch=at_batch)
+    assert stopped.value.code == 1
+    assert "error: record 3 of split 'train' of digits cannot be read" in capsys.readouterr().err
+    assert end_of(tmp_path / "run")[0] == 4
+
+
+def test_the_best_is_by_the_newest_value_of_the_log(prepared, capsys):
+    """Also where no line was due at a checkpoint, and after a restart between the two."""
+    settings = {"log_every": 5, "checkpoint_every": 3, "keep_best": "loss"}
+    prepared(num_steps=6, **settings)
+    workdir = prepared(num_steps=12, **settings)
+    for step in (9, 12):
+        newest = [line["loss"] for line in log_of(workdir) if line["step"] <= step][-1]
+        assert manifest.read(workdir / "checkpoints" / str(step))["best"] == newest
+    with pytest.raises(SystemExit):
+        prepared("other", keep_best="-fid")
+    assert "keep_best must be \"\", or one of loss, grad_norm or -one, got '-fid'" in capsys.readouterr().err
 
 
 def test_some_may_be_left_out(prepared, capsys):
@@ -162,11 +191,22 @@ def test_a_gradient_that_is_not_finite_moves_nothing(form):
 
 
 def test_nothing_is_read_between_lines_of_the_log(prepared, monkeypatch):
-    """No step waits for the host: the devices are asked when a line is due or a checkpoint, and only then."""
-    asked, get = [], jax.device_get
-    monkeypatch.setattr(metrics_log.jax, "device_get", lambda tree: (asked.append(len(tree)), get(tree))[1])
-    prepared(num_steps=12, log_every=6, checkpoint_every=6)
-    assert [count for count in asked if count] == [1, 5, 6]
+    """No step waits for the host: the devices are asked when a line is due or a checkpoint, and only then.
+
+    Whoever reads an array asks for its `_value`, be it `float`, `if`, NumPy or `device_get`.
+    """
+    kind, read, now = type(jnp.ones(1)), [], [0]
+    value = kind._value
+    monkeypatch.setattr(kind, "_value", property(lambda array: (read.append(now[0]), value.fget(array))[1]))
+    assert float(jnp.ones(())) == 1
+    assert read == [0]  # the control
+
+    def at_batch(n, batch):
+        now[0] = n
+        return batch
+
+    prepared(num_steps=12, log_every=6, checkpoint_every=6, at_batch=at_batch)
+    assert set(read) - {0} == {1, 6, 12}
 
 
 def test_a_full_disk_is_said_and_the_run_goes_on(prepared, monkeypatch, capsys):
@@ -288,7 +328,9 @@ def test_bad_data_is_a_named_error(records, message, data_dir):
 def test_epochs_follow_each_other_without_a_gap(data_dir):
     """10 examples in batches of 4: two epochs in five batches, each example twice."""
     data = batches(dataset_of(data_dir, [record(i) for i in range(10)]), "train", 4, seed=0)
-    labels = np.concatenate([next(data)["label"] for _ in range(5)])
+    drawn = [next(data)["label"] for _ in range(5)]
+    assert [label.tolist() for label in drawn] == [places(10, 4, 0, n) for n in range(5)]
+    labels = np.concatenate(drawn)
     assert sorted(labels[:10]) == sorted(labels[10:]) == list(range(10))
 
 

@@ -137,5 +137,9 @@ def test_bad_settings(loss, message):
 
 def test_antithetic_pairs_stay_on_one_device():
     checks.check_config(config_of(spread="antithetic"), 4)
-    with pytest.raises(ValueError, match=r"batch_size must be even on each device .* got 8 on 8"):
+    with pytest.raises(ValueError, match=r"batch_size must be even on each device, .* got 8 on 8 in 1"):
         checks.check_config(config_of(spread="antithetic"), 8)
+    config = config_of(spread="antithetic")
+    config.optimizer.accumulate = 4
+    with pytest.raises(ValueError, match=r"in each of config\.optimizer\.accumulate parts, .* got 8 on 2 in 4"):
+        checks.check_config(config, 2)

@@ -99,7 +99,7 @@ def test_the_loss_is_the_cross_entropy_of_the_noised_image(monkeypatch):
 def test_sampling_with_a_classifier(trained, model, log_prob, tmp_path):
     """Where the classifier pushed, it agrees more than without it: v = 0 alone turns noise into a known picture."""
     flags = ("--num=10", "--num_steps=3", "--guidance=0", "--classifier_scale=50", f"--classifier={trained}")
-    call("sample", f"--checkpoint={model}", f"--out={tmp_path}", *flags)
+    call("sample", f"--checkpoint={model}", f"--out={tmp_path}", *flags, devices=4)
     shard, settings = np.load(tmp_path / "shard_00000.npz"), json.loads((tmp_path / "settings.json").read_text())
     assert shard["labels"].tolist() == list(range(10))
     assert (settings["classifier_step"], settings["classifier_scale"]) == (20, 50)

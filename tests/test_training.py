@@ -106,7 +106,7 @@ def test_what_a_loss_remembers_does_not_depend_on_the_layout(tmp_path):
         np.testing.assert_array_equal(checkpoints.restore(3, empty).memory, ends[1].memory)
         np.testing.assert_array_equal(checkpoints.restore_ema(3, {"w": jnp.zeros(D)})["w"], ends[1].ema["w"])
         for other in ({}, {"v": jnp.zeros(D)}, {"v": jnp.zeros(D), "w": jnp.zeros(D)}):
-            with pytest.raises(ValueError, match="like must have the parameters of step 3, got a difference at"):
+            with pytest.raises(ValueError, match="checkpoint .*3 must hold"):
                 checkpoints.restore_ema(3, other)
 
 
@@ -214,6 +214,21 @@ def test_exports_round_trip(tmp_path):
     training.save_export(tmp_path / "export", params, {"step": 7})
     found = training.load_export(tmp_path / "export", jax.eval_shape(lambda: params))
     np.testing.assert_array_equal(found["w"], params["w"])
+    with pytest.raises(ValueError, match=r"\['w'\] = int32\[3\], got float32\[3\]"):
+        training.load_export(tmp_path / "export", {"w": jnp.arange(3)})
+    assert not (tmp_path / ".export.part").exists()
+
+
+def test_a_damaged_export_is_refused(tmp_path):
+    params = {"w": jnp.arange(3.0)}
+    training.save_export(tmp_path / "export", params, {"step": 7})
+    files = [path for path in (tmp_path / "export").rglob("*") if path.is_file() and path.stat().st_size]
+    for path in files:
+        whole = path.read_bytes()
+        path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        with pytest.raises(training.CheckpointError, match=f"{path.name} is not what was written"):
+            training.load_export(tmp_path / "export", params)
+        path.write_bytes(whole)
 
 
 @pytest.mark.newest

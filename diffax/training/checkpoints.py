@@ -10,8 +10,6 @@ every file has the digest that was written down; else the one before it is, and 
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import math
 import os
 import shutil
@@ -26,13 +24,9 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from diffax.pytrees import check_count
+from diffax.training import manifest
+from diffax.training.manifest import CheckpointError
 from diffax.training.state import TrainState
-
-MANIFEST = "MANIFEST"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written, or none that can be restored."""
 
 
 class Unsound(NamedTuple):
@@ -173,14 +167,7 @@ class Checkpoints:
         Raises:
           CheckpointError: if one is missing or is not what was written.
         """
-        folder = self._folder / str(step)
-        for name, digest in self._manifest(step)["files"].items():
-            try:
-                found = _digest(folder / name)
-            except OSError as error:
-                raise CheckpointError(f"{name} cannot be read ({error.strerror})") from error
-            if found != digest:
-                raise CheckpointError(f"{name} is not what was written")
+        manifest.verify(self._folder / str(step))
 
     def newest(self) -> tuple[int | None, list[Unsound]]:
         """The newest sound step, None if there is no step at all; and those newer than it, with what is wrong.
@@ -231,25 +218,18 @@ class Checkpoints:
         """
         self.wait()
         tree = _filled(like)
-        saved, wanted = self._manifest(step)["arrays"], describe(tree)
-        for path in sorted(saved.keys() | wanted.keys()):
-            if saved.get(path) != wanted.get(path):
-                raise ValueError(
-                    f"checkpoint {self._folder / str(step)} must hold {path} = {wanted.get(path, 'nothing')}, "
-                    f"got {saved.get(path, 'nothing')}"
-                )
+        check_arrays(self._folder / str(step), self._manifest(step)["arrays"], describe(tree))
         return dataclasses.replace(like, **ocp.load(self._folder / str(step), abstract(tree)))
 
     def restore_ema(self, step: int, like: Any) -> Any:
         """The averaged parameters of a step alone, with the shapes, dtypes and shardings of `like`.
 
         Raises:
-          ValueError: if `like` has other leaves.
+          ValueError: if `like` has other leaves; shows the first difference.
         """
         self.wait()
-        saved = {path for path in self._manifest(step)["arrays"] if path.startswith("['ema']")}
-        if other := sorted(saved ^ describe({"ema": like}).keys()):
-            raise ValueError(f"like must have the parameters of step {step}, got a difference at {other[0]}")
+        saved = {path: v for path, v in self._manifest(step)["arrays"].items() if path.startswith("['ema']")}
+        check_arrays(self._folder / str(step), saved, describe({"ema": like}))
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         with context:
@@ -272,17 +252,12 @@ class Checkpoints:
         response.result()
         if not _is_first():
             return
-        files = sorted(path for path in part.rglob("*") if path.is_file())
-        body["files"] = {str(path.relative_to(part)): _digest(path) for path in files}
-        text = json.dumps(body)
-        (part / MANIFEST).write_text(f"{hashlib.blake2b(text.encode()).hexdigest()}\n{text}\n")
-        for path in (*files, part / MANIFEST, part):  # on the disk before it has its name
-            _sync(path)
+        manifest.seal(part, body)  # on the disk before it has its name
         final = self._folder / str(body["step"])
         if final.exists():
             shutil.rmtree(final)
         os.replace(part, final)
-        _sync(self._folder)
+        manifest.sync(self._folder)
         self._prune()
 
     def _prune(self):
@@ -301,16 +276,7 @@ class Checkpoints:
                 shutil.rmtree(self._folder / str(step), ignore_errors=True)
 
     def _manifest(self, step) -> dict[str, Any]:
-        path = self._folder / str(step) / MANIFEST
-        try:
-            digest, text = path.read_text().rstrip("\n").split("\n", 1)
-        except OSError as error:
-            raise CheckpointError(f"{MANIFEST} cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise CheckpointError(f"{MANIFEST} is not what was written") from error
-        if digest != hashlib.blake2b(text.encode()).hexdigest():
-            raise CheckpointError(f"{MANIFEST} is not what was written")
-        return json.loads(text)
+        return manifest.read(self._folder / str(step))
 
     def _agreed_newest(self):
         """Of several processes the first looks, and all do as it says."""
@@ -321,7 +287,7 @@ class Checkpoints:
             try:
                 found, skipped = self.newest()
                 step = -1 if found is None else found
-            except CheckpointError as error:
+            except (CheckpointError, OSError) as error:
                 step, problem = -2, error
         step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
         if step == -2:
@@ -342,17 +308,12 @@ def describe(tree: Any) -> dict[str, str]:
     return {jax.tree_util.keystr(path): leaf(v) for path, v in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, hashlib.blake2b).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def check_arrays(folder: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
+    """Raises `ValueError` at the first difference of what `describe` says of two trees."""
+    for path in sorted(saved.keys() | wanted.keys()):
+        if saved.get(path) != wanted.get(path):
+            there, asked = saved.get(path, "nothing"), wanted.get(path, "nothing")
+            raise ValueError(f"checkpoint {folder} must hold {path} = {asked}, got {there}")
 
 
 def _is_first() -> bool:

@@ -1,23 +1,48 @@
 """Parameters alone, for inference."""
 
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
-from diffax.training.checkpoints import abstract
+from diffax.training import manifest
+from diffax.training.checkpoints import abstract, check_arrays, describe
 
 
 def save_export(directory: str | os.PathLike, params: Any, record: dict[str, Any]) -> None:
-    """Writes parameters alone, with their record, for inference. The folder must not exist."""
-    ocp.save(os.path.abspath(directory), {"params": params}, custom_metadata=record)
+    """Writes parameters alone, with their record (JSON), for inference. The folder must not exist."""
+    folder = Path(directory).absolute()
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    tree = {"params": params}
+    ocp.save(part, tree)
+    manifest.seal(part, {"arrays": describe(tree), "record": record})
+    os.rename(part, folder)
 
 
 def load_export(directory: str | os.PathLike, like: Any) -> Any:
-    """The parameters of an export, with the shapes, dtypes and shardings of `like`."""
-    return ocp.load(os.path.abspath(directory), abstract({"params": like}))["params"]
+    """The parameters of an export, with the shapes, dtypes and shardings of `like`.
+
+    Raises:
+      CheckpointError: if the folder is damaged.
+      ValueError: if its arrays are others than those of `like`; shows the first difference.
+    """
+    folder, tree = Path(directory).absolute(), {"params": like}
+    check_arrays(folder, manifest.verify(folder)["arrays"], describe(tree))
+    return ocp.load(folder, abstract(tree))["params"]
 
 
 def export_record(directory: str | os.PathLike) -> dict[str, Any]:
-    """The record of an export."""
-    return dict(ocp.metadata(os.path.abspath(directory)).custom_metadata)
+    """The record of an export.
+
+    Raises:
+      CheckpointError: if it is damaged.
+    """
+    return manifest.read(Path(directory))["record"]
+
+
+def is_export(directory: str | os.PathLike) -> bool:
+    """Whether a folder was written by `save_export`."""
+    return (Path(directory) / manifest.MANIFEST).exists()

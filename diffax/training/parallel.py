@@ -85,9 +85,14 @@ def _put(leaf, sharding):
     if _is_key(leaf):
         impl = jax.random.key_impl(leaf)
         data = _put(jax.random.key_data(leaf), sharding)
-        return jax.jit(lambda v: jax.random.wrap_key_data(v, impl=impl), out_shardings=sharding)(data)
+        return _wrap(impl, sharding)(data)
     data = np.asarray(leaf)
     return jax.make_array_from_callback(data.shape, sharding, lambda index: data[index])
+
+
+@functools.lru_cache
+def _wrap(impl, sharding):
+    return jax.jit(lambda v: jax.random.wrap_key_data(v, impl=impl), out_shardings=sharding)
 
 
 class ParallelStep:

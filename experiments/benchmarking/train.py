@@ -26,11 +26,10 @@ from diffax.training import init_state, make_mesh, place, train_step
 from experiments import build, devices, objectives
 from experiments.benchmarking import train_peers
 from experiments.configs import default
-from experiments.training import PARALLEL
 
 NETWORKS = flags.DEFINE_list("networks", ["digits", "pixels32"], "Of digits, pixels32, ddpm.")
 DEVICES = flags.DEFINE_list("devices", None, "Numbers of devices; by default 1 and all.")
-FORMS = flags.DEFINE_list("forms", list(PARALLEL), "Of pmap, jit, fsdp.")
+FORMS = flags.DEFINE_list("forms", list(build.PARALLEL), "Of pmap, jit, fsdp.")
 DTYPES = flags.DEFINE_list("dtypes", ["float32"], "Of float32, bfloat16.")
 REMAT = flags.DEFINE_list("remat", ["False"], "Of False, True.")
 REPEATS = flags.DEFINE_integer("repeats", 20, "Steps that are timed.", lower_bound=1)
@@ -75,7 +74,7 @@ def measure(name: str, form: str, count: int, dtype: str, remat: bool, repeats: 
     net = build.network(config, None)
     params = build.init_params(config, net, network.shape, jax.random.key(0))
     objective, optimizer = objectives.objective(config, net), build.optimizer(config)
-    mesh, (parallel, rule) = make_mesh(jax.devices()[:count]), PARALLEL[form]
+    mesh, (parallel, rule) = make_mesh(jax.devices()[:count]), build.PARALLEL[form]
     one = train_step(objective.loss, optimizer, ema_decay=config.optimizer.ema_decay)
     step, batch = parallel(one, mesh), example_batch(network)
     state = place(init_state(jax.random.key(1), params, optimizer), mesh, rule)
@@ -153,7 +152,7 @@ def cases() -> list[tuple[str, str, int, str, bool]]:
     counts = DEVICES.value or sorted({"1", str(here)}, key=int)
     for flag, given, known in (
         ("networks", NETWORKS.value, SIZES),
-        ("forms", FORMS.value, PARALLEL),
+        ("forms", FORMS.value, build.PARALLEL),
         ("dtypes", DTYPES.value, build.DTYPES),
         ("remat", REMAT.value, ("False", "True")),
         ("devices", counts, [str(n) for n in range(1, here + 1)]),

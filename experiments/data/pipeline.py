@@ -9,6 +9,10 @@ import numpy as np
 from experiments.data.datasets import Dataset
 
 
+class RecordError(ValueError):
+    """A record that cannot be read, or is none of its data set."""
+
+
 class _Records:
     """The records of a split: {image as stored, label}. One that cannot be read, or has another shape, says which."""
 
@@ -24,9 +28,9 @@ class _Records:
             record = self._source[place]
             image, label = record["image"], np.int32(record["label"] if self._dataset.num_classes else 0)
         except Exception as error:  # whatever the reader raises
-            raise ValueError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
+            raise RecordError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
         if image.shape != self._dataset.shape:
-            raise ValueError(f"{where} must have shape {self._dataset.shape}, got {image.shape}")
+            raise RecordError(f"{where} must have shape {self._dataset.shape}, got {image.shape}")
         return {"image": image, "label": label}
 
 
@@ -38,6 +42,20 @@ def _flip(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
 def _number(batch: dict[str, Any], first: int, stride: int) -> dict[str, Any]:
     places = first + stride * np.arange(len(batch["image"]))
     return {**batch, "index": places.astype(np.int32)}
+
+
+def _shuffled(source: Any, seed: int) -> Any:
+    return grain.MapDataset.source(source).seed(seed).shuffle()
+
+
+def places(length: int, batch_size: int, seed: int, number: int) -> list[int]:
+    """Which of the `length` records of a split make batch `number` (from 0) of `batches`.
+
+    >>> sorted(places(4, 2, 0, 0) + places(4, 2, 0, 1))
+    [0, 1, 2, 3]
+    """
+    order = _shuffled(range(length), seed).repeat()
+    return [order[i] for i in range(number * batch_size, (number + 1) * batch_size)]
 
 
 def batches(
@@ -61,8 +79,8 @@ def batches(
     so the position means the same for any number of processes.
 
     Raises:
-      ValueError: if the split is smaller than a batch, or P does not divide it; (from the iterator) for a record that
-        cannot be read.
+      ValueError: if the split is smaller than a batch, or P does not divide it.
+      RecordError: (from the iterator) for a record that cannot be read.
     """
     source: Any = _Records(dataset, split)
     first, stride = share
@@ -74,7 +92,7 @@ def batches(
         )
     if cache:
         source = [source[place] for place in range(len(source))]
-    data = grain.MapDataset.source(source).seed(seed).shuffle()
+    data = _shuffled(source, seed)
     data = data.map(lambda record: {**record, "image": dataset.normalise(record["image"])})
     if flip:
         data = data.random_map(_flip)
