@@ -51,7 +51,11 @@ def memory(devices: Any) -> int | None:
 
 
 def rates(steps_per_second: float, batch_size: int, operations: float | None, devices: list) -> dict[str, float]:
-    """What goes into the log beside the losses."""
+    """What goes into the log beside the losses.
+
+    The share is of the peak in bfloat16, whatever the step computes in; the operations are those of `flops`, to which
+    what rematerialisation does again counts too.
+    """
     found = {"steps_per_second": steps_per_second, "images_per_second": steps_per_second * batch_size}
     if operations:
         found["flops_per_second"] = steps_per_second * operations

@@ -106,9 +106,11 @@ def see_the_same(folder: Path) -> None:
         if not path.exists() or path.read_text() != word:
             raise ValueError(f"workdir must be one folder that all processes share, got {folder}, which is another one")
 
-    together(look)
-    if is_first():
-        path.unlink()
+    try:
+        together(look)
+    finally:
+        if is_first():
+            path.unlink()
 
 
 class Stop(contextlib.AbstractContextManager):

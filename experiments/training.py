@@ -135,7 +135,8 @@ def _loop(run: Run, objective: Objective, look: Callable, stack: contextlib.Exit
         )
     )
     found = _resume(run, checkpoints, like, say)
-    state, first, record = found or (first_state(), 0, {})
+    state, first = found[:2] if found else (first_state(), 0)
+    record: dict[str, Any] = found[2] if found else {}
     with usage_errors():
         distributed.agree({"the step to go on from": first})
         log = distributed.together(lambda: MetricsLog(run.workdir, first) if first_process else NoLog())

@@ -145,7 +145,9 @@ def test_bits_of_a_model_that_knows_nothing(module, data_dir, tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(1, init_state(jax.random.key(0), params, build.optimizer(config)), record)
     flags = (f"--checkpoint={tmp_path}", "--num=4", "--levels=5", "--draws=2", "--steps=3", "--probes=2")
-    text = call("evaluate", *flags, f"--data_dir={data_dir}")
+    alone = call("evaluate", *flags, f"--data_dir={data_dir}")
+    text = call("evaluate", *flags, f"--data_dir={data_dir}", devices=4)
+    assert text == alone  # to all digits that it prints
     found = json.loads((tmp_path / "bits.json").read_text())["routes"]
     assert all(np.isfinite(v["bits"]) and v["stderr"] > 0 for v in found.values())
     for name in found:

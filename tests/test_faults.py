@@ -1,28 +1,19 @@
-"""Runs that are disturbed: signals, losses that are not finite, bad data, full disks, processes that die.
+"""Runs that are disturbed: signals, losses that are not finite, bad data, full disks. As processes: test_processes."""
 
-The slow tests run the entrypoints as processes; `--kills` says how often they are killed.
-"""
-
-import dataclasses
 import os
-import random
 import re
 import signal
-import socket
-import subprocess
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_experiments import ENV, ROOT, command, metrics, training_flags
-from test_training import FORMS, batch_of, on
+from test_experiments import metrics
+from test_training import batch_of, on
 
 from diffax.training import Checkpoints, init_state, manifest, train_step
 from experiments import build, checks, distributed, metrics_log, training
-from experiments.checkpoint import load_model
 from experiments.configs import smoke
 from experiments.data.datasets import open_dataset
 from experiments.data.pipeline import RecordError, batches, places
@@ -163,7 +154,7 @@ def test_some_may_be_left_out(prepared, capsys):
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", build.PARALLEL)
 def test_a_gradient_that_is_not_finite_moves_nothing(form):
     """The loss may be finite: sqrt(0)'s slope is not. In any layout, with and without parts."""
 
@@ -370,165 +361,3 @@ def test_bad_settings(group, key, value, message):
     config.parallel = "tpu"
     with pytest.raises(ValueError, match=r"config.parallel must be one of pmap, jit, fsdp, got 'tpu'"):
         checks.check_config(config, 8)
-
-
-# Processes
-
-
-def processes(count, flags, *, devices=4, heartbeat=10, each=lambda i: ()):
-    """`count` of them that train together on this machine; their output goes nowhere but through the workdir."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    env = {**ENV, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    if count > 1:
-        env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
-    more = [f"--heartbeat_seconds={heartbeat}"]
-    return [
-        subprocess.Popen(
-            command("train", *flags, *more, *each(i)),
-            env={**env, "JAX_PROCESS_ID": str(i)},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(count)
-    ]
-
-
-def finish(running, timeout=240):
-    """(status, output) of each."""
-    return [(process.communicate(timeout=timeout)[0], process.returncode)[::-1] for process in running]
-
-
-def wait_for(condition, running, timeout=240):
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end
-        for process in running:
-            assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
-
-
-def steps_of(workdir):
-    folder = workdir / "checkpoints"
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) if folder.is_dir() else []
-
-
-@pytest.mark.slow
-def test_two_processes_stop_together_and_one_goes_on(data_dir, tmp_path):
-    """SIGTERM to one of two: both save at the same step. Then one process of 2 devices, another form; as if alone."""
-    settings = (
-        "--config.train.sample_every=1000",
-        "--config.train.checkpoint_every=100",
-        "--config.train.num_steps=40",
-    )
-    flags = training_flags(data_dir, tmp_path / "two", *settings)
-    running = processes(2, (*flags, "--config.parallel=fsdp"))
-    wait_for(lambda: (tmp_path / "two" / "metrics.jsonl").exists() and len(metrics(tmp_path / "two")) > 2, running)
-    running[1].send_signal(signal.SIGTERM)
-    ended = finish(running)
-    assert [status for status, _ in ended] == [75, 75], ended
-    assert len(steps_of(tmp_path / "two")) == 1
-    (alone,) = finish(processes(1, (*flags, "--config.parallel=pmap"), devices=2))
-    assert alone[0] == 0, alone
-    assert f"restored step {steps_of(tmp_path / 'two')[0]}" in alone[1]
-    (straight,) = finish(processes(1, training_flags(data_dir, tmp_path / "one", *settings), devices=1))
-    assert straight[0] == 0, straight
-    ours, theirs = (log_of(tmp_path / name) for name in ("two", "one"))
-    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
-    np.testing.assert_allclose([m["loss"] for m in ours], [m["loss"] for m in theirs], rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_when_one_of_two_dies_the_other_ends(data_dir, tmp_path):
-    """By itself, within the heartbeat's time; then both go on from the last checkpoint."""
-    settings = ("--config.train.sample_every=1000", "--config.train.checkpoint_every=5")
-    flags = training_flags(data_dir, tmp_path, *settings)
-    running = processes(2, flags, heartbeat=10)
-    wait_for(lambda: steps_of(tmp_path), running)
-    running[1].kill()
-    start = time.monotonic()
-    ended = finish(running, timeout=60)
-    assert time.monotonic() - start < 40
-    assert ended[0][0] not in (0, 75)
-    ended = finish(processes(2, flags))
-    assert [status for status, _ in ended] == [0, 0], ended
-    assert "restored step" in ended[0][1]
-    assert [m["step"] for m in metrics(tmp_path)] == [1, 5, 10, 15, 20]
-
-
-@pytest.mark.slow
-def test_processes_that_mean_another_run_stop(data_dir, tmp_path):
-    running = processes(2, training_flags(data_dir, tmp_path), each=lambda i: (f"--config.seed={i}",))
-    for status, text in finish(running):
-        assert status == 2, text
-        assert "error: the config must be the same on all processes, got another one on process 1" in text
-    assert not (tmp_path / "checkpoints").exists()
-
-
-@pytest.mark.slow
-def test_kills_at_random_moments_change_no_bit(data_dir, tmp_path, request):
-    """The same command after each SIGKILL; parameters and log in the end are those of the straight run."""
-    settings = ("--config.train.sample_every=1000", "--config.train.checkpoint_every=3", "--config.train.num_steps=60")
-    (straight,) = finish(processes(1, training_flags(data_dir, tmp_path / "straight", *settings), devices=2))
-    assert straight[0] == 0, straight
-    flags, draw, kills = training_flags(data_dir, tmp_path / "killed", *settings), random.Random(0), 0
-    while kills < request.config.getoption("--kills"):
-        (process,) = processes(1, flags, devices=2)
-        before = max(steps_of(tmp_path / "killed"), default=0)
-        # Anywhere between the start and some steps after the first save of this life.
-        if draw.random() < 0.8 and before < 54:
-            wait_for(lambda before=before: max(steps_of(tmp_path / "killed"), default=0) > before, [process])
-        time.sleep(draw.random() * 0.3)
-        process.kill()
-        process.communicate()
-        kills += 1
-    (end,) = finish(processes(1, flags, devices=2))
-    assert end[0] == 0, end
-    assert log_of(tmp_path / "killed") == log_of(tmp_path / "straight")
-    model = load_model(tmp_path / "straight")
-    like = init_state(jax.random.key(0), model.params, build.optimizer(model.config))
-    ends = []
-    for name in ("killed", "straight"):
-        with Checkpoints(tmp_path / name / "checkpoints", read_only=True) as checkpoints:
-            ends.append(checkpoints.restore_latest(like).state)
-    same = lambda a, b: np.testing.assert_array_equal(jax.random.key_data(a), jax.random.key_data(b))
-    same(*(end.key for end in ends))
-    jax.tree.map(np.testing.assert_array_equal, *(dataclasses.replace(end, key=()) for end in ends))
-
-
-@pytest.mark.slow
-def test_a_disk_that_fills_up_and_is_emptied(data_dir, tmp_path):
-    """A file system of its own, small; what was saved stays whole, and the same command ends the run."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True).returncode:
-        pytest.skip("a tmpfs cannot be mounted here")
-    try:
-        settings = ("--config.train.sample_every=1000", "--config.train.checkpoint_every=5")
-        flags = training_flags(data_dir, disk / "run", *settings, "--config.train.compile_cache=False")
-        (process,) = processes(1, flags, devices=1)
-        wait_for(lambda: steps_of(disk / "run"), [process])
-        ballast = disk / "ballast"
-        try:
-            with ballast.open("wb") as file:
-                while True:
-                    file.write(bytes(4096))
-        except OSError:
-            pass
-        ((status, text),) = finish([process])
-        assert status == 1, text
-        assert "could not be saved, step" in text
-        assert "error: step 20 could not be saved" in text  # by the run itself, in a line
-        assert "space" in text.lower()
-        left = steps_of(disk / "run")
-        assert left
-        ballast.unlink()
-        (again,) = finish(processes(1, flags, devices=1))
-        assert again[0] == 0, again
-        assert f"restored step {left[-1]}" in again[1]
-        assert [m["step"] for m in metrics(disk / "run")] == [1, 5, 10, 15, 20]
-    finally:
-        subprocess.run(["umount", str(disk)], check=False)

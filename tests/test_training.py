@@ -42,16 +42,9 @@ def make(optimizer=None, ema_decay=0.9):
     return state, training.train_step(quadratic, optimizer, ema_decay=ema_decay)
 
 
-FORMS = {
-    "pmap": (training.data_parallel, "replicate"),
-    "jit": (training.sharded, "replicate"),
-    "fsdp": (lambda step, mesh: training.sharded(step, mesh, "fsdp"), "fsdp"),
-}
-
-
 def on(form, count, state, step):
     """(state, step) on so many devices."""
-    parallel, rule = FORMS[form]
+    parallel, rule = build.PARALLEL[form]
     mesh = training.make_mesh(jax.devices()[:count])
     return training.place(state, mesh, rule), parallel(step, mesh)
 
@@ -106,7 +99,7 @@ def test_what_a_loss_remembers_does_not_depend_on_the_layout(tmp_path):
         np.testing.assert_array_equal(checkpoints.restore(3, empty).memory, ends[1].memory)
         np.testing.assert_array_equal(checkpoints.restore_ema(3, {"w": jnp.zeros(D)})["w"], ends[1].ema["w"])
         for other in ({}, {"v": jnp.zeros(D)}, {"v": jnp.zeros(D), "w": jnp.zeros(D)}):
-            with pytest.raises(ValueError, match="checkpoint .*3 must hold"):
+            with pytest.raises(ValueError, match=r"checkpoint .*3 must hold"):
                 checkpoints.restore_ema(3, other)
 
 
@@ -232,7 +225,7 @@ def test_a_damaged_export_is_refused(tmp_path):
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", build.PARALLEL)
 def test_parts_of_a_batch_are_the_whole(form):
     """Gradient, loss and what is remembered, in any layout; 8 devices, 16 examples, two parts each."""
 
