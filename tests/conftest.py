@@ -4,10 +4,12 @@ import gc
 import os
 import tempfile
 
-# Most programs here run once: what LLVM's passes take is never won back. CI's run on the newest
-# JAX, which sets the level in XLA_FLAGS, compiles as users do.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ["XLA_FLAGS"] = f"{QUICK} --xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
+# Most programs here run once: what LLVM's passes take is never won back. CI's run on the newest JAX, which sets the
+# level in XLA_FLAGS, compiles as users do.
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # What takes over a second to compile is shared by the workers and by the entrypoints they start.

@@ -12,7 +12,6 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
-from conftest import QUICK
 from PIL import Image
 
 from diffax.training import make_mesh
@@ -24,13 +23,18 @@ ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
 
 
+def xla_flags(devices):
+    """Those of the tests themselves, with another number of devices."""
+    return os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+
+
 def command(name, *flags):
     return [sys.executable, "-m", f"experiments.{name}", *flags]
 
 
 def call(name, *flags, devices=1, ok=True):
     """Runs an entrypoint; returns what it printed. A failure must be one line and status 2."""
-    env = {**ENV, "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}"}
+    env = {**ENV, "XLA_FLAGS": xla_flags(devices)}
     done = subprocess.run(command(name, *flags), capture_output=True, text=True, env=env, cwd=ROOT)
     if ok:
         assert done.returncode == 0, done.stderr[-2000:]
@@ -76,7 +80,7 @@ def test_training_leaves_what_it_promises(trained):
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(trained, data_dir, tmp_path):
     """SIGKILL after the first checkpoint; the same command then ends with the bits of the straight run."""
-    env = {**ENV, "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=1"}
+    env = {**ENV, "XLA_FLAGS": xla_flags(1)}
     process = subprocess.Popen(
         command("train", *training_flags(data_dir, tmp_path, "--config.train.sample_every=1000")),
         env=env,
