@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from diffax.nn import UNet
-from diffax.nn.layers import dropout, sinusoidal
+from diffax.nn.attention import attend
+from diffax.nn.layers import double, dropout, halve, sinusoidal
 
 KEY = jax.random.key(0)
 SMALL = {"channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1, "attention_levels": (1,)}
@@ -30,6 +31,120 @@ def test_ddpm_s_cifar10_network_has_35_7_million_parameters():
     params = jax.eval_shape(lambda: net.init(KEY, jnp.zeros((1, 32, 32, 3)), jnp.zeros(1)))
     assert count(params) == 35_746_307
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize(
+    ("published", "settings", "channels"),
+    [
+        (
+            859_520_964,  # Stable Diffusion 1.5
+            {"channels": 320, "channel_multipliers": (1, 2, 4, 4), "attention_levels": (0, 1, 2), "attention": "cross"}
+            | {"context_dim": 768, "num_heads": 8},
+            4,
+        ),
+        (
+            865_910_724,  # Stable Diffusion 2.1
+            {"channels": 320, "channel_multipliers": (1, 2, 4, 4), "attention_levels": (0, 1, 2), "attention": "cross"}
+            | {"context_dim": 1024, "head_channels": 64},
+            4,
+        ),
+    ],
+)
+def test_published_sizes(published, settings, channels):
+    net = UNet(**settings)
+    assert count(jax.eval_shape(net.init, KEY, jnp.zeros((1, 64, 64, channels)), jnp.zeros(1))) == published
+
+
+def test_adm_s_imagenet_64_network_has_296_million_parameters():
+    """Dhariwal & Nichol 2021, table 4: 296M; with a variance, and a null label more than theirs."""
+    adm = {"channels": 192, "channel_multipliers": (1, 2, 3, 4), "num_res_blocks": 3, "attention_levels": (1, 2, 3)}
+    net = UNet(**adm, head_channels=64, resample="block", scale_shift=True, num_classes=1000, outputs=2)
+    found = count(jax.eval_shape(net.init, KEY, jnp.zeros((1, 64, 64, 3)), jnp.zeros(1)))
+    assert round(found / 1e6) == 296
+
+
+CONDITIONED = {"context_dim": 5, "vector_dim": 3, "image_channels": 2, "attention": "cross"}
+
+
+@pytest.fixture(scope="module")
+def conditioned():
+    """A network of all kinds of blocks and conditions: (params, x, conditions, the compiled call)."""
+    options = {"resample": "block", "scale_shift": True, "rescale": 2**0.5, "head_channels": 4}
+    net = UNet(**SMALL, **CONDITIONED, **options)
+    x = jax.random.normal(KEY, (3, 5, 6, 1))
+    keys = jax.random.split(KEY, 3)
+    conditions = {
+        "context": jax.random.normal(keys[0], (3, 4, 5)),
+        "context_mask": jnp.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool),
+        "vector": jax.random.normal(keys[1], (3, 3)),
+        "image": jax.random.normal(keys[2], (3, 5, 6, 2)),
+    }
+    params = shaken(net, x)
+    return params, x, conditions, jax.jit(net.apply)
+
+
+@pytest.mark.newest
+def test_each_condition_acts_on_its_own_example_alone(conditioned):
+    params, x, conditions, apply = conditioned
+    y = apply(params, x, 0.5, **conditions)
+    assert y.shape == x.shape
+    for name in ("context", "vector", "image"):
+        other = apply(params, x, 0.5, **{**conditions, name: conditions[name].at[0].add(1.0)})
+        assert float(jnp.abs(other[0] - y[0]).max()) > 1e-3, name
+        np.testing.assert_allclose(other[1:], y[1:], atol=1e-5)
+
+
+def test_tokens_that_are_not_there_change_nothing(conditioned):
+    """Those that are masked; and all of them is none, which is a network without context."""
+    params, x, conditions, apply = conditioned
+    y = apply(params, x, 0.5, **conditions)
+    context = conditions["context"].at[1, 2:].set(7.0).at[2].set(-7.0)
+    np.testing.assert_allclose(apply(params, x, 0.5, **{**conditions, "context": context}), y, atol=1e-5)
+    none = {**conditions, "context": None, "context_mask": None}
+    np.testing.assert_allclose(apply(params, x, 0.5, **none)[2], y[2], atol=1e-5)
+    short = {**conditions, "context": conditions["context"][:, :2], "context_mask": conditions["context_mask"][:, :2]}
+    np.testing.assert_allclose(apply(params, x, 0.5, **short)[1:], y[1:], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "message"),
+    [
+        ({}, {"context": np.ones((2, 3, 4))}, "context was given to a network without it: set context_dim"),
+        ({"vector_dim": 3}, {"vector": np.ones((2, 4))}, r"vector must have shape \(2, 3\), got \(2, 4\)"),
+        ({"image_channels": 1}, {"image": np.ones((2, 4, 4, 1))}, r"image must have shape \(2, 8, 8, 1\), got"),
+        ({"attention": "cross"}, {}, "context_dim must be given with attention = 'cross' alone, got None"),
+        ({"attention": "linear"}, {}, "attention must be one of self, cross, got 'linear'"),
+        ({"resample": "pool"}, {}, "resample must be one of conv, block, got 'pool'"),
+        ({"head_channels": 3}, {}, "head_channels must divide the 16 channels, got 3"),
+        ({"norm_groups": 3}, {}, "norm_groups must divide the 8 channels, got 3"),
+    ],
+)
+def test_bad_conditions_are_refused(settings, given, message):
+    net = UNet(**{**SMALL, **settings})
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda: net.init(KEY, jnp.ones((2, 8, 8, 1)), 0.5, **given))
+
+
+def test_an_empty_mask_has_a_value_and_a_gradient():
+    """Softmax over no token: zero; over the others as without the mask; and by the plain formula."""
+    q, k, v = (jax.random.normal(key, (2, 3, 1, 4)) for key in jax.random.split(KEY, 3))
+    mask = jnp.array([[True, False, True], [False, False, False]])
+    found = attend(q, k, v, mask)
+    kept = np.array([0, 2])
+    scores = np.einsum("nd,md->nm", q[0, :, 0], k[0, kept, 0]) / 2
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    np.testing.assert_allclose(found[0, :, 0], weights @ np.asarray(v)[0, kept, 0], atol=1e-6)
+    assert not found[1].any()
+    grads = jax.grad(lambda *a: attend(*a, mask).sum(), (0, 1, 2))(q, k, v)
+    assert all(np.isfinite(g).all() for g in grads)
+    np.testing.assert_array_equal(attend(q, k, v), attend(q, k, v, implementation="xla"))
+
+
+def test_halving_is_the_mean_of_what_is_there():
+    x = jnp.arange(5.0).reshape(1, 5, 1)
+    np.testing.assert_array_equal(halve(x)[0, :, 0], [0.5, 2.5, 4.0])
+    np.testing.assert_array_equal(double(halve(x), (5,))[0, :, 0], [0.5, 0.5, 2.5, 2.5, 4.0])
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +185,12 @@ def test_odd_sizes_and_one_to_three_dimensions(shape):
         ({"attention_levels": (2,)}, (2, 8, 8, 1), None, "attention_levels must lie below 2, got 2"),
         ({}, (2, 8, 8, 1), 0, "label was given to a network without classes"),
         ({"num_classes": 3}, (2, 8, 8, 1), np.array([0, 4]), r"label must be in \[0, 3\], got \[0, 4\]"),
-        ({"channel_multipliers": ()}, (2, 8, 8, 1), None, r"channel_multipliers must be ints >= 1, got \(\)"),
+        (
+            {"channel_multipliers": ()},
+            (2, 8, 8, 1),
+            None,
+            r"numbers that give channels, got \(\)",
+        ),
         ({"num_heads": 3}, (2, 8, 8, 1), None, "num_heads must divide the 16 channels, got 3"),
         ({"channels": 5}, (2, 8, 8, 1), None, "dim must be even"),
     ],

@@ -1,31 +1,32 @@
-"""The U-Net of DDPM (Ho et al. 2020, appendix B), with class conditioning."""
+"""The U-Net in 1 to 3 dimensions: of DDPM (Ho et al. 2020), ADM (Dhariwal & Nichol 2021), Stable Diffusion 1 and 2.
 
+ddpm  UNet(channels=128, channel_multipliers=(1, 2, 2, 2), attention_levels=(1,))                35.7M parameters
+adm   UNet(channels=192, channel_multipliers=(1, 2, 3, 4), num_res_blocks=3, attention_levels=(1, 2, 3),
+head_channels=64, resample="block", scale_shift=True, num_classes=1000)               ImageNet 64
+sd    UNet(channels=320, channel_multipliers=(1, 2, 4, 4), attention_levels=(0, 1, 2), attention="cross",
+context_dim=768, num_heads=8)                                                         859.5M
+"""
+
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.nn.layers import (
-    ZEROS,
-    AttentionBlock,
-    Downsample,
-    ResBlock,
-    Upsample,
-    conv,
-    group_norm,
-    sinusoidal,
-)
-from diffax.pytrees import check
+from diffax.nn.attention import AttentionBlock, CrossAttentionBlock, Implementation
+from diffax.nn.layers import ZEROS, Downsample, ResBlock, Upsample, conv, group_norm, sinusoidal
+from diffax.pytrees import check, choose
 from diffax.typing import Array, Float, Key
 
 
 class UNet(nn.Module):
-    """A U-Net y = f(x, t, label).
+    """A U-Net y = f(x, t, label, ...).
 
     Level i has `channels * channel_multipliers[i]` channels at 1 / 2^i of the input's size, rounded up: odd
     sizes work. Each level has `num_res_blocks` residual blocks on the way down and one more on the way up, each
-    followed by self-attention where the level is in `attention_levels`; the middle has two around one attention.
+    followed by attention where the level is in `attention_levels`; the middle has two around one attention.
 
     Attributes:
       out_channels: channels of y; None for those of x, times `outputs`.
@@ -34,37 +35,69 @@ class UNet(nn.Module):
       channel_multipliers: a multiplier for each level.
       num_res_blocks: residual blocks a level.
       attention_levels: indices of the levels with attention, e.g. (1,) for 16x16 of a 32x32 input.
+      attention: "self", among the places, or "cross", transformer blocks that also attend to the context.
+      middle_attention: whether the middle has it.
       num_heads: attention heads.
+      head_channels: channels of a head, in place of `num_heads`.
+      transformer_depth: transformer blocks in each "cross" attention.
+      context_dim: width of the context's tokens.
+      vector_dim: size of a continuous condition, or None.
+      image_channels: channels of an image to condition on, at the size of x; 0 for none.
+      resample: between levels, "conv", a convolution, or "block", a residual block that halves or doubles.
+      scale_shift: how the embedding acts, see `ResBlock`.
+      rescale: residual sums are divided by it; sqrt(2) keeps their variance (Song et al. 2021).
+      norm_groups, norm_eps: of the norms, see `group_norm`.
+      pad_after: see `Downsample`.
       dropout_rate: dropout in the residual blocks; active where a key is given.
       num_classes: number of labels, or None; label `num_classes` is the null label, "no class given".
       time_scale: what t is multiplied by before its sinusoidal embedding; 1000 for t in [0, 1]. To condition on
         log-SNR pass it in place of t, with a scale of about 1000 / 40.
+      time_shift, time_cos_first: see `sinusoidal`.
       remat: compute the activations of a block again on the way back, rather than keep them: less memory, about a
         third more work (Chen et al. 2016). The parameters are the same.
+      implementation: of attention, see `attend`.
       dtype: what the network computes in; parameters and result stay float32.
-
-    The DDPM CIFAR-10 network, `UNet(channels=128, channel_multipliers=(1, 2, 2, 2), attention_levels=(1,))`,
-    has 35.7M parameters.
     """
 
     out_channels: int | None = None
     outputs: int = 1
     channels: int = 128
-    channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    channel_multipliers: tuple[float, ...] = (1, 2, 2, 2)
     num_res_blocks: int = 2
     attention_levels: tuple[int, ...] = (1,)
+    attention: str = "self"
+    middle_attention: bool = True
     num_heads: int = 1
+    head_channels: int | None = None
+    transformer_depth: int = 1
+    context_dim: int | None = None
+    vector_dim: int | None = None
+    image_channels: int = 0
+    resample: str = "conv"
+    scale_shift: bool = False
+    rescale: float = 1.0
+    norm_groups: int | None = None
+    norm_eps: float = 1e-5
+    pad_after: bool = False
     dropout_rate: float = 0.0
     num_classes: int | None = None
     time_scale: float = 1000.0
+    time_shift: int = 1
+    time_cos_first: bool = False
     remat: bool = False
+    implementation: Implementation = None
     dtype: Any = jnp.float32
 
-    def _check(self, x: Any, label: Any) -> None:
+    @property
+    def widths(self) -> list[int]:
+        """The channels of each level."""
+        return [round(self.channels * multiplier) for multiplier in self.channel_multipliers]
+
+    def _check(self, x: Any, label: Any, given: dict[str, Any]) -> None:
         if x.ndim < 3 or x.ndim > 5:
             raise ValueError(f"x must have shape (B, *space, C) with 1 to 3 spatial axes, got {x.shape}")
-        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
-            raise ValueError(f"channel_multipliers must be ints >= 1, got {self.channel_multipliers}")
+        if not self.channel_multipliers or min(self.widths) < 1:
+            raise ValueError(f"channel_multipliers must be numbers that give channels, got {self.channel_multipliers}")
         factor = 2 ** (len(self.channel_multipliers) - 1)
         if min(x.shape[1:-1]) * 2 <= factor:
             levels = len(self.channel_multipliers)
@@ -72,78 +105,145 @@ class UNet(nn.Module):
         bad = [i for i in self.attention_levels if not 0 <= i < len(self.channel_multipliers)]
         if bad:
             raise ValueError(f"attention_levels must lie below {len(self.channel_multipliers)}, got {bad[0]}")
+        choose("attention", self.attention, ("self", "cross"))
+        choose("resample", self.resample, ("conv", "block"))
+        if (self.attention == "cross") != (self.context_dim is not None):
+            raise ValueError(f"context_dim must be given with attention = 'cross' alone, got {self.context_dim}")
         if label is not None and self.num_classes is None:
             raise ValueError("label was given to a network without classes: set num_classes")
         if label is not None:
             check("label", label, f"in [0, {self.num_classes}]", lambda v: (v >= 0) & (v <= self.num_classes))
+        expected = {
+            "context": (x.shape[0], None, self.context_dim),
+            "vector": (x.shape[0], self.vector_dim),
+            "image": (*x.shape[:-1], self.image_channels),
+        }
+        for name, value in given.items():
+            _check_condition(name, value, expected[name])
 
-    def _embed(self, x: Any, t: Any, label: Any) -> Array:
-        """The (B, 4 channels) embedding of time and class."""
+    def _embed(self, x: Any, t: Any, label: Any, vector: Any) -> Array:
+        """The (B, 4 channels) embedding of time, class and vector."""
         width = 4 * self.channels
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
-        emb = sinusoidal(t, self.channels, scale=self.time_scale)
+        frequencies: dict[str, Any] = {"shift": self.time_shift, "cos_first": self.time_cos_first}
+        emb = sinusoidal(t, self.channels, scale=self.time_scale, **frequencies)
         emb = nn.Dense(width, dtype=self.dtype, name="time_1")(emb)
         emb = nn.Dense(width, dtype=self.dtype, name="time_2")(nn.silu(emb))
         if self.num_classes is not None:
             label = self.num_classes if label is None else label
             label = jnp.broadcast_to(jnp.asarray(label), x.shape[:1])
             emb = emb + nn.Embed(self.num_classes + 1, width, dtype=self.dtype, name="label")(label)
+        if self.vector_dim is not None:
+            vector = jnp.zeros((x.shape[0], self.vector_dim)) if vector is None else vector
+            vector = nn.Dense(width, dtype=self.dtype, name="vector_1")(vector)
+            emb = emb + nn.Dense(width, dtype=self.dtype, name="vector_2")(nn.silu(vector))
         return emb
+
+    def _attend(self, width: int, context: Any, mask: Any) -> Callable:
+        """A new attention block, h -> h."""
+        if self.head_channels is not None and width % self.head_channels:
+            raise ValueError(f"head_channels must divide the {width} channels, got {self.head_channels}")
+        heads = self.num_heads if self.head_channels is None else width // self.head_channels
+        shared = {"norm_groups": self.norm_groups, "implementation": self.implementation}
+        if self.attention == "self":
+            block = _again(AttentionBlock, self.remat)
+            return block(heads, self.dtype, self.rescale, eps=self.norm_eps, **shared)
+        block = _again(CrossAttentionBlock, self.remat)(heads, self.dtype, self.transformer_depth, **shared)
+        return lambda h: block(h, context, mask)
+
+    def _residual(self, emb: Any, keys: Iterator[Any]) -> Callable:
+        """(h, width, resample, space) -> h, by a new residual block each time."""
+        options = {"dtype": self.dtype, "scale_shift": self.scale_shift, "rescale": self.rescale}
+        norms = {"norm_groups": self.norm_groups, "eps": self.norm_eps}
+        residual = functools.partial(_again(ResBlock, self.remat), **options, **norms)
+
+        def block(h, width, resample=None, space=None):
+            return residual(width, self.dropout_rate, resample=resample)(h, emb, next(keys), space)
+
+        return block
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch *space c"], t: Any, label: Any = None, *, key: Key | None = None
+        self,
+        x: Float[Array, "batch *space c"],
+        t: Any,
+        label: Any = None,
+        *,
+        context: Any = None,
+        context_mask: Any = None,
+        vector: Any = None,
+        image: Any = None,
+        key: Key | None = None,
     ) -> Float[Array, "batch *space out"]:
-        """The prediction y.
+        """The prediction y. What is conditioned on and not given is "none": no tokens, zeros.
 
         Args:
           x: (B, *space, C).
           t: () or (B,).
           label: () or (B,) ints in [0, num_classes], or None for the null label.
+          context: (B, m, context_dim) tokens to attend to.
+          context_mask: (B, m), which of them there are; None for all.
+          vector: (B, vector_dim).
+          image: (B, *space, image_channels), put beside x in the channels (super-resolution, inpainting).
           key: (B,) or () dropout keys, or None to switch dropout off.
 
         Returns:
           (B, *space, out_channels), float32.
 
         Raises:
-          ValueError: for shapes the network cannot take, or a label it has no classes for.
+          ValueError: for shapes the network cannot take, or a condition that it was not made for.
         """
-        self._check(x, label)
-        emb = self._embed(x, t, label)
-        residual, attention = _again(ResBlock, self.remat), _again(AttentionBlock, self.remat)
-        count = iter(range(1000))  # numbers the residual blocks, for their dropout keys
-
-        def block(h, width, level=None):
-            block_key = None if key is None else random.fold_in(key, next(count))
-            h = residual(width, self.dropout_rate, self.dtype)(h, emb, block_key)
-            attend = level is None or level in self.attention_levels
-            return attention(self.num_heads, self.dtype)(h) if attend else h
-
-        widths = [self.channels * m for m in self.channel_multipliers]
-        h = conv(widths[0], x.ndim - 2, self.dtype, name="conv_in")(x.astype(self.dtype))
-        skips = [h]
-        for level, width in enumerate(widths):
-            for _ in range(self.num_res_blocks):
-                h = block(h, width, level)
-                skips.append(h)
-            if level < len(widths) - 1:
-                h = Downsample(self.dtype)(h)
-                skips.append(h)
-
-        h = block(h, widths[-1])
-        last_key = None if key is None else random.fold_in(key, next(count))
-        h = residual(widths[-1], self.dropout_rate, self.dtype)(h, emb, last_key)
-
-        for level in reversed(range(len(widths))):
-            for _ in range(self.num_res_blocks + 1):
-                h = block(jnp.concatenate([h, skips.pop()], -1), widths[level], level)
-            if level > 0:
-                h = Upsample(self.dtype)(h, skips[-1].shape[1:-1])
-
-        h = nn.silu(group_norm(h.shape[-1], self.dtype)(h))
+        given = {"context": context, "vector": vector, "image": image}
+        self._check(x, label, {name: value for name, value in given.items() if value is not None})
         channels = self.outputs * x.shape[-1] if self.out_channels is None else self.out_channels
-        h = conv(channels, x.ndim - 2, self.dtype, kernel_init=ZEROS, name="conv_out")(h)
-        return h.astype(jnp.float32)
+        if self.attention == "cross" and context is None:
+            context, context_mask = jnp.zeros((x.shape[0], 1, self.context_dim)), jnp.zeros((x.shape[0], 1), bool)
+        if self.image_channels:
+            x = jnp.concatenate([x, jnp.zeros((*x.shape[:-1], self.image_channels)) if image is None else image], -1)
+        keys = (None if key is None else random.fold_in(key, number) for number in range(1000))
+        residual = self._residual(self._embed(x, t, label, vector), keys)
+
+        def block(h, level):
+            h = residual(h, self.widths[level])
+            return self._attend(self.widths[level], context, context_mask)(h) if level in self.attention_levels else h
+
+        last = len(self.widths) - 1
+        h = conv(self.widths[0], x.ndim - 2, self.dtype, name="conv_in")(x.astype(self.dtype))
+        skips = [h]
+        for level, width in enumerate(self.widths):
+            for _ in range(self.num_res_blocks):
+                h = block(h, level)
+                skips.append(h)
+            if level < last:
+                down = Downsample(self.dtype, self.pad_after) if self.resample == "conv" else None
+                h = residual(h, width, "down") if down is None else down(h)
+                skips.append(h)
+
+        h = residual(h, self.widths[last])
+        h = self._attend(self.widths[last], context, context_mask)(h) if self.middle_attention else h
+        h = residual(h, self.widths[last])
+
+        for level in reversed(range(len(self.widths))):
+            for _ in range(self.num_res_blocks + 1):
+                h = block(jnp.concatenate([h, skips.pop()], -1), level)
+            if level > 0:
+                space = skips[-1].shape[1:-1]
+                up = Upsample(self.dtype) if self.resample == "conv" else None
+                h = residual(h, self.widths[level], "up", space) if up is None else up(h, space)
+
+        h = nn.silu(group_norm(h.shape[-1], self.dtype, groups=self.norm_groups, eps=self.norm_eps)(h))
+        return conv(channels, x.ndim - 2, self.dtype, kernel_init=ZEROS, name="conv_out")(h).astype(jnp.float32)
+
+
+def _check_condition(name: str, value: Any, expected: tuple[int | None, ...]) -> None:
+    """Raises `ValueError` for a condition that the network was not made for."""
+    size, setting = expected[-1], {"context": "context_dim", "vector": "vector_dim", "image": "image_channels"}[name]
+    if not size:
+        raise ValueError(f"{name} was given to a network without it: set {setting}")
+    shape = jnp.shape(value)
+    if len(shape) != len(expected) or any(b is not None and a != b for a, b in zip(shape, expected, strict=True)):
+        wanted = ", ".join("m" if size is None else str(size) for size in expected)
+        raise ValueError(f"{name} must have shape ({wanted}), got {shape}")
 
 
 def _again(block: Any, remat: bool) -> Any:

@@ -1,0 +1,1 @@
+"""Pretrained weights of other libraries, from safetensors files: never pickle."""

@@ -1,0 +1,150 @@
+"""Weights between a state dict of torch and Flax parameters, module by module, by a table of links.
+
+| module | theirs | ours |
+| --- | --- | --- |
+| dense | `weight` (out, in) | `kernel` (in, out) |
+| convolution | `weight` (out, in, *window) | `kernel` (*window, in, out) |
+| convolution of window 1, a `Dense` here | `weight` (out, in, 1, ..) | `kernel` (in, out) |
+| norm | `weight` | `scale` |
+| table | `weight` | `embedding` |
+
+and `bias` is `bias`. Files are safetensors; nothing is ever unpickled.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+
+
+class Link(NamedTuple):
+    """One module, there and here.
+
+    theirs: its name, the front of the names of its tensors. ours: its path in the parameters. places: of a `Dense`
+    that is a convolution of window 1 there, over how many axes.
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    places: int = 0
+
+
+def from_torch(tensors: dict[str, np.ndarray], links: Iterable[Link], like: Any) -> Any:
+    """Parameters with the structure, shapes and dtypes of `like` from a state dict.
+
+    like: parameters, or their shapes by `jax.eval_shape`.
+
+    Raises:
+      ValueError: if tensors are missing, unknown or of another shape; lists them all. Nothing is loaded half.
+    """
+    flat, wanted, problems = {}, _leaves(like), []
+    names = _names(links, wanted)
+    for path, (name, places) in names.items():
+        if name not in tensors:
+            problems.append(f"{name} is missing")
+            continue
+        value, leaf = _to_ours(tensors[name], path, places), wanted[path]
+        if value.shape != leaf.shape:
+            problems.append(f"{name} must be {_theirs(leaf, path, places)}, got {tensors[name].shape}")
+        else:
+            flat[path] = value.astype(leaf.dtype)
+    known = {name for name, _ in names.values()}
+    problems += [f"{name} is unknown" for name in tensors if name not in known]
+    if problems:
+        raise ValueError(f"the weights do not fit the network, {len(problems)} do not: {'; '.join(sorted(problems))}")
+    treedef = jax.tree.structure(like)
+    return jax.tree.unflatten(treedef, [flat[path] for path in wanted])
+
+
+def to_torch(params: Any, links: Iterable[Link]) -> dict[str, np.ndarray]:
+    """The state dict of parameters: `from_torch` of it gives them back exactly."""
+    leaves = _leaves(params)
+    found = {}
+    for path, (name, places) in _names(links, leaves).items():
+        value = np.asarray(leaves[path])
+        if path[-1] == "kernel":
+            value = np.moveaxis(value, (-1, -2), (0, 1))
+            value = value.reshape(*value.shape, *(1,) * places)
+        found[name] = np.ascontiguousarray(value)
+    return found
+
+
+def load_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file.
+
+    Raises:
+      ValueError: if it is none; of a file that can run code when it is read, where only such a one is there.
+    """
+    path = Path(path)
+    if not path.exists() and (other := next(path.parent.glob("*.bin"), None)):
+        raise ValueError(f"weights must be safetensors, got {other.name}: save them with safe_serialization=True")
+    if not path.exists():
+        raise ValueError(f"weights must be a safetensors file, got {path}, which is not there")
+    try:
+        from safetensors import SafetensorError, numpy
+    except ImportError as error:
+        raise ValueError("reading weights needs safetensors: pip install diffax[interop]") from error
+    try:
+        return numpy.load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"weights must be a safetensors file, got {path} ({error})") from error
+
+
+def save_file(path: str | os.PathLike, tensors: dict[str, np.ndarray]) -> None:
+    """Writes a safetensors file, as torch's tools expect it."""
+    from safetensors import numpy
+
+    numpy.save_file(tensors, path, metadata={"format": "pt"})
+
+
+def check_fields(config: dict[str, Any], supported: dict[str, Any], used: Iterable[str]) -> None:
+    """Raises `ValueError` for what a config asks for and nobody here does; lists it all.
+
+    supported: fields that must have a value, or one of a tuple of values, if they are there. used: fields with any.
+    """
+    problems = []
+    for name, value in config.items():
+        if name.startswith("_") or name in used:
+            continue
+        allowed = supported.get(name, ())
+        allowed = allowed if isinstance(allowed, tuple) else (allowed,)
+        if not any(value == one and type(value) is type(one) for one in allowed):
+            known = " or ".join(map(repr, allowed))
+            problems.append(f"{name} = {value!r}" + (f" (known: {known})" if allowed else ""))
+    if problems:
+        raise ValueError(f"config.json asks for what is not supported: {'; '.join(problems)}")
+
+
+def _leaves(tree):
+    """{path of names: leaf}."""
+    return {tuple(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _names(links, leaves):
+    """{path of a leaf: (its name there, places)}; each leaf must have a link."""
+    of_module = {link.ours: link for link in links}
+    found = {}
+    for path in leaves:
+        link = of_module.get(path[:-1])
+        if link is None:
+            raise ValueError(f"no link leads to {'.'.join(path)}")
+        found[path] = f"{link.theirs}.{NAMES[path[-1]]}", link.places if path[-1] == "kernel" else 0
+    return found
+
+
+def _to_ours(value, path, places):
+    if path[-1] != "kernel":
+        return value
+    if places and value.shape[2:] == (1,) * places:
+        value = value.reshape(value.shape[:2])
+    return np.moveaxis(value, (0, 1), (-1, -2)) if value.ndim >= 2 else value
+
+
+def _theirs(leaf, path, places):
+    shape = leaf.shape
+    return (*shape[-1:-3:-1], *shape[:-2], *(1,) * places) if path[-1] == "kernel" else shape
