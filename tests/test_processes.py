@@ -101,16 +101,16 @@ def test_when_one_of_two_dies_the_other_ends(which, data_dir, tmp_path):
     ended = finish(running, timeout=60)
     assert time.monotonic() - start < 40
     assert ended[1 - which][0] not in (0, 75)
-    ended = finish(processes(2, flags))
+    ended = finish(processes(2, flags, heartbeat=100))
     assert [status for status, _ in ended] == [0, 0], ended
     assert "restored step" in ended[0][1]
     assert [m["step"] for m in metrics(tmp_path)] == [1, 5, 10, 15, 20]
 
 
 APART = """
-import sys
+import os, sys
 import jax, numpy as np
-jax.distributed.initialize()
+jax.distributed.initialize(num_processes=2, process_id=int(os.environ["JAX_PROCESS_ID"]))
 from jax.experimental import multihost_utils
 from test_processes import descent
 from test_training import batch_of
