@@ -25,7 +25,7 @@ LEVELS = [
     {"inverse"},
     {"nn", "training", "metrics"},
 ]
-ALLOWED = {"ode": {"diffrax", "equinox"}, "nn": {"flax"}, "training": {"optax", "orbax"}}
+ALLOWED = {"ode": {"diffrax", "equinox"}, "nn": {"flax", "safetensors"}, "training": {"optax", "orbax"}}
 
 
 def imports(path):

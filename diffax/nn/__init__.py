@@ -1,5 +1,7 @@
 """Flax Linen networks. The core only ever sees `predict(x, t)`, so any other network works as well."""
 
+from diffax.nn.autoencoder import Autoencoder
+from diffax.nn.dit import DIT_SIZES, DiT
 from diffax.nn.unet import UNet
 
-__all__ = ["UNet"]
+__all__ = ["DIT_SIZES", "Autoencoder", "DiT", "UNet"]

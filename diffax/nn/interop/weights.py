@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+# Of attention in files of before 2023, as those of ddpm-cifar10-32 and of Stable Diffusion 1's autoencoder.
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
 
@@ -75,7 +77,7 @@ def to_torch(params: Any, links: Iterable[Link]) -> dict[str, np.ndarray]:
 
 
 def load_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file.
+    """The tensors of a safetensors file, under today's names.
 
     Raises:
       ValueError: if it is none; of a file that can run code when it is read, where only such a one is there.
@@ -90,9 +92,20 @@ def load_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     except ImportError as error:
         raise ValueError("reading weights needs safetensors: pip install diffax[interop]") from error
     try:
-        return numpy.load_file(path)
+        return renamed(numpy.load_file(path))
     except SafetensorError as error:
         raise ValueError(f"weights must be a safetensors file, got {path} ({error})") from error
+
+
+def renamed(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The state dict under today's names."""
+    found = {}
+    for name, value in tensors.items():
+        module, _, last = name.rpartition(".")
+        front, _, old = module.rpartition(".")
+        known = old in OLD_NAMES and ".attentions." in name
+        found[f"{front}.{OLD_NAMES[old]}.{last}" if known else name] = value
+    return found
 
 
 def save_file(path: str | os.PathLike, tensors: dict[str, np.ndarray]) -> None:

@@ -1,0 +1,178 @@
+"""The KL autoencoder of latent diffusion (Rombach et al. 2022): images to a small Gaussian code and back."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from diffax.nn.attention import AttentionBlock
+from diffax.nn.autoencoding import reparameterise
+from diffax.nn.layers import Downsample, ResBlock, Upsample, conv, group_norm
+from diffax.typing import Array, Float, Key
+
+LOG_VARIANCE = (-30.0, 20.0)
+
+
+class Blocks(NamedTuple):
+    """What the encoder and the decoder are made of. widths: channels of each level; the others as of `Autoencoder`."""
+
+    widths: tuple[int, ...]
+    num_res_blocks: int
+    attention: bool
+    norm_groups: int | None
+    eps: float
+    pad_after: bool
+    dtype: Any
+
+    def residual(self, h: Any, width: int) -> Any:
+        """A residual block."""
+        return ResBlock(width, dtype=self.dtype, norm_groups=self.norm_groups, eps=self.eps)(h)
+
+    def middle(self, h: Any) -> Any:
+        """Two residual blocks around one attention."""
+        h = self.residual(h, self.widths[-1])
+        if self.attention:
+            h = AttentionBlock(dtype=self.dtype, norm_groups=self.norm_groups, eps=self.eps)(h)
+        return self.residual(h, self.widths[-1])
+
+    def last(self, h: Any, channels: int) -> Any:
+        """norm, silu, the last convolution."""
+        h = nn.silu(group_norm(h.shape[-1], self.dtype, groups=self.norm_groups, eps=self.eps)(h))
+        return conv(channels, h.ndim - 2, self.dtype, name="conv_out")(h)
+
+
+class Encoder(nn.Module):
+    """x (B, *space, C) to 2 `latent_channels` at 1 / 2^(levels - 1) of the size. quant: a dense layer at the end."""
+
+    blocks: Blocks
+    latent_channels: int
+    quant: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch *space c"]) -> Float[Array, "batch *small moments"]:
+        """See the class."""
+        blocks = self.blocks
+        h = conv(blocks.widths[0], x.ndim - 2, blocks.dtype, name="conv_in")(x.astype(blocks.dtype))
+        for level, width in enumerate(blocks.widths):
+            if level > 0:
+                h = Downsample(blocks.dtype, blocks.pad_after)(h)
+            for _ in range(blocks.num_res_blocks):
+                h = blocks.residual(h, width)
+        h = blocks.last(blocks.middle(h), 2 * self.latent_channels)
+        return nn.Dense(2 * self.latent_channels, dtype=blocks.dtype, name="quant")(h) if self.quant else h
+
+
+class Decoder(nn.Module):
+    """z (B, *small, L) back to (B, *space, `out_channels`). quant: a dense layer in front."""
+
+    blocks: Blocks
+    out_channels: int
+    quant: bool
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "batch *small l"]) -> Float[Array, "batch *space c"]:
+        """See the class."""
+        blocks, h = self.blocks, z.astype(self.blocks.dtype)
+        if self.quant:
+            h = nn.Dense(z.shape[-1], dtype=blocks.dtype, name="quant")(h)
+        h = blocks.middle(conv(blocks.widths[-1], z.ndim - 2, blocks.dtype, name="conv_in")(h))
+        for level in reversed(range(len(blocks.widths))):
+            for _ in range(blocks.num_res_blocks + 1):
+                h = blocks.residual(h, blocks.widths[level])
+            if level > 0:
+                h = Upsample(blocks.dtype)(h, tuple(2 * size for size in h.shape[1:-1]))
+        return blocks.last(h, self.out_channels)
+
+
+class Autoencoder(nn.Module):
+    """q(z | x) = N(mean, diag exp(log_variance)) by a convolutional encoder, x from z by its mirror image.
+
+    Level i has `channels * channel_multipliers[i]` channels at 1 / 2^i of the input's size; each has `num_res_blocks`
+    residual blocks on the way down and one more on the way up. There are two more around one attention at the
+    smallest size, in both halves. One to three spatial axes; each size must be a multiple of 2^(levels - 1).
+
+        mean, log_variance = net.apply(params, x, method="encode")
+        y = net.apply(params, z, method="decode")
+
+    Attributes:
+      sample_channels: channels of x.
+      latent_channels: channels of z.
+      channels: width of the first level.
+      channel_multipliers: a multiplier for each level.
+      num_res_blocks: residual blocks a level.
+      attention: whether there is attention in the middle.
+      norm_groups: of the group norms, see `diffax.nn.layers.group_norm`.
+      eps: of the group norms.
+      pad_after: where a level is halved, zeros after the last place alone, as published; else one on each side.
+      quant_conv, post_quant_conv: a dense layer over the channels after the encoder, and in front of the decoder.
+      dtype: what the network computes in; parameters and results stay float32.
+
+    `Autoencoder()` is the one of Stable Diffusion 1, with 83,653,863 parameters; here the last convolution of each
+    residual block and of the attention starts at zero.
+    """
+
+    sample_channels: int = 3
+    latent_channels: int = 4
+    channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    attention: bool = True
+    norm_groups: int | None = None
+    eps: float = 1e-6
+    pad_after: bool = True
+    quant_conv: bool = True
+    post_quant_conv: bool = True
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        """The two halves."""
+        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
+            raise ValueError(f"channel_multipliers must be ints >= 1, got {self.channel_multipliers}")
+        widths = tuple(self.channels * m for m in self.channel_multipliers)
+        norm = (self.norm_groups, self.eps)
+        blocks = Blocks(widths, self.num_res_blocks, self.attention, *norm, self.pad_after, self.dtype)
+        self.encoder = Encoder(blocks, self.latent_channels, self.quant_conv)
+        self.decoder = Decoder(blocks, self.sample_channels, self.post_quant_conv)
+
+    def encode(self, x: Float[Array, "batch *space c"]) -> tuple[Array, Array]:
+        """Mean and log-variance of z given x, both (B, *small, latent_channels), float32.
+
+        The log-variance is clipped to (-30, 20).
+
+        Args:
+          x: (B, *space, sample_channels).
+
+        Raises:
+          ValueError: for shapes the network cannot take.
+        """
+        _check("x", x, self.sample_channels)
+        factor = 2 ** (len(self.channel_multipliers) - 1)
+        if any(size % factor for size in x.shape[1:-1]):
+            raise ValueError(f"x must have sizes that are multiples of {factor}, got {x.shape}")
+        mean, log_variance = jnp.split(self.encoder(x).astype(jnp.float32), 2, -1)
+        return mean, jnp.clip(log_variance, *LOG_VARIANCE)
+
+    def decode(self, z: Float[Array, "batch *small l"]) -> Float[Array, "batch *space c"]:
+        """The image of a code: (B, *space, sample_channels), float32.
+
+        Args:
+          z: (B, *small, latent_channels).
+
+        Raises:
+          ValueError: for shapes the network cannot take.
+        """
+        _check("z", z, self.latent_channels)
+        return self.decoder(z).astype(jnp.float32)
+
+    def __call__(self, x: Float[Array, "batch *space c"], key: Key | None = None) -> tuple[Array, Array, Array]:
+        """(y, mean, log_variance): the image of a draw of z given x, or of its mean without a key; and the moments.
+
+        key: () or (B,); consumed.
+        """
+        mean, log_variance = self.encode(x)
+        return self.decode(mean if key is None else reparameterise(key, mean, log_variance)), mean, log_variance
+
+
+def _check(name: str, x: Any, channels: int) -> None:
+    if not 3 <= x.ndim <= 5 or x.shape[-1] != channels:
+        raise ValueError(f"{name} must have shape (B, *space, {channels}) with 1 to 3 spatial axes, got {x.shape}")

@@ -1,0 +1,94 @@
+"""Training a variational autoencoder: pure functions, for any pair of encoder and decoder.
+
+q(z | x) = N(mean, diag exp(log_variance)),   z = mean + exp(log_variance / 2) eps
+L = (|x - y(z)|^2 + kl_weight KL(q(z | x) | N(0, 1))) / dim(x) + perceptual(x, y) + adversarial(y)
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from diffax import random
+from diffax.pytrees import check, choose
+from diffax.typing import Array, Float, Key
+
+RECONSTRUCTIONS = {"squared": jnp.square, "absolute": jnp.abs}
+
+
+def reparameterise(
+    key: Key, mean: Float[Array, "batch ..."], log_variance: Float[Array, "batch ..."]
+) -> Float[Array, "batch ..."]:
+    """A draw z = mean + exp(log_variance / 2) eps for each example; the gradient flows through both moments.
+
+    Args:
+      key: () or (B,); consumed.
+      mean: (B, ...).
+      log_variance: (B, ...).
+
+    Source: Kingma & Welling 2014, section 2.4.
+    """
+    return mean + jnp.exp(0.5 * log_variance) * random.noise(key, mean)
+
+
+def kl_to_standard_normal(
+    mean: Float[Array, "batch ..."], log_variance: Float[Array, "batch ..."]
+) -> Float[Array, " batch"]:
+    """KL(N(mean, diag exp(log_variance)) | N(0, 1)) in nats, a sum over the dimensions of each example: (B,).
+
+        1/2 sum_i mean_i^2 + exp(log_variance_i) - 1 - log_variance_i
+
+    Args:
+      mean: (B, ...).
+      log_variance: (B, ...).
+
+    Source: Kingma & Welling 2014, appendix B.
+
+    >>> kl_to_standard_normal(jnp.array([[1.0, 2.0]]), jnp.zeros((1, 2))).tolist()
+    [2.5]
+    """
+    terms = mean**2 + jnp.expm1(log_variance) - log_variance
+    return 0.5 * jnp.sum(terms, axis=tuple(range(1, terms.ndim)))
+
+
+def autoencoder_loss(
+    key: Key,
+    encode: Callable[[Any], tuple[Any, Any]],
+    decode: Callable[[Any], Any],
+    x: Float[Array, "batch ..."],
+    *,
+    kl_weight: Any = 1e-6,
+    reconstruction: str = "squared",
+    perceptual: Callable[[Any, Any], Any] | None = None,
+    adversarial: Callable[[Any], Any] | None = None,
+) -> Float[Array, " batch"]:
+    """The loss of each example, (B,), with one draw of its code.
+
+    The reconstruction term is a mean over the dimensions of x, and the KL is divided by as many, so `kl_weight` means
+    what it does where both are sums: 1 and "squared" is the evidence bound of a decoder of variance 1/2.
+
+    Args:
+      key: () or (B,); consumed.
+      encode: x -> (mean, log_variance).
+      decode: z -> y, of the shape of x.
+      x: (B, ...).
+      kl_weight: >= 0.
+      reconstruction: "squared" or "absolute", of x - y.
+      perceptual: (x, y) -> (B,), a distance in the features of some network, times its weight.
+      adversarial: y -> (B,), what a discriminator finds wrong with y, times its weight.
+
+    Source: Rombach et al. 2022, appendix G, and their code: an absolute error, LPIPS, a patch discriminator, and a KL
+    weight of 1e-6.
+
+    Raises:
+      ValueError: for a negative weight, or another reconstruction.
+    """
+    check("kl_weight", kl_weight, ">= 0", lambda v: v >= 0)
+    error = choose("reconstruction", reconstruction, RECONSTRUCTIONS)
+    mean, log_variance = encode(x)
+    y = decode(reparameterise(key, mean, log_variance))
+    loss = jnp.mean(error(x - y), axis=tuple(range(1, x.ndim)))
+    loss = loss + kl_weight * kl_to_standard_normal(mean, log_variance) / x[0].size
+    if perceptual is not None:
+        loss = loss + perceptual(x, y)
+    return loss if adversarial is None else loss + adversarial(y)

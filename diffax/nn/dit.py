@@ -1,0 +1,328 @@
+"""The diffusion transformer, DiT (Peebles & Xie 2023), on sequences, images, videos and sets of points.
+
+x is cut into patches, each a token h_i. A block is, with (s, a, g) for each half from the embedding of time and class,
+
+    h <- h + g_1 attention(norm(h) (1 + a_1) + s_1)
+    h <- h + g_2 mlp(norm(h) (1 + a_2) + s_2)
+
+where (s, a, g) are zero at first (adaLN-zero), so that each block begins as the identity and the network as zero.
+
+xl/2  DiT(**DIT_SIZES["XL"], patch_size=2, num_classes=1000, outputs=2)     674.8M parameters, latents 32x32x4
+"""
+
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from diffax import random
+from diffax.nn.attention import Implementation, attend, split_heads
+from diffax.nn.layers import ZEROS, dropout, sinusoidal
+from diffax.nn.positions import rotary_angles, rotate, sincos
+from diffax.pytrees import check, check_count, choose
+from diffax.typing import Array, Float, Key
+
+DIT_SIZES: dict[str, dict[str, Any]] = {
+    "S": {"channels": 384, "depth": 12, "num_heads": 6},
+    "B": {"channels": 768, "depth": 12, "num_heads": 12},
+    "L": {"channels": 1024, "depth": 24, "num_heads": 16},
+    "XL": {"channels": 1152, "depth": 28, "num_heads": 16},
+}
+XAVIER = nn.initializers.xavier_uniform()
+THIRD = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")  # Xavier's for q, k and v as one map
+SMALL = nn.initializers.normal(0.02)
+
+
+class DiT(nn.Module):
+    """A transformer y = f(x, t, label, ...) on the patches of x.
+
+    Attributes:
+      out_channels: channels of y; None for those of x, times `outputs`.
+      outputs: answers of x's shape, side by side in the channels: 2 for a mean and a variance.
+      patch_size: places of a token along each axis, an int or one for each axis; each size of x is a multiple of it.
+        None for a set of points x (B, n, C): no patches, no positions, and the result moves with the points.
+      channels: width of the tokens.
+      depth: number of blocks.
+      num_heads: attention heads.
+      mlp_ratio: width of the feed-forward net, in `channels`.
+      positions: "sincos", added, as published; "rope", axial rotary; "none". None is "sincos", and "none" of points.
+        Both are computed for the size of x at hand, so the parameters fit any size.
+      position_grid: tokens along an axis in training, over which positions are spread at other sizes; None to go on
+        counting.
+      cross_attention: each block also attends to a context (text), between its two halves (Chen et al. 2023).
+      context_dim: width of the context's tokens, for calls without a context; None where there always is one.
+      attention_bias: whether the maps to queries, keys and values have one.
+      norm_eps: of the norm before the feed-forward net; the others have 1e-6.
+      embed_each_block: whether each block has an embedding of time and class of its own; the last layer uses the first.
+      dropout_rate: dropout in the feed-forward net; active where a key is given.
+      num_classes: number of labels, or None; label `num_classes` is the null label, "no class given".
+      time_scale: what t is multiplied by before its sinusoidal embedding; 1000 for t in [0, 1].
+      time_shift: see `sinusoidal`.
+      remat: compute the activations of a block again on the way back, rather than keep them: less memory, about a
+        third more work (Chen et al. 2016). The parameters are the same.
+      implementation: of attention, see `attend`.
+      dtype: what the network computes in; parameters and result stay float32.
+    """
+
+    out_channels: int | None = None
+    outputs: int = 1
+    patch_size: int | tuple[int, ...] | None = 2
+    channels: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    mlp_ratio: float = 4.0
+    positions: str | None = None
+    position_grid: int | None = None
+    cross_attention: bool = False
+    context_dim: int | None = None
+    attention_bias: bool = True
+    norm_eps: float = 1e-6
+    embed_each_block: bool = False
+    dropout_rate: float = 0.0
+    num_classes: int | None = None
+    time_scale: float = 1000.0
+    time_shift: int = 0
+    remat: bool = False
+    implementation: Implementation = None
+    dtype: Any = jnp.float32
+
+    def _patch(self, x: Any) -> tuple[int, ...]:
+        """The patch, an entry for each axis of x."""
+        if x.ndim < 3 or x.ndim > 5:
+            raise ValueError(f"x must have shape (B, *space, C) with 1 to 3 spatial axes, got {x.shape}")
+        if self.patch_size is None and x.ndim != 3:
+            raise ValueError(f"x must have shape (B, n, C) where patch_size is None, got {x.shape}")
+        size = 1 if self.patch_size is None else self.patch_size
+        patch = tuple(size) if isinstance(size, tuple | list) else (size,) * (x.ndim - 2)
+        for one in patch:
+            check_count("patch_size", one)
+        if len(patch) != x.ndim - 2:
+            raise ValueError(f"patch_size must be an int or one for each of the {x.ndim - 2} axes of x, got {size}")
+        if any(n % p for n, p in zip(x.shape[1:-1], patch, strict=True)):
+            raise ValueError(f"x must have sizes that are multiples of the patch {patch}, got {x.shape}")
+        return patch
+
+    def _positions(self) -> str:
+        points = self.patch_size is None
+        if self.positions is None:
+            return "none" if points else "sincos"
+        if points and self.positions != "none":
+            raise ValueError(f"positions must be none where patch_size is None, got {self.positions!r}")
+        return choose("positions", self.positions, ("sincos", "rope", "none"))
+
+    def _check(self, x: Any, label: Any, context: Any, context_mask: Any, mask: Any) -> None:
+        for name in ("channels", "depth", "num_heads"):
+            check_count(name, getattr(self, name))
+        if label is not None and self.num_classes is None:
+            raise ValueError("label was given to a network without classes: set num_classes")
+        if label is not None:
+            check("label", label, f"in [0, {self.num_classes}]", lambda v: (v >= 0) & (v <= self.num_classes))
+        if context is not None and not self.cross_attention:
+            raise ValueError("context was given to a network without it: set cross_attention")
+        if self.cross_attention and context is None and self.context_dim is None:
+            raise ValueError("context must be given to a network with cross_attention, or context_dim set, got None")
+        if context_mask is not None and context is None:
+            raise ValueError("context_mask was given without a context")
+        if mask is not None and (x.ndim != 3 or self._patch(x) != (1,)):
+            raise ValueError(f"mask was given to a network of patches of {self.patch_size}: it is for points")
+        wanted = {
+            "context": (context, (len(x), None, self.context_dim)),
+            "context_mask": (context_mask, (len(x), None if context is None else jnp.shape(context)[1])),
+            "mask": (mask, x.shape[:2]),
+        }
+        for name, (value, shape) in wanted.items():
+            if value is not None and not _fits(jnp.shape(value), shape):
+                expected = ", ".join("any" if size is None else str(size) for size in shape)
+                raise ValueError(f"{name} must have shape ({expected}), got {jnp.shape(value)}")
+
+    def _embeddings(self, x: Any, t: Any, label: Any) -> list[Array]:
+        """The (B, channels) embedding of time and class, for each block or one for all."""
+        t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
+        if self.num_classes is not None:
+            label = jnp.broadcast_to(jnp.asarray(self.num_classes if label is None else label), x.shape[:1])
+        names = [f"embed_{i}" for i in range(self.depth)] if self.embed_each_block else ["embed"]
+        options = (self.num_classes, self.time_scale, self.time_shift, self.dtype)
+        return [Embedding(self.channels, *options, name=name)(t, label) for name in names]
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch *space c"],
+        t: Any,
+        label: Any = None,
+        *,
+        context: Any = None,
+        context_mask: Any = None,
+        mask: Any = None,
+        key: Key | None = None,
+    ) -> Float[Array, "batch *space out"]:
+        """The prediction y.
+
+        Args:
+          x: (B, *space, C), 1 to 3 spatial axes, of sizes that are multiples of the patch; or points (B, n, C).
+          t: () or (B,).
+          label: () or (B,) ints in [0, num_classes], or None for the null label.
+          context: (B, m, E) tokens to attend to; None for no token, where `context_dim` is set.
+          context_mask: (B, m), which of them there are; None for all.
+          mask: (B, n), which points of x (B, n, C) there are; the others change nothing, their y is zero.
+          key: (B,) or () dropout keys, or None to switch dropout off.
+
+        Returns:
+          (B, *space, out_channels), float32.
+
+        Raises:
+          ValueError: for shapes the network cannot take, sizes that are no multiple of the patch among them, or a
+            condition that it was not made for.
+        """
+        patch, positions = self._patch(x), self._positions()
+        self._check(x, label, context, context_mask, mask)
+        if self.cross_attention and context is None:
+            context, context_mask = jnp.zeros((len(x), 1, self.context_dim)), jnp.zeros((len(x), 1), bool)
+        if mask is not None:
+            mask = jnp.asarray(mask, bool)
+            x = jnp.where(mask[..., None], x, jnp.zeros_like(x))
+        h = nn.Conv(self.channels, patch, patch, "VALID", dtype=self.dtype, kernel_init=_as_dense, name="patches")(x)
+        grid = h.shape[1:-1]
+        h, angles = h.reshape(len(x), -1, self.channels), None
+        if positions == "sincos":
+            h = h + sincos(grid, self.channels, base=self.position_grid).astype(self.dtype)
+        if positions == "rope":
+            angles = rotary_angles(grid, self.channels // self.num_heads, base=self.position_grid)
+
+        embs = self._embeddings(x, t, label)
+        options = (self.num_heads, self.mlp_ratio, self.attention_bias, self.norm_eps, self.dropout_rate)
+        block = functools.partial(nn.remat(Block) if self.remat else Block, *options, self.implementation, self.dtype)
+        for i in range(self.depth):
+            block_key = None if key is None else random.fold_in(key, i)
+            h = block(name=f"block_{i}")(h, embs[i % len(embs)], angles, mask, context, context_mask, block_key)
+
+        out = self.outputs * x.shape[-1] if self.out_channels is None else self.out_channels
+        shift, scale = _modulation(embs[0], 2, self.dtype)
+        h = _modulate(_norm(1e-6, self.dtype)(h), shift, scale)
+        h = nn.Dense(math.prod(patch) * out, dtype=self.dtype, kernel_init=ZEROS, name="out")(h)
+        y = _join(h.astype(jnp.float32), grid, patch)
+        return y if mask is None else jnp.where(mask[..., None], y, jnp.zeros_like(y))
+
+
+class Embedding(nn.Module):
+    """The embedding of time and class, (B, channels); t: (B,), label: (B,) or None."""
+
+    channels: int
+    num_classes: int | None = None
+    time_scale: float = 1000.0
+    time_shift: int = 0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, t: Any, label: Any) -> Float[Array, "batch c"]:
+        """See the class."""
+        dense = functools.partial(nn.Dense, self.channels, dtype=self.dtype, kernel_init=SMALL)
+        emb = sinusoidal(t, 256, scale=self.time_scale, shift=self.time_shift, cos_first=True)
+        emb = dense(name="time_2")(nn.silu(dense(name="time_1")(emb)))
+        if self.num_classes is None:
+            return emb
+        table = nn.Embed(self.num_classes + 1, self.channels, embedding_init=SMALL, dtype=self.dtype, name="label")
+        return emb + table(label)
+
+
+class Block(nn.Module):
+    """Self-attention, attention to a context if there is one, a feed-forward net; see the module for the equations.
+
+    x: (B, n, C), emb: (B, E), angles: of `rotary_angles` or None, mask: (B, n) or None, context: (B, m, E) or None,
+    context_mask: (B, m) or None, key: (B,) or None; returns (B, n, C). Attributes as of `DiT`.
+    """
+
+    num_heads: int = 1
+    mlp_ratio: float = 4.0
+    attention_bias: bool = True
+    norm_eps: float = 1e-6
+    dropout_rate: float = 0.0
+    implementation: Implementation = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch n c"],
+        emb: Float[Array, "batch e"],
+        angles: Any = None,
+        mask: Any = None,
+        context: Any = None,
+        context_mask: Any = None,
+        key: Key | None = None,
+    ) -> Float[Array, "batch n c"]:
+        """See the class."""
+        channels = x.shape[-1]
+        attention = functools.partial(MultiHead, self.num_heads, self.attention_bias, self.implementation, self.dtype)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = _modulation(emb, 6, self.dtype)
+        h = _modulate(_norm(1e-6, self.dtype)(x), shift_1, scale_1)
+        x = x + gate_1 * attention(XAVIER, name="self")(h, h, mask, angles)
+        if context is not None:
+            h = _norm(1e-6, self.dtype)(x)
+            x = x + attention(ZEROS, name="cross")(h, context.astype(self.dtype), context_mask)
+        h = _modulate(_norm(self.norm_eps, self.dtype)(x), shift_2, scale_2)
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=XAVIER)
+        h = nn.gelu(dense(int(self.mlp_ratio * channels), name="mlp_1")(h), approximate=True)
+        h = dense(channels, name="mlp_2")(dropout(key, h, self.dropout_rate))
+        return x + gate_2 * h
+
+
+class MultiHead(nn.Module):
+    """Multi-head attention of x (B, n, C) to `to` (B, m, E); mask: (B, m) or None; returns (B, n, C).
+
+    angles: of `rotary_angles`, by which queries and keys are turned; None for no rotation.
+    """
+
+    num_heads: int
+    bias: bool
+    implementation: Implementation
+    dtype: Any
+    out_init: Any
+
+    @nn.compact
+    def __call__(self, x: Any, to: Any, mask: Any = None, angles: Any = None) -> Float[Array, "batch n c"]:
+        """See the class."""
+        channels = x.shape[-1]
+        dense = functools.partial(nn.Dense, channels, dtype=self.dtype)
+        q, k, v = (
+            split_heads(dense(use_bias=self.bias, kernel_init=THIRD, name=name)(of), self.num_heads)
+            for name, of in (("q", x), ("k", to), ("v", to))
+        )
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        h = attend(q, k, v, mask, implementation=self.implementation)
+        return dense(kernel_init=self.out_init, name="out")(h.reshape(x.shape))
+
+
+def _norm(eps: float, dtype: Any) -> nn.LayerNorm:
+    """Without parameters, which the modulation has; statistics in float32."""
+    return nn.LayerNorm(epsilon=eps, use_bias=False, use_scale=False, dtype=dtype)
+
+
+def _modulation(emb: Any, parts: int, dtype: Any) -> list[Array]:
+    """So many (B, 1, C), zero at first, from the embedding."""
+    dense = nn.Dense(parts * emb.shape[-1], dtype=dtype, kernel_init=ZEROS, name="modulation")
+    return jnp.split(dense(nn.silu(emb))[:, None], parts, -1)
+
+
+def _modulate(h: Any, shift: Any, scale: Any) -> Array:
+    return h * (1 + scale) + shift
+
+
+def _as_dense(key: Any, shape: Any, dtype: Any = jnp.float32) -> Array:
+    """Xavier's, of the convolution as a map of a whole patch to a token."""
+    return XAVIER(key, (math.prod(shape[:-1]), shape[-1]), dtype).reshape(shape)
+
+
+def _join(h: Any, grid: tuple[int, ...], patch: tuple[int, ...]) -> Array:
+    """Tokens (B, n, patch * C) to (B, *space, C)."""
+    axes = range(len(grid))
+    h = h.reshape(len(h), *grid, *patch, -1)
+    h = jnp.transpose(h, (0, *(1 + a + i * len(grid) for a in axes for i in (0, 1)), 1 + 2 * len(grid)))
+    return h.reshape(len(h), *(n * p for n, p in zip(grid, patch, strict=True)), h.shape[-1])
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(b is None or a == b for a, b in zip(shape, wanted, strict=True))

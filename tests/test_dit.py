@@ -1,0 +1,386 @@
+"""The diffusion transformer: its size, positions, patches, conditioning, sets of points, precision."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffax.nn.attention import attend
+from diffax.nn.dit import DIT_SIZES, DiT, _join
+from diffax.nn.positions import rotary_angles, rotate, sincos
+
+KEY = jax.random.key(0)
+TINY = {"channels": 12, "depth": 2, "num_heads": 2}
+TEXT = {"cross_attention": True, "context_dim": 5}
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def shaken(net, x, **kwargs):
+    """Parameters with nothing left at zero."""
+    params = jax.jit(net.init)(KEY, x, jnp.zeros(len(x)), **kwargs)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda p: p + 0.2 * rng.normal(size=p.shape).astype(p.dtype), params)
+
+
+def shapes(net, shape, **kwargs):
+    return jax.eval_shape(lambda: net.init_with_output(KEY, jnp.ones(shape), 0.5, **kwargs)[0]).shape
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize(
+    ("size", "millions", "published"),
+    [("S", 33, 32_963_360), ("B", 130, 130_512_416), ("L", 458, 458_102_816), ("XL", 675, 675_129_632)],
+)
+def test_published_sizes(size, millions, published):
+    """Peebles & Xie 2023, table 4: latents 32x32x4 in patches of 2, 1000 classes and none, learned sigma.
+
+    Their code also counts the fixed positions, 256 tokens x D, among its parameters. Counted by hand, with D channels:
+    a block has 4 D^2 + 4 D (attention), 8 D^2 + 5 D (feed-forward), 6 D^2 + 6 D (modulation).
+    """
+    net = DiT(**DIT_SIZES[size], patch_size=2, num_classes=1000, outputs=2)
+    params = jax.eval_shape(net.init, KEY, jnp.zeros((1, 32, 32, 4)), jnp.zeros(1))
+    d = net.channels
+    embedding = (256 * d + d) + (d * d + d) + 1001 * d
+    around = (16 * d + d) + (2 * d * d + 2 * d) + (32 * d + 32)
+    assert count(params) + 256 * d == net.depth * (18 * d * d + 15 * d) + embedding + around + 256 * d == published
+    assert abs(published / 1e6 - millions) < 0.6
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def numpy_sincos(places, dim):
+    """One axis: sin and cos of p / 10000^(k / (dim / 2))."""
+    out = np.asarray(places, np.float64)[:, None] / 10_000 ** (np.arange(dim // 2) / (dim / 2))
+    return np.concatenate([np.sin(out), np.cos(out)], 1)
+
+
+def test_sincos_is_the_published_formula():
+    """MAE's and DiT's: of two axes, the half of the channels that comes first has the column."""
+    rows, columns = (v.ravel() for v in np.meshgrid(np.arange(3), np.arange(5), indexing="ij"))
+    expected = np.concatenate([numpy_sincos(columns, 8), numpy_sincos(rows, 8)], 1)
+    np.testing.assert_allclose(sincos((3, 5), 16), expected, atol=1e-7)
+    np.testing.assert_allclose(sincos((7,), 6), numpy_sincos(np.arange(7), 6), atol=1e-7)
+    frames, rows, columns = (v.ravel() for v in np.meshgrid(*map(np.arange, (2, 3, 4)), indexing="ij"))
+    expected = [numpy_sincos(columns, 6), numpy_sincos(rows, 4), numpy_sincos(frames, 4)]  # 7 frequencies on 3 axes
+    np.testing.assert_allclose(sincos((2, 3, 4), 14), np.concatenate(expected, 1), atol=1e-7)
+
+
+def test_positions_of_another_size():
+    """They go on, or are spread over the grid of training."""
+    small, large = sincos((3, 5), 8).reshape(3, 5, 8), sincos((4, 6), 8).reshape(4, 6, 8)
+    np.testing.assert_array_equal(large[:3, :5], small)
+    np.testing.assert_array_equal(sincos((4,), 8, base=4), sincos((4,), 8))
+    np.testing.assert_allclose(sincos((8,), 8, base=4), numpy_sincos(np.arange(8) / 2, 8), atol=1e-7)
+    np.testing.assert_allclose(rotary_angles((8,), 4, base=4)[:, 0], np.arange(8) / 2)
+
+
+def test_rotary_scores_depend_on_relative_positions_alone():
+    """Of one vector everywhere the score of i and j is the sum of |pair k|^2 cos(w_k (i - j))."""
+    vector = np.random.default_rng(0).normal(size=8).astype(np.float32)
+    x = jnp.broadcast_to(jnp.asarray(vector), (1, 9, 1, 8))
+    turned = rotate(x, rotary_angles((9,), 8))[0, :, 0]
+    power = vector[:4] ** 2 + vector[4:] ** 2
+    difference = np.arange(9)[:, None] - np.arange(9)
+    expected = (power * np.cos(difference[..., None] / 10_000 ** (np.arange(4) / 4))).sum(-1)
+    np.testing.assert_allclose(turned @ turned.T, expected, atol=1e-5)
+
+
+def test_rotary_scores_on_two_and_three_axes():
+    """Queries and keys that are the same everywhere: scores of all pairs with the same difference agree, others not."""
+    for grid, dim in (((4, 5), 10), ((2, 3, 3), 8)):
+        rng = np.random.default_rng(0)
+        q, k = (
+            jnp.broadcast_to(jnp.asarray(rng.normal(size=dim), jnp.float32), (1, np.prod(grid), 1, dim)) for _ in "qk"
+        )
+        angles = rotary_angles(grid, dim)
+        scores = np.asarray(rotate(q, angles)[0, :, 0] @ rotate(k, angles)[0, :, 0].T)
+        places = np.array(list(itertools.product(*map(range, grid))))
+        seen = {}
+        for i, j in itertools.product(range(len(places)), repeat=2):
+            seen.setdefault(tuple(places[i] - places[j]), []).append(scores[i, j])
+        assert len(seen) == np.prod([2 * n - 1 for n in grid])
+        assert max(np.ptp(v) for v in seen.values()) < 1e-4
+        assert np.diff(np.sort([np.mean(v) for v in seen.values()])).min() > 1e-4
+
+
+@pytest.mark.parametrize(("grid", "patch"), [((3,), (2,)), ((2, 3), (2, 1)), ((2, 1, 3), (1, 3, 2))])
+def test_tokens_are_put_back_where_their_patches_were_cut(grid, patch):
+    space = [n * p for n, p in zip(grid, patch, strict=True)]
+    x = np.random.default_rng(0).normal(size=(2, *space, 3))
+    tokens = []
+    for place in itertools.product(*map(range, grid)):
+        window = tuple(slice(i * p, (i + 1) * p) for i, p in zip(place, patch, strict=True))
+        tokens.append(x[(slice(None), *window)].reshape(2, -1))
+    np.testing.assert_array_equal(_join(jnp.asarray(np.stack(tokens, 1)), grid, patch), x.astype(np.float32))
+
+
+def test_attention_is_the_plain_formula():
+    """softmax(q k / sqrt(d)) v by hand, and the same bits by each name of the path that a CPU has."""
+    q, k, v = (jax.random.normal(key, (2, n, 3, 4)) for key, n in zip(jax.random.split(KEY, 3), (5, 6, 6), strict=True))
+    mask = jnp.array([[1, 1, 0, 1, 0, 1], [0, 1, 1, 1, 1, 1]], bool)
+    for given in (None, mask):
+        found = attend(q, k, v, given)
+        scores = np.einsum("bnhd,bmhd->bhnm", *(np.asarray(a, np.float64) for a in (q, k))) / 2
+        scores = scores if given is None else np.where(np.asarray(given)[:, None, None], scores, -np.inf)
+        weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+        np.testing.assert_allclose(found, np.einsum("bhnm,bmhd->bnhd", weights, np.asarray(v)), atol=1e-6)
+        np.testing.assert_array_equal(found, attend(q, k, v, given, implementation="xla"))
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A network of all conditions, its parameters, an input, its conditions, and the compiled call."""
+    net = DiT(num_classes=3, dropout_rate=0.5, patch_size=(1, 2), **TEXT, **TINY)
+    x = jax.random.normal(KEY, (3, 3, 4, 2))
+    given = {
+        "context": jax.random.normal(jax.random.key(1), (3, 4, 5)),
+        "context_mask": jnp.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool),
+    }
+    call = jax.jit(net.apply)
+
+    def apply(params, x, t, label=3, **given):
+        """Broadcast, so that few shapes compile."""
+        return call(params, x, jnp.broadcast_to(jnp.float32(t), len(x)), jnp.broadcast_to(label, len(x)), **given)
+
+    return net, shaken(net, x), x, given, apply
+
+
+@pytest.mark.newest
+def test_the_first_answer_is_zero():
+    net = DiT(num_classes=3, outputs=2, **TEXT, **TINY)
+    x, context = jax.random.normal(KEY, (2, 4, 4, 3)), jnp.ones((2, 3, 5))
+    y, params = jax.jit(functools.partial(net.init_with_output, context=context))(KEY, x, 0.5, 1)
+    assert y.shape == (2, 4, 4, 6)
+    assert not y.any()
+    for name in ("modulation", "cross"):
+        part = params["params"]["block_0"][name]
+        assert not any(leaf.any() for leaf in jax.tree.leaves(part if name == "modulation" else part["out"]))
+
+
+def test_an_example_depends_on_its_own_conditions_alone(small):
+    _, params, x, given, apply = small
+    t, label = jnp.array([0.1, 0.5, 0.9]), jnp.array([0, 1, 3])
+    y = apply(params, x, t, label, **given)
+    more = {**given, "context": given["context"].at[0].add(1.0)}
+    others = (
+        apply(params, x, t.at[0].set(0.3), label, **given),
+        apply(params, x, t, label.at[0].set(2), **given),
+        apply(params, x, t, label, **more),
+    )
+    for other in others:
+        assert float(jnp.abs(other[0] - y[0]).max()) > 1e-3
+        np.testing.assert_allclose(other[1:], y[1:], atol=1e-5)
+    one = {name: value[1:2] for name, value in given.items()}
+    np.testing.assert_allclose(apply(params, x[1:2], t[1], label[1], **one)[0], y[1], atol=1e-5)
+
+
+def test_no_label_is_the_null_label(small):
+    net, params, x, given, apply = small
+    y = apply(params, x, 0.5, 3, **given)
+    np.testing.assert_array_equal(y, jax.jit(net.apply)(params, x, jnp.full(3, 0.5), None, **given))
+    assert float(jnp.abs(y - apply(params, x, 0.5, 0, **given)).max()) > 1e-3
+
+
+def test_tokens_that_are_not_there_change_nothing(small):
+    """Those that are masked; and all of them is none, which is a call without context."""
+    _, params, x, given, apply = small
+    y = apply(params, x, 0.5, **given)
+    every = apply(params, x, 0.5, **{**given, "context_mask": jnp.ones((3, 4), bool)})
+    assert float(jnp.abs(every - y)[1:].max(axis=(1, 2, 3)).min()) > 1e-3
+    far = {**given, "context": given["context"].at[1, 2:].set(7.0).at[2].set(-7.0)}
+    np.testing.assert_allclose(apply(params, x, 0.5, **far), y, atol=1e-5)
+    short = {name: value[:, :2] for name, value in given.items()}
+    np.testing.assert_allclose(apply(params, x, 0.5, **short)[1:], y[1:], atol=1e-5)
+    np.testing.assert_allclose(apply(params, x, 0.5)[2], y[2], atol=1e-5)
+
+
+def test_an_example_without_any_token_has_a_finite_gradient(small):
+    net, params, x, given, _ = small
+    loss = lambda params, x, context: jnp.sum(net.apply(params, x, 0.5, **{**given, "context": context}) ** 2)
+    grads = jax.jit(jax.grad(loss, (0, 1, 2)))(params, x, given["context"])
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    assert not grads[2][2].any()
+    assert not grads[2][1, 2:].any()
+    assert float(jnp.abs(grads[2][0]).min()) > 0
+
+
+def test_dropout_goes_by_example(small):
+    _, params, x, given, apply = small
+    keys = jax.random.split(KEY, 3)
+    y = apply(params, x, 0.5, 0, key=keys, **given)
+    again = apply(params, x, 0.5, 0, key=keys.at[2].set(keys[0]), **given)
+    np.testing.assert_allclose(again[:2], y[:2], atol=1e-5)
+    assert float(jnp.abs(apply(params, x, 0.5, 0, **given) - y).max(axis=(1, 2, 3)).min()) > 1e-3
+    assert float(jnp.abs(again[2] - y[2]).max()) > 1e-3
+
+
+def test_bfloat16_computes_near_float32_with_float32_parameters(small):
+    net, params, x, given, apply = small
+    y = apply(params, x, 0.5, 0, **given)
+    short = jax.jit(net.clone(dtype=jnp.bfloat16).apply)(params, x, 0.5, 0, **given)
+    assert short.dtype == jnp.float32
+    assert 0 < float(jnp.abs(short - y).max()) < 0.1 * float(jnp.abs(y).max())
+
+
+def test_remat_and_the_named_path_change_no_number(small):
+    """The same parameters, by name, the same answer and gradient, with dropout."""
+    net, params, x, given, _ = small
+    keys = jax.random.split(jax.random.key(3), len(x))
+
+    def value(net, params):
+        return jnp.sum(net.apply(params, x, 0.5, 1, key=keys, **given) ** 2)
+
+    again = net.clone(remat=True, implementation="xla")
+    assert jax.tree.structure(jax.eval_shape(again.init, KEY, x, 0.5)) == jax.tree.structure(params)
+    ours, theirs = (jax.jit(jax.value_and_grad(lambda p, n=n: value(n, p)))(params) for n in (again, net))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-4), ours, theirs)
+    text = jax.jit(jax.grad(lambda p: value(again, p))).lower(params).as_text()
+    assert "optimization_barrier" in text  # what keeps XLA from merging the two computations
+
+
+@pytest.mark.parametrize("positions", ["sincos", "rope", "none"])
+def test_one_set_of_parameters_fits_all_sizes(positions):
+    """Without positions a shift of whole patches shifts the result; with them it does not."""
+    net = DiT(positions=positions, **TINY)
+    x = jax.random.normal(KEY, (2, 4, 6, 1))
+    params, apply = shaken(net, x), jax.jit(net.apply)
+    for shape in ((2, 4, 6, 1), (2, 8, 2, 1)):
+        x = jax.random.normal(KEY, shape)
+        y, shifted = apply(params, x, 0.5), apply(params, jnp.roll(x, 2, 1), 0.5)
+        assert y.shape == shape
+        assert bool(jnp.isfinite(y).all())
+        same = float(jnp.abs(jnp.roll(y, 2, 1) - shifted).max()) < 1e-4
+        assert same == (positions == "none")
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize(
+    ("shape", "patch"),
+    [((2, 9, 3), 3), ((2, 4, 6, 1), 2), ((2, 4, 6, 1), (4, 1)), ((1, 2, 6, 4, 2), (1, 2, 2)), ((2, 5, 3), None)],
+)
+def test_one_to_three_dimensions(shape, patch):
+    net = DiT(patch_size=patch, **TINY)
+    assert shapes(net, shape) == shape
+    assert shapes(net.clone(outputs=2), shape) == (*shape[:-1], 2 * shape[-1])
+    assert shapes(net.clone(out_channels=7), shape) == (*shape[:-1], 7)
+
+
+@pytest.fixture(scope="module")
+def points():
+    """A network on sets of points, its parameters, an input and the compiled call."""
+    net = DiT(patch_size=None, num_classes=3, **TINY)
+    x = jax.random.normal(KEY, (2, 7, 3))
+    return net, shaken(net, x), x, jax.jit(net.apply)
+
+
+def test_the_result_moves_with_the_points(points):
+    _, params, x, apply = points
+    order = np.random.default_rng(0).permutation(7)
+    y = apply(params, x, 0.5, 1)
+    np.testing.assert_allclose(apply(params, x[:, order], 0.5, 1), y[:, order], atol=1e-5)
+    assert float(jnp.abs(apply(params, x.at[:, 0].add(1.0), 0.5, 1) - y)[:, 1:].max()) > 1e-3
+
+
+def test_points_that_are_not_there_change_nothing(points):
+    """Whatever they hold; the others answer as a set without them, and their own answer is zero."""
+    _, params, x, apply = points
+    mask = jnp.array([[1, 0, 1, 1, 0, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
+    y = apply(params, x, 0.5, 1, mask=mask)
+    there = np.array([0, 2, 3, 5, 6])
+    np.testing.assert_allclose(y[0, there], apply(params, x[:1, there], 0.5, 1)[0], atol=1e-5)
+    np.testing.assert_allclose(y[1], apply(params, x, 0.5, 1)[1], atol=1e-5)
+    assert not y[0, np.array([1, 4])].any()
+    for content in (9.0, jnp.nan):
+        padded = jnp.where(mask[..., None] == 1, x, content)
+        np.testing.assert_array_equal(apply(params, padded, 0.5, 1, mask=mask), y)
+    grads = jax.jit(jax.grad(lambda x: apply(params, x, 0.5, 1, mask=mask.at[1].set(0)).sum()))(x)
+    assert np.isfinite(grads).all()
+    assert not grads[1].any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape", "given", "message"),
+    [
+        ({}, (2, 8), {}, r"x must have shape \(B, \*space, C\) with 1 to 3 spatial axes, got \(2, 8\)"),
+        ({}, (2, 8, 7, 1), {}, r"x must have sizes that are multiples of the patch \(2, 2\), got \(2, 8, 7, 1\)"),
+        ({"patch_size": (2,)}, (2, 8, 8, 1), {}, r"patch_size must be an int or one for each of the 2 axes of x, got"),
+        ({"patch_size": 0}, (2, 8, 8, 1), {}, "patch_size must be an int >= 1, got 0"),
+        ({"patch_size": (2, -1)}, (2, 8, 8, 1), {}, "patch_size must be an int >= 1, got -1"),
+        ({"patch_size": None}, (2, 8, 8, 1), {}, r"x must have shape \(B, n, C\) where patch_size is None, got"),
+        ({"patch_size": None, "positions": "rope"}, (2, 8, 1), {}, "positions must be none where patch_size is None"),
+        ({"positions": "learned"}, (2, 8, 8, 1), {}, "positions must be one of sincos, rope, none, got 'learned'"),
+        ({"num_heads": 5}, (2, 8, 8, 1), {}, "num_heads must divide the 12 channels, got 5"),
+        ({"depth": 0}, (2, 8, 8, 1), {}, "depth must be an int >= 1, got 0"),
+        ({"channels": 9, "num_heads": 3}, (2, 8, 8, 1), {}, "channels must be even and at least 4 for positions on 2"),
+        ({"num_heads": 4, "positions": "rope"}, (2, 8, 8, 1), {}, "channels of a head must be even and at least 4 for"),
+        ({}, (2, 8, 8, 1), {"label": 0}, "label was given to a network without classes: set num_classes"),
+        ({"num_classes": 3}, (2, 8, 8, 1), {"label": np.array([0, 4])}, r"label must be in \[0, 3\], got \[0, 4\]"),
+        ({}, (2, 8, 8, 1), {"context": np.ones((2, 3, 4))}, "context was given to a network without it: set cross_att"),
+        ({"cross_attention": True}, (2, 8, 8, 1), {}, "context must be given to a network with cross_attention, or"),
+        (
+            TEXT,
+            (2, 8, 8, 1),
+            {"context": np.ones((2, 3, 4))},
+            r"context must have shape \(2, any, 5\), got",
+        ),
+        (
+            TEXT,
+            (2, 8, 8, 1),
+            {"context": np.ones((2, 3, 5)), "context_mask": np.ones((2, 4))},
+            r"context_mask must have shape \(2, 3\), got \(2, 4\)",
+        ),
+        (TEXT, (2, 8, 8, 1), {"context_mask": np.ones((2, 4))}, "context_mask was given without a context"),
+        ({}, (2, 8, 8, 1), {"mask": np.ones((2, 8))}, "mask was given to a network of patches of 2: it is for points"),
+        ({"patch_size": None}, (2, 8, 1), {"mask": np.ones(8)}, r"mask must have shape \(2, 8\), got \(8,\)"),
+    ],
+)
+def test_bad_input_is_refused(settings, shape, given, message):
+    net = DiT(**{**TINY, **settings})
+    with pytest.raises(ValueError, match=message):
+        shapes(net, shape, **given)
+
+
+def digits(shape):
+    """Four 8x8 digits, in [-1, 1], of a shape: as a sequence of rows, as an image, or drifting over frames."""
+    from sklearn.datasets import load_digits
+
+    images = jnp.asarray(load_digits().images[:4] / 8 - 1, jnp.float32)
+    if len(shape) == 4:
+        images = jnp.stack([jnp.roll(images, i, 2) for i in range(shape[0])], 1)
+    return images.reshape(4, *shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "positions"),
+    [
+        pytest.param((8, 8), 1, "rope", marks=pytest.mark.slow, id="1-D"),
+        pytest.param((8, 8, 1), 2, "sincos", id="2-D"),
+        pytest.param((2, 8, 8, 1), (1, 4, 4), "rope", marks=pytest.mark.slow, id="3-D"),
+    ],
+)
+def test_a_few_digits_are_learned_by_heart(shape, patch, positions):
+    """Noise from noisy digits of one batch: the loss falls 20-fold in 150 steps."""
+    x0 = digits(shape)
+    noise = jax.random.normal(KEY, x0.shape)
+    t, label = jnp.array([0.2, 0.4, 0.6, 0.8]), jnp.arange(4)
+    level = t.reshape(4, *[1] * len(shape))
+    x = jnp.cos(level * jnp.pi / 2) * x0 + jnp.sin(level * jnp.pi / 2) * noise
+    net = DiT(channels=32, depth=1, num_heads=2, patch_size=patch, positions=positions, num_classes=4)
+    optimizer = optax.adam(5e-3)
+
+    def step(carry, _):
+        params, state = carry
+        loss, grads = jax.value_and_grad(lambda p: jnp.mean((net.apply(p, x, t, label) - noise) ** 2))(params)
+        updates, state = optimizer.update(grads, state)
+        return (optax.apply_updates(params, updates), state), loss
+
+    params = jax.jit(net.init)(KEY, x, t)
+    losses = jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), length=150)[1])(params)
+    assert float(losses[0]) > 0.8
+    assert float(losses[-1]) < float(losses[0]) / 20
