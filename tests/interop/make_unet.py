@@ -69,7 +69,7 @@ def inputs(config, batch=3, seed=0):
     rng, size = np.random.default_rng(seed), config["sample_size"]
     case = {
         "x": rng.standard_normal(
-            (batch, config["in_channels"] if "in_channels" in config else 4, size, size), np.float32
+            (batch, config.get("in_channels", 4), size, size), np.float32
         ),
         "step": np.array([0, 999, *rng.integers(1, 999, batch - 2)]),
     }
