@@ -23,7 +23,7 @@ import diffax
 from diffax.denoisers import moments_of
 from diffax.training import make_mesh
 from diffax.variational import VARIANCES
-from experiments import build
+from experiments import build, text
 
 T_MIN = 1e-3  # of the grids of continuous schedules
 
@@ -141,6 +141,8 @@ ROUTES = {"vlb": by_bound, "continuous": in_continuous_time, "ode": by_ode}
 def check(model: Any, routes: Sequence[str], variances: Sequence[str], settings: Settings) -> None:
     """Raises `ValueError` for what cannot be measured of this model."""
     settings.check()
+    if model.latent is not None:
+        raise ValueError("checkpoint must be of a model of pixels to measure bits of them, got one of latents")
     table = getattr(build.schedule(model.config), "log_snr_table", None)
     if table is not None and settings.levels is not None and settings.levels > len(table):
         raise ValueError(f"levels must be at most the {len(table)} of the model's schedule, got {settings.levels}")
@@ -165,6 +167,8 @@ def open_case(model: Any, dataset: Any, variances: Sequence[str], settings: Sett
         raise ValueError(f"num must be at most the {len(images)} images of the test split, got {settings.num}")
     config.sampling.sampler = "ddpm_learned" if config.network.learned_variance else "ddpm"  # what denoisers are for
     label = jnp.asarray(labels[: settings.num]) if config.network.conditional else None
+    if config.text.enabled:
+        label = jnp.asarray(text.tokens(model, dataset, config.dataset.test_split)[: settings.num])
     low, high = model.range
     lattice = diffax.Lattice(2 / (high - low))
     lattice.check("dataset", images)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 import diffax
 from diffax.nn import UNet
+from diffax.nn.text import PADDING, Captioned, TextEncoder
 from diffax.pytrees import choose
 from diffax.training import adamw, data_parallel, sharded
 
@@ -136,12 +137,12 @@ def table_length(schedule: Any) -> int:
     return 1000 if table is None else len(table)
 
 
-def network(config: Any, dataset_classes: int | None) -> UNet:
-    """The U-Net."""
-    settings = config.network
+def network(config: Any, dataset_classes: int | None) -> Any:
+    """The U-Net; with captions together with their encoder."""
+    settings, text = config.network, config.text
     if settings.conditional and not dataset_classes:
         raise ValueError(f"config.network.conditional must be False: dataset {config.dataset.name!r} has no labels")
-    return UNet(
+    net = UNet(
         channels=settings.channels,
         channel_multipliers=tuple(settings.channel_multipliers),
         num_res_blocks=settings.num_res_blocks,
@@ -153,7 +154,19 @@ def network(config: Any, dataset_classes: int | None) -> UNet:
         time_scale=TIMES[settings.time][0],
         remat=settings.remat,
         dtype=DTYPES[settings.dtype],
+        attention="cross" if text.enabled else "self",
+        context_dim=text.width if text.enabled else None,
     )
+    if not text.enabled:
+        return net
+    return Captioned(net, TextEncoder(text.vocab_size, text.width, text.depth, text.num_heads, net.dtype))
+
+
+def null_condition(config: Any, net: Any) -> int | None:
+    """What stands for "nothing said", for guidance: the null label, or a token of padding; None without a condition."""
+    if config.text.enabled:
+        return PADDING
+    return net.num_classes if config.network.conditional else None
 
 
 def init_params(config: Any, net: Any, shape: tuple[int, ...], key: Any) -> Any:
@@ -217,8 +230,9 @@ def denoiser(
     def denoise(x, t):
         return of(x, t, None)
 
-    if label is not None and config.network.conditional:
-        denoise = _guided(config, params, of, label, net.num_classes, weight)
+    null = null_condition(config, net)
+    if label is not None and null is not None:
+        denoise = _guided(config, params, of, label, null, weight)
     if log_prob is not None:
         denoise = diffax.on_x0(lambda d: diffax.classifier(d, log_prob, curve, scale), denoise)
     denoise = diffax.on_x0(diffax.clip_static, denoise) if config.sampling.clip else denoise

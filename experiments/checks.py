@@ -9,7 +9,7 @@ import ml_collections
 import diffax
 from diffax.predictions import KINDS
 from diffax.pytrees import choose
-from experiments import build, objectives
+from experiments import autoencoder, build, latents, lora, objectives, text
 from experiments.configs import default
 
 # Their keys are the parameters of what a name says: of the group's own, or of the setting they are called after.
@@ -25,6 +25,10 @@ def check_config(config: Any, num_devices: int) -> None:
     choose("config.network.time", config.network.time, build.TIMES)
     choose("config.network.dtype", config.network.dtype, build.DTYPES)
     _check_objective(config)
+    text.check(config)
+    lora.check(config)
+    autoencoder.check(config)
+    latents.check(config)
     choose("config.loss.spread", config.loss.spread, objectives.SPREADS)
     choose("config.sampling.sampler", config.sampling.sampler, build.SAMPLERS)
     choose("config.sampling.grid", config.sampling.grid, build.GRIDS)
@@ -78,6 +82,19 @@ def check_config(config: Any, num_devices: int) -> None:
     build.grid(config)
 
 
+def check_model(config: Any, model: str) -> None:
+    """Raises `ValueError` for settings that mean nothing for this kind of model."""
+    if model == "diffusion":
+        return
+    for name, value, none in (
+        ("latent.autoencoder", config.latent.autoencoder, ""),
+        ("lora.base", config.lora.base, ""),
+        ("text.enabled", config.text.enabled, False),
+    ):
+        if value != none:
+            raise ValueError(f"config.{name} must be {none!r} for training a {model}, got {value!r}")
+
+
 def check_best(config: Any, measures: Sequence[str]) -> None:
     """Raises `ValueError` if the best checkpoint is to be chosen by what is not measured."""
     best = config.train.keep_best
@@ -129,7 +146,7 @@ def check_guidance(name: str, weight: float, config: Any) -> None:
         raise ValueError(f"{name}_interval must be two times, 0 <= low <= high <= 1, got {bounds}")
     if weight == 1:
         return
-    if not config.network.conditional:
+    if not (config.network.conditional or config.text.enabled):
         raise ValueError(f"{name} must be 1 for a network without classes, got {weight}")
     if config.loss.p_uncond == 0:
         raise ValueError(f"{name} must be 1 without a null label (config.loss.p_uncond = 0), got {weight}")

@@ -123,7 +123,8 @@ def measure_bits(folder):
         model = load_model(folder)
         bits.check(model, ROUTES.value, VARIANCES.value, settings)
         data = model.config.dataset
-        dataset = open_dataset(data.name, data.data_dir if DATA_DIR.value is None else DATA_DIR.value)
+        folder_of_data = data.data_dir if DATA_DIR.value is None else DATA_DIR.value
+        dataset = open_dataset(data.name, folder_of_data, data.labels)
         case = bits.open_case(model, dataset, VARIANCES.value, settings)
     found = bits.measure(case, ROUTES.value, settings, SEED.value)
     write_json(folder / "bits.json", settings._asdict() | {"step": model.step, "seed": SEED.value, "routes": found})
@@ -154,7 +155,10 @@ def main(argv):
         if dataset.num_classes is None:
             raise ValueError(f"dataset {dataset.name!r} has no labels to train a classifier on")
         parts = [dataset.arrays(data[f"{part}_split"]) for part in ("classifier", "train", "test")]
-    (known, known_labels), (train, _), (test, test_labels) = parts
+    (known, known_labels), *rest = parts
+    if labels[0] >= 0:  # some classes alone are compared with these alone
+        rest = [(images[np.isin(of, labels)], of[np.isin(of, labels)]) for images, of in rest]
+    (train, _), (test, test_labels) = rest
     classify = classifier.fit(known, known_labels, dataset.num_classes, num_steps=STEPS.value, seed=SEED.value)
     samples = dataset.normalise(samples)
     result = compare(classify, samples, labels, train, test, test_labels, SEED.value)

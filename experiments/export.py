@@ -26,7 +26,8 @@ def main(argv):
             raise ValueError(f"out must not exist yet, got {out}")
         check_writable(out.parent, "out")
         model, record = load_model(folder), load_record(folder)[1]
-    kept = {key: record[key] for key in ("config", "data", "num_classes")}
+    kept = {key: record.get(key) for key in ("config", "data", "num_classes", "latent", "words")}
+    kept["adapted"] = record.get("lora")  # of which base; the adapters are merged
     save_export(out, model.params, {**kept, "step": model.step})
     print(f"EMA parameters of step {model.step} in {out}")
 

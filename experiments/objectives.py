@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 import diffax
 from diffax.nn import UNet
 from diffax.pytrees import choose
@@ -73,6 +75,16 @@ def law(config: Any) -> Any:
     return _make(config, "times", LAWS)
 
 
+def _condition(config, net, batch, key):
+    """Labels (B,) or tokens (B, m), some replaced by the null condition; None for a network without a condition."""
+    null = build.null_condition(config, net)
+    if null is None:
+        return None
+    given = batch["tokens" if config.text.enabled else "label"]
+    kept = diffax.drop_labels(key, jnp.ones(len(given), bool), False, p_uncond=config.loss.p_uncond)
+    return jnp.where(kept.reshape(-1, *[1] * (given.ndim - 1)), given, null)
+
+
 def objective(config: Any, net: UNet) -> Objective:
     """The loss of each example by config.loss.objective; loss-aware times leave what it estimates as it is."""
     of_example = OBJECTIVES[config.loss.objective](config)
@@ -82,12 +94,9 @@ def objective(config: Any, net: UNet) -> Objective:
 
     def per_example(params, batch, keys, of_times):
         noise, time, drop, dropout = (diffax.random.fold_in(keys, i) for i in range(4))
-        image, label = batch["image"], batch["label"]
-        if config.network.conditional:
-            label = diffax.drop_labels(drop, label, net.num_classes, p_uncond=config.loss.p_uncond)
+        image, label = batch["image"], _condition(config, net, batch, drop)
         place = {"index": batch["index"], "total": config.dataset.batch_size}
         drawn = diffax.draws.draw(time, len(image), of_times, way=functools.partial(spread, **place))
-        label = label if config.network.conditional else None
         f = build.predict(config, net, params, label, key=dropout, **of_time)
         return of_example(noise, f, image, drawn, params), drawn
 

@@ -10,7 +10,15 @@ draws only the shards that are missing.
 --guidance=W is classifier-free guidance, at the times --guidance_interval=LOW,HIGH if given. --classifier=DIR guides
 by a classifier from `experiments.train_classifier` at --classifier_scale: as well, or instead with --guidance=0.
 
+A model of captions takes --captions="grinning face,red heart", repeated in turn as labels are; without them the samples
+have no condition.
+
+Samples of a model in latents are decoded by the autoencoder it was trained with; --autoencoder=DIR if that was moved.
+
 img2img: --init_image=FILE --noise_level=T noises a picture to time T in (0, 1) and samples on from there.
+
+--from_diffusers=DIR in place of --checkpoint: a folder that diffusers saved, with its schedule and, unless --grid says
+otherwise, its steps. --context=FILE.npy: (m, E) embeddings for a network that attends to them.
 """
 
 import functools
@@ -18,7 +26,9 @@ import hashlib
 import math
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,19 +37,22 @@ from absl import flags
 
 import diffax
 from diffax.training.parallel import over_batch
-from experiments import build, checks, images, noisy_classifier
+from experiments import build, checks, from_diffusers, images, latents, noisy_classifier, text
 from experiments.checkpoint import load_model
 from experiments.configs import default
 from experiments.progress import Progress
 from experiments.workdir import check_writable, launch, read_json, usage_errors, write_json
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, or an export.", required=True)
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, or an export.")
+FROM = flags.DEFINE_string("from_diffusers", None, "In place of --checkpoint, a folder that diffusers saved.")
+CONTEXT = flags.DEFINE_string("context", None, "Of --from_diffusers: a .npy file of embeddings to attend to.")
 OUT = flags.DEFINE_string("out", None, "Folder for the samples.", required=True)
 NUM = flags.DEFINE_integer("num", 100, "Number of samples.")
 BATCH = flags.DEFINE_integer("batch_size", 200, "Samples drawn at a time.")
 SHARD = flags.DEFINE_integer("shard_size", 1000, "Samples in a shard.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.")
 LABELS = flags.DEFINE_list("labels", [], "Labels, repeated in turn; all classes in turn if empty.")
+CAPTIONS = flags.DEFINE_list("captions", [], "Captions, repeated in turn, for a model of captions.")
 SAMPLER = flags.DEFINE_string("sampler", None, "Sampler; the config's if not given.")
 STEPS = flags.DEFINE_integer("num_steps", None, "Denoiser calls; the config's if not given.")
 GRID = flags.DEFINE_string("grid", None, "Step grid; the config's if not given.")
@@ -49,6 +62,7 @@ INTERVAL = flags.DEFINE_list("guidance_interval", None, "LOW,HIGH: the times tha
 RESCALE = flags.DEFINE_float("guidance_rescale", None, "phi of Lin et al. 2024, 0 for none; the config's.")
 CLASSIFIER = flags.DEFINE_string("classifier", None, "Workdir of a noise-aware classifier to guide with.")
 SCALE = flags.DEFINE_float("classifier_scale", 1.0, "Scale of the classifier's guidance.")
+AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Where the autoencoder of a model in latents is now.")
 INIT = flags.DEFINE_string("init_image", None, "img2img: a picture to start from.")
 LEVEL = flags.DEFINE_float("noise_level", 0.6, "img2img: the time to which the picture is noised.")
 
@@ -93,6 +107,8 @@ def guide(model):
         if flags.FLAGS["classifier_scale"].present:
             raise ValueError(f"classifier_scale needs a --classifier, got {SCALE.value} without one")
         return None
+    if model.config.text.enabled:
+        raise ValueError(f"classifier must not be given for a model of captions, got {CLASSIFIER.value}")
     if not math.isfinite(SCALE.value):
         raise ValueError(f"classifier_scale must be finite, got {SCALE.value}")
     found = noisy_classifier.load(Path(CLASSIFIER.value).absolute())
@@ -104,20 +120,22 @@ def guide(model):
 
 
 def chosen_labels(model, classifier):
-    """The cycle of labels, or None where neither the network nor the classifier has classes."""
+    """The cycle of labels, or of tokens; None where neither the network nor the classifier has a condition."""
+    if CAPTIONS.value or model.config.text.enabled:
+        return text.chosen(model, CAPTIONS.value, LABELS.value)
     classes = model.num_classes if model.config.network.conditional else None
     classes = classes if classifier is None else classifier.num_classes
     if not LABELS.value:
         return None if classes is None else np.arange(classes)
     if classes is None:
         raise ValueError(f"labels must be empty for a network without classes, got {','.join(LABELS.value)}")
-    for text in LABELS.value:
-        if not text.strip().isdigit() or int(text) >= classes:
-            raise ValueError(f"labels must be ints in [0, {classes - 1}], got {text!r}")
-    return np.asarray([int(text) for text in LABELS.value])
+    for given in LABELS.value:
+        if not given.strip().isdigit() or int(given) >= classes:
+            raise ValueError(f"labels must be ints in [0, {classes - 1}], got {given!r}")
+    return np.asarray([int(given) for given in LABELS.value])
 
 
-def initial(model):
+def initial(model, space):
     """(x0 or None, the part of the grid that is walked)."""
     times = build.grid(model.config)
     if INIT.value is None:
@@ -127,7 +145,8 @@ def initial(model):
     if not 0 < LEVEL.value < 1:
         raise ValueError(f"noise_level must be in (0, 1), got {LEVEL.value}")
     after = np.asarray(times)[np.asarray(times) < LEVEL.value]
-    return images.load_picture(Path(INIT.value), model.shape), jnp.asarray([LEVEL.value, *after], jnp.float32)
+    picture = images.load_picture(Path(INIT.value), model.shape if space is None else space.trained.shape)
+    return latents.code(space, picture), jnp.asarray([LEVEL.value, *after], jnp.float32)
 
 
 def sound(path):
@@ -139,16 +158,64 @@ def sound(path):
         return False
 
 
-def draw(model, out, settings, cycle, picture, times, classifier):
-    """Draws the shards that are missing."""
-    num, size = settings["num"], settings["shard_size"]
-    batch = min(BATCH.value, num, size)
+class Source(NamedTuple):
+    """What is drawn from. settings: what of it settings.json says."""
+
+    model: Any
+    generate: Callable
+    cycle: Any
+    settings: dict[str, Any]
+
+
+def of_run():
+    """A run's workdir, or an export."""
+    if CONTEXT.value is not None:
+        raise ValueError(f"context is for --from_diffusers, got {CONTEXT.value} without it")
+    model = load_model(Path(CHECKPOINT.value).absolute(), override)
+    classifier = guide(model)
+    cycle = chosen_labels(model, classifier)
+    space = latents.of_record(model.latent, AUTOENCODER.value)
+    picture, times = initial(model, space)
     classify = None
     if classifier is not None:
         classify = functools.partial(noisy_classifier.log_prob, classifier, onto=build.schedule(model.config))
-    generate = over_batch(
-        build.generator(model.config, model.network, model.shape, times, picture, classify, SCALE.value)
+    generate = build.generator(model.config, model.network, model.shape, times, picture, classify, SCALE.value)
+    settings = {
+        "checkpoint": str(Path(CHECKPOINT.value).resolve()),
+        "captions": CAPTIONS.value or None,
+        "init_image": INIT.value and hashlib.sha256(Path(INIT.value).read_bytes()).hexdigest(),
+        "noise_level": LEVEL.value if INIT.value else None,
+        "classifier": classifier and str(Path(CLASSIFIER.value).resolve()),
+        "classifier_step": classifier and classifier.step,
+        "classifier_scale": classifier and SCALE.value,
+        "autoencoder": space and space.identity(),
+    }
+    return Source(model, latents.decoded(over_batch(generate), space), cycle, settings)
+
+
+def of_diffusers():
+    """A folder that diffusers saved."""
+    ours = (CLASSIFIER, AUTOENCODER, INIT, RESCALE, INTERVAL)
+    for flag in ours:
+        if flag.value is not None:
+            raise ValueError(f"{flag.name} is for --checkpoint, got {flag.value} with --from_diffusers")
+    folder = Path(FROM.value).absolute()
+    found, model = from_diffusers.open_model(folder)
+    override(model.config)
+    context = from_diffusers.read_context(CONTEXT.value, found)
+    cycle = chosen_labels(model, None) if model.num_classes or LABELS.value or CAPTIONS.value else None
+    generate = over_batch(from_diffusers.generator(found, model.config, context, GRID.value))
+    digest = None if context is None else hashlib.sha256(context.tobytes()).hexdigest()
+    return Source(
+        model, generate, cycle, {"from_diffusers": str(folder.resolve()), "context": digest, "grid": GRID.value}
     )
+
+
+def draw(source, out, settings):
+    """Draws the shards that are missing."""
+    model, generate, cycle, _ = source
+    num, size = settings["num"], settings["shard_size"]
+    batch = min(BATCH.value, num, size)
     root = jax.random.key(settings["seed"])
     progress = Progress("sample", num, unit="samples")
     for number, first in enumerate(range(0, num, size)):
@@ -161,10 +228,11 @@ def draw(model, out, settings, cycle, picture, times, classifier):
             # The last batch is filled up, so that every call has the shapes that were compiled.
             filled = np.resize(part, batch)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(filled))
-            labels = None if cycle is None else jnp.asarray(cycle[filled % len(cycle)])
-            drawn.append(generate(model.params, keys, labels)[: len(part)])
+            condition = None if cycle is None else jnp.asarray(cycle[filled % len(cycle)])
+            drawn.append(generate(model.params, keys, condition)[: len(part)])
             progress.update(int(part[-1]) + 1)
-        labels = np.full(len(index), -1) if cycle is None else cycle[index % len(cycle)]
+        of_classes = cycle is not None and cycle.ndim == 1
+        labels = cycle[index % len(cycle)] if of_classes else np.full(len(index), -1)
         part_path = out / f".{path.name}.part"
         with part_path.open("wb") as file:
             np.savez(file, samples=images.to_pixels(np.concatenate(drawn), *model.range), labels=labels)
@@ -176,23 +244,19 @@ def main(argv):
     del argv
     out = Path(OUT.value).absolute()
     with usage_errors():
-        model = load_model(Path(CHECKPOINT.value).absolute(), override)
-        classifier = guide(model)
-        cycle = chosen_labels(model, classifier)
-        picture, times = initial(model)
+        if (CHECKPOINT.value is None) == (FROM.value is None):
+            raise ValueError(
+                f"one of checkpoint and from_diffusers must be given, got {CHECKPOINT.value} and {FROM.value}"
+            )
+        source = of_run() if FROM.value is None else of_diffusers()
+        model = source.model
         check_writable(out, "out")
-        settings = {
-            "checkpoint": str(Path(CHECKPOINT.value).resolve()),
+        settings = source.settings | {
             "step": model.step,
             "num": NUM.value,
             "shard_size": SHARD.value,
             "seed": SEED.value,
             "labels": LABELS.value,
-            "init_image": INIT.value and hashlib.sha256(Path(INIT.value).read_bytes()).hexdigest(),
-            "noise_level": LEVEL.value if INIT.value else None,
-            "classifier": classifier and str(Path(CLASSIFIER.value).resolve()),
-            "classifier_step": classifier and classifier.step,
-            "classifier_scale": classifier and SCALE.value,
             "sampling": model.config.sampling.to_dict(),
             "dataset": model.config.dataset.to_dict(),
             "range": list(model.range),
@@ -205,12 +269,12 @@ def main(argv):
                 f"out {out} holds samples with {key} = {before.get(key)!r}, got {settings[key]!r}; choose another --out"
             )
     write_json(out / "settings.json", settings)
-    draw(model, out, settings, cycle, picture, times, classifier)
+    draw(source, out, settings)
     low, high = model.range
     shown = -(-min(100, NUM.value) // SHARD.value)
     first = np.concatenate([np.load(out / f"shard_{i:05d}.npz")["samples"] for i in range(shown)])[:100]
     first = 2 * (first.astype(np.float32) - low) / (high - low) - 1
-    images.save_png(out / "samples.png", first)
+    images.save_png(out / "samples.png", first, len(CAPTIONS.value) if 1 < len(CAPTIONS.value) <= 20 else 10)
     print(f"{NUM.value} samples in {out}, the first {len(first)} in {out / 'samples.png'}")
 
 

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from diffax.training.parallel import over_batch
-from experiments import build, distributed, images, objectives, training
+from experiments import build, distributed, latents, lora, objectives, text, training
 from experiments.workdir import launch
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
@@ -25,23 +25,21 @@ SAMPLE_ROWS = 8
 
 
 def draw_samples(run):
-    """look(...) for the loop: a picture with a column for each class (of the first 10), always from the same noise."""
+    """look(...) for the loop: a picture, a column for each of 10 classes or captions, always from the same noise."""
     config, num_classes = run.config, run.dataset.num_classes
-    generate = over_batch(build.generator(config, run.net, run.dataset.shape), run.mesh)
-    columns = min(num_classes or 10, 10)
+    generate_from = build.generator(config, run.net, run.shape)
+    generate = over_batch(jax.jit(lambda params, *which: generate_from(run.whole(params), *which)), run.mesh)
+    generate = latents.decoded(generate, run.latents, run.mesh)
+    columns = 10 if run.tokenizer else min(num_classes or 10, 10)
     label = np.tile(np.arange(columns), SAMPLE_ROWS) if config.network.conditional else None
+    if run.tokenizer is not None:
+        captions = text.examples(run.dataset, config.dataset.train_split, columns)
+        label = np.tile(run.tokenizer.encode(captions), (SAMPLE_ROWS, 1))
     keys = jax.random.split(jax.random.key(config.seed), columns * SAMPLE_ROWS)
 
     def look(step, last, params, log, say):
         if step % config.train.sample_every == 0 or last:
-            samples = generate(params, keys, label)
-            path = run.workdir / "samples" / f"step_{step:07d}.png"
-            if distributed.is_first():
-                try:
-                    log.image(step, "samples", images.save_png(path, samples, columns))
-                    say(f"samples: {path}")
-                except OSError as error:  # a full disk ends no run
-                    say(f"warning: {path} cannot be written ({error.strerror})")
+            training.picture(run, step, "step", generate(params, keys, label), columns, log, say)
         return {}
 
     return look
@@ -53,7 +51,8 @@ def main(argv):
     distributed.start()
     config = CONFIG.value
     run = training.prepare(config, Path(WORKDIR.value).absolute(), build.network, "diffusion")
-    training.train(run, objectives.objective(config, run.net), draw_samples(run))
+    objective = latents.objective(objectives.objective(config, run.net), run.latents)
+    training.train(run, lora.objective(objective, run.whole), draw_samples(run))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the training entrypoints share: the data, the loop, its logs and checkpoints, and what may go wrong."""
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,8 @@ from diffax.training import (
     train_step,
 )
 from diffax.training.parallel import layout
-from experiments import build, checks, devices, distributed
+from experiments import build, checks, devices, distributed, images, latents, lora, text
+from experiments.checkpoint import open_base
 from experiments.data.datasets import open_dataset
 from experiments.data.pipeline import RecordError, batches, places
 from experiments.metrics_log import MetricsLog, NoLog, NotFiniteError, Pending
@@ -31,6 +33,8 @@ class Run(NamedTuple):
     """A run whose input was checked.
 
     net: a Linen module. model: its kind, as the checkpoints name it. described: what a continuation must find again.
+    tokenizer: of captions, None without. latents: where it diffuses, None for pixels.
+    base: the `Model` that adapters are trained for, None where all parameters are.
     """
 
     config: Any
@@ -41,6 +45,24 @@ class Run(NamedTuple):
     mesh: Any
     model: str
     described: dict[str, Any]
+    tokenizer: Any = None
+    latents: Any = None
+    base: Any = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what the network sees: an image, or its code."""
+        return self.dataset.shape if self.latents is None else self.latents.shape
+
+    def init(self, key: Any) -> Any:
+        """The first of the parameters that are trained."""
+        if self.base is None:
+            return build.init_params(self.config, self.net, self.shape, key)
+        return lora.first(self.config, self.base.model.params, key)
+
+    def whole(self, params: Any) -> Any:
+        """The network's parameters, from those that are trained."""
+        return params if self.base is None else lora.merge(self.config, self.base.model.params, params)
 
 
 def prepare(config: Any, workdir: Path, network: Callable, model: str, measures: Sequence[str] = ()) -> Run:
@@ -55,25 +77,35 @@ def prepare(config: Any, workdir: Path, network: Callable, model: str, measures:
         checks.check_config(config, mesh.size)
         checks.check_best(config, ("loss", "grad_norm", *measures))
         settings = config.dataset
-        dataset = open_dataset(settings.name, settings.data_dir)
+        dataset = open_dataset(settings.name, settings.data_dir, settings.labels)
         checks.check_data(config, dataset)
+        checks.check_model(config, model)
+        space = latents.open_latents(config, dataset)
+        shape = dataset.shape if space is None else space.shape
         net = network(config, dataset.num_classes)
-        data = batches(
+        base = open_base(config, dataset, space)
+        tokenizer = text.tokenizer(config, dataset, base and base.model.words)
+        read = functools.partial(
+            batches,
             dataset,
             settings.train_split,
             settings.batch_size,
             seed=config.seed,
             flip=settings.flip,
-            cache=settings.cache,
             num_threads=settings.num_threads,
             share=(jax.process_index(), jax.process_count()),
+            encode=tokenizer and tokenizer.encode,
         )
-        jax.eval_shape(lambda key: build.init_params(config, net, dataset.shape, key), jax.random.key(0))
-        return dataset, net, data
+        data = read(cache=settings.cache and space is None)
+        jax.eval_shape(lambda key: build.init_params(config, net, shape, key), jax.random.key(0))
+        if base is not None:
+            jax.eval_shape(lambda key: lora.first(config, base.model.params, key), jax.random.key(0))
+        return dataset, net, data, tokenizer, space, base, read
 
     with usage_errors():
-        dataset, net, data = distributed.together(inputs)
-        described = _data(dataset, config)
+        dataset, net, data, tokenizer, space, base, read = distributed.together(inputs)
+        others = {"autoencoder": space and space.identity(), "base": base and base.identity()}
+        described = _data(dataset, config) | others
         distributed.agree(
             {
                 "the config": config.to_dict(),
@@ -82,19 +114,27 @@ def prepare(config: Any, workdir: Path, network: Callable, model: str, measures:
                 "the data": described,
             }
         )
-        distributed.together(lambda: claim(workdir, config, model=model) if distributed.is_first() else None)
+        mine = functools.partial(claim, workdir, config, model=model, **others)
+        distributed.together(lambda: mine() if distributed.is_first() else None)
         distributed.see_the_same(workdir)
     if config.train.compile_cache:
         devices.cache_compilations(workdir / "compile_cache")
-    return Run(config, workdir, dataset, data, net, mesh, model, described)
+    if space is not None:
+        with usage_errors():
+            data = latents.batches(space, read, dataset, mesh, config)
+    return Run(config, workdir, dataset, data, net, mesh, model, described, tokenizer, space, base)
 
 
 def describe(run: Run, params: Any) -> str:
     """The line that says what is being trained on what."""
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     size, kind = run.mesh.size, run.mesh.devices.flat[0].device_kind
+    whole = sum(leaf.size for leaf in jax.tree.leaves(run.base.model.params)) if run.base else count
+    share = f" of adapters, {count / whole:.1%} of {whole:,}" if run.base else ""
+    inside = "" if run.latents is None else f" in latents {'x'.join(map(str, run.shape))}"
     return (
-        f"{run.model} on {run.config.dataset.name} {'x'.join(map(str, run.dataset.shape))}: {count:,} parameters, "
+        f"{run.model} on {run.config.dataset.name} {'x'.join(map(str, run.dataset.shape))}{inside}: "
+        f"{count:,} parameters{share}, "
         f"{size} x {kind}, batch {run.config.dataset.batch_size // size} per device, "
         f"{run.config.parallel}, jax {jax.__version__}"
     )
@@ -182,19 +222,19 @@ def _start(run, objective, say):
 
     def make():
         init_key, state_key = jax.random.split(jax.random.key(config.seed))
-        params = build.init_params(config, run.net, run.dataset.shape, init_key)
-        return init_state(state_key, params, optimizer, objective.memory)
+        return init_state(state_key, run.init(init_key), optimizer, objective.memory)
 
     state = jax.eval_shape(make)
     places = layout(state, run.mesh, rule)
     options = {"ema_decay": config.optimizer.ema_decay, "remember": objective.remember}
     step = train_step(objective.loss, optimizer, accumulate=config.optimizer.accumulate, **options)
     say(describe(run, state.params), flush=True)
-    size, shape = config.dataset.batch_size, run.dataset.shape
+    size, shape = config.dataset.batch_size, run.shape if run.latents is None else run.latents.moments_shape
     operations = None
     if devices.peak_flops(run.mesh.devices.flat[0].device_kind):
         numbers = np.empty(size, np.int32)
         batch = {"image": np.empty((size, *shape), np.float32), "label": numbers, "index": numbers}
+        batch |= {} if run.tokenizer is None else {"tokens": np.empty((size, run.tokenizer.max_length), np.int32)}
         operations = devices.flops(train_step(objective.loss, optimizer, **options), state, batch)
     like = jax.tree.map(lambda v, at: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=at), state, places)
     # Made where it belongs, so that no device ever holds all of a state that is spread.
@@ -224,7 +264,7 @@ def _resume(run, checkpoints, like, say):
         say(f"warning: checkpoint {step} is damaged and was moved aside: {reason}", flush=True)
     record = found.record
     for name, now in run.described.items():
-        if (before := record["data"][name]) != now:
+        if (before := record["data"].get(name)) != now:
             where = f"the data's {name} must be that of step {found.step}"
             raise CheckpointError(f"{where}, {before}, got {now}")
     run.data.set_state(record["data_position"])
@@ -241,12 +281,25 @@ def _naming_the_data(run, checkpoints):
         with contextlib.suppress(CheckpointError):
             checkpoints.wait()
         data, kept = run.config.dataset, max(checkpoints.steps, default=None)
-        numbers = places(run.described["length"], data.batch_size, run.config.seed, error.step - 1)
+        in_split = run.dataset.numbers(data.train_split)
+        batch = places(run.described["length"], data.batch_size, run.config.seed, error.step - 1)
+        numbers = [in_split[place] for place in batch]
         raise NotFiniteError(
             f"{error}; its batch has the records {' '.join(map(str, numbers))} of split {data.train_split!r}; "
             + ("nothing was saved yet" if kept is None else f"step {kept} is kept"),
             error.step,
         ) from error
+
+
+def picture(run: Run, step: int, name: str, drawn: Any, columns: int, log: Any, say: Callable) -> None:
+    """Writes images (N, *shape) in [-1, 1] as samples/NAME_STEP.png and to the log, from the first process."""
+    path = run.workdir / "samples" / f"{name}_{step:07d}.png"
+    if distributed.is_first():
+        try:
+            log.image(step, "samples", images.save_png(path, drawn, columns))
+            say(f"samples: {path}")
+        except OSError as error:  # a full disk ends no run
+            say(f"warning: {path} cannot be written ({error.strerror})")
 
 
 def _save(checkpoints, step, state, record, say):
@@ -275,6 +328,9 @@ def _record(run, pending, logged):
         "config": run.config.to_dict(),
         "data": run.described,
         "num_classes": run.dataset.num_classes,
+        "latent": run.latents and run.latents.record(),
+        "lora": run.base and run.base.record(),
+        "words": run.tokenizer and list(run.tokenizer.words),
         "data_position": run.data.get_state(),
         "pending": pending,  # what the next line of the log is made of
         "logged": dict(logged),  # the newest value of each measure

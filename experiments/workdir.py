@@ -22,6 +22,8 @@ FREE = (
     "config.parallel",
     "config.train.",
     "config.sampling.",
+    "config.latent.",  # but for which autoencoder it is, which checkpoints know
+    "config.lora.base",  # likewise
     "config.dataset.data_dir",
     "config.dataset.num_threads",
     "config.dataset.cache",
@@ -103,11 +105,22 @@ def flatten(value: Any, path: str = "config") -> dict[str, Any]:
     return {path: list(value) if isinstance(value, tuple) else value}
 
 
-def claim(workdir: Path, config: ml_collections.ConfigDict, *, model: str = "diffusion") -> None:
-    """Makes a folder this run's, or checks that it already is. model: the kind of model that is trained.
+def claim(
+    workdir: Path,
+    config: ml_collections.ConfigDict,
+    *,
+    model: str = "diffusion",
+    autoencoder: Any = None,
+    base: Any = None,
+) -> None:
+    """Makes a folder this run's, or checks that it already is.
+
+    model: the kind of model that is trained. autoencoder: in the latents of which one, None for pixels. base: of which
+    model adapters are trained, None for all parameters.
 
     Raises:
-      ValueError: if it cannot be written to, or holds the run of another kind or config; names the first difference.
+      ValueError: if it cannot be written to, or holds the run of another kind, config, autoencoder or base; names the
+        first difference.
     """
     check_writable(workdir)
     path = workdir / "config.json"
@@ -117,6 +130,11 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, *, model: str = "dif
             raise ValueError(
                 f"workdir {workdir} holds the run of a {kind} model, not of a {model}; choose another --workdir"
             )
+        for what, now in {"autoencoder": autoencoder, "base": base}.items():
+            if (before := held.get("data", {}).get(what)) != now:
+                raise ValueError(
+                    f"workdir {workdir} holds a run with the {what} {before}, got {now}; choose another --workdir"
+                )
         record = held["config"]
         # A setting that is newer than the run had its default then.
         then = flatten(default.get_config().to_dict()) | flatten(record)

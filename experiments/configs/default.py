@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config.dataset.train_split = "train"
     config.dataset.classifier_split = "test[:50%]"  # trains the classifier that evaluates
     config.dataset.test_split = "test[50%:]"  # what samples are compared with
+    config.dataset.labels = ()  # the records with these labels alone; (): all
     config.dataset.flip = False  # mirror half of the images
     config.dataset.cache = False  # keep the decoded split in memory
     config.dataset.num_threads = 2
@@ -41,6 +42,34 @@ def get_config() -> ConfigDict:
     config.network.learned_variance = False  # a second output, for the losses hybrid and vlb
     config.network.dtype = "float32"  # what it computes in: float32, bfloat16
     config.network.remat = False  # computes activations again on the way back, to save memory
+
+    config.text = ConfigDict()  # captions as the condition, in place of classes, by cross-attention
+    config.text.enabled = False
+    config.text.vocab_size = 1024  # tokens: padding, unknown, and the most frequent words of the training captions
+    config.text.max_length = 16  # words of a caption that are read
+    config.text.width = 128
+    config.text.depth = 2
+    config.text.num_heads = 4
+
+    config.lora = ConfigDict()  # low-rank adapters of a trained model
+    config.lora.base = ""  # workdir or export of that model; "": train all parameters
+    config.lora.rank = 4
+    config.lora.alpha = 4.0  # W + (alpha / rank) A B
+    config.lora.patterns = ("*kernel",)  # globs on the paths of what is adapted
+
+    config.latent = ConfigDict()  # diffusion in the latents of an autoencoder
+    config.latent.autoencoder = ""  # workdir of experiments.train_autoencoder, finished; "": diffusion of pixels
+    config.latent.cache = True  # encode the training split once and keep it in memory; else each batch as it comes
+
+    config.autoencoder = ConfigDict()  # of experiments.train_autoencoder
+    config.autoencoder.channels = 32
+    config.autoencoder.channel_multipliers = (1, 2)  # each level after the first halves the size
+    config.autoencoder.num_res_blocks = 1
+    config.autoencoder.latent_channels = 4
+    config.autoencoder.attention = True  # in the middle
+    config.autoencoder.dtype = "float32"  # what it computes in: float32, bfloat16
+    config.autoencoder.reconstruction = "squared"  # or "absolute"
+    config.autoencoder.kl_weight = 1e-6  # where the reconstruction term is a sum over pixels
 
     config.loss = ConfigDict()
     config.loss.objective = "denoising"  # what follows; or hybrid, vlb (learned variance), vdm (a learned schedule)

@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,16 +16,17 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from experiments.data.digits import Digits
+from experiments.data.emoji import Emoji
 from experiments.data.mnist5k import Mnist5k
 
-EMBEDDED: dict[str, Any] = {"digits": Digits, "mnist5k": Mnist5k}
+EMBEDDED: dict[str, Any] = {"digits": Digits, "emoji": Emoji, "mnist5k": Mnist5k}
 
 
 class Dataset(NamedTuple):
     """An image data set.
 
     builder: read-only TFDS builder; shape: of an image, (*space, C); num_classes: None without labels;
-    low, high: the range of the stored pixels.
+    low, high: the range of the stored pixels; labels: the records with these alone, () for all.
     """
 
     name: str
@@ -33,13 +35,41 @@ class Dataset(NamedTuple):
     num_classes: int | None
     low: float
     high: float
+    labels: tuple[int, ...] = ()
 
     def source(self, split: str) -> Any:
-        """Random access to the records of a split ("train", "test[:50%]").
+        """Random access to the records of a split ("train", "test[:50%]") that have one of `labels`.
 
         Raises:
           ValueError: for an unknown split, or one without records.
         """
+        source = self.records(split)
+        return _Chosen(source, self.numbers(split)) if self.labels else source
+
+    def numbers(self, split: str) -> Sequence[int]:
+        """Where the records of `source` stand in the whole split. With `labels` it reads each record.
+
+        Raises:
+          ValueError: as `source`, and for a record that cannot be read.
+        """
+        source = self.records(split)
+        if not self.labels:
+            return range(len(source))
+        found = []
+        for number in range(len(source)):
+            try:
+                label = source[number]["label"]
+            except Exception as error:  # whatever the reader raises
+                where = f"record {number} of split {split!r} of {self.name}"
+                raise ValueError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
+            if label in self.labels:
+                found.append(number)
+        if not found:
+            raise ValueError(f"split {split!r} of dataset {self.name!r} has no records with labels {self.labels}")
+        return found
+
+    def records(self, split: str) -> Any:
+        """All records of a split, whatever their labels. Raises as `source`."""
         try:
             source = self.builder.as_data_source(split)
         except (ValueError, KeyError) as error:
@@ -53,11 +83,40 @@ class Dataset(NamedTuple):
         """Stored pixels to [-1, 1], float32."""
         return (2 * (image.astype(np.float32) - self.low) / (self.high - self.low) - 1).astype(np.float32)
 
+    def captions(self, split: str) -> list[str]:
+        """The captions of a split.
+
+        Raises:
+          ValueError: if the set has none.
+        """
+        if "caption" not in self.builder.info.features:
+            raise ValueError(f"dataset.name = {self.name!r} has no captions (a feature 'caption')")
+        return [caption_of(record) for record in self.source(split)]
+
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """All images (N, *shape) in [-1, 1] and labels (N,) of a split, in memory."""
         records = list(self.source(split))
         images = np.stack([self.normalise(r["image"]) for r in records])
         return images, np.asarray([r.get("label", 0) for r in records], np.int32)
+
+
+def caption_of(record: dict[str, Any]) -> str:
+    """A record's caption: TFDS gives bytes."""
+    caption = record["caption"]
+    return caption.decode() if isinstance(caption, bytes) else str(caption)
+
+
+class _Chosen(Sequence):
+    """Some of the records of a source."""
+
+    def __init__(self, source: Any, numbers: Sequence[int]):
+        self._source, self._numbers = source, numbers
+
+    def __len__(self):
+        return len(self._numbers)
+
+    def __getitem__(self, place):
+        return self._source[self._numbers[place]]
 
 
 def data_folder(data_dir: str) -> Path:
@@ -66,11 +125,13 @@ def data_folder(data_dir: str) -> Path:
     return Path(data_dir or default).expanduser().absolute()
 
 
-def open_dataset(name: str, data_dir: str = "") -> Dataset:
+def open_dataset(name: str, data_dir: str = "", labels: Sequence[int] = ()) -> Dataset:
     """Opens a prepared data set, building an embedded one where it is missing.
 
+    labels: the records with these alone, () for all.
+
     Raises:
-      ValueError: if the set is not prepared, not in a format with random access, or holds no images.
+      ValueError: if the set is not prepared, not in a format with random access, holds no images or has no such label.
     """
     folder = data_folder(data_dir)
     command = f"python -m experiments.data.prepare --name={name} --data_dir={folder}"
@@ -84,7 +145,12 @@ def open_dataset(name: str, data_dir: str = "") -> Dataset:
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         found = builder.info.file_format.value
         raise ValueError(f"dataset.name = {name!r} is stored as {found}, not array_record; to prepare it: {command}")
-    return _describe(name, builder)
+    dataset = _describe(name, builder)
+    for label in labels:
+        if not 0 <= label < (dataset.num_classes or 0):
+            classes = f"in [0, {dataset.num_classes - 1}]" if dataset.num_classes else "(), as it has none,"
+            raise ValueError(f"dataset.labels of {name!r} must be {classes}, got {label}")
+    return dataset._replace(labels=tuple(labels))
 
 
 def prepare_embedded(name: str, folder: Path) -> None:

@@ -1,12 +1,13 @@
 """Batches for training by Grain: shuffled, repeated, with a position that can be saved and restored."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import grain
 import numpy as np
 
-from experiments.data.datasets import Dataset
+from experiments.data.datasets import Dataset, caption_of
 
 
 class RecordError(ValueError):
@@ -14,24 +15,30 @@ class RecordError(ValueError):
 
 
 class _Records:
-    """The records of a split: {image as stored, label}. One that cannot be read, or has another shape, says which."""
+    """The records of a split: {image as stored, label}, and tokens of the caption where `encode` makes them.
 
-    def __init__(self, dataset: Dataset, split: str):
-        self._dataset, self._split, self._source = dataset, split, dataset.source(split)
+    One that cannot be read, or has another shape, says which.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, encode: Callable | None = None):
+        self._dataset, self._split, self._encode = dataset, split, encode
+        self._source, self._numbers = dataset.records(split), dataset.numbers(split)
 
     def __len__(self):
-        return len(self._source)
+        return len(self._numbers)
 
     def __getitem__(self, place):
-        where = f"record {place} of split {self._split!r} of {self._dataset.name}"
+        number = self._numbers[place]
+        where = f"record {number} of split {self._split!r} of {self._dataset.name}"
         try:
-            record = self._source[place]
+            record = self._source[number]
             image, label = record["image"], np.int32(record["label"] if self._dataset.num_classes else 0)
+            tokens = {} if self._encode is None else {"tokens": self._encode([caption_of(record)])[0]}
         except Exception as error:  # whatever the reader raises
             raise RecordError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
         if image.shape != self._dataset.shape:
             raise RecordError(f"{where} must have shape {self._dataset.shape}, got {image.shape}")
-        return {"image": image, "label": label}
+        return {"image": image, "label": label, **tokens}
 
 
 def _flip(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
@@ -68,8 +75,10 @@ def batches(
     cache: bool = False,
     num_threads: int = 2,
     share: tuple[int, int] = (0, 1),
+    encode: Callable | None = None,
+    instead: Callable | None = None,
 ) -> Any:
-    """An endless iterator of {image (B, *shape) in [-1, 1], label (B,), index (B,)}.
+    """An endless iterator of {image (B, *shape) in [-1, 1], label (B,), index (B,)}; with `encode` tokens (B, m) too.
 
     Its position is `get_state()`, and `set_state` goes back to it exactly. Threads, not worker processes.
     `flip` mirrors half of the images; `cache` decodes the split once and keeps it in memory. Epochs follow each other
@@ -77,12 +86,14 @@ def batches(
 
     share: (p, P) for every P-th example of each batch, from p on: with all P of them the batches are those of (0, 1),
     so the position means the same for any number of processes.
+    encode: captions (N) -> tokens (N, m).
+    instead: records of the whole split, with images as stored -> (N, ...), which batches hold in place of the images.
 
     Raises:
       ValueError: if the split is smaller than a batch, or P does not divide it.
       RecordError: (from the iterator) for a record that cannot be read.
     """
-    source: Any = _Records(dataset, split)
+    source: Any = _Records(dataset, split, encode)
     first, stride = share
     if batch_size % stride:
         raise ValueError(f"dataset.batch_size must be a multiple of the {stride} processes, got {batch_size}")
@@ -90,10 +101,14 @@ def batches(
         raise ValueError(
             f"dataset.batch_size must be at most the {len(source)} examples of split {split!r}, got {batch_size}"
         )
-    if cache:
+    normalise = dataset.normalise
+    if instead is not None:
+        images, normalise = instead(source), lambda image: image
+        source = [{**source[place], "image": image} for place, image in enumerate(images)]
+    elif cache:
         source = [source[place] for place in range(len(source))]
     data = _shuffled(source, seed)
-    data = data.map(lambda record: {**record, "image": dataset.normalise(record["image"])})
+    data = data.map(lambda record: {**record, "image": normalise(record["image"])})
     if flip:
         data = data.random_map(_flip)
     data = data.repeat()[first::stride].batch(batch_size // stride)

@@ -68,9 +68,7 @@ def inputs(config, batch=3, seed=0):
     """{x, step, ..}, the first and last step among them."""
     rng, size = np.random.default_rng(seed), config["sample_size"]
     case = {
-        "x": rng.standard_normal(
-            (batch, config.get("in_channels", 4), size, size), np.float32
-        ),
+        "x": rng.standard_normal((batch, config.get("in_channels", 4), size, size), np.float32),
         "step": np.array([0, 999, *rng.integers(1, 999, batch - 2)]),
     }
     if config.get("num_class_embeds"):

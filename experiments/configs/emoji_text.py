@@ -1,0 +1,36 @@
+"""Colour emoji of 32x32 pixels from their names: cross-attention to a text encoder that is trained along.
+
+    NOTO_COLOR_EMOJI=FONT python -m experiments.train --config=experiments/configs/emoji_text.py --workdir=runs/emoji
+    python -m experiments.sample --checkpoint=runs/emoji --captions="grinning face,red heart" --out=OUT
+
+The font is that of Debian's package fonts-noto-color-emoji; without the variable it is looked for where that puts it.
+
+Hardware: 2 CPU cores. Time: TODO. Metric: TODO
+"""
+
+from experiments.configs import default
+
+
+def get_config():
+    """A small U-Net with cross-attention at 8x8."""
+    config = default.get_config()
+    config.dataset.name = "emoji"
+    config.dataset.batch_size = 32
+    config.dataset.cache = True
+    config.dataset.classifier_split = "train[50%:]"
+    config.dataset.test_split = "test"
+    config.network.channels = 32
+    config.network.channel_multipliers = (1, 2, 2)
+    config.network.num_res_blocks = 1
+    config.network.attention_levels = (2,)
+    config.network.num_heads = 4
+    config.network.dropout_rate = 0.0
+    config.network.conditional = False
+    config.text.enabled = True
+    config.text.vocab_size = 1280
+    config.text.max_length = 12
+    config.train.num_steps = 3000
+    config.train.sample_every = 1500
+    config.train.checkpoint_every = 500
+    config.sampling.guidance = 2.0
+    return config

