@@ -1,5 +1,6 @@
 """What is logged of a run: metrics.jsonl and TensorBoard, and the values that wait on the devices to be read."""
 
+import contextlib
 import json
 import os
 import sys
@@ -113,6 +114,11 @@ class MetricsLog:
         else:
             self._unwritten = b""
 
+    def sync(self) -> None:
+        """What was written is on the disk: before a checkpoint after which nobody writes it again."""
+        with contextlib.suppress(OSError):
+            os.fsync(self._file.fileno())
+
     def image(self, step: int, name: str, picture: Any) -> None:
         """Shows a picture (H, W, C) uint8 on TensorBoard."""
         self._on_board(lambda board: board.add_image(name, picture, step, dataformats="HWC"))
@@ -128,6 +134,9 @@ class NoLog:
     """The log of a process that is not the first."""
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
         """Nothing."""
 
     def image(self, step: int, name: str, picture: Any) -> None:

@@ -100,12 +100,11 @@ def prepare(config: Any, workdir: Path, network: Callable, model: str, measures:
         jax.eval_shape(lambda key: build.init_params(config, net, shape, key), jax.random.key(0))
         if base is not None:
             jax.eval_shape(lambda key: lora.first(config, base.model.params, key), jax.random.key(0))
-        return dataset, net, data, tokenizer, space, base, read
+        others = {"autoencoder": space and space.identity(), "base": base and base.identity()}
+        return dataset, net, data, tokenizer, space, base, read, others, _data(dataset, config) | others
 
     with usage_errors():
-        dataset, net, data, tokenizer, space, base, read = distributed.together(inputs)
-        others = {"autoencoder": space and space.identity(), "base": base and base.identity()}
-        described = _data(dataset, config) | others
+        dataset, net, data, tokenizer, space, base, read, others, described = distributed.together(inputs)
         distributed.agree(
             {
                 "the config": config.to_dict(),
@@ -206,13 +205,15 @@ def _loop(run: Run, objective: Objective, look: Callable, stack: contextlib.Exit
                 progress.update(step, _text(pending.newest()))
             if step % settings.checkpoint_every == 0 or last or stopped:
                 record = _record(run, pending.read(), logged)
+                log.sync()
                 _save(checkpoints, step, state, record, progress.message)
         if stopped and not last:
             _settle(checkpoints, step)
             say(f"stopped: step {step} is saved; the same command goes on from there", flush=True)
             raise SystemExit(distributed.STOPPED)
-    _settle(checkpoints, settings.num_steps)
-    say(f"done: step {settings.num_steps} in {clock(time.monotonic() - start)}", flush=True)
+    end = max(first, settings.num_steps)  # it may have gone further before
+    _settle(checkpoints, end)
+    say(f"done: step {end} in {clock(time.monotonic() - start)}", flush=True)
 
 
 def _start(run, objective, say):

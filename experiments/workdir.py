@@ -46,6 +46,8 @@ def usage_errors() -> Iterator[None]:
 def launch(main: Any) -> None:
     """Runs an entrypoint under absl, quietly: JAX's notes on absent backends are no news."""
     logging.set_verbosity(logging.WARNING)
+    # Orbax prints the stack of each of its threads that fails; what fails is an error of ours, which says it.
+    logging.get_absl_logger().addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
     app.run(main, flags_parser=_parse)
 
 

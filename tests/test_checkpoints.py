@@ -136,6 +136,16 @@ def test_the_best_is_kept_and_a_nan_is_not_the_best(tmp_path):
         assert checkpoints.steps == kept, best
 
 
+def test_another_measure_starts_anew(tmp_path):
+    """A loss of 3 is no accuracy."""
+    for step, (best, metrics) in enumerate(
+        [("loss", {"loss": 3.0}), ("-acc", {"acc": 0.9}), ("-acc", {"acc": 0.6})], 1
+    ):
+        with Checkpoints(tmp_path, keep_latest=1, best=best) as checkpoints:
+            checkpoints.save(step, numbered(step), {}, metrics)
+    assert checkpoints.steps == [2, 3]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -239,13 +239,32 @@ def test_a_full_disk_is_said_and_the_run_goes_on(prepared, monkeypatch, capsys):
     assert [line["step"] for line in log_of(workdir)] == [1, 4, 8, 12]
 
 
-def test_a_run_of_other_data_or_another_network_is_refused(prepared, monkeypatch, capsys, tmp_path):
+def test_a_run_of_another_network_is_refused(prepared, monkeypatch, capsys):
     prepared(num_steps=4)
     monkeypatch.setattr(Net, "init", lambda self, *_: {"params": {"w": jnp.ones((2,))}})
     with pytest.raises(SystemExit):
         prepared()
     assert "['w'] = float32[2], got float32[]" in capsys.readouterr().err
-    monkeypatch.undo()
+
+
+def test_a_run_of_other_data_is_refused(prepared, monkeypatch, capsys):
+    """A data set that has grown since."""
+    workdir = prepared(num_steps=4)
+    described = training._data
+    grown = lambda *args: described(*args) | {"length": 10_000}
+    monkeypatch.setattr(training, "_data", grown)
+    with pytest.raises(SystemExit) as stopped:
+        prepared()
+    assert stopped.value.code == 1
+    assert re.search(r"the data's length must be that of step 4, \d+, got 10000", capsys.readouterr().err)
+    assert end_of(workdir)[0] == 4
+
+
+def test_a_run_that_went_further_is_left_alone(prepared, capsys):
+    workdir = prepared(num_steps=8)
+    prepared(num_steps=4)
+    assert "done: step 8" in capsys.readouterr().out
+    assert end_of(workdir)[0] == 8
 
 
 def test_no_sound_checkpoint_is_no_new_run(prepared, capsys):

@@ -173,9 +173,10 @@ def test_processes_of_different_folders_stop(data_dir, tmp_path):
     line = command("train", *flags)
     (tmp_path / "run").mkdir()
     other = elsewhere(f"mount -t tmpfs tmpfs {tmp_path / 'run'}", line)
-    for status, text in finish(start(2, lambda i: other if i else line)):
-        assert status == 2, text
-        assert "error: " in text
+    ended = finish(start(2, lambda i: other if i else line))
+    assert [status for status, _ in ended] == [2, 2], ended
+    assert "error: process 1 failed: it says why" in ended[0][1]
+    assert "error: workdir must be one folder that all processes share, got" in ended[1][1]
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert not (tmp_path / "run" / ".processes").exists()
 
@@ -241,6 +242,7 @@ def test_a_disk_that_fills_up_and_is_emptied(data_dir, tmp_path):
         assert "could not be saved, step" in text
         assert "error: step 20 could not be saved" in text  # by the run itself, in a line
         assert "space" in text.lower()
+        assert "Traceback" not in text
         left = steps_of(disk / "run")
         assert left
         ballast.unlink()

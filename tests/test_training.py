@@ -11,6 +11,7 @@ import pytest
 
 from diffax import training
 from diffax.training import parallel
+from diffax.training.exports import is_export
 from diffax.training.parallel import over_batch
 from experiments import build
 from experiments.configs import digits
@@ -210,6 +211,9 @@ def test_exports_round_trip(tmp_path):
     with pytest.raises(ValueError, match=r"\['w'\] = int32\[3\], got float32\[3\]"):
         training.load_export(tmp_path / "export", {"w": jnp.arange(3)})
     assert not (tmp_path / ".export.part").exists()
+    with training.Checkpoints(tmp_path / "run") as checkpoints:
+        checkpoints.save(1, make()[0], {})
+    assert [is_export(tmp_path / name) for name in ("export", "run/1", "run")] == [True, False, False]
 
 
 def test_a_damaged_export_is_refused(tmp_path):

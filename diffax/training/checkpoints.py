@@ -121,6 +121,7 @@ class Checkpoints:
         body = {
             "step": step,
             "arrays": describe(tree),
+            "measure": self._best.removeprefix("-"),
             "best": None if value is None or not math.isfinite(value) else value,
             "record": record,
         }
@@ -230,9 +231,7 @@ class Checkpoints:
         self.wait()
         saved = {path: v for path, v in self._manifest(step)["arrays"].items() if path.startswith("['ema']")}
         check_arrays(self._folder / str(step), saved, describe({"ema": like}))
-        context = ocp.Context()
-        context.pytree.loading.partial_load = True
-        with context:
+        with by_itself(partial=True):
             return ocp.load(self._folder / str(step), abstract({"ema": like}))["ema"]
 
     def _part(self, step):
@@ -261,10 +260,11 @@ class Checkpoints:
         self._prune()
 
     def _prune(self):
-        values = {}
+        values, measure = {}, self._best.removeprefix("-")
         for step in self._steps():
             with contextlib.suppress(CheckpointError):  # what is no checkpoint counts for nothing and is left alone
-                values[step] = self._manifest(step)["best"]
+                body = self._manifest(step)
+                values[step] = body["best"] if body.get("measure") == measure else None
         keep = set(list(values)[-self._keep_latest :])
         if self._keep_every:
             keep |= {step for step in values if step % self._keep_every == 0}
@@ -306,6 +306,16 @@ def describe(tree: Any) -> dict[str, str]:
         return f"{v.dtype}[{','.join(map(str, v.shape))}]"
 
     return {jax.tree_util.keystr(path): leaf(v) for path, v in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def by_itself(partial: bool = False) -> ocp.Context:
+    """A context in which this process loads alone: the others may be elsewhere. partial: some of the leaves."""
+    context, here = ocp.Context(), jax.process_index()
+    context.pytree.loading.partial_load = partial
+    context.multiprocessing.active_processes = {here}
+    context.multiprocessing.primary_host = here
+    context.multiprocessing.barrier_sync_key_prefix = f"process_{here}"
+    return context
 
 
 def check_arrays(folder: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:

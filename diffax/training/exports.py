@@ -8,7 +8,9 @@ from typing import Any
 from orbax.checkpoint import v1 as ocp
 
 from diffax.training import manifest
-from diffax.training.checkpoints import abstract, check_arrays, describe
+from diffax.training.checkpoints import abstract, by_itself, check_arrays, describe
+
+KIND = "export"  # a step of a run has a manifest too
 
 
 def save_export(directory: str | os.PathLike, params: Any, record: dict[str, Any]) -> None:
@@ -18,8 +20,9 @@ def save_export(directory: str | os.PathLike, params: Any, record: dict[str, Any
     shutil.rmtree(part, ignore_errors=True)
     tree = {"params": params}
     ocp.save(part, tree)
-    manifest.seal(part, {"arrays": describe(tree), "record": record})
+    manifest.seal(part, {"kind": KIND, "arrays": describe(tree), "record": record})
     os.rename(part, folder)
+    manifest.sync(folder.parent)
 
 
 def load_export(directory: str | os.PathLike, like: Any) -> Any:
@@ -31,7 +34,8 @@ def load_export(directory: str | os.PathLike, like: Any) -> Any:
     """
     folder, tree = Path(directory).absolute(), {"params": like}
     check_arrays(folder, manifest.verify(folder)["arrays"], describe(tree))
-    return ocp.load(folder, abstract(tree))["params"]
+    with by_itself():
+        return ocp.load(folder, abstract(tree))["params"]
 
 
 def export_record(directory: str | os.PathLike) -> dict[str, Any]:
@@ -45,4 +49,10 @@ def export_record(directory: str | os.PathLike) -> dict[str, Any]:
 
 def is_export(directory: str | os.PathLike) -> bool:
     """Whether a folder was written by `save_export`."""
-    return (Path(directory) / manifest.MANIFEST).exists()
+    folder = Path(directory)
+    if not (folder / manifest.MANIFEST).exists():
+        return False
+    try:
+        return manifest.read(folder).get("kind") == KIND
+    except manifest.CheckpointError:  # which reading it will say
+        return True

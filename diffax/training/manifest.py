@@ -18,7 +18,7 @@ def seal(folder: Path, body: dict[str, Any]) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     text = json.dumps(body | {"files": {str(path.relative_to(folder)): _digest(path) for path in files}})
     (folder / MANIFEST).write_text(f"{_of_text(text)}\n{text}\n")
-    for path in (*files, folder / MANIFEST, folder):
+    for path in (*folder.rglob("*"), folder):  # folders too, for the names in them
         sync(path)
 
 
