@@ -19,6 +19,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax
 import pytest
 
+collect_ignore_glob = ["interop/make_*.py"]  # they need torch
+
 
 def pytest_addoption(parser):
     """How often faults are injected; see experiments/README.md for what was run."""

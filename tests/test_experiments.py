@@ -207,7 +207,7 @@ def test_img2img_starts_from_the_picture(trained, tmp_path):
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
-        ("train", ["--config.foo=1"], "config.foo is no setting; those of config are dataset,"),
+        ("train", ["--config.foo=1"], "config.foo is no setting; those of config are autoencoder,"),
         ("train", ["--config.seed.x=1"], "config.seed.x is no setting: config.seed is a value, not a group"),
         ("train", ["--config.schedule.beta_max=3.0"], "config.schedule.beta_max can only be overridden where"),
         ("train", ["--config.network.num_heads=3"], "num_heads must divide the 16 channels, got 3"),

@@ -5,7 +5,7 @@
 
 The font is that of Debian's package fonts-noto-color-emoji; without the variable it is looked for where that puts it.
 
-Hardware: 2 CPU cores. Time: TODO. Metric: TODO
+Not trained to the end yet: no time and no score to state.
 """
 
 from experiments.configs import default

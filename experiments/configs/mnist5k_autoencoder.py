@@ -1,6 +1,8 @@
 """An autoencoder of 28x28 MNIST, to codes of 7x7x4.
 
 python -m experiments.train_autoencoder --config=experiments/configs/mnist5k_autoencoder.py --workdir=DIR
+
+Hardware: 2 CPU cores. Time: for 1,500 steps 20 min, beside other work.
 """
 
 from experiments.configs import default

@@ -1,6 +1,8 @@
 """Class-conditional MNIST by diffusion in the latents of mnist5k_autoencoder.
 
 python -m experiments.train --config=experiments/configs/mnist5k_latent.py --workdir=runs/mnist5k_latent
+
+Hardware: 2 CPU cores. Time: 7 min 15 s for 2,000 steps beside other work. Its samples are not scored yet.
 """
 
 from experiments.configs import default
