@@ -2,7 +2,7 @@
 
 python -m experiments.train --config=experiments/configs/mnist5k_latent.py --workdir=runs/mnist5k_latent
 
-Hardware: 2 CPU cores. Time: 7 min 15 s for 2,000 steps beside other work. Its samples are not scored yet.
+Hardware: 2 CPU cores. Time: 5 min 49 s for 2,000 steps. Its samples are not scored yet.
 """
 
 from experiments.configs import default
