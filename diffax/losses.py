@@ -23,7 +23,7 @@ from diffax.curves import LOG_SNR_MAX
 from diffax.predictions import diffuse, row
 from diffax.predictions import target as prediction_target
 from diffax.pytrees import as_float, batch_size, check, choose
-from diffax.typing import Array, Float, Key, Num, Predict, Schedule
+from diffax.typing import Array, Float, Key, Predict, Schedule, Shaped
 
 
 def _rate(schedule: Schedule, t: Any) -> Any:
@@ -96,7 +96,7 @@ def denoising_loss(
     return rate(schedule, t) * weighting(log_snr) * (alpha / (alpha * b - sigma * a)) ** 2 * loss
 
 
-def drop_labels(key: Key, labels: Num[Any, " batch"], null_label: int, *, p_uncond: Any) -> Num[Array, " batch"]:
+def drop_labels(key: Key, labels: Shaped[Any, " batch"], null_label: int, *, p_uncond: Any) -> Shaped[Array, " batch"]:
     """(B,) labels, each replaced by the null label with probability p_uncond, to train for guidance.
 
     Ho & Salimans 2021, algorithm 1.

@@ -93,7 +93,8 @@ def double(x: Float[Array, "batch *small c"], space: tuple[int, ...]) -> Float[A
 class ResBlock(nn.Module):
     """norm, silu, conv, + embedding, norm, silu, dropout, zero-initialised conv; plus the input (Ho et al. 2020).
 
-    x: (B, *space, C), emb: (B, E) or None, key: (B,) or None; returns (B, *space, features).
+    x: (B, *space, C), emb: (B, E) or None, key: (B,) or None; returns (B, *space, features), the space
+    resampled.
 
     Attributes:
       features: channels of the result.
@@ -121,7 +122,7 @@ class ResBlock(nn.Module):
         emb: Float[Array, "batch e"] | None = None,
         key: Key | None = None,
         space: tuple[int, ...] | None = None,
-    ) -> Float[Array, "batch *space out"]:
+    ) -> Float[Array, "batch *resized out"]:
         """See the class."""
         ndim = x.ndim - 2
         norm = functools.partial(group_norm, dtype=self.dtype, groups=self.norm_groups, eps=self.eps)

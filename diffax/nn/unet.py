@@ -62,7 +62,7 @@ class UNet(nn.Module):
     out_channels: int | None = None
     outputs: int = 1
     channels: int = 128
-    channel_multipliers: tuple[float, ...] = (1, 2, 2, 2)
+    channel_multipliers: tuple[int | float, ...] = (1, 2, 2, 2)
     num_res_blocks: int = 2
     attention_levels: tuple[int, ...] = (1,)
     attention: str = "self"
