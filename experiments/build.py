@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import diffax
-from diffax.nn import UNet
-from diffax.nn.text import PADDING, Captioned, TextEncoder
+from diffax.nn.text import PADDING
 from diffax.pytrees import choose
 from diffax.training import adamw, data_parallel, sharded
 
@@ -137,31 +136,6 @@ def table_length(schedule: Any) -> int:
     return 1000 if table is None else len(table)
 
 
-def network(config: Any, dataset_classes: int | None) -> Any:
-    """The U-Net; with captions together with their encoder."""
-    settings, text = config.network, config.text
-    if settings.conditional and not dataset_classes:
-        raise ValueError(f"config.network.conditional must be False: dataset {config.dataset.name!r} has no labels")
-    net = UNet(
-        channels=settings.channels,
-        channel_multipliers=tuple(settings.channel_multipliers),
-        num_res_blocks=settings.num_res_blocks,
-        attention_levels=tuple(settings.attention_levels),
-        num_heads=settings.num_heads,
-        dropout_rate=settings.dropout_rate,
-        num_classes=dataset_classes if settings.conditional else None,
-        outputs=1 + settings.learned_variance,
-        time_scale=TIMES[settings.time][0],
-        remat=settings.remat,
-        dtype=DTYPES[settings.dtype],
-        attention="cross" if text.enabled else "self",
-        context_dim=text.width if text.enabled else None,
-    )
-    if not text.enabled:
-        return net
-    return Captioned(net, TextEncoder(text.vocab_size, text.width, text.depth, text.num_heads, net.dtype))
-
-
 def null_condition(config: Any, net: Any) -> int | None:
     """What stands for "nothing said", for guidance: the null label, or a token of padding; None without a condition."""
     if config.text.enabled:
@@ -184,7 +158,7 @@ def init_params(config: Any, net: Any, shape: tuple[int, ...], key: Any) -> Any:
 
 
 def predict(
-    config: Any, net: UNet, params: Any, label: Any = None, *, key: Any = None, of_time: Callable | None = None
+    config: Any, net: Any, params: Any, label: Any = None, *, key: Any = None, of_time: Callable | None = None
 ) -> Callable:
     """The network as the core sees it: (x, t) -> y. label: () or (B,), None for no class; key: of dropout.
 
@@ -209,7 +183,7 @@ def optimizer(config: Any) -> Any:
 
 def denoiser(
     config: Any,
-    net: UNet,
+    net: Any,
     params: Any,
     label: Any = None,
     *,
@@ -273,7 +247,7 @@ def sampler(config: Any, params: Any = None) -> Any:
 
 def generator(
     config: Any,
-    net: UNet,
+    net: Any,
     shape: tuple[int, ...],
     times: Any = None,
     picture: Any = None,

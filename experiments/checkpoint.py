@@ -9,7 +9,7 @@ import jax
 import ml_collections
 
 from diffax.training import Checkpoints, load_export
-from experiments import build, lora
+from experiments import build, lora, networks
 from experiments.configs import default
 from experiments.workdir import flatten, load_record
 
@@ -74,7 +74,7 @@ def load_model(
     config = override(ml_collections.ConfigDict(_completed(record["config"])))
     latent, classes = record.get("latent"), record["num_classes"]
     shape = tuple((latent or record["data"])["shape"])
-    network = build.network(config, classes)
+    network = networks.network(config, classes)
     base = _base_of(folder, record)
     like = jax.eval_shape(
         lambda key: (

@@ -9,7 +9,7 @@ import ml_collections
 import diffax
 from diffax.predictions import KINDS
 from diffax.pytrees import choose
-from experiments import autoencoder, build, latents, lora, objectives, text
+from experiments import autoencoder, build, latents, lora, networks, objectives, text
 from experiments.configs import default
 
 # Their keys are the parameters of what a name says: of the group's own, or of the setting they are called after.
@@ -22,9 +22,8 @@ def check_config(config: Any, num_devices: int) -> None:
     build.schedule(config)
     choose("config.parallel", config.parallel, build.PARALLEL)
     choose("config.prediction", config.prediction, KINDS)
-    choose("config.network.time", config.network.time, build.TIMES)
-    choose("config.network.dtype", config.network.dtype, build.DTYPES)
     _check_objective(config)
+    networks.check(config)
     text.check(config)
     lora.check(config)
     autoencoder.check(config)
@@ -90,6 +89,7 @@ def check_model(config: Any, model: str) -> None:
         ("latent.autoencoder", config.latent.autoencoder, ""),
         ("lora.base", config.lora.base, ""),
         ("text.enabled", config.text.enabled, False),
+        ("network.name", config.network.name, "unet"),
     ):
         if value != none:
             raise ValueError(f"config.{name} must be {none!r} for training a {model}, got {value!r}")

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 import diffax
-from diffax.nn import UNet
 from diffax.pytrees import choose
 from experiments import build
 
@@ -85,7 +84,7 @@ def _condition(config, net, batch, key):
     return jnp.where(kept.reshape(-1, *[1] * (given.ndim - 1)), given, null)
 
 
-def objective(config: Any, net: UNet) -> Objective:
+def objective(config: Any, net: Any) -> Objective:
     """The loss of each example by config.loss.objective; loss-aware times leave what it estimates as it is."""
     of_example = OBJECTIVES[config.loss.objective](config)
     chosen, spread = law(config), SPREADS[config.loss.spread]

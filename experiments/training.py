@@ -19,7 +19,7 @@ from diffax.training import (
     train_step,
 )
 from diffax.training.parallel import layout
-from experiments import build, checks, devices, distributed, images, latents, lora, text
+from experiments import build, checks, devices, distributed, images, latents, lora, networks, text
 from experiments.checkpoint import open_base
 from experiments.data.datasets import open_dataset
 from experiments.data.pipeline import RecordError, batches, places
@@ -82,6 +82,7 @@ def prepare(config: Any, workdir: Path, network: Callable, model: str, measures:
         checks.check_model(config, model)
         space = latents.open_latents(config, dataset)
         shape = dataset.shape if space is None else space.shape
+        networks.check_shape(config, shape)
         net = network(config, dataset.num_classes)
         base = open_base(config, dataset, space)
         tokenizer = text.tokenizer(config, dataset, base and base.model.words)

@@ -11,7 +11,7 @@ from test_experiments import call
 
 import diffax
 from diffax.training import Checkpoints, init_state
-from experiments import build, checks, objectives
+from experiments import build, checks, networks, objectives
 from experiments.configs import digits, digits_hybrid, digits_vdm, digits_vlb
 
 SIZE = 8
@@ -58,7 +58,7 @@ def test_the_objectives_are_the_library_s():
 def test_a_learned_schedule_is_trained_with_the_network():
     """Its leaves stand beside the network's parameters; samples are drawn by the trained one."""
     config = changed(digits_vdm)
-    net = build.network(config, 10)
+    net = networks.network(config, 10)
     shapes = jax.eval_shape(lambda: build.init_params(config, net, (8, 8, 1), jax.random.key(0)))
     assert set(shapes) == {"network", "schedule"}
     assert set(shapes["schedule"]) == {"ends", "slope", "weights", "biases", "heights"}
@@ -139,7 +139,7 @@ def test_bits_of_a_model_that_knows_nothing(module, data_dir, tmp_path):
     """Every route reports; and says no of bad input in a line."""
     config = module.get_config()
     config.network.channels, config.network.num_res_blocks, config.dataset.data_dir = 8, 1, str(data_dir)
-    net = build.network(config, 10)
+    net = networks.network(config, 10)
     params = jax.jit(lambda: build.init_params(config, net, (8, 8, 1), jax.random.key(0)))()
     record = {"config": config.to_dict(), "data": {"range": [0.0, 16.0], "shape": [8, 8, 1]}, "num_classes": 10}
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:

@@ -104,7 +104,7 @@ def test_one_step_of_the_paper_s_cifar10_on_mock_data(tmp_path, compiled):
     import jax
 
     from diffax import training
-    from experiments import build, checks, objectives
+    from experiments import build, checks, networks, objectives
     from experiments.configs import cifar10_ddpm
 
     Cifar10(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
@@ -113,7 +113,7 @@ def test_one_step_of_the_paper_s_cifar10_on_mock_data(tmp_path, compiled):
     config = cifar10_ddpm.get_config()
     config.dataset.batch_size = 2
     checks.check_config(config, 1)
-    net, optimizer = build.network(config, dataset.num_classes), build.optimizer(config)
+    net, optimizer = networks.network(config, dataset.num_classes), build.optimizer(config)
 
     def first_state(key):
         return training.init_state(key, build.init_params(config, net, dataset.shape, key), optimizer)

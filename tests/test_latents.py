@@ -13,7 +13,7 @@ from test_experiments import call
 import diffax
 from diffax.nn.autoencoding import kl_to_standard_normal, reparameterise
 from diffax.training import Checkpoints, init_state, make_mesh
-from experiments import autoencoder, bits, build, checks, images, latents, objectives, training
+from experiments import autoencoder, bits, build, checks, images, latents, networks, objectives, training
 from experiments.checkpoint import load_model
 from experiments.configs import mnist5k_autoencoder, mnist5k_latent, smoke
 from experiments.data.datasets import open_dataset
@@ -134,10 +134,10 @@ def test_batches_are_the_same_from_memory_and_on_the_fly(finished, data_dir, tmp
     for cache in (True, False):
         config = settings(data_dir, finished)
         config.latent.cache = cache
-        runs.append(training.prepare(config, tmp_path / str(cache), build.network, "diffusion"))
+        runs.append(training.prepare(config, tmp_path / str(cache), networks.network, "diffusion"))
     assert runs[0].shape == (4, 4, 2)
     assert runs[0].described["autoencoder"] == runs[0].latents.identity()
-    plain = training.prepare(settings(data_dir), tmp_path / "plain", build.network, "diffusion")
+    plain = training.prepare(settings(data_dir), tmp_path / "plain", networks.network, "diffusion")
     pixels, *ours = (next(run.data) for run in (plain, *runs))
     wanted = latents.encoder(runs[0].latents)(pixels["image"])
     for batch in ours:
@@ -151,7 +151,7 @@ def test_batches_are_the_same_from_memory_and_on_the_fly(finished, data_dir, tmp
     assert not isinstance(runs[0].data, latents.Encoded)
 
 
-def prepare(config, folder, capsys, network=build.network, model="diffusion"):
+def prepare(config, folder, capsys, network=networks.network, model="diffusion"):
     """The line that `training.prepare` ends with."""
     with pytest.raises(SystemExit) as stopped:
         training.prepare(config, folder, network, model)
@@ -224,7 +224,7 @@ def test_a_run_keeps_to_its_autoencoder(finished, space, data_dir, tmp_path, cap
     data = {"range": [0.0, 16.0], "shape": [8, 8, 1], "length": 997, "autoencoder": space.identity()}
     save(run, config, {"w": jnp.ones(1)}, "diffusion", data=data)
     moved = shutil.copytree(finished, tmp_path / "moved")
-    prepared = training.prepare(settings(data_dir, moved), run, build.network, "diffusion")
+    prepared = training.prepare(settings(data_dir, moved), run, networks.network, "diffusion")
     assert prepared.latents.record()["autoencoder"] == str(moved)
     assert f"holds a run with the autoencoder {space.identity()}, got None" in prepare(settings(data_dir), run, capsys)
     other = json.loads((moved / autoencoder.LATENTS).read_text()) | {"std": 1.0}
@@ -251,7 +251,7 @@ def test_sampling_finds_the_autoencoder_it_was_trained_with(finished, space, dat
 
 def test_a_model_of_latents_knows_its_shape_and_has_no_bits(finished, space, data_dir, tmp_path):
     config = settings(data_dir, finished)
-    params = jax.eval_shape(lambda: build.init_params(config, build.network(config, 10), space.shape, KEY))
+    params = jax.eval_shape(lambda: build.init_params(config, networks.network(config, 10), space.shape, KEY))
     params = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), params)
     model = load_model(save(tmp_path, config, params, "diffusion", latent=space.record()))
     assert (model.shape, model.latent) == ((4, 4, 2), space.record())

@@ -11,7 +11,7 @@ from test_experiments import call
 
 import diffax
 from diffax.training import Checkpoints, init_state
-from experiments import build, checks, noisy_classifier
+from experiments import build, checks, networks, noisy_classifier
 from experiments.configs import digits, digits_classifier, smoke
 
 
@@ -24,7 +24,7 @@ def training_flags(data_dir, workdir, *more):
 def model(tmp_path_factory):
     """The workdir of a diffusion model that says v = 0: all its parameters are."""
     folder, config = tmp_path_factory.mktemp("model"), smoke.get_config()
-    net = build.network(config, 10)
+    net = networks.network(config, 10)
     shapes = jax.eval_shape(lambda: build.init_params(config, net, (8, 8, 1), jax.random.key(0)))
     params = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
     record = {"config": config.to_dict(), "data": {"range": [0.0, 16.0], "shape": [8, 8, 1]}, "num_classes": 10}
@@ -155,7 +155,7 @@ def test_guidance_from_the_config(monkeypatch):
         return f
 
     monkeypatch.setattr(build, "predict", predict)
-    net, x, label, t = build.network(config, 10), jnp.linspace(-1, 1, 32).reshape(2, 4, 4, 1), jnp.array([3, 7]), 0.4
+    net, x, label, t = networks.network(config, 10), jnp.linspace(-1, 1, 32).reshape(2, 4, 4, 1), jnp.array([3, 7]), 0.4
     alpha, sigma = np.cos(0.2 * np.pi), np.sin(0.2 * np.pi)
     c, u = (np.sin(x) * (1 + np.array(own).reshape(-1, 1, 1, 1)) for own in ([3, 7], [10, 10]))
     cfg = u + 3 * (c - u)

@@ -13,7 +13,7 @@ from diffax import training
 from diffax.training import parallel
 from diffax.training.exports import is_export
 from diffax.training.parallel import over_batch
-from experiments import build
+from experiments import build, networks
 from experiments.configs import digits
 
 KEY = jax.random.key(0)
@@ -267,7 +267,7 @@ def test_fsdp_splits_the_state_of_the_digits_network(monkeypatch):
     """Each of 8 devices holds at most a seventh of the bytes, with leaves under 1,024 entries on all of them."""
     monkeypatch.setattr(parallel, "SMALL", 1024)
     config = digits.get_config()
-    net, optimizer = build.network(config, 10), optax.adam(0.1)
+    net, optimizer = networks.network(config, 10), optax.adam(0.1)
 
     def make():
         return training.init_state(KEY, build.init_params(config, net, (8, 8, 1), KEY), optimizer)

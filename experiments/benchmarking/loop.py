@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import diffax
-from experiments import build, checks
+from experiments import build, checks, networks
 from experiments.data.datasets import open_dataset
 from experiments.workdir import launch, usage_errors
 
@@ -56,7 +56,7 @@ def main(argv):
     with usage_errors():
         checks.check_config(config, 1)
         dataset = open_dataset(config.dataset.name, config.dataset.data_dir)
-        net = build.network(config, dataset.num_classes)
+        net = networks.network(config, dataset.num_classes)
     params = build.init_params(config, net, dataset.shape, jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), BATCH.value)
     label = jnp.arange(BATCH.value) % dataset.num_classes if config.network.conditional else None

@@ -23,7 +23,7 @@ from absl import app, flags
 
 import diffax
 from diffax.training import init_state, make_mesh, place, train_step
-from experiments import build, devices, objectives
+from experiments import build, devices, networks, objectives
 from experiments.benchmarking import train_peers
 from experiments.configs import default
 
@@ -71,7 +71,7 @@ def measure(name: str, form: str, count: int, dtype: str, remat: bool, repeats: 
     """A row of the table."""
     network = SIZES[name]
     config = config_of(network, dtype, remat)
-    net = build.network(config, None)
+    net = networks.network(config, None)
     params = build.init_params(config, net, network.shape, jax.random.key(0))
     objective, optimizer = objectives.objective(config, net), build.optimizer(config)
     mesh, (parallel, rule) = make_mesh(jax.devices()[:count]), build.PARALLEL[form]

@@ -1,0 +1,81 @@
+"""ConfigDict -> the network: a U-Net or a DiT, with captions together with their encoder."""
+
+from typing import Any
+
+from diffax.nn import DiT, UNet
+from diffax.nn.text import Captioned, TextEncoder
+from diffax.pytrees import choose
+from experiments.build import DTYPES, TIMES
+
+
+def _unet(settings: Any, context_dim: int | None, **shared: Any) -> UNet:
+    return UNet(
+        channel_multipliers=tuple(settings.channel_multipliers),
+        num_res_blocks=settings.num_res_blocks,
+        attention_levels=tuple(settings.attention_levels),
+        attention="self" if context_dim is None else "cross",
+        context_dim=context_dim,
+        **shared,
+    )
+
+
+def _dit(settings: Any, context_dim: int | None, **shared: Any) -> DiT:
+    return DiT(
+        depth=settings.depth,
+        patch_size=settings.patch_size,
+        positions=settings.positions,
+        cross_attention=context_dim is not None,
+        context_dim=context_dim,
+        **shared,
+    )
+
+
+NETWORKS = {"unet": _unet, "dit": _dit}
+
+
+def check(config: Any) -> None:
+    """Raises `ValueError` for a network that does not exist."""
+    settings = config.network
+    choose("config.network.name", settings.name, NETWORKS)
+    choose("config.network.time", settings.time, TIMES)
+    choose("config.network.dtype", settings.dtype, DTYPES)
+    if settings.name != "dit":
+        return
+    choose("config.network.positions", settings.positions, ("sincos", "rope", "none"))
+    for key in ("depth", "patch_size"):
+        if settings[key] < 1:
+            raise ValueError(f"config.network.{key} must be >= 1, got {settings[key]}")
+    if settings.channels % settings.num_heads:
+        raise ValueError(
+            f"config.network.num_heads must divide config.network.channels = {settings.channels}, "
+            f"got {settings.num_heads}"
+        )
+
+
+def check_shape(config: Any, shape: tuple[int, ...]) -> None:
+    """Raises `ValueError` for a network that cannot take examples (*space, C) of this shape."""
+    patch = config.network.patch_size
+    if config.network.name == "dit" and any(size % patch for size in shape[:-1]):
+        raise ValueError(f"config.network.patch_size must divide the sizes of {shape}, got {patch}")
+
+
+def network(config: Any, dataset_classes: int | None) -> Any:
+    """The network of a config, for a data set of so many classes."""
+    settings, text = config.network, config.text
+    if settings.conditional and not dataset_classes:
+        raise ValueError(f"config.network.conditional must be False: dataset {config.dataset.name!r} has no labels")
+    net = NETWORKS[settings.name](
+        settings,
+        text.width if text.enabled else None,
+        channels=settings.channels,
+        num_heads=settings.num_heads,
+        dropout_rate=settings.dropout_rate,
+        num_classes=dataset_classes if settings.conditional else None,
+        outputs=1 + settings.learned_variance,
+        time_scale=TIMES[settings.time][0],
+        remat=settings.remat,
+        dtype=DTYPES[settings.dtype],
+    )
+    if not text.enabled:
+        return net
+    return Captioned(net, TextEncoder(text.vocab_size, text.width, text.depth, text.num_heads, net.dtype))
