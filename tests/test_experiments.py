@@ -17,7 +17,7 @@ from PIL import Image
 from diffax.training import make_mesh
 from experiments import checks, images, networks, objectives, training
 from experiments.checkpoint import load_model
-from experiments.configs import cifar10_ddpm, default, digits, digits_flow, mnist5k, smoke
+from experiments.configs import cifar10_ddpm, default, digits, digits_dit, digits_flow, mnist5k, smoke
 
 ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
@@ -314,7 +314,7 @@ def test_a_config_is_checked_before_anything_is_built(changes, message):
 
 @pytest.mark.newest
 @pytest.mark.parametrize(
-    "module", [default, digits, digits_flow, mnist5k, cifar10_ddpm, smoke], ids=lambda m: m.__name__
+    "module", [default, digits, digits_dit, digits_flow, mnist5k, cifar10_ddpm, smoke], ids=lambda m: m.__name__
 )
 def test_every_config_is_sound_and_says_what_it_is(module):
     checks.check_config(module.get_config(), 1)

@@ -274,7 +274,7 @@ def test_the_autoencoder_s_loss(finished, data_dir):
 def test_the_configs():
     for module, name in ((mnist5k_autoencoder, "train_autoencoder"), (mnist5k_latent, "train")):
         checks.check_config(module.get_config(), 1)
-        for word in (f"python -m experiments.{name} ", "Hardware"):
+        for word in (f"python -m experiments.{name} ", "Hardware", "Time", "Metric"):
             assert word in module.__doc__
     config = mnist5k_autoencoder.get_config()
     shape = jax.eval_shape(

@@ -1,8 +1,9 @@
 """An autoencoder of 28x28 MNIST, to codes of 7x7x4.
 
-python -m experiments.train_autoencoder --config=experiments/configs/mnist5k_autoencoder.py --workdir=DIR
+    python -m experiments.train_autoencoder --config=experiments/configs/mnist5k_autoencoder.py --workdir=DIR
 
-Hardware: 2 CPU cores. Time: for 1,500 steps 20 min, beside other work.
+Hardware: 2 CPU cores. Time: 12 min 21 s for 1,000 steps, by their logged speed, some of them beside other work.
+Metric: the mean square error of test images in [-1, 1] is 0.0043, the KL 642 nats (of an image).
 """
 
 from experiments.configs import default
