@@ -82,5 +82,5 @@ def test_a_patch_that_does_not_divide():
 
 
 def test_other_models_have_no_dit():
-    with pytest.raises(ValueError, match="config.network.name must be 'unet' for training a classifier, got 'dit'"):
+    with pytest.raises(ValueError, match=r"config.network.name must be .unet. for training a classifier, got .dit."):
         checks.check_model(config(), "classifier")
