@@ -36,6 +36,14 @@ SCHEDULES = {
     "zero_terminal_snr": diffax.from_betas(diffax.zero_terminal_snr(BETAS)),
     "shifted": diffax.shifted(diffax.Linear(beta_min=0.2, beta_max=15.0, scaling="flow"), 3.0),
 }
+FEW_SCHEDULES = ("linear", "flow", "edm", "zero_terminal_snr")
+
+
+def spread(names, few, argument="name"):
+    """All names, those not among the few as slow tests: compiling is what takes the time."""
+    cases = [name if name in few else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    return pytest.mark.parametrize(argument, cases)
+
 
 # name -> (sampler of a schedule and its float hyperparameters, their values, deterministic)
 SAMPLERS = {

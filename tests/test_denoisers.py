@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exam import START, gaussian, mixture
+from exam import START, gaussian, mixture, spread
 
 import diffax
 
@@ -68,7 +68,7 @@ def moved_and_exact(trained, onto):
     return moved, jax.vmap(oracle.denoiser(onto))(x, t)
 
 
-@pytest.mark.parametrize("trained", SCHEDULES)
+@spread(SCHEDULES, ("linear", "edm"), "trained")
 @pytest.mark.parametrize("onto", ["linear", "cosine-ve", "flow", "linear-sub_vp"])
 def test_a_denoiser_of_any_schedule_serves_any_other(trained, onto):
     """E[x0 | x] is a function of x / alpha and log-SNR."""

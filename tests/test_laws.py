@@ -238,7 +238,7 @@ def check_limit(sampler, schedule, draws=1, **settings):
     assert found[-1] < 0.05, found
 
 
-@pytest.mark.parametrize("schedule", ["linear", "edm"])
+@pytest.mark.parametrize("schedule", ["linear", pytest.param("edm", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [n for n in STOCHASTIC if n not in ("heun-churn", "euler_maruyama")])
 def test_the_marginals_are_approached(name, schedule):
     check_limit(build(name, SCHEDULES[schedule]), SCHEDULES[schedule], DRAWS.get(name, 1))

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exam import SCHEDULES, gaussian, mixture
+from exam import SCHEDULES, gaussian, mixture, spread
 
 import diffax
 from diffax import analytic, likelihood, ode
@@ -40,10 +40,7 @@ def found(law, schedule, x, steps=400, key=KEY, **options):
     return diffax.log_likelihood(key, schedule, law.denoiser(schedule), x, times, **options)
 
 
-FEW = ("linear", "flow")
-
-
-@pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in SCHEDULES])
+@spread(SCHEDULES, ("linear", "flow"))
 def test_it_is_the_exact_density(name):
     """Both oracles, every schedule: 1e-4 nats a dimension on a grid, 1e-5 by the adaptive route, second order."""
     schedule = SCHEDULES[name]

@@ -11,6 +11,7 @@ import pytest
 from exam import (
     BETAS,
     CLAIMED,
+    FEW_SCHEDULES,
     ORDERS,
     SAMPLERS,
     SCHEDULES,
@@ -21,6 +22,7 @@ from exam import (
     gaussian,
     mixture,
     problem,
+    spread,
 )
 
 import diffax
@@ -34,7 +36,7 @@ pytestmark = [pytest.mark.usefixtures("x64")]
 KEY = jax.random.key(0)
 COSINE = diffax.Cosine()
 TABLES = [name for name, schedule in SCHEDULES.items() if hasattr(schedule, "log_snr_table")]
-EXTREMES = {name: SCHEDULES[name] for name in ("linear", "flow", "edm", "zero_terminal_snr")}
+EXTREMES = {name: SCHEDULES[name] for name in FEW_SCHEDULES}
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 
@@ -68,7 +70,7 @@ def test_the_measured_order_of_every_setting(name):
 
 
 @pytest.mark.parametrize("schedule", ["flow", "edm", "zero_terminal_snr"])
-@pytest.mark.parametrize("name", ["heun", "dpmpp_3m", "unipc", "flow_adams"])
+@spread(["heun", "dpmpp_3m", "unipc", "flow_adams"], ("dpmpp_3m", "unipc"))
 def test_the_measured_order_on_other_schedules(name, schedule):
     check_order(ORDERS[name](SCHEDULES[schedule]), problem_of(schedule))
 
@@ -179,8 +181,9 @@ def test_ddim_is_the_paper_s_equation_12(eta, monkeypatch):
     np.testing.assert_allclose(covariance, [[v]], rtol=1e-8, atol=1e-15)
 
 
-@every_schedule
-def test_ddim_at_eta_1_is_ddpm(schedule):
+@spread(SCHEDULES, FEW_SCHEDULES)
+def test_ddim_at_eta_1_is_ddpm(name):
+    schedule = SCHEDULES[name]
     denoise, times = gaussian().denoiser(schedule), jnp.linspace(1.0, 0.0, 9)
     ends = [
         diffax.integrate(KEY, s, denoise, START, times).x
@@ -218,11 +221,6 @@ def test_ddim_inverts_over_the_reversed_grid():
 
 def arrays(values):
     return {k: jnp.asarray(v) for k, v in values.items()}
-
-
-def spread(names, few):
-    """All names, those not among the few as slow tests: compiling is what takes the time."""
-    return pytest.mark.parametrize("name", [n if n in few else pytest.param(n, marks=pytest.mark.slow) for n in names])
 
 
 @pytest.mark.newest

@@ -68,9 +68,7 @@ SAMPLERS |= {
         diffax.ddpm(schedule), diffax.inverse.Mask(np.array([1, 0, 0])), jnp.ones((1, 3)), scale=0.3
     ),
 }
-by_name = pytest.mark.parametrize(
-    "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in SAMPLERS]
-)
+by_name = exam.spread(SAMPLERS, FEW)
 
 
 def guided(x, t):
