@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 import diffax
+from diffax.nn.edm2 import forced_weight_norm
 from diffax.nn.text import PADDING
 from diffax.pytrees import choose
 from diffax.training import adamw, data_parallel, sharded
@@ -175,10 +177,11 @@ def predict(
 
 
 def optimizer(config: Any) -> Any:
-    """AdamW with its schedule."""
+    """AdamW with its schedule; after it EDM2's weights are put back to magnitude 1."""
     settings = config.optimizer.to_dict()
     del settings["ema_decay"], settings["accumulate"]
-    return adamw(num_steps=config.train.num_steps, **settings)
+    steps = adamw(num_steps=config.train.num_steps, **settings)
+    return optax.chain(steps, optax.stateless(forced_weight_norm)) if config.network.name == "edm2" else steps
 
 
 def denoiser(

@@ -1,5 +1,7 @@
 """A folder that diffusers saved, as `experiments.sample` draws from it: network, schedule, grid and autoencoder."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,14 @@ import numpy as np
 
 import diffax
 from diffax.nn.interop.folder import Pretrained, load
-from experiments import build
+from diffax.nn.interop.scheduler import Scheduler
+from diffax.training.parallel import over_batch
+from experiments import build, lora
 from experiments.checkpoint import Model
 from experiments.configs import default
 
 PIXELS = (0.0, 255.0)
+OWN_GRID = "from_diffusers"  # what settings.json calls the folder's own
 
 
 def open_model(folder: Path) -> tuple[Pretrained, Model]:
@@ -28,92 +33,143 @@ def open_model(folder: Path) -> tuple[Pretrained, Model]:
         raise ValueError(f"from_diffusers must hold a scheduler_config.json, got {folder}")
     if not hasattr(found.network, "num_classes"):
         raise ValueError(f"from_diffusers must hold a diffusion model, got {found.config['_class_name']} in {folder}")
-    config, classes = default.get_config(), found.network.num_classes
+    _check_channels(found, folder)
+    config, (classes, _) = default.get_config(), labels(found)
     context = getattr(found.network, "context_dim", None)
     config.dataset.name, config.network.conditional = folder.name, classes is not None or context is not None
     config.sampling.clip = found.scheduler.clip is not None
-    channels = found.shape[-1] if found.autoencoder is None else found.autoencoder.shape[-1]
-    decoded = found.shape if found.autoencoder is None else decoded_shape(found)
-    return found, Model(config, found.network, found.params, 0, (*decoded[:-1], channels), PIXELS, classes)
+    return found, Model(config, found.network, found.params, 0, _image_shape(found), PIXELS, classes)
 
 
-def decoded_shape(found: Pretrained) -> tuple[int, ...]:
-    """The shape of an image."""
+def _check_channels(found: Pretrained, folder: Path) -> None:
+    channels, out = found.shape[-1], found.network.out_channels
+    if out not in (channels, 2 * channels):  # twice: a mean and a variance
+        raise ValueError(
+            f"from_diffusers must hold a network that answers in the channels of its input: out_channels must be "
+            f"in_channels = {channels}, or twice as many, got {out} in {folder}"
+        )
+    if found.autoencoder is None:
+        return
+    latent = found.autoencoder.network.latent_channels
+    if latent != channels:
+        raise ValueError(
+            f"from_diffusers must hold an autoencoder of the network's latents: latent_channels must be "
+            f"in_channels = {channels}, got {latent} in {folder}"
+        )
+
+
+def _image_shape(found: Pretrained) -> tuple[int, ...]:
+    if found.autoencoder is None:
+        return found.shape
+    vae, z = found.autoencoder, jax.ShapeDtypeStruct((1, *found.shape), jnp.float32)
+    return jax.eval_shape(lambda params, z: vae.network.apply(params, z, method="decode"), vae.params, z).shape[1:]
+
+
+def labels(found: Pretrained) -> tuple[int | None, int | None]:
+    """(how many classes, the null label): None for none. A U-Net of diffusers has classes alone, its DiT both."""
+    of_unet = found.config.get("num_class_embeds")
+    return (of_unet, None) if of_unet is not None else (found.network.num_classes,) * 2
+
+
+def identity(found: Pretrained, folder: Path) -> dict[str, Any]:
+    """What of a folder settings.json says: where it is, and a digest of its weights and configurations."""
     vae = found.autoencoder
-    z = jax.ShapeDtypeStruct((1, *found.shape), jnp.float32)
-    return jax.eval_shape(lambda z: vae.network.apply(vae.params, z, method="decode"), z).shape[1:]
+    configs = [found.config, found.scheduler_config, vae and vae.config]
+    digest = hashlib.blake2b(json.dumps(configs, sort_keys=True).encode(), digest_size=16)
+    digest.update(lora.digest({"network": found.params, "autoencoder": vae and vae.params}).encode())
+    return {"from_diffusers": str(folder.resolve()), "digest": digest.hexdigest()}
 
 
-def read_context(path: str | None, found: Pretrained) -> Any:
-    """The tokens to condition on, (m, E) of a .npy file; None for a network without.
+def contexts(found: Pretrained, sampling: Any, path: str | None, null_path: str | None) -> tuple[Any, Any]:
+    """The tokens to condition on and those of the empty prompt, (m, E) of .npy files.
+
+    (None, None) for a network without a context; the latter is also None without guidance.
 
     Raises:
-      ValueError: if the network needs none, or there is none, or it has another width.
+      ValueError: if a file is needed and not given, or not needed and given, or has another width; for guidance of a
+        network that has nothing to be guided against; for a sampler of learned variances.
     """
-    width = getattr(found.network, "context_dim", None)
+    width, guidance = getattr(found.network, "context_dim", None), sampling.guidance
+    if sampling.sampler == "ddpm_learned":
+        raise ValueError("sampler must be one without learned variances for --from_diffusers, got ddpm_learned")
     if width is None:
-        if path is not None:
-            raise ValueError(f"context must not be given to a network without one, got {path}")
-        return None
+        for name, given in (("context", path), ("null_context", null_path)):
+            if given is not None:
+                raise ValueError(f"{name} must not be given to a network without one, got {given}")
+        if guidance != 1 and labels(found)[1] is None:
+            raise ValueError(f"guidance must be 1 for a network without a null label or a context, got {guidance}")
+        return None, None
     if path is None:
         raise ValueError(f"context must be a .npy file of (m, {width}) embeddings for this network, got none")
+    if guidance != 1 and null_path is None:
+        raise ValueError(
+            f"null_context must be a .npy file of the empty prompt's (m, {width}) embeddings where guidance is not 1, "
+            f"got none and guidance = {guidance}"
+        )
+    context = _embeddings("context", path, width)
+    null = None if null_path is None else _embeddings("null_context", null_path, width)
+    return context, None if guidance == 1 else null
+
+
+def _embeddings(name: str, path: str, width: int) -> np.ndarray:
     try:
-        context = np.load(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"context must be a .npy file, got {path} ({error})") from error
-    if context.ndim != 2 or context.shape[1] != width:
-        raise ValueError(f"context must have shape (m, {width}), got {context.shape} in {path}")
-    return context.astype(np.float32)
+        found = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{name} must be a .npy file, got {path} ({error})") from error
+    if np.ndim(found) != 2 or found.shape[1] != width:
+        raise ValueError(f"{name} must have shape (m, {width}), got {np.shape(found)} in {path}")
+    return found.astype(np.float32)
 
 
-def generator(found: Pretrained, config: Any, context: Any = None, grid: str | None = None) -> Callable:
-    """`generate(params, keys, label) -> x0`, jitted, as `build.generator`'s, pixels in [-1, 1].
+def steps(scheduler: Scheduler, num_steps: int, grid: str | None = None) -> tuple[Any, float | None]:
+    """(the times of the calls, the time to stop at after them): the folder's own, or a grid of `build.GRIDS`.
 
-    context: (m, E), the same for all samples; guidance is against no token or the null label. grid: a name of
-    `build.GRIDS` in place of the folder's own.
+    None to stop at stands for ending with the denoiser's x0.
     """
-    schedule, kind, times_of, clip, last = found.scheduler
-    settings = config.sampling
-    times = times_of(settings.num_steps) if grid is None else build.GRIDS[grid](schedule, settings.num_steps)
-    null = found.network.num_classes
+    if grid is None:
+        return scheduler.times(num_steps), scheduler.last
+    return build.GRIDS[grid](scheduler.schedule, num_steps), None
+
+
+def generator(
+    found: Pretrained, sampling: Any, times: Any, last: float | None, context: Any = None, null_context: Any = None
+) -> Callable:
+    """`generate(params, keys, label) -> x0`, jitted, as `build.generator`'s; of a pipeline with an autoencoder latents.
+
+    times, last: of `steps`. context, null_context: (m, E), the same for all samples. Guidance is against the latter,
+    or the null label.
+    """
+    told: Any = found.scheduler
+    schedule, kind, clip, (_, null) = told.schedule, told.kind, told.clip, labels(found)
 
     @jax.jit
     def generate(params, keys, label):
-        def of(x, t, condition):
-            label, mask = condition
-            tokens = None if context is None else jnp.broadcast_to(context, (len(x), *context.shape))
-            mask = None if context is None else jnp.broadcast_to(mask[:, None], (len(x), len(context)))
-            f = found._replace(params=params).predict(label, tokens, mask)
-            return diffax.denoiser(lambda x, t: f(x, t)[..., : x.shape[-1]], schedule, kind)(x, t)
+        def of(label, context):
+            tokens = None if context is None else jnp.broadcast_to(context, (len(keys), *context.shape))
+            f = found._replace(params=params).predict(label, tokens)
+            return diffax.denoiser(lambda x, t: f(x, t)[..., : x.shape[-1]], schedule, kind)
 
-        size = len(keys)
-        with_it, without = (label, jnp.ones(size, bool)), (label if null is None else null, jnp.zeros(size, bool))
-
-        def denoise(x, t):
-            conditional = of(x, t, with_it)
-            if settings.guidance == 1 or (null is None and context is None):
-                return conditional
-            return diffax.classifier_free(lambda x, t: conditional, lambda x, t: of(x, t, without), settings.guidance)(
-                x, t
-            )
-
-        clipped = diffax.clip_static(denoise, -clip, clip) if settings.clip and clip else denoise
-        start, steps = diffax.random.fold_in(keys, 0), diffax.random.fold_in(keys, 1)
-        x = diffax.initial_noise(start, schedule, (size, *found.shape), times[0])
-        sampler = build.SAMPLERS[settings.sampler](schedule, settings.eta)
+        denoise = of(label, context)
+        if sampling.guidance != 1:
+            unconditional = of(label if null is None else null, null_context)
+            denoise = diffax.classifier_free(denoise, unconditional, sampling.guidance)
+        if clip is not None:
+            denoise = diffax.clip_static(denoise, -clip, clip)
+        start, stepping = diffax.random.fold_in(keys, 0), diffax.random.fold_in(keys, 1)
+        x = diffax.initial_noise(start, schedule, (len(keys), *found.shape), times[0])
+        sampler = build.SAMPLERS[sampling.sampler](schedule, sampling.eta)
         if last is None:
-            x = diffax.sample(steps, sampler, clipped, x, times)
-        else:
-            x = diffax.integrate(steps, sampler, clipped, x, jnp.append(times, last)).x
-        return decode(found, x)
+            return diffax.sample(stepping, sampler, denoise, x, times)
+        return diffax.integrate(stepping, sampler, denoise, x, jnp.append(times, last)).x
 
     return generate
 
 
-def decode(found: Pretrained, x: Any) -> Any:
-    """Latents as images; images as they are."""
+def decoded(generate: Callable, found: Pretrained, mesh: Any = None) -> Callable:
+    """A function whose samples are images, on the host: `generate` itself for pixels."""
     if found.autoencoder is None:
-        return x
+        return generate
     vae = found.autoencoder
-    scaled = x / vae.config.get("scaling_factor", 0.18215) + (vae.config.get("shift_factor") or 0.0)
-    return vae.network.apply(vae.params, scaled, method="decode")
+    decode = over_batch(jax.jit(lambda params, z: vae.network.apply(params, z, method="decode")), mesh)
+    scale, shift = vae.config.get("scaling_factor", 0.18215), vae.config.get("shift_factor") or 0.0
+    return lambda *args: decode(vae.params, generate(*args) / scale + shift)

@@ -1,8 +1,9 @@
-"""ConfigDict -> the network: a U-Net or a DiT, with captions together with their encoder."""
+"""ConfigDict -> the network: a U-Net, that of EDM2 or a DiT, with captions together with their encoder."""
 
+from collections.abc import Callable
 from typing import Any
 
-from diffax.nn import DiT, UNet
+from diffax.nn import EDM2, DiT, UNet
 from diffax.nn.text import Captioned, TextEncoder
 from diffax.pytrees import choose
 from experiments.build import DTYPES, TIMES
@@ -15,6 +16,7 @@ def _unet(settings: Any, context_dim: int | None, **shared: Any) -> UNet:
         attention_levels=tuple(settings.attention_levels),
         attention="self" if context_dim is None else "cross",
         context_dim=context_dim,
+        vector_dim=context_dim,
         **shared,
     )
 
@@ -26,11 +28,23 @@ def _dit(settings: Any, context_dim: int | None, **shared: Any) -> DiT:
         positions=settings.positions,
         cross_attention=context_dim is not None,
         context_dim=context_dim,
+        vector_dim=context_dim,
         **shared,
     )
 
 
-NETWORKS = {"unet": _unet, "dit": _dit}
+def _edm2(settings: Any, context_dim: int | None, num_heads: int, time_scale: float, **shared: Any) -> EDM2:
+    return EDM2(
+        channel_multipliers=tuple(settings.channel_multipliers),
+        num_res_blocks=settings.num_res_blocks,
+        attention_levels=tuple(settings.attention_levels),
+        head_channels=settings.channels // num_heads,
+        time_scale=time_scale / 250,  # its frequencies are normal numbers: 1000 for t in [0, 1] would be noise
+        **shared,
+    )
+
+
+NETWORKS: dict[str, Callable[..., Any]] = {"unet": _unet, "dit": _dit, "edm2": _edm2}
 
 
 def check(config: Any) -> None:
@@ -39,13 +53,14 @@ def check(config: Any) -> None:
     choose("config.network.name", settings.name, NETWORKS)
     choose("config.network.time", settings.time, TIMES)
     choose("config.network.dtype", settings.dtype, DTYPES)
-    if settings.name != "dit":
-        return
-    choose("config.network.positions", settings.positions, ("sincos", "rope", "none"))
-    for key in ("depth", "patch_size"):
-        if settings[key] < 1:
-            raise ValueError(f"config.network.{key} must be >= 1, got {settings[key]}")
-    if settings.channels % settings.num_heads:
+    if settings.name == "dit":
+        choose("config.network.positions", settings.positions, ("sincos", "rope", "none"))
+        for key in ("depth", "patch_size"):
+            if settings[key] < 1:
+                raise ValueError(f"config.network.{key} must be >= 1, got {settings[key]}")
+    if settings.name == "edm2" and config.text.enabled:
+        raise ValueError("config.text.enabled must be False for config.network.name = 'edm2', got True")
+    if settings.name != "unet" and settings.num_heads > 0 and settings.channels % settings.num_heads:
         raise ValueError(
             f"config.network.num_heads must divide config.network.channels = {settings.channels}, "
             f"got {settings.num_heads}"

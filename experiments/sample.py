@@ -18,7 +18,8 @@ Samples of a model in latents are decoded by the autoencoder it was trained with
 img2img: --init_image=FILE --noise_level=T noises a picture to time T in (0, 1) and samples on from there.
 
 --from_diffusers=DIR in place of --checkpoint: a folder that diffusers saved, with its schedule and, unless --grid says
-otherwise, its steps. --context=FILE.npy: (m, E) embeddings for a network that attends to them.
+otherwise, its steps. --context=FILE.npy: (m, E) embeddings for a network that attends to them; --null_context=FILE.npy:
+those of the empty prompt, which --guidance is against.
 """
 
 import functools
@@ -46,6 +47,7 @@ from experiments.workdir import check_writable, launch, read_json, usage_errors,
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, or an export.")
 FROM = flags.DEFINE_string("from_diffusers", None, "In place of --checkpoint, a folder that diffusers saved.")
 CONTEXT = flags.DEFINE_string("context", None, "Of --from_diffusers: a .npy file of embeddings to attend to.")
+NULL = flags.DEFINE_string("null_context", None, "Of --from_diffusers: those of the empty prompt, to guide against.")
 OUT = flags.DEFINE_string("out", None, "Folder for the samples.", required=True)
 NUM = flags.DEFINE_integer("num", 100, "Number of samples.")
 BATCH = flags.DEFINE_integer("batch_size", 200, "Samples drawn at a time.")
@@ -169,8 +171,9 @@ class Source(NamedTuple):
 
 def of_run():
     """A run's workdir, or an export."""
-    if CONTEXT.value is not None:
-        raise ValueError(f"context is for --from_diffusers, got {CONTEXT.value} without it")
+    for flag in (CONTEXT, NULL):
+        if flag.value is not None:
+            raise ValueError(f"{flag.name} is for --from_diffusers, got {flag.value} without it")
     model = load_model(Path(CHECKPOINT.value).absolute(), override)
     classifier = guide(model)
     cycle = chosen_labels(model, classifier)
@@ -201,14 +204,23 @@ def of_diffusers():
             raise ValueError(f"{flag.name} is for --checkpoint, got {flag.value} with --from_diffusers")
     folder = Path(FROM.value).absolute()
     found, model = from_diffusers.open_model(folder)
-    override(model.config)
-    context = from_diffusers.read_context(CONTEXT.value, found)
+    sampling = override(model.config).sampling
+    context, null = from_diffusers.contexts(found, sampling, CONTEXT.value, NULL.value)
     cycle = chosen_labels(model, None) if model.num_classes or LABELS.value or CAPTIONS.value else None
-    generate = over_batch(from_diffusers.generator(found, model.config, context, GRID.value))
-    digest = None if context is None else hashlib.sha256(context.tobytes()).hexdigest()
-    return Source(
-        model, generate, cycle, {"from_diffusers": str(folder.resolve()), "context": digest, "grid": GRID.value}
-    )
+    times, last = from_diffusers.steps(found.scheduler, sampling.num_steps, GRID.value)
+    sampling.grid = GRID.value or from_diffusers.OWN_GRID
+    generate = over_batch(from_diffusers.generator(found, sampling, times, last, context, null))
+    settings = from_diffusers.identity(found, folder) | {
+        "context": digest_of(context),
+        "null_context": digest_of(null),
+        "times": [*np.round(np.asarray(times, np.float64), 6).tolist(), *([] if last is None else [last])],
+    }
+    return Source(model, from_diffusers.decoded(generate, found), cycle, settings)
+
+
+def digest_of(array):
+    """A digest of an array's bytes; None for none."""
+    return None if array is None else hashlib.sha256(array.tobytes()).hexdigest()
 
 
 def draw(source, out, settings):

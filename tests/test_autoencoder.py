@@ -93,6 +93,11 @@ def test_bfloat16_computes_near_float32_with_float32_results(small):
         ({}, (2, 8, 7, 1), "encode", r"x must have sizes that are multiples of 2, got \(2, 8, 7, 1\)"),
         ({"channel_multipliers": ()}, (2, 8, 8, 1), "encode", r"channel_multipliers must be ints >= 1, got \(\)"),
         ({"norm_groups": 3}, (2, 8, 8, 1), "encode", "norm_groups must divide the 4 channels, got 3"),
+        ({"norm_groups": 0}, (2, 8, 8, 1), "encode", "norm_groups must divide the 4 channels, got 0"),
+        ({"channels": 0}, (2, 8, 8, 1), "encode", "channels must be an int >= 1, got 0"),
+        ({"latent_channels": 0}, (2, 8, 8, 1), "encode", "latent_channels must be an int >= 1, got 0"),
+        ({"num_res_blocks": -1}, (2, 8, 8, 1), "encode", "num_res_blocks must be an int >= 0, got -1"),
+        ({"channel_multipliers": (1, 1.5)}, (2, 8, 8, 2), "decode", "channel_multipliers must be an int >= 1, got 1.5"),
     ],
 )
 def test_bad_shapes_are_refused(settings, shape, method, message):

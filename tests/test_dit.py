@@ -6,7 +6,6 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from diffax.nn.attention import attend
@@ -80,6 +79,31 @@ def test_positions_of_another_size():
     np.testing.assert_allclose(rotary_angles((8,), 4, base=4)[:, 0], np.arange(8) / 2)
 
 
+@pytest.mark.newest
+def test_a_grid_of_training_for_each_axis():
+    """3 x 2 in training, 6 x 8 now: places p / 2 on one axis and p / 4 on the other."""
+    rows, columns = (v.ravel() for v in np.meshgrid(np.arange(6) / 2, np.arange(8) / 4, indexing="ij"))
+    expected = np.concatenate([numpy_sincos(columns, 8), numpy_sincos(rows, 8)], 1)
+    np.testing.assert_allclose(sincos((6, 8), 16, base=(3, 2)), expected, atol=1e-7)
+    np.testing.assert_allclose(rotary_angles((6, 8), 4, base=(3, 2)), np.stack([rows, columns], 1), atol=1e-7)
+    np.testing.assert_array_equal(sincos((6, 8), 16, base=(4, 4)), sincos((6, 8), 16, base=4))
+    with pytest.raises(ValueError, match=r"base must be an int or one for each of the 2 axes of x, got \(3,\)"):
+        sincos((6, 8), 16, base=(3,))
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("positions", ["sincos", "rope"])
+def test_a_video_has_a_grid_of_training_for_each_axis(positions):
+    """Of the grid at hand it is as without one; of another the result is another."""
+    x = jax.random.normal(KEY, (1, 2, 4, 2, 1))
+    net = DiT(patch_size=(1, 2, 1), positions=positions, **TINY)
+    params = shaken(net, x)
+    nets = (net.clone(position_grid=grid) for grid in (None, (2, 2, 2), (1, 2, 4)))
+    y, same, other = (jax.jit(net.apply)(params, x, jnp.full(1, 0.5)) for net in nets)
+    np.testing.assert_allclose(same, y, atol=1e-5)
+    assert float(jnp.abs(other - y).max()) > 1e-3
+
+
 def test_rotary_scores_depend_on_relative_positions_alone():
     """Of one vector everywhere the score of i and j is the sum of |pair k|^2 cos(w_k (i - j))."""
     vector = np.random.default_rng(0).normal(size=8).astype(np.float32)
@@ -121,7 +145,7 @@ def test_tokens_are_put_back_where_their_patches_were_cut(grid, patch):
 
 
 def test_attention_is_the_plain_formula():
-    """softmax(q k / sqrt(d)) v by hand, and the same bits by each name of the path that a CPU has."""
+    """softmax(q k / sqrt(d)) v by hand, in NumPy and float64."""
     q, k, v = (jax.random.normal(key, (2, n, 3, 4)) for key, n in zip(jax.random.split(KEY, 3), (5, 6, 6), strict=True))
     mask = jnp.array([[1, 1, 0, 1, 0, 1], [0, 1, 1, 1, 1, 1]], bool)
     for given in (None, mask):
@@ -130,7 +154,91 @@ def test_attention_is_the_plain_formula():
         scores = scores if given is None else np.where(np.asarray(given)[:, None, None], scores, -np.inf)
         weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
         np.testing.assert_allclose(found, np.einsum("bhnm,bmhd->bnhd", weights, np.asarray(v)), atol=1e-6)
-        np.testing.assert_array_equal(found, attend(q, k, v, given, implementation="xla"))
+
+
+@pytest.mark.newest
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs a GPU")
+@pytest.mark.parametrize("mask", [None, [[1, 1, 0, 1, 0, 1], [0, 0, 0, 0, 0, 0]]])
+def test_the_fused_kernel_is_xla_s_attention(mask):
+    """In bfloat16, with its gradient."""
+    parts = zip(jax.random.split(KEY, 3), (8, 6, 6), strict=True)
+    qkv = tuple(jax.random.normal(key, (2, n, 3, 16), jnp.bfloat16) for key, n in parts)
+
+    def value(implementation, *qkv):
+        found = attend(*qkv, mask, implementation=implementation)
+        return jnp.sum(found.astype(jnp.float32) ** 2), found
+
+    fused, plain = (
+        jax.jit(jax.grad(functools.partial(value, name), (0, 1, 2), has_aux=True))(*qkv) for name in ("cudnn", "xla")
+    )
+    for a, b in zip(jax.tree.leaves(fused), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), rtol=0.05, atol=0.05)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What is asked of `jax.nn.dot_product_attention` on a device: (backend, compute capability) -> a list to come."""
+
+    def pretend(backend, capability):
+        found, device = [], type("Device", (), {} if capability is None else {"compute_capability": capability})
+        monkeypatch.setattr(jax, "default_backend", lambda: backend)
+        monkeypatch.setattr(jax, "local_devices", lambda: [device])
+
+        def seen(q, k, v, *, mask=None, implementation=None):
+            found.append((implementation, None if mask is None else mask.shape))
+            return q
+
+        monkeypatch.setattr(jax.nn, "dot_product_attention", seen)
+        return found
+
+    return pretend
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize(
+    ("backend", "capability", "dtype", "heads", "fused"),
+    [
+        ("gpu", "9.0", "bfloat16", 256, True),
+        ("gpu", "9.0", "float16", 264, False),
+        ("gpu", "8.0", "float16", 128, True),
+        ("gpu", "8.6", "bfloat16", 136, False),
+        ("gpu", "10.0", "bfloat16", 128, True),
+        ("gpu", "10.0", "bfloat16", 256, False),
+        ("gpu", "9.0", "bfloat16", 12, False),
+        ("gpu", "9.0", "float32", 64, False),
+        ("gpu", "7.5", "float16", 64, False),
+        ("gpu", "gfx942", "bfloat16", 64, False),
+        ("gpu", None, "bfloat16", 64, False),
+        ("cpu", None, "bfloat16", 64, False),
+        ("tpu", None, "bfloat16", 64, False),
+    ],
+)
+def test_a_gpu_is_asked_for_its_fused_kernel_where_it_has_one(asked, backend, capability, dtype, heads, fused):
+    """For self-attention without a mask; what is named is passed on, "cudnn" with a mask for each query."""
+    found = asked(backend, capability)
+    q, short, mask = jnp.ones((2, 4, 1, heads), dtype), jnp.ones((2, 3, 1, heads), dtype), jnp.ones((2, 4), bool)
+    attend(q, q, q)
+    attend(q, short, short)
+    attend(q, q, q, mask)
+    attend(q, q, q, implementation="xla")
+    attend(q, q, q, mask, implementation="cudnn")
+    assert found == [
+        ("cudnn" if fused else None, None),
+        (None, None),
+        (None, (2, 1, 1, 4)),
+        ("xla", None),
+        ("cudnn", (2, 1, 4, 4)),
+    ]
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("positions", ["sincos", "rope"])
+def test_a_network_in_half_precision_gets_there(asked, positions):
+    found = asked("gpu", "9.0")
+    net = DiT(channels=16, depth=1, num_heads=2, positions=positions, **TEXT, dtype=jnp.bfloat16)
+    shapes(net, (2, 4, 4, 1), context=jnp.ones((2, 3, 5)))
+    shapes(net.clone(implementation="xla"), (2, 4, 4, 1))
+    assert [name for name, _ in found] == ["cudnn", None, "xla", "xla"]
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +336,7 @@ def test_bfloat16_computes_near_float32_with_float32_parameters(small):
     assert 0 < float(jnp.abs(short - y).max()) < 0.1 * float(jnp.abs(y).max())
 
 
-def test_remat_and_the_named_path_change_no_number(small):
+def test_remat_changes_no_number(small):
     """The same parameters, by name, the same answer and gradient, with dropout."""
     net, params, x, given, _ = small
     keys = jax.random.split(jax.random.key(3), len(x))
@@ -236,7 +344,7 @@ def test_remat_and_the_named_path_change_no_number(small):
     def value(net, params):
         return jnp.sum(net.apply(params, x, 0.5, 1, key=keys, **given) ** 2)
 
-    again = net.clone(remat=True, implementation="xla")
+    again = net.clone(remat=True)
     assert jax.tree.structure(jax.eval_shape(again.init, KEY, x, 0.5)) == jax.tree.structure(params)
     ours, theirs = (jax.jit(jax.value_and_grad(lambda p, n=n: value(n, p)))(params) for n in (again, net))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-4), ours, theirs)
@@ -317,6 +425,13 @@ def test_points_that_are_not_there_change_nothing(points):
         ({"positions": "learned"}, (2, 8, 8, 1), {}, "positions must be one of sincos, rope, none, got 'learned'"),
         ({"num_heads": 5}, (2, 8, 8, 1), {}, "num_heads must divide the 12 channels, got 5"),
         ({"depth": 0}, (2, 8, 8, 1), {}, "depth must be an int >= 1, got 0"),
+        ({"outputs": 0}, (2, 8, 8, 1), {}, "outputs must be an int >= 1, got 0"),
+        ({"mlp_ratio": 0.0}, (2, 8, 8, 1), {}, "mlp_ratio must be at least 1 / channels, got 0.0"),
+        ({"dropout_rate": 1.0}, (2, 8, 8, 1), {}, r"dropout_rate must be in \[0, 1\), got 1.0"),
+        ({"context_dim": 5}, (2, 8, 8, 1), {}, "context_dim must be given with cross_attention alone, got 5"),
+        ({"position_grid": 0}, (2, 8, 8, 1), {}, "position_grid must be an int >= 1, got 0"),
+        ({"position_grid": (4, 4, 4)}, (2, 8, 8, 1), {}, "position_grid must be an int or one for each of the 2 axes"),
+        ({"patch_size": None, "position_grid": 4}, (2, 8, 1), {}, "position_grid must be None where there are no posi"),
         ({"channels": 9, "num_heads": 3}, (2, 8, 8, 1), {}, "channels must be even and at least 4 for positions on 2"),
         ({"num_heads": 4, "positions": "rope"}, (2, 8, 8, 1), {}, "channels of a head must be even and at least 4 for"),
         ({}, (2, 8, 8, 1), {"label": 0}, "label was given to a network without classes: set num_classes"),
@@ -336,6 +451,13 @@ def test_points_that_are_not_there_change_nothing(points):
             r"context_mask must have shape \(2, 3\), got \(2, 4\)",
         ),
         (TEXT, (2, 8, 8, 1), {"context_mask": np.ones((2, 4))}, "context_mask was given without a context"),
+        ({}, (2, 8, 8, 1), {"vector": np.ones((2, 4))}, "vector was given to a network without it: set vector_dim"),
+        (
+            {"vector_dim": 3},
+            (2, 8, 8, 1),
+            {"vector": np.ones((2, 4))},
+            r"vector must have shape \(2, 3\), got \(2, 4\)",
+        ),
         ({}, (2, 8, 8, 1), {"mask": np.ones((2, 8))}, "mask was given to a network of patches of 2: it is for points"),
         ({"patch_size": None}, (2, 8, 1), {"mask": np.ones(8)}, r"mask must have shape \(2, 8\), got \(8,\)"),
     ],
@@ -344,43 +466,3 @@ def test_bad_input_is_refused(settings, shape, given, message):
     net = DiT(**{**TINY, **settings})
     with pytest.raises(ValueError, match=message):
         shapes(net, shape, **given)
-
-
-def digits(shape):
-    """Four 8x8 digits, in [-1, 1], of a shape: as a sequence of rows, as an image, or drifting over frames."""
-    from sklearn.datasets import load_digits
-
-    images = jnp.asarray(load_digits().images[:4] / 8 - 1, jnp.float32)
-    if len(shape) == 4:
-        images = jnp.stack([jnp.roll(images, i, 2) for i in range(shape[0])], 1)
-    return images.reshape(4, *shape)
-
-
-@pytest.mark.parametrize(
-    ("shape", "patch", "positions"),
-    [
-        pytest.param((8, 8), 1, "rope", marks=pytest.mark.slow, id="1-D"),
-        pytest.param((8, 8, 1), 2, "sincos", id="2-D"),
-        pytest.param((2, 8, 8, 1), (1, 4, 4), "rope", marks=pytest.mark.slow, id="3-D"),
-    ],
-)
-def test_a_few_digits_are_learned_by_heart(shape, patch, positions):
-    """Noise from noisy digits of one batch: the loss falls 20-fold in 150 steps."""
-    x0 = digits(shape)
-    noise = jax.random.normal(KEY, x0.shape)
-    t, label = jnp.array([0.2, 0.4, 0.6, 0.8]), jnp.arange(4)
-    level = t.reshape(4, *[1] * len(shape))
-    x = jnp.cos(level * jnp.pi / 2) * x0 + jnp.sin(level * jnp.pi / 2) * noise
-    net = DiT(channels=32, depth=1, num_heads=2, patch_size=patch, positions=positions, num_classes=4)
-    optimizer = optax.adam(5e-3)
-
-    def step(carry, _):
-        params, state = carry
-        loss, grads = jax.value_and_grad(lambda p: jnp.mean((net.apply(p, x, t, label) - noise) ** 2))(params)
-        updates, state = optimizer.update(grads, state)
-        return (optax.apply_updates(params, updates), state), loss
-
-    params = jax.jit(net.init)(KEY, x, t)
-    losses = jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), length=150)[1])(params)
-    assert float(losses[0]) > 0.8
-    assert float(losses[-1]) < float(losses[0]) / 20

@@ -106,15 +106,17 @@ def test_stable_diffusion_1_s_autoencoder():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"act_fn": "relu"}, "act_fn = 'relu' (known: 'silu')"),
-        ({"out_channels": 1}, "out_channels = 1 (known: 3)"),
-        ({"latents_mean": [0.0]}, "latents_mean = [0.0] (known: None)"),
-        ({"down_block_types": ["AttnDownEncoderBlock2D"] * 4}, "down_block_types = ['AttnDown"),
-        ({"temporal": 2}, "temporal = 2"),
+        ({"act_fn": "relu"}, "act_fn must be 'silu', got 'relu'"),
+        ({"out_channels": 1}, "out_channels must be in_channels = 3, got 1"),
+        ({"latents_mean": [0.0]}, "latents_mean must be None, got [0.0]"),
+        ({"down_block_types": ["AttnDownEncoderBlock2D"] * 4}, "down_block_types must be a list, each 'DownEnc"),
+        ({"up_block_types": ["UpDecoderBlock2D"]}, "up_block_types must have 4 entries as block_out_channels, got"),
+        ({"norm_num_groups": 3}, "norm_num_groups must divide the block_out_channels [128, 256, 512, 512], got 3"),
+        ({"temporal": 2}, "temporal = 2 is unknown"),
     ],
 )
 def test_what_is_not_supported(change, message):
-    with pytest.raises(ValueError, match=r"config\.json asks for what is not supported") as error:
+    with pytest.raises(ValueError, match=r"config\.json is not supported, 1 fault") as error:
         autoencoder.build(SD1 | change)
     assert message in str(error.value)
 

@@ -9,7 +9,7 @@ import pytest
 
 import diffax
 from diffax import training
-from diffax.nn import UNet
+from diffax.nn import DiT, UNet
 from diffax.nn.attention import CrossAttentionBlock
 from diffax.nn.layers import sinusoidal
 from diffax.nn.text import Captioned, TextEncoder
@@ -73,7 +73,10 @@ def test_the_order_of_words_counts(encoder):
     [
         (jnp.ones((2, 3)), {}, r"tokens must be ints of shape \(B, m\), got float32"),
         (jnp.ones(3, int), {}, r"tokens must be ints of shape \(B, m\), got int32 of shape \(3,\)"),
-        (TOKENS, {"width": 9, "num_heads": 3}, "dim must be even"),
+        (TOKENS, {"width": 9, "num_heads": 3}, "width must be even and at least 4, got 9"),
+        (TOKENS, {"vocab_size": 0}, "vocab_size must be an int >= 1, got 0"),
+        (np.array([[2, 7]]), {}, r"tokens must be in \[0, 7\), got \[\[2, 7\]\]"),
+        (np.array([[-1, 2]]), {}, r"tokens must be in \[0, 7\), got \[\[-1, 2\]\]"),
         (TOKENS, {"num_heads": 3}, "num_heads must divide the 8 channels, got 3"),
     ],
 )
@@ -111,6 +114,30 @@ def test_a_u_net_with_captions_has_the_parameters_of_both():
     assert jax.tree.map(jnp.shape, both["network"]) == jax.tree.map(jnp.shape, alone)
     alone = jax.eval_shape(encoder.init, KEY, TOKENS)["params"]
     assert jax.tree.map(jnp.shape, both["text"]) == jax.tree.map(jnp.shape, alone)
+
+
+@pytest.mark.parametrize("kind", [UNet, DiT])
+def test_the_mean_of_the_words_is_the_vector(kind):
+    """Of those that are there."""
+    settings = {UNet: {"channel_multipliers": (1, 2), "attention": "cross"}, DiT: {"depth": 1, "cross_attention": True}}
+    network = kind(channels=8, num_heads=2, context_dim=8, vector_dim=8, **settings[kind])
+    encoder = TextEncoder(vocab_size=7, width=8, depth=1, num_heads=2)
+    module, x = Captioned(network, encoder), jax.random.normal(KEY, (3, 4, 4, 1))
+
+    @jax.jit
+    def both(tokens):
+        params = shaken(module.init(KEY, x, 0.5, tokens))["params"]
+        context, mask = encoder.apply({"params": params["text"]}, tokens)
+        mean = jnp.stack([context[i, :count].mean(0) for i, count in enumerate((3, 1, 4))])
+        given = {"context": context, "context_mask": mask}
+        with_mean, with_zeros = (
+            network.apply({"params": params["network"]}, x, 0.5, **given, vector=v) for v in (mean, 0 * mean)
+        )
+        return module.apply({"params": params}, x, 0.5, tokens), with_mean, with_zeros
+
+    y, expected, without = both(TOKENS)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    assert jnp.abs(y - without).max() > 1e-3
 
 
 def test_padding_changes_nothing(captioned):

@@ -1,13 +1,14 @@
 """The U-Net: its size, shapes, conditioning, dropout by example, precision."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffax.nn import UNet
-from diffax.nn.attention import attend
-from diffax.nn.layers import double, dropout, halve, sinusoidal
+from diffax.nn.attention import AttentionBlock, CrossAttentionBlock, attend
+from diffax.nn.layers import ResBlock, double, dropout, halve, sinusoidal
 
 KEY = jax.random.key(0)
 SMALL = {"channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1, "attention_levels": (1,)}
@@ -107,6 +108,10 @@ def test_tokens_that_are_not_there_change_nothing(conditioned):
     np.testing.assert_allclose(apply(params, x, 0.5, **short)[1:], y[1:], atol=1e-5)
 
 
+TEXT = {"attention": "cross", "context_dim": 5}
+TOKENS = np.ones((2, 3, 5))
+
+
 @pytest.mark.parametrize(
     ("settings", "given", "message"),
     [
@@ -118,6 +123,19 @@ def test_tokens_that_are_not_there_change_nothing(conditioned):
         ({"resample": "pool"}, {}, "resample must be one of conv, block, got 'pool'"),
         ({"head_channels": 3}, {}, "head_channels must divide the 16 channels, got 3"),
         ({"norm_groups": 3}, {}, "norm_groups must divide the 8 channels, got 3"),
+        ({}, {"context_mask": np.ones((2, 3))}, "context_mask was given without a context"),
+        (TEXT, {"context_mask": np.ones((2, 3))}, "context_mask was given without a context"),
+        (
+            TEXT,
+            {"context": TOKENS, "context_mask": np.ones((1, 3))},
+            r"context_mask must have shape \(2, 3\), got \(1, 3",
+        ),
+        (
+            TEXT,
+            {"context": TOKENS, "context_mask": np.ones((2, 4))},
+            r"context_mask must have shape \(2, 3\), got \(2, 4",
+        ),
+        (TEXT, {"context": TOKENS[0]}, r"context must have shape \(2, any, 5\), got \(3, 5\)"),
     ],
 )
 def test_bad_conditions_are_refused(settings, given, message):
@@ -138,7 +156,33 @@ def test_an_empty_mask_has_a_value_and_a_gradient():
     assert not found[1].any()
     grads = jax.grad(lambda *a: attend(*a, mask).sum(), (0, 1, 2))(q, k, v)
     assert all(np.isfinite(g).all() for g in grads)
-    np.testing.assert_array_equal(attend(q, k, v), attend(q, k, v, implementation="xla"))
+
+
+@pytest.mark.parametrize("block", [ResBlock(8), AttentionBlock(2), CrossAttentionBlock(2)], ids=lambda b: b.name)
+def test_rescale_divides_the_sum_of_the_input_and_the_branch(block):
+    x, key = jax.random.normal(KEY, (2, 3, 8)), jax.random.key(1)
+    given = (jax.random.normal(key, (2, 4, 5)),) if isinstance(block, CrossAttentionBlock) else ()
+    params = jax.tree.map(lambda p: p + 0.2, jax.jit(block.init)(KEY, x, *given))
+    plain, divided = (jax.jit(block.clone(rescale=by).apply)(params, x, *given) for by in (1.0, 3.0))
+    assert float(jnp.abs(plain - x).min(-1).max()) > 1e-2
+    np.testing.assert_allclose(divided, (x + (plain - x)) / 3, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize(("options", "attention"), [({}, AttentionBlock), (CONDITIONED, CrossAttentionBlock)])
+def test_all_blocks_of_a_network_have_its_rescale(options, attention):
+    seen = []
+
+    def see(method, args, kwargs, context):
+        seen.append((type(context.module), getattr(context.module, "rescale", None)))
+        return method(*args, **kwargs)
+
+    net = UNet(**SMALL, **options, resample="block", rescale=3.0)
+    with nn.intercept_methods(see):
+        jax.eval_shape(net.init, KEY, jnp.ones((1, 4, 4, 1)), 0.5)
+    assert seen.count((ResBlock, 3.0)) == 10  # 2 down, 4 up, 2 in the middle, 2 between the levels
+    assert seen.count((attention, 3.0)) == 4
+    assert {by for _, by in seen} == {3.0, None}
 
 
 def test_halving_is_the_mean_of_what_is_there():
@@ -192,13 +236,32 @@ def test_odd_sizes_and_one_to_three_dimensions(shape):
             r"numbers that give channels, got \(\)",
         ),
         ({"num_heads": 3}, (2, 8, 8, 1), None, "num_heads must divide the 16 channels, got 3"),
-        ({"channels": 5}, (2, 8, 8, 1), None, "dim must be even"),
+        ({"channels": 5}, (2, 8, 8, 1), None, "channels must be even and at least 4, got 5"),
     ],
 )
 def test_bad_shapes_are_refused(settings, shape, label, message):
     net = UNet(**{**SMALL, **settings})
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda: net.init(KEY, jnp.ones(shape), 0.5, label))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        *(({name: 0}, f"{name} must be an int >= 1, got 0") for name in ("num_heads", "head_channels", "norm_groups")),
+        *(({name: 0}, f"{name} must be an int >= 1, got 0") for name in ("vector_dim", "outputs", "out_channels")),
+        *(({**TEXT, name: 0}, f"{name} must be an int >= 1, got 0") for name in ("context_dim", "transformer_depth")),
+        *(({name: -1}, f"{name} must be an int >= 0, got -1") for name in ("num_res_blocks", "image_channels")),
+        ({"num_heads": -1}, "num_heads must be an int >= 1, got -1"),
+        ({"head_channels": -4}, "head_channels must be an int >= 1, got -4"),
+        ({"rescale": 0}, "rescale must be > 0, got 0"),
+        ({"dropout_rate": 2}, r"dropout_rate must be in \[0, 1\), got 2"),
+    ],
+)
+def test_bad_settings_are_refused(setting, message):
+    net = UNet(**{**SMALL, **setting})
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(net.init, KEY, jnp.ones((2, 8, 8, 1)), 0.5)
 
 
 def test_an_example_depends_on_its_own_time_and_label_alone(small):
@@ -257,8 +320,9 @@ def test_the_time_embedding_is_ddpm_s():
 
 def test_remat_changes_the_memory_alone():
     """The same parameters, by name, the same answer and gradient, with dropout."""
-    x, t = jax.random.normal(KEY, (2, 4, 4, 1)), jnp.array([0.2, 0.7])
-    net = UNet(channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_levels=(0,), dropout_rate=0.5)
+    x, t = jax.random.normal(KEY, (2, 3, 3, 1)), jnp.array([0.2, 0.7])
+    settings = {"attention_levels": (0,), "dropout_rate": 0.5, "resample": "block"}
+    net = UNet(channels=8, channel_multipliers=(1, 1), num_res_blocks=1, **settings)
     params = shaken(net, x)
     again = net.clone(remat=True)
     keys = jax.random.split(jax.random.key(3), len(x))
@@ -269,6 +333,6 @@ def test_remat_changes_the_memory_alone():
     shapes = jax.eval_shape(again.init, KEY, x, t)
     assert jax.tree.structure(shapes) == jax.tree.structure(params)
     ours, theirs = (jax.jit(jax.value_and_grad(lambda p, n=n: value(n, p)))(params) for n in (again, net))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), ours, theirs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), ours, theirs)
     text = jax.jit(jax.grad(lambda p: value(again, p))).lower(params).as_text()
     assert "optimization_barrier" in text  # what keeps XLA from merging the two computations

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from diffax.nn.attention import AttentionBlock
 from diffax.nn.autoencoding import reparameterise
 from diffax.nn.layers import Downsample, ResBlock, Upsample, conv, group_norm
+from diffax.pytrees import check_count
 from diffax.typing import Array, Float, Key
 
 LOG_VARIANCE = (-30.0, 20.0)
@@ -126,8 +127,13 @@ class Autoencoder(nn.Module):
 
     def setup(self):
         """The two halves."""
-        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
-            raise ValueError(f"channel_multipliers must be ints >= 1, got {self.channel_multipliers}")
+        for name in ("sample_channels", "latent_channels", "channels"):
+            check_count(name, getattr(self, name))
+        check_count("num_res_blocks", self.num_res_blocks, 0)
+        if not self.channel_multipliers:
+            raise ValueError("channel_multipliers must be ints >= 1, got ()")
+        for multiplier in self.channel_multipliers:
+            check_count("channel_multipliers", multiplier)
         widths = tuple(self.channels * m for m in self.channel_multipliers)
         norm = (self.norm_groups, self.eps)
         blocks = Blocks(widths, self.num_res_blocks, self.attention, *norm, self.pad_after, self.dtype)

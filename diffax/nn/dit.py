@@ -18,9 +18,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.nn.attention import Implementation, attend, split_heads
-from diffax.nn.layers import ZEROS, dropout, sinusoidal
-from diffax.nn.positions import rotary_angles, rotate, sincos
+from diffax.nn.attention import Attention, Implementation
+from diffax.nn.checks import check_label, check_shapes, check_space, per_axis, with_mask
+from diffax.nn.layers import ZEROS, dropout, labels_or_null, sinusoidal
+from diffax.nn.positions import rotary_angles, sincos
 from diffax.pytrees import check, check_count, choose
 from diffax.typing import Array, Float, Key
 
@@ -49,10 +50,11 @@ class DiT(nn.Module):
       mlp_ratio: width of the feed-forward net, in `channels`.
       positions: "sincos", added, as published; "rope", axial rotary; "none". None is "sincos", and "none" of points.
         Both are computed for the size of x at hand, so the parameters fit any size.
-      position_grid: tokens along an axis in training, over which positions are spread at other sizes; None to go on
-        counting.
+      position_grid: tokens along each axis in training, an int or one for each axis, over which positions are spread at
+        other sizes; None to go on counting.
       cross_attention: each block also attends to a context (text), between its two halves (Chen et al. 2023).
-      context_dim: width of the context's tokens, for calls without a context; None where there always is one.
+      context_dim: width of the context's tokens, for calls without one; None where there always is a context.
+      vector_dim: size of a continuous condition, or None.
       attention_bias: whether the maps to queries, keys and values have one.
       norm_eps: of the norm before the feed-forward net; the others have 1e-6.
       embed_each_block: whether each block has an embedding of time and class of its own; the last layer uses the first.
@@ -74,9 +76,10 @@ class DiT(nn.Module):
     num_heads: int = 6
     mlp_ratio: float = 4.0
     positions: str | None = None
-    position_grid: int | None = None
+    position_grid: int | tuple[int, ...] | None = None
     cross_attention: bool = False
     context_dim: int | None = None
+    vector_dim: int | None = None
     attention_bias: bool = True
     norm_eps: float = 1e-6
     embed_each_block: bool = False
@@ -90,16 +93,10 @@ class DiT(nn.Module):
 
     def _patch(self, x: Any) -> tuple[int, ...]:
         """The patch, an entry for each axis of x."""
-        if x.ndim < 3 or x.ndim > 5:
-            raise ValueError(f"x must have shape (B, *space, C) with 1 to 3 spatial axes, got {x.shape}")
+        check_space(x)
         if self.patch_size is None and x.ndim != 3:
             raise ValueError(f"x must have shape (B, n, C) where patch_size is None, got {x.shape}")
-        size = 1 if self.patch_size is None else self.patch_size
-        patch = tuple(size) if isinstance(size, tuple | list) else (size,) * (x.ndim - 2)
-        for one in patch:
-            check_count("patch_size", one)
-        if len(patch) != x.ndim - 2:
-            raise ValueError(f"patch_size must be an int or one for each of the {x.ndim - 2} axes of x, got {size}")
+        patch = per_axis("patch_size", 1 if self.patch_size is None else self.patch_size, x.ndim - 2)
         if any(n % p for n, p in zip(x.shape[1:-1], patch, strict=True)):
             raise ValueError(f"x must have sizes that are multiples of the patch {patch}, got {x.shape}")
         return patch
@@ -112,39 +109,44 @@ class DiT(nn.Module):
             raise ValueError(f"positions must be none where patch_size is None, got {self.positions!r}")
         return choose("positions", self.positions, ("sincos", "rope", "none"))
 
-    def _check(self, x: Any, label: Any, context: Any, context_mask: Any, mask: Any) -> None:
-        for name in ("channels", "depth", "num_heads"):
+    def _check_settings(self, axes: int) -> None:
+        for name in ("outputs", "channels", "depth", "num_heads"):
             check_count(name, getattr(self, name))
-        if label is not None and self.num_classes is None:
-            raise ValueError("label was given to a network without classes: set num_classes")
-        if label is not None:
-            check("label", label, f"in [0, {self.num_classes}]", lambda v: (v >= 0) & (v <= self.num_classes))
+        for name in ("out_channels", "context_dim", "vector_dim", "num_classes"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check("mlp_ratio", self.mlp_ratio, "at least 1 / channels", lambda v: v * self.channels >= 1)
+        check("dropout_rate", self.dropout_rate, "in [0, 1)", lambda v: (v >= 0) & (v < 1))
+        if self.context_dim is not None and not self.cross_attention:
+            raise ValueError(f"context_dim must be given with cross_attention alone, got {self.context_dim}")
+        if self.position_grid is not None and self._positions() == "none":
+            raise ValueError(f"position_grid must be None where there are no positions, got {self.position_grid}")
+        if self.position_grid is not None:
+            per_axis("position_grid", self.position_grid, axes)
+
+    def _check_input(self, x: Any, label: Any, context: Any, context_mask: Any, vector: Any, mask: Any) -> None:
+        check_label(label, self.num_classes)
         if context is not None and not self.cross_attention:
             raise ValueError("context was given to a network without it: set cross_attention")
         if self.cross_attention and context is None and self.context_dim is None:
             raise ValueError("context must be given to a network with cross_attention, or context_dim set, got None")
-        if context_mask is not None and context is None:
-            raise ValueError("context_mask was given without a context")
+        if vector is not None and self.vector_dim is None:
+            raise ValueError("vector was given to a network without it: set vector_dim")
         if mask is not None and (x.ndim != 3 or self._patch(x) != (1,)):
             raise ValueError(f"mask was given to a network of patches of {self.patch_size}: it is for points")
-        wanted = {
-            "context": (context, (len(x), None, self.context_dim)),
-            "context_mask": (context_mask, (len(x), None if context is None else jnp.shape(context)[1])),
-            "mask": (mask, x.shape[:2]),
-        }
-        for name, (value, shape) in wanted.items():
-            if value is not None and not _fits(jnp.shape(value), shape):
-                expected = ", ".join("any" if size is None else str(size) for size in shape)
-                raise ValueError(f"{name} must have shape ({expected}), got {jnp.shape(value)}")
+        own = {"vector": (vector, (len(x), self.vector_dim)), "mask": (mask, x.shape[:2])}
+        check_shapes(with_mask(len(x), context, context_mask, self.context_dim) | own)
 
-    def _embeddings(self, x: Any, t: Any, label: Any) -> list[Array]:
-        """The (B, channels) embedding of time and class, for each block or one for all."""
+    def _embeddings(self, x: Any, t: Any, label: Any, vector: Any) -> list[Array]:
+        """The (B, channels) embedding of time, class and vector, for each block or one for all."""
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
         if self.num_classes is not None:
-            label = jnp.broadcast_to(jnp.asarray(self.num_classes if label is None else label), x.shape[:1])
+            label = labels_or_null(label, self.num_classes, len(x))
         names = [f"embed_{i}" for i in range(self.depth)] if self.embed_each_block else ["embed"]
+        if self.vector_dim is not None and vector is None:
+            vector = jnp.zeros((len(x), self.vector_dim))
         options = (self.num_classes, self.time_scale, self.time_shift, self.dtype)
-        return [Embedding(self.channels, *options, name=name)(t, label) for name in names]
+        return [Embedding(self.channels, *options, name=name)(t, label, vector) for name in names]
 
     @nn.compact
     def __call__(
@@ -155,6 +157,7 @@ class DiT(nn.Module):
         *,
         context: Any = None,
         context_mask: Any = None,
+        vector: Any = None,
         mask: Any = None,
         key: Key | None = None,
     ) -> Float[Array, "batch *space out"]:
@@ -166,6 +169,7 @@ class DiT(nn.Module):
           label: () or (B,) ints in [0, num_classes], or None for the null label.
           context: (B, m, E) tokens to attend to; None for no token, where `context_dim` is set.
           context_mask: (B, m), which of them there are; None for all.
+          vector: (B, vector_dim); None for zeros.
           mask: (B, n), which points of x (B, n, C) there are; the others change nothing, their y is zero.
           key: (B,) or () dropout keys, or None to switch dropout off.
 
@@ -173,11 +177,12 @@ class DiT(nn.Module):
           (B, *space, out_channels), float32.
 
         Raises:
-          ValueError: for shapes the network cannot take, sizes that are no multiple of the patch among them, or a
-            condition that it was not made for.
+          ValueError: for settings that fit no network, shapes it cannot take, sizes that are no multiple of the patch
+            among them, or a condition it was not made for.
         """
         patch, positions = self._patch(x), self._positions()
-        self._check(x, label, context, context_mask, mask)
+        self._check_settings(x.ndim - 2)
+        self._check_input(x, label, context, context_mask, vector, mask)
         if self.cross_attention and context is None:
             context, context_mask = jnp.zeros((len(x), 1, self.context_dim)), jnp.zeros((len(x), 1), bool)
         if mask is not None:
@@ -191,7 +196,7 @@ class DiT(nn.Module):
         if positions == "rope":
             angles = rotary_angles(grid, self.channels // self.num_heads, base=self.position_grid)
 
-        embs = self._embeddings(x, t, label)
+        embs = self._embeddings(x, t, label, vector)
         options = (self.num_heads, self.mlp_ratio, self.attention_bias, self.norm_eps, self.dropout_rate)
         block = functools.partial(nn.remat(Block) if self.remat else Block, *options, self.implementation, self.dtype)
         for i in range(self.depth):
@@ -207,7 +212,7 @@ class DiT(nn.Module):
 
 
 class Embedding(nn.Module):
-    """The embedding of time and class, (B, channels); t: (B,), label: (B,) or None."""
+    """The embedding of time, class and vector, (B, channels); t: (B,), label: (B,) or None, vector: (B, E) or None."""
 
     channels: int
     num_classes: int | None = None
@@ -216,11 +221,13 @@ class Embedding(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, t: Any, label: Any) -> Float[Array, "batch c"]:
+    def __call__(self, t: Any, label: Any, vector: Any = None) -> Float[Array, "batch c"]:
         """See the class."""
         dense = functools.partial(nn.Dense, self.channels, dtype=self.dtype, kernel_init=SMALL)
         emb = sinusoidal(t, 256, scale=self.time_scale, shift=self.time_shift, cos_first=True)
         emb = dense(name="time_2")(nn.silu(dense(name="time_1")(emb)))
+        if vector is not None:
+            emb = emb + dense(name="vector_2")(nn.silu(dense(name="vector_1")(vector)))
         if self.num_classes is None:
             return emb
         table = nn.Embed(self.num_classes + 1, self.channels, embedding_init=SMALL, dtype=self.dtype, name="label")
@@ -255,45 +262,18 @@ class Block(nn.Module):
     ) -> Float[Array, "batch n c"]:
         """See the class."""
         channels = x.shape[-1]
-        attention = functools.partial(MultiHead, self.num_heads, self.attention_bias, self.implementation, self.dtype)
+        options = (self.num_heads, self.dtype, self.attention_bias, self.implementation, THIRD)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = _modulation(emb, 6, self.dtype)
         h = _modulate(_norm(1e-6, self.dtype)(x), shift_1, scale_1)
-        x = x + gate_1 * attention(XAVIER, name="self")(h, h, mask, angles)
+        x = x + gate_1 * Attention(*options, XAVIER, name="self")(h, None, mask, angles)
         if context is not None:
             h = _norm(1e-6, self.dtype)(x)
-            x = x + attention(ZEROS, name="cross")(h, context.astype(self.dtype), context_mask)
+            x = x + Attention(*options, ZEROS, name="cross")(h, context, context_mask)
         h = _modulate(_norm(self.norm_eps, self.dtype)(x), shift_2, scale_2)
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=XAVIER)
         h = nn.gelu(dense(int(self.mlp_ratio * channels), name="mlp_1")(h), approximate=True)
         h = dense(channels, name="mlp_2")(dropout(key, h, self.dropout_rate))
         return x + gate_2 * h
-
-
-class MultiHead(nn.Module):
-    """Multi-head attention of x (B, n, C) to `to` (B, m, E); mask: (B, m) or None; returns (B, n, C).
-
-    angles: of `rotary_angles`, by which queries and keys are turned; None for no rotation.
-    """
-
-    num_heads: int
-    bias: bool
-    implementation: Implementation
-    dtype: Any
-    out_init: Any
-
-    @nn.compact
-    def __call__(self, x: Any, to: Any, mask: Any = None, angles: Any = None) -> Float[Array, "batch n c"]:
-        """See the class."""
-        channels = x.shape[-1]
-        dense = functools.partial(nn.Dense, channels, dtype=self.dtype)
-        q, k, v = (
-            split_heads(dense(use_bias=self.bias, kernel_init=THIRD, name=name)(of), self.num_heads)
-            for name, of in (("q", x), ("k", to), ("v", to))
-        )
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
-        h = attend(q, k, v, mask, implementation=self.implementation)
-        return dense(kernel_init=self.out_init, name="out")(h.reshape(x.shape))
 
 
 def _norm(eps: float, dtype: Any) -> nn.LayerNorm:
@@ -322,7 +302,3 @@ def _join(h: Any, grid: tuple[int, ...], patch: tuple[int, ...]) -> Array:
     h = h.reshape(len(h), *grid, *patch, -1)
     h = jnp.transpose(h, (0, *(1 + a + i * len(grid) for a in axes for i in (0, 1)), 1 + 2 * len(grid)))
     return h.reshape(len(h), *(n * p for n, p in zip(grid, patch, strict=True)), h.shape[-1])
-
-
-def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    return len(shape) == len(wanted) and all(b is None or a == b for a, b in zip(shape, wanted, strict=True))

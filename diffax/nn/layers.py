@@ -17,6 +17,11 @@ from diffax.typing import Array, Float, Key
 ZEROS = nn.initializers.zeros_init()
 
 
+def labels_or_null(label: Any, num_classes: int, batch: int) -> Array:
+    """(B,) labels from one or all of them; of None the null label, `num_classes`."""
+    return jnp.broadcast_to(jnp.asarray(num_classes if label is None else label), (batch,))
+
+
 def sinusoidal(
     t: Any,
     dim: int,
@@ -55,7 +60,7 @@ def group_norm(channels: int, dtype: Any, *, groups: int | None = None, eps: flo
     if groups is None:
         most = max(1, min(32, channels // 4))
         groups = max(g for g in range(1, most + 1) if channels % g == 0)
-    if channels % groups:
+    if groups < 1 or channels % groups:
         raise ValueError(f"norm_groups must divide the {channels} channels, got {groups}")
     return nn.GroupNorm(num_groups=groups, epsilon=eps, dtype=dtype)
 
@@ -110,6 +115,7 @@ class ResBlock(nn.Module):
     dtype: Any = jnp.float32
     scale_shift: bool = False
     resample: str | None = None
+    space: tuple[int, ...] | None = None
     rescale: float = 1.0
     norm_groups: int | None = None
     eps: float = 1e-5
@@ -120,14 +126,13 @@ class ResBlock(nn.Module):
         x: Float[Array, "batch *space c"],
         emb: Float[Array, "batch e"] | None = None,
         key: Key | None = None,
-        space: tuple[int, ...] | None = None,
     ) -> Float[Array, "batch *resized out"]:
         """See the class."""
         ndim = x.ndim - 2
         norm = functools.partial(group_norm, dtype=self.dtype, groups=self.norm_groups, eps=self.eps)
         h = nn.silu(norm(x.shape[-1])(x))
         if self.resample is not None:
-            space = tuple(2 * size for size in x.shape[1:-1]) if space is None else space
+            space = tuple(2 * size for size in x.shape[1:-1]) if self.space is None else self.space
             x, h = (halve(v) if self.resample == "down" else double(v, space) for v in (x, h))
         h = conv(self.features, ndim, self.dtype)(h)
         scale, shift = None, jnp.zeros((), h.dtype)

@@ -11,37 +11,40 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from diffax.nn.checks import per_axis
 from diffax.typing import Array, Float
 
 
-def sincos(grid: tuple[int, ...], dim: int, *, base: int | None = None) -> Float[Array, "n {dim}"]:
+def sincos(grid: tuple[int, ...], dim: int, *, base: int | tuple[int, ...] | None = None) -> Float[Array, "n {dim}"]:
     """The fixed embedding of each place of the grid, in row-major order; the last axis comes first in the channels.
 
     On two axes it is the published one of MAE and DiT (He et al. 2022; Peebles & Xie 2023). base: places run over
-    `base` units however many there are, p = i base / n; None for p = i.
+    `base` units however many there are, p = i base / n, one for all axes or one for each; None for p = i.
 
     Raises:
-      ValueError: if dim is odd or has no two channels for each axis.
+      ValueError: if dim is odd or has no two channels for each axis, or base does not fit the axes.
     """
-    tables = []
+    tables, bases = [], _bases(base, len(grid))
     for axis, count in zip(reversed(range(len(grid))), _shares("channels", dim, len(grid)), strict=True):
-        angles = _angles(grid[axis], count, base)
+        angles = _angles(grid[axis], count, bases[axis])
         table = np.concatenate([np.sin(angles), np.cos(angles)], -1)
         tables.append(_along(table, axis, grid))
     return jnp.concatenate(tables, -1).reshape(-1, dim)
 
 
-def rotary_angles(grid: tuple[int, ...], dim: int, *, base: int | None = None) -> Float[Array, "n half"]:
+def rotary_angles(
+    grid: tuple[int, ...], dim: int, *, base: int | tuple[int, ...] | None = None
+) -> Float[Array, "n half"]:
     """The (n, dim / 2) angles of each place of the grid, in row-major order, for `rotate` (Su et al. 2021).
 
     The dim channels of a head are shared out among the axes, the first axis first. base: as of `sincos`.
 
     Raises:
-      ValueError: if dim is odd or has no two channels for each axis.
+      ValueError: if dim is odd or has no two channels for each axis, or base does not fit the axes.
     """
-    tables = []
+    tables, bases = [], _bases(base, len(grid))
     for axis, (size, count) in enumerate(zip(grid, _shares("channels of a head", dim, len(grid)), strict=True)):
-        tables.append(_along(_angles(size, count, base), axis, grid))
+        tables.append(_along(_angles(size, count, bases[axis]), axis, grid))
     return jnp.concatenate(tables, -1).reshape(-1, dim // 2)
 
 
@@ -58,6 +61,10 @@ def _shares(what: str, dim: int, axes: int) -> list[int]:
         raise ValueError(f"{what} must be even and at least {2 * axes} for positions on {axes} axes, got {dim}")
     least, more = divmod(dim // 2, axes)
     return [least + (i < more) for i in range(axes)]
+
+
+def _bases(base: int | tuple[int, ...] | None, axes: int) -> tuple[int | None, ...]:
+    return (None,) * axes if base is None else per_axis("base", base, axes)
 
 
 def _angles(size: int, count: int, base: int | None) -> np.ndarray:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from diffax.nn.attention import Attention
 from diffax.nn.layers import sinusoidal
+from diffax.pytrees import check, check_count
 from diffax.typing import Array, Float, Key, Num
 
 PADDING = 0
@@ -25,7 +26,7 @@ class TextEncoder(nn.Module):
 
     Attributes:
       vocab_size: rows of the word table, the one of the padding among them.
-      width: of the embeddings; even, and divisible by `num_heads`.
+      width: of the embeddings; even, at least 4, and divisible by `num_heads`.
       depth: transformer blocks.
       num_heads: attention heads.
       dtype: what it computes in.
@@ -42,13 +43,22 @@ class TextEncoder(nn.Module):
         """See the class.
 
         Raises:
-          ValueError: if the tokens are no ints (B, m), or the width does not fit.
+          ValueError: if the tokens are no ints (B, m) or not in [0, vocab_size), or the settings do not fit. Tokens
+            that are traced, as under `jax.jit`, cannot be checked: from vocab_size on they give NaN, and negative ones
+            count from the end.
         """
-        tokens = jnp.asarray(tokens)
+        for name in ("vocab_size", "width", "num_heads"):
+            check_count(name, getattr(self, name))
+        check_count("depth", self.depth, 0)
+        check("width", self.width, "even and at least 4", lambda v: (v >= 4) & (v % 2 == 0))
+        given, tokens = tokens, jnp.asarray(tokens)
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(f"tokens must be ints of shape (B, m), got {tokens.dtype} of shape {tokens.shape}")
+        check("tokens", given, f"in [0, {self.vocab_size})", lambda v: (v >= 0) & (v < self.vocab_size))
         mask = tokens != PADDING
-        h = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, name="words")(tokens)
+        # Words as large as the sinusoids beside them: at Flax's 1 / sqrt(width) a caption is mostly its length.
+        init = nn.initializers.normal(1.0)
+        h = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, embedding_init=init, name="words")(tokens)
         h = h + sinusoidal(jnp.arange(tokens.shape[1]), self.width, scale=1.0).astype(self.dtype)
         for i in range(self.depth):
             normed = self._norm(f"norm_{i}_1")(h)
@@ -65,7 +75,9 @@ class TextEncoder(nn.Module):
 class Captioned(nn.Module):
     """y = network(x, t, context = text(tokens)): a network with cross-attention and its text encoder as one.
 
-    network: called as `network(x, t, context=, context_mask=, key=)`: `UNet(attention="cross", context_dim=width)`.
+    network: called as `network(x, t, context=, context_mask=, key=)`: `UNet(attention="cross", context_dim=width)`, or
+      a `DiT`. One with vector_dim = width is given the mean of the words as `vector`, which reaches every block
+      beside the time, as an embedding of the whole caption does in GLIDE (Nichol et al. 2022).
     The null caption, for guidance, has no words: zeros.
     """
 
@@ -78,4 +90,7 @@ class Captioned(nn.Module):
         """The prediction y. tokens: (B, m), or None for the null caption; the others as of the network."""
         tokens = jnp.full((x.shape[0], 1), PADDING) if tokens is None else tokens
         context, mask = self.text(tokens)
-        return self.network(x, t, context=context, context_mask=mask, key=key)
+        whole = {}
+        if getattr(self.network, "vector_dim", None) is not None:  # words that are not there are zeros
+            whole["vector"] = context.sum(1) / jnp.maximum(mask.sum(1, keepdims=True), 1)
+        return self.network(x, t, context=context, context_mask=mask, key=key, **whole)

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax.nn.attention import AttentionBlock, CrossAttentionBlock, Implementation
-from diffax.nn.layers import ZEROS, Downsample, ResBlock, Upsample, conv, group_norm, sinusoidal
-from diffax.pytrees import check, choose
+from diffax.nn.checks import check_label, check_shapes, check_space, with_mask
+from diffax.nn.layers import ZEROS, Downsample, ResBlock, Upsample, conv, group_norm, labels_or_null, sinusoidal
+from diffax.pytrees import check, check_count, choose
 from diffax.typing import Array, Float, Key
 
 
@@ -31,7 +32,7 @@ class UNet(nn.Module):
     Attributes:
       out_channels: channels of y; None for those of x, times `outputs`.
       outputs: answers of x's shape, side by side in the channels: 2 for a mean and a variance.
-      channels: width of the first level.
+      channels: width of the first level, even.
       channel_multipliers: a multiplier for each level.
       num_res_blocks: residual blocks a level.
       attention_levels: indices of the levels with attention, e.g. (1,) for 16x16 of a 32x32 input.
@@ -45,8 +46,10 @@ class UNet(nn.Module):
       image_channels: channels of an image to condition on, at the size of x; 0 for none.
       resample: between levels, "conv", a convolution, or "block", a residual block that halves or doubles.
       scale_shift: how the embedding acts, see `ResBlock`.
-      rescale: residual sums are divided by it; sqrt(2) keeps their variance (Song et al. 2021).
-      norm_groups, norm_eps: of the norms, see `group_norm`.
+      rescale: the sum that ends each residual and attention block is divided by it; sqrt(2) keeps its variance (Song
+        et al. 2021). Sums inside the transformer blocks of "cross" are not.
+      norm_groups: of the group norms, see `group_norm`.
+      norm_eps: of the group norms, but for "cross" attention, where it is 1e-6 as published.
       pad_after: see `Downsample`.
       dropout_rate: dropout in the residual blocks; active where a key is given.
       num_classes: number of labels, or None; label `num_classes` is the null label, "no class given".
@@ -93,33 +96,44 @@ class UNet(nn.Module):
         """The channels of each level."""
         return [round(self.channels * multiplier) for multiplier in self.channel_multipliers]
 
-    def _check(self, x: Any, label: Any, given: dict[str, Any]) -> None:
-        if x.ndim < 3 or x.ndim > 5:
-            raise ValueError(f"x must have shape (B, *space, C) with 1 to 3 spatial axes, got {x.shape}")
-        if not self.channel_multipliers or min(self.widths) < 1:
-            raise ValueError(f"channel_multipliers must be numbers that give channels, got {self.channel_multipliers}")
-        factor = 2 ** (len(self.channel_multipliers) - 1)
-        if min(x.shape[1:-1]) * 2 <= factor:
-            levels = len(self.channel_multipliers)
-            raise ValueError(f"channel_multipliers has {levels} levels, too many for x of shape {x.shape}")
-        bad = [i for i in self.attention_levels if not 0 <= i < len(self.channel_multipliers)]
-        if bad:
-            raise ValueError(f"attention_levels must lie below {len(self.channel_multipliers)}, got {bad[0]}")
+    def _check_settings(self) -> None:
+        for name in ("outputs", "channels", "num_heads", "transformer_depth"):
+            check_count(name, getattr(self, name))
+        for name in ("out_channels", "head_channels", "context_dim", "vector_dim", "norm_groups", "num_classes"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        for name in ("num_res_blocks", "image_channels"):
+            check_count(name, getattr(self, name), 0)
+        check("channels", self.channels, "even and at least 4", lambda v: (v >= 4) & (v % 2 == 0))
+        check("rescale", self.rescale, "> 0", lambda v: v > 0)
+        check("dropout_rate", self.dropout_rate, "in [0, 1)", lambda v: (v >= 0) & (v < 1))
         choose("attention", self.attention, ("self", "cross"))
         choose("resample", self.resample, ("conv", "block"))
         if (self.attention == "cross") != (self.context_dim is not None):
             raise ValueError(f"context_dim must be given with attention = 'cross' alone, got {self.context_dim}")
-        if label is not None and self.num_classes is None:
-            raise ValueError("label was given to a network without classes: set num_classes")
-        if label is not None:
-            check("label", label, f"in [0, {self.num_classes}]", lambda v: (v >= 0) & (v <= self.num_classes))
-        expected = {
-            "context": (x.shape[0], None, self.context_dim),
-            "vector": (x.shape[0], self.vector_dim),
-            "image": (*x.shape[:-1], self.image_channels),
-        }
-        for name, value in given.items():
-            _check_condition(name, value, expected[name])
+        if not self.channel_multipliers or min(self.widths) < 1:
+            raise ValueError(f"channel_multipliers must be numbers that give channels, got {self.channel_multipliers}")
+        bad = [i for i in self.attention_levels if not 0 <= i < len(self.channel_multipliers)]
+        if bad:
+            raise ValueError(f"attention_levels must lie below {len(self.channel_multipliers)}, got {bad[0]}")
+
+    def _check_input(self, x: Any, label: Any, context: Any, context_mask: Any, vector: Any, image: Any) -> None:
+        check_space(x)
+        levels = len(self.channel_multipliers)
+        if min(x.shape[1:-1]) * 2 <= 2 ** (levels - 1):
+            raise ValueError(f"channel_multipliers has {levels} levels, too many for x of shape {x.shape}")
+        check_label(label, self.num_classes)
+        conditions = (("context", context, "context_dim"), ("vector", vector, "vector_dim"))
+        for name, value, setting in (*conditions, ("image", image, "image_channels")):
+            if value is not None and not getattr(self, setting):
+                raise ValueError(f"{name} was given to a network without it: set {setting}")
+        check_shapes(
+            {
+                **with_mask(len(x), context, context_mask, self.context_dim),
+                "vector": (vector, (len(x), self.vector_dim)),
+                "image": (image, (*x.shape[:-1], self.image_channels)),
+            }
+        )
 
     def _embed(self, x: Any, t: Any, label: Any, vector: Any) -> Array:
         """The (B, 4 channels) embedding of time, class and vector."""
@@ -130,9 +144,8 @@ class UNet(nn.Module):
         emb = nn.Dense(width, dtype=self.dtype, name="time_1")(emb)
         emb = nn.Dense(width, dtype=self.dtype, name="time_2")(nn.silu(emb))
         if self.num_classes is not None:
-            label = self.num_classes if label is None else label
-            label = jnp.broadcast_to(jnp.asarray(label), x.shape[:1])
-            emb = emb + nn.Embed(self.num_classes + 1, width, dtype=self.dtype, name="label")(label)
+            table = nn.Embed(self.num_classes + 1, width, dtype=self.dtype, name="label")
+            emb = emb + table(labels_or_null(label, self.num_classes, len(x)))
         if self.vector_dim is not None:
             vector = jnp.zeros((x.shape[0], self.vector_dim)) if vector is None else vector
             vector = nn.Dense(width, dtype=self.dtype, name="vector_1")(vector)
@@ -144,11 +157,11 @@ class UNet(nn.Module):
         if self.head_channels is not None and width % self.head_channels:
             raise ValueError(f"head_channels must divide the {width} channels, got {self.head_channels}")
         heads = self.num_heads if self.head_channels is None else width // self.head_channels
-        shared = {"norm_groups": self.norm_groups, "implementation": self.implementation}
+        shared: dict[str, Any] = {"norm_groups": self.norm_groups, "implementation": self.implementation}
+        shared |= {"num_heads": heads, "dtype": self.dtype, "rescale": self.rescale}
         if self.attention == "self":
-            block = _again(AttentionBlock, self.remat)
-            return block(heads, self.dtype, self.rescale, eps=self.norm_eps, **shared)
-        block = _again(CrossAttentionBlock, self.remat)(heads, self.dtype, self.transformer_depth, **shared)
+            return _again(AttentionBlock, self.remat)(eps=self.norm_eps, **shared)
+        block = _again(CrossAttentionBlock, self.remat)(depth=self.transformer_depth, **shared)
         return lambda h: block(h, context, mask)
 
     def _residual(self, emb: Any, keys: Iterator[Any]) -> Callable:
@@ -158,7 +171,7 @@ class UNet(nn.Module):
         residual = functools.partial(_again(ResBlock, self.remat), **options, **norms)
 
         def block(h, width, resample=None, space=None):
-            return residual(width, self.dropout_rate, resample=resample)(h, emb, next(keys), space)
+            return residual(width, self.dropout_rate, resample=resample, space=space)(h, emb, next(keys))
 
         return block
 
@@ -191,10 +204,10 @@ class UNet(nn.Module):
           (B, *space, out_channels), float32.
 
         Raises:
-          ValueError: for shapes the network cannot take, or a condition that it was not made for.
+          ValueError: for settings that fit no network, shapes it cannot take, or a condition it was not made for.
         """
-        given = {"context": context, "vector": vector, "image": image}
-        self._check(x, label, {name: value for name, value in given.items() if value is not None})
+        self._check_settings()
+        self._check_input(x, label, context, context_mask, vector, image)
         channels = self.outputs * x.shape[-1] if self.out_channels is None else self.out_channels
         if self.attention == "cross" and context is None:
             context, context_mask = jnp.zeros((x.shape[0], 1, self.context_dim)), jnp.zeros((x.shape[0], 1), bool)
@@ -233,17 +246,6 @@ class UNet(nn.Module):
 
         h = nn.silu(group_norm(h.shape[-1], self.dtype, groups=self.norm_groups, eps=self.norm_eps)(h))
         return conv(channels, x.ndim - 2, self.dtype, kernel_init=ZEROS, name="conv_out")(h).astype(jnp.float32)
-
-
-def _check_condition(name: str, value: Any, expected: tuple[int | None, ...]) -> None:
-    """Raises `ValueError` for a condition that the network was not made for."""
-    size, setting = expected[-1], {"context": "context_dim", "vector": "vector_dim", "image": "image_channels"}[name]
-    if not size:
-        raise ValueError(f"{name} was given to a network without it: set {setting}")
-    shape = jnp.shape(value)
-    if len(shape) != len(expected) or any(b is not None and a != b for a, b in zip(shape, expected, strict=True)):
-        wanted = ", ".join("m" if size is None else str(size) for size in expected)
-        raise ValueError(f"{name} must have shape ({wanted}), got {shape}")
 
 
 def _again(block: Any, remat: bool) -> Any:

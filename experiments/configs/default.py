@@ -31,9 +31,9 @@ def get_config() -> ConfigDict:
     config.sigma_data = 0.5  # standard deviation of the data in [-1, 1]; for edm
 
     config.network = ConfigDict()
-    config.network.name = "unet"  # or "dit"
+    config.network.name = "unet"  # or "edm2", "dit"
     config.network.channels = 32
-    config.network.channel_multipliers = (1, 2)  # of the U-Net, as the next two
+    config.network.channel_multipliers = (1, 2)  # of the U-Nets, as the next two
     config.network.num_res_blocks = 2
     config.network.attention_levels = (1,)
     config.network.depth = 6  # of the DiT, as the next two

@@ -1,6 +1,11 @@
 """Makes the fixtures unet_*: diffusers' U-Nets with random weights, inputs and what torch answers.
 
     python tests/interop/make_unet.py
+    python tests/interop/make_unet.py --full
+
+The second makes nothing: it saves Stable Diffusion 1.5's U-Net at its full width, 860M random parameters, reads it with
+`diffax.nn.interop.folder`, and prints the largest difference of the two answers; it wants 16 GB of memory, 4 GB of disk
+and some minutes, and diffax beside torch. `--full unet_sd` does so with another of the cases.
 
 needs torch and diffusers (made with torch 2.13.0, diffusers 0.42.1). A folder holds what `save_pretrained` writes, or
 of a large network the config.json alone, its weights being those of seeded.py; and case.npz with x (B, C, H, W), step
@@ -8,6 +13,8 @@ of a large network the config.json alone, its weights being those of seeded.py; 
 `chain0`, and with clipping `chain1`.
 """
 
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +108,32 @@ def chain(model, x, folder, clip):
     return x.numpy()
 
 
+def compare(kind, config, folder):
+    """The largest difference of torch's answer and that of diffax from the same folder, and the answer's spread."""
+    import jax
+
+    from diffax.nn.interop import folder as folders
+
+    model = random_model(kind, config)
+    case = {name: value[:2] for name, value in inputs(dict(model.config)).items()}
+    expected = answer(model, case)
+    model.save_pretrained(folder)
+    del model
+    found = folders.load(folder)
+    given = {name: jax.numpy.asarray(case[name]) for name in ("label", "context", "mask") if name in case}
+    y = jax.jit(found.predict(**given))(np.moveaxis(case["x"], 1, -1), (case["step"] + 1) / 1000)
+    return float(np.abs(np.asarray(y) - np.moveaxis(expected, 1, -1)).max()), float(expected.std())
+
+
+def full(name=None):
+    """Prints `compare` of a case, or of Stable Diffusion 1.5 itself."""
+    stable = {"cross_attention_dim": 768, "sample_size": 64}
+    kind, config, _ = CASES[name] if name else (UNet2DConditionModel, stable, True)
+    with tempfile.TemporaryDirectory() as folder:
+        difference, spread = compare(kind, config, folder)
+    print(f"{name or 'Stable Diffusion 1.5'}: largest difference {difference:.2g} of answers that spread {spread:.2g}")
+
+
 def main():
     """Writes each folder anew."""
     for name, (kind, config, large) in CASES.items():
@@ -116,4 +149,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    full(*sys.argv[2:]) if sys.argv[1:2] == ["--full"] else main()

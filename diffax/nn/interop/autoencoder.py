@@ -10,47 +10,69 @@ from collections.abc import Iterator
 from typing import Any
 
 from diffax.nn.autoencoder import Autoencoder
-from diffax.nn.interop.weights import Link, check_fields
+from diffax.nn.interop import fields
+from diffax.nn.interop.fields import COUNT, COUNTS, FLAG, NUMBER, POSITIVE, SIZE, Field, Rule, many, one_of, or_none
+from diffax.nn.interop.weights import Link
 
-SUPPORTED: dict[str, Any] = {
-    "act_fn": "silu",
-    "latents_mean": None,
-    "latents_std": None,
-    "use_quant_conv": (True, False),
-    "use_post_quant_conv": (True, False),
-    "mid_block_add_attention": (True, False),
+FIELDS: dict[str, Field] = {
+    "in_channels": Field(COUNT, 3),
+    "out_channels": Field(COUNT, 3),
+    "block_out_channels": Field(COUNTS, [64]),
+    "down_block_types": Field(many(one_of("DownEncoderBlock2D")), ["DownEncoderBlock2D"]),
+    "up_block_types": Field(many(one_of("UpDecoderBlock2D")), ["UpDecoderBlock2D"]),
+    "layers_per_block": Field(COUNT, 1),
+    "latent_channels": Field(COUNT, 4),
+    "norm_num_groups": Field(COUNT, 32),
+    "use_quant_conv": Field(FLAG, True),
+    "use_post_quant_conv": Field(FLAG, True),
+    "mid_block_add_attention": Field(FLAG, True),
+    "act_fn": Field(one_of("silu"), "silu"),
+    "latents_mean": Field(one_of(None), None),
+    "latents_std": Field(one_of(None), None),
+    # Of the pipeline around it, not of the network.
+    "sample_size": Field(SIZE, 32),
+    "scaling_factor": Field(POSITIVE, 0.18215),
+    "shift_factor": Field(or_none(NUMBER), None),
+    "force_upcast": Field(or_none(FLAG), True),
 }
-DEFAULTS: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "block_out_channels": [64],
-    "layers_per_block": 1,
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "use_quant_conv": True,
-    "use_post_quant_conv": True,
-    "mid_block_add_attention": True,
-}
-# Of the pipeline around it, not of the network.
-OTHERS = ("sample_size", "scaling_factor", "shift_factor", "force_upcast")
+
+
+def _counted(name):
+    return Rule(
+        (name, "block_out_channels"),
+        lambda types, widths: len(types) == len(widths),
+        lambda types, widths: f"{name} must have {len(widths)} entries as block_out_channels, got {list(types)}",
+    )
+
+
+RULES = (
+    _counted("down_block_types"),
+    _counted("up_block_types"),
+    Rule(
+        ("out_channels", "in_channels"),
+        lambda out, channels: out == channels,
+        lambda out, channels: f"out_channels must be in_channels = {channels}, got {out}",
+    ),
+    Rule(
+        ("block_out_channels", "norm_num_groups"),
+        lambda widths, groups: all(width % groups == 0 for width in widths),
+        lambda widths, groups: f"norm_num_groups must divide the block_out_channels {list(widths)}, got {groups}",
+    ),
+)
+
+
+def read(config: dict[str, Any]) -> dict[str, Any]:
+    """{field: value} of a config.json, with diffusers' defaults. Raises as `build`."""
+    return fields.read(config, FIELDS, RULES)
 
 
 def build(config: dict[str, Any]) -> Autoencoder:
     """The autoencoder of a config.json; what it leaves out has diffusers' defaults.
 
     Raises:
-      ValueError: for what is not supported; lists it all.
+      ValueError: for what is of a wrong type or not supported; lists it all.
     """
-    of = DEFAULTS | config
-    levels = len(of["block_out_channels"])
-    types = {
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "out_channels": of["in_channels"],
-    }
-    used = (*(name for name in DEFAULTS if name not in SUPPORTED | types), *OTHERS)
-    listed = {name: list(v) if isinstance(v, tuple) else v for name, v in config.items()}
-    check_fields(listed, SUPPORTED | types, used)
+    of = read(config)
     width = math.gcd(*of["block_out_channels"])
     return Autoencoder(
         sample_channels=of["in_channels"],
@@ -67,7 +89,7 @@ def build(config: dict[str, Any]) -> Autoencoder:
 
 def links(config: dict[str, Any]) -> list[Link]:
     """The modules of a config, there and here, for `weights.from_torch` and `weights.to_torch`."""
-    of = DEFAULTS | config
+    of = read(config)
     found = [*_encoder(of), *_decoder(of)]
     if of["use_quant_conv"]:
         found.append(Link("quant_conv", ("encoder", "quant"), 2))

@@ -10,38 +10,45 @@ published code, `build(config).clone(time_shift=0, norm_eps=1e-6)` is what they 
 from typing import Any
 
 from diffax.nn.dit import DiT
-from diffax.nn.interop.weights import Link, check_fields
-from diffax.pytrees import check_count
+from diffax.nn.interop import fields
+from diffax.nn.interop.fields import ANY, COUNT, FLAG, POSITIVE, Field, Rule, one_of, or_none
+from diffax.nn.interop.weights import Link
 
-SUPPORTED: dict[str, Any] = {
-    "activation_fn": "gelu-approximate",
-    "attention_type": "default",
-    "caption_channels": None,
-    "cross_attention_dim": None,
-    "double_self_attention": False,
-    "dropout": (0.0, 0),
-    "interpolation_scale": None,
-    "norm_elementwise_affine": False,
-    "norm_type": "ada_norm_zero",
-    "num_vector_embeds": None,
-    "only_cross_attention": False,
-    "upcast_attention": (False, True),  # softmax is in float32 here in any case
-    "use_additional_conditions": None,
-    "use_linear_projection": False,
+FIELDS: dict[str, Field] = {
+    "attention_bias": Field(FLAG, True),
+    "attention_head_dim": Field(COUNT, 72),
+    "in_channels": Field(COUNT, 4),
+    "norm_eps": Field(POSITIVE, 1e-5),
+    "norm_num_groups": Field(ANY, 32),  # which nothing reads there
+    "num_attention_heads": Field(COUNT, 16),
+    "num_embeds_ada_norm": Field(COUNT, 1000),
+    "num_layers": Field(COUNT, 28),
+    "out_channels": Field(or_none(COUNT), None),
+    "patch_size": Field(COUNT, 2),
+    "sample_size": Field(COUNT, 32),
+    "activation_fn": Field(one_of("gelu-approximate"), "gelu-approximate"),
+    "attention_type": Field(one_of("default"), "default"),
+    "dropout": Field(one_of(0.0, 0), 0.0),
+    "norm_type": Field(one_of("ada_norm_zero"), "ada_norm_zero"),
+    "upcast_attention": Field(FLAG, False),  # softmax is in float32 here in any case
+    **{
+        name: Field(one_of(None), None)
+        for name in ("caption_channels", "cross_attention_dim", "interpolation_scale", "num_vector_embeds")
+    },
+    "use_additional_conditions": Field(one_of(None), None),
+    **{
+        name: Field(one_of(False), False)
+        for name in ("double_self_attention", "norm_elementwise_affine", "only_cross_attention")
+    },
+    "use_linear_projection": Field(one_of(False), False),
 }
-DEFAULTS: dict[str, Any] = {
-    "attention_bias": True,
-    "attention_head_dim": 72,
-    "in_channels": 4,
-    "norm_eps": 1e-5,
-    "norm_num_groups": 32,  # which nothing reads there
-    "num_attention_heads": 16,
-    "num_embeds_ada_norm": 1000,
-    "num_layers": 28,
-    "out_channels": None,
-    "patch_size": 2,
-    "sample_size": 32,
-}
+RULES = (
+    Rule(
+        ("patch_size", "sample_size"),
+        lambda patch, size: size % patch == 0,
+        lambda patch, size: f"patch_size must divide sample_size = {size}, got {patch}",
+    ),
+)
 BLOCK = {
     "norm1.linear": ("modulation",),
     "attn1.to_q": ("self", "q"),
@@ -58,16 +65,18 @@ EMBEDDING = {
 }
 
 
+def read(config: dict[str, Any]) -> dict[str, Any]:
+    """{field: value} of a config.json, with diffusers' defaults. Raises as `build`."""
+    return fields.read(config, FIELDS, RULES)
+
+
 def build(config: dict[str, Any]) -> DiT:
     """The network of a config.json; what it does not say is as by diffusers' defaults.
 
     Raises:
-      ValueError: for what it asks for and is not supported; lists it all.
+      ValueError: for what is of a wrong type or not supported; lists it all.
     """
-    check_fields(config, SUPPORTED, DEFAULTS)
-    full = {**DEFAULTS, **config}
-    for name in ("attention_head_dim", "in_channels", "num_embeds_ada_norm", "patch_size", "sample_size"):
-        check_count(name, full[name])
+    full = read(config)
     return DiT(
         out_channels=full["in_channels"] if full["out_channels"] is None else full["out_channels"],
         patch_size=full["patch_size"],
@@ -90,7 +99,7 @@ def links(config: dict[str, Any]) -> list[Link]:
         Link("proj_out_1", ("modulation",)),
         Link("proj_out_2", ("out",)),
     ]
-    for i in range({**DEFAULTS, **config}["num_layers"]):
+    for i in range(read(config)["num_layers"]):
         for ours, names in ((f"block_{i}", BLOCK), (f"embed_{i}", EMBEDDING)):
             found += [Link(f"transformer_blocks.{i}.{name}", (ours, *path)) for name, path in names.items()]
     return found

@@ -1,64 +1,36 @@
 """diffusers' scheduler_config.json as a schedule, a step grid and a prediction kind.
 
-Which sampler goes over the grid is the caller's choice; the class that the config names is not followed in that.
+The class that the config names gives what the config does not say, the grid of its `set_timesteps`, and where it
+stops. Which sampler goes over the grid is the caller's choice, so fields about how a class steps are not read:
+solver_order, algorithm_type, variance_type and the like, `scheduler_classes.IGNORED`. Two things of stepping follow:
+the second calls of Heun's and the DPM2 methods and the warm-up of PNDM are not in the grid, and DDIM and PNDM step
+there by T // n whatever their spacing, here from one entry of the grid to the next. With `rescale_betas_zero_snr` the
+last level has alpha = 0 for all classes; Euler and the solvers, which divide by it, have alpha^2 = 2^-24 there.
 """
 
+import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-from diffax import schedules, times
-from diffax.nn.interop.weights import check_fields
+from diffax import schedules
+from diffax.nn.interop import fields
+from diffax.nn.interop.scheduler_classes import CLASSES, FIELDS, IGNORED, KINDS, Law
+from diffax.pytrees import check_count
 from diffax.typing import Array
 
-KINDS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-GRIDS = {"leading": times.leading, "trailing": times.trailing, "linspace": times.linspace}
-# DDPM, DDIM, PNDM, Euler, DPM-Solver, UniPC, DEIS, LMS, Heun: fields about how they step, which is not followed.
-STEPPING = (
-    "solver_order",
-    "solver_type",
-    "algorithm_type",
-    "lower_order_final",
-    "euler_at_final",
-    "final_sigmas_type",
-    "skip_prk_steps",
-    "variance_type",
-    "interpolation_type",
-    "timestep_type",
-    "predict_x0",
-    "disable_corrector",
-    "solver_p",
-    "lambda_min_clipped",
-    "sigma_min",
-    "sigma_max",
-    "dynamic_thresholding_ratio",
-    "sample_max_value",
-)
-SUPPORTED = {
-    "thresholding": False,
-    "use_karras_sigmas": (False, None),
-    "use_exponential_sigmas": (False, None),
-    "use_beta_sigmas": (False, None),
-    "use_lu_lambdas": (False, None),
-    "use_flow_sigmas": (False, None),
-    "flow_shift": (1.0, 1),
-    "shift_terminal": None,
-    "use_dynamic_shifting": False,
-    "time_shift_type": "exponential",
-}
-USED = (
-    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"),
-    *("timestep_spacing", "steps_offset", "rescale_betas_zero_snr", "clip_sample", "clip_sample_range"),
-    "set_alpha_to_one",
-)
+FILE = "scheduler_config.json"
 
 
 class Scheduler(NamedTuple):
     """What a scheduler_config.json says.
 
-    schedule: a table. kind: of the network's prediction. times: n -> (n,) times of n calls. clip: x0's range, or None.
-    last: the time that a sampler is to stop at after them, or None to end with the denoiser's x0.
+    schedule: a table. kind: of the network's prediction. times: n -> (n,) times, those of `set_timesteps(n)`. clip:
+    x0's range, or None. last: the time that a sampler is to stop at after them, or None to end with the denoiser's x0.
     """
 
     schedule: Any
@@ -67,49 +39,105 @@ class Scheduler(NamedTuple):
     clip: float | None
     last: float | None
 
+    @property
+    def count(self) -> int:
+        """T, the timesteps that the network was trained on: timestep i is t = (i + 1) / T."""
+        return len(self.schedule.log_snr_table)
+
 
 def build(config: dict[str, Any]) -> Scheduler:
     """The schedule, grid and prediction kind of a scheduler_config.json.
 
     Raises:
-      ValueError: for what is not supported; lists it all.
+      ValueError: for a class that is not known, and for what is not supported of one; lists it all.
     """
-    check_fields(config, SUPPORTED, (*USED, *STEPPING))
-    count = config.get("num_train_timesteps", 1000)
-    kind, spacing = config.get("prediction_type", "epsilon"), config.get("timestep_spacing", "leading")
-    for name, value, known in (("prediction_type", kind, KINDS), ("timestep_spacing", spacing, GRIDS)):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    betas = _betas(config, count)
-    if config.get("rescale_betas_zero_snr"):
+    law, of = read(config)
+    betas, count = _betas(of), of["num_train_timesteps"]
+    if of.get("rescale_betas_zero_snr"):
         betas = schedules.zero_terminal_snr(betas)
-    offset = {"offset": config.get("steps_offset", 0)} if spacing == "leading" else {}
+    schedule = schedules.from_betas(betas)
+    stops = law.last or not of.get("set_alpha_to_one", True) or of.get("final_sigmas_type") == "sigma_min"
+    end = _usable(schedule, of)
     return Scheduler(
-        schedules.from_betas(betas),
-        KINDS[kind],
-        lambda n: GRIDS[spacing](count, n, **offset),
-        config.get("clip_sample_range", 1.0) if config.get("clip_sample", _clips(config)) else None,
-        None if config.get("set_alpha_to_one", True) else 1 / count,
+        schedule,
+        KINDS[of["prediction_type"]],
+        lambda n: jnp.asarray((_steps(law, of, end, n) + 1) / count, dtype=float),
+        of["clip_sample_range"] if of.get("clip_sample") else None,
+        1 / count if stops else None,
     )
 
 
-def _clips(config):
-    """What `clip_sample` is where the file does not say."""
-    return config.get("_class_name") in ("DDPMScheduler", "DDIMScheduler")
-
-
-def _betas(config: dict[str, Any], count: int) -> Any:
-    name, start, end = (
-        config.get(k, v) for k, v in (("beta_schedule", "linear"), ("beta_start", 1e-4), ("beta_end", 0.02))
+def read(config: Any) -> tuple[Law, dict[str, Any]]:
+    """(how the class of a config is read, {field: value} with its defaults). Raises as `build`."""
+    fields.check_object(config, FILE)
+    name = config.get("_class_name")
+    if not isinstance(name, str) or name not in CLASSES:
+        raise ValueError(f"{FILE} must be that of one of {', '.join(CLASSES)}, got {name!r}")
+    law = CLASSES[name]
+    rules = (
+        fields.Rule(
+            ("trained_betas", "num_train_timesteps"),
+            lambda betas, count: betas is None or len(betas) == count,
+            lambda betas, count: f"trained_betas must have num_train_timesteps = {count} entries, got {len(betas)}",
+        ),
+        fields.Rule(
+            ("trained_betas",),
+            lambda betas: betas is None or all(0 < beta < 1 for beta in betas),
+            lambda betas: f"trained_betas must lie in (0, 1), got {next(b for b in betas if not 0 < b < 1)}",
+        ),
     )
-    if config.get("trained_betas") is not None:
-        return np.asarray(config["trained_betas"], np.float64)
+    return law, fields.read(config, law.fields, rules, {*FIELDS, *IGNORED}, FILE)
+
+
+def save(folder: str | os.PathLike, config: dict[str, Any]) -> None:
+    """Writes a scheduler_config.json that diffusers reads: one that was read comes back bit for bit.
+
+    Raises:
+      ValueError: as `build`; nothing is written then.
+    """
+    build(config)
+    written = json.dumps(config, indent=2).encode() + b"\n"
+    fields.write(Path(folder) / FILE, lambda path: path.write_bytes(written))
+
+
+def _betas(of: dict[str, Any]) -> np.ndarray:
+    count, start, end = of["num_train_timesteps"], of["beta_start"], of["beta_end"]
+    if of["trained_betas"] is not None:
+        return np.asarray(of["trained_betas"], np.float64)
     known: dict[str, Callable] = {
         "linear": lambda: np.linspace(start, end, count),
         "scaled_linear": lambda: np.linspace(start**0.5, end**0.5, count) ** 2,
         "squaredcos_cap_v2": lambda: schedules.cosine_betas(count),
         "sigmoid": lambda: start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, count))),
     }
-    if name not in known:
-        raise ValueError(f"beta_schedule must be one of {', '.join(known)}, got {name!r}")
-    return known[name]()
+    return known[of["beta_schedule"]]()
+
+
+def _usable(schedule: Any, of: dict[str, Any]) -> int:
+    """How many timesteps have log(alpha / sigma) of lambda_min_clipped or more: the first ones."""
+    lambdas = np.asarray(schedule.log_snr_table, np.float64)[::-1] / 2
+    return len(lambdas) - int(np.searchsorted(lambdas, of.get("lambda_min_clipped", -np.inf)))
+
+
+def _steps(law: Law, of: dict[str, Any], end: int, n: int) -> np.ndarray:
+    """(n,) timesteps, the first `end` of which may be used, falling. Of "exact" they need not be whole.
+
+    Euler's and its like keep evenly spaced ones as they are; the multistep solvers lay out one more and drop it.
+    """
+    count, spacing = of["num_train_timesteps"], of.get("timestep_spacing", "linspace")
+    check_count("n", n)
+    more = law.grid == "one_more" and spacing != "trailing"
+    if n > count or (spacing == "leading" and n + more > end):
+        raise ValueError(f"n must be at most {min(count, end - more)} for this scheduler, got {n}")
+    steps: Any
+    if spacing == "trailing":
+        steps = np.round(np.arange(end, 0, -count / n)[:n]) - 1
+    elif spacing == "leading":
+        steps = np.arange(n + more)[::-1] * (end // (n + more)) + of["steps_offset"]
+    else:
+        steps = np.linspace(0, end - 1, n + more)[::-1]
+        steps = steps if law.grid == "exact" else np.round(steps)
+    steps = steps[:n]
+    if steps[0] >= count:
+        raise ValueError(f"steps_offset must keep timesteps below {count}, got {of['steps_offset']} for n = {n}")
+    return steps

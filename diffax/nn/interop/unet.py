@@ -1,171 +1,221 @@
 """diffusers' `UNet2DModel` and `UNet2DConditionModel` (Stable Diffusion 1 and 2) as `UNet`."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from diffax.nn.interop.weights import Link, check_fields
+from diffax.nn.interop import fields
+from diffax.nn.interop.fields import (
+    ANY,
+    COUNT,
+    COUNTS,
+    FLAG,
+    POSITIVE,
+    SIZE,
+    TEXT,
+    WHOLE,
+    Field,
+    Rule,
+    equal,
+    many,
+    number,
+    one_of,
+    or_none,
+    same,
+    single,
+)
+from diffax.nn.interop.weights import Link
 from diffax.nn.unet import UNet
 
-# Fields that do not alter the network's function, or are read below.
-USED = (
-    "sample_size",
-    "in_channels",
-    "out_channels",
-    "flip_sin_to_cos",
-    "freq_shift",
-    "down_block_types",
-    "up_block_types",
-    "block_out_channels",
-    "layers_per_block",
-    "downsample_padding",
-    "dropout",
-    "norm_num_groups",
-    "norm_eps",
-    "attention_head_dim",
-    "num_class_embeds",
-    "num_train_timesteps",
-    "resnet_time_scale_shift",
-)
+KINDS = {
+    "UNet2DModel": {"DownBlock2D": False, "ResnetDownsampleBlock2D": False, "AttnDownBlock2D": True},
+    "UNet2DConditionModel": {"DownBlock2D": False, "CrossAttnDownBlock2D": True},
+}
 SHARED = {
-    "center_input_sample": False,
-    "mid_block_scale_factor": (1, 1.0),
-    "act_fn": "silu",
-    "class_embed_type": None,
-    "time_embedding_type": "positional",
-    "time_embedding_dim": None,
+    "sample_size": Field(SIZE, None),
+    "in_channels": Field(COUNT),
+    "out_channels": Field(COUNT),
+    "block_out_channels": Field(COUNTS),
+    "up_block_types": Field(many(TEXT)),
+    "flip_sin_to_cos": Field(FLAG, True),
+    "freq_shift": Field(WHOLE, 0),
+    "layers_per_block": Field(many(COUNT, one=True), 2),
+    "downsample_padding": Field(one_of(0, 1), 1),
+    "dropout": Field(number("in [0, 1)", lambda v: 0 <= v < 1), 0.0),
+    "norm_num_groups": Field(COUNT, 32),
+    "norm_eps": Field(POSITIVE, 1e-5),
+    "num_class_embeds": Field(or_none(COUNT), None),
+    "num_train_timesteps": Field(or_none(COUNT), None),  # of a learned embedding of time, which is refused
+    "center_input_sample": Field(one_of(False), False),
+    "mid_block_scale_factor": Field(one_of(1, 1.0), 1),
+    "act_fn": Field(one_of("silu"), "silu"),
+    "class_embed_type": Field(one_of(None), None),
+    "time_embedding_type": Field(one_of("positional"), "positional"),
+    "time_embedding_dim": Field(one_of(None), None),
 }
 PLAIN = SHARED | {
-    "mid_block_type": "UNetMidBlock2D",
-    "downsample_type": ("conv", "resnet"),
-    "upsample_type": ("conv", "resnet"),
-    "add_attention": (True, False),
+    "down_block_types": Field(many(one_of(*KINDS["UNet2DModel"]))),
+    "attention_head_dim": Field(or_none(COUNT), 8),
+    "attn_norm_num_groups": Field(or_none(COUNT), None),
+    "resnet_time_scale_shift": Field(one_of("default", "scale_shift"), "default"),
+    "mid_block_type": Field(one_of("UNetMidBlock2D"), "UNetMidBlock2D"),
+    "downsample_type": Field(one_of("conv", "resnet"), "conv"),
+    "upsample_type": Field(one_of("conv", "resnet"), "conv"),
+    "add_attention": Field(FLAG, True),
 }
-CONDITIONED = SHARED | {
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "only_cross_attention": False,
-    "mid_block_only_cross_attention": (None, False),
-    "dual_cross_attention": False,
-    "use_linear_projection": (False, True),
-    "upcast_attention": (False, True),  # to float32, which softmax is here anyway
-    "reverse_transformer_layers_per_block": None,
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
-    "num_attention_heads": None,
-    "addition_embed_type": None,
-    "addition_time_embed_dim": None,
-    "addition_embed_type_num_heads": 64,
-    "resnet_skip_time_act": False,
-    "resnet_out_scale_factor": (1, 1.0),
-    "time_embedding_act_fn": None,
-    "timestep_post_act": None,
-    "time_cond_proj_dim": None,
-    "conv_in_kernel": 3,
-    "conv_out_kernel": 3,
-    "projection_class_embeddings_input_dim": None,
-    "attention_type": "default",
-    "class_embeddings_concat": False,
-    "cross_attention_norm": None,
-}
+NONE = (
+    *("reverse_transformer_layers_per_block", "encoder_hid_dim", "encoder_hid_dim_type", "num_attention_heads"),
+    *("addition_embed_type", "addition_time_embed_dim", "time_embedding_act_fn", "timestep_post_act"),
+    *("time_cond_proj_dim", "projection_class_embeddings_input_dim", "cross_attention_norm"),
+)
+OFF = ("only_cross_attention", "dual_cross_attention", "resnet_skip_time_act", "class_embeddings_concat")
+CONDITIONED = (
+    SHARED
+    | {name: Field(one_of(None), None) for name in NONE}
+    | {name: Field(one_of(False), False) for name in OFF}
+    | {
+        "down_block_types": Field(many(one_of(*KINDS["UNet2DConditionModel"]))),
+        "attention_head_dim": Field(many(COUNT, one=True), 8),  # a name of theirs: these are numbers of heads
+        "cross_attention_dim": Field(many(COUNT, one=True), 1280),
+        "transformer_layers_per_block": Field(many(COUNT, one=True), 1),
+        "use_linear_projection": Field(FLAG, False),
+        "upcast_attention": Field(FLAG, False),  # to float32, which softmax is here anyway
+        "resnet_time_scale_shift": Field(one_of("default"), "default"),
+        "mid_block_type": Field(one_of("UNetMidBlock2DCrossAttn"), "UNetMidBlock2DCrossAttn"),
+        "mid_block_only_cross_attention": Field(one_of(None, False), None),
+        "addition_embed_type_num_heads": Field(ANY, 64),  # of an embedding that is refused
+        "resnet_out_scale_factor": Field(one_of(1, 1.0), 1.0),
+        "conv_in_kernel": Field(one_of(3), 3),
+        "conv_out_kernel": Field(one_of(3), 3),
+        "attention_type": Field(one_of("default"), "default"),
+    }
+)
+
+
+def _mirrored(down):
+    return [name.replace("Down", "Up") for name in down][::-1]  # also ResnetDownsample, ResnetUpsample
+
+
+def _heads(widths, heads):
+    """The width of a head by level."""
+    listed = list(heads) if isinstance(heads, (list, tuple)) else [heads] * len(widths)
+    return [width / count for width, count in zip(widths, listed, strict=True)] if len(listed) == len(widths) else []
+
+
+RULES = (
+    Rule(
+        ("up_block_types", "down_block_types"),
+        lambda up, down: list(up) == _mirrored(down),
+        lambda up, down: f"up_block_types must mirror down_block_types, got {', '.join(up)}",
+    ),
+    Rule(
+        ("block_out_channels", "down_block_types"),
+        lambda widths, down: len(widths) == len(down),
+        lambda widths, down: (
+            f"block_out_channels must have {len(down)} entries as down_block_types, got {list(widths)}"
+        ),
+    ),
+    Rule(
+        ("block_out_channels", "norm_num_groups"),
+        lambda widths, groups: all(width % groups == 0 for width in widths),
+        lambda widths, groups: f"norm_num_groups must divide the block_out_channels {list(widths)}, got {groups}",
+    ),
+    same("layers_per_block"),
+)
+OF_PLAIN = (
+    *RULES,
+    Rule(
+        ("upsample_type", "downsample_type"),
+        lambda up, down: up == down,
+        lambda up, down: f"upsample_type must be the downsample_type, {down!r}, got {up!r}",
+    ),
+    Rule(
+        ("downsample_type", "down_block_types"),
+        lambda kind, down: ("DownBlock2D" if kind == "resnet" else "ResnetDownsampleBlock2D") not in down,
+        lambda kind, down: f"downsample_type must be that of the down_block_types, got {kind!r}",
+    ),
+    Rule(
+        ("attn_norm_num_groups", "norm_num_groups", "resnet_time_scale_shift", "add_attention"),
+        # Without it the middle's attention has no norm where the embedding scales and shifts.
+        lambda own, groups, style, attended: not attended or own == groups or (own is None and style == "default"),
+        lambda own, groups, *_: f"attn_norm_num_groups must be norm_num_groups = {groups}, got {own}",
+    ),
+)
+OF_CONDITIONED = (
+    *RULES,
+    same("cross_attention_dim"),
+    same("transformer_layers_per_block"),
+    Rule(
+        ("block_out_channels", "attention_head_dim"),
+        lambda widths, heads: (
+            (of := _heads(widths, heads)) and (equal(heads) or equal(of)) and all(width == int(width) for width in of)
+        ),
+        lambda widths, heads: (
+            f"attention_head_dim must give each of {list(widths)} whole heads, of one width or one number, got {heads}"
+        ),
+    ),
+)
+
+
+def read(config: dict[str, Any]) -> dict[str, Any]:
+    """{field: value} of a config.json, with the defaults of its class. Raises as `build`."""
+    plain = not isinstance(config, dict) or config.get("_class_name") != "UNet2DConditionModel"
+    return fields.read(config, PLAIN if plain else CONDITIONED, OF_PLAIN if plain else OF_CONDITIONED)
 
 
 def build(config: dict[str, Any]) -> UNet:
     """The network of a config.json. Its labels are 0 .. num_class_embeds - 1, the last of which is our null label.
 
     Raises:
-      ValueError: for what is not supported; lists it all.
+      ValueError: for what is missing, of a wrong type or not supported; lists it all.
     """
-    if config["_class_name"] == "UNet2DConditionModel":
-        return _conditioned(config)
-    scaled = config.get("resnet_time_scale_shift") == "scale_shift"
-    groups = config.get("norm_num_groups", 32)
-    # Without it the middle's attention has no norm where the embedding scales and shifts.
-    supported = PLAIN | {"attn_norm_num_groups": groups if scaled else (None, groups)}
-    if scaled and config.get("add_attention", True) and "attn_norm_num_groups" not in config:
-        config = config | {"attn_norm_num_groups": None}
-    check_fields(config, supported, USED)
-    down, up = config.get("downsample_type", "conv"), config.get("upsample_type", "conv")
-    plain = "DownBlock2D" if down == "conv" else "ResnetDownsampleBlock2D"
-    levels = _levels(config, {plain: False, "AttnDownBlock2D": True})
-    if down != up:
-        raise ValueError(f"upsample_type must be the downsample_type, {down!r}, got {up!r}")
+    of = read(config)
+    if "cross_attention_dim" in of:
+        return _conditioned(of)
     return UNet(
-        **_shared(config),
-        attention_levels=levels,
-        middle_attention=config.get("add_attention", True),
-        head_channels=config.get("attention_head_dim", 8),
-        resample={"conv": "conv", "resnet": "block"}[down],
-        scale_shift=scaled,
+        **_shared(of, KINDS["UNet2DModel"]),
+        middle_attention=of["add_attention"],
+        head_channels=of["attention_head_dim"],
+        resample={"conv": "conv", "resnet": "block"}[of["downsample_type"]],
+        scale_shift=of["resnet_time_scale_shift"] == "scale_shift",
     )
 
 
-def _conditioned(config):
-    check_fields(config, CONDITIONED, (*USED, "cross_attention_dim", "transformer_layers_per_block"))
-    if config.get("resnet_time_scale_shift", "default") != "default":
-        raise ValueError(f"resnet_time_scale_shift must be 'default', got {config['resnet_time_scale_shift']!r}")
-    # A name of theirs: these are numbers of heads.
-    heads, widths = config.get("attention_head_dim", 8), config["block_out_channels"]
-    of_head = {width / count for width, count in zip(widths, heads, strict=True)} if _several(heads) else set()
-    if len(of_head) > 1:
-        raise ValueError(f"attention_head_dim must give heads of one width, or be one number, got {heads}")
-    for name in ("cross_attention_dim", "transformer_layers_per_block"):
-        if _several(config.get(name)):
-            raise ValueError(f"{name} must be one number, got {config[name]}")
+def _conditioned(of):
+    heads = of["attention_head_dim"]
+    by_width = not equal(heads)
     return UNet(
-        **_shared(config),
-        attention_levels=_levels(config, {"DownBlock2D": False, "CrossAttnDownBlock2D": True}),
+        **_shared(of, KINDS["UNet2DConditionModel"]),
         attention="cross",
-        context_dim=config.get("cross_attention_dim", 1280),
-        transformer_depth=config.get("transformer_layers_per_block", 1),
-        num_heads=1 if of_head else heads,
-        head_channels=int(of_head.pop()) if of_head else None,
+        context_dim=single(of["cross_attention_dim"]),
+        transformer_depth=single(of["transformer_layers_per_block"]),
+        num_heads=1 if by_width else single(heads),
+        head_channels=int(_heads(of["block_out_channels"], heads)[0]) if by_width else None,
     )
 
 
-def _several(value):
-    return isinstance(value, Sequence)
-
-
-def _shared(config):
-    widths, layers = config["block_out_channels"], config.get("layers_per_block", 2)
-    if _several(layers):
-        raise ValueError(f"layers_per_block must be one number, got {layers}")
-    if (padding := config.get("downsample_padding", 1)) not in (0, 1):
-        raise ValueError(f"downsample_padding must be 0 or 1, got {padding}")
-    if (style := config.get("resnet_time_scale_shift", "default")) not in ("default", "scale_shift"):
-        raise ValueError(f"resnet_time_scale_shift must be 'default' or 'scale_shift', got {style!r}")
-    classes = config.get("num_class_embeds")
+def _shared(of, kinds):
+    widths, classes = of["block_out_channels"], of["num_class_embeds"]
     return {
-        "out_channels": config["out_channels"],
+        "out_channels": of["out_channels"],
         "channels": widths[0],
         "channel_multipliers": tuple(width / widths[0] for width in widths),
-        "num_res_blocks": layers,
-        "norm_groups": config.get("norm_num_groups", 32),
-        "norm_eps": config.get("norm_eps", 1e-5),
-        "pad_after": padding == 0,
-        "dropout_rate": config.get("dropout", 0.0),
+        "num_res_blocks": single(of["layers_per_block"]),
+        "attention_levels": tuple(level for level, name in enumerate(of["down_block_types"]) if kinds[name]),
+        "norm_groups": of["norm_num_groups"],
+        "norm_eps": of["norm_eps"],
+        "pad_after": of["downsample_padding"] == 0,
+        "dropout_rate": of["dropout"],
         "num_classes": None if classes is None else classes - 1,
-        "time_shift": config.get("freq_shift", 0),
-        "time_cos_first": config.get("flip_sin_to_cos", True),
+        "time_shift": of["freq_shift"],
+        "time_cos_first": of["flip_sin_to_cos"],
     }
-
-
-def _levels(config, kinds):
-    """The levels with attention; both ways must have them alike."""
-    down, up = config["down_block_types"], config["up_block_types"]
-    mirror = [name.replace("Down", "Up") for name in down]  # also ResnetDownsample, ResnetUpsample
-    unknown = sorted(set(down) - set(kinds))
-    if unknown:
-        raise ValueError(f"down_block_types must be of {', '.join(kinds)}, got {', '.join(unknown)}")
-    if mirror != list(up)[::-1]:
-        raise ValueError(f"up_block_types must mirror down_block_types, got {', '.join(up)}")
-    return tuple(level for level, name in enumerate(down) if kinds[name])
 
 
 def links(config: dict[str, Any]) -> list[Link]:
     """Where each module of theirs is in the parameters of `build(config)`."""
-    net, cross = build(config), config["_class_name"] == "UNet2DConditionModel"
-    places = 0 if config.get("use_linear_projection") else 2
+    net = build(config)
+    cross, places = net.attention == "cross", 0 if config.get("use_linear_projection") else 2
     of_attention: Callable = _attention
     if cross:
         of_attention = functools.partial(_transformer, depth=net.transformer_depth, places=places)

@@ -8,9 +8,11 @@
 | norm | `weight` | `scale` |
 | table | `weight` | `embedding` |
 
-and `bias` is `bias`. Files are safetensors; nothing is ever unpickled.
+and `bias` is `bias`. Files are safetensors; nothing is ever unpickled. Those of float16 or bfloat16 are read as what
+the parameters are, float32, and what is written is float32: a file of float32 comes back bit for bit, no other does.
 """
 
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +21,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from diffax.nn.interop import fields
+
+NAME = "diffusion_pytorch_model"
 # Of attention in files of before 2023, as those of ddpm-cifar10-32 and of Stable Diffusion 1's autoencoder.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
@@ -76,6 +81,52 @@ def to_torch(params: Any, links: Iterable[Link]) -> dict[str, np.ndarray]:
     return found
 
 
+def check_like(params: Any, like: Any) -> None:
+    """Raises `ValueError` unless `params` has the names and shapes of `like`; lists all that differ."""
+    leaves, wanted = _leaves(params), _leaves(like)
+    problems = [f"{'.'.join(path)} is missing" for path in wanted if path not in leaves]
+    problems += [f"{'.'.join(path)} is unknown" for path in leaves if path not in wanted]
+    for path in wanted.keys() & leaves.keys():
+        ours, theirs = np.shape(leaves[path]), wanted[path].shape
+        if ours != theirs:
+            problems.append(f"{'.'.join(path)} must be {theirs}, got {ours}")
+    if problems:
+        raise ValueError(f"params do not fit the network, {len(problems)} do not: {'; '.join(sorted(problems))}")
+
+
+def load_folder(folder: str | os.PathLike, variant: str | None = None) -> dict[str, np.ndarray]:
+    """The tensors of a folder of diffusers, of one file or of several with an index, under today's names.
+
+    variant: of the file's name, such as "fp16" of diffusion_pytorch_model.fp16.safetensors.
+
+    Raises:
+      ValueError: if there is none, and which others there are; or as `load_file`.
+    """
+    folder, middle = Path(folder), f".{variant}" if variant else ""
+    path, index = folder / f"{NAME}{middle}.safetensors", folder / f"{NAME}.safetensors.index{middle}.json"
+    if path.exists() or not index.exists():
+        return load_file(path)
+    found: dict[str, np.ndarray] = {}
+    shards = _shards(index)
+    if missing := [shard for shard in shards if not (folder / shard).exists()]:
+        raise ValueError(f"weights must have all files of {index}, got none named {', '.join(missing)}")
+    for shard in shards:
+        found |= load_file(folder / shard)
+    return found
+
+
+def _shards(index):
+    """The files of an index; none leads out of its folder."""
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        bad = [name for name in names if Path(name).name != name]
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ValueError(f"weights must have an index of files, got {index} ({error!r})") from error
+    if bad:
+        raise ValueError(f"weights must have an index of files beside it, got {bad[0]!r} in {index}")
+    return names
+
+
 def load_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file, under today's names.
 
@@ -83,10 +134,8 @@ def load_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
       ValueError: if it is none; of a file that can run code when it is read, where only such a one is there.
     """
     path = Path(path)
-    if not path.exists() and (other := next(path.parent.glob("*.bin"), None)):
-        raise ValueError(f"weights must be safetensors, got {other.name}: save them with safe_serialization=True")
     if not path.exists():
-        raise ValueError(f"weights must be a safetensors file, got {path}, which is not there")
+        raise ValueError(_missing(path))
     try:
         from safetensors import SafetensorError, numpy
     except ImportError as error:
@@ -95,6 +144,15 @@ def load_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
         return renamed(numpy.load_file(path))
     except SafetensorError as error:
         raise ValueError(f"weights must be a safetensors file, got {path} ({error})") from error
+
+
+def _missing(path):
+    """What is wrong where a file is not there."""
+    others = sorted(one.name for one in path.parent.glob("*.safetensors*")) if path.parent.is_dir() else []
+    if not others and (other := next(path.parent.glob("*.bin"), None)):
+        return f"weights must be safetensors, got {other.name}: save them with safe_serialization=True"
+    hint = f"; there are {', '.join(others)}: give variant= what their names have before .safetensors" if others else ""
+    return f"weights must be a safetensors file, got {path}, which is not there{hint}"
 
 
 def renamed(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -109,33 +167,16 @@ def renamed(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def save_file(path: str | os.PathLike, tensors: dict[str, np.ndarray]) -> None:
-    """Writes a safetensors file, as torch's tools expect it."""
+    """Writes a safetensors file at once, as torch's tools expect it."""
     from safetensors import numpy
 
-    numpy.save_file(tensors, path, metadata={"format": "pt"})
-
-
-def check_fields(config: dict[str, Any], supported: dict[str, Any], used: Iterable[str]) -> None:
-    """Raises `ValueError` for what a config asks for and nobody here does; lists it all.
-
-    supported: fields that must have a value, or one of a tuple of values, if they are there. used: fields with any.
-    """
-    problems = []
-    for name, value in config.items():
-        if name.startswith("_") or name in used:
-            continue
-        allowed = supported.get(name, ())
-        allowed = allowed if isinstance(allowed, tuple) else (allowed,)
-        if not any(value == one and type(value) is type(one) for one in allowed):
-            known = " or ".join(map(repr, allowed))
-            problems.append(f"{name} = {value!r}" + (f" (known: {known})" if allowed else ""))
-    if problems:
-        raise ValueError(f"config.json asks for what is not supported: {'; '.join(problems)}")
+    fields.write(Path(path), lambda part: numpy.save_file(tensors, part, metadata={"format": "pt"}))
 
 
 def _leaves(tree):
     """{path of names: leaf}."""
-    return {tuple(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {tuple(str(getattr(key, "key", key)) for key in path): leaf for path, leaf in leaves}
 
 
 def _names(links, leaves):

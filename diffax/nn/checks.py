@@ -1,0 +1,48 @@
+"""What the networks ask of their input; each raises a `ValueError` of one line that names it."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from diffax.pytrees import check, check_count
+
+
+def check_space(x: Any) -> None:
+    """Raises `ValueError` unless x has shape (B, *space, C) with 1 to 3 spatial axes."""
+    if not 3 <= x.ndim <= 5:
+        raise ValueError(f"x must have shape (B, *space, C) with 1 to 3 spatial axes, got {x.shape}")
+
+
+def check_label(label: Any, num_classes: int | None) -> None:
+    """Raises `ValueError` for a label without classes, or one that is not in [0, num_classes]."""
+    if label is not None and num_classes is None:
+        raise ValueError("label was given to a network without classes: set num_classes")
+    if label is not None:
+        check("label", label, f"in [0, {num_classes}]", lambda v: (v >= 0) & (v <= num_classes))
+
+
+def check_shapes(wanted: dict[str, tuple[Any, tuple[int | None, ...]]]) -> None:
+    """Raises `ValueError` for a value that is given and not of its shape: {name: (value, shape)}, None for any size."""
+    for name, (value, shape) in wanted.items():
+        found = shape if value is None else jnp.shape(value)
+        if len(found) != len(shape) or any(b is not None and a != b for a, b in zip(found, shape, strict=True)):
+            expected = ", ".join("any" if size is None else str(size) for size in shape)
+            raise ValueError(f"{name} must have shape ({expected}), got {found}")
+
+
+def with_mask(batch: int, context: Any, mask: Any, dim: int | None) -> dict[str, tuple[Any, tuple[int | None, ...]]]:
+    """What `check_shapes` takes for a context (B, m, dim) and its mask (B, m), which needs a context."""
+    if mask is not None and context is None:
+        raise ValueError("context_mask was given without a context")
+    tokens = None if context is None else jnp.shape(context)[1:2]
+    return {"context": (context, (batch, None, dim)), "context_mask": (mask, (batch, *(tokens or (None,))))}
+
+
+def per_axis(name: str, value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
+    """An int for each axis, of one for all or a tuple; `ValueError` for others."""
+    values = tuple(value) if isinstance(value, tuple | list) else (value,) * axes
+    for one in values:
+        check_count(name, one)
+    if len(values) != axes:
+        raise ValueError(f"{name} must be an int or one for each of the {axes} axes of x, got {value}")
+    return values

@@ -1,0 +1,121 @@
+"""What each scheduler class of diffusers 0.42.1 reads of its scheduler_config.json, and its own defaults.
+
+A field of another class is not read by diffusers, so not here either: `set_alpha_to_one` in the file of an Euler
+scheduler says nothing. A field of no class is refused.
+"""
+
+import math
+from typing import NamedTuple
+
+from diffax.nn.interop.fields import COUNT, FLAG, NUMBER, POSITIVE, UNIT, WHOLE, Field, Kind, many, one_of, or_none
+
+KINDS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+CURVES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+OFF = Field(one_of(False, None), False)
+
+
+class Law(NamedTuple):
+    """How a class is read.
+
+    fields: that it has. grid: "rounded", "exact" or "one_more", see `scheduler._steps`. last: whether its last level is
+    that of timestep 0 whatever its fields say.
+    """
+
+    fields: dict[str, Field]
+    grid: str
+    last: bool = False
+
+
+def _base(start: float = 1e-4, end: float = 0.02, curves: tuple[str, ...] = CURVES) -> dict[str, Field]:
+    return {
+        "num_train_timesteps": Field(COUNT, 1000),
+        "beta_start": Field(UNIT, start),
+        "beta_end": Field(UNIT, end),
+        "beta_schedule": Field(_choice(*curves), "linear"),
+        "trained_betas": Field(or_none(many(NUMBER)), None),
+        "prediction_type": Field(_choice(*KINDS), "epsilon"),
+    }
+
+
+def _choice(*names: str) -> Kind:
+    return Kind(f"one of {', '.join(names)}", lambda v: isinstance(v, str) and v in names)
+
+
+def _spaced(default: str) -> dict[str, Field]:
+    return {
+        "timestep_spacing": Field(_choice("leading", "trailing", "linspace"), default),
+        "steps_offset": Field(WHOLE, 0),
+    }
+
+
+def _flags(*names: str) -> dict[str, Field]:
+    return dict.fromkeys(names, OFF)
+
+
+SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+FLOW = ("use_flow_sigmas", "use_dynamic_shifting")
+ZERO_SNR = {"rescale_betas_zero_snr": Field(FLAG, False)}
+FINAL = {"final_sigmas_type": Field(_choice("zero", "sigma_min"), "zero")}
+# None is JSON's -Infinity.
+LEAST = {
+    "lambda_min_clipped": Field(Kind("a number or -Infinity", lambda v: v == -math.inf or NUMBER.holds(v)), -math.inf)
+}
+
+
+def _clip(default: bool) -> dict[str, Field]:
+    return {"clip_sample": Field(FLAG, default), "clip_sample_range": Field(POSITIVE, 1.0)}
+
+
+def _to_one(default: bool) -> dict[str, Field]:
+    return {"set_alpha_to_one": Field(FLAG, default)}
+
+
+DDIM = _base() | _spaced("leading") | _clip(True) | _to_one(True) | ZERO_SNR | _flags("thresholding")
+DDPM = (
+    _base(curves=(*CURVES, "sigmoid")) | _spaced("leading") | _clip(True) | ZERO_SNR | _flags("thresholding")
+    # a field of files of 2022; without it the network predicts x0
+    | {"predict_epsilon": Field(one_of(True), True)}
+)  # fmt: skip
+EULER = (
+    _base() | _spaced("linspace") | ZERO_SNR | FINAL | _flags(*SIGMAS)
+    | {"interpolation_type": Field(one_of("linear"), "linear"), "timestep_type": Field(one_of("discrete"), "discrete")}
+)  # fmt: skip
+KDIFFUSION = _base(0.00085, 0.012) | _spaced("linspace") | _flags(*SIGMAS)
+SINGLE = _base() | FINAL | LEAST | _flags("thresholding", *SIGMAS, *FLOW)
+MULTI = SINGLE | _spaced("linspace") | ZERO_SNR | _flags("use_lu_lambdas")
+DEIS = _base() | _spaced("linspace") | _flags("thresholding", *SIGMAS, *FLOW)
+UNIPC = DEIS | ZERO_SNR | FINAL | {"shift_terminal": Field(one_of(None), None)}
+SA = _base() | _spaced("linspace") | LEAST | _flags("thresholding", *SIGMAS, "use_flow_sigmas")
+
+CLASSES: dict[str, Law] = {
+    "DDPMScheduler": Law(DDPM, "rounded"),
+    "DDPMParallelScheduler": Law(DDPM, "rounded"),
+    "DDIMScheduler": Law(DDIM, "rounded"),
+    "DDIMParallelScheduler": Law(DDIM, "rounded"),
+    "PNDMScheduler": Law(_base() | _spaced("leading") | _to_one(False), "rounded"),
+    "EulerDiscreteScheduler": Law(EULER, "exact"),
+    "EulerAncestralDiscreteScheduler": Law(_base() | _spaced("linspace") | ZERO_SNR, "exact"),
+    "LMSDiscreteScheduler": Law(_base() | _spaced("linspace") | _flags(*SIGMAS), "exact"),
+    "HeunDiscreteScheduler": Law(
+        KDIFFUSION | _clip(False) | {"beta_schedule": Field(_choice(*CURVES), "linear")}, "exact"
+    ),
+    "KDPM2DiscreteScheduler": Law(KDIFFUSION, "exact"),
+    "KDPM2AncestralDiscreteScheduler": Law(KDIFFUSION, "exact"),
+    "DPMSolverSDEScheduler": Law(KDIFFUSION, "exact"),
+    "DPMSolverMultistepScheduler": Law(MULTI, "one_more"),
+    "DPMSolverSinglestepScheduler": Law(SINGLE, "one_more"),
+    "DEISMultistepScheduler": Law(DEIS, "one_more", last=True),
+    "UniPCMultistepScheduler": Law(UNIPC, "one_more"),
+    "SASolverScheduler": Law(SA, "one_more", last=True),
+}
+
+# Of how a class steps, which is the caller's choice here, or of what is refused, or (the last lines) of older files
+# and classes that are not here.
+IGNORED = (
+    *("solver_order", "solver_type", "algorithm_type", "lower_order_final", "euler_at_final", "variance_type"),
+    *("predictor_order", "corrector_order", "tau_func", "predict_x0", "disable_corrector", "solver_p"),
+    *("skip_prk_steps", "noise_sampler_seed", "dynamic_thresholding_ratio", "sample_max_value"),
+    *("sigma_min", "sigma_max", "flow_shift", "time_shift_type"),
+    *("tensor_format", "timestep_values", "original_inference_steps", "timestep_scaling"),
+)
+FIELDS = {name for law in CLASSES.values() for name in law.fields}
