@@ -1,12 +1,15 @@
 """Pictures: from [-1, 1] back to the data's pixels, PNG grids, and a picture to start from."""
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 WIDTH = 480  # pixels that a grid of small images is enlarged to, about
+TITLED = 64  # pixels that a column under a title has at least
 
 
 def to_pixels(images: Any, low: float, high: float) -> np.ndarray:
@@ -15,8 +18,11 @@ def to_pixels(images: Any, low: float, high: float) -> np.ndarray:
     return np.round(np.clip(scaled, low, high)).astype(np.uint8)
 
 
-def grid(images: Any, columns: int) -> np.ndarray:
-    """Images (N, H, W, C) in [-1, 1] as one picture (H', W', 3) uint8, row by row, enlarged by whole pixels."""
+def grid(images: Any, columns: int, titles: Sequence[str] = ()) -> np.ndarray:
+    """Images (N, H, W, C) in [-1, 1] as one picture (H', W', 3) uint8, row by row, enlarged by whole pixels.
+
+    titles: one above each column, or none.
+    """
     images = to_pixels(images, 0, 255)
     count, height, width, channels = images.shape
     rows = -(-count // columns)
@@ -24,14 +30,26 @@ def grid(images: Any, columns: int) -> np.ndarray:
     tiles[:count, :height, :width] = images
     tiles = tiles.reshape(rows, columns, height + 1, width + 1, channels)
     picture = tiles.transpose(0, 2, 1, 3, 4).reshape(rows * (height + 1), columns * (width + 1), channels)
-    zoom = max(1, WIDTH // picture.shape[1])
+    zoom = max(1, WIDTH // picture.shape[1], -(-TITLED // (width + 1)) if titles else 1)
     picture = picture.repeat(zoom, 0).repeat(zoom, 1)
-    return picture[..., :3] if channels >= 3 else picture[..., :1].repeat(3, -1)
+    picture = picture[..., :3] if channels >= 3 else picture[..., :1].repeat(3, -1)
+    return np.concatenate([_header(titles, picture.shape[1]), picture]) if titles else picture
 
 
-def save_png(path: Path, images: Any, columns: int = 10) -> np.ndarray:
+def _header(titles: Sequence[str], width: int) -> np.ndarray:
+    """(H, width, 3): each title over its column, in as many lines as it takes."""
+    font, column = ImageFont.load_default(10), width // len(titles)
+    fitting = max(1, int(column / font.getlength("n")))
+    texts = ["\n".join(textwrap.wrap(title, fitting)) for title in titles]
+    band = Image.new("RGB", (width, 13 * max(text.count("\n") + 1 for text in texts) + 3), "white")
+    for number, text in enumerate(texts):
+        ImageDraw.Draw(band).multiline_text((number * column + 1, 1), text, "black", font, spacing=2)
+    return np.asarray(band)
+
+
+def save_png(path: Path, images: Any, columns: int = 10, titles: Sequence[str] = ()) -> np.ndarray:
     """Writes the grid and returns it."""
-    picture = grid(images, columns)
+    picture = grid(images, columns, titles)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path)
     return picture

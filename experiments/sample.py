@@ -286,7 +286,8 @@ def main(argv):
     shown = -(-min(100, NUM.value) // SHARD.value)
     first = np.concatenate([np.load(out / f"shard_{i:05d}.npz")["samples"] for i in range(shown)])[:100]
     first = 2 * (first.astype(np.float32) - low) / (high - low) - 1
-    images.save_png(out / "samples.png", first, len(CAPTIONS.value) if 1 < len(CAPTIONS.value) <= 20 else 10)
+    titles = CAPTIONS.value if 1 < len(CAPTIONS.value) <= 20 else ()
+    images.save_png(out / "samples.png", first, len(titles) or 10, titles)
     print(f"{NUM.value} samples in {out}, the first {len(first)} in {out / 'samples.png'}")
 
 

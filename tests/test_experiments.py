@@ -333,3 +333,13 @@ def test_pixels_and_grids():
     assert picture.shape[:2] == (18 * zoom, 27 * zoom)
     assert picture[0, 0].tolist() == [255] * 3
     assert picture[-zoom * 5, -zoom * 5].tolist() == [0] * 3  # the sixth tile is empty
+
+
+def test_titles_stand_over_their_columns():
+    tiles = images.grid(np.ones((3, 63, 63, 3)), columns=3)
+    picture = images.grid(np.ones((3, 63, 63, 3)), columns=3, titles=("red", "three words, so two lines", ""))
+    high = len(picture) - len(tiles)
+    np.testing.assert_array_equal(picture[high:], tiles)
+    inked = (picture[:high].reshape(high, 3, -1) < 128).any(2)
+    assert inked.any(0).tolist() == [True, True, False]
+    assert inked[high // 2 :].any(0).tolist() == [False, True, False]  # one line, and more
