@@ -23,7 +23,7 @@ import diffax
 from diffax.denoisers import moments_of
 from diffax.training import make_mesh
 from diffax.variational import VARIANCES
-from experiments import build, text
+from experiments import build, networks, text
 
 T_MIN = 1e-3  # of the grids of continuous schedules
 
@@ -177,7 +177,7 @@ def open_case(model: Any, dataset: Any, variances: Sequence[str], settings: Sett
     spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
     return Case(
         build.schedule(config, model.params),
-        build.denoiser(config, model.network, model.params, label),
+        build.denoiser(config, networks.forwards(model.network), model.params, label),
         jax.device_put(np.asarray(images[: settings.num], np.float32), spread),
         lattice,
         variances or (("learned",) if config.network.learned_variance else ("small", "large")),

@@ -22,13 +22,13 @@ PIXELS = (0.0, 255.0)
 OWN_GRID = "from_diffusers"  # what settings.json calls the folder's own
 
 
-def open_model(folder: Path) -> tuple[Pretrained, Model]:
+def open_model(folder: Path, variant: str | None = None) -> tuple[Pretrained, Model]:
     """(what the folder holds, the same as a model of ours); sampling has the defaults of configs/default.py.
 
     Raises:
       ValueError: if it holds no diffusion model, no scheduler, or what is not supported.
     """
-    found = load(folder)
+    found = load(folder, variant)
     if found.scheduler is None:
         raise ValueError(f"from_diffusers must hold a scheduler_config.json, got {folder}")
     if not hasattr(found.network, "num_classes"):

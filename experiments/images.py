@@ -39,12 +39,15 @@ def grid(images: Any, columns: int, titles: Sequence[str] = ()) -> np.ndarray:
 def _header(titles: Sequence[str], width: int) -> np.ndarray:
     """(H, width, 3): each title over its column, in as many lines as it takes."""
     font, column = ImageFont.load_default(10), width // len(titles)
-    fitting = max(1, int(column / font.getlength("n")))
+    fitting = max(1, int(column / font.getlength("n")))  # a line of wider letters is cut at the column's end
     texts = ["\n".join(textwrap.wrap(title, fitting)) for title in titles]
-    band = Image.new("RGB", (width, 13 * max(text.count("\n") + 1 for text in texts) + 3), "white")
+    height = 13 * max(text.count("\n") + 1 for text in texts) + 3
+    band = np.full((height, width, 3), 255, np.uint8)
     for number, text in enumerate(texts):
-        ImageDraw.Draw(band).multiline_text((number * column + 1, 1), text, "black", font, spacing=2)
-    return np.asarray(band)
+        title = Image.new("RGB", (column, height), "white")
+        ImageDraw.Draw(title).multiline_text((1, 1), text, "black", font, spacing=2)
+        band[:, number * column : (number + 1) * column] = np.asarray(title)
+    return band
 
 
 def save_png(path: Path, images: Any, columns: int = 10, titles: Sequence[str] = ()) -> np.ndarray:

@@ -74,6 +74,13 @@ def check_shape(config: Any, shape: tuple[int, ...]) -> None:
         raise ValueError(f"config.network.patch_size must divide the sizes of {shape}, got {patch}")
 
 
+def forwards(net: Any) -> Any:
+    """The network with attention that has forward-mode derivatives, which a GPU's fused kernel lacks."""
+    if isinstance(net, Captioned):
+        return net.clone(network=forwards(net.network))
+    return net.clone(implementation="xla")
+
+
 def network(config: Any, dataset_classes: int | None) -> Any:
     """The network of a config, for a data set of so many classes."""
     settings, text = config.network, config.text

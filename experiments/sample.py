@@ -47,6 +47,7 @@ from experiments.workdir import check_writable, launch, read_json, usage_errors,
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, or an export.")
 FROM = flags.DEFINE_string("from_diffusers", None, "In place of --checkpoint, a folder that diffusers saved.")
 CONTEXT = flags.DEFINE_string("context", None, "Of --from_diffusers: a .npy file of embeddings to attend to.")
+VARIANT = flags.DEFINE_string("variant", None, "Of --from_diffusers: of the weights' files, fp16 say.")
 NULL = flags.DEFINE_string("null_context", None, "Of --from_diffusers: those of the empty prompt, to guide against.")
 OUT = flags.DEFINE_string("out", None, "Folder for the samples.", required=True)
 NUM = flags.DEFINE_integer("num", 100, "Number of samples.")
@@ -171,7 +172,7 @@ class Source(NamedTuple):
 
 def of_run():
     """A run's workdir, or an export."""
-    for flag in (CONTEXT, NULL):
+    for flag in (CONTEXT, NULL, VARIANT):
         if flag.value is not None:
             raise ValueError(f"{flag.name} is for --from_diffusers, got {flag.value} without it")
     model = load_model(Path(CHECKPOINT.value).absolute(), override)
@@ -203,7 +204,7 @@ def of_diffusers():
         if flag.value is not None:
             raise ValueError(f"{flag.name} is for --checkpoint, got {flag.value} with --from_diffusers")
     folder = Path(FROM.value).absolute()
-    found, model = from_diffusers.open_model(folder)
+    found, model = from_diffusers.open_model(folder, VARIANT.value)
     sampling = override(model.config).sampling
     context, null = from_diffusers.contexts(found, sampling, CONTEXT.value, NULL.value)
     cycle = chosen_labels(model, None) if model.num_classes or LABELS.value or CAPTIONS.value else None

@@ -103,6 +103,7 @@ def test_a_gradient_is_orthogonal_to_its_weight(line):
     assert all(float(jnp.abs(leaf)) > 1e-4 for leaf in jax.tree.leaves(grads) if not leaf.ndim)
 
 
+@pytest.mark.slow
 def test_remat_changes_the_memory_alone(line):
     """The same parameters, by name, the same answer and gradient, with dropout."""
     net, params, loss, expected = line
@@ -275,7 +276,10 @@ def test_bfloat16_computes_near_float32(odd):
         ({"channel_multipliers": ()}, (2, 8, 8, 1), None, r"numbers that give channels, got \(\)"),
         ({"attention_levels": (2,)}, (2, 8, 8, 1), None, "attention_levels must lie below 2, got 2"),
         ({"head_channels": 3}, (2, 8, 8, 1), None, "head_channels must divide the 16 channels, got 3"),
-        ({"head_channels": 0}, (2, 8, 8, 1), None, "head_channels must divide the 16 channels, got 0"),
+        ({"head_channels": 0}, (2, 8, 8, 1), None, "head_channels must be an int >= 1, got 0"),
+        ({"num_res_blocks": -1}, (2, 8, 8, 1), None, "num_res_blocks must be an int >= 0, got -1"),
+        ({"outputs": 0}, (2, 8, 8, 1), None, "outputs must be an int >= 1, got 0"),
+        ({"dropout_rate": 1.0}, (2, 8, 8, 1), None, r"dropout_rate must be in \[0, 1\), got 1.0"),
         ({"num_classes": None}, (2, 8, 8, 1), 0, "label was given to a network without classes: set num_classes"),
         ({}, (2, 8, 8, 1), np.array([0, 4]), r"label must be in \[0, 3\], got \[0, 4\]"),
     ],

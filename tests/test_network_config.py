@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from diffax.nn import DiT, UNet
+from diffax.nn import EDM2, DiT, UNet
 from diffax.nn.text import Captioned
 from experiments import build, checks, networks, objectives
 from experiments.configs import default
@@ -26,6 +27,37 @@ def test_each_name_is_its_network():
     assert isinstance(found, DiT)
     assert (found.depth, found.patch_size, found.positions, found.outputs) == (3, 4, "rope", 2)
     assert (found.channels, found.num_heads, found.num_classes) == (16, 2, 10)
+
+
+@pytest.mark.parametrize(("time", "scale"), [("t", 4.0), ("log_snr", 0.1)])
+def test_edm2_has_heads_of_its_channels_and_small_times(time, scale):
+    net = networks.network(config(name="edm2", channels=24, num_heads=3, time=time), 10)
+    assert isinstance(net, EDM2)
+    assert (net.head_channels, net.time_scale, net.num_classes) == (8, scale, 10)
+
+
+def test_the_optimiser_puts_edm2_s_weights_back():
+    settings = config(name="edm2", channel_multipliers=(1,), attention_levels=(), num_res_blocks=1)
+    net, optimizer = networks.network(settings, 10), build.optimizer(settings)
+
+    @jax.jit
+    def moved(key):
+        params = build.init_params(settings, net, SHAPE, key)
+        updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+        return optax.apply_updates(params, updates)["conv_in"]["weight"]
+
+    weight = moved(jax.random.key(0))
+    np.testing.assert_allclose(jnp.sqrt(jnp.mean(weight**2, (0, 1, 2))), 1, rtol=1e-3)
+
+
+def test_what_is_evaluated_has_forward_derivatives():
+    plain = networks.network(config(), 10)
+    assert networks.forwards(plain).implementation == "xla"
+    settings = config(conditional=False)
+    settings.text.enabled = True
+    captioned = networks.forwards(networks.network(settings, None))
+    assert captioned.network.implementation == "xla"
+    assert captioned.network.clone(implementation=None) == networks.network(settings, None).network
 
 
 def test_a_dit_reads_captions():
@@ -73,6 +105,13 @@ def test_a_dit_has_a_loss_and_a_gradient():
 def test_bad_input(changes, message):
     with pytest.raises(ValueError, match=message):
         checks.check_config(config(**changes), 1)
+
+
+def test_edm2_reads_no_captions():
+    settings = config(name="edm2", conditional=False)
+    settings.text.enabled = True
+    with pytest.raises(ValueError, match=r"config.text.enabled must be False for config.network.name = 'edm2'"):
+        checks.check_config(settings, 1)
 
 
 def test_a_patch_that_does_not_divide():

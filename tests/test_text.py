@@ -116,7 +116,7 @@ def test_a_u_net_with_captions_has_the_parameters_of_both():
     assert jax.tree.map(jnp.shape, both["text"]) == jax.tree.map(jnp.shape, alone)
 
 
-@pytest.mark.parametrize("kind", [UNet, DiT])
+@pytest.mark.parametrize("kind", [pytest.param(UNet, marks=pytest.mark.slow), DiT])
 def test_the_mean_of_the_words_is_the_vector(kind):
     """Of those that are there."""
     settings = {UNet: {"channel_multipliers": (1, 2), "attention": "cross"}, DiT: {"depth": 1, "cross_attention": True}}

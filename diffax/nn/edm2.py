@@ -34,7 +34,7 @@ from diffax import random
 from diffax.nn.attention import Implementation, attend, split_heads
 from diffax.nn.checks import check_label, check_space
 from diffax.nn.layers import ZEROS, double, dropout, halve, labels_or_null
-from diffax.pytrees import safe_sqrt
+from diffax.pytrees import check, check_count, safe_sqrt
 from diffax.typing import Array, Float, Key
 
 EPS = 1e-4
@@ -190,6 +190,13 @@ class EDM2(nn.Module):
         return [round(self.channels * multiplier) for multiplier in self.channel_multipliers]
 
     def _check(self, x: Any, label: Any) -> None:
+        for name in ("outputs", "channels", "head_channels"):
+            check_count(name, getattr(self, name))
+        for name in ("out_channels", "num_classes"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check_count("num_res_blocks", self.num_res_blocks, 0)
+        check("dropout_rate", self.dropout_rate, "in [0, 1)", lambda v: (v >= 0) & (v < 1))
         check_space(x)
         check_label(label, self.num_classes)
         if not self.channel_multipliers or min(self.widths) < 1:
@@ -201,7 +208,7 @@ class EDM2(nn.Module):
             if not 0 <= level < levels:
                 raise ValueError(f"attention_levels must lie below {levels}, got {level}")
             width, head = self.widths[level], self.head_channels
-            if head < 1 or width % head:
+            if width % head:
                 raise ValueError(f"head_channels must divide the {width} channels, got {head}")
 
     def _embed(self, x: Any, t: Any, label: Any) -> Array:
@@ -230,7 +237,7 @@ class EDM2(nn.Module):
           (B, *space, out_channels), float32.
 
         Raises:
-          ValueError: for shapes the network cannot take, or a label that it was not made for.
+          ValueError: for settings that fit no network, shapes it cannot take, or a label that it was not made for.
         """
         self._check(x, label)
         channels = self.outputs * x.shape[-1] if self.out_channels is None else self.out_channels

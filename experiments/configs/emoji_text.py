@@ -14,25 +14,26 @@ from experiments.configs import default
 
 
 def get_config():
-    """A small U-Net with cross-attention at 8x8."""
+    """A small U-Net with cross-attention at 8x8 and 4x4."""
     config = default.get_config()
     config.dataset.name = "emoji"
-    config.dataset.batch_size = 32
+    config.dataset.batch_size = 16
     config.dataset.cache = True
     config.dataset.classifier_split = "train[50%:]"
     config.dataset.test_split = "test"
     config.network.channels = 32
-    config.network.channel_multipliers = (1, 2, 2)
+    config.network.channel_multipliers = (1, 2, 4, 4)
     config.network.num_res_blocks = 1
-    config.network.attention_levels = (2,)
+    config.network.attention_levels = (2, 3)
     config.network.num_heads = 4
     config.network.dropout_rate = 0.0
     config.network.conditional = False
     config.text.enabled = True
     config.text.vocab_size = 1280
     config.text.max_length = 12
-    config.train.num_steps = 3000
-    config.train.sample_every = 1500
+    config.optimizer.ema_decay = 0.998
+    config.train.num_steps = 3900
+    config.train.sample_every = 1300
     config.train.checkpoint_every = 500
-    config.sampling.guidance = 2.0
+    config.sampling.guidance = 3.0
     return config

@@ -101,7 +101,9 @@ def save_model(folder: str | os.PathLike, params: Any, config: dict[str, Any]) -
 
 
 def save(folder: str | os.PathLike, found: Pretrained) -> None:
-    """Writes what `load` found as it finds it: a model with its scheduler, or with an autoencoder a pipeline.
+    """Writes the parts that `load` found, each as diffusers reads it by its own class; no model_index.json.
+
+    With an autoencoder each in a folder of its own, as in a pipeline; without one all in one place.
 
     Raises:
       ValueError: as `save_model`.

@@ -56,7 +56,7 @@ SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 FLOW = ("use_flow_sigmas", "use_dynamic_shifting")
 ZERO_SNR = {"rescale_betas_zero_snr": Field(FLAG, False)}
 FINAL = {"final_sigmas_type": Field(_choice("zero", "sigma_min"), "zero")}
-# None is JSON's -Infinity.
+# Python's json writes and reads -inf as -Infinity.
 LEAST = {
     "lambda_min_clipped": Field(Kind("a number or -Infinity", lambda v: v == -math.inf or NUMBER.holds(v)), -math.inf)
 }
@@ -96,9 +96,7 @@ CLASSES: dict[str, Law] = {
     "EulerDiscreteScheduler": Law(EULER, "exact"),
     "EulerAncestralDiscreteScheduler": Law(_base() | _spaced("linspace") | ZERO_SNR, "exact"),
     "LMSDiscreteScheduler": Law(_base() | _spaced("linspace") | _flags(*SIGMAS), "exact"),
-    "HeunDiscreteScheduler": Law(
-        KDIFFUSION | _clip(False) | {"beta_schedule": Field(_choice(*CURVES), "linear")}, "exact"
-    ),
+    "HeunDiscreteScheduler": Law(KDIFFUSION | _clip(False), "exact"),
     "KDPM2DiscreteScheduler": Law(KDIFFUSION, "exact"),
     "KDPM2AncestralDiscreteScheduler": Law(KDIFFUSION, "exact"),
     "DPMSolverSDEScheduler": Law(KDIFFUSION, "exact"),

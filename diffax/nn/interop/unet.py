@@ -13,6 +13,7 @@ from diffax.nn.interop.fields import (
     POSITIVE,
     SIZE,
     TEXT,
+    TWO,
     WHOLE,
     Field,
     Rule,
@@ -44,7 +45,7 @@ SHARED = {
     "dropout": Field(number("in [0, 1)", lambda v: 0 <= v < 1), 0.0),
     "norm_num_groups": Field(COUNT, 32),
     "norm_eps": Field(POSITIVE, 1e-5),
-    "num_class_embeds": Field(or_none(COUNT), None),
+    "num_class_embeds": Field(or_none(TWO), None),  # the last one is our null label
     "num_train_timesteps": Field(or_none(COUNT), None),  # of a learned embedding of time, which is refused
     "center_input_sample": Field(one_of(False), False),
     "mid_block_scale_factor": Field(one_of(1, 1.0), 1),
