@@ -320,9 +320,8 @@ def test_the_time_embedding_is_ddpm_s():
 
 def test_remat_changes_the_memory_alone():
     """The same parameters, by name, the same answer and gradient, with dropout."""
-    x, t = jax.random.normal(KEY, (2, 3, 3, 1)), jnp.array([0.2, 0.7])
-    settings = {"attention_levels": (0,), "dropout_rate": 0.5, "resample": "block"}
-    net = UNet(channels=8, channel_multipliers=(1, 1), num_res_blocks=1, **settings)
+    x, t = jax.random.normal(KEY, (2, 4, 4, 1)), jnp.array([0.2, 0.7])
+    net = UNet(channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_levels=(0,), dropout_rate=0.5)
     params = shaken(net, x)
     again = net.clone(remat=True)
     keys = jax.random.split(jax.random.key(3), len(x))
@@ -333,6 +332,15 @@ def test_remat_changes_the_memory_alone():
     shapes = jax.eval_shape(again.init, KEY, x, t)
     assert jax.tree.structure(shapes) == jax.tree.structure(params)
     ours, theirs = (jax.jit(jax.value_and_grad(lambda p, n=n: value(n, p)))(params) for n in (again, net))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), ours, theirs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), ours, theirs)
     text = jax.jit(jax.grad(lambda p: value(again, p))).lower(params).as_text()
     assert "optimization_barrier" in text  # what keeps XLA from merging the two computations
+
+
+def test_remat_of_blocks_that_resample():
+    """Down to odd sizes and up again, which the blocks are told."""
+    net = UNet(channels=8, channel_multipliers=(1, 1, 1), num_res_blocks=1, attention_levels=(), resample="block")
+    x = jnp.zeros((1, 5, 7, 1))
+    shapes = [jax.eval_shape(n.init_with_output, KEY, x, 0.5) for n in (net, net.clone(remat=True))]
+    assert shapes[0] == shapes[1]
+    assert shapes[1][0].shape == x.shape
