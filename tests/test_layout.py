@@ -25,7 +25,12 @@ LEVELS = [
     {"inverse"},
     {"nn", "training", "metrics"},
 ]
-ALLOWED = {"ode": {"diffrax", "equinox"}, "nn": {"flax", "safetensors"}, "training": {"optax", "orbax"}}
+ALLOWED = {
+    "ode": {"diffrax", "equinox"},
+    "nn": {"flax", "safetensors"},
+    "training": {"optax", "orbax"},
+    "metrics": {"ott"},
+}
 
 
 def imports(path):

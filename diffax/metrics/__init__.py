@@ -1,5 +1,60 @@
-"""Distances between two sets of features. Pure functions on host arrays, in float64."""
+"""How good samples are: pure functions on arrays and sets of features.
 
-from diffax.metrics.frechet import frechet_distance
+Sets of features are (N, D), computed by any extractor. Their distances are taken on the host in float64, in blocks, and
+no number means anything without the extractor, the counts, and the value for two sets of real data.
 
-__all__ = ["frechet_distance"]
+    frechet     distance of Gaussian fits; its streaming moments; its limit for infinitely many examples
+    kernel      kernel distance (KID), unbiased, with a standard error
+    manifold    precision, recall, density, coverage; nearest training examples
+    transport   sliced Wasserstein distance; Sinkhorn divergence (extra `metrics`)
+    classes     accuracy and class balance, from a classifier's predictions
+    images      PSNR and SSIM of reconstructions: jit, vmap and grad work
+"""
+
+from diffax.metrics.classes import ClassBalance, accuracy, class_balance
+from diffax.metrics.frechet import (
+    Extrapolation,
+    FeatureMoments,
+    frechet_distance,
+    frechet_from_moments,
+    frechet_infinity,
+    merge,
+    moments,
+)
+from diffax.metrics.images import psnr, ssim
+from diffax.metrics.kernel import KernelEstimate, kernel_distance, kernel_distance_subsets
+from diffax.metrics.manifold import (
+    DensityCoverage,
+    Neighbours,
+    PrecisionRecall,
+    density_coverage,
+    nearest_neighbours,
+    precision_recall,
+)
+from diffax.metrics.transport import sinkhorn_divergence, sliced_wasserstein
+
+__all__ = [
+    "ClassBalance",
+    "DensityCoverage",
+    "Extrapolation",
+    "FeatureMoments",
+    "KernelEstimate",
+    "Neighbours",
+    "PrecisionRecall",
+    "accuracy",
+    "class_balance",
+    "density_coverage",
+    "frechet_distance",
+    "frechet_from_moments",
+    "frechet_infinity",
+    "kernel_distance",
+    "kernel_distance_subsets",
+    "merge",
+    "moments",
+    "nearest_neighbours",
+    "precision_recall",
+    "psnr",
+    "sinkhorn_divergence",
+    "sliced_wasserstein",
+    "ssim",
+]

@@ -1,0 +1,123 @@
+"""Sliced Wasserstein and Sinkhorn against closed forms, assignments and an iteration written out in NumPy."""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from diffax.metrics import sets, sinkhorn_divergence, sliced_wasserstein
+
+RNG = np.random.default_rng(0)
+KEY = jax.random.key(0)
+
+
+def white(n, d):
+    """Features whose mean is zero and whose covariance (over N) is one, exactly."""
+    x = RNG.normal(size=(n, d))
+    x -= x.mean(0)
+    return x @ np.linalg.inv(np.linalg.cholesky(x.T @ x / n)).T
+
+
+def test_scaled_and_moved():
+    """Along theta, x to s x + d is the optimal map: W_2^2 = (s - 1)^2 + (theta.d)^2, the mean of which is |d|^2 / D."""
+    x, d = white(500, 3), np.array([3.0, 0.0, -1.0])
+    np.testing.assert_allclose(sliced_wasserstein(KEY, 1.7 * x, x), 0.7, rtol=1e-9)
+    found = sliced_wasserstein(KEY, 1.7 * x + d, x, projections=20_000)
+    np.testing.assert_allclose(found**2, 0.49 + 10 / 3, rtol=0.02)
+
+
+def test_gaussians():
+    """N(m, s^2 I) and N(0, 1): SW_2^2 = |m|^2 / D + (s - 1)^2."""
+    x, y = 2 + 1.5 * RNG.normal(size=(20_000, 2)), RNG.normal(size=(15_000, 2))
+    np.testing.assert_allclose(sliced_wasserstein(KEY, x, y) ** 2, 4 + 0.25, rtol=0.05)
+
+
+@pytest.mark.parametrize("counts", [(12, 12), (12, 8), (5, 7)])
+def test_one_dimension(counts, monkeypatch):
+    stats = pytest.importorskip("scipy.stats")
+    x, y = (RNG.normal(size=(n, 1)) for n in counts)
+    found = [sliced_wasserstein(KEY, x, y, projections=9, order=p) for p in (1.0, 2.0, 3.5)]
+    # Each example repeated, so that both have as many: then sorted ones are matched.
+    gaps = np.abs(np.sort(np.repeat(x, counts[1])) - np.sort(np.repeat(y, counts[0])))
+    np.testing.assert_allclose(found, [np.mean(gaps**p) ** (1 / p) for p in (1.0, 2.0, 3.5)], rtol=1e-9)
+    np.testing.assert_allclose(found[0], stats.wasserstein_distance(x[:, 0], y[:, 0]), rtol=1e-9)
+    monkeypatch.setattr(sets, "BLOCK", 50)
+    np.testing.assert_allclose(sliced_wasserstein(KEY, x, y, projections=9), found[1], rtol=1e-12)
+
+
+def test_the_key_draws_the_projections():
+    x, y = RNG.normal(size=(2, 30, 4))
+    values = [sliced_wasserstein(jax.random.key(i), x, y, projections=20) for i in (0, 0, 1)]
+    assert values[0] == values[1] != values[2]
+
+
+def naive(x, y, epsilon, steps=3000):
+    """OT_e by Sinkhorn's iteration on the potentials."""
+    cost = ((x[:, None] - y[None]) ** 2).sum(-1)
+    soften = lambda v, axis: -epsilon * np.log(np.mean(np.exp(v / epsilon), axis))
+    f, g = np.zeros(len(x)), np.zeros(len(y))
+    for _ in range(steps):
+        f = soften(g[None] - cost, 1)
+        g = soften(f[:, None] - cost, 0)
+    plan = np.exp((f[:, None] + g[None] - cost) / epsilon) / cost.size
+    return np.sum(plan * cost) + epsilon * np.sum(plan * np.log(plan * cost.size))
+
+
+def test_sinkhorn_against_numpy():
+    x, y = RNG.normal(size=(30, 2)), 1.5 * RNG.normal(size=(20, 2)) + 0.5
+    expected = naive(x, y, 2.0) - naive(x, x, 2.0) / 2 - naive(y, y, 2.0) / 2
+    np.testing.assert_allclose(sinkhorn_divergence(x, y, epsilon=2.0, threshold=1e-9), expected, rtol=1e-7)
+
+
+def test_sinkhorn_of_gaussians():
+    """On 400 quantiles each, by the closed form of Janati et al. 2020, theorem 1, with e = 2 q."""
+    normal = pytest.importorskip("scipy.stats").norm
+    z = normal.ppf((np.arange(400) + 0.5) / 400)[:, None]
+    q = 0.5
+
+    def f(a, b):
+        root = np.sqrt(4 * a * b + q**2)
+        return root - q * np.log(root + q)
+
+    expected = 9 - f(4.0, 1.0) + (f(4.0, 4.0) + f(1.0, 1.0)) / 2
+    np.testing.assert_allclose(sinkhorn_divergence(2 * z + 3, z, epsilon=2 * q), expected, rtol=2e-3)
+    assert abs(sinkhorn_divergence(z, z, epsilon=2 * q)) < 1e-9
+    np.testing.assert_allclose(sinkhorn_divergence(z + 7, z, epsilon=2 * q), 49, rtol=1e-9)
+
+
+def test_epsilon_follows_the_second_set():
+    x, y = RNG.normal(size=(30, 2)), 2 * white(20, 2)
+    np.testing.assert_allclose(sinkhorn_divergence(x, y), sinkhorn_divergence(x, y, epsilon=0.05 * 2 * 8), rtol=1e-9)
+
+
+def test_without_ott(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ott.geometry.pointcloud", None)
+    with pytest.raises(ImportError, match=r"needs ott-jax: pip install diffax\[metrics\]"):
+        sinkhorn_divergence(np.eye(2), np.eye(2))
+
+
+OK, NAN = np.eye(5, 2), np.full((3, 2), np.nan)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sliced_wasserstein(KEY, OK, NAN), r"second must be finite, got nan at \[0, 0\]"),
+        (lambda: sliced_wasserstein(KEY, OK, np.eye(3)), "second must have 2 features, as first has, got 3"),
+        (lambda: sliced_wasserstein(KEY, OK, OK, order=0.5), "order must be >= 1 and finite, got 0.5"),
+        (lambda: sliced_wasserstein(KEY, OK, OK, projections=0), "projections must be an int >= 1, got 0"),
+        (lambda: sinkhorn_divergence(NAN, OK), r"first must be finite, got nan at \[0, 0\]"),
+        (lambda: sinkhorn_divergence(OK, OK, epsilon=0.0), "epsilon must be > 0 and finite, got 0.0"),
+        (lambda: sinkhorn_divergence(OK, OK[:1]), "epsilon must be > 0 and finite, got 0.0"),
+        (
+            lambda: sinkhorn_divergence(
+                RNG.normal(size=(30, 2)), RNG.normal(size=(20, 2)), epsilon=0.02, max_iterations=10
+            ),
+            "max_iterations must do for threshold = 1e-06 at epsilon = 0.02, got 10",
+        ),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
