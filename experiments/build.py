@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +83,17 @@ SAMPLERS = {
     "unipc": lambda schedule, eta: diffax.unipc(schedule),
     "sa_solver": lambda schedule, eta: diffax.sa_solver(schedule, tau=eta),
 }
+HAVE_ETA = (  # the others leave config.sampling.eta alone
+    "ddim",
+    "euler_maruyama",
+    "stochastic_heun",
+    "dpm2_ancestral",
+    "dpmpp_2s_ancestral",
+    "dpmpp_sde",
+    "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
+    "sa_solver",
+)
 GRIDS = {
     "uniform": lambda schedule, n: diffax.times.uniform(n),
     "quadratic": lambda schedule, n: diffax.times.quadratic(n),
@@ -100,9 +112,22 @@ TIMES = {
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
+def is_number(value: Any) -> bool:
+    """An int or a float, or one that is traced: sweeps bind tracers to the floats of a config."""
+    return isinstance(value, (int, float, jax.Array)) and not isinstance(value, bool)
+
+
 def is_learned(config: Any) -> bool:
     """Whether the schedule is trained: then params holds it beside the network's."""
     return config.schedule.get("name") == "learned"
+
+
+def check_eta(name: str, of: str, eta: float) -> None:
+    """Raises `ValueError` unless eta is a noise level that this sampler has."""
+    if not 0 <= eta < math.inf:
+        raise ValueError(f"{name} must be >= 0, got {eta}")
+    if eta and of not in HAVE_ETA:
+        raise ValueError(f"{name} must be 0 for {of}, which has none, got {eta}")
 
 
 def _network_params(config, params):
@@ -122,7 +147,7 @@ def schedule(config: Any, params: Any = None) -> Any:
     for key, value in parameters.items():
         if key not in known:
             raise ValueError(f"config.schedule.{key} is no parameter of {name}; those are {', '.join(known)}")
-        if key != "scaling" and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        if key != "scaling" and not is_number(value):
             raise ValueError(f"config.schedule.{key} must be a number, got {value!r}")
         if key == "num_steps" and (not isinstance(value, int) or value < 1):
             raise ValueError(f"config.schedule.num_steps must be an int >= 1, got {value!r}")

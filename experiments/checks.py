@@ -18,7 +18,7 @@ OPEN_GROUPS = ("schedule", "weighting_parameters", "times_parameters")
 
 def check_config(config: Any, num_devices: int) -> None:
     """Raises `ValueError`, naming the key and the value, for a config that cannot be run."""
-    _check_keys(config, default.get_config(), "config")
+    check_keys(config, default.get_config(), "config")
     build.schedule(config)
     choose("config.parallel", config.parallel, build.PARALLEL)
     choose("config.prediction", config.prediction, KINDS)
@@ -152,7 +152,8 @@ def check_guidance(name: str, weight: float, config: Any) -> None:
         raise ValueError(f"{name} must be 1 without a null label (config.loss.p_uncond = 0), got {weight}")
 
 
-def _check_keys(config: Any, known: Any, path: str) -> None:
+def check_keys(config: Any, known: Any, path: str) -> None:
+    """Raises `ValueError` for settings that are not known, are missing, or have another type."""
     for key, value in config.items():
         if key not in known:
             raise ValueError(f"{path}.{key} is no setting; those of {path} are {', '.join(known)}")
@@ -161,15 +162,16 @@ def _check_keys(config: Any, known: Any, path: str) -> None:
             if not isinstance(value, (ml_collections.ConfigDict, dict)):
                 raise ValueError(f"{path}.{key} must be a group of settings, got {value!r}")
             if key not in OPEN_GROUPS:
-                _check_keys(value, expected, f"{path}.{key}")
-        elif not _same_type(value, expected):
+                check_keys(value, expected, f"{path}.{key}")
+        elif not same_type(value, expected):
             raise ValueError(f"{path}.{key} must be of type {type(expected).__name__}, got {value!r}")
     for key in known:
         if key not in config:
             raise ValueError(f"{path}.{key} is missing")
 
 
-def _same_type(value: Any, expected: Any) -> bool:
+def same_type(value: Any, expected: Any) -> bool:
+    """Whether a setting whose default is `expected` may have this value: an int for a float, a list for a tuple."""
     if isinstance(expected, bool) or isinstance(value, bool):
         return isinstance(expected, bool) and isinstance(value, bool)
     if isinstance(expected, float):

@@ -66,25 +66,25 @@ class Pending:
 
 
 class MetricsLog:
-    """metrics.jsonl, one line a step; TensorBoard beside it where tensorboardX is installed.
+    """metrics.jsonl, one line a step; with `board` TensorBoard beside it, where tensorboardX is installed.
 
     Lines of steps after `first_step`, which a killed run wrote and the next will write again, are dropped. A line that
     finds the disk full waits for the next.
     """
 
-    def __init__(self, workdir: Path, first_step: int):
+    def __init__(self, workdir: Path, first_step: int, *, board: bool = True):
         path = workdir / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= first_step]
         part = path.with_name(".metrics.jsonl.part")
         part.write_text("".join(line + "\n" for line in kept))
         os.replace(part, path)
-        self._file, self._unwritten = path.open("ab", buffering=0), b""
-        try:
+        self._file, self._unwritten, self._board = path.open("ab", buffering=0), b"", None
+        if not board:
+            return
+        with contextlib.suppress(ImportError):
             import tensorboardX
-        except ImportError:
-            self._board = None
-        else:
+
             self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -59,7 +59,7 @@ def _make(config: Any, setting: str, table: dict[str, Any]) -> Any:
         if key not in known or key in given:
             own = ", ".join(k for k in known if k not in given) or "none"
             raise ValueError(f"{path}_parameters.{key} is no parameter of {name}; those are {own}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if not build.is_number(value):
             raise ValueError(f"{path}_parameters.{key} must be a number, got {value!r}")
     return make and make(**{k: v for k, v in given.items() if k in known}, **parameters)
 

@@ -54,6 +54,11 @@ class Run(NamedTuple):
         """Of what the network sees: an image, or its code."""
         return self.dataset.shape if self.latents is None else self.latents.shape
 
+    @property
+    def others(self) -> dict[str, Any]:
+        """Of what it depends on beside its config and its data."""
+        return {"autoencoder": self.latents and self.latents.identity(), "base": self.base and self.base.identity()}
+
     def init(self, key: Any) -> Any:
         """The first of the parameters that are trained."""
         if self.base is None:
@@ -65,64 +70,75 @@ class Run(NamedTuple):
         return params if self.base is None else lora.merge(self.config, self.base.model.params, params)
 
 
-def prepare(config: Any, workdir: Path, network: Callable, model: str, measures: Sequence[str] = ()) -> Run:
-    """Checks everything that can be wrong before anything compiles, and makes the folder this run's.
+def checked(
+    config: Any, mesh: Any, network: Callable, model: str, measures: Sequence[str] = ()
+) -> tuple[Run, Callable]:
+    """A run whose input is sound, without a folder yet, and `read(cache=)`, its batches of images.
 
     network: (config, number of classes) -> Linen module. measures: names of what the entrypoint measures itself, by
     which the best checkpoint may be chosen, beside loss and grad_norm.
+
+    Raises:
+      ValueError: for everything that can be wrong before anything compiles.
     """
+    checks.check_config(config, mesh.size)
+    checks.check_best(config, ("loss", "grad_norm", *measures))
+    settings = config.dataset
+    dataset = open_dataset(settings.name, settings.data_dir, settings.labels)
+    checks.check_data(config, dataset)
+    checks.check_model(config, model)
+    space = latents.open_latents(config, dataset)
+    shape = dataset.shape if space is None else space.shape
+    networks.check_shape(config, shape)
+    net = network(config, dataset.num_classes)
+    base = open_base(config, dataset, space)
+    tokenizer = text.tokenizer(config, dataset, base and base.model.words)
+    read = functools.partial(
+        batches,
+        dataset,
+        settings.train_split,
+        settings.batch_size,
+        seed=config.seed,
+        flip=settings.flip,
+        num_threads=settings.num_threads,
+        share=(jax.process_index(), jax.process_count()),
+        encode=tokenizer and tokenizer.encode,
+    )
+    data = read(cache=settings.cache and space is None)
+    jax.eval_shape(lambda key: build.init_params(config, net, shape, key), jax.random.key(0))
+    if base is not None:
+        jax.eval_shape(lambda key: lora.first(config, base.model.params, key), jax.random.key(0))
+    run = Run(config, Path(), dataset, data, net, mesh, model, {}, tokenizer, space, base)
+    return run._replace(described=_data(dataset, config) | run.others), read
+
+
+def with_latents(run: Run, read: Callable) -> Run:
+    """The run with the codes of its images for batches, where it is one of latents."""
+    if run.latents is None:
+        return run
+    return run._replace(data=latents.batches(run.latents, read, run.dataset, run.mesh, run.config))
+
+
+def prepare(config: Any, workdir: Path, network: Callable, model: str, measures: Sequence[str] = ()) -> Run:
+    """`checked` on all processes, in a folder that is this run's; what is wrong is one line and exit status 2."""
     mesh = make_mesh()
-
-    def inputs():
-        checks.check_config(config, mesh.size)
-        checks.check_best(config, ("loss", "grad_norm", *measures))
-        settings = config.dataset
-        dataset = open_dataset(settings.name, settings.data_dir, settings.labels)
-        checks.check_data(config, dataset)
-        checks.check_model(config, model)
-        space = latents.open_latents(config, dataset)
-        shape = dataset.shape if space is None else space.shape
-        networks.check_shape(config, shape)
-        net = network(config, dataset.num_classes)
-        base = open_base(config, dataset, space)
-        tokenizer = text.tokenizer(config, dataset, base and base.model.words)
-        read = functools.partial(
-            batches,
-            dataset,
-            settings.train_split,
-            settings.batch_size,
-            seed=config.seed,
-            flip=settings.flip,
-            num_threads=settings.num_threads,
-            share=(jax.process_index(), jax.process_count()),
-            encode=tokenizer and tokenizer.encode,
-        )
-        data = read(cache=settings.cache and space is None)
-        jax.eval_shape(lambda key: build.init_params(config, net, shape, key), jax.random.key(0))
-        if base is not None:
-            jax.eval_shape(lambda key: lora.first(config, base.model.params, key), jax.random.key(0))
-        others = {"autoencoder": space and space.identity(), "base": base and base.identity()}
-        return dataset, net, data, tokenizer, space, base, read, others, _data(dataset, config) | others
-
     with usage_errors():
-        dataset, net, data, tokenizer, space, base, read, others, described = distributed.together(inputs)
+        run, read = distributed.together(lambda: checked(config, mesh, network, model, measures))
         distributed.agree(
             {
                 "the config": config.to_dict(),
                 "the workdir": str(workdir),
                 "the number of devices": jax.local_device_count(),
-                "the data": described,
+                "the data": run.described,
             }
         )
-        mine = functools.partial(claim, workdir, config, model=model, **others)
+        mine = functools.partial(claim, workdir, config, model=model, **run.others)
         distributed.together(lambda: mine() if distributed.is_first() else None)
         distributed.see_the_same(workdir)
     if config.train.compile_cache:
         devices.cache_compilations(workdir / "compile_cache")
-    if space is not None:
-        with usage_errors():
-            data = latents.batches(space, read, dataset, mesh, config)
-    return Run(config, workdir, dataset, data, net, mesh, model, described, tokenizer, space, base)
+    with usage_errors():
+        return with_latents(run._replace(workdir=workdir), read)
 
 
 def describe(run: Run, params: Any) -> str:

@@ -1,20 +1,24 @@
 """Optimisers."""
 
+from typing import Any
+
 import optax
+
+from diffax.pytrees import check
 
 
 def adamw(
     *,
-    learning_rate: float,
+    learning_rate: Any,
     num_steps: int,
     warmup_steps: int = 0,
     decay: str = "cosine",
-    weight_decay: float = 0.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    clip_norm: float = 1.0,
+    weight_decay: Any = 0.0,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    clip_norm: Any = 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm, with linear warm-up and then `decay`.
+    """AdamW after clipping by global norm, with linear warm-up and then `decay`. The floats may be traced.
 
     Args:
       learning_rate: at the end of the warm-up, > 0.
@@ -32,13 +36,10 @@ def adamw(
     Source: Loshchilov & Hutter 2019.
     """
     for name, value in (("learning_rate", learning_rate), ("clip_norm", clip_norm), ("num_steps", num_steps)):
-        if not value > 0:
-            raise ValueError(f"{name} must be > 0, got {value}")
+        check(name, value, "> 0", lambda v: v > 0)
     for name, value in (("b1", b1), ("b2", b2)):
-        if not 0 <= value < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {value}")
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay must be >= 0, got {weight_decay}")
+        check(name, value, "in [0, 1)", lambda v: (v >= 0) & (v < 1))
+    check("weight_decay", weight_decay, ">= 0", lambda v: v >= 0)
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps must be >= 0, got {warmup_steps}")
     after = {

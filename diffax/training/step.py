@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffax.pytrees import check_count
+from diffax.pytrees import check, check_count
 from diffax.training.state import TrainState
 
 Loss = Callable[..., Any]  # (params, batch, keys (B,)) -> (B,); with a memory see `train_step`
@@ -18,7 +18,7 @@ def train_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     *,
-    ema_decay: float,
+    ema_decay: Any,
     remember: Callable | None = None,
     accumulate: int = 1,
 ) -> Callable:
@@ -27,7 +27,7 @@ def train_step(
     Args:
       loss: (params, batch, keys) -> the loss of each example, (B,); keys: (B,), one for each example.
       optimizer: an optax transformation.
-      ema_decay: in [0, 1); the average warms up as min(ema_decay, (1 + n) / (10 + n)) after n steps.
+      ema_decay: in [0, 1), may be traced; the average warms up as min(ema_decay, (1 + n) / (10 + n)) after n steps.
       remember: (memory, seen) -> memory, for a loss that follows earlier ones: then it is
         (params, batch, keys, memory) -> ((B,), seen), where seen is any tree of (B, ...) arrays. `remember` gets
         the whole batch's, so that the memory does not depend on the layout.
@@ -46,8 +46,7 @@ def train_step(
       ValueError: if ema_decay lies outside [0, 1), accumulate is no int >= 1, or (from the step) the batch is no
         multiple of it.
     """
-    if not 0 <= ema_decay < 1:
-        raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
+    check("ema_decay", ema_decay, "in [0, 1)", lambda v: (v >= 0) & (v < 1))
     check_count("accumulate", accumulate)
 
     def mean_loss(params, batch, keys, memory):

@@ -108,11 +108,9 @@ class Problem(NamedTuple):
         return f"{self.schedule}, {self.x.shape[-1]}-D"
 
 
-def problem(schedule: str, dimension: int, examples: int) -> Problem:
-    """Starts and their exact answers; call it under `jax.enable_x64`."""
-    law, of, t = mixture(dimension), SCHEDULES[schedule], start_time(schedule)
-    z = np.random.RandomState(1).normal(size=(examples, dimension))
-    x = jnp.asarray(of(t).sigma * z)
+def exact(schedule: str, law: analytic.Mixture, x: Any) -> tuple[Any, Any]:
+    """What the flow makes of starts x (B, D): x0 (B, D), and its points at each of `ENDS`; under `jax.enable_x64`."""
+    of, t = SCHEDULES[schedule], start_time(schedule)
     denoise = law.denoiser(of)
 
     @jax.jit
@@ -121,8 +119,14 @@ def problem(schedule: str, dimension: int, examples: int) -> Problem:
         u = at[-1] / of(ends[-1]).alpha
         return u + (denoise(at[-1], ends[-1]) - u) / 2, at[:-1]
 
-    x0, at_ends = answers(x, jnp.asarray([*(time_at(of, end) for end in ENDS), 0.0]))
-    return Problem(schedule, law, x, x0, at_ends)
+    return answers(x, jnp.asarray([*(time_at(of, end) for end in ENDS), 0.0]))
+
+
+def problem(schedule: str, dimension: int, examples: int) -> Problem:
+    """Starts and their exact answers; call it under `jax.enable_x64`."""
+    law, of, t = mixture(dimension), SCHEDULES[schedule], start_time(schedule)
+    x = jnp.asarray(of(t).sigma * np.random.RandomState(1).normal(size=(examples, dimension)))
+    return Problem(schedule, law, x, *exact(schedule, law, x))
 
 
 class Case(NamedTuple):

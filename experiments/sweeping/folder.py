@@ -1,0 +1,209 @@
+"""The folder of a sweep.
+
+    sweep.json                 its name, base and runs; which runs share a program
+    runs/ID/config.json        the resolved config
+    runs/ID/provenance.json    what it is computed by (`provenance`)
+    runs/ID/metrics.jsonl      of training
+    runs/ID/result.json        written in one move, last: the mark of completion
+    runs/ID/failed.json        why it failed
+    locks/UNIT.lock            held by the process at work on it; the kernel frees it when that ends, however it ends
+    units/UNIT/                checkpoints of what is being trained; gone when it is done
+"""
+
+import contextlib
+import json
+import math
+import shutil
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+
+from experiments.sweeping.definition import LEFT_OUT, SEED, Run, Sweep
+from experiments.workdir import check_writable, flatten, read_json, write_json
+
+STATES = ("finished", "failed", "corrupt", "running", "interrupted", "waiting")
+
+
+class Result(NamedTuple):
+    """What a run found. floors: the same quantities of real data; conditions: how they were measured; cost: of it."""
+
+    metrics: dict[str, float]
+    floors: dict[str, float] = {}
+    conditions: dict[str, Any] = {}
+    cost: dict[str, float] = {}
+
+
+class Unit(NamedTuple):
+    """Runs that one process takes together, and the name of their lock."""
+
+    name: str
+    runs: list[Run]
+
+
+class Folder:
+    """Reads and writes the folder of a sweep."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def claim(self, sweep: Sweep, together: dict[str, Any], inputs: dict[str, Any]) -> None:
+        """Makes the folder this sweep's; runs that are new are added.
+
+        together: how runs share programs, the same for all that work on it. inputs: what the runs depend on.
+
+        Raises:
+          ValueError: if it is another sweep's, or differs in its base, sharing or inputs; names the first difference.
+        """
+        check_writable(self.path)
+        with filelock.FileLock(self.path / ".claim.lock"):
+            base = json.loads(json.dumps(sweep.base.to_dict()))
+            held = self._held()
+            if held is not None:
+                self._compare(held, sweep, {"base": base, "together": together, "inputs": inputs})
+            runs = {run.id: run.overrides for run in sweep.runs.values()}
+            described = {"name": sweep.name, "task": base["task"], "title": sweep.title, "seed_keys": [SEED]}
+            whole = {**described, "together": together, "inputs": inputs, "base": base, "runs": runs}
+            if whole != held:
+                write_json(self.path / "sweep.json", whole)
+        for name in ("runs", "locks", "units"):
+            (self.path / name).mkdir(exist_ok=True)
+
+    def _held(self) -> dict[str, Any] | None:
+        path = self.path / "sweep.json"
+        try:
+            held = read_json(path)
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON ({error})") from error
+        if held is not None and not (isinstance(held, dict) and {"name", "base", "together", "inputs", "runs"} <= held.keys()):
+            raise ValueError(f"{path} is not that of a sweep")
+        return held
+
+    def _compare(self, held: dict[str, Any], sweep: Sweep, now: dict[str, Any]) -> None:
+        holds = f"workdir {self.path} holds the sweep {held['name']}"
+        if held["name"] != sweep.name:
+            raise ValueError(f"{holds}, not {sweep.name}; choose another --workdir")
+        for group, path in (("base", "config"), ("together", "--"), ("inputs", "inputs")):
+            before, after = flatten(held[group], path), flatten(now[group], path)
+            for key in sorted(before.keys() | after.keys()):
+                if before.get(key) != after.get(key) and not key.startswith(LEFT_OUT):
+                    what = key.replace("--.", "--")
+                    raise ValueError(
+                        f"{holds} with {what} = {before.get(key)!r}, got {after.get(key)!r}; choose another --workdir"
+                    )
+
+    def run(self, run: Run) -> Path:
+        """The folder of a run."""
+        return self.path / "runs" / run.id
+
+    def unit(self, unit: Unit) -> Path:
+        """Where the checkpoints of a unit are while it is at work."""
+        return self.path / "units" / unit.name
+
+    def result(self, run: Run) -> Result | None:
+        """What a run found, None if it did not finish.
+
+        Raises:
+          ValueError: for a result that is not whole; names the run and the key.
+        """
+        path = self.run(run) / "result.json"
+        if not path.exists():
+            return None
+        try:
+            value = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"run {run.label}: result.json is no JSON ({error})") from error
+        check_result(value, run)
+        return Result(*(value[name] for name in Result._fields))
+
+    def failure(self, run: Run) -> str | None:
+        """Why a run failed, None if it did not."""
+        path = self.run(run) / "failed.json"
+        try:
+            value = read_json(path)
+        except ValueError:
+            return f"{path} is no JSON"
+        return None if value is None else str(value.get("error"))
+
+    def state(self, run: Run, unit: Unit) -> str:
+        """One of `STATES`."""
+        try:
+            if self.result(run) is not None:
+                return "finished"
+        except ValueError:
+            return "corrupt"
+        if self.failure(run) is not None:
+            return "failed"
+        if not self.run(run).exists():
+            return "waiting"
+        with self.lock(unit) as mine:
+            return "interrupted" if mine else "running"
+
+    @contextlib.contextmanager
+    def lock(self, unit: Unit) -> Iterator[bool]:
+        """Whether this process alone is at work on a unit now, for as long as the block lasts."""
+        lock = filelock.FileLock(self.path / "locks" / f"{unit.name}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def begin(self, run: Run, provenance: dict[str, Any]) -> None:
+        """Says of a run that it is being computed, and by what."""
+        folder = self.run(run)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", run.config.to_dict())
+        before = read_json(folder / "provenance.json") or {}
+        write_json(folder / "provenance.json", provenance | {"attempts": before.get("attempts", 0) + 1})
+
+    def finish(self, run: Run, result: Result, seconds: float) -> None:
+        """Writes the result, in one move; `seconds` is the wall time of the attempt that finished it.
+
+        Raises:
+          ValueError: for values that are not finite.
+        """
+        folder = self.run(run)
+        value = {"id": run.id, **result._asdict()}
+        value["cost"] = {**result.cost, "seconds": round(seconds, 3)}
+        check_result(value, run)
+        made_by = read_json(folder / "provenance.json") or {}
+        write_json(folder / "provenance.json", made_by | {"seconds": round(seconds, 3)})
+        write_json(folder / "result.json", value)
+
+    def fail(self, run: Run, error: BaseException) -> str:
+        """Writes why a run failed, and returns it in a line."""
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        whole = "".join(traceback.format_exception(error))
+        write_json(self.run(run) / "failed.json", {"error": said, "traceback": whole})
+        return said
+
+    def forget(self, run: Run) -> None:
+        """Takes back that a run failed, or a result that is not whole."""
+        for name in ("failed.json", "result.json"):
+            (self.run(run) / name).unlink(missing_ok=True)
+
+    def clear(self, unit: Unit) -> None:
+        """Removes the checkpoints of a unit that is done."""
+        shutil.rmtree(self.unit(unit), ignore_errors=True)
+
+
+def check_result(value: Any, run: Run) -> None:
+    """Raises `ValueError`, naming the run and the key, for a result that is not whole."""
+    if not isinstance(value, dict):
+        raise ValueError(f"run {run.label}: result.json must be an object, got {type(value).__name__}")
+    for key in ("id", *Result._fields):
+        if key not in value:
+            raise ValueError(f"run {run.label}: result.json lacks {key}")
+    if value["id"] != run.id:
+        raise ValueError(f"run {run.label}: id in result.json must be {run.id}, got {value['id']!r}")
+    for group in ("metrics", "floors", "cost"):
+        for key, number in value[group].items():
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+                raise ValueError(f"run {run.label}: {group}.{key} must be a finite number, got {number!r}")

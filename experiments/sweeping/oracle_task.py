@@ -1,0 +1,109 @@
+"""A run that samples a Gaussian mixture by its exact denoiser: no network, nothing learned, known answers.
+
+One program serves all runs with one sampler, one number of calls and one schedule; grids, eta and seeds are batched.
+
+    rms                the last denoiser call against the exact flow map from the same noise (samplers without noise)
+    sliced             sliced Wasserstein distance of the samples from the exact law; its floor is that of exact draws
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import diffax
+from diffax import analytic
+from diffax.pytrees import check_count, choose
+from experiments import build
+from experiments.benchmarking import accuracy, law, problems
+from experiments.sweeping import budget, together
+from experiments.sweeping.definition import Run
+from experiments.sweeping.folder import Result, Unit
+
+DRAWS_NOISE = ("ddpm", "ddpm_large", "heun_churn")  # whatever eta
+NOT_OURS = ("ddpm_learned",)
+STATIC = ("schedule", "dimension", "examples", "calls", "sampler")
+
+
+def check(config: Any) -> None:
+    """Raises `ValueError` for what is wrong with a run."""
+    choose("config.schedule", config.schedule, problems.SCHEDULES)
+    choose("config.grid", config.grid, problems.GRIDS)
+    choose("config.sampler", config.sampler, {name for name in build.SAMPLERS if name not in NOT_OURS})
+    if config.end not in problems.ENDS:
+        raise ValueError(f"config.end must be one of {', '.join(map(str, problems.ENDS))}, got {config.end}")
+    if config.dimension not in (2, 64):
+        raise ValueError(f"config.dimension must be 2 or 64, got {config.dimension}")
+    check_count("config.examples", config.examples, 2)
+    budget.points(config.sampler, problems.SCHEDULES[config.schedule], config.calls)
+    build.check_eta("config.eta", config.sampler, config.eta)
+
+
+def alike(config: Any) -> str:
+    """The same for runs that one program serves."""
+    return " ".join(f"{key}={config[key]}" for key in STATIC)
+
+
+def run(unit: Unit, folder: Any, way: str, say: Callable) -> Iterator[tuple[Run, Result | BaseException]]:
+    """Samples all runs of a unit in one program."""
+    del folder, say
+    with jax.enable_x64(True):
+        yield from _run(unit, way)
+
+
+def _run(unit, way):
+    config = unit.runs[0].config
+    schedule, name = problems.SCHEDULES[config.schedule], config.sampler
+    points = budget.points(name, schedule, config.calls)
+    seeds = sorted({run.config.seed for run in unit.runs})
+    starts = _starts(config.schedule, config.dimension, config.examples, tuple(seeds))
+    denoise = starts.law.denoiser(schedule)
+
+    def one(quantiles, times, eta, seed, x, x0):
+        found = diffax.sample(jax.random.key(seed), build.SAMPLERS[name](schedule, eta), denoise, x, times)
+        return accuracy.rms(found - x0), law.sliced(found, quantiles)
+
+    def given(run):
+        times = problems.step_grid(run.config.schedule, run.config.grid, points, run.config.end)
+        place = seeds.index(run.config.seed)
+        return times, np.float64(run.config.eta), np.int64(run.config.seed), starts.x[place], starts.x0[place]
+
+    rows = [given(run) for run in together.filled(unit.runs)]
+    if way == "loop":
+        compiled = jax.jit(one)
+        found = [jax.device_get(compiled(starts.quantiles, *row)) for row in rows[: len(unit.runs)]]
+    else:
+        columns = [np.stack(column) for column in zip(*rows, strict=True)]
+        found = list(zip(*jax.device_get(together.several(one, way)(starts.quantiles, *columns)), strict=True))
+    for run, (rms, sliced) in zip(unit.runs, found, strict=False):
+        is_noisy = name in DRAWS_NOISE or run.config.eta > 0
+        metrics = {"sliced": float(sliced)} | ({} if is_noisy else {"rms": float(rms)})
+        cost = {"calls": float(budget.spent(name, schedule, points))}
+        yield run, Result(metrics, {"sliced": starts.floor}, starts.conditions, cost)
+
+
+class _Starts(NamedTuple):
+    """Of each seed (S): noise x (S, B, D), exact answers x0 (S, B, D). quantiles, floor: of the exact law."""
+
+    law: analytic.Mixture
+    x: np.ndarray
+    x0: np.ndarray
+    quantiles: np.ndarray
+    floor: float
+    conditions: dict[str, Any]
+
+
+@functools.lru_cache(maxsize=4)
+def _starts(schedule: str, dimension: int, examples: int, seeds: tuple[int, ...]) -> _Starts:
+    of, t, mixture = problems.SCHEDULES[schedule], problems.start_time(schedule), problems.mixture(dimension)
+    draws = [np.random.default_rng(seed).normal(size=(examples, dimension)) for seed in seeds]
+    x = np.asarray(of(t).sigma) * np.concatenate(draws)
+    x0, _ = problems.exact(schedule, mixture, jnp.asarray(x))
+    quantiles = law.quantiles(mixture, examples)
+    floor, _ = law.floor(mixture, quantiles)
+    shape = (len(seeds), examples, dimension)
+    conditions = {"law": f"mixture of {len(mixture.weights)} in {dimension}-D", "num_samples": examples}
+    return _Starts(mixture, x.reshape(shape), np.asarray(x0).reshape(shape), quantiles, floor, conditions)

@@ -1,0 +1,138 @@
+"""A run that draws from a checkpoint: sampler, grid, calls, guidance, eta and seed, and what the samples are worth.
+
+One program serves all runs with one sampler and one length of the grid; the grid's times, eta, the guidance weight and
+the keys are its arguments. Unguided runs (weight 1) have a program of their own, which calls the network half as often.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffax.pytrees import choose
+from diffax.training import make_mesh
+from experiments import build, checks, latents
+from experiments.checkpoint import Model, load_model
+from experiments.lora import digest
+from experiments.sweeping import budget, judging, together
+from experiments.sweeping.definition import SEED, Run
+from experiments.sweeping.folder import Result, Unit
+from experiments.workdir import flatten
+
+# Of a run alone, not of the program.
+OWN = (SEED, "config.calls", "config.sampling.eta", "config.sampling.guidance", "config.sampling.grid")
+
+
+@functools.lru_cache(maxsize=1)
+def _model(checkpoint: str) -> Model:
+    if not checkpoint:
+        raise ValueError("config.checkpoint must name a run's workdir or an export: --set=config.checkpoint=DIR")
+    return load_model(Path(checkpoint).expanduser().absolute(), name="config.checkpoint")
+
+
+def inputs(configs: list[Any]) -> dict[str, Any]:
+    """The step and a digest of the parameters of each checkpoint."""
+    found = {}
+    for checkpoint in sorted({config.checkpoint for config in configs}):
+        model = _model(checkpoint)
+        found[checkpoint] = f"step {model.step}, {digest(model.params)}"
+    return found
+
+
+def _settings(config: Any, model: Model) -> tuple[ConfigDict, Any, int]:
+    """(the model's config with the run's sampling, its schedule, points of the grid)."""
+    settings = ConfigDict(model.config.to_dict())
+    schedule = build.schedule(settings, model.params)
+    points = budget.points(config.sampling.sampler, schedule, config.calls)
+    settings.sampling = {**config.sampling.to_dict(), "num_steps": points}
+    return settings, schedule, points
+
+
+def check(config: Any) -> None:
+    """Raises `ValueError` for what is wrong with a run."""
+    sampling = config.sampling
+    choose("config.sampling.sampler", sampling.sampler, build.SAMPLERS)
+    choose("config.sampling.grid", sampling.grid, build.GRIDS)
+    build.check_eta("config.sampling.eta", sampling.sampler, sampling.eta)
+    model = _model(config.checkpoint)
+    if model.words is not None:
+        raise ValueError(f"config.checkpoint must not be a model of captions, got {config.checkpoint}")
+    settings, *_ = _settings(config, model)
+    if sampling.sampler == "ddpm_learned" and not settings.network.learned_variance:
+        raise ValueError(f"config.sampling.sampler must not be ddpm_learned for {config.checkpoint}")
+    checks.check_guidance("config.sampling.guidance", sampling.guidance, settings)
+    judging.check(config.evaluation)
+
+
+def alike(config: Any) -> str:
+    """The same for runs that one program serves."""
+    _, _, points = _settings(config, _model(config.checkpoint))
+    kept = {k: v for k, v in flatten(config.to_dict()).items() if k not in OWN}
+    return json.dumps({**kept, "points": points, "guided": config.sampling.guidance != 1}, sort_keys=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _draw(key: str, checkpoint: str, way: str, settings_json: str) -> Callable:
+    """(params, times, eta, weight, keys, label) -> x0; with a leading axis of runs unless the way is "loop"."""
+    del key
+    model = _model(checkpoint)
+
+    def draw(shared, times, eta, weight, keys):
+        params, label = shared
+        settings = ConfigDict(json.loads(settings_json))
+        settings.sampling = {**settings.sampling.to_dict(), "eta": eta, "guidance": weight}
+        if not guided:
+            settings.sampling.guidance = 1.0
+        return build.generator(settings, model.network, model.shape, times)(params, keys, label)
+
+    guided = json.loads(settings_json)["sampling"]["guidance"] != 1
+    return jax.jit(draw) if way == "loop" else together.several(draw, way)
+
+
+def run(unit: Unit, folder: Any, way: str, say: Callable) -> Iterator[tuple[Run, Result | BaseException]]:
+    """Draws for all runs of a unit, then measures each."""
+    config = unit.runs[0].config
+    model, evaluation = _model(config.checkpoint), config.evaluation
+    settings, schedule, points = _settings(config, model)
+    draw = _draw(alike(config), config.checkpoint, way, json.dumps(settings.to_dict()))
+    space = latents.of_record(model.latent)
+    decode = latents.decoded(lambda x: x, space, make_mesh(jax.local_devices()))
+    label = judging.labels(evaluation, model.num_classes if settings.network.conditional else None)
+    judge = judging.judge(evaluation, settings.dataset, folder.path / "extractors")
+    drawn: list[list[np.ndarray]] = [[] for _ in unit.runs]
+    places = judging.batches(evaluation)
+    for number, index in enumerate(places):
+        shared = model.params, None if label is None else label[index]
+        rows = [_row(one.config, schedule, points, index) for one in unit.runs]
+        for place, part in enumerate(_each(draw, shared, rows, way)):
+            drawn[place].append(decode(np.asarray(part)))
+        say(number + 1, len(places))
+    cost = {"calls": float(budget.spent(config.sampling.sampler, schedule, points))}
+    for one, parts in zip(unit.runs, drawn, strict=True):
+        try:
+            found = np.concatenate(parts)[: evaluation.num]
+            measured = judge(found, label)
+            judging.picture(folder.run(one) / "samples.png", found, model.num_classes)
+        except Exception as error:  # one run never stops the others
+            yield one, error
+        else:
+            yield one, Result(measured.metrics, measured.floors, measured.conditions, cost)
+
+
+def _row(config: Any, schedule: Any, points: int, index: np.ndarray) -> tuple[Any, ...]:
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), jnp.asarray(index))
+    times = build.GRIDS[config.sampling.grid](schedule, points)
+    return times, jnp.float32(config.sampling.eta), jnp.float32(config.sampling.guidance), keys
+
+
+def _each(draw: Callable, shared: Any, rows: list[Any], way: str) -> Any:
+    if way == "loop":
+        return [draw(shared, *row) for row in rows]
+    trees = together.stacked(together.filled(rows))
+    return draw(shared, *trees)[: len(rows)]

@@ -1,0 +1,114 @@
+"""Every setting of a sweep's runs. `config.task` says what a run is:
+
+    train    a config of `experiments.train` with a group `evaluation`: train, draw samples, measure them
+    sample   draw samples from one checkpoint, measure them
+    oracle   sample a Gaussian mixture by its exact denoiser, compare with the exact flow map and the exact law
+"""
+
+import ast
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments import checks
+from experiments.configs import default
+
+
+def _evaluation() -> ConfigDict:
+    """How samples are measured."""
+    evaluation = ConfigDict()
+    evaluation.num = 400  # samples
+    evaluation.batch_size = 200  # drawn at a time
+    evaluation.metrics = ("fd", "accuracy")  # names of `experiments.measures`
+    evaluation.extractor = "classifier"
+    evaluation.weights = ""  # of the extractor, where it needs a file
+    evaluation.classifier_steps = 1500
+    evaluation.seed = 0  # of the classifier and of random choices; samples follow config.seed
+    return evaluation
+
+
+def training(experiment: ConfigDict) -> ConfigDict:
+    """A config of `experiments.train` as the base of a sweep."""
+    config = ConfigDict(experiment.to_dict())
+    config.task = "train"
+    config.evaluation = _evaluation()
+    return config
+
+
+def sampling() -> ConfigDict:
+    """Draws from a checkpoint."""
+    config = ConfigDict({"task": "sample", "seed": 0})
+    config.checkpoint = ""  # a run's workdir, or an export
+    config.calls = 20  # network calls for a sample: the grid has as many points as they pay for
+    config.sampling = default.get_config().sampling
+    del config.sampling.num_steps
+    config.evaluation = _evaluation()
+    return config
+
+
+def oracle() -> ConfigDict:
+    """Draws from a mixture by its exact denoiser, in float64."""
+    config = ConfigDict({"task": "oracle", "seed": 0})
+    config.schedule = "linear"  # those of `experiments.benchmarking.problems`, as the next four
+    config.dimension = 2
+    config.examples = 256
+    config.grid = "log_snr"
+    config.end = 0.01  # sigma / alpha of the last grid point
+    config.calls = 20
+    config.sampler = "ddim"  # those of `experiments.build`
+    config.eta = 0.0
+    return config
+
+
+KNOWN = {"train": lambda: training(default.get_config()), "sample": sampling, "oracle": oracle}
+
+
+def known(base: ConfigDict) -> ConfigDict:
+    """Every setting of the kind of run that a config is of.
+
+    Raises:
+      ValueError: for another kind.
+    """
+    task = base.get("task")
+    if task not in KNOWN:
+        raise ValueError(f"config.task must be one of {', '.join(KNOWN)}, got {task!r}: start from sweeping.settings")
+    return KNOWN[task]()
+
+
+def check_keys(config: ConfigDict, known: ConfigDict) -> None:
+    """Raises `ValueError` for settings that do not exist, are missing, or have another type."""
+    checks.check_keys(config, known, "config")
+
+
+def parsed(text: str) -> Any:
+    """The value that a text on the command line stands for: a Python literal, else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def change(config: ConfigDict, key: str, value: Any, known: ConfigDict) -> None:
+    """Sets "config.a.b" to a value.
+
+    Raises:
+      ValueError: if there is no such setting, or it has another type.
+    """
+    root, *groups, name = key.split(".") if "." in key else ("", key)
+    at, of, path = config, known, "config"
+    if root != "config":
+        raise ValueError(f"{key} is no setting: keys start with config.")
+    for group in groups:
+        if group not in at or not isinstance(at[group], ConfigDict):
+            raise ValueError(f"{key} is no setting; those of {path} are {', '.join(at)}")
+        at, of, path = at[group], of.get(group, ConfigDict()), f"{path}.{group}"
+    is_open = path.removeprefix("config.").split(".")[-1] in checks.OPEN_GROUPS
+    if name not in at and not is_open:
+        raise ValueError(f"{key} is no setting; those of {path} are {', '.join(at)}")
+    value = tuple(value) if isinstance(value, list) else value
+    if name in of and not isinstance(of[name], ConfigDict):
+        if not checks.same_type(value, of[name]):
+            raise ValueError(f"{key} must be of type {type(of[name]).__name__}, got {value!r}")
+        value = float(value) if isinstance(of[name], float) else value
+    with at.unlocked(), at.ignore_type():
+        at[name] = ConfigDict(value) if isinstance(value, dict) else value

@@ -1,0 +1,259 @@
+"""A run that trains: `experiments.train` without its pictures, then samples, then what they are worth.
+
+One program serves all runs that differ in seeds and floats (`traced`): its step takes them with the state,
+
+    step((state, values), batch) -> ((state, values), metrics)
+
+so that it works under both parallel wrappers and over a leading axis of runs.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffax.pytrees import pytree
+from diffax.training import Checkpoints, TrainState, init_state, make_mesh, train_step
+from diffax.training.parallel import layout, over_batch
+from experiments import build, checks, latents, lora, networks, objectives, training
+from experiments.metrics_log import MetricsLog, NotFiniteError, Pending
+from experiments.sweeping import judging, together, traced
+from experiments.sweeping.definition import Run
+from experiments.sweeping.folder import Result, Unit
+
+
+@pytree
+class Swept:
+    """A state and the values that its run is computed with."""
+
+    state: TrainState
+    values: Any
+
+
+class Program(NamedTuple):
+    """What is compiled for runs that are alike. first: values -> Swept; step: see above; generate: (params, values,
+    keys, label) -> images."""
+
+    first: Callable
+    step: Callable
+    generate: Callable
+
+
+def experiment(config: Any) -> ConfigDict:
+    """The config as `experiments.train` takes it."""
+    found = config.to_dict()
+    del found["task"], found["evaluation"]
+    return ConfigDict(found)
+
+
+def check(config: Any) -> None:
+    """Raises `ValueError` for settings that cannot be. What depends on the data is found when the run is opened."""
+    checks.check_config(experiment(config), jax.local_device_count())
+    if config.text.enabled:
+        raise ValueError("config.text.enabled must be False in a sweep, got True")
+    judging.check(config.evaluation)
+
+
+def alike(config: Any) -> str:
+    """The same for runs that one program serves."""
+    return traced.split(config)[0]
+
+
+def _mesh():
+    """Of one run, where runs are trained one by one: all devices of this process."""
+    return make_mesh(jax.local_devices())
+
+
+_COMPILED: dict[str, Program] = {}
+
+
+def _program(run: training.Run, key: str, way: str) -> Program:
+    """The program of runs that are alike; the one before it is let go."""
+    if key not in _COMPILED:
+        _COMPILED.clear()
+        _COMPILED[key] = _compile(run, way)
+    return _COMPILED[key]
+
+
+def _compile(run: training.Run, way: str) -> Program:
+    def bound(values):
+        return traced.bind(run.config, values)
+
+    def goal(config):
+        inner = latents.objective(objectives.objective(config, run.net), run.latents)
+        return lora.objective(inner, run.whole)
+
+    def first(values):
+        config = bound(values)
+        init_key, state_key = jax.random.split(jax.random.key(config.seed))
+        params = run._replace(config=config).init(init_key)
+        return Swept(init_state(state_key, params, build.optimizer(config), goal(config).memory), values)
+
+    def step(swept, batch, *, axis_name=None):
+        config = bound(swept.values)
+        objective = goal(config)
+        one = train_step(
+            objective.loss,
+            build.optimizer(config),
+            ema_decay=config.optimizer.ema_decay,
+            remember=objective.remember,
+            accumulate=config.optimizer.accumulate,
+        )
+        state, metrics = one(swept.state, batch, axis_name=axis_name)
+        return Swept(state, swept.values), metrics
+
+    @jax.jit
+    def draw(given, keys, label):
+        params, values = given
+        return build.generator(bound(values), run.net, run.shape)(run.whole(params), keys, label)
+
+    generate = latents.decoded(over_batch(draw, run.mesh), run.latents, run.mesh)
+    if way != "loop":
+        several = together.several(lambda _, swept, batch: step(swept, batch), way, donate=True)
+        return Program(jax.jit(first), functools.partial(several, ()), generate)
+    parallel, rule = build.PARALLEL[run.config.parallel]
+    example = jax.eval_shape(first, traced.arrays(traced.split(run.config)[1]))
+    make = jax.jit(first, out_shardings=layout(example, run.mesh, rule))
+    return Program(make, parallel(step, run.mesh), generate)
+
+
+def run(unit: Unit, folder: Any, way: str, say: Callable) -> Iterator[tuple[Run, Result | BaseException]]:
+    """Trains the runs of a unit together and measures each.
+
+    A unit that was interrupted goes on from its last checkpoint, with the runs that it began with.
+    """
+    opened = [_open(one, folder) for one in unit.runs]
+    program = _program(opened[0], alike(unit.runs[0].config), way)
+    trained = _Training(program, unit, opened, way, folder.unit(unit))
+    with contextlib.closing(trained):
+        failed = trained.go(say)
+    for place, one in enumerate(unit.runs):
+        if (error := failed.get(place)) is not None:
+            yield one, error
+            continue
+        try:
+            result = _measure(program, one, opened[place], trained.swept(place), trained.last[place], folder)
+        except Exception as error:  # one run never stops the others
+            yield one, error
+        else:
+            yield one, result
+
+
+def _open(one: Run, folder: Any) -> training.Run:
+    checked, read = training.checked(experiment(one.config), _mesh(), networks.network, "diffusion")
+    return training.with_latents(checked._replace(workdir=folder.run(one)), read)
+
+
+class _Training:
+    """The loop over steps of one or of several runs."""
+
+    def __init__(self, program: Program, unit: Unit, runs: Sequence[training.Run], way: str, path: Path):
+        self._step, self._runs, self._way = program.step, runs, way
+        self._ids, self._settings = [one.id for one in unit.runs], runs[0].config.train
+        self._checkpoints = Checkpoints(path, keep_latest=1)
+        self.last: list[dict[str, float]] = [{} for _ in runs]
+        self._first, self._pending = 0, [Pending(self._settings.max_skipped) for _ in runs]
+        self._failed: dict[int, NotFiniteError] = {}
+        members = list(range(len(runs)))
+        self._members = members if way == "loop" else together.filled(members)
+        values = [traced.arrays(traced.split(run.config)[1]) for run in runs]
+        firsts = [program.first(v) for v in values]
+        self._swept = firsts[0] if way == "loop" else together.stacked([firsts[i] for i in self._members])
+        self._resume()
+
+    def _resume(self):
+        found = self._checkpoints.restore_latest(self._swept.state)
+        if found is None or found.record["ids"] != self._ids:
+            return
+        self._first, self._swept = found.step, Swept(found.state, self._swept.values)
+        self.last = found.record["last"]
+        self._failed = {int(place): NotFiniteError(*held) for place, held in found.record["failed"].items()}
+        self._pending = [Pending(self._settings.max_skipped, held) for held in found.record["pending"]]
+        for run, position in zip(self._runs, found.record["positions"], strict=True):
+            run.data.set_state(position)
+
+    def swept(self, place: int) -> Swept:
+        """What became of one run."""
+        return self._swept if self._way == "loop" else jax.tree.map(lambda v: v[place], self._swept)
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._checkpoints.close()
+
+    def go(self, say: Callable) -> dict[int, NotFiniteError]:
+        """Trains to the end; the runs whose loss was not finite, by their place. They stand still, the others go on."""
+        settings, failed, waiting = self._settings, self._failed, []
+        with contextlib.ExitStack() as stack:
+            logs = [MetricsLog(run.workdir, self._first, board=False) for run in self._runs]
+            for log in logs:
+                stack.enter_context(contextlib.closing(log))
+            for step in range(self._first + 1, settings.num_steps + 1):
+                self._swept, metrics = self._step(self._swept, self._batch())
+                waiting.append((step, metrics))
+                last = step == settings.num_steps
+                is_saved = step % settings.checkpoint_every == 0 or last
+                if step % settings.log_every == 0 or step == 1 or is_saved:
+                    self._read(waiting)
+                if step % settings.log_every == 0 or step == 1 or last:
+                    self._log(step, logs)
+                    say(step, settings.num_steps)
+                if is_saved:
+                    self._save(step)
+                if len(failed) == len(self._runs):
+                    break
+        return failed
+
+    def _batch(self):
+        batches = [next(run.data) for run in self._runs]
+        return batches[0] if self._way == "loop" else jax.tree.map(
+            lambda *leaves: np.stack(leaves), *(batches[i] for i in self._members)
+        )
+
+    def _read(self, waiting):
+        """From the devices to what each run has pending."""
+        for step, metrics in jax.device_get(waiting):
+            for place, pending in enumerate(self._pending):
+                pending.add(step, metrics if self._way == "loop" else {k: v[place] for k, v in metrics.items()})
+        waiting.clear()
+        for place, pending in enumerate(self._pending):
+            try:
+                pending.read()
+            except NotFiniteError as error:
+                self._failed.setdefault(place, error)
+
+    def _log(self, step, logs):
+        for place, (pending, log) in enumerate(zip(self._pending, logs, strict=True)):
+            if place not in self._failed:
+                self.last[place] = pending.line()
+                log.write(step, self.last[place])
+
+    def _save(self, step):
+        record = {
+            "ids": self._ids,
+            "last": self.last,
+            "failed": {place: [str(error), error.step] for place, error in self._failed.items()},
+            "pending": [pending.read() for pending in self._pending],
+            "positions": [run.data.get_state() for run in self._runs],
+        }
+        self._checkpoints.save(step, self._swept.state, record)
+
+
+def _measure(program, one, opened, swept, last, folder):
+    settings, conditional = one.config.evaluation, one.config.network.conditional
+    judge = judging.judge(settings, opened.config.dataset, folder.path / "extractors")
+    label = judging.labels(settings, opened.dataset.num_classes if conditional else None)
+    keys = jax.random.split(jax.random.key(one.config.seed), settings.num)
+    drawn = judging.in_batches(
+        lambda keys, label: program.generate((swept.state.ema, swept.values), keys, label), settings, keys, label
+    )
+    measured = judge(drawn, label)
+    metrics = {"loss": last["loss"], **measured.metrics}
+    calls = float(one.config.sampling.num_steps)
+    judging.picture(folder.run(one) / "samples.png", drawn, opened.dataset.num_classes)
+    return Result(metrics, measured.floors, measured.conditions, {"calls": calls})

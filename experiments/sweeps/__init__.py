@@ -1,0 +1,1 @@
+"""Sweeps: one file each, run by `experiments.sweep`."""
