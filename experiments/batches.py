@@ -26,7 +26,7 @@ def in_batches(f: Callable, params: Any, batch: int) -> Callable[[np.ndarray], A
         for at in range(0, len(images), size):
             part = images[at : at + size]
             found = run(params, np.resize(part, (size, *part.shape[1:])))
-            parts.append(jax.tree.map(lambda leaf, n=len(part): leaf[:n], found))
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+            parts.append(found)
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(images)], *parts)
 
     return over

@@ -109,7 +109,7 @@ def save(path: Path, params: Any, settings: dict[str, Any]) -> None:
     # Of each process its own: several may train the same one at once.
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with part.open("wb") as file:
-        np.savez(file, settings=np.array(json.dumps(settings, sort_keys=True)), **flat)
+        np.savez(file, settings=np.array(json.dumps(settings, sort_keys=True)), **flat)  # type: ignore[arg-type]
     os.replace(part, path)
 
 

@@ -19,7 +19,7 @@ from experiments.batches import in_batches
 from experiments.extractors import efficientnet, inception
 from experiments.lora import digest
 
-BATCH = 64
+BATCH = 32
 
 
 class Extractor(NamedTuple):

@@ -1,11 +1,12 @@
-"""What the networks share: one description of a network of convolutions with batch norm gives both its shapes and itself.
+"""Networks of convolutions with batch norm: one description gives the shapes of the weights and the network itself.
 
-A network is a function (conv, x) -> features that calls conv(name, norm, x, out, window, ...) for each convolution. Batch
-norm with fixed statistics is affine, so it goes into the kernel and the bias:
+A network is a function (conv, x) -> features that calls conv(name, norm, x, out, window, ...) for each convolution.
+Batch norm with fixed statistics is affine, so it goes into the kernel and the bias:
 
     gamma (W x - m) / sqrt(v + eps) + beta = (gamma / sqrt(v + eps) W) x + (beta - gamma m / sqrt(v + eps))
 """
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,17 +27,33 @@ class Folded(NamedTuple):
     bias: Any
 
 
-def _convolve(folded: Folded, x: Any, stride: int, padding: Any, groups: int) -> Any:
+def _convolve(folded: Folded, x: Any, stride: int, padding: str, groups: int) -> Any:
+    if groups > 1:
+        return _depthwise(folded.kernel, x, stride) + folded.bias
     y = lax.conv_general_dilated(
         x,
         folded.kernel,
         (stride, stride),
         padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
         precision=lax.Precision.HIGHEST,
     )
     return y + folded.bias
+
+
+def _depthwise(kernel: Any, x: Any, stride: int) -> Any:
+    """Each channel by itself, padded as "SAME". By shifted products: XLA's own is ten times slower on a CPU."""
+    (rows, columns), sizes = kernel.shape[:2], x.shape[1:3]
+    out = [-(-size // stride) for size in sizes]
+    reach = [(n - 1) * stride + 1 for n in out]
+    more = [max(r + k - 1 - size, 0) for r, k, size in zip(reach, (rows, columns), sizes, strict=True)]
+    x = jnp.pad(x, ((0, 0), *((n // 2, n - n // 2) for n in more), (0, 0)))
+    parts = [
+        x[:, i : i + reach[0] : stride, j : j + reach[1] : stride] * kernel[i, j, 0]
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    return functools.reduce(jnp.add, parts)
 
 
 def apply(network: Callable, params: dict[str, Folded], x: Any) -> Any:
@@ -63,7 +80,7 @@ def shapes(network: Callable, size: int) -> dict[str, tuple[int, ...]]:
 
 
 def check_tensors(what: str, tensors: dict[str, np.ndarray], wanted: dict[str, tuple[int, ...]], unused: str) -> None:
-    """Raises `ValueError` unless all wanted tensors are there, are finite, and all others match the pattern `unused`."""
+    """Raises `ValueError` unless all wanted tensors are there and finite, and the others match the pattern `unused`."""
     problems = []
     for name, shape in wanted.items():
         if name not in tensors:

