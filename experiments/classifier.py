@@ -1,6 +1,11 @@
 """A small classifier of real images: a judge of samples, and the features that a Fréchet distance is taken in."""
 
+import json
+import os
+import zipfile
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from experiments.batches import in_batches
 
 FEATURES = 64
 
@@ -47,8 +55,8 @@ def augment(key: Any, images: Any) -> Any:
     return shifted + 0.1 * jax.random.normal(noise_key, images.shape)
 
 
-def fit(images: np.ndarray, labels: np.ndarray, num_classes: int, *, num_steps: int, seed: int = 0) -> Callable:
-    """Trains a classifier and returns `classify(images) -> (labels (N,), features (N, 64))` on host arrays.
+def train(images: np.ndarray, labels: np.ndarray, num_classes: int, *, num_steps: int, seed: int = 0) -> Any:
+    """Trains a classifier on images (N, H, W, C) in [-1, 1] and labels (N,) and returns its parameters.
 
     The same data and seed give the same classifier on the same machine.
     """
@@ -75,16 +83,69 @@ def fit(images: np.ndarray, labels: np.ndarray, num_classes: int, *, num_steps: 
     # A loop, not a scan: inside one XLA's CPU convolutions are several times slower.
     for key in jax.random.split(train_key, num_steps):
         params, state = step(params, state, key)
-    apply = jax.jit(lambda x: net.apply(params, x))
+    return jax.device_get(params)
 
-    def classify(images, batch=500):
-        parts = []
-        for at in range(0, len(images), batch):
-            part = images[at : at + batch]
-            filled = np.resize(part, (min(batch, len(images)), *part.shape[1:]))
-            logits, features = apply(filled)
-            parts.append((np.argmax(logits, -1)[: len(part)], np.asarray(features)[: len(part)]))
-        found, features = zip(*parts, strict=True)
-        return np.concatenate(found), np.concatenate(features)
+
+def judge(params: Any) -> Callable:
+    """`classify(images) -> (labels (N,), features (N, 64))` on host arrays, spread over all devices."""
+    net = Classifier(len(params["params"]["Dense_1"]["bias"]))
+    run = in_batches(net.apply, params, 500)
+
+    def classify(images):
+        logits, features = run(images)
+        return np.argmax(logits, -1), features
 
     return classify
+
+
+def fit(images: np.ndarray, labels: np.ndarray, num_classes: int, *, num_steps: int, seed: int = 0) -> Callable:
+    """The `judge` of what `train` gives."""
+    return judge(train(images, labels, num_classes, num_steps=num_steps, seed=seed))
+
+
+def save(path: Path, params: Any, settings: dict[str, Any]) -> None:
+    """Writes the parameters and what they were trained with (JSON) in one move."""
+    flat = {f"/{name}": np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
+    # Of each process its own: several may train the same one at once.
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        np.savez(file, settings=np.array(json.dumps(settings, sort_keys=True)), **flat)  # type: ignore[arg-type]
+    os.replace(part, path)
+
+
+def load(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The parameters of a file and what they were trained with.
+
+    Raises:
+      ValueError: if `save` did not write it, or it is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            settings = json.loads(str(file["settings"]))
+            params = unflatten_dict({name[1:]: file[name] for name in file.files if name[0] == "/"}, sep="/")
+        len(params["params"]["Dense_1"]["bias"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"classifier must be a file that was saved by training one, got {path} ({error})") from error
+    return params, settings
+
+
+def trained(path: Path | None, settings: dict[str, Any], data: Callable, num_classes: int) -> Any:
+    """The parameters that are in a file, or those of a training that is then saved there; None saves nothing.
+
+    settings: "num_steps", "seed", and whatever else says what the data are. data: () -> (images, labels), called only
+    to train.
+
+    Raises:
+      ValueError: if the file is damaged or holds what was trained with other settings; names the first that differs.
+    """
+    settings = settings | {"num_classes": num_classes}
+    if path is not None and path.exists():
+        params, found = load(path)
+        for key in sorted(settings.keys() | found.keys()):
+            if settings.get(key) != found.get(key):
+                raise ValueError(f"classifier {path} has {key} = {found.get(key)!r}, got {settings.get(key)!r}")
+        return params
+    params = train(*data(), num_classes, num_steps=settings["num_steps"], seed=settings["seed"])
+    if path is not None:
+        save(path, params, settings)
+    return params
