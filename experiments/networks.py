@@ -1,11 +1,11 @@
-"""ConfigDict -> the network: a U-Net, that of EDM2 or a DiT, with captions together with their encoder."""
+"""ConfigDict -> the network: a U-Net, that of EDM2, a DiT or an MLP, with captions together with their encoder."""
 
 from collections.abc import Callable
 from typing import Any
 
-from diffax.nn import EDM2, DiT, UNet
+from diffax.nn import EDM2, MLP, DiT, UNet
 from diffax.nn.text import Captioned, TextEncoder
-from diffax.pytrees import choose
+from diffax.pytrees import check_count, choose
 from experiments.build import DTYPES, TIMES
 
 
@@ -44,7 +44,11 @@ def _edm2(settings: Any, context_dim: int | None, num_heads: int, time_scale: fl
     )
 
 
-NETWORKS: dict[str, Callable[..., Any]] = {"unet": _unet, "dit": _dit, "edm2": _edm2}
+def _mlp(settings: Any, context_dim: int | None, num_heads: int, remat: bool, **shared: Any) -> MLP:
+    return MLP(depth=settings.depth, **shared)
+
+
+NETWORKS: dict[str, Callable[..., Any]] = {"unet": _unet, "dit": _dit, "edm2": _edm2, "mlp": _mlp}
 
 
 def check(config: Any) -> None:
@@ -55,12 +59,14 @@ def check(config: Any) -> None:
     choose("config.network.dtype", settings.dtype, DTYPES)
     if settings.name == "dit":
         choose("config.network.positions", settings.positions, ("sincos", "rope", "none"))
-        for key in ("depth", "patch_size"):
-            if settings[key] < 1:
-                raise ValueError(f"config.network.{key} must be >= 1, got {settings[key]}")
-    if settings.name == "edm2" and config.text.enabled:
-        raise ValueError("config.text.enabled must be False for config.network.name = 'edm2', got True")
-    if settings.name != "unet" and settings.num_heads > 0 and settings.channels % settings.num_heads:
+        check_count("config.network.patch_size", settings.patch_size)
+    if settings.name in ("dit", "mlp"):
+        check_count("config.network.depth", settings.depth)
+    if settings.name in ("edm2", "mlp") and config.text.enabled:
+        raise ValueError(f"config.text.enabled must be False for config.network.name = {settings.name!r}, got True")
+    if settings.name == "mlp" and (settings.channels < 4 or settings.channels % 2):
+        raise ValueError(f"config.network.channels must be even and >= 4 for an mlp, got {settings.channels}")
+    if settings.name in ("dit", "edm2") and settings.num_heads > 0 and settings.channels % settings.num_heads:
         raise ValueError(
             f"config.network.num_heads must divide config.network.channels = {settings.channels}, "
             f"got {settings.num_heads}"
@@ -78,7 +84,7 @@ def forwards(net: Any) -> Any:
     """The network with attention that has forward-mode derivatives, which a GPU's fused kernel lacks."""
     if isinstance(net, Captioned):
         return net.clone(network=forwards(net.network))
-    return net.clone(implementation="xla")
+    return net.clone(implementation="xla") if hasattr(net, "implementation") else net
 
 
 def network(config: Any, dataset_classes: int | None) -> Any:

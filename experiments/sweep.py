@@ -90,7 +90,9 @@ def main(argv):
                 if "  finished  " not in line:
                     print(line, file=sys.stderr)
         raise SystemExit(1)
-    print(f"all {sum(len(unit.runs) for unit in units)} runs are finished: python -m experiments.report {WORKDIR.value}")
+    print(
+        f"all {sum(len(unit.runs) for unit in units)} runs are finished: python -m experiments.report {WORKDIR.value}"
+    )
 
 
 if __name__ == "__main__":

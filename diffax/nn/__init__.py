@@ -3,6 +3,7 @@
 from diffax.nn.autoencoder import Autoencoder
 from diffax.nn.dit import DIT_SIZES, DiT
 from diffax.nn.edm2 import EDM2
+from diffax.nn.mlp import MLP
 from diffax.nn.unet import UNet
 
-__all__ = ["DIT_SIZES", "EDM2", "Autoencoder", "DiT", "UNet"]
+__all__ = ["DIT_SIZES", "EDM2", "MLP", "Autoencoder", "DiT", "UNet"]

@@ -31,12 +31,12 @@ def get_config() -> ConfigDict:
     config.sigma_data = 0.5  # standard deviation of the data in [-1, 1]; for edm
 
     config.network = ConfigDict()
-    config.network.name = "unet"  # or "edm2", "dit"
+    config.network.name = "unet"  # or "edm2", "dit", "mlp"
     config.network.channels = 32
     config.network.channel_multipliers = (1, 2)  # of the U-Nets, as the next two
     config.network.num_res_blocks = 2
     config.network.attention_levels = (1,)
-    config.network.depth = 6  # of the DiT, as the next two
+    config.network.depth = 6  # of the DiT and the MLP; of the DiT the next two
     config.network.patch_size = 2
     config.network.positions = "sincos"  # or rope, none
     config.network.num_heads = 1

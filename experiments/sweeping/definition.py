@@ -1,4 +1,6 @@
-"""A sweep file -> its runs. The file is a module with
+"""From a sweep file to its runs.
+
+The file is a module with
 
     get_config()      the config that all runs start from, with the settings of its kind of run (`settings`)
     get_overrides()   yields {"config.a.b": value} for each run

@@ -1,13 +1,13 @@
 """The folder of a sweep.
 
-    sweep.json                 its name, base and runs; which runs share a program
-    runs/ID/config.json        the resolved config
-    runs/ID/provenance.json    what it is computed by (`provenance`)
-    runs/ID/metrics.jsonl      of training
-    runs/ID/result.json        written in one move, last: the mark of completion
-    runs/ID/failed.json        why it failed
-    locks/UNIT.lock            held by the process at work on it; the kernel frees it when that ends, however it ends
-    units/UNIT/                checkpoints of what is being trained; gone when it is done
+sweep.json                 its name, base and runs; which runs share a program
+runs/ID/config.json        the resolved config
+runs/ID/provenance.json    what it is computed by (`provenance`)
+runs/ID/metrics.jsonl      of training
+runs/ID/result.json        written in one move, last: the mark of completion
+runs/ID/failed.json        why it failed
+locks/UNIT.lock            held by the process at work on it; the kernel frees it when that ends, however it ends
+units/UNIT/                checkpoints of what is being trained; gone when it is done
 """
 
 import contextlib
@@ -31,9 +31,9 @@ class Result(NamedTuple):
     """What a run found. floors: the same quantities of real data; conditions: how they were measured; cost: of it."""
 
     metrics: dict[str, float]
-    floors: dict[str, float] = {}
-    conditions: dict[str, Any] = {}
-    cost: dict[str, float] = {}
+    floors: dict[str, float]
+    conditions: dict[str, Any]
+    cost: dict[str, float]
 
 
 class Unit(NamedTuple):
@@ -77,7 +77,9 @@ class Folder:
             held = read_json(path)
         except ValueError as error:
             raise ValueError(f"{path} is no JSON ({error})") from error
-        if held is not None and not (isinstance(held, dict) and {"name", "base", "together", "inputs", "runs"} <= held.keys()):
+        if held is not None and not (
+            isinstance(held, dict) and {"name", "base", "together", "inputs", "runs"} <= held.keys()
+        ):
             raise ValueError(f"{path} is not that of a sweep")
         return held
 

@@ -21,7 +21,7 @@ from experiments import build
 from experiments.benchmarking import accuracy, law, problems
 from experiments.sweeping import budget, together
 from experiments.sweeping.definition import Run
-from experiments.sweeping.folder import Result, Unit
+from experiments.sweeping.folder import Folder, Result, Unit
 
 DRAWS_NOISE = ("ddpm", "ddpm_large", "heun_churn")  # whatever eta
 NOT_OURS = ("ddpm_learned",)
@@ -47,7 +47,7 @@ def alike(config: Any) -> str:
     return " ".join(f"{key}={config[key]}" for key in STATIC)
 
 
-def run(unit: Unit, folder: Any, way: str, say: Callable) -> Iterator[tuple[Run, Result | BaseException]]:
+def run(unit: Unit, folder: Folder, way: str, say: Callable) -> Iterator[tuple[Run, Result | BaseException]]:
     """Samples all runs of a unit in one program."""
     del folder, say
     with jax.enable_x64(True):

@@ -1,10 +1,10 @@
 """Which runs a sweep has: lists of overrides, each a dict {"config.a.b": value}.
 
-    axis      {"config.a": [1, 2]} is the list [{"config.a": 1}, {"config.a": 2}]
-    product   every combination of its axes
-    zipped    the axes side by side, the first values together, then the second
-    chain     one list after another
-    seeds     config.seed = 0 .. n - 1
+axis      {"config.a": [1, 2]} is the list [{"config.a": 1}, {"config.a": 2}]
+product   every combination of its axes
+zipped    the axes side by side, the first values together, then the second
+chain     one list after another
+seeds     config.seed = 0 .. n - 1
 """
 
 import itertools

@@ -22,7 +22,7 @@ from experiments.checkpoint import Model, load_model
 from experiments.lora import digest
 from experiments.sweeping import budget, judging, together
 from experiments.sweeping.definition import SEED, Run
-from experiments.sweeping.folder import Result, Unit
+from experiments.sweeping.folder import Folder, Result, Unit
 from experiments.workdir import flatten
 
 # Of a run alone, not of the program.
@@ -67,7 +67,7 @@ def check(config: Any) -> None:
     if sampling.sampler == "ddpm_learned" and not settings.network.learned_variance:
         raise ValueError(f"config.sampling.sampler must not be ddpm_learned for {config.checkpoint}")
     checks.check_guidance("config.sampling.guidance", sampling.guidance, settings)
-    judging.check(config.evaluation)
+    judging.check(config.evaluation, settings.network.conditional)
 
 
 def alike(config: Any) -> str:
@@ -95,7 +95,7 @@ def _draw(key: str, checkpoint: str, way: str, settings_json: str) -> Callable:
     return jax.jit(draw) if way == "loop" else together.several(draw, way)
 
 
-def run(unit: Unit, folder: Any, way: str, say: Callable) -> Iterator[tuple[Run, Result | BaseException]]:
+def run(unit: Unit, folder: Folder, way: str, say: Callable) -> Iterator[tuple[Run, Result | BaseException]]:
     """Draws for all runs of a unit, then measures each."""
     config = unit.runs[0].config
     model, evaluation = _model(config.checkpoint), config.evaluation
@@ -107,12 +107,13 @@ def run(unit: Unit, folder: Any, way: str, say: Callable) -> Iterator[tuple[Run,
     judge = judging.judge(evaluation, settings.dataset, folder.path / "extractors")
     drawn: list[list[np.ndarray]] = [[] for _ in unit.runs]
     places = judging.batches(evaluation)
+    progress = say("batch", len(places))
     for number, index in enumerate(places):
         shared = model.params, None if label is None else label[index]
         rows = [_row(one.config, schedule, points, index) for one in unit.runs]
         for place, part in enumerate(_each(draw, shared, rows, way)):
             drawn[place].append(decode(np.asarray(part)))
-        say(number + 1, len(places))
+        progress.update(number + 1)
     cost = {"calls": float(budget.spent(config.sampling.sampler, schedule, points))}
     for one, parts in zip(unit.runs, drawn, strict=True):
         try:

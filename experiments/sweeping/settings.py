@@ -1,8 +1,10 @@
-"""Every setting of a sweep's runs. `config.task` says what a run is:
+"""Every setting of a sweep's runs.
 
-    train    a config of `experiments.train` with a group `evaluation`: train, draw samples, measure them
-    sample   draw samples from one checkpoint, measure them
-    oracle   sample a Gaussian mixture by its exact denoiser, compare with the exact flow map and the exact law
+`config.task` says what a run is:
+
+train    a config of `experiments.train` with a group `evaluation`: train, draw samples, measure them
+sample   draw samples from one checkpoint, measure them
+oracle   sample a Gaussian mixture by its exact denoiser, compare with the exact flow map and the exact law
 """
 
 import ast

@@ -27,8 +27,6 @@ class Task(NamedTuple):
 
 TASKS = {
     "train": Task(train_task.check, train_task.alike, train_task.run, lambda configs: {}, ("loop", "vmap"), 8),
-    "sample": Task(
-        sample_task.check, sample_task.alike, sample_task.run, sample_task.inputs, ("loop", "vmap"), 8
-    ),
+    "sample": Task(sample_task.check, sample_task.alike, sample_task.run, sample_task.inputs, ("loop", "vmap"), 8),
     "oracle": Task(oracle_task.check, oracle_task.alike, oracle_task.run, lambda configs: {}, ("vmap", "vmap"), 1024),
 }

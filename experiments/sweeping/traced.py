@@ -1,7 +1,7 @@
 """The floats of a config as arguments of a compiled program: one program serves all their values.
 
-    static, values = split(config)          values: {"config.seed": 3, "config.optimizer.learning_rate": 1e-3, ...}
-    config_inside = bind(config, values)    values may be traced
+static, values = split(config)          values: {"config.seed": 3, "config.optimizer.learning_rate": 1e-3, ...}
+config_inside = bind(config, values)    values may be traced
 """
 
 import json
@@ -61,4 +61,3 @@ def bind(config: Any, values: dict[str, Any]) -> ConfigDict:
             at = at[group]
         at[name] = value
     return ConfigDict(bound)
-

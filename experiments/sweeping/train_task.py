@@ -9,6 +9,7 @@ so that it works under both parallel wrappers and over a leading axis of runs.
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +24,10 @@ from diffax.training import Checkpoints, TrainState, init_state, make_mesh, trai
 from diffax.training.parallel import layout, over_batch
 from experiments import build, checks, latents, lora, networks, objectives, training
 from experiments.metrics_log import MetricsLog, NotFiniteError, Pending
+from experiments.progress import Progress
 from experiments.sweeping import judging, together, traced
 from experiments.sweeping.definition import Run
-from experiments.sweeping.folder import Result, Unit
+from experiments.sweeping.folder import Folder, Result, Unit
 
 
 @pytree
@@ -38,7 +40,8 @@ class Swept:
 
 class Program(NamedTuple):
     """What is compiled for runs that are alike. first: values -> Swept; step: see above; generate: (params, values,
-    keys, label) -> images."""
+    keys, label) -> images.
+    """
 
     first: Callable
     step: Callable
@@ -57,7 +60,7 @@ def check(config: Any) -> None:
     checks.check_config(experiment(config), jax.local_device_count())
     if config.text.enabled:
         raise ValueError("config.text.enabled must be False in a sweep, got True")
-    judging.check(config.evaluation)
+    judging.check(config.evaluation, config.network.conditional)
 
 
 def alike(config: Any) -> str:
@@ -123,7 +126,9 @@ def _compile(run: training.Run, way: str) -> Program:
     return Program(make, parallel(step, run.mesh), generate)
 
 
-def run(unit: Unit, folder: Any, way: str, say: Callable) -> Iterator[tuple[Run, Result | BaseException]]:
+def run(
+    unit: Unit, folder: Folder, way: str, say: Callable[..., Progress]
+) -> Iterator[tuple[Run, Result | BaseException]]:
     """Trains the runs of a unit together and measures each.
 
     A unit that was interrupted goes on from its last checkpoint, with the runs that it began with.
@@ -132,7 +137,7 @@ def run(unit: Unit, folder: Any, way: str, say: Callable) -> Iterator[tuple[Run,
     program = _program(opened[0], alike(unit.runs[0].config), way)
     trained = _Training(program, unit, opened, way, folder.unit(unit))
     with contextlib.closing(trained):
-        failed = trained.go(say)
+        failed = trained.go(say("step", trained.steps))
     for place, one in enumerate(unit.runs):
         if (error := failed.get(place)) is not None:
             yield one, error
@@ -178,6 +183,11 @@ class _Training:
         for run, position in zip(self._runs, found.record["positions"], strict=True):
             run.data.set_state(position)
 
+    @property
+    def steps(self) -> int:
+        """How many there are."""
+        return self._settings.num_steps
+
     def swept(self, place: int) -> Swept:
         """What became of one run."""
         return self._swept if self._way == "loop" else jax.tree.map(lambda v: v[place], self._swept)
@@ -186,7 +196,7 @@ class _Training:
         """Waits for what is being written."""
         self._checkpoints.close()
 
-    def go(self, say: Callable) -> dict[int, NotFiniteError]:
+    def go(self, say: Progress) -> dict[int, NotFiniteError]:
         """Trains to the end; the runs whose loss was not finite, by their place. They stand still, the others go on."""
         settings, failed, waiting = self._settings, self._failed, []
         with contextlib.ExitStack() as stack:
@@ -202,7 +212,7 @@ class _Training:
                     self._read(waiting)
                 if step % settings.log_every == 0 or step == 1 or last:
                     self._log(step, logs)
-                    say(step, settings.num_steps)
+                    say.update(step, f"loss {self.last[0].get('loss', math.nan):.4f}")
                 if is_saved:
                     self._save(step)
                 if len(failed) == len(self._runs):
@@ -211,8 +221,10 @@ class _Training:
 
     def _batch(self):
         batches = [next(run.data) for run in self._runs]
-        return batches[0] if self._way == "loop" else jax.tree.map(
-            lambda *leaves: np.stack(leaves), *(batches[i] for i in self._members)
+        return (
+            batches[0]
+            if self._way == "loop"
+            else jax.tree.map(lambda *leaves: np.stack(leaves), *(batches[i] for i in self._members))
         )
 
     def _read(self, waiting):
@@ -245,15 +257,15 @@ class _Training:
 
 
 def _measure(program, one, opened, swept, last, folder):
-    settings, conditional = one.config.evaluation, one.config.network.conditional
-    judge = judging.judge(settings, opened.config.dataset, folder.path / "extractors")
-    label = judging.labels(settings, opened.dataset.num_classes if conditional else None)
-    keys = jax.random.split(jax.random.key(one.config.seed), settings.num)
-    drawn = judging.in_batches(
-        lambda keys, label: program.generate((swept.state.ema, swept.values), keys, label), settings, keys, label
-    )
-    measured = judge(drawn, label)
-    metrics = {"loss": last["loss"], **measured.metrics}
-    calls = float(one.config.sampling.num_steps)
-    judging.picture(folder.run(one) / "samples.png", drawn, opened.dataset.num_classes)
-    return Result(metrics, measured.floors, measured.conditions, {"calls": calls})
+    evaluation, config = one.config.evaluation, one.config
+    judge = judging.judge(evaluation, opened.config.dataset, folder.path / "extractors")
+    label = judging.labels(evaluation, opened.dataset.num_classes if config.network.conditional else None)
+    root, drawn = jax.random.key(config.seed), []
+    for index in judging.batches(evaluation):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(index))
+        drawn.append(program.generate((swept.state.ema, swept.values), keys, None if label is None else label[index]))
+    samples = np.concatenate(drawn)[: evaluation.num]
+    judging.picture(folder.run(one) / "samples.png", samples, opened.dataset.num_classes)
+    found = judge(samples, label)
+    cost = {"calls": float(config.sampling.num_steps)}
+    return Result({"loss": last["loss"], **found.metrics}, found.floors, found.conditions, cost)

@@ -137,9 +137,13 @@ class Worker:
         for run in todo.values():
             self._folder.begin(run, {**self._made_by, "way": self._way, "together": len(members)})
         start = time.monotonic()
-        progress = Progress(f"{members[0].id}" if len(members) == 1 else f"{len(members)} runs", 1)
+        which = members[0].id if len(members) == 1 else f"{len(members)} runs"
+
+        def say(name, total):
+            return Progress(f"{which} {name}", total, f"{name}s", silent=not sys.stdout.isatty())
+
         try:
-            for run, outcome in self._task.run(unit._replace(runs=members), self._folder, self._way, progress):
+            for run, outcome in self._task.run(unit._replace(runs=members), self._folder, self._way, say):
                 if todo.pop(run.id, None) is not None:
                     self._settle(run, outcome, (time.monotonic() - start) / len(members))
         except Exception as error:  # of the program: none of its runs can go on

@@ -1,7 +1,7 @@
 """Samplers on a Gaussian mixture with its exact denoiser: sampler x grid x calls x eta x seed, 1,080 points.
 
-    python -m experiments.sweep --sweep=experiments/sweeps/samplers_mixture.py --workdir=runs/samplers_mixture
-    python -m experiments.report runs/samplers_mixture
+python -m experiments.sweep --sweep=experiments/sweeps/samplers_mixture.py --workdir=runs/samplers_mixture
+python -m experiments.report runs/samplers_mixture
 """
 
 from experiments.sweeping import chain, product, seeds, settings

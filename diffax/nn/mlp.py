@@ -1,0 +1,87 @@
+"""A multilayer perceptron, for points in the plane and for the smallest images: the cheapest network there is.
+
+x is flattened, h = W x, and a block is, with (s, a) from the embedding e of time and class,
+
+    h <- h + W_2 silu(norm(W_1 silu(norm(h) (1 + a) + s)))
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from diffax import random
+from diffax.nn.checks import check_label
+from diffax.nn.layers import ZEROS, dropout, labels_or_null, sinusoidal
+from diffax.pytrees import check_count
+from diffax.typing import Array, Float, Key
+
+
+class MLP(nn.Module):
+    """A residual perceptron y = f(x, t, label) on all of x at once.
+
+    Attributes:
+      outputs: answers of x's shape, side by side in the last axis: 2 for a mean and a variance.
+      channels: width of the layers, a multiple of 4.
+      depth: number of blocks.
+      dropout_rate: dropout inside the blocks; active where a key is given.
+      num_classes: number of labels, or None; label `num_classes` is the null label, "no class given".
+      time_scale: what t is multiplied by before its sinusoidal embedding; 1000 for t in [0, 1].
+      dtype: what the network computes in; parameters and result stay float32.
+    """
+
+    outputs: int = 1
+    channels: int = 128
+    depth: int = 3
+    dropout_rate: float = 0.0
+    num_classes: int | None = None
+    time_scale: float = 1000.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch ..."], t: Any, label: Any = None, *, key: Key | None = None
+    ) -> Float[Array, "batch ..."]:
+        """y = f(x, t, label).
+
+        Args:
+          x: (B, ..., C).
+          t: () or (B,).
+          label: () or (B,) ints in [0, num_classes], None for the null label.
+          key: () or (B,), of dropout; None for none.
+
+        Returns:
+          (B, ..., C * outputs), float32.
+
+        Raises:
+          ValueError: for a label without classes or out of range, x without features, or sizes that are none.
+        """
+        check_count("depth", self.depth)
+        check_count("channels", self.channels, 4)
+        check_label(label, self.num_classes)
+        if x.ndim < 2:
+            raise ValueError(f"x must have shape (B, ..., C), got {x.shape}")
+        size = math.prod(x.shape[1:])
+        embedding = sinusoidal(jnp.broadcast_to(t, (len(x),)), self.channels, scale=self.time_scale)
+        if self.num_classes is not None:
+            table = nn.Embed(self.num_classes + 1, self.channels, name="classes")
+            embedding += table(labels_or_null(label, self.num_classes, len(x)))
+        embedding = nn.silu(nn.Dense(self.channels, dtype=self.dtype, name="embedding")(embedding))
+        h = nn.Dense(self.channels, dtype=self.dtype, name="first")(x.reshape(len(x), size))
+        for i in range(self.depth):
+            of_block = None if key is None else random.fold_in(key, i)
+            h += self._block(h, embedding, of_block, i)
+        h = nn.silu(nn.LayerNorm(dtype=self.dtype, name="norm")(h))
+        y = nn.Dense(size * self.outputs, kernel_init=ZEROS, dtype=self.dtype, name="last")(h)
+        return y.reshape(*x.shape[:-1], x.shape[-1] * self.outputs).astype(jnp.float32)
+
+    def _block(self, h, embedding, key, i):
+        def dense(features, name, **how):
+            return nn.Dense(features, dtype=self.dtype, name=f"block{i}_{name}", **how)
+
+        shift, scale = jnp.split(dense(2 * self.channels, "modulation", kernel_init=ZEROS)(embedding), 2, -1)
+        inner = nn.LayerNorm(dtype=self.dtype, name=f"block{i}_norm1")(h)
+        inner = dense(2 * self.channels, "dense1")(nn.silu(inner * (1 + scale) + shift))
+        inner = nn.silu(nn.LayerNorm(dtype=self.dtype, name=f"block{i}_norm2")(inner))
+        return dense(self.channels, "dense2")(dropout(key, inner, self.dropout_rate))
