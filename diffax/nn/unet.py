@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax.nn.attention import AttentionBlock, CrossAttentionBlock, Implementation
-from diffax.nn.checks import check_label, check_shapes, check_space, with_mask
+from diffax.nn.checks import check_label, check_levels, check_shapes, check_space, level_widths, with_mask
 from diffax.nn.layers import ZEROS, Downsample, ResBlock, Upsample, conv, group_norm, labels_or_null, sinusoidal
 from diffax.pytrees import check, check_count, choose
 from diffax.typing import Array, Float, Key
@@ -94,7 +94,7 @@ class UNet(nn.Module):
     @property
     def widths(self) -> list[int]:
         """The channels of each level."""
-        return [round(self.channels * multiplier) for multiplier in self.channel_multipliers]
+        return level_widths(self.channels, self.channel_multipliers)
 
     def _check_settings(self) -> None:
         for name in ("outputs", "channels", "num_heads", "transformer_depth"):
@@ -111,17 +111,10 @@ class UNet(nn.Module):
         choose("resample", self.resample, ("conv", "block"))
         if (self.attention == "cross") != (self.context_dim is not None):
             raise ValueError(f"context_dim must be given with attention = 'cross' alone, got {self.context_dim}")
-        if not self.channel_multipliers or min(self.widths) < 1:
-            raise ValueError(f"channel_multipliers must be numbers that give channels, got {self.channel_multipliers}")
-        bad = [i for i in self.attention_levels if not 0 <= i < len(self.channel_multipliers)]
-        if bad:
-            raise ValueError(f"attention_levels must lie below {len(self.channel_multipliers)}, got {bad[0]}")
 
     def _check_input(self, x: Any, label: Any, context: Any, context_mask: Any, vector: Any, image: Any) -> None:
         check_space(x)
-        levels = len(self.channel_multipliers)
-        if min(x.shape[1:-1]) * 2 <= 2 ** (levels - 1):
-            raise ValueError(f"channel_multipliers has {levels} levels, too many for x of shape {x.shape}")
+        check_levels(x, len(self.widths), self.attention_levels)
         check_label(label, self.num_classes)
         conditions = (("context", context, "context_dim"), ("vector", vector, "vector_dim"))
         for name, value, setting in (*conditions, ("image", image, "image_channels")):
