@@ -168,6 +168,28 @@ class UNet(nn.Module):
 
         return block
 
+    def _down(self, h: Any, block: Callable, residual: Callable) -> list[Array]:
+        """What the way up is given, in order: h, then what each block and each halving on the way down makes of it."""
+        skips = [h]
+        for level, width in enumerate(self.widths):
+            for _ in range(self.num_res_blocks):
+                skips.append(block(skips[-1], level))
+            if level < len(self.widths) - 1:
+                down = Downsample(self.dtype, self.pad_after) if self.resample == "conv" else None
+                skips.append(residual(skips[-1], width, "down") if down is None else down(skips[-1]))
+        return skips
+
+    def _up(self, h: Any, skips: list[Array], block: Callable, residual: Callable) -> Array:
+        """h at the size of x; takes the skips from their end."""
+        for level in reversed(range(len(self.widths))):
+            for _ in range(self.num_res_blocks + 1):
+                h = block(jnp.concatenate([h, skips.pop()], -1), level)
+            if level > 0:
+                space = skips[-1].shape[1:-1]
+                up = Upsample(self.dtype) if self.resample == "conv" else None
+                h = residual(h, self.widths[level], "up", space) if up is None else up(h, space)
+        return h
+
     @nn.compact
     def __call__(
         self,
@@ -213,30 +235,12 @@ class UNet(nn.Module):
             h = residual(h, self.widths[level])
             return self._attend(self.widths[level], context, context_mask)(h) if level in self.attention_levels else h
 
-        last = len(self.widths) - 1
         h = conv(self.widths[0], x.ndim - 2, self.dtype, name="conv_in")(x.astype(self.dtype))
-        skips = [h]
-        for level, width in enumerate(self.widths):
-            for _ in range(self.num_res_blocks):
-                h = block(h, level)
-                skips.append(h)
-            if level < last:
-                down = Downsample(self.dtype, self.pad_after) if self.resample == "conv" else None
-                h = residual(h, width, "down") if down is None else down(h)
-                skips.append(h)
-
-        h = residual(h, self.widths[last])
-        h = self._attend(self.widths[last], context, context_mask)(h) if self.middle_attention else h
-        h = residual(h, self.widths[last])
-
-        for level in reversed(range(len(self.widths))):
-            for _ in range(self.num_res_blocks + 1):
-                h = block(jnp.concatenate([h, skips.pop()], -1), level)
-            if level > 0:
-                space = skips[-1].shape[1:-1]
-                up = Upsample(self.dtype) if self.resample == "conv" else None
-                h = residual(h, self.widths[level], "up", space) if up is None else up(h, space)
-
+        skips = self._down(h, block, residual)
+        h = residual(skips[-1], self.widths[-1])
+        h = self._attend(self.widths[-1], context, context_mask)(h) if self.middle_attention else h
+        h = residual(h, self.widths[-1])
+        h = self._up(h, skips, block, residual)
         h = nn.silu(group_norm(h.shape[-1], self.dtype, groups=self.norm_groups, eps=self.norm_eps)(h))
         return conv(channels, x.ndim - 2, self.dtype, kernel_init=ZEROS, name="conv_out")(h).astype(jnp.float32)
 
