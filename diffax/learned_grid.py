@@ -90,6 +90,20 @@ def learn_grid(
     True
     """
     run = choose("ending", ending, ENDINGS)
+    _check(x, times, target, ending, learn_end, num_steps, floor)
+    times = as_float(times)
+    if target is None:
+        target = flow(schedule, denoise, x, times[0], 0.0 if ending == "sample" else times[-1], num_steps=200)
+
+    def loss(parameters):
+        grid = _grid(schedule, times, parameters, floor, learn_end)
+        return jnp.log(_mean_square(run(key, sampler, denoise, x, grid), target)), grid
+
+    parameters, losses = _descend(loss, _first(schedule, times, floor), num_steps, learning_rate)
+    return LearnedGrid(_grid(schedule, times, parameters, floor, learn_end), jnp.exp(losses / 2))
+
+
+def _check(x: Any, times: Any, target: Any, ending: str, learn_end: bool, num_steps: int, floor: Any) -> None:
     if ending == "integrate" and learn_end and target is None:
         raise ValueError("learn_end must be False for ending='integrate' without a target, got True")
     if jnp.ndim(times) != 1 or len(times) < 3:
@@ -101,16 +115,6 @@ def learn_grid(
         shapes = tuple(jax.tree.map(jnp.shape, v) for v in (x, target))
         raise ValueError(f"target must have the shape of x, {shapes[0]}, got {shapes[1]}")
     check("floor", floor, "in (0, 1)", lambda v: (v > 0) & (v < 1))
-    times = as_float(times)
-    if target is None:
-        target = flow(schedule, denoise, x, times[0], 0.0 if ending == "sample" else times[-1], num_steps=200)
-
-    def loss(parameters):
-        grid = _grid(schedule, times, parameters, floor, learn_end)
-        return jnp.log(_mean_square(run(key, sampler, denoise, x, grid), target)), grid
-
-    parameters, losses = _descend(loss, _first(schedule, times, floor), num_steps, learning_rate)
-    return LearnedGrid(_grid(schedule, times, parameters, floor, learn_end), jnp.exp(losses / 2))
 
 
 def _first(schedule: Schedule, times: Any, floor: Any) -> tuple[Any, Any]:

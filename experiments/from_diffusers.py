@@ -131,28 +131,39 @@ def steps(scheduler: Scheduler, num_steps: int, grid: str | None = None) -> tupl
     return build.GRIDS[grid](scheduler.schedule, num_steps), None
 
 
+def _tokens(context: Any, null: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of both branches, what `Pretrained.predict` takes; unequal lengths are padded to one, and masked."""
+    if context is None or null is None or len(context) == len(null):
+        return {"context": context, "mask": None}, {"context": null, "mask": None}
+    length = max(len(context), len(null))
+
+    def padded(tokens):
+        return {"context": np.pad(tokens, ((0, length - len(tokens)), (0, 0))), "mask": np.arange(length) < len(tokens)}
+
+    return padded(context), padded(null)
+
+
 def generator(
     found: Pretrained, sampling: Any, times: Any, last: float | None, context: Any = None, null_context: Any = None
 ) -> Callable:
     """`generate(params, keys, label) -> x0`, jitted, as `build.generator`'s; of a pipeline with an autoencoder latents.
 
     times, last: of `steps`. context, null_context: (m, E), the same for all samples. Guidance is against the latter,
-    or the null label.
+    or the null label, in one call of the network.
     """
     told: Any = found.scheduler
     schedule, kind, clip, (_, null) = told.schedule, told.kind, told.clip, labels(found)
+    tokens, null_tokens = _tokens(context, null_context)
 
     @jax.jit
     def generate(params, keys, label):
-        def of(label, context):
-            tokens = None if context is None else jnp.broadcast_to(context, (len(keys), *context.shape))
-            f = found._replace(params=params).predict(label, tokens)
-            return diffax.denoiser(lambda x, t: f(x, t)[..., : x.shape[-1]], schedule, kind)
+        def answer(x, t, condition):
+            f = found._replace(params=params).predict(**condition)
+            return diffax.denoiser(lambda x, t: f(x, t)[..., : x.shape[-1]], schedule, kind)(x, t)
 
-        denoise = of(label, context)
-        if sampling.guidance != 1:
-            unconditional = of(label if null is None else null, null_context)
-            denoise = diffax.classifier_free(denoise, unconditional, sampling.guidance)
+        condition = jax.tree.map(lambda v: jnp.broadcast_to(v, (len(keys), *v.shape)), tokens) | {"label": label}
+        unconditional = null_tokens | {"label": label if null is None else null}
+        denoise = diffax.classifier_free_batched(answer, condition, unconditional, sampling.guidance)
         if clip is not None:
             denoise = diffax.clip_static(denoise, -clip, clip)
         start, stepping = diffax.random.fold_in(keys, 0), diffax.random.fold_in(keys, 1)

@@ -18,8 +18,8 @@ Samples of a model in latents are decoded by the autoencoder it was trained with
 img2img: --init_image=FILE --noise_level=T noises a picture to time T in (0, 1) and samples on from there.
 
 --from_diffusers=DIR in place of --checkpoint: a folder that diffusers saved, with its schedule and, unless --grid says
-otherwise, its steps. --context=FILE.npy: (m, E) embeddings for a network that attends to them; --null_context=FILE.npy:
-those of the empty prompt, which --guidance is against.
+otherwise, its steps; --variant=fp16 reads the weights' files of that name. --context=FILE.npy: (m, E) embeddings for a
+network that attends to them; --null_context=FILE.npy: those of the empty prompt, which --guidance is against.
 """
 
 import functools

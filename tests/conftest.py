@@ -11,6 +11,8 @@ os.environ["XLA_FLAGS"] = (
     f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The workers of xdist share the cores, and each would take all of them for the metrics' linear algebra on the host.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # What takes over a second to compile is shared by the workers and by the entrypoints they start.
     _cache = tempfile.TemporaryDirectory()

@@ -10,6 +10,7 @@ import pytest
 from test_experiments import call
 from test_interop import FOLDERS
 
+import diffax
 from diffax.nn.interop import folder
 from experiments import from_diffusers
 from experiments.configs import default
@@ -97,11 +98,11 @@ def check(shard, expected):
 
 @pytest.fixture(scope="module")
 def stable(tmp_path_factory):
-    """(a folder as Stable Diffusion's, context, null context): 3 tokens each, of width 6."""
+    """(a folder as Stable Diffusion's, context, null context): 3 tokens and 2, of width 6."""
     place = tmp_path_factory.mktemp("stable")
     pipeline(place / "pipeline", LATENTS, {"scaling_factor": 0.7, "shift_factor": 0.3}, unet="unet_sd")
     rng = np.random.default_rng(0)
-    tokens = rng.standard_normal((3, 6), np.float32), rng.standard_normal((3, 6), np.float32)
+    tokens = rng.standard_normal((3, 6), np.float32), rng.standard_normal((2, 6), np.float32)
     for name, value in zip(("context", "null"), tokens, strict=True):
         np.save(place / f"{name}.npy", value)
     return place, *tokens
@@ -239,6 +240,49 @@ def test_bad_conditions(parts, files, changes, message, tmp_path):
     paths = [name and str(tmp_path / f"{name}.npy") for name in files]
     with pytest.raises(ValueError, match=message):
         from_diffusers.contexts(found, sampling(**changes), *paths)
+
+
+@pytest.mark.parametrize(
+    ("parts", "lengths"),
+    [
+        ({"unet": "unet_sd"}, (2, 3)),
+        pytest.param({"unet": "unet_sd"}, (3, 3), marks=pytest.mark.slow),
+        ({"transformer": "dit_latent"}, None),
+    ],
+)
+def test_guidance_calls_the_network_once_a_step(parts, lengths, tmp_path, monkeypatch):
+    """Beside a call for each branch: of contexts of these lengths, or of a label for each example."""
+    found, _ = from_diffusers.open_model(pipeline(tmp_path, CLASSES, **parts))
+    rng, schedule, times = np.random.default_rng(1), found.scheduler.schedule, diffax.times.uniform(STEPS)
+    label, null = (jnp.array([4, 0]), 5) if lengths is None else (None, None)
+    tokens = [rng.standard_normal((m, 6), np.float32) for m in lengths or ()] or [None, None]
+    keys = jax.random.split(jax.random.key(SEED), 2)
+
+    @jax.jit
+    def by_two_calls(keys):
+        def of(label, context):
+            f = found.predict(label, None if context is None else jnp.broadcast_to(context, (2, *context.shape)))
+            return diffax.denoiser(lambda x, t: f(x, t)[..., : x.shape[-1]], schedule, found.scheduler.kind)
+
+        denoise = diffax.classifier_free(of(label, tokens[0]), of(null, tokens[1]), 3.0)
+        start, steps = diffax.random.fold_in(keys, 0), diffax.random.fold_in(keys, 1)
+        x = diffax.initial_noise(start, schedule, (2, *found.shape), times[0])
+        return diffax.sample(steps, diffax.ddim(schedule), denoise, x, times)
+
+    expected, predict, calls = by_two_calls(keys), type(found).predict, []
+
+    def counted(self, **condition):
+        def f(x, t):
+            jax.debug.callback(lambda: calls.append(len(x)))
+            return predict(self, **condition)(x, t)
+
+        return f
+
+    monkeypatch.setattr(type(found), "predict", counted)
+    generate = from_diffusers.generator(found, sampling(guidance=3.0), times, None, *tokens)
+    np.testing.assert_allclose(generate(found.params, keys, label), expected, rtol=1e-4, atol=1e-5)
+    jax.effects_barrier()
+    assert calls == [4] * STEPS
 
 
 def test_without_guidance_no_null_context_is_needed(stable):

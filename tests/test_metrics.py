@@ -10,6 +10,8 @@ import pytest
 from diffax import metrics
 from diffax.metrics import frechet_distance, sets
 
+pytestmark = pytest.mark.newest
+
 RNG = np.random.default_rng(0)
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from diffax.metrics import psnr, ssim
 
+pytestmark = pytest.mark.newest
+
 ROW, COLUMN = np.mgrid[:24, :17]
 TRUTH = np.stack([np.sin(0.5 * ROW + 0.2 * COLUMN), np.cos(0.03 * ROW * COLUMN)], -1)
 NEAR = 0.8 * TRUTH + 0.1 * np.sin(2.0 * ROW - 1.3 * COLUMN)[..., None] + 0.05

@@ -8,6 +8,8 @@ import pytest
 
 from diffax.metrics import sets, sinkhorn_divergence, sliced_wasserstein
 
+pytestmark = pytest.mark.newest
+
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
 

@@ -21,6 +21,23 @@ def check_label(label: Any, num_classes: int | None) -> None:
         check("label", label, f"in [0, {num_classes}]", lambda v: (v >= 0) & (v <= num_classes))
 
 
+def level_widths(channels: int, multipliers: tuple[int | float, ...]) -> list[int]:
+    """The channels of each level of a U-Net; `ValueError` for multipliers that give none."""
+    widths = [round(channels * multiplier) for multiplier in multipliers]
+    if not widths or min(widths) < 1:
+        raise ValueError(f"channel_multipliers must be numbers that give channels, got {multipliers}")
+    return widths
+
+
+def check_levels(x: Any, levels: int, attention_levels: tuple[int, ...]) -> None:
+    """Raises `ValueError` where x is too small for so many levels, or attention is at a level that is none of them."""
+    if min(x.shape[1:-1]) * 2 <= 2 ** (levels - 1):
+        raise ValueError(f"channel_multipliers has {levels} levels, too many for x of shape {x.shape}")
+    for level in attention_levels:
+        if not 0 <= level < levels:
+            raise ValueError(f"attention_levels must lie below {levels}, got {level}")
+
+
 def check_shapes(wanted: dict[str, tuple[Any, tuple[int | None, ...]]]) -> None:
     """Raises `ValueError` for a value that is given and not of its shape: {name: (value, shape)}, None for any size."""
     for name, (value, shape) in wanted.items():

@@ -40,8 +40,7 @@ class DiT(nn.Module):
     """A transformer y = f(x, t, label, ...) on the patches of x.
 
     Attributes:
-      out_channels: channels of y; None for those of x, times `outputs`.
-      outputs: answers of x's shape, side by side in the channels: 2 for a mean and a variance.
+      out_channels, outputs, vector_dim, num_classes, remat, implementation, dtype: as of `UNet`.
       patch_size: places of a token along each axis, an int or one for each axis; each size of x is a multiple of it.
         None for a set of points x (B, n, C): no patches, no positions, and the result moves with the points.
       channels: width of the tokens.
@@ -54,18 +53,12 @@ class DiT(nn.Module):
         other sizes; None to go on counting.
       cross_attention: each block also attends to a context (text), between its two halves (Chen et al. 2023).
       context_dim: width of the context's tokens, for calls without one; None where there always is a context.
-      vector_dim: size of a continuous condition, or None.
       attention_bias: whether the maps to queries, keys and values have one.
       norm_eps: of the norm before the feed-forward net; the others have 1e-6.
       embed_each_block: whether each block has an embedding of time and class of its own; the last layer uses the first.
       dropout_rate: dropout in the feed-forward net; active where a key is given.
-      num_classes: number of labels, or None; label `num_classes` is the null label, "no class given".
       time_scale: what t is multiplied by before its sinusoidal embedding; 1000 for t in [0, 1].
       time_shift: see `sinusoidal`.
-      remat: compute the activations of a block again on the way back, rather than keep them: less memory, about a
-        third more work (Chen et al. 2016). The parameters are the same.
-      implementation: of attention, see `attend`.
-      dtype: what the network computes in; parameters and result stay float32.
     """
 
     out_channels: int | None = None

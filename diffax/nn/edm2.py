@@ -32,7 +32,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax.nn.attention import Implementation, attend, split_heads
-from diffax.nn.checks import check_label, check_space
+from diffax.nn.checks import check_label, check_levels, check_space, level_widths
 from diffax.nn.layers import ZEROS, double, dropout, halve, labels_or_null
 from diffax.pytrees import check, check_count, safe_sqrt
 from diffax.typing import Array, Float, Key
@@ -187,7 +187,7 @@ class EDM2(nn.Module):
     @property
     def widths(self) -> list[int]:
         """The channels of each level."""
-        return [round(self.channels * multiplier) for multiplier in self.channel_multipliers]
+        return level_widths(self.channels, self.channel_multipliers)
 
     def _check(self, x: Any, label: Any) -> None:
         for name in ("outputs", "channels", "head_channels"):
@@ -199,14 +199,8 @@ class EDM2(nn.Module):
         check("dropout_rate", self.dropout_rate, "in [0, 1)", lambda v: (v >= 0) & (v < 1))
         check_space(x)
         check_label(label, self.num_classes)
-        if not self.channel_multipliers or min(self.widths) < 1:
-            raise ValueError(f"channel_multipliers must be numbers that give channels, got {self.channel_multipliers}")
-        levels = len(self.widths)
-        if min(x.shape[1:-1]) * 2 <= 2 ** (levels - 1):
-            raise ValueError(f"channel_multipliers has {levels} levels, too many for x of shape {x.shape}")
-        for level in (*self.attention_levels, levels - 1):
-            if not 0 <= level < levels:
-                raise ValueError(f"attention_levels must lie below {levels}, got {level}")
+        check_levels(x, len(self.widths), self.attention_levels)
+        for level in (*self.attention_levels, -1):
             width, head = self.widths[level], self.head_channels
             if width % head:
                 raise ValueError(f"head_channels must divide the {width} channels, got {head}")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax.nn.attention import AttentionBlock, CrossAttentionBlock, Implementation
-from diffax.nn.checks import check_label, check_shapes, check_space, with_mask
+from diffax.nn.checks import check_label, check_levels, check_shapes, check_space, level_widths, with_mask
 from diffax.nn.layers import ZEROS, Downsample, ResBlock, Upsample, conv, group_norm, labels_or_null, sinusoidal
 from diffax.pytrees import check, check_count, choose
 from diffax.typing import Array, Float, Key
@@ -94,7 +94,7 @@ class UNet(nn.Module):
     @property
     def widths(self) -> list[int]:
         """The channels of each level."""
-        return [round(self.channels * multiplier) for multiplier in self.channel_multipliers]
+        return level_widths(self.channels, self.channel_multipliers)
 
     def _check_settings(self) -> None:
         for name in ("outputs", "channels", "num_heads", "transformer_depth"):
@@ -111,17 +111,10 @@ class UNet(nn.Module):
         choose("resample", self.resample, ("conv", "block"))
         if (self.attention == "cross") != (self.context_dim is not None):
             raise ValueError(f"context_dim must be given with attention = 'cross' alone, got {self.context_dim}")
-        if not self.channel_multipliers or min(self.widths) < 1:
-            raise ValueError(f"channel_multipliers must be numbers that give channels, got {self.channel_multipliers}")
-        bad = [i for i in self.attention_levels if not 0 <= i < len(self.channel_multipliers)]
-        if bad:
-            raise ValueError(f"attention_levels must lie below {len(self.channel_multipliers)}, got {bad[0]}")
 
     def _check_input(self, x: Any, label: Any, context: Any, context_mask: Any, vector: Any, image: Any) -> None:
         check_space(x)
-        levels = len(self.channel_multipliers)
-        if min(x.shape[1:-1]) * 2 <= 2 ** (levels - 1):
-            raise ValueError(f"channel_multipliers has {levels} levels, too many for x of shape {x.shape}")
+        check_levels(x, len(self.widths), self.attention_levels)
         check_label(label, self.num_classes)
         conditions = (("context", context, "context_dim"), ("vector", vector, "vector_dim"))
         for name, value, setting in (*conditions, ("image", image, "image_channels")):
@@ -175,6 +168,28 @@ class UNet(nn.Module):
 
         return block
 
+    def _down(self, h: Any, block: Callable, residual: Callable) -> list[Array]:
+        """What the way up is given, in order: h, then what each block and each halving on the way down makes of it."""
+        skips = [h]
+        for level, width in enumerate(self.widths):
+            for _ in range(self.num_res_blocks):
+                skips.append(block(skips[-1], level))
+            if level < len(self.widths) - 1:
+                down = Downsample(self.dtype, self.pad_after) if self.resample == "conv" else None
+                skips.append(residual(skips[-1], width, "down") if down is None else down(skips[-1]))
+        return skips
+
+    def _up(self, h: Any, skips: list[Array], block: Callable, residual: Callable) -> Array:
+        """h at the size of x; takes the skips from their end."""
+        for level in reversed(range(len(self.widths))):
+            for _ in range(self.num_res_blocks + 1):
+                h = block(jnp.concatenate([h, skips.pop()], -1), level)
+            if level > 0:
+                space = skips[-1].shape[1:-1]
+                up = Upsample(self.dtype) if self.resample == "conv" else None
+                h = residual(h, self.widths[level], "up", space) if up is None else up(h, space)
+        return h
+
     @nn.compact
     def __call__(
         self,
@@ -220,30 +235,12 @@ class UNet(nn.Module):
             h = residual(h, self.widths[level])
             return self._attend(self.widths[level], context, context_mask)(h) if level in self.attention_levels else h
 
-        last = len(self.widths) - 1
         h = conv(self.widths[0], x.ndim - 2, self.dtype, name="conv_in")(x.astype(self.dtype))
-        skips = [h]
-        for level, width in enumerate(self.widths):
-            for _ in range(self.num_res_blocks):
-                h = block(h, level)
-                skips.append(h)
-            if level < last:
-                down = Downsample(self.dtype, self.pad_after) if self.resample == "conv" else None
-                h = residual(h, width, "down") if down is None else down(h)
-                skips.append(h)
-
-        h = residual(h, self.widths[last])
-        h = self._attend(self.widths[last], context, context_mask)(h) if self.middle_attention else h
-        h = residual(h, self.widths[last])
-
-        for level in reversed(range(len(self.widths))):
-            for _ in range(self.num_res_blocks + 1):
-                h = block(jnp.concatenate([h, skips.pop()], -1), level)
-            if level > 0:
-                space = skips[-1].shape[1:-1]
-                up = Upsample(self.dtype) if self.resample == "conv" else None
-                h = residual(h, self.widths[level], "up", space) if up is None else up(h, space)
-
+        skips = self._down(h, block, residual)
+        h = residual(skips[-1], self.widths[-1])
+        h = self._attend(self.widths[-1], context, context_mask)(h) if self.middle_attention else h
+        h = residual(h, self.widths[-1])
+        h = self._up(h, skips, block, residual)
         h = nn.silu(group_norm(h.shape[-1], self.dtype, groups=self.norm_groups, eps=self.norm_eps)(h))
         return conv(channels, x.ndim - 2, self.dtype, kernel_init=ZEROS, name="conv_out")(h).astype(jnp.float32)
 

@@ -147,6 +147,17 @@ def corrector(method: Method, y: Any, state: History) -> list:
     return weights
 
 
+def _check_noise(form, eta, noise_scale):
+    """Whether there may be noise; `ValueError` for settings of it that fit no method."""
+    noisy = callable(eta) or not (isinstance(eta, (int, float)) and eta == 0)
+    if noisy and form != "x0":
+        raise ValueError(f"eta must be 0 in form {form}, got {eta}")
+    check("noise_scale", noise_scale, ">= 0", lambda v: v >= 0)
+    if not callable(eta):
+        check("eta", eta, ">= 0", lambda v: v >= 0)
+    return noisy
+
+
 def _close(y, form):
     """What may be round-off in a node y: a step that short is no base for a divided difference."""
     return 64 * jnp.finfo(jnp.result_type(y)).eps * jnp.maximum(jnp.abs(y), form.scale)
@@ -191,12 +202,7 @@ def adams(
         raise ValueError(f"corrected must be True, False or 'start', got {corrected!r}")
     method = Method(form_of(form, FORM_NAMES), check_order(order, 4), choose("rule", rule, RULES), corrected)
     length = order if corrected else order - 1
-    noisy = callable(eta) or not (isinstance(eta, (int, float)) and eta == 0)
-    if noisy and form != "x0":
-        raise ValueError(f"eta must be 0 in form {form}, got {eta}")
-    check("noise_scale", noise_scale, ">= 0", lambda v: v >= 0)
-    if not callable(eta):
-        check("eta", eta, ">= 0", lambda v: v >= 0)
+    noisy = _check_noise(form, eta, noise_scale)
 
     def node(t):
         return method.form.node(t, schedule(t))

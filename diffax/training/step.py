@@ -53,25 +53,17 @@ def train_step(
         losses, seen = (loss(params, batch, keys), ()) if remember is None else loss(params, batch, keys, memory)
         return jnp.mean(losses), seen
 
-    def gradient(params, batch, keys, memory):
-        return jax.value_and_grad(mean_loss, has_aux=True)(params, batch, keys, memory)
+    gradient = in_parts(jax.value_and_grad(mean_loss, has_aux=True), accumulate)
 
     def step(state: TrainState, batch: Any, *, axis_name: str | None = None) -> tuple[TrainState, Any]:
         step_key = jax.random.fold_in(state.key, state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, batch["index"])
-        (value, seen), grads = in_parts(gradient, accumulate)(state.params, batch, keys, state.memory)
+        (value, seen), grads = gradient(state.params, batch, keys, state.memory)
         if axis_name is not None:
             value, grads = jax.lax.pmean((value, grads), axis_name)
             seen = jax.lax.all_gather(seen, axis_name, tiled=True)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-        new = {
-            "params": params,
-            "ema": jax.tree.map(lambda e, p: e + ((1 - decay) * (p - e)).astype(e.dtype), state.ema, params),
-            "opt_state": opt_state,
-            "memory": state.memory if remember is None else remember(state.memory, seen),
-        }
+        new = _moved(optimizer, ema_decay, state, grads)
+        new["memory"] = state.memory if remember is None else remember(state.memory, seen)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         # A choice on the device: nobody waits for the host to decide.
@@ -80,6 +72,15 @@ def train_step(
         return dataclasses.replace(state, step=state.step + 1, **new), metrics
 
     return step
+
+
+def _moved(optimizer: Any, ema_decay: Any, state: TrainState, grads: Any) -> dict[str, Any]:
+    """The parameters, their average and the optimiser's state after a step along the gradient."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+    ema = jax.tree.map(lambda e, p: e + ((1 - decay) * (p - e)).astype(e.dtype), state.ema, params)
+    return {"params": params, "ema": ema, "opt_state": opt_state}
 
 
 def in_parts(gradient: Callable, count: int) -> Callable:

@@ -11,7 +11,21 @@ from typing import Any
 
 from diffax.nn.autoencoder import Autoencoder
 from diffax.nn.interop import fields
-from diffax.nn.interop.fields import COUNT, COUNTS, FLAG, NUMBER, POSITIVE, SIZE, Field, Rule, many, one_of, or_none
+from diffax.nn.interop.fields import (
+    COUNT,
+    COUNTS,
+    FLAG,
+    NORM_GROUPS,
+    NUMBER,
+    POSITIVE,
+    SIZE,
+    Field,
+    Rule,
+    counted,
+    many,
+    one_of,
+    or_none,
+)
 from diffax.nn.interop.weights import Link
 
 FIELDS: dict[str, Field] = {
@@ -35,29 +49,15 @@ FIELDS: dict[str, Field] = {
     "shift_factor": Field(or_none(NUMBER), None),
     "force_upcast": Field(or_none(FLAG), True),
 }
-
-
-def _counted(name):
-    return Rule(
-        (name, "block_out_channels"),
-        lambda types, widths: len(types) == len(widths),
-        lambda types, widths: f"{name} must have {len(widths)} entries as block_out_channels, got {list(types)}",
-    )
-
-
 RULES = (
-    _counted("down_block_types"),
-    _counted("up_block_types"),
+    counted("down_block_types", "block_out_channels"),
+    counted("up_block_types", "block_out_channels"),
     Rule(
         ("out_channels", "in_channels"),
         lambda out, channels: out == channels,
         lambda out, channels: f"out_channels must be in_channels = {channels}, got {out}",
     ),
-    Rule(
-        ("block_out_channels", "norm_num_groups"),
-        lambda widths, groups: all(width % groups == 0 for width in widths),
-        lambda widths, groups: f"norm_num_groups must divide the block_out_channels {list(widths)}, got {groups}",
-    ),
+    NORM_GROUPS,
 )
 
 

@@ -77,6 +77,11 @@ SIZE = Kind(
     "an int >= 1, two such or None",
     or_none(Kind("", lambda v: COUNT.holds(v) or (COUNTS.holds(v) and len(v) == 2))).holds,
 )
+NORM_GROUPS = Rule(
+    ("block_out_channels", "norm_num_groups"),
+    lambda widths, groups: all(width % groups == 0 for width in widths),
+    lambda widths, groups: f"norm_num_groups must divide the block_out_channels {list(widths)}, got {groups}",
+)
 
 
 def read(
@@ -135,6 +140,15 @@ def single(value: Any) -> Any:
 def same(name: str) -> Rule:
     """A list must say one thing."""
     return Rule((name,), equal, lambda v: f"{name} must be one number, got {list(v)}")
+
+
+def counted(name: str, like: str) -> Rule:
+    """A list must be as long as another."""
+    return Rule(
+        (name, like),
+        lambda value, other: len(value) == len(other),
+        lambda value, other: f"{name} must have {len(other)} entries as {like}, got {list(value)}",
+    )
 
 
 def _short(value):

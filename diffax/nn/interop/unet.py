@@ -10,6 +10,7 @@ from diffax.nn.interop.fields import (
     COUNT,
     COUNTS,
     FLAG,
+    NORM_GROUPS,
     POSITIVE,
     SIZE,
     TEXT,
@@ -17,6 +18,7 @@ from diffax.nn.interop.fields import (
     WHOLE,
     Field,
     Rule,
+    counted,
     equal,
     many,
     number,
@@ -109,18 +111,8 @@ RULES = (
         lambda up, down: list(up) == _mirrored(down),
         lambda up, down: f"up_block_types must mirror down_block_types, got {', '.join(up)}",
     ),
-    Rule(
-        ("block_out_channels", "down_block_types"),
-        lambda widths, down: len(widths) == len(down),
-        lambda widths, down: (
-            f"block_out_channels must have {len(down)} entries as down_block_types, got {list(widths)}"
-        ),
-    ),
-    Rule(
-        ("block_out_channels", "norm_num_groups"),
-        lambda widths, groups: all(width % groups == 0 for width in widths),
-        lambda widths, groups: f"norm_num_groups must divide the block_out_channels {list(widths)}, got {groups}",
-    ),
+    counted("block_out_channels", "down_block_types"),
+    NORM_GROUPS,
     same("layers_per_block"),
 )
 OF_PLAIN = (
