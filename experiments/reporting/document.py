@@ -63,8 +63,8 @@ def legend(sweep: Sweep, metrics: Sequence[str], *, by: bool = False) -> str:
     if not differing and any(rule(m) is not None for m in metrics) and sum(bool(s.done) for s in settings) > 1:
         notes.append(
             f"**Bold**: the best mean{' of a column' if by else ''}. *Italics*: not distinguishable from it (0 lies in "
-            f"the {PERCENT} interval of the differences over equal seeds; where fewer than {FEWEST} are equal, the intervals "
-            "overlap). Not corrected for the number of comparisons."
+            f"the {PERCENT} interval of the differences over equal seeds; where fewer than {FEWEST} are equal, the "
+            "intervals overlap). Not corrected for the number of comparisons."
         )
         if few:
             notes.append(

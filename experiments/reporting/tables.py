@@ -102,7 +102,10 @@ def flat(sweep: Sweep, metrics: Sequence[str]) -> Grid:
 
 
 def pivot(sweep: Sweep, metric: str, by: str) -> Grid:
-    """One metric: the values of the key `by` in the columns, what else varies in the rows; the best of each column."""
+    """One metric: the values of the key `by` in the columns, what else varies in the rows.
+
+    The best of each column is marked; where there is one row, the best of it.
+    """
     settings, done = summary.settings_of(sweep), sweep.having("done")
     keys = [key for key in summary.varying(sweep.runs, summary.keys_of(sweep)) if key != by]
     of = {summary.identity(s.overrides, [*keys, by]): s for s in settings}
@@ -114,15 +117,14 @@ def pivot(sweep: Sweep, metric: str, by: str) -> Grid:
     ]
     _, differing = summary.conditions_of(done)
     empty = Setting({}, [], {}, False)
-    marked = [
-        summary.marks_of([setting or empty for setting in column], metric, differing)
-        for column in zip(*found, strict=True)
-    ]
+    among = found if len(rows) == 1 else list(zip(*found, strict=True))  # a single row is compared along it
+    marked = [summary.marks_of([setting or empty for setting in line], metric, differing) for line in among]
+    marked = marked if len(rows) == 1 else [list(line) for line in zip(*marked, strict=True)]
     most = max(len(setting.done) for setting in settings)
     lines = [
         [
             *_names(row, keys),
-            *(cell(s.estimate(metric), marked[j][i], most) if s else "" for j, s in enumerate(found[i])),
+            *(cell(s.estimate(metric), marked[i][j], most) if s else "" for j, s in enumerate(found[i])),
         ]
         for i, row in enumerate(rows)
     ]
