@@ -62,6 +62,7 @@ def report(folder: Path) -> list[Sweep]:
     write(folder / "report.csv", tables.csv_text(sweep))
     write_json(folder / "report.json", summary.summarise(sweep))
     print(document.report(sweep, metrics, grids, [], TOP.value if len(grids[0].lines) > LONG else None))
+    print(document.origin(sweep))
     print(f"{folder}: report.md, report.csv, report.json{''.join(f', {name}.png' for name in drawn)}")
     return [sweep]
 
@@ -72,9 +73,10 @@ def compared(first: Path, second: Path) -> list[Sweep]:
         a, b = read_sweep(first), read_sweep(second)
         check_writable(first, "DIR")
         pairs = compare.pair(a, b)
-        shared = [name for name in summary.chosen_metrics([], a) if name in summary.chosen_metrics([], b)]
-        if METRICS.value:
-            shared = [m for sweep in (a, b) for m in summary.chosen_metrics(METRICS.value, sweep)][: len(METRICS.value)]
+        if BY.value is not None:
+            raise ValueError(f"by must not be given with two sweeps, got {BY.value!r}")
+        of_a, of_b = (summary.chosen_metrics(METRICS.value, sweep) for sweep in (a, b))
+        shared = [metric for metric in of_a if metric in of_b]
     found = compare.changes(pairs, shared)
     name = f"comparison_{second.name}"
     content = compare.comparison(a, b, pairs, found)

@@ -267,10 +267,10 @@ def test_failed_and_missing_runs_are_listed(tmp_path):
     (tmp_path / "runs" / ("f" * 12)).mkdir()
     found = shown(tmp_path)
     assert "6 of 9 runs are done, 1 failed, 1 begun, 1 not begun." in found
-    assert f"## Failed\n\n- {ids[0]} (prediction=eps, num_steps=100, seed=0): loss is not finite" in found
-    assert f"## Not begun\n\n- {ids[1]}" in found
-    assert f"running, or killed)\n\n- {ids[2]}" in found
-    assert f"left out\n\n- {'f' * 12}" in found
+    assert f"## Failed: 1\n\n- {ids[0]} (prediction=eps, num_steps=100, seed=0): loss is not finite" in found
+    assert f"## Not begun: 1\n\n- {ids[1]}" in found
+    assert f"running, or killed): 1\n\n- {ids[2]}" in found
+    assert f"left out: 1\n\n- {'f' * 12}" in found
     assert cells(found)[2] == ["eps", "-", "-", "-", "0 of 3"]
 
 
@@ -325,14 +325,18 @@ def test_two_pairs_make_no_interval(tmp_path):
 
 def test_what_the_sweeps_differ_in_does_not_part_the_pairs_but_seeds_do(tmp_path):
     more = {"config.ema": 0.99}
-    pairs, found, text = changes(tmp_path, known(), known(shift=1.0, **more))
+    pairs, found, text = changes(tmp_path, known(), known(shift=1.0, **more), base={"ema": 0.9, "lr": 0.1, "seed": 7})
     assert [c.change.n for c in found] == [3, 3, 3]
-    assert pairs.between == {"config.ema": (None, 0.99)}
-    assert "`config.ema`: A -, B 0.99" in text
+    assert pairs.between == {"config.ema": (0.9, 0.99)}
+    assert "`config.ema`: A 0.9, B 0.99" in text
     a, b = read_sweep(tmp_path / "a"), read_sweep(tmp_path / "b")
     one = [run for run in a.runs if run.overrides["config.seed"] == 0]
     two = [run for run in b.runs if run.overrides["config.seed"] == 1]
     assert compare.pair(a._replace(runs=one), b._replace(runs=two)).settings == []
+    assert compare.pair(a, b._replace(base={"lr": 0.2, "seed": 8})).between == {
+        "config.ema": (0.9, 0.99),
+        "lr": (0.1, 0.2),
+    }
 
 
 def test_pairs_under_different_conditions_are_said_loudly(tmp_path):
@@ -358,8 +362,8 @@ def test_curves_are_means_over_the_seeds(tmp_path):
     for i, run in enumerate(runs):
         lines = [json.dumps({"step": step, "loss": step + i, "bad": float("nan")}) for step in (10, 20, 20)]
         (run.folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 30, "lo']))
-    assert read_curve(runs[1]) == ({10: {"loss": 11.0}, 20: {"loss": 21.0}}, 1)
-    steps, mean, low, high = plots.mean_curve(runs, "loss")
+    assert read_curve(runs[1]) == {10: {"loss": 11.0}, 20: {"loss": 21.0}}
+    steps, mean, low, high = plots.mean_curve([read_curve(run) for run in runs], "loss")
     assert [list(v) for v in (steps, mean, low, high)] == [[10, 20], [11, 21], [10, 20], [12, 22]]
     assert plots.draw(read_sweep(tmp_path), ["fd"]) == ["curves", "pareto_seconds"]
 

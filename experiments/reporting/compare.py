@@ -5,11 +5,11 @@ Keys with one value in A and one in B pair whatever these are, for they are what
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.reporting import summary
-from experiments.reporting.document import difference
+from experiments.reporting.document import MOST, difference
 from experiments.reporting.reading import Run, Sweep, lookup
 from experiments.reporting.statistics import FEWEST, PERCENT, Estimate, cost, estimate, rule
 from experiments.reporting.summary import identity, text
@@ -31,11 +31,7 @@ def pair(a: Sweep, b: Sweep) -> Pairs:
     seeds = [key for key in keys if key in a.seed_keys or key in b.seed_keys]
     full = [_resolved(sweep, keys) for sweep in (a, b)]
     joint = [key for key in keys if key in seeds or any(summary.varying(runs, [key]) for runs in full)]
-    between = {
-        key: (full[0][0].overrides[key], full[1][0].overrides[key])
-        for key in keys
-        if key not in joint and len({identity(runs[0].overrides, [key]) for runs in full}) > 1
-    }
+    between = _between(a, b, [key for key in keys if key not in joint], full)
     first, second = ({identity(run.overrides, joint): run for run in runs if run.state == "done"} for runs in full)
     rows = [key for key in joint if key not in seeds]
     settings: dict[str, tuple[dict[str, Any], list[tuple[Run, Run]]]] = {}
@@ -48,6 +44,23 @@ def pair(a: Sweep, b: Sweep) -> Pairs:
         [run for who, run in second.items() if who not in first],
     )
     return Pairs(rows, list(settings.values()), alone, between)
+
+
+def _between(a: Sweep, b: Sweep, constant: Sequence[str], full: Sequence[list[Run]]) -> dict[str, tuple[Any, Any]]:
+    """What the sweeps differ in: among keys with one value on each side, and in what neither overrides."""
+    found = {key: (full[0][0].overrides[key], full[1][0].overrides[key]) for key in constant}
+    overridden = {f".{key}" for sweep in (a, b) for run in sweep.runs for key in run.overrides}
+    bases = _flat(a.base), _flat(b.base)
+    for name in dict.fromkeys([*bases[0], *bases[1]]):
+        if not any(key.endswith(f".{name}") for key in overridden):
+            found[name] = bases[0].get(name), bases[1].get(name)
+    return {key: (x, y) for key, (x, y) in found.items() if identity({"": x}, [""]) != identity({"": y}, [""])}
+
+
+def _flat(base: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(base, Mapping):
+        return {k: v for key, inner in base.items() for k, v in _flat(inner, f"{path}.{key}").items()}
+    return {path[1:]: base}
 
 
 def _resolved(sweep: Sweep, keys: Sequence[str]) -> list[Run]:
@@ -105,7 +118,7 @@ def comparison(a: Sweep, b: Sweep, pairs: Pairs, found: Sequence[Change]) -> str
         parts.append(difference(differing).replace(": no best is marked", ": differences may be theirs"))
     if pairs.between:
         lines = [f"`{key}`: A {text(x)}, B {text(y)}" for key, (x, y) in pairs.between.items()]
-        parts.append(f"What the sweeps differ in:\n\n{listed(lines)}")
+        parts.append(f"What the sweeps differ in:\n\n{listed(lines, MOST)}")
     names = summary.labels(pairs.keys)
     head = [*(names[key] for key in pairs.keys), "metric", "A", "B", "B - A", "", "n"]
     lines_of = [
@@ -126,11 +139,13 @@ def comparison(a: Sweep, b: Sweep, pairs: Pairs, found: Sequence[Change]) -> str
         parts.append("No metric of any pair to compare.\n")
     for letter, alone in zip("AB", pairs.alone, strict=True):
         if alone:
-            parts.append(f"## Done in {letter} alone: {len(alone)} runs\n\n{listed([named(run) for run in alone])}")
+            parts.append(
+                f"## Done in {letter} alone: {len(alone)} runs\n\n{listed([named(run) for run in alone], MOST)}"
+            )
     for letter, sweep in (("A", a), ("B", b)):
         if rest := [run for run in sweep.runs if run.state != "done"]:
             lines = [f"{named(run)}: {run.state}{f', {run.error}' if run.error else ''}" for run in rest]
-            parts.append(f"## Not done in {letter}: {len(rest)} runs\n\n{listed(lines)}")
+            parts.append(f"## Not done in {letter}: {len(rest)} runs\n\n{listed(lines, MOST)}")
     return "\n".join(parts)
 
 

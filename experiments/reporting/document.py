@@ -4,17 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.reporting import summary
-from experiments.reporting.reading import Run, Sweep
+from experiments.reporting.reading import Run, Sweep, provenance
 from experiments.reporting.statistics import FEWEST, PERCENT, rule
 from experiments.reporting.summary import text
 from experiments.reporting.tables import FLOOR, Grid, listed, named
 
 STATES = {
-    "corrupt": "## Corrupt results, left out\n",
-    "failed": "## Failed\n",
-    "started": "## Begun, not finished (running, or killed)\n",
-    "waiting": "## Not begun\n",
+    "corrupt": "Corrupt results, left out",
+    "failed": "Failed",
+    "started": "Begun, not finished (running, or killed)",
+    "waiting": "Not begun",
 }
+MOST = 20  # of the runs that are still to come, how many are named: report.json has all
 
 
 def counts(sweep: Sweep) -> str:
@@ -121,9 +122,12 @@ def problems(sweep: Sweep) -> str:
     parts = []
     for state, title in STATES.items():
         if runs := sweep.having(state):
-            parts.append(f"{title}\n{listed([_problem(run) for run in runs])}")
+            most = MOST if state in ("started", "waiting") else None
+            parts.append(f"## {title}: {len(runs)}\n\n{listed([_problem(run) for run in runs], most)}")
     if sweep.strangers:
-        parts.append(f"## Folders of no run of this sweep, left out\n\n{listed(sweep.strangers)}")
+        parts.append(
+            f"## Folders of no run of this sweep, left out: {len(sweep.strangers)}\n\n{listed(sweep.strangers, MOST)}"
+        )
     return "\n".join(parts)
 
 
@@ -146,3 +150,12 @@ def report(
     parts += [f"![{name}]({name}.png)\n" for name in plots]
     parts.append(problems(sweep))
     return "\n".join(part for part in parts if part)
+
+
+def origin(sweep: Sweep) -> str:
+    """With what the runs that are done were made, in a line: no part of report.md, which depends on results alone."""
+    found = provenance(sweep.having("done"))
+    commits = ", ".join(str(commit)[:12] for commit in found["commit"]) or "not known"
+    dirty = " (with changes that are not committed)" if True in found["dirty"] else ""
+    rest = "".join(f"; {key} {', '.join(map(str, found[key]))}" for key in ("device", "jax") if found[key])
+    return f"{'commits' if len(found['commit']) > 1 else 'commit'} {commits}{dirty}{rest}"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.reporting import summary
-from experiments.reporting.reading import Run, Sweep, read_curve
+from experiments.reporting.reading import Sweep, read_curve
 from experiments.reporting.statistics import PERCENT, cost, rule
 from experiments.reporting.summary import Setting, text
 
@@ -84,15 +84,17 @@ def _finish(figure: Any, axes: Sequence[Any], beside: int, strip: float, title: 
 # Curves
 
 
-def mean_curve(runs: Sequence[Run], metric: str) -> tuple[Any, Any, Any, Any]:
-    """Steps at which all runs logged the metric, its mean there, least and largest."""
-    read = [read_curve(run)[0] for run in runs]
-    having = [{step: line[metric] for step, line in curve.items() if metric in line} for curve in read]
+Log = dict[int, dict[str, float]]
+
+
+def mean_curve(logs: Sequence[Log], metric: str) -> tuple[Any, Any, Any, Any]:
+    """Steps at which all logs have the metric, its mean there, least and largest; a log without it does not count."""
+    having = [{step: line[metric] for step, line in log.items() if metric in line} for log in logs]
     having = [curve for curve in having if curve]
     steps = [step for step in (having[0] if having else {}) if all(step in curve for curve in having)]
-    values = np.array([[curve[step] for step in steps] for curve in having]).reshape(len(having), len(steps))
     if not steps:
         return (np.zeros(0),) * 4
+    values = np.array([[curve[step] for step in steps] for curve in having])
     return np.array(steps), values.mean(0), values.min(0), values.max(0)
 
 
@@ -103,10 +105,9 @@ def curves(pyplot: Any, sweep: Sweep, metrics: Sequence[str]) -> Any:
     first metric of the table are coloured.
     """
     settings = [setting for setting in summary.settings_of(sweep) if setting.done]
-    logged = [
-        name for s in settings for run in s.done.values() for line in read_curve(run)[0].values() for name in line
-    ]
-    names = [name for name in dict.fromkeys(logged) if not any(word in name for word in SPEED)]
+    logs = {run.id: read_curve(run) for setting in settings for run in setting.done.values()}
+    logged = dict.fromkeys(name for log in logs.values() for line in log.values() for name in line)
+    names = [name for name in logged if not any(word in name for word in SPEED)]
     if not names:
         return None
     coloured = _leading(settings, metrics)
@@ -115,7 +116,7 @@ def curves(pyplot: Any, sweep: Sweep, metrics: Sequence[str]) -> Any:
     for axis, name in zip(axes, names, strict=True):
         lows, highs = [], []
         for i, setting in sorted(enumerate(settings), key=lambda of: of[0] in coloured):
-            steps, mean, low, high = mean_curve(list(setting.done.values()), name)
+            steps, mean, low, high = mean_curve([logs[run.id] for run in setting.done.values()], name)
             colour = COLOURS[coloured.index(i)] if i in coloured else GREY
             label = _label(setting, keys) if i in coloured else f"{len(settings) - len(coloured)} others"
             if len(steps):

@@ -111,7 +111,7 @@ def _read_run(folder: Path, id: str, said: dict[str, Any], overrides: dict[str, 
     if (path := folder / "result.json").exists():
         try:
             return run("done", parts=check_result(_object(path), id))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, OverflowError) as error:
             return run("corrupt", str(error))
     if (path := folder / "failed.json").exists():
         try:
@@ -166,15 +166,12 @@ def read_sweep(folder: Path) -> Sweep:
     inherited = {key: lookup(base, key) for key in keys}
     where = folder / "runs"
     runs = [_read_run(where / id, id, said, {**inherited, **said}) for id, said in found["runs"].items()]
-    strangers = (
-        sorted(p.name for p in where.iterdir() if p.is_dir() and p.name not in found["runs"] and p.name[0] != ".")
-        if where.is_dir()
-        else []
-    )
+    folders = sorted(path.name for path in where.iterdir() if path.is_dir()) if where.is_dir() else []
+    strangers = [name for name in folders if name not in found["runs"] and not name.startswith(".")]
     return Sweep(
         folder,
         found["name"],
-        str(found.get("title") or ""),
+        " ".join(str(found.get("title") or "").split()),
         str(found.get("task") or ""),
         tuple(found["seed_keys"]),
         runs,
@@ -183,23 +180,22 @@ def read_sweep(folder: Path) -> Sweep:
     )
 
 
-def read_curve(run: Run) -> tuple[dict[int, dict[str, float]], int]:
-    """(step -> metrics that are finite, how many lines could not be read) of a run's metrics.jsonl.
+def read_curve(run: Run) -> dict[int, dict[str, float]]:
+    """Step -> metrics that are finite, of a run's metrics.jsonl.
 
-    Of a step that was logged twice, before and after a kill, the later counts.
+    A line that a kill cut short is passed over; of a step that was logged before and after it, the later line counts.
     """
-    path, curve, unread = run.folder / "metrics.jsonl", {}, 0
+    path, curve = run.folder / "metrics.jsonl", {}
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     for line in lines:
         try:
             found = json.loads(line)
             step = int(found.pop("step"))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-            unread += 1
             continue
         is_number = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)  # noqa: E731
         curve[step] = {name: float(value) for name, value in found.items() if is_number(value)}
-    return dict(sorted(curve.items())), unread
+    return dict(sorted(curve.items()))
 
 
 def provenance(runs: Sequence[Run]) -> dict[str, list[Any]]:

@@ -12,7 +12,6 @@ from experiments.reporting.statistics import Estimate, cost, rule
 from experiments.reporting.summary import Setting, text
 
 FLOOR = "*real against real*"
-MOST = 20  # runs that a line names
 
 
 def number(value: float) -> str:
@@ -178,7 +177,7 @@ def named(run: Run) -> str:
     return f"{run.id}{f' ({said})' if said else ''}"
 
 
-def listed(items: Sequence[str]) -> str:
-    """As lines of a markdown list, the first 20."""
-    more = [f"and {len(items) - MOST} more"] if len(items) > MOST else []
-    return "".join(f"- {item}\n" for item in [*items[:MOST], *more])
+def listed(items: Sequence[str], most: int | None = None) -> str:
+    """As lines of a markdown list, all or the first so many."""
+    more = [f"and {len(items) - most} more"] if most and len(items) > most else []
+    return "".join(f"- {item}\n" for item in [*items[:most], *more])
