@@ -132,6 +132,8 @@ def test_marks():
     assert marks([best, behind], None) == marks([best, {}], "lower") == ["", ""]
     ratios = [{i: m + d for i, d in enumerate((-0.01, 0, 0.01))} for m in (0.9, 1.11, 1.5)]
     assert marks(ratios, 1.0) == ["best", "alike", ""]  # on both sides of 1
+    wide = {0: 0.87, 1: 0.95, 2: 1.03}  # 0.95 ± 0.2
+    assert marks([{0: 1.0, 1: 1.0, 2: 1.0001}, wide], 1.0) == ["best", "alike"]
 
 
 # The table

@@ -15,6 +15,7 @@ from experiments.reporting.summary import Setting, text
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#222222", "#ee8866", "#999933", "#bbbbbb")
 MARKERS = "osD^vP*Xph"
 GREY = "#999999"
+BARS = 80  # more points than this have no bars, which would hide the points
 SHOWN = 8  # settings with a colour of their own among the curves
 LINES = ("not dominated", "real against real")
 SPEED = ("per_second", "memory", "share_of_peak", "seconds")  # of the machine, not of the training
@@ -51,13 +52,13 @@ def _wide(values: Sequence[float], ratio: float) -> bool:
     return len(values) > 1 and min(values) > 0 and max(values) / min(values) > ratio
 
 
-def _panels(pyplot: Any, count: int, legend: int) -> tuple[Any, list[Any], int, float]:
-    """A figure with axes for `count` panels, and a strip at the bottom for a legend of so many entries."""
+def _panels(pyplot: Any, count: int, legend: Sequence[str]) -> tuple[Any, list[Any], int, float]:
+    """A figure with axes for panels and a strip at the bottom for the legend; how many of its entries stand side by side."""
     columns = 2 if count == 4 else min(3, count)
     lines = -(-count // columns)
     width = max(4.6 * columns, 6.4)
-    beside = max(1, int(width / 2.3))
-    strip = 0.2 * -(-legend // beside) + 0.25
+    beside = max(1, int(width / (0.7 + 0.075 * max(map(len, legend)))))
+    strip = 0.2 * -(-len(legend) // beside) + 0.25
     height = 3.5 * lines + strip
     figure, axes = pyplot.subplots(lines, columns, figsize=(width, height), squeeze=False)
     for axis in axes.flat[count:]:
@@ -74,7 +75,7 @@ def _finish(figure: Any, axes: Sequence[Any], beside: int, strip: float, title: 
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     if list(handles) not in ([], ["all"]):
-        names = sorted(handles, key=lambda name: name in LINES)
+        names = sorted(handles, key=lambda name: name in LINES or name.endswith(" others"))
         style = {"frameon": False, "fontsize": 8.5, "title_fontsize": 8.5, "borderpad": 0.2}
         figure.legend([handles[name] for name in names], names, loc="lower center", ncols=beside, title=title, **style)
     figure.tight_layout(rect=(0, strip, 1, 1))
@@ -112,7 +113,9 @@ def curves(pyplot: Any, sweep: Sweep, metrics: Sequence[str]) -> Any:
         return None
     coloured = _leading(settings, metrics)
     keys = summary.varying(sweep.runs, summary.keys_of(sweep))
-    figure, axes, beside, strip = _panels(pyplot, len(names), len(coloured) + (len(coloured) < len(settings)))
+    figure, axes, beside, strip = _panels(
+        pyplot, len(names), [_label(settings[i], keys) for i in coloured] + ["others"]
+    )
     for axis, name in zip(axes, names, strict=True):
         lows, highs = [], []
         for i, setting in sorted(enumerate(settings), key=lambda of: of[0] in coloured):
@@ -183,7 +186,7 @@ def pareto(pyplot: Any, sweep: Sweep, metrics: Sequence[str], by: str) -> Any:
     if len(settings) < 2 or (by == "calls" and len(set(costs)) < 2) or not shown:
         return None
     title, groups = _groups(sweep, settings, costs)
-    figure, axes, beside, strip = _panels(pyplot, len(shown), len(set(groups)) + 2)
+    figure, axes, beside, strip = _panels(pyplot, len(shown), [*set(groups), *LINES])
     for axis, metric in zip(axes, shown, strict=True):
         _pareto_panel(axis, sweep, settings, metric, costs, groups)
         axis.set_xlabel({"calls": "network calls a sample", "seconds": "wall time of a run, s"}.get(by, by))
@@ -233,7 +236,11 @@ def _pareto_panel(
         ]
         if of:
             ys = [cost(e.mean, kind) if near else e.mean for _, e in of]
-            bars = None if near or all(e.half is None for _, e in of) else [e.half or 0.0 for _, e in of]
+            bars = (
+                None
+                if near or len(costs) > BARS or all(e.half is None for _, e in of)
+                else [e.half or 0.0 for _, e in of]
+            )
             axis.errorbar(
                 [x for x, _ in of], ys, bars, ls="", ms=4.5, elinewidth=0.8, alpha=0.8, mew=0, label=name, **style
             )
