@@ -53,7 +53,7 @@ def _wide(values: Sequence[float], ratio: float) -> bool:
 
 
 def _panels(pyplot: Any, count: int, legend: Sequence[str]) -> tuple[Any, list[Any], int, float]:
-    """A figure with axes for panels and a strip for the legend at the bottom; how many of its entries stand in a row."""
+    """A figure with axes for panels and a strip for the legend at the bottom; how many entries are in a row."""
     columns = 2 if count == 4 else min(3, count)
     lines = -(-count // columns)
     width = max(4.6 * columns, 6.4)

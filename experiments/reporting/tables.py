@@ -33,8 +33,8 @@ def interval(mean: float, half: float) -> str:
     >>> interval(0.12106, 0.00397), interval(2.0, 2.4841), interval(3.2e-5, 1.1e-6), interval(2.0, 0.0)
     ('0.1211 ± 0.0040', '2.0 ± 2.5', '(3.20 ± 0.11)e-05', '2 ± 0')
     """
-    if half == 0:
-        return f"{number(mean)} ± 0"
+    if half <= 1e-9 * abs(mean):  # round-off of values that are equal
+        return f"{number(mean)} ± {half:.0g}"
     most = max(abs(mean), half)
     power = 0 if 1e-3 <= most < 1e6 else math.floor(math.log10(most))
     mean, half = mean / 10.0**power, half / 10.0**power
