@@ -79,12 +79,12 @@ class Change(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """better, worse, or changed (neither is known) if 0 lies outside the interval, same if not; else ""."""
+        """better, worse, or changed (neither is known) if 0 lies outside the interval; equal, undecided, or none."""
         kind, one = rule(self.metric), self.change
         if one.half is None:
             return ""
         if abs(one.mean) <= one.half:
-            return "same" if one.half or one.mean == 0 else "changed"
+            return "undecided" if one.half else "equal"
         if not isinstance(kind, str):
             return "changed"
         return "better" if cost(one.mean, kind) < 0 else "worse"
@@ -105,7 +105,13 @@ def changes(pairs: Pairs, metrics: Sequence[str]) -> list[Change]:
 
 def _signed(of: Estimate) -> str:
     shown = number(of.mean) if of.half is None else interval(of.mean, of.half)
-    return shown if shown.startswith(("-", "(-")) else shown.replace("(", "(+", 1) if shown[0] == "(" else f"+{shown}"
+    return (
+        shown
+        if of.mean == 0 or shown.startswith(("-", "(-"))
+        else shown.replace("(", "(+", 1)
+        if shown[0] == "("
+        else f"+{shown}"
+    )
 
 
 def comparison(a: Sweep, b: Sweep, pairs: Pairs, found: Sequence[Change]) -> str:
@@ -139,13 +145,11 @@ def comparison(a: Sweep, b: Sweep, pairs: Pairs, found: Sequence[Change]) -> str
         parts.append("No metric of any pair to compare.\n")
     for letter, alone in zip("AB", pairs.alone, strict=True):
         if alone:
-            parts.append(
-                f"## Done in {letter} alone: {len(alone)} runs\n\n{listed([named(run) for run in alone], MOST)}"
-            )
+            parts.append(f"## Done in {letter} alone: {len(alone)}\n\n{listed([named(run) for run in alone], MOST)}")
     for letter, sweep in (("A", a), ("B", b)):
         if rest := [run for run in sweep.runs if run.state != "done"]:
             lines = [f"{named(run)}: {run.state}{f', {run.error}' if run.error else ''}" for run in rest]
-            parts.append(f"## Not done in {letter}: {len(rest)} runs\n\n{listed(lines, MOST)}")
+            parts.append(f"## Not done in {letter}: {len(rest)}\n\n{listed(lines, MOST)}")
     return "\n".join(parts)
 
 
@@ -155,9 +159,7 @@ def _legend(found: Sequence[Change]) -> str:
         notes.append(
             f"B - A: mean ± half width of the {PERCENT} interval by Student's t over the differences of n pairs."
         )
-        notes.append(
-            "same: 0 lies in the interval. Otherwise better, worse, or changed (which way is better is not known)."
-        )
+        notes.append("undecided: 0 lies in the interval. Otherwise better, worse, or changed, where neither is known.")
     if any(change.change.n < FEWEST for change in found):
         notes.append(
             f"n < {FEWEST}: no interval, for fewer than {FEWEST} pairs do not make one; differences may be chance."
