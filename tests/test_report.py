@@ -115,7 +115,9 @@ def test_which_way_is_better_goes_by_words():
         assert rule(name) == "lower", name
     for name in ("accuracy", "precision", "recall", "density", "coverage", "psnr", "ssim"):
         assert rule(name) == "higher", name
-    assert rule("nn_ratio") == 1.0
+    for name in ("sliced_wasserstein", "sinkhorn", "class_balance", "fd_infinity"):
+        assert rule(name) == "lower", name
+    assert rule("nn_ratio") == rule("memorisation") == 1.0
     assert rule("hue") is None
     assert rule("accuracy_loss") is None
 
@@ -199,6 +201,19 @@ def test_overrides_that_a_run_lacks_are_the_bases(tmp_path):
     ]
     sweep_folder(tmp_path, runs, base={"eta": 0.25, "seed": 0})
     assert [row[0] for row in cells(shown(tmp_path))] == ["eta", "----", "0.25", "0.5"]
+
+
+def test_a_metric_that_some_runs_lack_says_so(tmp_path):
+    runs = known()
+    del runs[0][1]["metrics"]["fd"]
+    for _, of in runs[3:6]:
+        del of["metrics"]["hue"]
+    ids = sweep_folder(tmp_path, runs)
+    found = shown(tmp_path)
+    assert cells(found)[2][1] == "4.500 (n = 2)"
+    assert cells(found)[3][3] == "-"
+    assert f"fd: 1 runs lack what other seeds of their setting have ({ids[0]})." in found
+    assert "hue: 1 of 3 settings do not have it." in found
 
 
 def test_a_long_table_is_cut_to_the_best(tmp_path):

@@ -94,8 +94,13 @@ def _oddities(settings: Sequence[summary.Setting], metrics: Sequence[str]) -> li
             notes.append(
                 f"{metric}: all seeds agree in every bit in {same} of {len(settings)} settings: does the seed reach it?"
             )
-        if lacking := [run.id for s in settings for run in s.done.values() if metric not in run.values]:
-            notes.append(f"{metric}: {len(lacking)} runs are done but lack it ({_some(lacking)}).")
+        if without := sum(bool(s.done) and not s.values(metric) for s in settings):
+            notes.append(f"{metric}: {without} of {len(settings)} settings do not have it.")
+        have = [s for s in settings if s.values(metric)]
+        if lacking := [run.id for s in have for run in s.done.values() if metric not in run.values]:
+            notes.append(
+                f"{metric}: {len(lacking)} runs lack what other seeds of their setting have ({_some(lacking)})."
+            )
     return notes
 
 
