@@ -205,14 +205,14 @@ def test_overrides_that_a_run_lacks_are_the_bases(tmp_path):
 
 def test_a_metric_that_some_runs_lack_says_so(tmp_path):
     runs = known()
-    del runs[0][1]["metrics"]["fd"]
+    del runs[1][1]["metrics"]["fd"]
     for _, of in runs[3:6]:
         del of["metrics"]["hue"]
     ids = sweep_folder(tmp_path, runs)
     found = shown(tmp_path)
-    assert cells(found)[2][1] == "4.500 (n = 2)"
+    assert cells(found)[2][1] == "4 (n = 2)"
     assert cells(found)[3][3] == "-"
-    assert f"fd: 1 runs lack what other seeds of their setting have ({ids[0]})." in found
+    assert f"fd: 1 runs lack what other seeds of their setting have ({ids[1]})." in found
     assert "hue: 1 of 3 settings do not have it." in found
 
 
