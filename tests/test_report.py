@@ -279,16 +279,19 @@ def test_a_corrupt_result_names_its_key_and_hides_no_other(tmp_path, change, mes
 def test_failed_and_missing_runs_are_listed(tmp_path):
     runs = known()
     runs[0], runs[1] = (runs[0][0], ["loss is\nnot finite"]), (runs[1][0], None)
+    runs.append(({**runs[8][0], "config.loss.prediction": "score"}, None))
     ids = sweep_folder(tmp_path, runs)
     (tmp_path / "runs" / ids[2] / "result.json").unlink()
     (tmp_path / "runs" / ("f" * 12)).mkdir()
     found = shown(tmp_path)
-    assert "6 of 9 runs are done, 1 failed, 1 begun, 1 not begun." in found
+    assert "6 of 10 runs are done, 1 failed, 1 begun, 2 not begun." in found
     assert f"## Failed: 1\n\n- {ids[0]} (prediction=eps, num_steps=100, seed=0): loss is not finite" in found
-    assert f"## Not begun: 1\n\n- {ids[1]}" in found
+    assert f"## Not begun: 2\n\n- {ids[1]}" in found
     assert f"running, or killed): 1\n\n- {ids[2]}" in found
     assert f"left out: 1\n\n- {'f' * 12}" in found
+    assert [row[0] for row in cells(found)[2:]] == ["eps", "v", "x0", "*real against real*"]
     assert cells(found)[2] == ["eps", "-", "-", "-", "0 of 3"]
+    assert "1 settings of which no run has ended yet are not in the table." in found
 
 
 def test_a_folder_without_a_result_has_a_report(tmp_path):

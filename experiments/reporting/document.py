@@ -46,8 +46,9 @@ def difference(differing: dict[str, dict[str, list[str]]]) -> str:
 
 def legend(sweep: Sweep, metrics: Sequence[str], *, by: bool = False) -> str:
     """What the numbers and marks of a table mean, and where there is no interval and why."""
-    settings, done = summary.settings_of(sweep), sweep.having("done")
+    settings, done = summary.shown(sweep), sweep.having("done")
     _, differing = summary.conditions_of(done)
+    unseen = len(summary.settings_of(sweep)) - len(settings)
     ns = [of.n for s in settings for m in metrics if (of := s.estimate(m))]
     notes = (
         [f"mean ± half width of the {PERCENT} interval by Student's t over the n seeds."]
@@ -71,6 +72,8 @@ def legend(sweep: Sweep, metrics: Sequence[str], *, by: bool = False) -> str:
             notes.append(
                 f"With n < {FEWEST} bold goes by the mean alone, and nothing is known of what is distinguishable."
             )
+    if unseen:
+        notes.append(f"{unseen} settings of which no run has ended yet are not in the table.")
     return listed([*notes, *_directions(metrics), *_oddities(settings, metrics), *_made(sweep, metrics)])
 
 

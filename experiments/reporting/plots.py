@@ -216,7 +216,7 @@ def _groups(sweep: Sweep, settings: Sequence[Setting], costs: Sequence[float]) -
             values = [setting.overrides[key] for setting in settings]
             said = [text(value) for value in values]
             is_cost = len(set(zip(said, costs, strict=True))) == len(set(said)) == len(set(costs))
-            if all(isinstance(v, wanted) for v in values) and 1 < len(set(said)) <= len(COLOURS) and not is_cost:
+            if all(isinstance(v, wanted) for v in values) and 1 < len(set(said)) <= 2 * len(COLOURS) and not is_cost:
                 return summary.labels(keys)[key], said
     return "", ["all"] * len(settings)
 
@@ -229,8 +229,8 @@ def _pareto_panel(
     near = not isinstance(kind, str)
     names = list(dict.fromkeys(groups))
     points, barred = [], False
-    for name in names:
-        style = {"color": COLOURS[names.index(name)], "marker": MARKERS[names.index(name)]}
+    for at, name in enumerate(names):
+        style = {"color": COLOURS[at % 10], "marker": MARKERS[(at + at // 10) % 10]}
         of = [
             (x, e) for x, s, g in zip(costs, settings, groups, strict=True) if g == name and (e := s.estimate(metric))
         ]

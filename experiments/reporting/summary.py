@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from experiments.reporting.reading import Run, Sweep, provenance
 from experiments.reporting.statistics import Estimate, estimate, marks, rule
 
+ENDED = ("done", "failed", "corrupt")
+
 
 class Setting(NamedTuple):
     """Runs that differ by their seeds alone: those that were meant to be, and those that are done, by seed.
@@ -77,6 +79,11 @@ def settings_of(sweep: Sweep) -> list[Setting]:
     for run in sweep.runs:
         groups.setdefault(identity(run.overrides, keys), []).append(run)
     return [_setting(runs, keys, sweep.seed_keys) for runs in groups.values()]
+
+
+def shown(sweep: Sweep) -> list[Setting]:
+    """Those of which a run came to an end, be it done or failed: the rows of a table."""
+    return [setting for setting in settings_of(sweep) if any(run.state in ENDED for run in setting.runs)]
 
 
 def _setting(runs: list[Run], keys: list[str], seed_keys: Sequence[str]) -> Setting:

@@ -79,7 +79,7 @@ class Grid(NamedTuple):
 
 def flat(sweep: Sweep, metrics: Sequence[str]) -> Grid:
     """Settings by metrics."""
-    settings, done = summary.settings_of(sweep), sweep.having("done")
+    settings, done = summary.shown(sweep), sweep.having("done")
     keys = summary.varying(sweep.runs, summary.keys_of(sweep))
     names = summary.labels(keys)
     _, differing = summary.conditions_of(done)
@@ -105,7 +105,7 @@ def pivot(sweep: Sweep, metric: str, by: str) -> Grid:
 
     The best of each column is marked; where there is one row, the best of it.
     """
-    settings, done = summary.settings_of(sweep), sweep.having("done")
+    settings, done = summary.shown(sweep), sweep.having("done")
     keys = [key for key in summary.varying(sweep.runs, summary.keys_of(sweep)) if key != by]
     of = {summary.identity(s.overrides, [*keys, by]): s for s in settings}
     rows = list({summary.identity(s.overrides, keys): s for s in reversed(settings)}.values())[::-1]
