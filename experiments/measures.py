@@ -113,16 +113,22 @@ def check_counts(extractor: str, dimension: int, names: Sequence[str], counts: d
       ValueError: if it is too small for one of the metrics; says which, the features and all counts.
     """
     n = min(counts.values())
-    for family in FAMILIES:
-        least = 2 if allow_few and family.names == ("fd",) else family.least(dimension)
-        for name in family.names:
-            if name in names and n < least:
-                few = " (or allow_few)" if name == "fd" and n > 1 else ""
-                raise ValueError(
-                    f"{name} needs at least {least} images of each set{few} in the {dimension} features of "
-                    f"{extractor}, got {', '.join(f'{count} {what}' for what, count in counts.items())}"
-                )
+    for name in names:
+        least = least_count(name, dimension, allow_few)
+        if n < least:
+            few = " (or allow_few)" if name == "fd" and n > 1 else ""
+            raise ValueError(
+                f"{name} needs at least {least} images of each set{few} in the {dimension} features of "
+                f"{extractor}, got {', '.join(f'{count} {what}' for what, count in counts.items())}"
+            )
     return n
+
+
+def least_count(name: str, dimension: int, allow_few: bool = False) -> int:
+    """How many images of each set a metric needs."""
+    if name == "fd" and allow_few:
+        return 2
+    return next((family.least(dimension) for family in FAMILIES if name in family.names), 2)
 
 
 def look(extractor: Extractor, what: str, images: np.ndarray, numbers: Any) -> tuple[Any, np.ndarray]:

@@ -15,7 +15,7 @@ import numpy as np
 from diffax.pytrees import choose
 from experiments.data.datasets import Dataset, open_dataset
 from experiments.extractors import DIMENSIONS, MAKERS, Extractor, Options, make_extractor
-from experiments.measures import BY_LABEL, HELD, Measures, Real, check_counts, check_names, measure
+from experiments.measures import BY_LABEL, HELD, Measures, Real, check_counts, check_names, least_count, measure
 from experiments.streams import stream_fd
 
 PART = 1000  # images of a stream at a time
@@ -24,9 +24,9 @@ PART = 1000  # images of a stream at a time
 class Settings(NamedTuple):
     """How samples are measured.
 
-    metrics: names of `experiments.measures`, or ("all",); None: fd, and by the classifier, where samples have labels,
-    accuracy. repeats, seed, reference, allow_few: as `measure`; seed and classifier_steps are those of the classifier
-    too. classifier_file: where it is kept. inception_weights: the file of inception_v3.
+    metrics: names of `experiments.measures`, or ("all",) for all that can be measured of so many images; None: fd, and
+    by the classifier, where samples have labels, accuracy. repeats, seed, reference, allow_few: as `measure`; the seed
+    is the classifier's too. classifier_file: where it is kept. inception_weights: the file of inception_v3.
     """
 
     extractor: str = "classifier"
@@ -79,7 +79,10 @@ def open_case(data: dict[str, Any], labels: np.ndarray | None, settings: Setting
     train, test = (_of_classes(*dataset.arrays(data[f"{part}_split"]), labels) for part in ("train", "test"))
     counts = {} if count is None else {"samples": count}
     counts |= {"train": len(train[0]), "test": len(test[0])}
-    check_counts(settings.extractor, DIMENSIONS[settings.extractor], names, counts, settings.allow_few)
+    width, few = DIMENSIONS[settings.extractor], settings.allow_few
+    if "all" in (settings.metrics or ()):
+        names = tuple(name for name in names if min(counts.values()) >= least_count(name, width, few))
+    check_counts(settings.extractor, width, names, counts, few)
     split = data["classifier_split"]
     options = Options(
         known=lambda: dataset.arrays(split),
