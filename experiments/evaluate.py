@@ -1,17 +1,20 @@
 """Compares samples with real data, or says how many bits held-out data cost a model.
 
-    python -m experiments.evaluate --samples=DIR
+    python -m experiments.evaluate --samples=DIR [--extractor=efficientnet_lite0] [--metrics=kid,precision,recall]
     python -m experiments.evaluate --checkpoint=RUN [--routes=vlb,continuous,ode] [--variances=small,large] [--num=400]
 
-A classifier is trained on real data that the diffusion model never saw (config.dataset.classifier_split). Then
+Samples are compared with real test data in the features of an extractor (`experiments.extractors`), and beside each
+number stands its floor, the same of real training data and real test data at the same counts. By default that is a
+classifier, trained on real data that the diffusion model never saw (config.dataset.classifier_split), and
 
     accuracy        of the samples: how many it gives the label that they were drawn with,
                     beside its accuracy on real test data, which it never saw either
     FD(classifier)  Fréchet distance of samples and real test data in the classifier's 64 features
-    floor           the same distance, at the same counts, of real training data and real test data
 
 Both distances are the mean over 20 random choices of n samples (n training images) against the same n test
 images. FD(classifier) is not FID: compare it with its floor and with nothing else. Writes DIR/evaluation.json.
+`--extractor` and `--metrics` choose others (`experiments.measures`; `--metrics=all`): a Fréchet distance needs more
+samples than features.
 With a checkpoint: bits per dimension by the ways of `experiments.bits`; writes RUN/bits.json.
 """
 
@@ -20,10 +23,11 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from diffax.metrics import frechet_distance
-from experiments import bits, classifier
+from experiments import bits, score
 from experiments.checkpoint import load_model
 from experiments.data.datasets import open_dataset
+from experiments.extractors import MAKERS
+from experiments.measures import NAMES
 from experiments.workdir import launch, read_json, usage_errors, write_json
 
 SAMPLES = flags.DEFINE_string("samples", None, "Folder that experiments.sample wrote.")
@@ -44,11 +48,19 @@ SPENT = {
         strict=True,
     )
 }
-STEPS = flags.DEFINE_integer("classifier_steps", 1500, "Training steps of the classifier.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared data sets; the samples' own if not given.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the classifier and of the random choices.")
-
-REPEATS = 20
+HOW = {
+    "extractor": flags.DEFINE_string("extractor", "classifier", f"Features: one of {', '.join(MAKERS)}."),
+    "metrics": flags.DEFINE_list("metrics", None, f"Some of {', '.join(NAMES)}; all. Not given: fd and accuracy."),
+    "repeats": flags.DEFINE_integer("repeats", 20, "Random choices of n samples that distances are means of."),
+    "seed": SEED,
+    "reference": flags.DEFINE_string("reference", "test", "The real images that samples are compared with, or train."),
+    "allow_few": flags.DEFINE_bool("allow_few", False, "Whether fd may do with fewer images than features."),
+    "classifier_steps": flags.DEFINE_integer("classifier_steps", 1500, "Training steps of the classifier."),
+    "classifier_file": flags.DEFINE_string("classifier_file", None, "Keeps the classifier; read if it is there."),
+    "inception_weights": flags.DEFINE_string("inception_weights", None, "Weights file of inception_v3."),
+}
 
 
 def load_samples(folder, settings):
@@ -62,59 +74,55 @@ def load_samples(folder, settings):
     return tuple(np.concatenate([shard[name] for shard in shards]) for name in ("samples", "labels"))
 
 
-def distances(rng, features, reference):
-    """Mean and standard deviation of the distance over random choices of as many features as the reference has."""
-    values = [
-        frechet_distance(features[rng.permutation(len(features))[: len(reference)]], reference, allow_few=True)
-        for _ in range(REPEATS)
-    ]
-    return float(np.mean(values)), float(np.std(values))
-
-
-def compare(classify, samples, labels, train, test, test_labels, seed):
-    """The numbers, as a dict."""
-    rng = np.random.default_rng(seed)
-    found, features = classify(samples)
-    found_test, test_features = classify(test)
-    _, train_features = classify(train)
-    n = min(len(samples), len(train), len(test))
-    reference = test_features[rng.permutation(len(test))[:n]]
-    fd, fd_std = distances(rng, features, reference)
-    floor, floor_std = distances(rng, train_features, reference)
-    conditional = labels[0] >= 0
-    return {
-        "accuracy": float(np.mean(found == labels)) if conditional else None,
-        "accuracy_real": float(np.mean(found_test == test_labels)),
-        "fd_classifier": fd,
-        "fd_classifier_std": fd_std,
-        "floor": floor,
-        "floor_std": floor_std,
-        "ratio": fd / floor,
-        "n": n,
-        "num_samples": len(samples),
-        "num_test": len(test),
-        "num_train": len(train),
-        "class_counts": np.bincount(found, minlength=int(test_labels.max()) + 1).tolist(),
-    }
-
-
-def report(result, settings):
-    """The numbers as text."""
-    sampling = settings["sampling"]
+def report(found, settings):
+    """The numbers as text: each with its floor, and below how they were measured."""
+    sampling, conditions = settings["sampling"], found.conditions
     how = f"{sampling['sampler']}, {sampling['num_steps']} calls, guidance {sampling['guidance']:g}"
-    lines = [
-        f"{result['num_samples']} samples of step {settings['step']} ({how})",
-        f"  FD(classifier)        {result['fd_classifier']:.3f} +- {result['fd_classifier_std']:.3f}"
-        f"   samples / test, n = {result['n']} each",
-        f"  real-to-real floor    {result['floor']:.3f} +- {result['floor_std']:.3f}"
-        f"   train / test,   n = {result['n']} each",
-        f"  ratio to the floor    {result['ratio']:.2f}",
-        f"  accuracy on real      {result['accuracy_real']:.2%}   of {result['num_test']} test images",
-        f"  samples per class     {' '.join(map(str, result['class_counts']))}",
-    ]
-    if result["accuracy"] is not None:
-        lines.insert(1, f"  accuracy on samples   {result['accuracy']:.2%}   given their own label by the classifier")
+    lines = [f"{settings['num']} samples of step {settings['step']} ({how})"]
+    if "accuracy" in found.metrics:
+        lines.append(
+            f"  accuracy on samples   {found.metrics['accuracy']:.2%}   given their own label by the classifier"
+        )
+    if "fd" in found.metrics:
+        lines += _report_fd(found)
+    for name in (name for name in found.metrics if name not in ("fd", "accuracy")):
+        texts = _pair(found, name, ".4g")
+        lines.append(f"  {name:21} {texts[0]}   real-to-real floor {texts[1]}")
+    if "accuracy" in found.metrics:
+        lines.append(
+            f"  accuracy on real      {found.floors['accuracy']:.2%}   of {conditions['num_test']} test images"
+        )
+    if found.class_counts is not None:
+        lines.append(f"  samples per class     {' '.join(map(str, found.class_counts))}")
+    counts = ", ".join(f"{value} {key[4:]}" for key, value in conditions.items() if key.startswith("num_"))
+    n = f", n = {conditions['n']} of each" if "n" in conditions else ""
+    hashes = [f"{conditions[k]} {conditions[f'{k}_hash']}" for k in ("extractor", "judge") if k in conditions]
+    lines.append(f"  measured by           {', judged by '.join(hashes)}; {counts}{n}")
     return "\n".join(lines)
+
+
+def _pair(found, name, form):
+    """The value and its floor as text, with standard deviations where there are any."""
+    spread = found.spread.get(name, (0, 0))
+    values = zip((found.metrics[name], found.floors[name]), spread, strict=True)
+    return [f"{value:{form}}" + (f" +- {std:{form}}" if any(spread) else "") for value, std in values]
+
+
+def _report_fd(found):
+    conditions, (value, floor) = found.conditions, _pair(found, "fd", ".3f")
+    reference = conditions["reference"]
+    other = {"test": "train", "train": "test"}[reference]
+    sizes = [f"{what} / {reference},".ljust(16) + f"n = {conditions.get('n')} each" for what in ("samples", other)]
+    if "fd" not in found.spread:
+        front = "fd_num_" if "fd_num_samples" in conditions else "num_"
+        held = conditions[f"{front}reference"]
+        sizes = [f"all, {conditions[front + what]} against {held}" for what in ("samples", "floor")]
+    title = f"FD({conditions['extractor']})"
+    return [
+        f"  {title:21} {value}   {sizes[0]}",
+        f"  real-to-real floor    {floor}   {sizes[1]}",
+        f"  ratio to the floor    {found.metrics['fd'] / found.floors['fd']:.2f}",
+    ]
 
 
 def measure_bits(folder):
@@ -146,25 +154,15 @@ def main(argv):
         settings = read_json(folder / "settings.json")
         if settings is None:
             raise ValueError(f"samples must be a folder that experiments.sample wrote, got {folder}")
-        if STEPS.value < 1:
-            raise ValueError(f"classifier_steps must be >= 1, got {STEPS.value}")
         samples, labels = load_samples(folder, settings)
-        if len(samples) < 2:
-            raise ValueError(f"samples must be at least 2 to have a covariance, got {len(samples)} in {folder}")
-        data = settings["dataset"]
-        dataset = open_dataset(data["name"], data["data_dir"] if DATA_DIR.value is None else DATA_DIR.value)
-        if dataset.num_classes is None:
-            raise ValueError(f"dataset {dataset.name!r} has no labels to train a classifier on")
-        parts = [dataset.arrays(data[f"{part}_split"]) for part in ("classifier", "train", "test")]
-    (known, known_labels), *rest = parts
-    if labels[0] >= 0:  # some classes alone are compared with these alone
-        rest = [(images[np.isin(of, labels)], of[np.isin(of, labels)]) for images, of in rest]
-    (train, _), (test, test_labels) = rest
-    classify = classifier.fit(known, known_labels, dataset.num_classes, num_steps=STEPS.value, seed=SEED.value)
-    samples = dataset.normalise(samples)
-    result = compare(classify, samples, labels, train, test, test_labels, SEED.value)
-    write_json(folder / "evaluation.json", result)
-    print(report(result, settings))
+        labels = labels if labels[0] >= 0 else None
+        chosen = score.Settings(**{name: flag.value for name, flag in HOW.items()})
+        chosen = chosen._replace(metrics=None if chosen.metrics is None else tuple(chosen.metrics))
+        data = settings["dataset"] | ({} if DATA_DIR.value is None else {"data_dir": DATA_DIR.value})
+        case = score.open_case(data, labels, chosen, len(samples))
+    found = score.score(case, samples, labels)
+    write_json(folder / "evaluation.json", found._asdict())
+    print(report(found, settings))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@
     accuracy            of the labels that the samples were drawn with; its floor is that of test images
     class_balance       total variation between the classes found and those asked for
 
-The first nine compare n features of samples with n of test images, the reference, and as floor n of training images
-with the same n of test images, n the least of the three counts. Where there are more than n they are means over
-`draws` random choices (fd_infinity and sinkhorn: of one). The floor of memorisation compares two halves of the test
+The first eight rows compare n features of samples with n of test images, the reference, and as floor n of training
+images with the same n of test images, n the least of the three counts. Where there are more than n they are means over
+`repeats` random choices (fd_infinity and sinkhorn: of one). The floor of memorisation compares two halves of the test
 images; those of accuracy and class_balance are of real images by the same judge.
 """
 
@@ -106,23 +106,29 @@ def check_names(names: Sequence[str], judged: bool) -> tuple[str, ...]:
     return tuple(names)
 
 
-def check_counts(extractor: Extractor, names: Sequence[str], counts: dict[str, int], allow_few: bool) -> int:
+def check_counts(extractor: str, dimension: int, names: Sequence[str], counts: dict[str, int], allow_few: bool) -> int:
     """n, the least count; allow_few lets fd do with 2.
 
     Raises:
       ValueError: if it is too small for one of the metrics; says which, the features and all counts.
     """
     n = min(counts.values())
-    for family in FAMILIES:
-        least = 2 if allow_few and family.names == ("fd",) else family.least(extractor.dimension)
-        for name in family.names:
-            if name in names and n < least:
-                few = " (or allow_few)" if name == "fd" and n > 1 else ""
-                raise ValueError(
-                    f"{name} needs at least {least} images of each set{few} in the {extractor.dimension} features of "
-                    f"{extractor.name}, got {', '.join(f'{count} {what}' for what, count in counts.items())}"
-                )
+    for name in names:
+        least = least_count(name, dimension, allow_few)
+        if n < least:
+            few = " (or allow_few)" if name == "fd" and n > 1 else ""
+            raise ValueError(
+                f"{name} needs at least {least} images of each set{few} in the {dimension} features of "
+                f"{extractor}, got {', '.join(f'{count} {what}' for what, count in counts.items())}"
+            )
     return n
+
+
+def least_count(name: str, dimension: int, allow_few: bool = False) -> int:
+    """How many images of each set a metric needs."""
+    if name == "fd" and allow_few:
+        return 2
+    return next((family.least(dimension) for family in FAMILIES if name in family.names), 2)
 
 
 def look(extractor: Extractor, what: str, images: np.ndarray, numbers: Any) -> tuple[Any, np.ndarray]:
@@ -137,9 +143,8 @@ def look(extractor: Extractor, what: str, images: np.ndarray, numbers: Any) -> t
         at = int(np.argmin(finite))
         value = features[at][~np.isfinite(features[at])][0]
         image = " (the image itself is not finite)" if not np.isfinite(images[at]).all() else ""
-        raise ValueError(
-            f"features of {what} by extractor {extractor.name} must be finite, got {value} of number {numbers[at]}{image}"
-        )
+        where = f"{value} of number {numbers[at]}{image}"
+        raise ValueError(f"features of {what} by extractor {extractor.name} must be finite, got {where}")
     return found, features
 
 
@@ -151,8 +156,9 @@ def measure(
     labels: np.ndarray | None = None,
     names: Sequence[str] = ("fd",),
     judge: Extractor | None = None,
+    reference: str = "test",
     allow_few: bool = False,
-    draws: int = 20,
+    repeats: int = 20,
     seed: int = 0,
 ) -> Measures:
     """Metrics of samples. The same arguments give the same numbers, bit for bit on the same machine.
@@ -164,8 +170,9 @@ def measure(
       labels: (N,) that the samples were drawn with; None without.
       names: of the metrics, or "all".
       judge: an extractor that classifies, for accuracy and class_balance.
+      reference: "test", or "train" to compare with the training images, and test images with them as floor.
       allow_few: whether fd may do with fewer examples than features.
-      draws: random choices of n.
+      repeats: random choices of n.
       seed: of these.
 
     Raises:
@@ -175,15 +182,17 @@ def measure(
     names = check_names(names, judge.classify is not None)
     if "accuracy" in names and labels is None:
         raise ValueError("accuracy needs samples that were drawn with labels")
-    check_count("draws", draws)
+    check_count("repeats", repeats)
+    choose("reference", reference, ("test", "train"))
     counts = {"samples": len(samples), "train": len(real.train), "test": len(real.test)}
-    n = check_counts(extractor, names, {what: min(count, HELD) for what, count in counts.items()}, allow_few)
+    held = {what: min(count, HELD) for what, count in counts.items()}
+    n = check_counts(extractor.name, extractor.dimension, names, held, allow_few)
     rng = np.random.default_rng(seed)
     chosen = {what: _held(rng, count) for what, count in counts.items()}
     images = {"samples": samples, "train": real.train, "test": real.test}
     seen = {what: look(extractor, what, images[what][rows], rows) for what, rows in chosen.items()}
     features = {what: found[1] for what, found in seen.items()}
-    metrics, floors, spread = _compare(features, n, names, rng, allow_few, draws, seed)
+    metrics, floors, spread = _compare(features, reference, n, names, rng, allow_few, repeats, seed)
     if "memorisation" in names:
         metrics["memorisation"], floors["memorisation"] = _memorisation(extractor, features, real.train, rng)
     of_judge = None
@@ -198,10 +207,11 @@ def measure(
         "extractor": extractor.name,
         "extractor_hash": extractor.digest[:16],
         "dimension": extractor.dimension,
-        **({} if judge.classify is None else {"judge": judge.name, "judge_hash": judge.digest[:16]}),
+        **({} if judge is extractor else {"judge": judge.name, "judge_hash": judge.digest[:16]}),
         **{f"num_{what}": len(rows) for what, rows in chosen.items()},
         "n": n,
-        "draws": draws,
+        "reference": reference,
+        "repeats": repeats,
         "measure_seed": seed,
     }
     order = [name for name in names if name in metrics]
@@ -212,12 +222,12 @@ def _held(rng, count):
     return np.arange(count) if count <= HELD else np.sort(rng.permutation(count)[:HELD])
 
 
-def _compare(features, n, names, rng, allow_few, draws, seed):
+def _compare(features, against, n, names, rng, allow_few, repeats, seed):
     """Metrics, floors and spread of the families."""
-    reference = features["test"][rng.permutation(len(features["test"]))[:n]]
+    reference = features[against][rng.permutation(len(features[against]))[:n]]
     sides = []
-    for what in ("samples", "train"):
-        choices = [rng.permutation(len(features[what]))[:n] for _ in range(draws)]
+    for what in ("samples", "train" if against == "test" else "test"):
+        choices = [rng.permutation(len(features[what]))[:n] for _ in range(repeats)]
         sides.append([features[what][rows] for rows in (choices if len(features[what]) > n else choices[:1])])
     key, values = jax.random.key(seed), ({}, {})
     for family in FAMILIES:

@@ -33,40 +33,38 @@ def stream_moments(extractor: Extractor, what: str, parts: Iterable[np.ndarray])
 def stream_fd(
     extractor: Extractor,
     samples: Iterable[np.ndarray],
-    train: Iterable[np.ndarray],
-    test: Iterable[np.ndarray],
+    floor: Iterable[np.ndarray],
+    reference: Iterable[np.ndarray],
     *,
     allow_few: bool = False,
 ) -> Measures:
-    """fd of all samples against all test images, from moments: one part's features are in memory at a time.
-
-    The floor is that of as many training images as there are samples; of all of them, if they are fewer.
+    """fd of all samples against all of the reference, from moments: one part's features are in memory at a time.
 
     Args:
       extractor: what the features are.
       samples: parts of images (N, H, W, C) in [-1, 1].
-      train: likewise. What the floor is of: with train and test exchanged, fd is that against the training images,
-        as most papers have it.
-      test: likewise, the reference.
+      floor: likewise. The floor is of as many of these real images as there are samples; of all, if they are fewer.
+      reference: likewise, other real images: test images, or as most papers have it training images.
       allow_few: whether fewer images than features will do.
 
     Raises:
       ValueError: for too few images, or features that are not finite.
     """
     of_samples = stream_moments(extractor, "samples", samples)
-    of_train = stream_moments(extractor, "train", _first(train, int(of_samples.examples)))
-    of_test = stream_moments(extractor, "test", test)
-    three = {"samples": of_samples, "train": of_train, "test": of_test}
+    of_floor = stream_moments(extractor, "floor", _first(floor, int(of_samples.examples)))
+    of_reference = stream_moments(extractor, "reference", reference)
+    three = {"samples": of_samples, "floor": of_floor, "reference": of_reference}
     counts = {what: int(found.examples) for what, found in three.items()}
-    check_counts(extractor, ("fd",), counts, allow_few)
-    value, floor = (library.frechet_from_moments(x, of_test, allow_few=allow_few) for x in (of_samples, of_train))
+    check_counts(extractor.name, extractor.dimension, ("fd",), counts, allow_few)
+    value, least = (library.frechet_from_moments(x, of_reference, allow_few=allow_few) for x in (of_samples, of_floor))
     conditions = {
         "extractor": extractor.name,
         "extractor_hash": extractor.digest[:16],
         "dimension": extractor.dimension,
+        "fd": "of all, from moments",
         **{f"num_{what}": count for what, count in counts.items()},
     }
-    return Measures({"fd": value}, {"fd": floor}, conditions, {})
+    return Measures({"fd": value}, {"fd": least}, conditions, {})
 
 
 def _first(parts: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:

@@ -166,7 +166,15 @@ def test_export_sample_evaluate(trained, tmp_path):
     size = lambda folder: sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     assert size(export) < 0.5 * size(trained[0] / "checkpoints" / "20")
     call("sample", f"--checkpoint={export}", f"--out={out}", "--num=20")
-    text = call("evaluate", f"--samples={out}", "--classifier_steps=30")
+    flags = (f"--samples={out}", "--classifier_steps=30")
+    message = call("evaluate", *flags, ok=False)
+    assert (
+        "fd needs at least 65 images of each set (or allow_few) in the 64 features of classifier, got 20 sam" in message
+    )
+    assert "metrics must be one of fd, fd_infinity," in call("evaluate", *flags, "--metrics=fid", ok=False)
+    message = call("evaluate", *flags, "--extractor=inception_v3", "--allow_few", ok=False)
+    assert "extractor inception_v3 needs inception_weights=FILE" in message
+    text = call("evaluate", *flags, "--allow_few")
     for part in (
         "FD(classifier)",
         "real-to-real floor",
@@ -177,8 +185,11 @@ def test_export_sample_evaluate(trained, tmp_path):
         assert part in text
     assert "FID" not in text
     result = json.loads((out / "evaluation.json").read_text())
-    assert result["n"] == 20
-    assert result["ratio"] == pytest.approx(result["fd_classifier"] / result["floor"])
+    assert result["conditions"]["n"] == 20
+    assert f"measured by           classifier {result['conditions']['extractor_hash']};" in text
+    for name, values in (("FD(classifier)     ", result["metrics"]), ("real-to-real floor ", result["floors"])):
+        assert f"{name}   {values['fd']:.3f} +- " in text
+    assert f"accuracy on samples   {result['metrics']['accuracy']:.2%}" in text
 
 
 def test_img2img_starts_from_the_picture(trained, tmp_path):

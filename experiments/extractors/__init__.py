@@ -82,6 +82,11 @@ MAKERS: dict[str, Callable[[Options], Extractor]] = {
     ),
     "inception_v3": lambda options: of_network("inception_v3", inception.load(options.inception_weights), inception),
 }
+DIMENSIONS = {
+    "classifier": classifier.FEATURES,
+    "efficientnet_lite0": efficientnet.WIDTH,
+    "inception_v3": inception.WIDTH,
+}
 
 
 def make_extractor(name: str, options: Options = Options()) -> Extractor:  # noqa: B008

