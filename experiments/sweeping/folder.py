@@ -166,14 +166,17 @@ class Folder:
         write_json(folder / "provenance.json", provenance | {"attempts": before.get("attempts", 0) + 1})
 
     def finish(self, run: Run, result: Result, seconds: float) -> None:
-        """Writes the result, in one move; `seconds` is the wall time of the attempt that finished it.
+        """Writes the result, in one move.
+
+        seconds: wall time of the attempt that finished it, its share where runs share a program; the cost, unless the
+          result has a better measure of it.
 
         Raises:
           ValueError: for values that are not finite.
         """
         folder = self.run(run)
         value = {"id": run.id, **result._asdict()}
-        value["cost"] = {**result.cost, "seconds": round(seconds, 3)}
+        value["cost"] = {"seconds": round(seconds, 3), **result.cost}
         check_result(value, run)
         made_by = read_json(folder / "provenance.json") or {}
         write_json(folder / "provenance.json", made_by | {"seconds": round(seconds, 3)})

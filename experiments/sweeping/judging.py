@@ -11,8 +11,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax.pytrees import check_count, choose
-from experiments import extractors, images, measures
-from experiments.data.datasets import open_dataset
+from experiments import extractors, images, measures, score
+from experiments.data.datasets import Dataset, open_dataset
 
 
 def check(evaluation: Any, conditional: bool) -> None:
@@ -20,6 +20,7 @@ def check(evaluation: Any, conditional: bool) -> None:
     for key, least in (("num", 2), ("batch_size", 1), ("classifier_steps", 1), ("seed", 0)):
         check_count(f"config.evaluation.{key}", evaluation[key], least)
     choose("config.evaluation.extractor", evaluation.extractor, extractors.MAKERS)
+    choose("config.evaluation.reference", evaluation.reference, ("test", "train"))
     names = measures.check_names(evaluation.metrics, True)
     if "accuracy" in names and not conditional:
         raise ValueError("config.evaluation.metrics must be without accuracy for a network without classes")
@@ -36,50 +37,44 @@ def batches(evaluation: Any) -> list[np.ndarray]:
     return [np.arange(at, at + size) % evaluation.num for at in range(0, evaluation.num, size)]
 
 
-def picture(path: Path, drawn: np.ndarray, num_classes: int | None) -> None:
-    """The first of the samples as a PNG, a column for each class."""
-    columns = min(num_classes or 10, 10)
-    images.save_png(path, drawn[: 10 * columns], columns)
+def stored(drawn: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """Samples in [-1, 1] as the data are stored, uint8."""
+    return images.to_pixels(drawn, dataset.low, dataset.high)
 
 
-def judge(evaluation: Any, data: Any, folder: Path) -> Callable:
-    """(samples in [-1, 1], labels or None) -> `measures.Measures`; the classifier is trained once, kept in the folder.
+def picture(path: Path, pixels: np.ndarray, dataset: Dataset) -> None:
+    """The first of the samples as a PNG, a column for each of at most 10 classes."""
+    columns = min(dataset.num_classes or 10, 10)
+    images.save_png(path, dataset.normalise(pixels[: 10 * columns]), columns)
+
+
+def judge(evaluation: Any, data: Any, label: np.ndarray | None, folder: Path) -> tuple[score.Case, Callable]:
+    """(the case, samples (N, *shape) in the data's pixels -> `measures.Measures`).
+
+    The data are read once; a classifier is trained once and kept in the folder.
 
     Raises:
-      ValueError: for a data set or an extractor that cannot be had.
+      ValueError: for a data set or an extractor that cannot be had, or too few samples.
     """
-    return _judge(json.dumps(evaluation.to_dict()), json.dumps(data.to_dict()), folder)
+    case = _case(json.dumps(evaluation.to_dict()), json.dumps(data.to_dict()), label is not None, folder)
+    return case, lambda pixels: score.score(case, pixels, label)
 
 
 @functools.lru_cache(maxsize=1)
-def _judge(evaluation_json: str, data_json: str, folder: Path) -> Callable:
-    evaluation, data = (ConfigDict(json.loads(text)) for text in (evaluation_json, data_json))
-    dataset = open_dataset(data.name, data.data_dir, tuple(data.labels))
-    known = open_dataset(data.name, data.data_dir)
-    trained_on = f"{data.name} {data.classifier_split}"
-    which = f"{trained_on} {evaluation.classifier_steps} {evaluation.seed}"
+def _case(evaluation_json: str, data_json: str, has_labels: bool, folder: Path) -> score.Case:
+    evaluation, data = ConfigDict(json.loads(evaluation_json)), json.loads(data_json)
+    which = f"{data['name']} {data['classifier_split']} {evaluation.classifier_steps} {evaluation.seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    options = extractors.Options(
-        known=lambda: known.arrays(data.classifier_split),
-        num_classes=dataset.num_classes,
-        trained_on=trained_on,
+    settings = score.Settings(
+        extractor=evaluation.extractor,
+        metrics=tuple(evaluation.metrics),
+        seed=evaluation.seed,
+        reference=evaluation.reference,
+        allow_few=evaluation.allow_few,
         classifier_steps=evaluation.classifier_steps,
-        classifier_seed=evaluation.seed,
         classifier_file=folder / f"classifier_{hashlib.sha256(which.encode()).hexdigest()[:12]}.npz",
-        inception_weights=evaluation.weights or None,
-        efficientnet_weights=evaluation.weights or None,
+        inception_weights=evaluation.inception_weights or None,
     )
-    extractor = extractors.make_extractor(evaluation.extractor, options)
-    names = measures.check_names(evaluation.metrics, True)
-    by_label = extractor
-    if extractor.classify is None and set(names) & set(measures.BY_LABEL):
-        by_label = extractors.make_extractor("classifier", options)
-    real = measures.Real(*dataset.arrays(data.train_split), *dataset.arrays(data.test_split))
-    few = extractor.name == "classifier"
-
-    def measure(samples, label):
-        stored = dataset.normalise(images.to_pixels(samples, dataset.low, dataset.high))
-        settings = {"names": names, "judge": by_label, "allow_few": few, "seed": evaluation.seed}
-        return measures.measure(extractor, stored, real, labels=label, **settings)
-
-    return measure
+    classes = open_dataset(data["name"], data["data_dir"]).num_classes if has_labels else None
+    label = labels(evaluation, classes)
+    return score.open_case(data, label, settings, evaluation.num)

@@ -6,6 +6,7 @@ the keys are its arguments. Unguided runs (weight 1) have a program of their own
 
 import functools
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,21 +79,24 @@ def alike(config: Any) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _draw(key: str, checkpoint: str, way: str, settings_json: str) -> Callable:
-    """(params, times, eta, weight, keys, label) -> x0; with a leading axis of runs unless the way is "loop"."""
-    del key
+def _draw(checkpoint: str, sampling_json: str, guided: bool, way: str) -> Callable:
+    """((params, label), times, eta, weight, keys) -> x0; with a leading axis of runs unless the way is "loop"."""
     model = _model(checkpoint)
 
     def draw(shared, times, eta, weight, keys):
         params, label = shared
-        settings = ConfigDict(json.loads(settings_json))
-        settings.sampling = {**settings.sampling.to_dict(), "eta": eta, "guidance": weight}
-        if not guided:
-            settings.sampling.guidance = 1.0
+        settings = ConfigDict(model.config.to_dict())
+        own = {"eta": eta, "guidance": weight if guided else 1.0}
+        settings.sampling = ConfigDict({**json.loads(sampling_json), **own})
         return build.generator(settings, model.network, model.shape, times)(params, keys, label)
 
-    guided = json.loads(settings_json)["sampling"]["guidance"] != 1
     return jax.jit(draw) if way == "loop" else together.several(draw, way)
+
+
+def _program(config: Any, way: str) -> Callable:
+    """The program of a run and of those that are alike, compiled once for runs that follow each other."""
+    shared = {k: v for k, v in config.sampling.to_dict().items() if f"config.sampling.{k}" not in OWN}
+    return _draw(config.checkpoint, json.dumps(shared), config.sampling.guidance != 1, way)
 
 
 def run(unit: Unit, folder: Folder, way: str, say: Callable) -> Iterator[tuple[Run, Result | BaseException]]:
@@ -100,26 +104,29 @@ def run(unit: Unit, folder: Folder, way: str, say: Callable) -> Iterator[tuple[R
     config = unit.runs[0].config
     model, evaluation = _model(config.checkpoint), config.evaluation
     settings, schedule, points = _settings(config, model)
-    draw = _draw(alike(config), config.checkpoint, way, json.dumps(settings.to_dict()))
+    draw = _program(config, way)
     space = latents.of_record(model.latent)
     decode = latents.decoded(lambda x: x, space, make_mesh(jax.local_devices()))
     label = judging.labels(evaluation, model.num_classes if settings.network.conditional else None)
-    judge = judging.judge(evaluation, settings.dataset, folder.path / "extractors")
+    case, judge = judging.judge(evaluation, settings.dataset, label, folder.path / "extractors")
     drawn: list[list[np.ndarray]] = [[] for _ in unit.runs]
     places = judging.batches(evaluation)
-    progress = say("batch", len(places))
+    progress, times = say("batch", len(places)), [time.monotonic()]
     for number, index in enumerate(places):
         shared = model.params, None if label is None else label[index]
         rows = [_row(one.config, schedule, points, index) for one in unit.runs]
         for place, part in enumerate(_each(draw, shared, rows, way)):
-            drawn[place].append(decode(np.asarray(part)))
+            drawn[place].append(judging.stored(decode(np.asarray(part)), case.dataset))
         progress.update(number + 1)
-    cost = {"calls": float(budget.spent(config.sampling.sampler, schedule, points))}
+        times.append(time.monotonic())
+    # The first batch compiles, where no run before it did.
+    seconds = float(np.median(np.diff(times)[len(places) > 1 :])) * len(places) / len(unit.runs)
+    cost = {"seconds": round(seconds, 3), "calls": float(budget.spent(config.sampling.sampler, schedule, points))}
     for one, parts in zip(unit.runs, drawn, strict=True):
         try:
-            found = np.concatenate(parts)[: evaluation.num]
-            measured = judge(found, label)
-            judging.picture(folder.run(one) / "samples.png", found, model.num_classes)
+            pixels = np.concatenate(parts)[: evaluation.num]
+            judging.picture(folder.run(one) / "samples.png", pixels, case.dataset)
+            measured = judge(pixels)
         except Exception as error:  # one run never stops the others
             yield one, error
         else:

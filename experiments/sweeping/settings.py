@@ -23,7 +23,9 @@ def _evaluation() -> ConfigDict:
     evaluation.batch_size = 200  # drawn at a time
     evaluation.metrics = ("fd", "accuracy")  # names of `experiments.measures`
     evaluation.extractor = "classifier"
-    evaluation.weights = ""  # of the extractor, where it needs a file
+    evaluation.inception_weights = ""  # the file that inception_v3 needs
+    evaluation.reference = "test"  # the real images that samples are compared with; the floor is of the others
+    evaluation.allow_few = False  # whether fd may do with fewer images than features
     evaluation.classifier_steps = 1500
     evaluation.seed = 0  # of the classifier and of random choices; samples follow config.seed
     return evaluation

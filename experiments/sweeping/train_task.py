@@ -257,15 +257,16 @@ class _Training:
 
 
 def _measure(program, one, opened, swept, last, folder):
-    evaluation, config = one.config.evaluation, one.config
-    judge = judging.judge(evaluation, opened.config.dataset, folder.path / "extractors")
-    label = judging.labels(evaluation, opened.dataset.num_classes if config.network.conditional else None)
-    root, drawn = jax.random.key(config.seed), []
+    evaluation, dataset = one.config.evaluation, opened.dataset
+    label = judging.labels(evaluation, dataset.num_classes if one.config.network.conditional else None)
+    _, judge = judging.judge(evaluation, opened.config.dataset, label, folder.path / "extractors")
+    root, drawn = jax.random.key(one.config.seed), []
     for index in judging.batches(evaluation):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(index))
-        drawn.append(program.generate((swept.state.ema, swept.values), keys, None if label is None else label[index]))
-    samples = np.concatenate(drawn)[: evaluation.num]
-    judging.picture(folder.run(one) / "samples.png", samples, opened.dataset.num_classes)
-    found = judge(samples, label)
-    cost = {"calls": float(config.sampling.num_steps)}
+        found = program.generate((swept.state.ema, swept.values), keys, None if label is None else label[index])
+        drawn.append(judging.stored(found, dataset))
+    pixels = np.concatenate(drawn)[: evaluation.num]
+    judging.picture(folder.run(one) / "samples.png", pixels, dataset)
+    found = judge(pixels)
+    cost = {"calls": float(one.config.sampling.num_steps)}
     return Result({"loss": last["loss"], **found.metrics}, found.floors, found.conditions, cost)
