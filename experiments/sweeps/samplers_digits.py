@@ -1,8 +1,8 @@
 """Samplers on a network trained on digits: FD against calls, with and without guidance, three seeds each.
 
-    python -m experiments.train --config=experiments/configs/digits.py --workdir=runs/digits
-    python -m experiments.sweep --sweep=experiments/sweeps/samplers_digits.py --workdir=runs/samplers_digits
-    python -m experiments.report runs/samplers_digits
+python -m experiments.train --config=experiments/configs/digits.py --workdir=runs/digits
+python -m experiments.sweep --sweep=experiments/sweeps/samplers_digits.py --workdir=runs/samplers_digits
+python -m experiments.report runs/samplers_digits
 """
 
 from experiments.sweeping import chain, product, seeds, settings
