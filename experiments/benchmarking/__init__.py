@@ -8,5 +8,6 @@ accuracy    error against the exact flow map
 law         error in law of the samplers with noise
 speed       compile time, time of a step, overhead beside other libraries
 peers       the samplers of k-diffusion and diffusers, where they are installed
+seeds       several seeds trained by one program, beside a command for each
 report      markdown, JSON and plot
 """

@@ -6,9 +6,9 @@
         --set=config.evaluation.inception_weights=pt_inception-2015-12-05-6726825d.pth --workers=8
     python -m experiments.report runs/ddim_steps --by=config.calls
 
-Hardware: accelerators, one worker on each. The rows are eta = 0, 0.2, 0.5, 1 and the larger variance of DDPM (sigma hat),
-the columns 10, 20, 50, 100 and 1,000 steps, as in Song et al. 2021, table 1, whose steps are even in t; theirs are
-quadratic on CIFAR-10 where t is a step of 1,000. Not run here, where neither CIFAR-10 nor the weights are to be had.
+Hardware: accelerators, one worker on each. The rows are eta = 0, 0.2, 0.5, 1 and the larger variance of DDPM (sigma
+hat), the columns 10, 20, 50, 100 and 1,000 steps, as in Song et al. 2021, table 1. Steps here are even in t; the paper's
+are quadratic on CIFAR-10. Not run here, where neither CIFAR-10 nor the weights are to be had.
 """
 
 from experiments.sweeping import chain, product, settings
