@@ -7,8 +7,8 @@
     python -m experiments.report runs/ddim_steps --by=config.calls
 
 Hardware: accelerators, one worker on each. The rows are eta = 0, 0.2, 0.5, 1 and the larger variance of DDPM (sigma
-hat), the columns 10, 20, 50, 100 and 1,000 steps, as in Song et al. 2021, table 1. Steps here are even in t; the paper's
-are quadratic on CIFAR-10. Not run here, where neither CIFAR-10 nor the weights are to be had.
+hat), the columns 10, 20, 50, 100 and 1,000 steps, as in Song et al. 2021, table 1. Steps are even in t here, and
+quadratic in the paper. Not run here, where neither CIFAR-10 nor the weights are to be had.
 """
 
 from experiments.sweeping import chain, product, settings
