@@ -61,6 +61,21 @@ def test_all_metrics_with_their_floors():
     assert other.metrics["fd"] != found.metrics["fd"]
 
 
+def test_what_is_known_of_real_images_is_not_computed_again():
+    seen, memory = [], {}
+    watched = JUDGE._replace(classify=lambda x: (seen.append(len(x)), classify(x))[1])
+    settings = {"labels": LABELS, "names": ("fd", "sliced_wasserstein", "accuracy")}
+    first = measure(watched, SAMPLES, REAL, **settings, memory=memory)
+    assert measure(watched, SAMPLES, REAL, **settings, memory=memory) == first
+    assert seen == [80, 90, 60, 80]
+    for changes in ({"seed": 1}, {"reference": "train"}, {"names": ("kid", "fd")}, {"repeats": 3}):
+        again = measure(watched, SAMPLES, REAL, **(settings | changes), memory=memory)
+        assert again == measure(JUDGE, SAMPLES, REAL, **(settings | changes))
+    fewer = measure(watched, SAMPLES[:50], REAL, labels=LABELS[:50], memory=memory)
+    assert fewer == measure(JUDGE, SAMPLES[:50], REAL, labels=LABELS[:50])
+    assert seen == [80, 90, 60, *[80] * 5, 50]
+
+
 def test_equal_counts_leave_no_choice_and_give_the_library_numbers():
     samples, real = SAMPLES[:60], Real(REAL.train[:60], REAL.train_labels[:60], REAL.test, REAL.test_labels)
     names = tuple(name for name in NAMES if name not in ("fd_infinity", "memorisation", "accuracy", "class_balance"))
@@ -199,7 +214,7 @@ def test_streamed_distance():
 def test_many_samples_are_streamed(monkeypatch):
     pixels = np.clip((SAMPLES + 2) * 60, 0, 255).astype(np.uint8)
     dataset = Dataset("made", None, SHAPE, 3, 0.0, 255.0)
-    case = scoring.Case(dataset, REAL, JUDGE, None, ("fd", "accuracy"), scoring.Settings())
+    case = scoring.Case(dataset, REAL, JUDGE, None, ("fd", "accuracy"), scoring.Settings(), {})
     whole = scoring.score(case, pixels, LABELS)
     monkeypatch.setattr(scoring, "HELD", 30)
     monkeypatch.setattr(scoring, "PART", 11)
