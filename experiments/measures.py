@@ -160,6 +160,7 @@ def measure(
     allow_few: bool = False,
     repeats: int = 20,
     seed: int = 0,
+    memory: dict[Any, Any] | None = None,
 ) -> Measures:
     """Metrics of samples. The same arguments give the same numbers, bit for bit on the same machine.
 
@@ -174,11 +175,12 @@ def measure(
       allow_few: whether fd may do with fewer examples than features.
       repeats: random choices of n.
       seed: of these.
+      memory: keeps what was computed of the real images alone, for further calls with the same ones; {} at first.
 
     Raises:
       ValueError: for bad names, too few examples, or features that are not finite.
     """
-    judge = extractor if judge is None else judge
+    judge, memory = extractor if judge is None else judge, {} if memory is None else memory
     names = check_names(names, judge.classify is not None)
     if "accuracy" in names and labels is None:
         raise ValueError("accuracy needs samples that were drawn with labels")
@@ -190,15 +192,17 @@ def measure(
     rng = np.random.default_rng(seed)
     chosen = {what: _held(rng, count) for what, count in counts.items()}
     images = {"samples": samples, "train": real.train, "test": real.test}
-    seen = {what: look(extractor, what, images[what][rows], rows) for what, rows in chosen.items()}
+    seen = _look_at(extractor, images, chosen, memory)
     features = {what: found[1] for what, found in seen.items()}
-    metrics, floors, spread = _compare(features, reference, n, names, rng, allow_few, repeats, seed)
+    metrics, floors, spread = _compare(
+        features, reference, n, names, rng, allow_few, repeats, seed, (memory, extractor)
+    )
     if "memorisation" in names:
         metrics["memorisation"], floors["memorisation"] = _memorisation(extractor, features, real.train, rng)
     of_judge = None
     if judge.classify is not None:
         if judge is not extractor:
-            seen = {what: look(judge, what, images[what][rows], rows) for what, rows in chosen.items()}
+            seen = _look_at(judge, images, chosen, memory)
         found = {what: pair[0] for what, pair in seen.items()}
         wanted = {"train": real.train_labels[chosen["train"]], "test": real.test_labels[chosen["test"]]}
         wanted["samples"] = None if labels is None else labels[chosen["samples"]]
@@ -218,25 +222,45 @@ def measure(
     return Measures({k: metrics[k] for k in order}, {k: floors[k] for k in order}, conditions, spread, of_judge)
 
 
+def _look_at(extractor, images, chosen, memory):
+    """What `look` gives of each set; that of real images is kept."""
+    found = {}
+    for what, rows in chosen.items():
+        at = ("look", extractor.name, extractor.digest, what, rows.tobytes())
+        if what == "samples" or at not in memory:
+            memory[at] = look(extractor, what, images[what][rows], rows)
+        found[what] = memory.pop(at) if what == "samples" else memory[at]
+    return found
+
+
 def _held(rng, count):
     return np.arange(count) if count <= HELD else np.sort(rng.permutation(count)[:HELD])
 
 
-def _compare(features, against, n, names, rng, allow_few, repeats, seed):
+def _compare(features, against, n, names, rng, allow_few, repeats, seed, kept):
     """Metrics, floors and spread of the families."""
-    reference = features[against][rng.permutation(len(features[against]))[:n]]
-    sides = []
-    for what in ("samples", "train" if against == "test" else "test"):
+    chosen = rng.permutation(len(features[against]))[:n]
+    reference, other, sides = features[against][chosen], "train" if against == "test" else "test", []
+    for what in ("samples", other):
         choices = [rng.permutation(len(features[what]))[:n] for _ in range(repeats)]
-        sides.append([features[what][rows] for rows in (choices if len(features[what]) > n else choices[:1])])
-    key, values = jax.random.key(seed), ({}, {})
+        sides.append(choices if len(features[what]) > n else choices[:1])
+    key, values, (memory, extractor) = jax.random.key(seed), ({}, {}), kept
+    same = (extractor.name, extractor.digest, against, seed, allow_few, np.stack([chosen, *sides[1]]).tobytes())
     for family in FAMILIES:
         if not set(family.names) & set(names):
             continue
-        for found, side in zip(values, sides, strict=True):
+
+        def of(what, side, family=family):
             # The same key for both sides: the same projections.
-            rows = [family.of(key, x, reference, allow_few) for x in side[: 1 if family.once else None]]
-            found |= dict(zip(family.names, np.array(rows, np.float64).T, strict=True))
+            choices = side[: 1 if family.once else None]
+            rows = [family.of(key, features[what][rows], reference, allow_few) for rows in choices]
+            return dict(zip(family.names, np.array(rows, np.float64).T, strict=True))
+
+        at = ("floor", family.names, *same)
+        if at not in memory:
+            memory[at] = of(other, sides[1])
+        values[0].update(of("samples", sides[0]))
+        values[1].update(memory[at])
     metrics, floors = ({k: float(v.mean()) for k, v in found.items() if k in names} for found in values)
     return metrics, floors, {k: (float(values[0][k].std()), float(values[1][k].std())) for k in metrics}
 

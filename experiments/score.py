@@ -41,7 +41,7 @@ class Settings(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What samples are measured by. judge: None where no metric needs one."""
+    """What samples are measured by. judge: None where no metric needs one; memory: of `measure`."""
 
     dataset: Dataset
     real: Real
@@ -49,6 +49,7 @@ class Case(NamedTuple):
     judge: Extractor | None
     names: tuple[str, ...]
     settings: Settings
+    memory: dict[Any, Any]
 
 
 def open_case(data: dict[str, Any], labels: np.ndarray | None, settings: Settings, count: int | None = None) -> Case:
@@ -95,7 +96,7 @@ def open_case(data: dict[str, Any], labels: np.ndarray | None, settings: Setting
     )
     extractor = make_extractor(settings.extractor, options)
     judge = make_extractor("classifier", options) if not by_classifier and set(names) & set(BY_LABEL) else None
-    return Case(dataset, Real(*train, *test), extractor, judge, names, settings)
+    return Case(dataset, Real(*train, *test), extractor, judge, names, settings, {})
 
 
 def _of_classes(images, of, labels):
@@ -142,6 +143,7 @@ def score(case: Case, samples: np.ndarray, labels: np.ndarray | None) -> Measure
         allow_few=settings.allow_few,
         repeats=settings.repeats,
         seed=settings.seed,
+        memory=case.memory,
     )
     if whole is None:
         return found
