@@ -1,28 +1,30 @@
-"""Samplers on a network trained on digits: FD against calls, with and without guidance, three seeds each.
+"""Samplers on a network trained on digits: sampler x grid x calls, and guidance at 20 calls, three seeds each.
 
-python -m experiments.train --config=experiments/configs/digits.py --workdir=runs/digits
-python -m experiments.sweep --sweep=experiments/sweeps/samplers_digits.py --workdir=runs/samplers_digits
-python -m experiments.report runs/samplers_digits
+    python -m experiments.train --config=experiments/configs/digits.py --workdir=runs/digits
+    python -m experiments.sweep --sweep=experiments/sweeps/samplers_digits.py --workdir=runs/samplers_digits
+    python -m experiments.report runs/samplers_digits
+
+The grids are uniform times, from where the schedule is cut off (sigma / alpha = 22,026) to where it is cut off, and
+EDM's, from 80 to 0.002.
 """
 
 from experiments.sweeping import chain, product, seeds, settings
 
-CALLS = {"config.calls": [5, 10, 20, 40]}
+CALLS_AND_GRIDS = {"config.calls": [5, 10, 20], "config.sampling.grid": ["uniform", "karras_80"]}
 
 
 def get_config():
-    """Samples of runs/digits on a grid of uniform times."""
+    """Samples of runs/digits."""
     config = settings.sampling()
     config.checkpoint = "runs/digits"
     return config
 
 
 def get_overrides():
-    """Four samplers without noise and two with; then guidance weights at 20 calls."""
+    """Four samplers without noise and one with it; then guidance weights."""
+    guided = {"config.sampling.sampler": ["dpmpp_2m"], "config.sampling.grid": ["karras_80"]}
     return chain(
-        product({"config.sampling.sampler": ["ddim", "heun", "dpmpp_2m", "unipc", "ddpm"]}, CALLS, seeds(3)),
-        product({"config.sampling.sampler": ["ddim"], "config.sampling.eta": [1.0]}, CALLS, seeds(3)),
-        product(
-            {"config.sampling.sampler": ["dpmpp_2m"], "config.sampling.guidance": [0.0, 1.25, 1.5, 2.0, 3.0]}, seeds(3)
-        ),
+        product({"config.sampling.sampler": ["ddim", "heun", "dpmpp_2m", "unipc"]}, CALLS_AND_GRIDS, seeds(3)),
+        product({"config.sampling.sampler": ["ddim"], "config.sampling.eta": [1.0]}, CALLS_AND_GRIDS, seeds(3)),
+        product(guided, {"config.sampling.guidance": [0.0, 1.25, 1.5, 2.0, 3.0]}, seeds(3)),
     )
