@@ -13,6 +13,7 @@ from experiments.sweeping import product, seeds, settings
 def get_config():
     """A small U-Net and a short run, sampled in 20 calls without guidance."""
     config = settings.training(digits.get_config())
+    config.dataset.batch_size = 32
     config.network.channels = 16
     config.network.num_res_blocks = 1
     config.optimizer.learning_rate = 2e-3
