@@ -445,3 +445,14 @@ def test_a_folder_of_no_sweep_is_one_line_and_status_2(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=ROOT)
     assert done.returncode == 2
     assert done.stderr == f"error: DIR must be the workdir of a sweep, got {tmp_path}, which holds no sweep.json\n"
+
+
+def test_settings_without_the_metric_are_left_out(tmp_path):
+    def result(a):
+        return {"metrics": {"fd": 2.0} if a else {"kid": 1.0}, "floors": {}, "conditions": {}, "cost": {"seconds": 1.0}}
+
+    runs = [({"a": a, "seed": seed}, result(a)) for a in (0, 1) for seed in range(3)]
+    sweep_folder(tmp_path, runs, seed_keys=["seed"])
+    sweep = read_sweep(tmp_path)
+    assert [line[0] for line in tables.flat(sweep, ["fd"]).lines] == ["1"]
+    assert [line[0] for line in tables.flat(sweep, ["fd", "kid"]).lines] == ["0", "1"]

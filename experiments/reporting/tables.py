@@ -77,9 +77,14 @@ class Grid(NamedTuple):
         return (f"### {self.title}\n\n" if self.title else "") + table(self.head, shown)
 
 
+def _having(sweep: Sweep, metrics: Sequence[str]) -> list[Setting]:
+    """The settings without those whose finished runs have none of the metrics."""
+    return [s for s in summary.shown(sweep) if not s.done or any(s.estimate(metric) for metric in metrics)]
+
+
 def flat(sweep: Sweep, metrics: Sequence[str]) -> Grid:
     """Settings by metrics."""
-    settings, done = summary.shown(sweep), sweep.having("done")
+    settings, done = _having(sweep, metrics), sweep.having("done")
     keys = summary.varying(sweep.runs, summary.keys_of(sweep))
     names = summary.labels(keys)
     _, differing = summary.conditions_of(done)
@@ -105,7 +110,7 @@ def pivot(sweep: Sweep, metric: str, by: str) -> Grid:
 
     The best of each column is marked; where there is one row, the best of it.
     """
-    settings, done = summary.shown(sweep), sweep.having("done")
+    settings, done = _having(sweep, [metric]), sweep.having("done")
     keys = [key for key in summary.varying(sweep.runs, summary.keys_of(sweep)) if key != by]
     of = {summary.identity(s.overrides, [*keys, by]): s for s in settings}
     rows = list({summary.identity(s.overrides, keys): s for s in reversed(settings)}.values())[::-1]
@@ -119,7 +124,7 @@ def pivot(sweep: Sweep, metric: str, by: str) -> Grid:
     among = found if len(rows) == 1 else list(zip(*found, strict=True))  # a single row is compared along it
     marked = [summary.marks_of([setting or empty for setting in line], metric, differing) for line in among]
     marked = marked if len(rows) == 1 else [list(line) for line in zip(*marked, strict=True)]
-    most = max(len(setting.done) for setting in settings)
+    most = max((len(setting.done) for setting in settings), default=0)
     lines = [
         [
             *_names(row, keys),
