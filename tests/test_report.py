@@ -448,10 +448,7 @@ def test_a_folder_of_no_sweep_is_one_line_and_status_2(tmp_path):
 
 
 def test_settings_without_the_metric_are_left_out(tmp_path):
-    def result(a):
-        return {"metrics": {"fd": 2.0} if a else {"kid": 1.0}, "floors": {}, "conditions": {}, "cost": {"seconds": 1.0}}
-
-    runs = [({"a": a, "seed": seed}, result(a)) for a in (0, 1) for seed in range(3)]
+    runs = [({"a": a, "seed": seed}, result({"fd": 2.0} if a else {"kid": 1.0})) for a in (0, 1) for seed in range(3)]
     sweep_folder(tmp_path, runs, seed_keys=["seed"])
     sweep = read_sweep(tmp_path)
     assert [line[0] for line in tables.flat(sweep, ["fd"]).lines] == ["1"]
