@@ -657,11 +657,17 @@ def test_what_a_kill_left_of_a_finished_unit_is_swept_up(command, tmp_path, fake
 # The oracle
 
 
+@pytest.fixture
+def few_grids(monkeypatch):
+    """All grids of a length are compiled together."""
+    monkeypatch.setattr(problems, "GRIDS", {name: problems.GRIDS[name] for name in ("uniform", "karras", "log_snr")})
+
+
 def oracle_sweep(path, overrides, examples=8):
     return write(path, changes=f"config.examples = {examples}", overrides=overrides)
 
 
-@pytest.mark.usefixtures("x64")
+@pytest.mark.usefixtures("x64", "few_grids")
 def test_the_oracle_gives_what_a_direct_computation_gives(command, tmp_path):
     """Of a sampler with noise and without it; nothing of the sweeps computes the other side."""
     overrides = "zipped({'config.eta': [0.0, 0.0, 0.7]}, {'config.grid': ['uniform', 'karras', 'karras']})"
@@ -691,6 +697,7 @@ def test_the_oracle_gives_what_a_direct_computation_gives(command, tmp_path):
             assert run.metrics["rms"] == pytest.approx(rms, abs=1e-9)
 
 
+@pytest.mark.usefixtures("few_grids")
 def test_the_ways_of_the_oracle_agree_and_each_compiles_once(command, tmp_path, monkeypatch):
     """One program for each sampler and number of calls."""
     overrides = "product({'config.sampler': ['ddim']}, {'config.calls': [3, 4]}, {'config.eta': [0.0, 0.5]}, seeds(2))"

@@ -77,21 +77,25 @@ def alike(config: Any) -> str:
     return json.dumps({**kept, "points": points, "guided": config.sampling.guidance != 1}, sort_keys=True)
 
 
+def _of_all(settings: ConfigDict) -> str:
+    """A run's settings as JSON, without what is its own: the same for runs that are alike."""
+    static = settings.to_dict()
+    static["sampling"] |= {"eta": 0.0, "guidance": 1.0, "grid": "uniform"}
+    return json.dumps(static)
+
+
 @functools.lru_cache(maxsize=1)
-def _draw(key: str, checkpoint: str, way: str, settings_json: str) -> Callable:
-    """(params, times, eta, weight, keys, label) -> x0; with a leading axis of runs unless the way is "loop"."""
-    del key
+def _draw(checkpoint: str, way: str, settings_json: str, guided: bool) -> Callable:
+    """((params, label), times, eta, weight, keys) -> x0; with a leading axis of runs unless the way is "loop"."""
     model = _model(checkpoint)
 
     def draw(shared, times, eta, weight, keys):
         params, label = shared
         settings = ConfigDict(json.loads(settings_json))
-        settings.sampling = {**settings.sampling.to_dict(), "eta": eta, "guidance": weight}
-        if not guided:
-            settings.sampling.guidance = 1.0
+        own = {"eta": eta, "guidance": weight} if guided else {"eta": eta}
+        settings.sampling = {**settings.sampling.to_dict(), **own}
         return build.generator(settings, model.network, model.shape, times)(params, keys, label)
 
-    guided = json.loads(settings_json)["sampling"]["guidance"] != 1
     return jax.jit(draw) if way == "loop" else together.several(draw, way)
 
 
@@ -100,7 +104,7 @@ def run(unit: Unit, folder: Folder, way: str, say: Callable) -> Iterator[tuple[R
     config = unit.runs[0].config
     model, evaluation = _model(config.checkpoint), config.evaluation
     settings, schedule, points = _settings(config, model)
-    draw = _draw(alike(config), config.checkpoint, way, json.dumps(settings.to_dict()))
+    draw = _draw(config.checkpoint, way, _of_all(settings), config.sampling.guidance != 1)
     space = latents.of_record(model.latent)
     decode = latents.decoded(lambda x: x, space, make_mesh(jax.local_devices()))
     label = judging.labels(evaluation, model.num_classes if settings.network.conditional else None)
