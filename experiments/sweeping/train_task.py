@@ -74,15 +74,15 @@ def _mesh():
     return make_mesh(jax.local_devices())
 
 
-_COMPILED: dict[str, Program] = {}
+_COMPILED: dict[tuple[str, str], Program] = {}
 
 
 def _program(run: training.Run, key: str, way: str) -> Program:
     """The program of runs that are alike; the one before it is let go."""
-    if key not in _COMPILED:
+    if (key, way) not in _COMPILED:
         _COMPILED.clear()
-        _COMPILED[key] = _compile(run, way)
-    return _COMPILED[key]
+        _COMPILED[key, way] = _compile(run, way)
+    return _COMPILED[key, way]
 
 
 def _compile(run: training.Run, way: str) -> Program:
@@ -185,8 +185,7 @@ class _Training:
             run.data.set_state(position)
 
     def _restored(self):
-        """The last checkpoint. One that is not to be gone on from, of other devices say, is removed: it can be had again.
-        """
+        """The last checkpoint. One that is not to be gone on from, of other devices say, is removed: it can be had again."""
         with contextlib.suppress(CheckpointError, ValueError):
             found = self._checkpoints.restore_latest(self._swept.state)
             if found is None or found.record["ids"] == self._ids:
