@@ -19,6 +19,8 @@ from sweeping_runs import attempts, command, results, states, write
 from diffax.training import init_state, make_mesh, train_step
 from experiments import build, images, measures, networks, objectives, training
 from experiments.configs import smoke
+from experiments.data.datasets import open_dataset
+from experiments.data.pipeline import batches
 from experiments.reporting import document, summary, tables
 from experiments.reporting.reading import read_sweep
 from experiments.sweeping import definition as definitions
@@ -71,26 +73,36 @@ class Alone:
     """Runs of `experiments.training`'s parts, by plain configs, on one device."""
 
     def __init__(self):
-        self.steps = {}
+        self._known = {}
 
     def losses(self, config):
-        run, _ = training.checked(config, make_mesh(jax.devices()[:1]), networks.network, "diffusion")
-        init_key, state_key = jax.random.split(jax.random.key(config.seed))
-        state = init_state(state_key, run.init(init_key), build.optimizer(config))
-        step, found = self.of(config, run), []
+        """[loss] of each step."""
+        first, step = self._of(config)
+        state, data, found = first(jax.random.key(config.seed)), self._data(config), []
         for _ in range(config.train.num_steps):
-            state, metrics = step(state, jax.tree.map(jnp.asarray, next(run.data)))
+            state, metrics = step(state, jax.tree.map(jnp.asarray, next(data)))
             found.append(metrics["loss"])
         return np.array(jax.device_get(found))
 
-    def of(self, config, run):
-        """The step knows nothing of the seed: one for all that differ in it."""
+    def _data(self, config):
+        settings = config.dataset
+        dataset = open_dataset(settings.name, settings.data_dir, settings.labels)
+        return batches(dataset, settings.train_split, settings.batch_size, seed=config.seed, num_threads=1, cache=True)
+
+    def _of(self, config):
+        """Programs that know nothing of the seed: one for all that differ in it."""
         key = json.dumps({**config.to_dict(), "seed": 0})
-        if key not in self.steps:
-            loss = objectives.objective(config, run.net).loss
-            decay = config.optimizer.ema_decay
-            self.steps[key] = jax.jit(train_step(loss, build.optimizer(config), ema_decay=decay))
-        return self.steps[key]
+        if key not in self._known:
+            run, _ = training.checked(config, make_mesh(jax.devices()[:1]), networks.network, "diffusion")
+            optimizer, decay = build.optimizer(config), config.optimizer.ema_decay
+
+            def first(key):
+                init_key, state_key = jax.random.split(key)
+                return init_state(state_key, build.init_params(config, run.net, run.shape, init_key), optimizer)
+
+            step = train_step(objectives.objective(config, run.net).loss, optimizer, ema_decay=decay)
+            self._known[key] = jax.jit(first), jax.jit(step)
+        return self._known[key]
 
 
 @pytest.fixture(scope="module")
@@ -105,24 +117,27 @@ SEEDS_AND_RATES = "product({'config.optimizer.learning_rate': [1e-3, 4e-3]}, see
 
 
 @pytest.mark.usefixtures("unmeasured")
-@pytest.mark.parametrize("way", ["vmap", "map", "loop"])
+@pytest.mark.parametrize("way", ["vmap", pytest.param("map", marks=pytest.mark.slow), "loop"])
 def test_runs_of_one_program_are_the_separate_runs(command, alone, tmp_path, way):
     """11 of 8 seeds x 2 learning rates on 8 devices, over 30 steps."""
     path = training_sweep(tmp_path / "s.py", SEEDS_AND_RATES, "config.train.num_steps = 30")
-    compiled = []
+    more, compiled = ("--only=config.seed=1",) if way == "loop" else ("--group=16",), []
     with pytest.MonkeyPatch.context() as patch:
         original = train_task.train_step
         patch.setattr(train_task, "train_step", lambda *args, **kwargs: compiled.append(1) or original(*args, **kwargs))
-        done = command(path, tmp_path / "w", f"--way={way}", *(() if way == "loop" else ("--group=16",)))
+        done = command(path, tmp_path / "w", f"--way={way}", *more)
     assert done.status == 0, done.err
     assert len(compiled) <= 2, "once to make it, once for shapes"
-    runs = list(definitions.load(path).runs.values())
-    assert len(runs) == 11
-    for run in runs[:2] + runs[-2:]:
+    every = definitions.load(path).runs
+    runs = [every[id] for id in results(tmp_path / "w")]
+    assert len(runs) == (2 if way == "loop" else 11)
+    rates = {run.config.optimizer.learning_rate: run for run in runs}
+    assert len(rates) == 2
+    for run in rates.values():
         wanted = alone.losses(train_task.experiment(run.config))
         np.testing.assert_allclose(losses(tmp_path / "w", run), wanted, rtol=1e-5, err_msg=run.label)
     ends = {tuple(losses(tmp_path / "w", run)) for run in runs}
-    assert len(ends) == 11
+    assert len(ends) == len(runs)
 
 
 @pytest.mark.slow
@@ -174,7 +189,7 @@ OTHER = {
     "config.optimizer.weight_decay": 0.5,
     "config.optimizer.b1": 0.5,
     "config.optimizer.b2": 0.6,
-    "config.optimizer.clip_norm": 0.1,
+    "config.optimizer.clip_norm": 1e-3,
     "config.optimizer.ema_decay": 0.02,
     "config.schedule.beta_min": 0.5,
     "config.schedule.beta_max": 12.0,
@@ -246,7 +261,6 @@ def test_one_program_serves_every_value_of_what_is_traced(monkeypatch, base, oth
     together_ = ends(program, opened, everything)
     assert len(traces) == compiled
     np.testing.assert_allclose(together_, ends_alone(everything, opened), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(before, ends_alone(base, opened), rtol=1e-4, atol=1e-6)
 
 
 def test_every_float_that_is_traced_is_tested():
@@ -298,13 +312,13 @@ def test_every_schedule_takes_traced_parameters(name):
     }
     config = changed({"config.schedule": {"name": name, **parameters}})
     values = {key: v for key, v in traced.split(config)[1].items() if key.startswith("config.schedule.")}
-    assert len(values) == len(parameters)
+    assert len(values) == (0 if name.endswith("_betas") else len(parameters)), "a table is the host's work"
 
     def level(values):
         return build.schedule(traced.bind(config, values))(0.5)
 
     jax.eval_shape(level, traced.arrays(values))
-    if parameters:
+    if values:
         for found, wanted in zip(level(traced.arrays(values)), level(values), strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
@@ -351,7 +365,7 @@ def test_more_runs_than_a_multiple_of_the_devices():
 
 
 @pytest.mark.usefixtures("unmeasured")
-@pytest.mark.parametrize("way", ["vmap", "loop"])
+@pytest.mark.parametrize("way", ["vmap", pytest.param("loop", marks=pytest.mark.slow)])
 def test_a_loss_that_is_not_finite_ends_one_run_alone(command, tmp_path, way):
     """The others of its program are what they are without it."""
     rates = "{'config.optimizer.learning_rate': [1e-3, 1e38, 2e-3]}"
@@ -372,7 +386,7 @@ def test_a_loss_that_is_not_finite_ends_one_run_alone(command, tmp_path, way):
 
 
 @pytest.mark.usefixtures("unmeasured")
-@pytest.mark.parametrize("way", ["vmap", "loop"])
+@pytest.mark.parametrize("way", ["vmap", pytest.param("loop", marks=pytest.mark.slow)])
 def test_what_is_interrupted_goes_on_from_its_checkpoint(command, tmp_path, monkeypatch, way):
     """At any step, bit for bit, and no step before the checkpoint is done again; other devices begin anew."""
     path = training_sweep(tmp_path / "s.py", "seeds(2)", "config.train.log_every = 4")
@@ -463,7 +477,7 @@ def report_of(folder):
 
 def check_kills(tmp_path, data_dir, overrides, count, devices, *more):
     """Results, logs and report are those of a sweep that nobody disturbed."""
-    changes = "config.train.num_steps = 60\nconfig.train.log_every = 10\nconfig.train.checkpoint_every = 5"
+    changes = "config.train.num_steps = 40\nconfig.train.log_every = 10\nconfig.train.checkpoint_every = 5"
     path, start = training_sweep(tmp_path / "s.py", overrides, changes, data_dir), time.monotonic()
     straight = subprocess.run(
         line(path, tmp_path / "a", *more), env=env(devices), cwd=ROOT, capture_output=True, text=True
@@ -506,8 +520,9 @@ def test_many_kills_change_nothing(data_dir, tmp_path, request, way, devices):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """The workdir of a network that has seen two steps."""
-    config = train_task.experiment(changed({"config.train.num_steps": 2, "config.network.dropout_rate": 0.0}))
+    """The workdir of a network that has seen a few steps."""
+    overrides = {"config.optimizer.learning_rate": 0.02, "config.optimizer.warmup_steps": 0}
+    config = train_task.experiment(changed({**overrides, "config.train.num_steps": 30}))
     folder = tmp_path_factory.mktemp("trained")
     run = training.prepare(config, folder, networks.network, "diffusion")
     training.train(run, objectives.objective(config, run.net), lambda *_: {})
@@ -558,14 +573,15 @@ POINTS = """chain(
 def test_the_ways_of_sampling_agree_and_are_the_command_that_samples(command, checkpoint, tmp_path, monkeypatch):
     """One compile for each sampler and length, guided or not; pixels of `experiments.sample`."""
     path, drawn = sampling_sweep(tmp_path / "s.py", POINTS, checkpoint), {}
-    for way in ("loop", "vmap", "map"):
+    guided = "--only=config.sampling.guidance=2.0"
+    for way, programs, *more in (("loop", 3), ("vmap", 3, "--group=16"), ("map", 1, "--group=16", guided)):
         with monkeypatch.context() as patch:
             traces = counted(patch, "ddim", "heun")
-            done = command(path, tmp_path / way, f"--way={way}", *(() if way == "loop" else ("--group=16",)))
+            done = command(path, tmp_path / way, f"--way={way}", *more)
         assert done.status == 0, done.err
-        assert sum(traces) == 3, way
+        assert len(traces) == programs, way
         drawn[way] = {p.parent.name: np.load(p) for p in (tmp_path / way).glob("runs/*/samples.npy")}
-        assert len(drawn[way]) == 17
+        assert len(drawn[way]) == (17 if programs == 3 else 8)
     for way in ("vmap", "map"):
         for id, samples in drawn[way].items():
             np.testing.assert_allclose(samples, drawn["loop"][id], atol=1e-4, err_msg=f"{way} {id}")
@@ -607,7 +623,7 @@ def test_a_checkpoint_that_changed_is_refused(command, checkpoint, tmp_path, mon
     assert done.status == 0
     done = command(path, tmp_path / "w", "--way=loop")
     assert done.status == 2
-    assert f"inputs.{checkpoint} = 'step 2, " in done.err
+    assert f"inputs.{checkpoint} = 'step 30, " in done.err
     assert done.err.count("\n") == 1
 
 
