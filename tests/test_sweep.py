@@ -130,7 +130,7 @@ def test_an_id_is_the_same_whatever_the_order_and_the_type_of_a_number():
 )
 def test_no_run_is_there_twice_by_another_spelling(command, tmp_path, overrides):
     path = write(tmp_path / "s.py", "settings.training(smoke.get_config())", overrides=overrides)
-    assert "has the config of run 0" in one_line(command(path, tmp_path / "w"))
+    assert "has the config of run 0" in one_line(command(path, tmp_path / "w", "--dry_run"))
 
 
 def test_counts_stay_ints(tmp_path):
