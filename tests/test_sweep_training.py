@@ -563,6 +563,7 @@ POINTS = """chain(
         product({'config.sampling.grid': ['uniform', 'quadratic'], 'config.sampling.guidance': [1.0, 2.0],
                  'config.sampling.eta': [0.0, 0.8]}, seeds(2)),
         product({'config.sampling.sampler': ['heun'], 'config.calls': [5]}, seeds(1)),
+        product({'config.sampling.guidance': [3.0]}),
     )"""
 
 
@@ -578,7 +579,7 @@ def test_the_ways_of_sampling_agree_and_are_the_command_that_samples(command, ch
         assert done.status == 0, done.err
         assert len(traces) == programs, way
         drawn[way] = {p.parent.name: np.load(p) for p in (tmp_path / way).glob("runs/*/samples.npy")}
-        assert len(drawn[way]) == (17 if programs == 3 else 8)
+        assert len(drawn[way]) == (18 if programs == 3 else 8)
     for way in ("vmap", "map"):
         for id, samples in drawn[way].items():
             np.testing.assert_allclose(samples, drawn["loop"][id], atol=1e-4, err_msg=f"{way} {id}")
