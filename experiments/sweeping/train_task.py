@@ -185,7 +185,7 @@ class _Training:
             run.data.set_state(position)
 
     def _restored(self):
-        """The last checkpoint. One that is not to be gone on from, of other devices say, is removed: it can be had again."""
+        """The last checkpoint; one that cannot be gone on from, of other devices say, is removed."""
         with contextlib.suppress(CheckpointError, ValueError):
             found = self._checkpoints.restore_latest(self._swept.state)
             if found is None or found.record["ids"] == self._ids:
