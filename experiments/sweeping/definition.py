@@ -8,10 +8,11 @@ The file is a module with
 The id of a run is the first 12 hex digits of the SHA-256 of its resolved config, without what alters no result.
 """
 
+import functools
 import hashlib
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +77,7 @@ def load(path: Path, changes: Sequence[str] = ()) -> Sweep:
         runs with one config.
     """
     module = _module(path)
-    base = module.get_config()
+    base, listed = _called(path, module.get_config), _called(path, lambda: list(module.get_overrides()))
     if not isinstance(base, ml_collections.ConfigDict):
         raise ValueError(f"get_config of {path} must give a ConfigDict, got {type(base).__name__}")
     known = settings.known(base)
@@ -86,14 +87,17 @@ def load(path: Path, changes: Sequence[str] = ()) -> Sweep:
             raise ValueError(f"set must be KEY=VALUE, got {change!r}")
         settings.change(base, key, settings.parsed(text), known)
     settings.check_keys(base, known)
+    settings.make_floats(base)
     runs: dict[str, Run] = {}
-    for number, overrides in enumerate(module.get_overrides()):
+    for number, overrides in enumerate(listed):
         config = base.copy_and_resolve_references()
         try:
             if not isinstance(overrides, dict):
                 raise ValueError(f"overrides must be a dict, got {overrides!r}")
             for key, value in overrides.items():
                 settings.change(config, key, value, known)
+            settings.check_keys(config, known)
+            settings.make_floats(config)
         except ValueError as error:
             said = described(overrides) if isinstance(overrides, dict) else repr(overrides)
             raise ValueError(f"run {number} of {path.stem} ({said}): {error}") from error
@@ -117,14 +121,19 @@ def _module(path: Path) -> Any:
     if spec is None or spec.loader is None:
         raise ValueError(f"sweep must be a Python file, got {path}")
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever is wrong in it
-        raise ValueError(f"sweep {path} cannot be read: {type(error).__name__}: {error}") from error
+    _called(path, functools.partial(spec.loader.exec_module, module))
     for name in ("get_config", "get_overrides"):
         if not callable(getattr(module, name, None)):
             raise ValueError(f"sweep {path} must define {name}()")
     return module
+
+
+def _called(path: Path, part: Callable[[], Any]) -> Any:
+    """What a part of a sweep's file gives."""
+    try:
+        return part()
+    except Exception as error:  # whatever is wrong in it
+        raise ValueError(f"sweep {path} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _plain(overrides: dict[str, Any]) -> dict[str, Any]:

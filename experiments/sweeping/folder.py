@@ -12,7 +12,6 @@ units/UNIT/                checkpoints of what is being trained; gone when it is
 
 import contextlib
 import json
-import math
 import shutil
 import traceback
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 
 import filelock
 
+from experiments.reporting import reading
 from experiments.sweeping.definition import LEFT_OUT, SEED, Run, Sweep
 from experiments.workdir import check_writable, flatten, read_json, write_json
 
@@ -65,9 +65,9 @@ class Folder:
                 self._compare(held, sweep, {"base": base, "together": together, "inputs": inputs})
             runs = {run.id: run.overrides for run in sweep.runs.values()}
             described = {"name": sweep.name, "task": base["task"], "title": sweep.title, "seed_keys": [SEED]}
-            whole = {**described, "together": together, "inputs": inputs, "base": base, "runs": runs}
-            if whole != held:
-                write_json(self.path / "sweep.json", whole)
+            now = {**described, "together": together, "inputs": inputs, "base": base, "runs": runs}
+            if now != held:
+                write_json(self.path / "sweep.json", now)
         for name in ("runs", "locks", "units"):
             (self.path / name).mkdir(exist_ok=True)
 
@@ -89,7 +89,7 @@ class Folder:
             raise ValueError(f"{holds}, not {sweep.name}; choose another --workdir")
         for group, path in (("base", "config"), ("together", "--"), ("inputs", "inputs")):
             before, after = flatten(held[group], path), flatten(now[group], path)
-            for key in sorted(before.keys() | after.keys()):
+            for key in before | after:
                 if before.get(key) != after.get(key) and not key.startswith(LEFT_OUT):
                     what = key.replace("--.", "--")
                     raise ValueError(
@@ -123,11 +123,7 @@ class Folder:
     def failure(self, run: Run) -> str | None:
         """Why a run failed, None if it did not."""
         path = self.run(run) / "failed.json"
-        try:
-            value = read_json(path)
-        except ValueError:
-            return f"{path} is no JSON"
-        return None if value is None else str(value.get("error"))
+        return str(whole(path).get("error", "failed.json does not say why")) if path.exists() else None
 
     def state(self, run: Run, unit: Unit) -> str:
         """One of `STATES`."""
@@ -144,11 +140,14 @@ class Folder:
             return "interrupted" if mine else "running"
 
     @contextlib.contextmanager
-    def lock(self, unit: Unit) -> Iterator[bool]:
-        """Whether this process alone is at work on a unit now, for as long as the block lasts."""
+    def lock(self, unit: Unit, patience: float = 0.0) -> Iterator[bool]:
+        """Whether this process alone is at work on a unit now, for as long as the block lasts.
+
+        patience: seconds to wait for it.
+        """
         lock = filelock.FileLock(self.path / "locks" / f"{unit.name}.lock")
         try:
-            lock.acquire(blocking=False)
+            lock.acquire(timeout=patience)
         except filelock.Timeout:
             yield False
             return
@@ -162,7 +161,7 @@ class Folder:
         folder = self.run(run)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", run.config.to_dict())
-        before = read_json(folder / "provenance.json") or {}
+        before = whole(folder / "provenance.json")
         write_json(folder / "provenance.json", provenance | {"attempts": before.get("attempts", 0) + 1})
 
     def finish(self, run: Run, result: Result, seconds: float) -> None:
@@ -178,15 +177,15 @@ class Folder:
         value = {"id": run.id, **result._asdict()}
         value["cost"] = {"seconds": round(seconds, 3), **result.cost}
         check_result(value, run)
-        made_by = read_json(folder / "provenance.json") or {}
+        made_by = whole(folder / "provenance.json")
         write_json(folder / "provenance.json", made_by | {"seconds": round(seconds, 3)})
         write_json(folder / "result.json", value)
 
     def fail(self, run: Run, error: BaseException) -> str:
         """Writes why a run failed, and returns it in a line."""
         said = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        whole = "".join(traceback.format_exception(error))
-        write_json(self.run(run) / "failed.json", {"error": said, "traceback": whole})
+        trace = "".join(traceback.format_exception(error))
+        write_json(self.run(run) / "failed.json", {"error": said, "traceback": trace})
         return said
 
     def forget(self, run: Run) -> None:
@@ -199,16 +198,20 @@ class Folder:
         shutil.rmtree(self.unit(unit), ignore_errors=True)
 
 
+def whole(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, {} if there is none."""
+    try:
+        value = read_json(path)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def check_result(value: Any, run: Run) -> None:
     """Raises `ValueError`, naming the run and the key, for a result that is not whole."""
     if not isinstance(value, dict):
         raise ValueError(f"run {run.label}: result.json must be an object, got {type(value).__name__}")
-    for key in ("id", *Result._fields):
-        if key not in value:
-            raise ValueError(f"run {run.label}: result.json lacks {key}")
-    if value["id"] != run.id:
-        raise ValueError(f"run {run.label}: id in result.json must be {run.id}, got {value['id']!r}")
-    for group in ("metrics", "floors", "cost"):
-        for key, number in value[group].items():
-            if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
-                raise ValueError(f"run {run.label}: {group}.{key} must be a finite number, got {number!r}")
+    try:
+        reading.check_result(value, run.id)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"run {run.label}: {error}") from error

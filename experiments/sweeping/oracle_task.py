@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffax
-from diffax import analytic
 from diffax.pytrees import check_count, choose
 from experiments import build
 from experiments.benchmarking import accuracy, law, problems
@@ -60,11 +59,7 @@ def _run(unit, way):
     points = budget.points(name, schedule, config.calls)
     seeds = sorted({run.config.seed for run in unit.runs})
     starts = _starts(config.schedule, config.dimension, config.examples, tuple(seeds))
-    denoise = starts.law.denoiser(schedule)
-
-    def one(quantiles, times, eta, seed, x, x0):
-        found = diffax.sample(jax.random.key(seed), build.SAMPLERS[name](schedule, eta), denoise, x, times)
-        return accuracy.rms(found - x0), law.sliced(found, quantiles)
+    program = _program(config.schedule, config.dimension, name, way)
 
     def given(run):
         times = problems.step_grid(run.config.schedule, run.config.grid, points, run.config.end)
@@ -73,11 +68,10 @@ def _run(unit, way):
 
     rows = [given(run) for run in together.filled(unit.runs)]
     if way == "loop":
-        compiled = jax.jit(one)
-        found = [jax.device_get(compiled(starts.quantiles, *row)) for row in rows[: len(unit.runs)]]
+        found = [jax.device_get(program(starts.quantiles, *row)) for row in rows[: len(unit.runs)]]
     else:
         columns = [np.stack(column) for column in zip(*rows, strict=True)]
-        found = list(zip(*jax.device_get(together.several(one, way)(starts.quantiles, *columns)), strict=True))
+        found = list(zip(*jax.device_get(program(starts.quantiles, *columns)), strict=True))
     for run, (rms, sliced) in zip(unit.runs, found, strict=False):
         is_noisy = name in DRAWS_NOISE or run.config.eta > 0
         metrics = {"sliced": float(sliced)} | ({} if is_noisy else {"rms": float(rms)})
@@ -85,10 +79,21 @@ def _run(unit, way):
         yield run, Result(metrics, {"sliced": starts.floor}, starts.conditions, cost)
 
 
+@functools.lru_cache(maxsize=1)
+def _program(of: str, dimension: int, name: str, way: str) -> Callable:
+    """(quantiles, times, eta, seed, x, x0) -> (rms, sliced); a leading axis of runs but in a loop."""
+    schedule, denoise = problems.SCHEDULES[of], problems.mixture(dimension).denoiser(problems.SCHEDULES[of])
+
+    def one(quantiles, times, eta, seed, x, x0):
+        found = diffax.sample(jax.random.key(seed), build.SAMPLERS[name](schedule, eta), denoise, x, times)
+        return accuracy.rms(found - x0), law.sliced(found, quantiles)
+
+    return jax.jit(one) if way == "loop" else together.several(one, way)
+
+
 class _Starts(NamedTuple):
     """Of each seed (S): noise x (S, B, D), exact answers x0 (S, B, D). quantiles, floor: of the exact law."""
 
-    law: analytic.Mixture
     x: np.ndarray
     x0: np.ndarray
     quantiles: np.ndarray
@@ -106,4 +111,4 @@ def _starts(schedule: str, dimension: int, examples: int, seeds: tuple[int, ...]
     floor, _ = law.floor(mixture, quantiles)
     shape = (len(seeds), examples, dimension)
     conditions = {"law": f"mixture of {len(mixture.weights)} in {dimension}-D", "num_samples": examples}
-    return _Starts(mixture, x.reshape(shape), np.asarray(x0).reshape(shape), quantiles, floor, conditions)
+    return _Starts(x.reshape(shape), np.asarray(x0).reshape(shape), quantiles, floor, conditions)

@@ -64,6 +64,7 @@ def oracle() -> ConfigDict:
     return config
 
 
+COUNTS = ("num_steps", "units", "num_bins", "history")  # the ints among the parameters of schedules and the like
 KNOWN = {"train": lambda: training(default.get_config()), "sample": sampling, "oracle": oracle}
 
 
@@ -82,6 +83,19 @@ def known(base: ConfigDict) -> ConfigDict:
 def check_keys(config: ConfigDict, known: ConfigDict) -> None:
     """Raises `ValueError` for settings that do not exist, are missing, or have another type."""
     checks.check_keys(config, known, "config")
+
+
+def make_floats(config: ConfigDict) -> None:
+    """Makes floats of ints that stand for them: of the settings with a type of their own, and of all parameters."""
+    for name, value in config.items():
+        if not isinstance(value, ConfigDict):
+            continue
+        make_floats(value)
+        if name in checks.OPEN_GROUPS:
+            for key, number in value.items():
+                if isinstance(number, int) and not isinstance(number, bool) and key not in COUNTS:
+                    with value.ignore_type():
+                        value[key] = float(number)
 
 
 def parsed(text: str) -> Any:

@@ -10,6 +10,7 @@ so that it works under both parallel wrappers and over a leading axis of runs.
 import contextlib
 import functools
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax.pytrees import pytree
-from diffax.training import Checkpoints, TrainState, init_state, make_mesh, train_step
+from diffax.training import CheckpointError, Checkpoints, TrainState, init_state, make_mesh, train_step
 from diffax.training.parallel import layout, over_batch
 from experiments import build, checks, latents, lora, networks, objectives, training
 from experiments.metrics_log import MetricsLog, NotFiniteError, Pending
@@ -73,15 +74,15 @@ def _mesh():
     return make_mesh(jax.local_devices())
 
 
-_COMPILED: dict[str, Program] = {}
+_COMPILED: dict[tuple[str, str], Program] = {}
 
 
 def _program(run: training.Run, key: str, way: str) -> Program:
     """The program of runs that are alike; the one before it is let go."""
-    if key not in _COMPILED:
+    if (key, way) not in _COMPILED:
         _COMPILED.clear()
-        _COMPILED[key] = _compile(run, way)
-    return _COMPILED[key]
+        _COMPILED[key, way] = _compile(run, way)
+    return _COMPILED[key, way]
 
 
 def _compile(run: training.Run, way: str) -> Program:
@@ -161,8 +162,8 @@ class _Training:
     def __init__(self, program: Program, unit: Unit, runs: Sequence[training.Run], way: str, path: Path):
         self._step, self._runs, self._way = program.step, runs, way
         self._ids, self._settings = [one.id for one in unit.runs], runs[0].config.train
-        self._checkpoints = Checkpoints(path, keep_latest=1)
         self.last: list[dict[str, float]] = [{} for _ in runs]
+        self._path, self._checkpoints = path, Checkpoints(path, keep_latest=1)
         self._first, self._pending = 0, [Pending(self._settings.max_skipped) for _ in runs]
         self._failed: dict[int, NotFiniteError] = {}
         members = list(range(len(runs)))
@@ -173,8 +174,8 @@ class _Training:
         self._resume()
 
     def _resume(self):
-        found = self._checkpoints.restore_latest(self._swept.state)
-        if found is None or found.record["ids"] != self._ids:
+        found = self._restored()
+        if found is None:
             return
         self._first, self._swept = found.step, Swept(found.state, self._swept.values)
         self.last = found.record["last"]
@@ -182,6 +183,18 @@ class _Training:
         self._pending = [Pending(self._settings.max_skipped, held) for held in found.record["pending"]]
         for run, position in zip(self._runs, found.record["positions"], strict=True):
             run.data.set_state(position)
+
+    def _restored(self):
+        """The last checkpoint; one that cannot be gone on from, of other devices say, is removed."""
+        with contextlib.suppress(CheckpointError, ValueError):
+            found = self._checkpoints.restore_latest(self._swept.state)
+            if found is None or found.record["ids"] == self._ids:
+                return found
+        self._checkpoints.close()
+        for step in (path for path in self._path.iterdir() if path.is_dir()):
+            shutil.rmtree(step)
+        self._checkpoints = Checkpoints(self._path, keep_latest=1)
+        return None
 
     @property
     def steps(self) -> int:

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 from experiments.progress import Progress, clock
 from experiments.sweeping import provenance
 from experiments.sweeping.definition import Run, Sweep, described
-from experiments.sweeping.folder import STATES, Folder, Result, Unit
+from experiments.sweeping.folder import STATES, Folder, Result, Unit, whole
 from experiments.sweeping.settings import parsed
 from experiments.sweeping.tasks import Task
-from experiments.workdir import flatten, read_json, write_json
+from experiments.workdir import flatten, write_json
+
+PATIENCE = 1.0  # seconds
 
 
 class Plan(NamedTuple):
@@ -102,11 +104,16 @@ class Worker:
 
     def go(self, units: Sequence[Unit], everything: Sequence[Unit]) -> None:
         """Takes what nobody else has. everything: the units of the whole sweep, to count them."""
-        self._everything = everything
-        for unit in units:
-            with self._folder.lock(unit) as mine:
-                if mine:
-                    self._take(unit)
+        self._everything = {unit.name: unit for unit in everything}
+        left = [unit for unit in units if not self._try(unit)]
+        for unit in left:  # whoever had it may be gone, or only looked
+            self._try(unit, PATIENCE)
+
+    def _try(self, unit: Unit, patience: float = 0.0) -> bool:
+        with self._folder.lock(unit, patience) as mine:
+            if mine:
+                self._take(unit)
+        return mine
 
     def _is_open(self, run: Run) -> bool:
         try:
@@ -124,15 +131,27 @@ class Worker:
         return True
 
     def _take(self, unit: Unit) -> None:
-        todo = {run.id: run for run in unit.runs if self._is_open(run)}
-        if not todo:
-            return
+        todo = [run for run in unit.runs if self._is_open(run)]
         # A unit that was interrupted goes on with the runs that it began with, finished meanwhile or not.
-        members_path = self._folder.unit(unit) / "members.json"
-        members_path.parent.mkdir(parents=True, exist_ok=True)
-        began = read_json(members_path) or [*todo]
-        write_json(members_path, began)
-        members = [run for run in unit.runs if run.id in began or run.id in todo]
+        began = self._began(unit)
+        if any(run.id in began for run in todo):
+            self._compute(unit, [run for run in self._everything[unit.name].runs if run.id in began])
+            todo = [run for run in todo if run.id not in began]
+        if todo:
+            self._folder.clear(unit)
+            self._compute(unit, todo)
+        elif all(self._is_settled(run) for run in self._everything[unit.name].runs):
+            self._folder.clear(unit)
+
+    def _began(self, unit: Unit) -> list[str]:
+        return whole(self._folder.unit(unit) / "members.json").get("ids", [])
+
+    def _compute(self, unit: Unit, members: list[Run]) -> None:
+        """Computes runs together; the results of those that have one stay."""
+        todo = {run.id: run for run in members if not self._is_settled(run)}
+        path = self._folder.unit(unit) / "members.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"ids": [run.id for run in members]})
         self._made_by = self._made_by or provenance.collect(provenance.command())
         for run in todo.values():
             self._folder.begin(run, {**self._made_by, "way": self._way, "together": len(members)})
@@ -146,7 +165,7 @@ class Worker:
             for run, outcome in self._task.run(unit._replace(runs=members), self._folder, self._way, say):
                 if todo.pop(run.id, None) is not None:
                     self._settle(run, outcome, (time.monotonic() - start) / len(members))
-        except Exception as error:  # of the program: none of its runs can go on
+        except (Exception, SystemExit) as error:  # of the program: none of its runs can go on
             for run in todo.values():
                 self._settle(run, error, 0.0)
         self._folder.clear(unit)
@@ -162,7 +181,7 @@ class Worker:
             said = ", ".join(f"{name} {value:.4g}" for name, value in outcome.metrics.items())
         else:
             said = f"failed: {self._folder.fail(run, outcome)}"
-        done = sum(self._is_settled(run) for unit in self._everything for run in unit.runs)
+        done = sum(self._is_settled(run) for unit in self._everything.values() for run in unit.runs)
         left = (time.monotonic() - self._start) / self._done_here * (self._total - done)
         eta = f"  ETA {clock(left)}" if done < self._total else ""
         print(f"[{done}/{self._total}] {run.label}: {said}  ({seconds:.1f} s){eta}", flush=True)
