@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -530,11 +531,14 @@ def checkpoint(tmp_path_factory):
 def kept(monkeypatch):
     """Samples are not measured but kept, as samples.npy of each run."""
 
-    def picture(path, drawn, num_classes):
+    def picture(path, drawn, dataset):
         np.save(path.with_suffix(".npy"), drawn)
 
-    judge = lambda *_: lambda found, label: measures.Measures({"mean": float(found.mean())}, {}, {}, {})
+    def judge(*_):
+        return SimpleNamespace(dataset=None), lambda found: measures.Measures({"mean": float(found.mean())}, {}, {}, {})
+
     monkeypatch.setattr(judging, "judge", judge)
+    monkeypatch.setattr(judging, "stored", lambda drawn, dataset: drawn)
     monkeypatch.setattr(judging, "picture", picture)
 
 
