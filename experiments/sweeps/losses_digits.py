@@ -17,7 +17,7 @@ def get_config():
     config.network.channels = 16
     config.network.num_res_blocks = 1
     config.optimizer.learning_rate = 2e-3
-    config.train.num_steps = 500
+    config.train.num_steps = 1000
     config.sampling.num_steps = 20
     config.sampling.guidance = 1.0
     return config
