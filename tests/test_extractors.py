@@ -83,6 +83,7 @@ def test_the_resize_of_tensorflow_1_to_the_bit():
     np.testing.assert_array_equal(found[..., ::23, ::23], KNOWN["resized"])
 
 
+@pytest.mark.slow
 def test_imagenet_weights_on_pictures_resized_by_pillow():
     pytest.importorskip(efficientnet.PACKAGE)
     extractor = make_extractor("efficientnet_lite0")

@@ -118,7 +118,9 @@ SEEDS_AND_RATES = "product({'config.optimizer.learning_rate': [1e-3, 4e-3]}, see
 
 
 @pytest.mark.usefixtures("unmeasured")
-@pytest.mark.parametrize("way", ["vmap", pytest.param("map", marks=pytest.mark.slow), "loop"])
+@pytest.mark.parametrize(
+    "way", ["vmap", pytest.param("map", marks=pytest.mark.slow), pytest.param("loop", marks=pytest.mark.slow)]
+)
 def test_runs_of_one_program_are_the_separate_runs(command, alone, tmp_path, way):
     """11 of 8 seeds x 2 learning rates on 8 devices, over 30 steps."""
     path = training_sweep(tmp_path / "s.py", SEEDS_AND_RATES, "config.train.num_steps = 30")
