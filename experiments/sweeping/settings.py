@@ -10,6 +10,7 @@ oracle   sample a Gaussian mixture by its exact denoiser, compare with the exact
 import ast
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import checks
@@ -112,6 +113,11 @@ def change(config: ConfigDict, key: str, value: Any, known: ConfigDict) -> None:
     Raises:
       ValueError: if there is no such setting, or it has another type.
     """
+    if not isinstance(key, str):
+        raise ValueError(f"{key!r} is no setting: keys are strings")
+    if key == "config.task":
+        raise ValueError(f"config.task is what get_config says it is, got {value!r}")
+    value = value.item() if isinstance(value, np.generic) else value
     root, *groups, name = key.split(".") if "." in key else ("", key)
     at, of, path = config, known, "config"
     if root != "config":

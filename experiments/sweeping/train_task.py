@@ -135,6 +135,7 @@ def run(
     A unit that was interrupted goes on from its last checkpoint, with the runs that it began with.
     """
     opened = [_open(one, folder) for one in unit.runs]
+    judges = [_judge(one, run, folder) for one, run in zip(unit.runs, opened, strict=True)]  # before the training
     program = _program(opened[0], alike(unit.runs[0].config), way)
     trained = _Training(program, unit, opened, way, folder.unit(unit))
     with contextlib.closing(trained):
@@ -144,7 +145,9 @@ def run(
             yield one, error
             continue
         try:
-            result = _measure(program, one, opened[place], trained.swept(place), trained.last[place], folder)
+            result = _measure(
+                program, one, opened[place], trained.swept(place), trained.last[place], judges[place], folder
+            )
         except Exception as error:  # one run never stops the others
             yield one, error
         else:
@@ -269,10 +272,15 @@ class _Training:
         self._checkpoints.save(step, self._swept.state, record)
 
 
-def _measure(program, one, opened, swept, last, folder):
+def _judge(one, opened, folder):
+    """(labels of the samples, what measures them)."""
     evaluation, dataset = one.config.evaluation, opened.dataset
     label = judging.labels(evaluation, dataset.num_classes if one.config.network.conditional else None)
-    _, judge = judging.judge(evaluation, opened.config.dataset, label, folder.path / "extractors")
+    return label, judging.judge(evaluation, opened.config.dataset, label, folder.path / "extractors")[1]
+
+
+def _measure(program, one, opened, swept, last, judged_by, folder):
+    evaluation, dataset, (label, judge) = one.config.evaluation, opened.dataset, judged_by
     root, drawn = jax.random.key(one.config.seed), []
     for index in judging.batches(evaluation):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(index))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from experiments.metrics_log import NotFiniteError
 from experiments.progress import Progress, clock
 from experiments.sweeping import provenance
 from experiments.sweeping.definition import Run, Sweep, described
@@ -48,39 +49,56 @@ def chosen(units: Sequence[Unit], only: Sequence[str], shard: str) -> list[Unit]
     picked = [unit._replace(runs=[run for run in unit.runs if _matches(run, only)]) for unit in units]
     picked = [unit for unit in picked if unit.runs]
     if not picked:
-        raise ValueError(f"only must leave at least one run, got {' '.join(only)}")
+        raise ValueError(f"only must leave at least one run, with all of its settings, got {' '.join(only)}")
     number, _, count = (shard or "1/1").partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise ValueError(f"shard must be I/N with 1 <= I <= N, got {shard!r}")
     first, last = ((int(number) - 1 + i) * len(picked) // int(count) for i in (0, 1))
+    if first == last:
+        raise ValueError(f"shard must be of at most {len(picked)} parts, or {shard} holds no run")
     return picked[first:last]
 
 
 def _matches(run: Run, only: Sequence[str]) -> bool:
     """Whether a run has one of the ids, if any is given, and all of the settings."""
     ids = [one for one in only if "=" not in one]
-    if ids and not any(run.id.startswith(one) for one in ids):
+    if ids and run.id not in ids:
         return False
     flat = flatten(run.config.to_dict())
+    pairs = (one.partition("=") for one in only if "=" in one)
+    return all(key in flat and flat[key] == _as_json(parsed(text)) for key, _, text in pairs)
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def check_only(sweep: Sweep, only: Sequence[str]) -> None:
+    """Raises `ValueError` for an id or a key that no run has."""
+    keys = {key for run in sweep.runs.values() for key in flatten(run.config.to_dict())}
     for one in only:
-        key, sep, text = one.partition("=")
-        if sep and key not in flat:
-            raise ValueError(f"only must name a setting, got {key}")
-        value = parsed(text)
-        if sep and flat[key] != (list(value) if isinstance(value, tuple) else value):
-            return False
-    return True
+        if "=" not in one and one not in sweep.runs:
+            raise ValueError(f"only must be the id of a run or config.KEY=VALUE, got {one}")
+        if "=" in one and one.partition("=")[0] not in keys:
+            raise ValueError(f"only must name a setting of a run, got {one.partition('=')[0]}")
 
 
-def listing(folder: Folder, units: Sequence[Unit]) -> str:
-    """A line for each run, then how many are in which state."""
-    lines, counts = [], dict.fromkeys(STATES, 0)
-    for unit in units:
-        for run in unit.runs:
-            state = folder.state(run, unit)
-            counts[state] += 1
-            lines.append(f"{run.id}  {state:<11}  {described(run.overrides)}{_why(folder, run, state)}")
-    return "\n".join([*lines, ", ".join(f"{n} {state}" for state, n in counts.items() if n)])
+def states(folder: Folder, units: Sequence[Unit]) -> dict[str, tuple[Run, str]]:
+    """{id: (run, one of `STATES`)}."""
+    return {run.id: (run, folder.state(run, unit)) for unit in units for run in unit.runs}
+
+
+def counted(of: dict[str, tuple[Run, str]]) -> str:
+    """How many runs are in which state."""
+    numbers = {state: sum(found == state for _, found in of.values()) for state in STATES}
+    return ", ".join(f"{number} {state}" for state, number in numbers.items() if number)
+
+
+def listing(folder: Folder, of: dict[str, tuple[Run, str]]) -> str:
+    """A line for each run."""
+    return "\n".join(
+        f"{run.id}  {state:<11}  {described(run.overrides)}{_why(folder, run, state)}" for run, state in of.values()
+    )
 
 
 def _why(folder: Folder, run: Run, state: str) -> str:
@@ -95,16 +113,20 @@ def _why(folder: Folder, run: Run, state: str) -> str:
 
 
 class Worker:
-    """One process at work on a sweep."""
+    """One process at work on a sweep. everything: the units of the whole sweep; chosen: those that it may take."""
 
-    def __init__(self, folder: Folder, task: Task, way: str, total: int, *, retry: bool):
-        self._folder, self._task, self._way, self._total, self._retry = folder, task, way, total, retry
-        self._made_by: dict[str, Any] | None = None
-        self._start, self._done_here = time.monotonic(), 0
-
-    def go(self, units: Sequence[Unit], everything: Sequence[Unit]) -> None:
-        """Takes what nobody else has. everything: the units of the whole sweep, to count them."""
+    def __init__(self, folder: Folder, task: Task, way: str, everything: Sequence[Unit], chosen: Sequence[Unit]):
+        self._folder, self._task, self._way, self._chosen = folder, task, way, chosen
         self._everything = {unit.name: unit for unit in everything}
+        self._open = {run.id: run for unit in chosen for run in unit.runs}
+        self._made_by: dict[str, Any] | None = None
+        self._total = len(self._open)
+        self._count()
+        self._start, self._done_before = time.monotonic(), self._total - len(self._open)
+
+    def go(self, first: int = 0) -> None:
+        """Takes what nobody else has, from the unit `first` on."""
+        units = [*self._chosen[first:], *self._chosen[:first]]
         left = [unit for unit in units if not self._try(unit)]
         for unit in left:  # whoever had it may be gone, or only looked
             self._try(unit, PATIENCE)
@@ -117,18 +139,10 @@ class Worker:
 
     def _is_open(self, run: Run) -> bool:
         try:
-            if self._folder.result(run) is not None:
-                return False
+            return self._folder.result(run) is None and self._folder.failure(run) is None
         except ValueError as error:
-            if not self._retry:
-                print(f"error: {error}; --retry computes it again", file=sys.stderr, flush=True)
-                return False
-            self._folder.forget(run)
-        if self._folder.failure(run) is not None:
-            if not self._retry:
-                return False
-            self._folder.forget(run)
-        return True
+            print(f"error: {error}; --retry computes it again", file=sys.stderr, flush=True)
+            return False
 
     def _take(self, unit: Unit) -> None:
         todo = [run for run in unit.runs if self._is_open(run)]
@@ -140,7 +154,7 @@ class Worker:
         if todo:
             self._folder.clear(unit)
             self._compute(unit, todo)
-        elif all(self._is_settled(run) for run in self._everything[unit.name].runs):
+        elif all((self._folder.run(run) / "result.json").exists() for run in self._everything[unit.name].runs):
             self._folder.clear(unit)
 
     def _began(self, unit: Unit) -> list[str]:
@@ -153,57 +167,77 @@ class Worker:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"ids": [run.id for run in members]})
         self._made_by = self._made_by or provenance.collect(provenance.command())
+        made_by, started = {**self._made_by, "way": self._way}, provenance.now()
         for run in todo.values():
-            self._folder.begin(run, {**self._made_by, "way": self._way, "together": len(members)})
-        start = time.monotonic()
+            self._folder.begin(run, {**made_by, "together": len(members), "started": started})
+        start, can_be_mended = time.monotonic(), False
         which = members[0].id if len(members) == 1 else f"{len(members)} runs"
 
         def say(name, total):
             return Progress(f"{which} {name}", total, f"{name}s", silent=not sys.stdout.isatty())
 
+        self._count()
         try:
             for run, outcome in self._task.run(unit._replace(runs=members), self._folder, self._way, say):
-                if todo.pop(run.id, None) is not None:
+                if run.id in todo:
+                    can_be_mended |= isinstance(outcome, BaseException) and not isinstance(outcome, NotFiniteError)
                     self._settle(run, outcome, (time.monotonic() - start) / len(members))
+                    del todo[run.id]
         except (Exception, SystemExit) as error:  # of the program: none of its runs can go on
+            can_be_mended = True
             for run in todo.values():
                 self._settle(run, error, 0.0)
-        self._folder.clear(unit)
+        if not can_be_mended:  # else --retry goes on from the checkpoints
+            self._folder.clear(unit)
 
     def _settle(self, run: Run, outcome: Result | BaseException, seconds: float) -> None:
-        self._done_here += 1
+        """Writes what became of a run, and a line about it."""
         if isinstance(outcome, Result):
             try:
                 self._folder.finish(run, outcome, seconds)
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 outcome = error
         if isinstance(outcome, Result):
             said = ", ".join(f"{name} {value:.4g}" for name, value in outcome.metrics.items())
         else:
             said = f"failed: {self._folder.fail(run, outcome)}"
-        done = sum(self._is_settled(run) for unit in self._everything.values() for run in unit.runs)
-        left = (time.monotonic() - self._start) / self._done_here * (self._total - done)
-        eta = f"  ETA {clock(left)}" if done < self._total else ""
+        self._open.pop(run.id, None)
+        done = self._total - len(self._open)
+        left = (time.monotonic() - self._start) / max(done - self._done_before, 1) * len(self._open)
+        eta = f"  ETA {clock(left)}" if self._open else ""
         print(f"[{done}/{self._total}] {run.label}: {said}  ({seconds:.1f} s){eta}", flush=True)
+
+    def _count(self) -> None:
+        """Looks which runs others have settled."""
+        self._open = {id: run for id, run in self._open.items() if not self._is_settled(run)}
 
     def _is_settled(self, run: Run) -> bool:
         path = self._folder.run(run)
         return (path / "result.json").exists() or (path / "failed.json").exists()
 
 
-def spawn(count: int, per: str) -> int:
-    """Starts this command in `count` processes, each with a device of its own if per is "device"; how many failed."""
-    arguments = [argument for argument in sys.argv[1:] if not argument.lstrip("-").startswith("workers")]
+def backend() -> tuple[str, int]:
+    """(name, number of devices) of what workers would run on, asked in a process that lets them go again."""
+    ask = "import jax; print(jax.default_backend(), jax.local_device_count())"
+    found = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    name, count = found.stdout.split()[-2:]
+    return name, int(count)
+
+
+def spawn(count: int, accelerators: bool) -> list[int]:
+    """Starts this command in `count` processes, each with an accelerator of its own if there are; their statuses."""
     workers = []
     for number in range(count):
         environment = {**os.environ}
-        if per == "device":
+        if accelerators:
             environment |= {"CUDA_VISIBLE_DEVICES": _visible(number), "TPU_VISIBLE_CHIPS": str(number)}
             environment |= {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}
-        command = [sys.executable, "-m", "experiments.sweep", *arguments, f"--worker={number + 1}/{count}"]
-        workers.append(subprocess.Popen(command, env=environment))
+        own = ["--workers=1", "--retry=false", f"--worker={number + 1}/{count}"]  # the last of a flag counts
+        workers.append(
+            subprocess.Popen([sys.executable, "-m", "experiments.sweep", *sys.argv[1:], *own], env=environment)
+        )
     try:
-        return sum(worker.wait() != 0 for worker in workers)
+        return [worker.wait() for worker in workers]
     except BaseException:
         for worker in workers:
             worker.terminate()
@@ -213,4 +247,4 @@ def spawn(count: int, per: str) -> int:
 def _visible(number: int) -> str:
     """The GPU of a worker: of those that this process may see, if that is said."""
     own = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return own.split(",")[number % len(own.split(","))] if own else str(number)
+    return own.split(",")[number] if own else str(number)

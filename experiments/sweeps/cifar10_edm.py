@@ -2,7 +2,7 @@
 
     python -m experiments.data.prepare --name=cifar10
     python -m experiments.sweep --sweep=experiments/sweeps/cifar10_edm.py --workdir=runs/edm
-        --set=config.evaluation.inception_weights=pt_inception-2015-12-05-6726825d.pth --workers=8
+        --set=config.evaluation.inception_weights=pt_inception-2015-12-05-6726825d.pth --workers=8 --way=loop
     python -m experiments.report runs/edm
 
 Hardware: accelerators, one worker on each. The rows are the variance-preserving baseline, EDM's preconditioning, and
