@@ -68,10 +68,12 @@ def checked(folder):
     planned = plan(task, folder, on)
     everything = planned.units(sweep, task)
     inputs = task.inputs([run.config for run in sweep.runs.values()])
-    folder.compare(sweep, planned._asdict(), inputs)
-    if not (LIST.value or DRY.value):
+    units = worker.chosen(everything, ONLY.value, SHARD.value)
+    if LIST.value or DRY.value:
+        folder.compare(sweep, planned._asdict(), inputs)
+    else:
         folder.claim(sweep, planned._asdict(), inputs)
-    return task, planned.way, everything, worker.chosen(everything, ONLY.value, SHARD.value), on != "cpu"
+    return task, planned.way, everything, units, on != "cpu"
 
 
 def main(argv):
@@ -110,6 +112,9 @@ def finish(folder, units, statuses):
     if any(statuses):
         print(f"error: workers ended with the statuses {statuses}", file=sys.stderr)
         raise SystemExit(1)
+    if not found:
+        print(f"shard {SHARD.value} holds no run: there are fewer than parts")
+        return
     print(f"all {len(found)} runs are finished: python -m experiments.report {WORKDIR.value}")
 
 

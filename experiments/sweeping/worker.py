@@ -54,8 +54,6 @@ def chosen(units: Sequence[Unit], only: Sequence[str], shard: str) -> list[Unit]
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise ValueError(f"shard must be I/N with 1 <= I <= N, got {shard!r}")
     first, last = ((int(number) - 1 + i) * len(picked) // int(count) for i in (0, 1))
-    if first == last:
-        raise ValueError(f"shard must be of at most {len(picked)} parts, or {shard} holds no run")
     return picked[first:last]
 
 
@@ -158,7 +156,10 @@ class Worker:
             self._folder.clear(unit)
 
     def _began(self, unit: Unit) -> list[str]:
-        return whole(self._folder.unit(unit) / "members.json").get("ids", [])
+        """The ids of the runs that checkpoints of a unit are of, none where there are none."""
+        path = self._folder.unit(unit)
+        has_checkpoints = path.exists() and any(inner.is_dir() for inner in path.iterdir())
+        return whole(path / "members.json").get("ids", []) if has_checkpoints else []
 
     def _compute(self, unit: Unit, members: list[Run]) -> None:
         """Computes runs together; the results of those that have one stay."""
