@@ -158,7 +158,8 @@ def _stream(case, samples):
     if case.settings.reference == "train":
         other, against = against, other
     parts = (case.dataset.normalise(part) for part in _parts(samples))
-    how = {"allow_few": case.settings.allow_few, "memory": case.memory}
+    memory = case.memory.setdefault(("stream", case.settings.reference), {})
+    how = {"allow_few": case.settings.allow_few, "memory": memory}
     found = stream_fd(case.extractor, parts, _parts(other), _parts(against), **how)
     return found._replace(conditions=found.conditions | {"reference": case.settings.reference})
 

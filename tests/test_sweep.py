@@ -606,6 +606,7 @@ def test_an_interrupted_unit_goes_on_with_the_runs_that_it_began_with(command, t
             units.append([one.config.seed for one in unit.runs])
             for one, outcome in task(unit, *rest):
                 if one.config.seed == stop:
+                    (rest[0].unit(unit) / "5").mkdir()  # a checkpoint
                     raise KeyboardInterrupt
                 yield one, outcome
 
@@ -639,6 +640,7 @@ def test_an_interrupted_unit_and_what_failed_before_it(command, tmp_path, monkey
     def run(unit, *rest):
         units.append([one.config.seed for one in unit.runs])
         if len(units) == 2:
+            (rest[0].unit(unit) / "5").mkdir()
             raise KeyboardInterrupt
         yield from Fake(**({"seed0": RuntimeError("no")} if len(units) == 1 else {}))(unit, *rest)
 
