@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from commands import parse
 
 from experiments import sweep
 from experiments.sweeping.folder import Result
@@ -41,7 +42,7 @@ def command(capsys):
         try:
             with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
                 patch.setattr(sys, "argv", line)
-                sweep.main(flags.FLAGS(line))
+                sweep.main(parse(line))
         except SystemExit as ended:
             status = ended.code
         finally:

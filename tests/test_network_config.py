@@ -95,7 +95,7 @@ def test_a_dit_has_a_loss_and_a_gradient():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "vit"}, "config.network.name must be one of unet, dit, edm2, got 'vit'"),
+        ({"name": "vit"}, "config.network.name must be one of unet, dit, edm2, mlp, got 'vit'"),
         ({"depth": 0}, "config.network.depth must be an int >= 1, got 0"),
         ({"patch_size": 0}, "config.network.patch_size must be an int >= 1, got 0"),
         ({"positions": "learned"}, "config.network.positions must be one of sincos, rope, none, got 'learned'"),

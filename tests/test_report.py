@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
 from absl.testing import flagsaver
+from commands import parse
 
 from experiments import report
 from experiments.reporting import compare, document, plots, summary, tables
@@ -394,7 +394,7 @@ def test_curves_are_means_over_the_seeds(tmp_path):
 def run(capsys, *argv):
     """Status, and what was printed, of the command in this process."""
     with flagsaver.flagsaver():
-        status = report.main(flags.FLAGS(["report", *map(str, argv)]))
+        status = report.main(parse(["report", *map(str, argv)]))
     return status, *capsys.readouterr()
 
 
@@ -435,7 +435,7 @@ def test_the_command_compares(tmp_path, capsys):
 def test_what_the_command_does_not_know_is_one_line(tmp_path, capsys, flag, message):
     sweep_folder(tmp_path, known())
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as raised:
-        report.main(flags.FLAGS(["report", str(tmp_path), flag]))
+        report.main(parse(["report", str(tmp_path), flag]))
     assert raised.value.code == 2
     assert capsys.readouterr().err == f"error: {message}\n"
 
