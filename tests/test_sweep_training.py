@@ -246,7 +246,11 @@ def ends_alone(config, opened, steps=3):
 
 
 @pytest.mark.parametrize(
-    ("base", "other"), [(TRACED, OTHER), (HYBRID, {"config.loss.vlb_weight": 5.0})], ids=["denoising", "hybrid"]
+    ("base", "other"),
+    [
+        pytest.param(TRACED, OTHER, id="denoising"),
+        pytest.param(HYBRID, {"config.loss.vlb_weight": 5.0}, id="hybrid", marks=pytest.mark.slow),
+    ],
 )
 def test_one_program_serves_every_value_of_what_is_traced(monkeypatch, base, other):
     """Each by itself changes what comes out, all together give what a program of these values alone gives."""
