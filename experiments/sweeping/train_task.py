@@ -81,6 +81,7 @@ def _program(run: training.Run, key: str, way: str) -> Program:
     """The program of runs that are alike; the one before it is let go."""
     if (key, way) not in _COMPILED:
         _COMPILED.clear()
+        jax.clear_caches()  # what jit remembers of it takes hundreds of megabytes
         _COMPILED[key, way] = _compile(run, way)
     return _COMPILED[key, way]
 
