@@ -83,17 +83,10 @@ SAMPLERS = {
     "unipc": lambda schedule, eta: diffax.unipc(schedule),
     "sa_solver": lambda schedule, eta: diffax.sa_solver(schedule, tau=eta),
 }
-HAVE_ETA = (  # the others leave config.sampling.eta alone
-    "ddim",
-    "euler_maruyama",
-    "stochastic_heun",
-    "dpm2_ancestral",
-    "dpmpp_2s_ancestral",
-    "dpmpp_sde",
-    "dpmpp_2m_sde",
-    "dpmpp_3m_sde",
-    "sa_solver",
-)
+HAVE_ETA = {  # the others leave config.sampling.eta alone
+    *("ddim", "euler_maruyama", "stochastic_heun", "sa_solver"),
+    *("dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde"),
+}
 GRIDS = {
     "uniform": lambda schedule, n: diffax.times.uniform(n),
     "quadratic": lambda schedule, n: diffax.times.quadratic(n),

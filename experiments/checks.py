@@ -38,6 +38,14 @@ def check_config(config: Any, num_devices: int) -> None:
     objectives.law(config)
     build.sampler(config)
     build.optimizer(config)
+    _check_numbers(config)
+    _check_batch(config, num_devices)
+    check_guidance("config.sampling.guidance", config.sampling.guidance, config)
+    build.grid(config)
+
+
+def _check_numbers(config: Any) -> None:
+    """Counts, rates and steps by themselves."""
     for group, keys in {
         "dataset": ("batch_size", "num_threads"),
         "network": ("channels", "num_res_blocks", "num_heads"),
@@ -60,6 +68,10 @@ def check_config(config: Any, num_devices: int) -> None:
     ):
         if not 0 <= rate < 1:
             raise ValueError(f"config.{name} must be in [0, 1), got {rate}")
+
+
+def _check_batch(config: Any, num_devices: int) -> None:
+    """Whether a batch can be spread over the devices, and accumulated there."""
     if config.dataset.batch_size % num_devices:
         raise ValueError(
             f"config.dataset.batch_size must be a multiple of the {num_devices} devices, "
@@ -77,8 +89,6 @@ def check_config(config: Any, num_devices: int) -> None:
             f"config.loss.spread = 'antithetic', got {config.dataset.batch_size} on {num_devices} in "
             f"{config.optimizer.accumulate}"
         )
-    check_guidance("config.sampling.guidance", config.sampling.guidance, config)
-    build.grid(config)
 
 
 def check_model(config: Any, model: str) -> None:

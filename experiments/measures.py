@@ -201,25 +201,25 @@ def measure(
         metrics["memorisation"], floors["memorisation"] = _memorisation(extractor, features, real.train, rng)
     of_judge = None
     if judge.classify is not None:
-        if judge is not extractor:
-            seen = _look_at(judge, images, chosen, memory)
-        found = {what: pair[0] for what, pair in seen.items()}
+        seen = seen if judge is extractor else _look_at(judge, images, chosen, memory)
         wanted = {"train": real.train_labels[chosen["train"]], "test": real.test_labels[chosen["test"]]}
         wanted["samples"] = None if labels is None else labels[chosen["samples"]]
-        of_judge = _by_label(found, wanted, names, metrics, floors)
-    conditions = {
+        of_judge = _by_label({what: pair[0] for what, pair in seen.items()}, wanted, names, metrics, floors)
+    conditions = _conditions(extractor, judge, chosen)
+    conditions |= {"n": n, "reference": reference, "repeats": repeats, "measure_seed": seed}
+    order = [name for name in names if name in metrics]
+    return Measures({k: metrics[k] for k in order}, {k: floors[k] for k in order}, conditions, spread, of_judge)
+
+
+def _conditions(extractor, judge, chosen):
+    """By what and of how many images."""
+    return {
         "extractor": extractor.name,
         "extractor_hash": extractor.digest[:16],
         "dimension": extractor.dimension,
         **({} if judge is extractor else {"judge": judge.name, "judge_hash": judge.digest[:16]}),
         **{f"num_{what}": len(rows) for what, rows in chosen.items()},
-        "n": n,
-        "reference": reference,
-        "repeats": repeats,
-        "measure_seed": seed,
     }
-    order = [name for name in names if name in metrics]
-    return Measures({k: metrics[k] for k in order}, {k: floors[k] for k in order}, conditions, spread, of_judge)
 
 
 def _look_at(extractor, images, chosen, memory):

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from diffax.training.parallel import over_batch
-from experiments import build, distributed, latents, lora, networks, objectives, text, training
+from experiments import build, distributed, latents, lora, networks, objectives, opening, text, training
 from experiments.workdir import launch
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
@@ -50,7 +50,7 @@ def main(argv):
     del argv
     distributed.start()
     config = CONFIG.value
-    run = training.prepare(config, Path(WORKDIR.value).absolute(), networks.network, "diffusion")
+    run = opening.prepare(config, Path(WORKDIR.value).absolute(), networks.network, "diffusion")
     objective = latents.objective(objectives.objective(config, run.net), run.latents)
     training.train(run, lora.objective(objective, run.whole), draw_samples(run))
 

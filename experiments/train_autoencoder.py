@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 from diffax.nn.autoencoding import kl_to_standard_normal
 from diffax.training.parallel import over_batch
-from experiments import autoencoder, distributed, training
+from experiments import autoencoder, distributed, opening, training
 from experiments.objectives import Objective
 from experiments.workdir import launch, read_json, usage_errors, write_json
 
@@ -85,7 +85,7 @@ def main(argv):
     distributed.start()
     config = CONFIG.value
     workdir = Path(WORKDIR.value).absolute()
-    run = training.prepare(config, workdir, autoencoder.network, autoencoder.KIND, MEASURES)
+    run = opening.prepare(config, workdir, autoencoder.network, autoencoder.KIND, MEASURES)
     net = run.net.of(run.dataset.shape[-1])
     training.train(run, Objective(autoencoder.loss(config, net)), watch(run, net))
     with usage_errors():

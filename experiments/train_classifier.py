@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 import diffax
 from diffax.training.parallel import over_batch
-from experiments import build, distributed, noisy_classifier, training
+from experiments import build, distributed, noisy_classifier, opening, training
 from experiments.objectives import Objective
 from experiments.workdir import launch
 
@@ -62,7 +62,7 @@ def main(argv):
     distributed.start()
     config = CONFIG.value
     workdir = Path(WORKDIR.value).absolute()
-    run = training.prepare(config, workdir, noisy_classifier.network, noisy_classifier.KIND, MEASURES)
+    run = opening.prepare(config, workdir, noisy_classifier.network, noisy_classifier.KIND, MEASURES)
     training.train(run, Objective(noisy_classifier.loss(config, run.net)), judge(run))
 
 

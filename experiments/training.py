@@ -1,12 +1,10 @@
-"""What the training entrypoints share: the data, the loop, its logs and checkpoints, and what may go wrong."""
+"""What the training entrypoints share: the loop, its logs and checkpoints, and what may go wrong."""
 
 import contextlib
-import functools
 import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,148 +13,18 @@ from diffax.training import (
     CheckpointError,
     Checkpoints,
     init_state,
-    make_mesh,
     train_step,
 )
 from diffax.training.parallel import layout
-from experiments import build, checks, devices, distributed, images, latents, lora, networks, text
-from experiments.checkpoint import open_base
-from experiments.data.datasets import open_dataset
-from experiments.data.pipeline import RecordError, batches, places
+from experiments import build, devices, distributed, images, opening
+from experiments.data.pipeline import RecordError, places
 from experiments.metrics_log import MetricsLog, NoLog, NotFiniteError, Pending
 from experiments.objectives import Objective
 from experiments.progress import Progress, clock
-from experiments.workdir import claim, usage_errors
+from experiments.workdir import usage_errors
 
 
-class Run(NamedTuple):
-    """A run whose input was checked.
-
-    net: a Linen module. model: its kind, as the checkpoints name it. described: what a continuation must find again.
-    tokenizer: of captions, None without. latents: where it diffuses, None for pixels.
-    base: the `Model` that adapters are trained for, None where all parameters are.
-    """
-
-    config: Any
-    workdir: Path
-    dataset: Any
-    data: Any
-    net: Any
-    mesh: Any
-    model: str
-    described: dict[str, Any]
-    tokenizer: Any = None
-    latents: Any = None
-    base: Any = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of what the network sees: an image, or its code."""
-        return self.dataset.shape if self.latents is None else self.latents.shape
-
-    @property
-    def others(self) -> dict[str, Any]:
-        """Of what it depends on beside its config and its data."""
-        return {"autoencoder": self.latents and self.latents.identity(), "base": self.base and self.base.identity()}
-
-    def init(self, key: Any) -> Any:
-        """The first of the parameters that are trained."""
-        if self.base is None:
-            return build.init_params(self.config, self.net, self.shape, key)
-        return lora.first(self.config, self.base.model.params, key)
-
-    def whole(self, params: Any) -> Any:
-        """The network's parameters, from those that are trained."""
-        return params if self.base is None else lora.merge(self.config, self.base.model.params, params)
-
-
-def checked(
-    config: Any, mesh: Any, network: Callable, model: str, measures: Sequence[str] = ()
-) -> tuple[Run, Callable]:
-    """A run whose input is sound, without a folder yet, and `read(cache=)`, its batches of images.
-
-    network: (config, number of classes) -> Linen module. measures: names of what the entrypoint measures itself, by
-    which the best checkpoint may be chosen, beside loss and grad_norm.
-
-    Raises:
-      ValueError: for everything that can be wrong before anything compiles.
-    """
-    checks.check_config(config, mesh.size)
-    checks.check_best(config, ("loss", "grad_norm", *measures))
-    settings = config.dataset
-    dataset = open_dataset(settings.name, settings.data_dir, settings.labels)
-    checks.check_data(config, dataset)
-    checks.check_model(config, model)
-    space = latents.open_latents(config, dataset)
-    shape = dataset.shape if space is None else space.shape
-    networks.check_shape(config, shape)
-    net = network(config, dataset.num_classes)
-    base = open_base(config, dataset, space)
-    tokenizer = text.tokenizer(config, dataset, base and base.model.words)
-    read = functools.partial(
-        batches,
-        dataset,
-        settings.train_split,
-        settings.batch_size,
-        seed=config.seed,
-        flip=settings.flip,
-        num_threads=settings.num_threads,
-        share=(jax.process_index(), jax.process_count()),
-        encode=tokenizer and tokenizer.encode,
-    )
-    data = read(cache=settings.cache and space is None)
-    jax.eval_shape(lambda key: build.init_params(config, net, shape, key), jax.random.key(0))
-    if base is not None:
-        jax.eval_shape(lambda key: lora.first(config, base.model.params, key), jax.random.key(0))
-    run = Run(config, Path(), dataset, data, net, mesh, model, {}, tokenizer, space, base)
-    return run._replace(described=_data(dataset, config) | run.others), read
-
-
-def with_latents(run: Run, read: Callable) -> Run:
-    """The run with the codes of its images for batches, where it is one of latents."""
-    if run.latents is None:
-        return run
-    return run._replace(data=latents.batches(run.latents, read, run.dataset, run.mesh, run.config))
-
-
-def prepare(config: Any, workdir: Path, network: Callable, model: str, measures: Sequence[str] = ()) -> Run:
-    """`checked` on all processes, in a folder that is this run's; what is wrong is one line and exit status 2."""
-    mesh = make_mesh()
-    with usage_errors():
-        run, read = distributed.together(lambda: checked(config, mesh, network, model, measures))
-        distributed.agree(
-            {
-                "the config": config.to_dict(),
-                "the workdir": str(workdir),
-                "the number of devices": jax.local_device_count(),
-                "the data": run.described,
-            }
-        )
-        mine = functools.partial(claim, workdir, config, model=model, **run.others)
-        distributed.together(lambda: mine() if distributed.is_first() else None)
-        distributed.see_the_same(workdir)
-    if config.train.compile_cache:
-        devices.cache_compilations(workdir / "compile_cache")
-    with usage_errors():
-        return with_latents(run._replace(workdir=workdir), read)
-
-
-def describe(run: Run, params: Any) -> str:
-    """The line that says what is being trained on what."""
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    size, kind = run.mesh.size, run.mesh.devices.flat[0].device_kind
-    whole = sum(leaf.size for leaf in jax.tree.leaves(run.base.model.params)) if run.base else count
-    share = f" of adapters, {count / whole:.1%} of {whole:,}" if run.base else ""
-    inside = "" if run.latents is None else f" in latents {'x'.join(map(str, run.shape))}"
-    return (
-        f"{run.model} on {run.config.dataset.name} {'x'.join(map(str, run.dataset.shape))}{inside}: "
-        f"{count:,} parameters{share}, "
-        f"{size} x {kind}, batch {run.config.dataset.batch_size // size} per device, "
-        f"{run.config.parallel}, jax {jax.__version__}"
-    )
-
-
-def train(run: Run, objective: Objective, look: Callable) -> None:
+def train(run: opening.Run, objective: Objective, look: Callable) -> None:
     """The training loop, from wherever the last sound checkpoint left off.
 
     Args:
@@ -177,7 +45,7 @@ def train(run: Run, objective: Objective, look: Callable) -> None:
         raise SystemExit(1) from error
 
 
-def _loop(run: Run, objective: Objective, look: Callable, stack: contextlib.ExitStack) -> None:
+def _loop(run: opening.Run, objective: Objective, look: Callable, stack: contextlib.ExitStack) -> None:
     config, settings, first_process = run.config, run.config.train, distributed.is_first()
     say: Callable = print if first_process else (lambda *text, **how: None)
     stop = stack.enter_context(distributed.Stop())
@@ -246,7 +114,7 @@ def _start(run, objective, say):
     places = layout(state, run.mesh, rule)
     options = {"ema_decay": config.optimizer.ema_decay, "remember": objective.remember}
     step = train_step(objective.loss, optimizer, accumulate=config.optimizer.accumulate, **options)
-    say(describe(run, state.params), flush=True)
+    say(opening.describe(run, state.params), flush=True)
     size, shape = config.dataset.batch_size, run.shape if run.latents is None else run.latents.moments_shape
     operations = None
     if devices.peak_flops(run.mesh.devices.flat[0].device_kind):
@@ -309,7 +177,7 @@ def _naming_the_data(run, checkpoints):
         ) from error
 
 
-def picture(run: Run, step: int, name: str, drawn: Any, columns: int, log: Any, say: Callable) -> None:
+def picture(run: opening.Run, step: int, name: str, drawn: Any, columns: int, log: Any, say: Callable) -> None:
     """Writes images (N, *shape) in [-1, 1] as samples/NAME_STEP.png and to the log, from the first process."""
     path = run.workdir / "samples" / f"{name}_{step:07d}.png"
     if distributed.is_first():
@@ -330,14 +198,6 @@ def _save(checkpoints, step, state, record, say):
 def _text(line):
     loss = f"loss {line['loss']:.4f}" if "loss" in line else "no step was taken"
     return loss + (f"  {line['skipped']} skipped" if "skipped" in line else "")
-
-
-def _data(dataset, config):
-    return {
-        "range": [dataset.low, dataset.high],
-        "shape": list(dataset.shape),
-        "length": len(dataset.source(config.dataset.train_split)),
-    }
 
 
 def _record(run, pending, logged):

@@ -10,7 +10,7 @@ from PIL import Image
 from test_experiments import call
 
 from diffax import training
-from experiments import build, caption_score, checks, networks, objectives, text
+from experiments import build, caption_score, checks, networks, objectives, opening, text
 from experiments import training as run_training
 from experiments.configs import emoji_text, smoke
 from experiments.data import emoji
@@ -299,7 +299,7 @@ def test_a_run_learns_its_captions_is_sampled_and_scored(tiny, tmp_path):
 def test_a_vocabulary_is_of_the_training_captions_and_kept(tiny, dataset, tmp_path):
     """A run makes it and records it; what is continued or adapted takes the one there is."""
     config = settings(tiny)
-    run = run_training.prepare(config, tmp_path, networks.network, "diffusion")
+    run = opening.prepare(config, tmp_path, networks.network, "diffusion")
     words = vocabulary(dataset.captions("train"), 12)
     assert run.tokenizer.words == words
     assert len(words) == 10

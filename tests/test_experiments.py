@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from diffax.training import make_mesh
-from experiments import checks, images, networks, objectives, training
+from experiments import checks, images, networks, objectives, opening, training
 from experiments.checkpoint import load_model
 from experiments.configs import cifar10_ddpm, default, digits, digits_dit, digits_flow, mnist5k, smoke
 
@@ -124,7 +124,7 @@ def test_eight_devices_agree_with_one(module, data_dir, tmp_path):
     config.train.compile_cache = False
     for form, count in (("pmap", 1), *((form, 8) for form in ("pmap", "jit", "fsdp"))):
         config.parallel = form
-        run = training.prepare(config, tmp_path / f"{form}_{count}", networks.network, "diffusion")
+        run = opening.prepare(config, tmp_path / f"{form}_{count}", networks.network, "diffusion")
         run = run._replace(mesh=make_mesh(jax.devices()[:count]))
         training.train(run, objectives.objective(config, run.net), lambda *seen: {})
         losses.append([line["loss"] for line in metrics(run.workdir)])

@@ -13,7 +13,7 @@ from test_experiments import metrics
 from test_training import batch_of, on
 
 from diffax.training import Checkpoints, init_state, manifest, train_step
-from experiments import build, checks, distributed, metrics_log, training
+from experiments import build, checks, distributed, metrics_log, opening, training
 from experiments.configs import smoke
 from experiments.data.datasets import open_dataset
 from experiments.data.pipeline import RecordError, batches, places
@@ -46,7 +46,7 @@ def prepared(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "init_params", lambda config, net, shape, key: net.init(key, None, None)["params"])
 
     def start(workdir="run", at_batch=lambda n, batch: batch, **settings):
-        run = training.prepare(small(data_dir, **settings), tmp_path / workdir, lambda *_: Net(), "diffusion")
+        run = opening.prepare(small(data_dir, **settings), tmp_path / workdir, lambda *_: Net(), "diffusion")
 
         class Data:
             def __init__(self):
@@ -250,9 +250,9 @@ def test_a_run_of_another_network_is_refused(prepared, monkeypatch, capsys):
 def test_a_run_of_other_data_is_refused(prepared, monkeypatch, capsys):
     """A data set that has grown since."""
     workdir = prepared(num_steps=4)
-    described = training._data
+    described = opening._data
     grown = lambda *args: described(*args) | {"length": 10_000}
-    monkeypatch.setattr(training, "_data", grown)
+    monkeypatch.setattr(opening, "_data", grown)
     with pytest.raises(SystemExit) as stopped:
         prepared()
     assert stopped.value.code == 1

@@ -13,7 +13,7 @@ from test_experiments import call
 import diffax
 from diffax.nn.autoencoding import kl_to_standard_normal, reparameterise
 from diffax.training import Checkpoints, init_state, make_mesh
-from experiments import autoencoder, bits, build, checks, images, latents, networks, objectives, training
+from experiments import autoencoder, bits, build, checks, images, latents, networks, objectives, opening, training
 from experiments.checkpoint import load_model
 from experiments.configs import mnist5k_autoencoder, mnist5k_latent, smoke
 from experiments.data.datasets import open_dataset
@@ -134,10 +134,10 @@ def test_batches_are_the_same_from_memory_and_on_the_fly(finished, data_dir, tmp
     for cache in (True, False):
         config = settings(data_dir, finished)
         config.latent.cache = cache
-        runs.append(training.prepare(config, tmp_path / str(cache), networks.network, "diffusion"))
+        runs.append(opening.prepare(config, tmp_path / str(cache), networks.network, "diffusion"))
     assert runs[0].shape == (4, 4, 2)
     assert runs[0].described["autoencoder"] == runs[0].latents.identity()
-    plain = training.prepare(settings(data_dir), tmp_path / "plain", networks.network, "diffusion")
+    plain = opening.prepare(settings(data_dir), tmp_path / "plain", networks.network, "diffusion")
     pixels, *ours = (next(run.data) for run in (plain, *runs))
     wanted = latents.encoder(runs[0].latents)(pixels["image"])
     for batch in ours:
@@ -152,9 +152,9 @@ def test_batches_are_the_same_from_memory_and_on_the_fly(finished, data_dir, tmp
 
 
 def prepare(config, folder, capsys, network=networks.network, model="diffusion"):
-    """The line that `training.prepare` ends with."""
+    """The line that `opening.prepare` ends with."""
     with pytest.raises(SystemExit) as stopped:
-        training.prepare(config, folder, network, model)
+        opening.prepare(config, folder, network, model)
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     return line
@@ -224,7 +224,7 @@ def test_a_run_keeps_to_its_autoencoder(finished, space, data_dir, tmp_path, cap
     data = {"range": [0.0, 16.0], "shape": [8, 8, 1], "length": 997, "autoencoder": space.identity()}
     save(run, config, {"w": jnp.ones(1)}, "diffusion", data=data)
     moved = shutil.copytree(finished, tmp_path / "moved")
-    prepared = training.prepare(settings(data_dir, moved), run, networks.network, "diffusion")
+    prepared = opening.prepare(settings(data_dir, moved), run, networks.network, "diffusion")
     assert prepared.latents.record()["autoencoder"] == str(moved)
     assert f"holds a run with the autoencoder {space.identity()}, got None" in prepare(settings(data_dir), run, capsys)
     other = json.loads((moved / autoencoder.LATENTS).read_text()) | {"std": 1.0}
@@ -347,7 +347,7 @@ def test_the_autoencoder_agrees_on_eight_devices(data_dir, tmp_path):
         config = settings(data_dir)
         config.parallel = form
         config.train.update({"num_steps": 10, "log_every": 1, "sample_every": 1000, "checkpoint_every": 1000})
-        run = training.prepare(config, tmp_path / f"{form}_{count}", autoencoder.network, autoencoder.KIND)
+        run = opening.prepare(config, tmp_path / f"{form}_{count}", autoencoder.network, autoencoder.KIND)
         run = run._replace(mesh=make_mesh(jax.devices()[:count]))
         objective = objectives.Objective(autoencoder.loss(config, run.net.of(1)))
         training.train(run, objective, lambda *seen: {})

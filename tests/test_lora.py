@@ -14,7 +14,7 @@ from test_experiments import call, training_flags
 from diffax import training
 from diffax.nn import UNet, lora
 from diffax.training import Checkpoints
-from experiments import build, checkpoint, checks, networks, objectives
+from experiments import build, checkpoint, checks, networks, objectives, opening
 from experiments import lora as run_lora
 from experiments import training as run_training
 from experiments.checkpoint import load_model
@@ -245,7 +245,7 @@ def write_base(folder, data_dir, seed=0):
 
 def train_run(config, workdir):
     """A run on one device, in this process."""
-    run = run_training.prepare(config, workdir, networks.network, "diffusion")
+    run = opening.prepare(config, workdir, networks.network, "diffusion")
     run = run._replace(mesh=training.make_mesh(jax.devices()[:1]))
     objective = run_lora.objective(objectives.objective(config, run.net), run.whole)
     run_training.train(run, objective, lambda *seen: {})
@@ -254,7 +254,7 @@ def train_run(config, workdir):
 
 def refused(capsys, config, workdir):
     with pytest.raises(SystemExit) as stopped:
-        run_training.prepare(config, workdir, networks.network, "diffusion")
+        opening.prepare(config, workdir, networks.network, "diffusion")
     assert stopped.value.code == 2
     return capsys.readouterr().err
 
@@ -298,7 +298,7 @@ def test_an_export_holds_the_merged_parameters_and_needs_no_base(runs, data_dir,
 def test_the_base_may_move_but_not_change(runs, data_dir, tmp_path, capsys):
     moved, other = tmp_path / "moved", tmp_path / "other"
     shutil.copytree(runs[0], moved)
-    run_training.prepare(settings(data_dir, moved), runs[2], networks.network, "diffusion")
+    opening.prepare(settings(data_dir, moved), runs[2], networks.network, "diffusion")
     write_base(other, data_dir, seed=1)
     assert "holds a run with the base {'step': 7, " in refused(capsys, settings(data_dir, other), runs[2])
     assert "holds a run with the base {'step': 7, " in refused(capsys, settings(data_dir), runs[2])

@@ -18,7 +18,7 @@ import pytest
 from sweeping_runs import attempts, command, results, states, write
 
 from diffax.training import init_state, make_mesh, train_step
-from experiments import build, images, measures, networks, objectives, training
+from experiments import build, images, measures, networks, objectives, opening, training
 from experiments.configs import smoke
 from experiments.data.datasets import open_dataset
 from experiments.data.pipeline import batches
@@ -95,7 +95,7 @@ class Alone:
         """Programs that know nothing of the seed: one for all that differ in it."""
         key = json.dumps({**config.to_dict(), "seed": 0})
         if key not in self._known:
-            run, _ = training.checked(config, make_mesh(jax.devices()[:1]), networks.network, "diffusion")
+            run, _ = opening.checked(config, make_mesh(jax.devices()[:1]), networks.network, "diffusion")
             optimizer, decay = build.optimizer(config), config.optimizer.ema_decay
 
             def first(key):
@@ -258,7 +258,7 @@ def test_one_program_serves_every_value_of_what_is_traced(monkeypatch, base, oth
     everything = changed(other, base)
     original = objectives.objective
     monkeypatch.setattr(objectives, "objective", lambda config, net: traces.append(1) or original(config, net))
-    opened, _ = training.checked(train_task.experiment(base), make_mesh(), networks.network, "diffusion")
+    opened, _ = opening.checked(train_task.experiment(base), make_mesh(), networks.network, "diffusion")
     program = train_task._compile(opened, "loop")
     before = ends(program, opened, base)
     compiled = len(traces)
@@ -529,7 +529,7 @@ def checkpoint(tmp_path_factory):
     overrides = {"config.optimizer.learning_rate": 0.02, "config.optimizer.warmup_steps": 0}
     config = train_task.experiment(changed({**overrides, "config.train.num_steps": 30}))
     folder = tmp_path_factory.mktemp("trained")
-    run = training.prepare(config, folder, networks.network, "diffusion")
+    run = opening.prepare(config, folder, networks.network, "diffusion")
     training.train(run, objectives.objective(config, run.net), lambda *_: {})
     return folder
 

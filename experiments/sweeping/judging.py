@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -46,6 +48,11 @@ def batches(evaluation: Any) -> list[np.ndarray]:
     """The places of the samples in batches of one size; the last begins again where they end."""
     size = min(evaluation.batch_size, evaluation.num)
     return [np.arange(at, at + size) % evaluation.num for at in range(0, evaluation.num, size)]
+
+
+def keys(seed: int, index: np.ndarray) -> Any:
+    """(B,) keys of the samples at these places, as `experiments.sample` has them: by seed and place alone."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(index))
 
 
 def stored(drawn: np.ndarray, dataset: Dataset) -> np.ndarray:

@@ -134,7 +134,7 @@ def run(unit: Unit, folder: Folder, way: str, say: Callable) -> Iterator[tuple[R
 
 
 def _row(config: Any, schedule: Any, points: int, index: np.ndarray) -> tuple[Any, ...]:
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), jnp.asarray(index))
+    keys = judging.keys(config.seed, index)
     times = build.GRIDS[config.sampling.grid](schedule, points)
     return times, jnp.float32(config.sampling.eta), jnp.float32(config.sampling.guidance), keys
 

@@ -49,8 +49,21 @@ def filled(items: list[Any]) -> list[Any]:
 
 def stacked(trees: list[Any]) -> Any:
     """Trees of arrays (...) as one of (K, ...), spread over the devices as `several` takes it."""
-    sharding = NamedSharding(_mesh(), PartitionSpec(AXIS))
-    return jax.device_put(jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees), sharding)
+
+    def leaf(*leaves):
+        return (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves)
+
+    return jax.device_put(jax.tree.map(leaf, *trees), NamedSharding(_mesh(), PartitionSpec(AXIS)))
+
+
+def packed(trees: list[Any], way: str) -> Any:
+    """What a program of this way takes for these runs: of a loop there is one."""
+    return trees[0] if way == "loop" else stacked(filled(trees))
+
+
+def part(tree: Any, way: str, place: int) -> Any:
+    """One run's part of what such a program gives."""
+    return tree if way == "loop" else jax.tree.map(lambda v: v[place], tree)
 
 
 def _mesh() -> Mesh:

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from diffax.pytrees import pytree
 from diffax.training import CheckpointError, Checkpoints, TrainState, init_state, make_mesh, train_step
 from diffax.training.parallel import layout, over_batch
-from experiments import build, checks, latents, lora, networks, objectives, training
+from experiments import build, checks, latents, lora, networks, objectives, opening
 from experiments.metrics_log import MetricsLog, NotFiniteError, Pending
 from experiments.progress import Progress
 from experiments.sweeping import judging, together, traced
@@ -77,7 +76,7 @@ def _mesh():
 _COMPILED: dict[tuple[str, str], Program] = {}
 
 
-def _program(run: training.Run, key: str, way: str) -> Program:
+def _program(run: opening.Run, key: str, way: str) -> Program:
     """The program of runs that are alike; the one before it is let go."""
     if (key, way) not in _COMPILED:
         _COMPILED.clear()
@@ -86,7 +85,7 @@ def _program(run: training.Run, key: str, way: str) -> Program:
     return _COMPILED[key, way]
 
 
-def _compile(run: training.Run, way: str) -> Program:
+def _compile(run: opening.Run, way: str) -> Program:
     def bound(values):
         return traced.bind(run.config, values)
 
@@ -155,26 +154,23 @@ def run(
             yield one, result
 
 
-def _open(one: Run, folder: Any) -> training.Run:
-    checked, read = training.checked(experiment(one.config), _mesh(), networks.network, "diffusion")
-    return training.with_latents(checked._replace(workdir=folder.run(one)), read)
+def _open(one: Run, folder: Any) -> opening.Run:
+    checked, read = opening.checked(experiment(one.config), _mesh(), networks.network, "diffusion")
+    return opening.with_latents(checked._replace(workdir=folder.run(one)), read)
 
 
 class _Training:
     """The loop over steps of one or of several runs."""
 
-    def __init__(self, program: Program, unit: Unit, runs: Sequence[training.Run], way: str, path: Path):
+    def __init__(self, program: Program, unit: Unit, runs: Sequence[opening.Run], way: str, path: Path):
         self._step, self._runs, self._way = program.step, runs, way
         self._ids, self._settings = [one.id for one in unit.runs], runs[0].config.train
         self.last: list[dict[str, float]] = [{} for _ in runs]
         self._path, self._checkpoints = path, Checkpoints(path, keep_latest=1)
         self._first, self._pending = 0, [Pending(self._settings.max_skipped) for _ in runs]
         self._failed: dict[int, NotFiniteError] = {}
-        members = list(range(len(runs)))
-        self._members = members if way == "loop" else together.filled(members)
         values = [traced.arrays(traced.split(run.config)[1]) for run in runs]
-        firsts = [program.first(v) for v in values]
-        self._swept = firsts[0] if way == "loop" else together.stacked([firsts[i] for i in self._members])
+        self._swept = together.packed([program.first(v) for v in values], way)
         self._resume()
 
     def _resume(self):
@@ -207,7 +203,7 @@ class _Training:
 
     def swept(self, place: int) -> Swept:
         """What became of one run."""
-        return self._swept if self._way == "loop" else jax.tree.map(lambda v: v[place], self._swept)
+        return together.part(self._swept, self._way, place)
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -221,7 +217,9 @@ class _Training:
             for log in logs:
                 stack.enter_context(contextlib.closing(log))
             for step in range(self._first + 1, settings.num_steps + 1):
-                self._swept, metrics = self._step(self._swept, self._batch())
+                self._swept, metrics = self._step(
+                    self._swept, together.packed([next(run.data) for run in self._runs], self._way)
+                )
                 waiting.append((step, metrics))
                 last = step == settings.num_steps
                 is_saved = step % settings.checkpoint_every == 0 or last
@@ -236,19 +234,11 @@ class _Training:
                     break
         return failed
 
-    def _batch(self):
-        batches = [next(run.data) for run in self._runs]
-        return (
-            batches[0]
-            if self._way == "loop"
-            else jax.tree.map(lambda *leaves: np.stack(leaves), *(batches[i] for i in self._members))
-        )
-
     def _read(self, waiting):
         """From the devices to what each run has pending."""
         for step, metrics in jax.device_get(waiting):
             for place, pending in enumerate(self._pending):
-                pending.add(step, metrics if self._way == "loop" else {k: v[place] for k, v in metrics.items()})
+                pending.add(step, together.part(metrics, self._way, place))
         waiting.clear()
         for place, pending in enumerate(self._pending):
             try:
@@ -282,9 +272,9 @@ def _judge(one, opened, folder):
 
 def _measure(program, one, opened, swept, last, judged_by, folder):
     evaluation, dataset, (label, judge) = one.config.evaluation, opened.dataset, judged_by
-    root, drawn = jax.random.key(one.config.seed), []
+    drawn = []
     for index in judging.batches(evaluation):
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(index))
+        keys = judging.keys(one.config.seed, index)
         found = program.generate((swept.state.ema, swept.values), keys, None if label is None else label[index])
         drawn.append(judging.stored(found, dataset))
     pixels = np.concatenate(drawn)[: evaluation.num]

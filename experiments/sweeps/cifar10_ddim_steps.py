@@ -21,12 +21,7 @@ def get_config():
     config = settings.sampling()
     config.checkpoint = "runs/cifar10"
     config.sampling.grid = "trailing"
-    config.evaluation.num = 50_000
-    config.evaluation.batch_size = 500
-    config.evaluation.extractor = "inception_v3"
-    config.evaluation.reference = "train"
-    config.evaluation.metrics = ("fd",)
-    return config
+    return settings.as_fid(config)
 
 
 def get_overrides():

@@ -32,12 +32,7 @@ def get_config():
     config.sampling.sampler = "heun"
     config.sampling.num_steps = 18
     config.sampling.grid = "karras_80"
-    config.evaluation.num = 50_000
-    config.evaluation.batch_size = 500
-    config.evaluation.extractor = "inception_v3"
-    config.evaluation.reference = "train"
-    config.evaluation.metrics = ("fd",)
-    return config
+    return settings.as_fid(config)
 
 
 def get_overrides():
