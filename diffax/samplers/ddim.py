@@ -9,6 +9,8 @@ with eps eliminated, so that nothing is divided by a small sigma_t and a step of
     q^2 = 1 - eta^2 + eta^2 exp(h)
     x_s = q sigma_s / sigma_t x_t + alpha_s (1 - exp(h / 2) q) x0 + tau z
     1 - exp(h / 2) q = -expm1(h) (1 + eta^2 exp(h)) / (1 + exp(h / 2) q)
+
+and for eta = 0, where q = 1, x_s = sigma_s / sigma_t x_t + (alpha_s - alpha_t sigma_s / sigma_t) x0.
 """
 
 from typing import Any
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 from diffax import random
 from diffax.pytrees import check, combine, safe_sqrt
 from diffax.samplers.base import Sampler, State
-from diffax.samplers.forms import log_step
+from diffax.samplers.forms import cross, log_step
 from diffax.typing import Schedule
 
 
@@ -50,15 +52,15 @@ def ddim(schedule: Schedule, *, eta: Any = 0.0) -> Sampler:
 
     def step(key, denoise, state, t, s):
         level_t, level_s = schedule(t), schedule(s)
+        if isinstance(eta, (int, float)) and eta == 0:
+            of_x, of_x0 = level_s.sigma / level_t.sigma, -cross(level_t, level_s) / level_t.sigma
+            return State(combine((of_x, state.x), (of_x0, denoise(state.x, t))))
         h = -2 * log_step(level_t, level_s)
         eta2 = jnp.where(h < 0, jnp.square(eta), 0.0)
         q = safe_sqrt(1 - eta2 + eta2 * jnp.exp(h))
         of_x = q * level_s.sigma / level_t.sigma
         of_x0 = -level_s.alpha * jnp.expm1(h) * (1 + eta2 * jnp.exp(h)) / (1 + jnp.exp(h / 2) * q)
-        terms = [(of_x, state.x), (of_x0, denoise(state.x, t))]
-        if not (isinstance(eta, (int, float)) and eta == 0):
-            tau = jnp.asarray(eta) * level_s.sigma * safe_sqrt(-jnp.expm1(h))
-            terms.append((tau, random.noise(key, state.x)))
-        return State(combine(*terms))
+        tau = jnp.asarray(eta) * level_s.sigma * safe_sqrt(-jnp.expm1(h))
+        return State(combine((of_x, state.x), (of_x0, denoise(state.x, t)), (tau, random.noise(key, state.x))))
 
     return Sampler(init, step, order=1, calls=1)

@@ -35,17 +35,21 @@ from diffax.schedules import rates
 from diffax.typing import Denoiser, Level, Schedule
 
 
+def cross(level_t: Level, level_s: Level) -> Any:
+    """alpha_t sigma_s - sigma_t alpha_s, of which every step is made, by terms of one sign: nothing cancels."""
+    of_sigma, of_alpha = level_s.sigma - level_t.sigma, level_t.alpha - level_s.alpha
+    return level_t.alpha * of_sigma + level_t.sigma * of_alpha
+
+
 def log_step(level_t: Level, level_s: Level) -> Any:
     """h = lambda_s - lambda_t, lambda = log(alpha / sigma), from the very alpha and sigma that a step multiplies with.
 
     A difference of log-SNRs that were rounded by themselves would be off by 1e-6 in float32, in every step.
     """
-
-    def log_ratio(a, b):
-        near = jnp.abs(a - b) < 0.5 * a
-        return jnp.where(near, jnp.log1p(jnp.where(near, a - b, 0.0) / b), jnp.log(a / b))
-
-    return log_ratio(level_s.alpha, level_t.alpha) - log_ratio(level_s.sigma, level_t.sigma)
+    below = level_s.alpha * level_t.sigma
+    ratio = cross(level_t, level_s) / below
+    near = jnp.abs(ratio) < 0.5
+    return -jnp.where(near, jnp.log1p(jnp.where(near, ratio, 0.0)), jnp.log(level_t.alpha * level_s.sigma / below))
 
 
 class Form(NamedTuple):
@@ -107,11 +111,6 @@ def _velocity(schedule, t, level, x, x0):
     return combine((of_sigma / level.sigma, x), (of_alpha - of_sigma * level.alpha / level.sigma, x0))
 
 
-def _cross(level_t, level_s):
-    """sigma_s alpha_t - sigma_t alpha_s, without the difference of what was rounded."""
-    return level_t.sigma * level_s.alpha * jnp.expm1(-log_step(level_t, level_s))
-
-
 def _lambda(t, level):
     return level.log_snr / 2
 
@@ -125,7 +124,7 @@ def _rho(t, level):
 
 
 def _rho_length(t, level_t, s, level_s):
-    return _cross(level_t, level_s) / (level_t.alpha * level_s.alpha)
+    return cross(level_t, level_s) / (level_t.alpha * level_s.alpha)
 
 
 def _share(t, level):
@@ -133,7 +132,7 @@ def _share(t, level):
 
 
 def _share_length(t, level_t, s, level_s):
-    return _cross(level_t, level_s) / ((level_t.alpha + level_t.sigma) * (level_s.alpha + level_s.sigma))
+    return cross(level_t, level_s) / ((level_t.alpha + level_t.sigma) * (level_s.alpha + level_s.sigma))
 
 
 def _flow(schedule, t, level, x, x0):
@@ -206,7 +205,7 @@ def trig(std: Any) -> Form:
 
     def length(t, level_t, s, level_s):
         cosine = level_t.alpha * level_s.alpha * jnp.square(std) + level_t.sigma * level_s.sigma
-        return jnp.arctan2(std * _cross(level_t, level_s), cosine)
+        return jnp.arctan2(std * cross(level_t, level_s), cosine)
 
     def carry(level_t, level_s):
         return norm(level_s) / norm(level_t)

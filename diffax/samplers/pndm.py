@@ -1,6 +1,6 @@
 r"""Pseudo-numerical methods: classical weights for eps, moved by DDIM (Liu et al. 2022, eq. 11 to 15).
 
-    phi(x, e, t, s) = alpha_s / alpha_t x - sigma_s expm1(h) e,     h = lambda_s - lambda_t
+    phi(x, e, t, s) = alpha_s / alpha_t x + (sigma_s - sigma_t alpha_s / alpha_t) e
     x_s = phi(x_t, e', t, s)
     e'  = (55 e_t - 59 e_1 + 37 e_2 - 9 e_3) / 24           Adams-Bashforth with equal steps, whatever the grid
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from diffax.pytrees import choose, combine, expand
 from diffax.samplers.base import Sampler
-from diffax.samplers.forms import FORMS, check_order, evaluate, log_step
+from diffax.samplers.forms import FORMS, check_order, cross, evaluate
 from diffax.typing import Schedule
 
 WEIGHTS = np.array(
@@ -25,10 +25,13 @@ EPS = FORMS["eps"]
 
 
 class Pseudo(NamedTuple):
-    """x: (B, ...). values: previous eps, newest first. count: how many there are. last: the time of the newest."""
+    """x: (B, ...). values: (p, B, ...) the last p eps in a ring. count: how many there were. last: the newest's time.
+
+    The next goes to place count mod p, so that a step writes one of them and moves none.
+    """
 
     x: Any
-    values: tuple
+    values: Any
     count: Any
     last: Any
 
@@ -69,8 +72,7 @@ def pndm(schedule: Schedule, *, start: str = "plms") -> Sampler:
 
 def _transfer(schedule, x, e, t, s):
     level_t, level_s = schedule(t), schedule(s)
-    h = log_step(level_t, level_s)
-    return combine((level_s.alpha / level_t.alpha, x), (-level_s.sigma * jnp.expm1(h), e))
+    return combine((level_s.alpha / level_t.alpha, x), (cross(level_t, level_s) / level_t.alpha, e))
 
 
 def _improved_euler(schedule, denoise, x, e, t, s):
@@ -92,29 +94,63 @@ def _runge_kutta(schedule, denoise, x, e, t, s):
 
 def _pseudo(schedule, order, start):
     def init(x, times):
-        values = tuple(jax.tree.map(jnp.zeros_like, x) for _ in range(order - 1))
+        values = jax.tree.map(lambda v: jnp.zeros((order, *v.shape), v.dtype), x)
         return Pseudo(x, values, jnp.zeros(jnp.shape(times[0]), int), times[0])
 
     def step(key, denoise, state, t, s):
         e = evaluate(EPS, schedule, denoise, state.x, t, schedule(t))
         turned = (state.last - t) * (t - s) < 0  # what lies behind is another trajectory's
         count = jnp.where(turned, 0, state.count)
-        rows = jnp.asarray(WEIGHTS[:order, :order], jnp.result_type(t, jnp.float32))
-        weights = jnp.moveaxis(rows[jnp.minimum(count, order - 1)], -1, 0)
-        slope = combine(*zip(weights, (e, *state.values), strict=True))
-        if start is not None:
+        # Written before anything reads it, and e read from there: so XLA changes the ring in place.
+        values = jax.tree.map(lambda ring, v: _put(ring, v, count % order), state.values, e)
+
+        def mean():
+            return combine(*zip(_weights(count, order, t), _places(values, order), strict=True))
+
+        if start is None:
+            slope = mean()
+        else:
             steps, method = start
-            first = lambda: _select(count < steps, method(schedule, denoise, state.x, e, t, s), slope)  # noqa: E731
-            slope = jax.lax.cond(jnp.any(count < steps), first, lambda: slope)
-        moved = _transfer(schedule, state.x, slope, t, s)
-        # The weights take all steps to be equal: one of length zero must leave no trace.
+
+            def first():
+                e = jax.tree.map(lambda ring: _take(ring, count % order), values)
+                return _select(count < steps, method(schedule, denoise, state.x, e, t, s), mean())
+
+            slope = jax.lax.cond(jnp.any(count < steps), first, mean)
+        # The weights take all steps to be equal: one of length zero leaves no trace, what it wrote is written over.
         still = t == s
-        values = tuple(_select(still, u, v) for u, v in zip(state.values, (e, *state.values), strict=False))
         last = jnp.broadcast_to(t, jnp.shape(state.last))
         kept = [jnp.where(still, u, v) for u, v in ((state.count, count + 1), (state.last, last))]
-        return Pseudo(_select(still, state.x, moved), values, *kept)
+        return Pseudo(_transfer(schedule, state.x, slope, t, s), values, *kept)
 
     return Sampler(init, step, order=min(order, 2), calls=1, memory=order > 1)
+
+
+def _put(ring, value, place):
+    """`value` at a place of the ring, that of each example where they differ."""
+    put = jax.lax.dynamic_update_index_in_dim
+    if place.ndim == 0:
+        return put(ring, value, place, 0)
+    return jax.vmap(lambda ring, value, place: put(ring, value, place, 0), (1, 0, 0), 1)(ring, value, place)
+
+
+def _take(ring, place):
+    """What is at a place of the ring, that of each example where they differ."""
+    take = jax.lax.dynamic_index_in_dim
+    if place.ndim == 0:
+        return take(ring, place, 0, keepdims=False)
+    return jax.vmap(lambda ring, place: take(ring, place, 0, keepdims=False), (1, 0))(ring, place)
+
+
+def _places(values, order):
+    return [jax.tree.map(lambda ring: ring[j], values) for j in range(order)]  # noqa: B023
+
+
+def _weights(count, order, t):
+    """Of the places of the ring: by their age, the newest first."""
+    rows = jnp.asarray(WEIGHTS[:order, :order], jnp.result_type(t, jnp.float32))[jnp.minimum(count, order - 1)]
+    age = (count[..., None] - np.arange(order)) % order
+    return jnp.moveaxis(jnp.take_along_axis(rows, age, -1), -1, 0)
 
 
 def _select(condition, yes, no):
