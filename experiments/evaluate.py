@@ -160,7 +160,8 @@ def main(argv):
         chosen = chosen._replace(metrics=None if chosen.metrics is None else tuple(chosen.metrics))
         data = settings["dataset"] | ({} if DATA_DIR.value is None else {"data_dir": DATA_DIR.value})
         case = score.open_case(data, labels, chosen, len(samples))
-    found = score.score(case, samples, labels)
+    with usage_errors():  # some of what is wrong with samples and data shows only in their features
+        found = score.score(case, samples, labels)
     write_json(folder / "evaluation.json", found._asdict())
     print(report(found, settings))
 

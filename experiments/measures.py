@@ -178,7 +178,8 @@ def measure(
       memory: keeps what was computed of the real images alone, for further calls with the same ones; {} at first.
 
     Raises:
-      ValueError: for bad names, too few examples, or features that are not finite.
+      ValueError: for bad names, too few examples, features that are not finite, or that have no such metric: no
+        convergence, images that are all alike.
     """
     judge, memory = extractor if judge is None else judge, {} if memory is None else memory
     names = check_names(names, judge.classify is not None)
@@ -253,7 +254,10 @@ def _compare(features, against, n, names, rng, allow_few, repeats, seed, kept):
         def of(what, side, family=family):
             # The same key for both sides: the same projections.
             choices = side[: 1 if family.once else None]
-            rows = [family.of(key, features[what][rows], reference, allow_few) for rows in choices]
+            try:
+                rows = [family.of(key, features[what][rows], reference, allow_few) for rows in choices]
+            except ValueError as error:  # the library names its own arguments, and not the metric
+                raise ValueError(f"{', '.join(family.names)} of {what}: {error}") from error
             return dict(zip(family.names, np.array(rows, np.float64).T, strict=True))
 
         at = ("floor", family.names, *same)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffax.pytrees import choose
+from diffax.pytrees import check_count, choose
 from experiments.data.datasets import Dataset, open_dataset
 from experiments.extractors import DIMENSIONS, MAKERS, Extractor, Options, make_extractor
 from experiments.measures import BY_LABEL, HELD, Measures, Real, check_counts, check_names, least_count, measure
@@ -67,6 +67,8 @@ def open_case(data: dict[str, Any], labels: np.ndarray | None, settings: Setting
     """
     choose("extractor", settings.extractor, MAKERS)
     choose("reference", settings.reference, ("test", "train"))
+    check_count("repeats", settings.repeats)
+    check_count("seed", settings.seed, 0)  # of NumPy's generators too, which take none below
     by_classifier = settings.extractor == "classifier"
     names = settings.metrics
     if names is None:

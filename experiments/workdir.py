@@ -34,7 +34,10 @@ FREE = (
 
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
-    """Turns what is wrong with the input into one line and exit status 2. Wraps checks, never the work itself."""
+    """Turns what is wrong with the input into one line and exit status 2.
+
+    Wraps checks; of the work itself only what finds the input wrong, samples that are not finite say.
+    """
     try:
         yield
     except (ValueError, OSError, zipfile.BadZipFile, CheckpointError) as error:

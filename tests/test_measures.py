@@ -164,6 +164,9 @@ def test_what_cannot_be_measured():
             measure(BARE, SAMPLES[:8], REAL, names=names)
     with pytest.raises(ValueError, match="accuracy needs samples that were drawn with labels"):
         measure(JUDGE, SAMPLES, REAL, names=("accuracy",))
+    alike = REAL._replace(test=np.zeros_like(REAL.test))
+    with pytest.raises(ValueError, match=r"^sinkhorn of train: epsilon must be > 0 and finite, got 0"):
+        measure(BARE, SAMPLES, alike, names=("sinkhorn",))
     with pytest.raises(ValueError, match="memorisation needs two test images"):
         measure(BARE, SAMPLES, REAL._replace(test=REAL.train), names=("memorisation",))
 

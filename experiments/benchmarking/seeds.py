@@ -2,12 +2,15 @@
 
     python -m experiments.benchmark seeds --out=DIR [--networks=mlp,unet] [--ways=loop,vmap] [--seeds=8] [--steps=30]
 
-Each line is a whole command, `experiments.sweep` on digits with start, compilation and a few samples at the end, timed
-by the clock on the wall: once with all seeds, and once for each seed alone in a folder of its own. A seed's losses by
-the one program are compared with those of its own command.
+Each time is of a whole command, `experiments.sweep` on digits with start, compilation and a few samples at the end, by
+the clock on the wall: once with all seeds, and once for each seed alone in a folder of its own.
+
+    ratio    seconds of the one command / sum over seeds of the seconds of their own commands, each of which is run
+    apart    largest |loss of the one / loss of its own - 1| over seeds and steps
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,11 +20,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from experiments.sweeping import together
+from experiments.workdir import check_writable, launch, usage_errors
 
-NETWORKS = flags.DEFINE_list("networks", ["mlp", "unet"], "Of mlp, unet: those of configs/digits.py but for the MLP.")
+KNOWN = ("mlp", "unet")
+NETWORKS = flags.DEFINE_list("networks", list(KNOWN), "Of mlp, unet: those of configs/digits.py but for the MLP.")
 WAYS = flags.DEFINE_list("ways", ["loop", "vmap"], f"Of {', '.join(together.NAMES)}.")
 SEEDS = flags.DEFINE_integer("seeds", 8, "How many.", lower_bound=2)
 STEPS = flags.DEFINE_integer("steps", 30, "Training steps of each.", lower_bound=1)
@@ -47,6 +52,13 @@ def get_overrides():
 '''
 
 
+def check(networks: list[str], ways: list[str]) -> None:
+    """Raises `ValueError` for names that are not known, or none."""
+    for name, given, known in (("networks", networks, KNOWN), ("ways", ways, together.NAMES)):
+        if not given or not set(given) <= set(known):
+            raise ValueError(f"{name} must be among {', '.join(known)}, got {','.join(given)!r}")
+
+
 def command(sweep: Path, folder: Path, *options: str) -> float:
     """Seconds of a whole command.
 
@@ -55,7 +67,9 @@ def command(sweep: Path, folder: Path, *options: str) -> float:
     """
     start = time.perf_counter()
     arguments = [sys.executable, "-m", "experiments.sweep", f"--sweep={sweep}", f"--workdir={folder}", *options]
-    found = subprocess.run(arguments, capture_output=True, text=True)
+    # A cache that all of them share would spare the later ones their compilation.
+    env = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    found = subprocess.run(arguments, capture_output=True, text=True, env=env)
     if found.returncode:
         raise RuntimeError(found.stderr[-500:])
     return time.perf_counter() - start
@@ -71,48 +85,56 @@ def losses(folder: Path) -> dict[int, np.ndarray]:
 
 
 def measure(network: str, scratch: Path) -> list[dict[str, Any]]:
-    """A row for each way: seconds of both, their ratio, the largest relative difference of the losses."""
+    """A row for each way: seconds of the seeds' own commands and of the one, their ratio, how far losses are apart."""
     sweep = scratch / f"{network}.py"
     sweep.write_text(SWEEP.format(network=network, steps=STEPS.value, seeds=SEEDS.value))
-    alone, own = 0.0, dict[int, np.ndarray]()
+    alone, own = list[float](), dict[int, np.ndarray]()
     for seed in range(SEEDS.value):
         folder = scratch / f"{network}_{seed}"
-        alone += command(sweep, folder, f"--only=config.seed={seed}", "--way=loop")
+        alone.append(command(sweep, folder, f"--only=config.seed={seed}", "--way=loop"))
         own |= losses(folder)
+        print(f"{network}, seed {seed} alone: {alone[-1]:.1f} s", flush=True)
     rows = []
     for way in WAYS.value:
         folder = scratch / f"{network}_{way}"
         whole = command(sweep, folder, f"--way={way}", f"--group={SEEDS.value}")
-        shared = losses(folder)
-        apart = max(float(np.max(np.abs(shared[seed] / own[seed] - 1))) for seed in own)
-        rows.append({"network": network, "way": way, "alone": alone, "one_program": whole, "apart": apart})
+        rows.append(row(network, way, alone, whole, own, losses(folder)))
         print(line(rows[-1]), flush=True)
     return rows
 
 
+def row(network: str, way: str, alone: list[float], whole: float, own: Any, shared: Any) -> dict[str, Any]:
+    """What was measured. alone: seconds, one for each command that was run; own, shared: {seed: losses (steps,)}."""
+    # By arrays, and not by Python's max, which may pass over NaN.
+    apart = np.max([np.abs(shared[seed] / own[seed] - 1) for seed in own])
+    times = {"alone": alone, "one_program": whole, "ratio": whole / sum(alone)}
+    return {"network": network, "way": way, **times, "apart": float(apart)}
+
+
 def line(row: dict[str, Any]) -> str:
     """A row of the table."""
-    values = f"{row['alone']:.1f} | {row['one_program']:.1f} | {row['one_program'] / row['alone']:.2f}"
-    return f"| {row['network']} | {row['way']} | {values} | {row['apart']:.1e} |"
+    times = f"{sum(row['alone']):.1f} | {row['one_program']:.1f} | {row['ratio']:.2f}"
+    return f"| {row['network']} | {row['way']} | {len(row['alone'])} | {times} | {row['apart']:.1e} |"
 
 
 def main(argv):
     """Measures and writes the table."""
     del argv
-    for way in WAYS.value:
-        if way not in together.NAMES:
-            raise app.UsageError(f"ways must be among {', '.join(together.NAMES)}, got {way!r}")
+    out = Path(OUT.value)
+    with usage_errors():
+        check(NETWORKS.value, WAYS.value)
+        check_writable(out, "out")
     with tempfile.TemporaryDirectory() as scratch:
         rows = [row for network in NETWORKS.value for row in measure(network, Path(scratch))]
     device = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
     head = [
         f"# {SEEDS.value} seeds of {STEPS.value} steps on digits, {device}, jax {jax.__version__}",
         "",
-        f"| network | way | {SEEDS.value} commands, s | one program, s | ratio | losses apart, at most |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "Seconds of the seeds' own commands are the sum over those that were run, each from its start to its end.",
+        "",
+        "| network | way | own commands run | their seconds | one command, s | ratio | losses apart, at most |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    out = Path(OUT.value)
-    out.mkdir(parents=True, exist_ok=True)
     (out / "seeds.md").write_text("\n".join([*head, *map(line, rows)]) + "\n")
     (out / "seeds.json").write_text(json.dumps({"device": device, "rows": rows}, indent=1) + "\n")
     print(f"{out / 'seeds.md'}")
@@ -120,4 +142,4 @@ def main(argv):
 
 def run() -> None:
     """The command."""
-    app.run(main)
+    launch(main)
