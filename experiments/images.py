@@ -13,7 +13,15 @@ TITLED = 64  # pixels that a column under a title has at least
 
 
 def to_pixels(images: Any, low: float, high: float) -> np.ndarray:
-    """Images (..., C) in [-1, 1] in the units they were stored in: uint8, rounded, clipped to [low, high]."""
+    """Images (N, ..., C) in [-1, 1] in the units they were stored in: uint8, rounded, clipped to [low, high].
+
+    Raises:
+      ValueError: for values that are not finite; names the first image that has one.
+    """
+    is_finite = np.isfinite(images)
+    if not is_finite.all():
+        where = tuple(np.argwhere(~is_finite)[0])
+        raise ValueError(f"samples must be finite, got {np.asarray(images)[where]} in sample {where[0]}")
     scaled = low + (np.asarray(images, np.float64) + 1) / 2 * (high - low)
     return np.round(np.clip(scaled, low, high)).astype(np.uint8)
 
@@ -23,7 +31,7 @@ def grid(images: Any, columns: int, titles: Sequence[str] = ()) -> np.ndarray:
 
     titles: one above each column, or none.
     """
-    images = to_pixels(images, 0, 255)
+    images = to_pixels(np.nan_to_num(images, nan=-1.0), 0, 255)  # a picture of what went wrong is of use
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     tiles = np.zeros((rows * columns, height + 1, width + 1, channels), np.uint8)

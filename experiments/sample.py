@@ -246,9 +246,11 @@ def draw(source, out, settings):
             progress.update(int(part[-1]) + 1)
         of_classes = cycle is not None and cycle.ndim == 1
         labels = cycle[index % len(cycle)] if of_classes else np.full(len(index), -1)
+        with usage_errors():  # guidance that is too strong, say
+            pixels = images.to_pixels(np.concatenate(drawn), *model.range)
         part_path = out / f".{path.name}.part"
         with part_path.open("wb") as file:
-            np.savez(file, samples=images.to_pixels(np.concatenate(drawn), *model.range), labels=labels)
+            np.savez(file, samples=pixels, labels=labels)
         os.replace(part_path, path)
 
 

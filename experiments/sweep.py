@@ -15,6 +15,7 @@ own.
 Exit status: 0 if all of its runs are finished, 1 if some are not, 2 for bad input.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -35,6 +36,7 @@ ONLY = flags.DEFINE_multi_string("only", [], "The run of an id; config.KEY=VALUE
 SHARD = flags.DEFINE_string("shard", "", "I/N: the I-th of N parts of the sweep.")
 WORKERS = flags.DEFINE_integer("workers", 1, "Processes, each with an accelerator of its own.", lower_bound=1)
 WORKER = flags.DEFINE_string("worker", "", "I/N: which of several workers this is; set by --workers.")
+flags.register_validator("worker", lambda v: re.fullmatch("|[1-9][0-9]*/[1-9][0-9]*", v), "must be I/N")
 WAY = flags.DEFINE_enum("way", None, together.NAMES, "How runs share a program; the fastest here if not given.")
 GROUP = flags.DEFINE_integer("group", None, "The most runs at a time in one program of vmap or map.")
 LIST = flags.DEFINE_bool("list", False, "Show the state of each run, and compute nothing.")
@@ -78,11 +80,12 @@ def checked(folder):
 
 def main(argv):
     """Checks everything, then computes what is open."""
-    del argv
     if WORKERS.value > 1:
         jax.config.update("jax_platforms", "cpu")  # the devices are for the workers
     folder = Folder(Path(WORKDIR.value).absolute())
     with usage_errors():
+        if len(argv) > 1:
+            raise ValueError(f"flags are --NAME=VALUE, got {argv[1]!r}")
         task, way, everything, units, accelerators = checked(folder)
     if LIST.value or DRY.value:
         found = worker.states(folder, units)
@@ -95,6 +98,8 @@ def main(argv):
         statuses = worker.spawn(WORKERS.value, accelerators)
     else:
         devices.cache_compilations(folder.path / "compile_cache")
+        if WORKER.value:
+            worker.end_with_parent()
         number, _, count = (WORKER.value or "1/1").partition("/")
         one = worker.Worker(folder, task, way, everything, units)
         one.go((int(number) - 1) * len(units) // int(count))  # each begins elsewhere

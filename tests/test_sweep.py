@@ -226,6 +226,9 @@ def other(text):
         ({}, ("--shard=1",), "shard must be I/N with 1 <= I <= N, got '1'"),
         ({}, ("--shard=a/b",), "shard must be I/N with 1 <= I <= N, got 'a/b'"),
         ({}, ("--way=vmap", "--group=0"), "group must be"),
+        ({}, ("config.calls=3",), "flags are --NAME=VALUE, got 'config.calls=3'"),
+        ({"overrides": "product({'config.seed': [0, -1]})"}, (), "(seed=-1): config.seed must be in [0, 2^31), got -1"),
+        ({"overrides": "product({'config.seed': [2**31]})"}, (), "config.seed must be in [0, 2^31), got 2147483648"),
     ],
 )
 def test_what_is_no_sweep_is_one_line(command, tmp_path, fake, how, more, message):
@@ -460,6 +463,7 @@ def test_what_a_run_leaves_behind(command, tmp_path, fake):
     result = json.loads((run.folder / "result.json").read_text())
     assert result["metrics"] == {"error": 2.0}
     assert result["cost"]["seconds"] >= 0
+    assert (run.folder / "metrics.jsonl").read_text() == '{"step": 0, "error": 2.0}\n'
 
 
 @pytest.mark.parametrize("flag", ["--list", "--dry_run"])
@@ -595,8 +599,9 @@ class lock_held:  # noqa: N801
         return None
 
 
-def test_an_interrupted_unit_goes_on_with_the_runs_that_it_began_with(command, tmp_path, monkeypatch):
-    """Whatever --only asks for then: its checkpoint is of all of them. Others follow by themselves."""
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_an_interrupted_unit_goes_on_with_the_runs_that_it_began_with(command, tmp_path, monkeypatch, checkpoint):
+    """Whatever --only asks for then: its checkpoint is of all of them, and so are its bits. Others follow alone."""
     path, folder, units = write(tmp_path / "s.py", overrides="seeds(5)"), tmp_path / "w", []
 
     def install(stop=None, **at):
@@ -606,7 +611,8 @@ def test_an_interrupted_unit_goes_on_with_the_runs_that_it_began_with(command, t
             units.append([one.config.seed for one in unit.runs])
             for one, outcome in task(unit, *rest):
                 if one.config.seed == stop:
-                    (rest[0].unit(unit) / "5").mkdir()  # a checkpoint
+                    if checkpoint:
+                        (rest[0].unit(unit) / "5").mkdir()
                     raise KeyboardInterrupt
                 yield one, outcome
 
@@ -650,6 +656,45 @@ def test_an_interrupted_unit_and_what_failed_before_it(command, tmp_path, monkey
         command(path, folder)
     assert command(path2, folder, "--retry").status == 0
     assert units == [[0], [1, 2, 3], [1, 2, 3], [0]]
+
+
+def test_a_folder_in_place_of_a_result(command, tmp_path, fake):
+    task = fake()
+    path, folder = write(tmp_path / "s.py"), tmp_path / "w"
+    (one, *_) = definitions.load(path).runs
+    (folder / "runs" / one / "result.json").mkdir(parents=True)
+    assert command(path, folder).status == 1
+    assert sorted(states(command(path, folder, "--list")).values()) == ["corrupt", "finished", "finished"]
+    assert len(task.computed) == 2
+    assert command(path, folder, "--retry").status == 0
+    assert len(results(folder)) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent(tmp_path, how):
+    """So no accelerator stays occupied."""
+    overrides = "product({'config.calls': [*range(3, 40)]}, {'config.sampler': ['dpmpp_3m', 'unipc']})"
+    line = [sys.executable, "-m", "experiments.sweep", f"--sweep={write(tmp_path / 's.py', overrides=overrides)}"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": ENV, "cwd": ROOT}
+    parent = subprocess.Popen([*line, f"--workdir={tmp_path / 'w'}", "--workers=2"], **quiet)
+
+    def at_work():
+        found = subprocess.run(["pgrep", "-f", f"workdir={tmp_path / 'w'}.*--worker="], capture_output=True, text=True)
+        return found.stdout.split()
+
+    wait_for(lambda: len(at_work()) == 2 and attempts(tmp_path / "w"))
+    parent.send_signal(how)
+    parent.wait()
+    wait_for(lambda: not at_work(), 10)
+    assert len(results(tmp_path / "w")) < 74
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_what_a_kill_left_of_a_finished_unit_is_swept_up(command, tmp_path, fake):

@@ -366,7 +366,11 @@ def test_more_runs_than_a_multiple_of_the_devices():
         for way in together.WAYS:
             call = together.several(lambda shared, own: shared + 2 * own["x"], way)
             found = call(jnp.float32(1.0), together.stacked(filled))
-            np.testing.assert_array_equal(found[:count], 1 + 2 * np.arange(count))
+            parts = [together.part(found, way, place) for place in range(count)]
+            np.testing.assert_array_equal(parts, 1 + 2 * np.arange(count))
+            assert [part.devices() for part in parts] == [
+                {jax.local_devices()[place * 8 // len(filled)]} for place in range(count)
+            ]  # nothing is gathered
 
 
 # What fails, and what is interrupted
@@ -501,6 +505,7 @@ def check_kills(tmp_path, data_dir, overrides, count, devices, *more):
     return attempts(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_kills_change_nothing(data_dir, tmp_path):
     """Twice, at random times of a sweep on one device."""
     tried = check_kills(tmp_path, data_dir, "seeds(2)", 2, 1, "--way=loop")
@@ -518,6 +523,25 @@ def test_many_kills_change_nothing(data_dir, tmp_path, request, way, devices):
     )
     tried = check_kills(tmp_path, data_dir, overrides, count, devices, *way)
     assert max(tried.values()) > 1, tried
+
+
+def test_a_run_costs_the_calls_of_its_sampler(monkeypatch, tmp_path):
+    """Heun's steps make two."""
+    config = changed({"config.sampling.sampler": "heun", "config.sampling.num_steps": 18})
+    monkeypatch.setattr(judging, "stored", lambda drawn, dataset: drawn)
+    monkeypatch.setattr(judging, "picture", lambda *_: None)
+    stubs = SimpleNamespace(
+        generate=lambda params, keys, label: np.zeros((len(keys), 1)),
+        state=SimpleNamespace(ema={}),
+        values=None,
+        config=config,
+        dataset=None,
+        run=lambda one: tmp_path,
+    )
+    judged = None, lambda pixels: measures.Measures({"fd": 1.0}, {}, {}, {})
+    result = train_task._measure(stubs, stubs, stubs, stubs, {"loss": 1.0}, judged, stubs)
+    assert result.cost["calls"] == 2 * 17 + 1
+    assert result.metrics == {"loss": 1.0, "fd": 1.0}
 
 
 # Sampling
@@ -618,6 +642,19 @@ def test_the_ways_of_sampling_agree_and_are_the_command_that_samples(command, ch
     assert len(np.unique(pixels)) > 2
     unlike = [np.abs(samples - drawn["vmap"][one.id]).max() for id, samples in drawn["vmap"].items() if id != one.id]
     assert min(unlike) > 1e-3
+
+
+@pytest.mark.parametrize("way", ["vmap", "loop"])
+def test_samples_that_are_not_finite_fail_their_run_alone(command, checkpoint, tmp_path, monkeypatch, way):
+    judge = lambda found: measures.Measures({"mean": float(found.mean())}, {}, {}, {})
+    monkeypatch.setattr(judging, "judge", lambda *_: (SimpleNamespace(dataset=SimpleNamespace(low=0, high=16)), judge))
+    monkeypatch.setattr(judging, "picture", lambda *_: None)
+    path = sampling_sweep(tmp_path / "s.py", "product({'config.sampling.guidance': [2.0, 1e39]})", checkpoint)
+    done = command(path, tmp_path / "w", f"--way={way}")
+    assert done.status == 1
+    assert sorted(states(command(path, tmp_path / "w", "--list", f"--way={way}")).values()) == ["failed", "finished"]
+    assert "sampling.guidance=1e+39" in done.err
+    assert "samples must be finite, got nan in sample 0" in done.err
 
 
 @pytest.mark.usefixtures("kept")

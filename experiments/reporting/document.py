@@ -60,6 +60,8 @@ def legend(sweep: Sweep, metrics: Sequence[str], *, by: bool = False) -> str:
         notes.append(
             f"n < {FEWEST}: {which} interval, for fewer than {FEWEST} seeds do not make one; their means stand alone."
         )
+    if costs := [m for m in metrics if any(m in run.cost for run in done)]:
+        notes.append(f"No interval of {', '.join(costs)}, which runs of one program share.")
     if any(s.mixed for s in settings):
         notes.append("No interval over seeds that were measured under different conditions.")
     if not differing and any(rule(m) is not None for m in metrics) and sum(bool(s.done) for s in settings) > 1:

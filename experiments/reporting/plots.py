@@ -107,6 +107,8 @@ def curves(pyplot: Any, sweep: Sweep, metrics: Sequence[str]) -> Any:
     """
     settings = [setting for setting in summary.settings_of(sweep) if setting.done]
     logs = {run.id: read_curve(run) for setting in settings for run in setting.done.values()}
+    for log in logs.values():
+        log.pop(0, None)  # what a run found that trained nothing
     logged = dict.fromkeys(name for log in logs.values() for line in log.values() for name in line)
     names = [name for name in logged if not any(word in name for word in SPEED)]
     if not names:
@@ -189,7 +191,7 @@ def pareto(pyplot: Any, sweep: Sweep, metrics: Sequence[str], by: str) -> Any:
     figure, axes, beside, strip = _panels(pyplot, len(shown), [*set(groups), *LINES])
     for axis, metric in zip(axes, shown, strict=True):
         _pareto_panel(axis, sweep, settings, metric, costs, groups)
-        axis.set_xlabel({"calls": "network calls a sample", "seconds": "wall time of a run, s"}.get(by, by))
+        axis.set_xlabel({"calls": "denoiser calls a sample", "seconds": "wall time of a run, s"}.get(by, by))
         if _wide(costs, 4):
             axis.set_xscale("log")
             _plain_ticks(axis, costs)

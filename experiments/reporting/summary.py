@@ -26,9 +26,10 @@ class Setting(NamedTuple):
         return {seed: run.values[metric] for seed, run in self.done.items() if metric in run.values}
 
     def estimate(self, metric: str) -> Estimate | None:
-        """Over the seeds; None if no run has the metric."""
+        """Over the seeds; None if no run has the metric. Of a cost there is no interval: runs may have shared it."""
         values = self.values(metric)
-        return estimate(list(values.values()), interval=not self.mixed) if values else None
+        is_cost = any(metric in run.cost for run in self.done.values())
+        return estimate(list(values.values()), interval=not (self.mixed or is_cost)) if values else None
 
 
 def text(value: Any) -> str:
@@ -185,7 +186,8 @@ def summarise(sweep: Sweep) -> dict[str, Any]:
 
 
 def marks_of(settings: Sequence[Setting], metric: str, differing: dict[str, Any]) -> list[str]:
-    """The mark of each setting; none where conditions differ, for a best among them would mean nothing."""
-    if differing and metric not in ("seconds", "calls"):
+    """The mark of each setting; none of costs, nor where conditions differ: a best among them would mean nothing."""
+    is_cost = any(metric in run.cost for setting in settings for run in setting.done.values())
+    if differing or is_cost:
         return [""] * len(settings)
     return marks([setting.values(metric) for setting in settings], rule(metric))

@@ -1,4 +1,7 @@
-"""From a budget of network calls to the points of a grid, by what the samplers' steps cost."""
+"""From a budget of denoiser calls to the points of a grid, by what the samplers' steps cost.
+
+Where the network is guided it works on both branches in one call, so each costs twice as much.
+"""
 
 from typing import Any
 

@@ -98,6 +98,7 @@ def load(path: Path, changes: Sequence[str] = ()) -> Sweep:
                 settings.change(config, key, value, known)
             settings.check_keys(config, known)
             settings.make_floats(config)
+            settings.check_seed(config)
             run = Run(identity(config), _plain(overrides), config)
         except (ValueError, TypeError) as error:
             said = described(overrides) if isinstance(overrides, dict) else repr(overrides)

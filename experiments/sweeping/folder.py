@@ -3,7 +3,7 @@
 sweep.json                 its name, base and runs; which runs share a program
 runs/ID/config.json        the resolved config
 runs/ID/provenance.json    what it is computed by (`provenance`)
-runs/ID/metrics.jsonl      of training
+runs/ID/metrics.jsonl      a line for each logged step of training; of other runs, what they found
 runs/ID/result.json        written in one move, last: the mark of completion
 runs/ID/failed.json        why it failed
 locks/UNIT.lock            held by the process at work on it; the kernel frees it when that ends, however it ends
@@ -138,7 +138,7 @@ class Folder:
             return None
         try:
             value = json.loads(path.read_text())
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise ValueError(f"run {run.label}: result.json is no JSON ({error})") from error
         check_result(value, run)
         return Result(*(value[name] for name in Result._fields))
@@ -206,6 +206,8 @@ class Folder:
         check_result(value, run)
         made_by = whole(folder / "provenance.json")
         write_json(folder / "provenance.json", made_by | {"seconds": round(seconds, 3)})
+        if not (folder / "metrics.jsonl").exists():
+            (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, **result.metrics}) + "\n")
         write_json(folder / "result.json", value)
 
     def fail(self, run: Run, error: BaseException) -> str:
@@ -223,11 +225,18 @@ class Folder:
                 for run in unit.runs if mine else ():
                     if self.state_of(run) in ("failed", "corrupt"):
                         for name in ("failed.json", "result.json"):
-                            (self.run(run) / name).unlink(missing_ok=True)
+                            _remove(self.run(run) / name)
 
     def clear(self, unit: Unit) -> None:
         """Removes the checkpoints of a unit that is done."""
         shutil.rmtree(self.unit(unit), ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """A file, or whatever lies in its place."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def whole(path: Path) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def keys(seed: int, index: np.ndarray) -> Any:
 
 
 def stored(drawn: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """Samples in [-1, 1] as the data are stored, uint8."""
+    """Samples in [-1, 1] as the data are stored, uint8; `ValueError` if they are not finite."""
     return images.to_pixels(drawn, dataset.low, dataset.high)
 
 

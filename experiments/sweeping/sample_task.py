@@ -110,19 +110,26 @@ def run(unit: Unit, folder: Folder, way: str, say: Callable) -> Iterator[tuple[R
     label = judging.labels(evaluation, model.num_classes if settings.network.conditional else None)
     case, judge = judging.judge(evaluation, settings.dataset, label, folder.path / "extractors")
     drawn: list[list[np.ndarray]] = [[] for _ in unit.runs]
+    failed: dict[int, ValueError] = {}
     places = judging.batches(evaluation)
     progress, times = say("batch", len(places)), [time.monotonic()]
     for number, index in enumerate(places):
         shared = model.params, None if label is None else label[index]
         rows = [_row(one.config, schedule, points, index) for one in unit.runs]
         for place, part in enumerate(_each(draw, shared, rows, way)):
-            drawn[place].append(judging.stored(decode(np.asarray(part)), case.dataset))
+            try:
+                drawn[place].append(judging.stored(decode(np.asarray(part)), case.dataset))
+            except ValueError as error:
+                failed[place] = error
         progress.update(number + 1)
         times.append(time.monotonic())
     # The first batch compiles, where no run before it did.
     seconds = float(np.median(np.diff(times)[len(places) > 1 :])) * len(places) / len(unit.runs)
     cost = {"seconds": round(seconds, 3), "calls": float(budget.spent(config.sampling.sampler, schedule, points))}
-    for one, parts in zip(unit.runs, drawn, strict=True):
+    for place, (one, parts) in enumerate(zip(unit.runs, drawn, strict=True)):
+        if place in failed:
+            yield one, failed[place]
+            continue
         try:
             pixels = np.concatenate(parts)[: evaluation.num]
             judging.picture(folder.run(one) / "samples.png", pixels, case.dataset)
@@ -142,5 +149,5 @@ def _row(config: Any, schedule: Any, points: int, index: np.ndarray) -> tuple[An
 def _each(draw: Callable, shared: Any, rows: list[Any], way: str) -> Any:
     if way == "loop":
         return [draw(shared, *row) for row in rows]
-    trees = together.stacked(together.filled(rows))
-    return draw(shared, *trees)[: len(rows)]
+    found = draw(shared, *together.packed(rows, way))
+    return [together.part(found, way, place) for place in range(len(rows))]

@@ -54,7 +54,7 @@ def sampling() -> ConfigDict:
     """Draws from a checkpoint."""
     config = ConfigDict({"task": "sample", "seed": 0})
     config.checkpoint = ""  # a run's workdir, or an export
-    config.calls = 20  # network calls for a sample: the grid has as many points as they pay for
+    config.calls = 20  # denoiser calls for a sample: the grid has as many points as they pay for
     config.sampling = default.get_config().sampling
     del config.sampling.num_steps
     config.evaluation = _evaluation()
@@ -94,6 +94,12 @@ def known(base: ConfigDict) -> ConfigDict:
 def check_keys(config: ConfigDict, known: ConfigDict) -> None:
     """Raises `ValueError` for settings that do not exist, are missing, or have another type."""
     checks.check_keys(config, known, "config")
+
+
+def check_seed(config: ConfigDict) -> None:
+    """Raises `ValueError` for a seed that is none: programs take it as an int32, generators want it positive."""
+    if not 0 <= config.seed < 2**31:
+        raise ValueError(f"config.seed must be in [0, 2^31), got {config.seed}")
 
 
 def make_floats(config: ConfigDict) -> None:

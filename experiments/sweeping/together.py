@@ -62,8 +62,22 @@ def packed(trees: list[Any], way: str) -> Any:
 
 
 def part(tree: Any, way: str, place: int) -> Any:
-    """One run's part of what such a program gives."""
-    return tree if way == "loop" else jax.tree.map(lambda v: v[place], tree)
+    """One run's part of what such a program gives, on the device that has it.
+
+    To index an array that is spread over devices is a collective for each leaf; many of them under way at once can
+    wait for each other for ever where simulated devices share a few threads.
+    """
+    return tree if way == "loop" else jax.tree.map(lambda leaf: _row(leaf, place), tree)
+
+
+def _row(leaf: Any, place: int) -> Any:
+    if not isinstance(leaf, jax.Array):
+        return leaf[place]
+    for shard in leaf.addressable_shards:
+        first, last, _ = shard.index[0].indices(len(leaf))
+        if first <= place < last:
+            return shard.data[place - first]
+    raise IndexError(f"place must be below {len(leaf)}, got {place}")
 
 
 def _mesh() -> Mesh:

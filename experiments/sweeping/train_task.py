@@ -11,6 +11,7 @@ import contextlib
 import functools
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from diffax.training.parallel import layout, over_batch
 from experiments import build, checks, latents, lora, networks, objectives, opening
 from experiments.metrics_log import MetricsLog, NotFiniteError, Pending
 from experiments.progress import Progress
-from experiments.sweeping import judging, together, traced
+from experiments.sweeping import budget, judging, together, traced
 from experiments.sweeping.definition import Run
 from experiments.sweeping.folder import Folder, Result, Unit
 
@@ -134,20 +135,24 @@ def run(
 
     A unit that was interrupted goes on from its last checkpoint, with the runs that it began with.
     """
+    start = time.monotonic()
     opened = [_open(one, folder) for one in unit.runs]
     judges = [_judge(one, run, folder) for one, run in zip(unit.runs, opened, strict=True)]  # before the training
     program = _program(opened[0], alike(unit.runs[0].config), way)
     trained = _Training(program, unit, opened, way, folder.unit(unit))
     with contextlib.closing(trained):
-        failed = trained.go(say("step", trained.steps))
+        failed = trained.go(say("step", trained.steps), start)
+    shared = trained.seconds / len(unit.runs)
     for place, one in enumerate(unit.runs):
         if (error := failed.get(place)) is not None:
             yield one, error
             continue
+        start = time.monotonic()
         try:
             result = _measure(
                 program, one, opened[place], trained.swept(place), trained.last[place], judges[place], folder
             )
+            result.cost["seconds"] = round(shared + time.monotonic() - start, 3)
         except Exception as error:  # one run never stops the others
             yield one, error
         else:
@@ -160,7 +165,10 @@ def _open(one: Run, folder: Any) -> opening.Run:
 
 
 class _Training:
-    """The loop over steps of one or of several runs."""
+    """The loop over steps of one or of several runs.
+
+    seconds: since they were begun, those of attempts before included up to the checkpoints that they left.
+    """
 
     def __init__(self, program: Program, unit: Unit, runs: Sequence[opening.Run], way: str, path: Path):
         self._step, self._runs, self._way = program.step, runs, way
@@ -169,6 +177,7 @@ class _Training:
         self._path, self._checkpoints = path, Checkpoints(path, keep_latest=1)
         self._first, self._pending = 0, [Pending(self._settings.max_skipped) for _ in runs]
         self._failed: dict[int, NotFiniteError] = {}
+        self.seconds = 0.0
         values = [traced.arrays(traced.split(run.config)[1]) for run in runs]
         self._swept = together.packed([program.first(v) for v in values], way)
         self._resume()
@@ -178,7 +187,7 @@ class _Training:
         if found is None:
             return
         self._first, self._swept = found.step, Swept(found.state, self._swept.values)
-        self.last = found.record["last"]
+        self.last, self.seconds = found.record["last"], found.record["seconds"]
         self._failed = {int(place): NotFiniteError(*held) for place, held in found.record["failed"].items()}
         self._pending = [Pending(self._settings.max_skipped, held) for held in found.record["pending"]]
         for run, position in zip(self._runs, found.record["positions"], strict=True):
@@ -209,17 +218,18 @@ class _Training:
         """Waits for what is being written."""
         self._checkpoints.close()
 
-    def go(self, say: Progress) -> dict[int, NotFiniteError]:
-        """Trains to the end; the runs whose loss was not finite, by their place. They stand still, the others go on."""
-        settings, failed, waiting = self._settings, self._failed, []
+    def go(self, say: Progress, start: float) -> dict[int, NotFiniteError]:
+        """Trains to the end; the runs whose loss was not finite, by their place. They stand still, the others go on.
+
+        start: when this attempt began, of `time.monotonic`.
+        """
+        before, settings, failed, waiting = self.seconds, self._settings, self._failed, []
         with contextlib.ExitStack() as stack:
             logs = [MetricsLog(run.workdir, self._first, board=False) for run in self._runs]
             for log in logs:
                 stack.enter_context(contextlib.closing(log))
             for step in range(self._first + 1, settings.num_steps + 1):
-                self._swept, metrics = self._step(
-                    self._swept, together.packed([next(run.data) for run in self._runs], self._way)
-                )
+                self._swept, metrics = self._step(self._swept, self._batch())
                 waiting.append((step, metrics))
                 last = step == settings.num_steps
                 is_saved = step % settings.checkpoint_every == 0 or last
@@ -228,11 +238,15 @@ class _Training:
                 if step % settings.log_every == 0 or step == 1 or last:
                     self._log(step, logs)
                     say.update(step, f"loss {self.last[0].get('loss', math.nan):.4f}")
+                self.seconds = before + time.monotonic() - start
                 if is_saved:
                     self._save(step)
                 if len(failed) == len(self._runs):
                     break
         return failed
+
+    def _batch(self):
+        return together.packed([next(run.data) for run in self._runs], self._way)
 
     def _read(self, waiting):
         """From the devices to what each run has pending."""
@@ -256,6 +270,7 @@ class _Training:
         record = {
             "ids": self._ids,
             "last": self.last,
+            "seconds": self.seconds,
             "failed": {place: [str(error), error.step] for place, error in self._failed.items()},
             "pending": [pending.read() for pending in self._pending],
             "positions": [run.data.get_state() for run in self._runs],
@@ -280,5 +295,6 @@ def _measure(program, one, opened, swept, last, judged_by, folder):
     pixels = np.concatenate(drawn)[: evaluation.num]
     judging.picture(folder.run(one) / "samples.png", pixels, dataset)
     found = judge(pixels)
-    cost = {"calls": float(one.config.sampling.num_steps)}
+    sampling, schedule = opened.config.sampling, build.schedule(opened.config, swept.state.ema)
+    cost = {"calls": float(budget.spent(sampling.sampler, schedule, sampling.num_steps))}
     return Result({"loss": last["loss"], **found.metrics}, found.floors, found.conditions, cost)

@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -144,7 +146,8 @@ class Worker:
 
     def _take(self, unit: Unit) -> None:
         todo = [run for run in unit.runs if self._is_open(run)]
-        # A unit that was interrupted goes on with the runs that it began with, finished meanwhile or not.
+        # A unit that was interrupted goes on with the runs that it began with, finished meanwhile or not: how many
+        # share a program is in the last bits of what it finds.
         began = self._began(unit)
         if any(run.id in began for run in todo):
             self._compute(unit, [run for run in self._everything[unit.name].runs if run.id in began])
@@ -156,10 +159,8 @@ class Worker:
             self._folder.clear(unit)
 
     def _began(self, unit: Unit) -> list[str]:
-        """The ids of the runs that checkpoints of a unit are of, none where there are none."""
-        path = self._folder.unit(unit)
-        has_checkpoints = path.exists() and any(inner.is_dir() for inner in path.iterdir())
-        return whole(path / "members.json").get("ids", []) if has_checkpoints else []
+        """The ids of the runs that a unit was begun with, none if it was not, or is done."""
+        return whole(self._folder.unit(unit) / "members.json").get("ids", [])
 
     def _compute(self, unit: Unit, members: list[Run]) -> None:
         """Computes runs together; the results of those that have one stay."""
@@ -182,17 +183,18 @@ class Worker:
             for run, outcome in self._task.run(unit._replace(runs=members), self._folder, self._way, say):
                 if run.id in todo:
                     can_be_mended |= isinstance(outcome, BaseException) and not isinstance(outcome, NotFiniteError)
-                    self._settle(run, outcome, (time.monotonic() - start) / len(members))
                     del todo[run.id]
+                    self._settle(run, outcome, (time.monotonic() - start) / len(members), len(todo))
         except (Exception, SystemExit) as error:  # of the program: none of its runs can go on
             can_be_mended = True
             for run in todo.values():
-                self._settle(run, error, 0.0)
-        if not can_be_mended:  # else --retry goes on from the checkpoints
+                self._settle(run, error, 0.0, 0)
+        has_checkpoints = any(inner.is_dir() for inner in path.parent.iterdir())
+        if not (can_be_mended and has_checkpoints):  # else --retry goes on from them
             self._folder.clear(unit)
 
-    def _settle(self, run: Run, outcome: Result | BaseException, seconds: float) -> None:
-        """Writes what became of a run, and a line about it."""
+    def _settle(self, run: Run, outcome: Result | BaseException, seconds: float, about: int) -> None:
+        """Writes what became of a run, and a line about it. about: how many of its unit are about to be settled."""
         if isinstance(outcome, Result):
             try:
                 self._folder.finish(run, outcome, seconds)
@@ -204,8 +206,9 @@ class Worker:
             said = f"failed: {self._folder.fail(run, outcome)}"
         self._open.pop(run.id, None)
         done = self._total - len(self._open)
-        left = (time.monotonic() - self._start) / max(done - self._done_before, 1) * len(self._open)
-        eta = f"  ETA {clock(left)}" if self._open else ""
+        pace = (time.monotonic() - self._start) / max(done + about - self._done_before, 1)
+        left = pace * (len(self._open) - about)
+        eta = f"  ETA {clock(left)}" if len(self._open) > about else ""
         print(f"[{done}/{self._total}] {run.label}: {said}  ({seconds:.1f} s){eta}", flush=True)
 
     def _count(self) -> None:
@@ -220,14 +223,20 @@ class Worker:
 def backend() -> tuple[str, int]:
     """(name, number of devices) of what workers would run on, asked in a process that lets them go again."""
     ask = "import jax; print(jax.default_backend(), jax.local_device_count())"
-    found = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    found = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
+    if found.returncode:
+        raise ValueError(f"workers cannot be started, JAX finds no devices: {found.stderr.strip().splitlines()[-1]}")
     name, count = found.stdout.split()[-2:]
     return name, int(count)
 
 
 def spawn(count: int, accelerators: bool) -> list[int]:
-    """Starts this command in `count` processes, each with an accelerator of its own if there are; their statuses."""
+    """Starts this command in `count` processes, each with an accelerator of its own if there are; their statuses.
+
+    They end with this process (`end_with_parent`).
+    """
     workers = []
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     for number in range(count):
         environment = {**os.environ}
         if accelerators:
@@ -243,6 +252,21 @@ def spawn(count: int, accelerators: bool) -> list[int]:
         for worker in workers:
             worker.terminate()
         raise
+
+
+def end_with_parent() -> None:
+    """Watches in the background for the end of the process that started this one, and ends then, whatever ended it.
+
+    To be killed is what a run is made for, and nobody waits for a worker without its parent.
+    """
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(PATIENCE)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _visible(number: int) -> str:
