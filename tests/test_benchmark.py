@@ -227,6 +227,7 @@ def test_bad_input_is_one_line(flags, message):
     assert message in done.stderr
 
 
+@pytest.mark.slow
 def test_quick_writes_all_files(tmp_path):
     done = command("samplers", "--quick", "--samplers=dpmpp_2s,ddpm-large", "--budgets=3,6", f"--out={tmp_path}")
     assert done.returncode == 0, done.stderr

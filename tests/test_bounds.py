@@ -54,7 +54,7 @@ def test_the_objectives_are_the_library_s():
     np.testing.assert_allclose(losses(config), bound, rtol=1e-4)
 
 
-@pytest.mark.newest
+@pytest.mark.slow
 def test_a_learned_schedule_is_trained_with_the_network():
     """Its leaves stand beside the network's parameters; samples are drawn by the trained one."""
     config = changed(digits_vdm)

@@ -336,6 +336,7 @@ def test_bfloat16_computes_near_float32_with_float32_parameters(small):
     assert 0 < float(jnp.abs(short - y).max()) < 0.1 * float(jnp.abs(y).max())
 
 
+@pytest.mark.slow
 def test_remat_changes_no_number(small):
     """The same parameters, by name, the same answer and gradient, with dropout."""
     net, params, x, given, _ = small

@@ -78,6 +78,7 @@ def test_training_leaves_what_it_promises(trained):
     assert "\r" not in text  # a log file gets lines
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_checkpoint(trained, data_dir, tmp_path):
     """SIGKILL after the first checkpoint; the same command then ends with the bits of the straight run."""
     env = {**ENV, "XLA_FLAGS": xla_flags(1)}
@@ -192,6 +193,7 @@ def test_export_sample_evaluate(trained, tmp_path):
     assert f"accuracy on samples   {result['metrics']['accuracy']:.2%}" in text
 
 
+@pytest.mark.slow
 def test_img2img_starts_from_the_picture(trained, tmp_path):
     """From a low noise level the picture is still there; from a high one it is not."""
     from sklearn.datasets import load_digits

@@ -108,6 +108,7 @@ def stable(tmp_path_factory):
     return place, *tokens
 
 
+@pytest.mark.slow
 def test_latents_guided_against_the_empty_prompt(stable, tmp_path):
     """Two prompts' tokens, the step to the first alpha of the table, the autoencoder's scale and shift."""
     place, context, null = stable

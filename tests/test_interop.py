@@ -82,7 +82,7 @@ def test_export_gives_the_same_file(name, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == model.config
 
 
-@pytest.mark.newest
+@pytest.mark.slow
 def test_a_chain_of_ddim_is_the_pipeline_s():
     """20 steps from a folder: its schedule, grid, prediction and clipping, our sampler."""
     case, model = np.load(FOLDERS / "unet_ddpm" / "case.npz"), loaded("unet_ddpm")

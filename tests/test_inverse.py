@@ -219,6 +219,7 @@ def test_the_exam_fails_another_variance_and_a_missing_factor(monkeypatch):
         check_denoiser(guided, denoisers_of(inverse.pigdm, problem)[1])
 
 
+@pytest.mark.slow
 def test_pigdm_and_mmps_reach_the_posterior_law_at_order_one():
     """Ancestral sampling by Jacobians: the error in mean and covariance halves with the step."""
     from experiments.inverse import _mmps, _pigdm
@@ -553,6 +554,7 @@ def images(hyper, y, known):
     return jnp.stack([jnp.square(diffax.sample(KEY, *run, x, times)).sum((1, 2, 3)) for run in runs])
 
 
+@pytest.mark.slow
 def test_hyperparameters_may_be_traced_swept_and_differentiated():
     y, known = jnp.asarray(RNG.normal(size=(3, 4, 4, 2))), jnp.asarray([[[1]], [[0]], [[1]], [[1]]])
     traces = []

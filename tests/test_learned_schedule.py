@@ -40,6 +40,7 @@ def test_the_inverse_has_its_derivatives():
     np.testing.assert_allclose(of_slope, (up - down) / (2 * h), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_works_where_a_schedule_works():
     """Samplers, grids, likelihood, all its leaves traced."""
     made = schedule()
@@ -120,6 +121,7 @@ def test_the_ends_get_the_gradient_of_the_bound_where_they_are_learned():
     np.testing.assert_allclose(of_ends, slope / (2 * np.log(2)), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_training_the_curve_lowers_the_variance_and_leaves_the_mean():
     """By gradient descent on the loss, fresh times and noise in each step, for a network that is wrong."""
     made = schedule()

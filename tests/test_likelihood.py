@@ -225,6 +225,7 @@ def test_the_adaptive_flow_is_the_exact_one_in_both_directions(name):
     np.testing.assert_allclose(x0, law.denoise(down.x, schedule(FIRST)), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_parameters_get_the_same_gradient_by_both_adjoints():
     """The denoiser closes over them, as a network's `predict` does."""
     schedule, law, x = diffax.Cosine(), gaussian(), jnp.ones((2, 2))
@@ -257,6 +258,7 @@ def test_what_does_not_converge_cannot_be_overlooked():
     np.testing.assert_array_equal(np.isnan(answer.log_prob), ~answer.converged)
 
 
+@pytest.mark.slow
 def test_one_example_s_tolerance_is_its_own():
     """The error is the worst example's: an easy neighbour does not hide it."""
     schedule, law = diffax.Cosine(), mixture()

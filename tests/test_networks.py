@@ -63,7 +63,7 @@ def digits(shape):
     return jnp.asarray(load_digits().images[:4].reshape(4, *shape) / 8 - 1, jnp.float32)
 
 
-@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("ndim", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("net", [UNET, DIT], ids=["unet", "dit"])
 def test_a_few_digits_are_learned_by_heart(net, ndim):
     """Noise from noisy digits of one batch: the loss, at first that of the answer zero, falls 10-fold."""

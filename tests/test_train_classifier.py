@@ -96,6 +96,7 @@ def test_the_loss_is_the_cross_entropy_of_the_noised_image(monkeypatch):
     np.testing.assert_allclose(ours, known, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_sampling_with_a_classifier(trained, model, log_prob, tmp_path):
     """Where the classifier pushed, it agrees more than without it: v = 0 alone turns noise into a known picture."""
     flags = ("--num=10", "--num_steps=3", "--guidance=0", "--classifier_scale=50", f"--classifier={trained}")

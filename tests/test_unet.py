@@ -280,6 +280,7 @@ def test_no_label_is_the_null_label(small):
     assert float(jnp.abs(apply(params, x, 0.5) - apply(params, x, 0.5, 0)).max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_dropout_goes_by_example(small):
     _, params, x, apply = small
     keys = jax.random.split(KEY, 4)
@@ -318,6 +319,7 @@ def test_the_time_embedding_is_ddpm_s():
     assert len(np.unique(np.round(sinusoidal(jnp.linspace(0, 1, 200), 8), 4), axis=0)) == 200
 
 
+@pytest.mark.slow
 def test_remat_changes_the_memory_alone():
     """The same parameters, by name, the same answer and gradient, with dropout."""
     x, t = jax.random.normal(KEY, (2, 4, 4, 1)), jnp.array([0.2, 0.7])

@@ -203,6 +203,7 @@ def test_a_fine_lattice_is_a_density():
 # Learned variance
 
 
+@pytest.mark.slow
 def test_ddpm_with_learned_variance_is_between_the_fixed_ones():
     """v = 0 and v = 1 are the fixed ones on a strided grid; each dimension has its own."""
     schedule, times = diffax.from_betas(BETAS), diffax.times.leading(1000, 7)
