@@ -3,6 +3,7 @@
 import gc
 import os
 import tempfile
+from pathlib import Path
 
 # Most programs here run once: what LLVM's passes take is never won back. CI's run on the newest JAX, which sets the
 # level in XLA_FLAGS, compiles as users do.
@@ -28,6 +29,20 @@ def pytest_addoption(parser):
     """How often faults are injected; see experiments/README.md for what was run."""
     parser.addoption("--flips", type=int, default=20, help="bits flipped in a checkpoint")
     parser.addoption("--kills", type=int, default=4, help="processes killed")
+
+
+# Cases that are slow tests as if marked: each takes seconds to compile, and of its test others stay. By measurement
+# (--durations=0), so not said at each test; a name without brackets stands for all cases of a test.
+DEAR = frozenset((Path(__file__).parent / "dear.txt").read_text().splitlines())
+
+
+@pytest.hookimpl(tryfirst=True)  # before the marks are looked at
+def pytest_collection_modifyitems(items):
+    """Marks what is listed as dear."""
+    for item in items:
+        case = item.nodeid.removeprefix("tests/")
+        if not DEAR.isdisjoint({case, case.partition("[")[0]}):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", autouse=True)

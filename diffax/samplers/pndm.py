@@ -7,6 +7,7 @@ r"""Pseudo-numerical methods: classical weights for eps, moved by DDIM (Liu et a
 The transfer phi is exact for constant eps only, so the order is 2, whatever that of the weights.
 """
 
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -143,7 +144,7 @@ def _take(ring, place):
 
 
 def _places(values, order):
-    return [jax.tree.map(lambda ring: ring[j], values) for j in range(order)]  # noqa: B023
+    return [jax.tree.map(operator.itemgetter(j), values) for j in range(order)]
 
 
 def _weights(count, order, t):
