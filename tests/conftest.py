@@ -3,13 +3,15 @@
 import gc
 import os
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
-# Most programs here run once: what LLVM's passes take is never won back. CI's run on the newest JAX, which sets the
-# level in XLA_FLAGS, compiles as users do.
+# Most programs here run once: what LLVM's passes take is never won back, nor what MLIR's take, where JAX still has the
+# emitters before it. CI's run on the newest JAX, which sets the level in XLA_FLAGS, compiles as users do.
 os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
+    + ("--xla_cpu_use_fusion_emitters=false " if version("jaxlib").startswith("0.10.") else "")
+    + f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The workers of xdist share the cores, and each would take all of them for the metrics' linear algebra on the host.

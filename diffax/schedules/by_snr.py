@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from diffax.curves import LOG_SNR_MAX, Curve, early, straight_through
-from diffax.pytrees import check, concrete, pytree, static
+from diffax.pytrees import as_float, check, concrete, pytree, static
+from diffax.typing import Level
 
 
 @pytree
@@ -52,6 +53,15 @@ class Flow(Curve):
 
     def uncurve(self, log_snr):
         return jax.nn.sigmoid(-log_snr / 2)
+
+    def __call__(self, t: Any) -> Level:
+        """The level at t; any shape. Of the scaling flow the slopes are -1 and 1 to the last digit."""
+        level = super().__call__(t)
+        if self.scaling != "flow":
+            return level
+        # By way of the ratio, d alpha / dt would have no more digits than 1 - t: three in float32 at the noise end.
+        t = as_float(t)
+        return level._replace(alpha=straight_through(1 - t, level.alpha), sigma=straight_through(t, level.sigma))
 
 
 def _floored(v: Any, least: Any) -> Any:
