@@ -8,6 +8,7 @@ The transfer phi is exact for constant eps only, so the order is 2, whatever tha
 """
 
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,13 @@ class Pseudo(NamedTuple):
     values: Any
     count: Any
     last: Any
+
+
+class Start(NamedTuple):
+    """The first steps of PNDM, and the slope that they take in place of the weights'."""
+
+    steps: int
+    slope: Callable
 
 
 def ipndm(schedule: Schedule, *, order: int = 4) -> Sampler:
@@ -68,28 +76,32 @@ def pndm(schedule: Schedule, *, start: str = "plms") -> Sampler:
     >>> pndm(diffax.Cosine()).order
     2
     """
-    return _pseudo(schedule, 4, choose("start", start, {"plms": (1, _improved_euler), "prk": (3, _runge_kutta)}))
+    return _pseudo(
+        schedule, 4, choose("start", start, {"plms": Start(1, _improved_euler), "prk": Start(3, _runge_kutta)})
+    )
 
 
-def _transfer(schedule, x, e, t, s):
+def _transfer(schedule, t, s):
+    """The factors of x and e in phi."""
     level_t, level_s = schedule(t), schedule(s)
-    return combine((level_s.alpha / level_t.alpha, x), (cross(level_t, level_s) / level_t.alpha, e))
+    return level_s.alpha / level_t.alpha, cross(level_t, level_s) / level_t.alpha
+
+
+def _eps_after(schedule, denoise, x, e, t, s):
+    """The eps at s, where phi moves x."""
+    of_x, of_e = _transfer(schedule, t, s)
+    return evaluate(EPS, schedule, denoise, combine((of_x, x), (of_e, e)), s, schedule(s))
 
 
 def _improved_euler(schedule, denoise, x, e, t, s):
-    x_s = _transfer(schedule, x, e, t, s)
-    return combine((0.5, e), (0.5, evaluate(EPS, schedule, denoise, x_s, s, schedule(s))))
+    return combine((0.5, e), (0.5, _eps_after(schedule, denoise, x, e, t, s)))
 
 
 def _runge_kutta(schedule, denoise, x, e, t, s):
     middle = (t + s) / 2
-
-    def eps(e, end):
-        return evaluate(EPS, schedule, denoise, _transfer(schedule, x, e, t, end), end, schedule(end))
-
-    e_2 = eps(e, middle)
-    e_3 = eps(e_2, middle)
-    e_4 = eps(e_3, s)
+    e_2 = _eps_after(schedule, denoise, x, e, t, middle)
+    e_3 = _eps_after(schedule, denoise, x, e_2, t, middle)
+    e_4 = _eps_after(schedule, denoise, x, e_3, t, s)
     return combine((1 / 6, e), (1 / 3, e_2), (1 / 3, e_3), (1 / 6, e_4))
 
 
@@ -104,25 +116,26 @@ def _pseudo(schedule, order, start):
         count = jnp.where(turned, 0, state.count)
         # Written before anything reads it, and e read from there: so XLA changes the ring in place.
         values = jax.tree.map(lambda ring, v: _put(ring, v, count % order), state.values, e)
+        of_x, of_slope = _transfer(schedule, t, s)
 
         def mean():
             return combine(*zip(_weights(count, order, t), _places(values, order), strict=True))
 
-        if start is None:
-            slope = mean()
-        else:
-            steps, method = start
+        def later():
+            return combine((of_x, state.x), (of_slope, mean()))
 
-            def first():
-                e = jax.tree.map(lambda ring: _take(ring, count % order), values)
-                return _select(count < steps, method(schedule, denoise, state.x, e, t, s), mean())
+        def first():
+            e = jax.tree.map(lambda ring: _take(ring, count % order), values)
+            slope = _select(count < start.steps, start.slope(schedule, denoise, state.x, e, t, s), mean())
+            return combine((of_x, state.x), (of_slope, slope))
 
-            slope = jax.lax.cond(jnp.any(count < steps), first, mean)
+        # Both branches move x themselves, so that XLA makes one loop of that and the mean.
+        x = later() if start is None else jax.lax.cond(jnp.any(count < start.steps), first, later)
         # The weights take all steps to be equal: one of length zero leaves no trace, what it wrote is written over.
         still = t == s
         last = jnp.broadcast_to(t, jnp.shape(state.last))
         kept = [jnp.where(still, u, v) for u, v in ((state.count, count + 1), (state.last, last))]
-        return Pseudo(_transfer(schedule, state.x, slope, t, s), values, *kept)
+        return Pseudo(x, values, *kept)
 
     return Sampler(init, step, order=min(order, 2), calls=1, memory=order > 1)
 
