@@ -55,13 +55,14 @@ class Flow(Curve):
         return jax.nn.sigmoid(-log_snr / 2)
 
     def __call__(self, t: Any) -> Level:
-        """The level at t; any shape. Of the scaling flow the slopes are -1 and 1 to the last digit."""
+        """The level at t; any shape. Of the scaling flow, the slopes have all digits too."""
         level = super().__call__(t)
         if self.scaling != "flow":
             return level
-        # By way of the ratio, d alpha / dt would have no more digits than 1 - t: three in float32 at the noise end.
+        # By way of the clipped t they would have no more than 1 - t has: three in float32 at the noise end.
         t = as_float(t)
-        return level._replace(alpha=straight_through(1 - t, level.alpha), sigma=straight_through(t, level.sigma))
+        alpha, sigma = straight_through(1 - t, level.alpha), straight_through(t, level.sigma)
+        return Level(alpha, sigma, straight_through(2 * jnp.log(alpha / sigma), level.log_snr))
 
 
 def _floored(v: Any, least: Any) -> Any:
