@@ -243,9 +243,8 @@ def spawn(count: int, accelerators: bool) -> list[int]:
             environment |= {"CUDA_VISIBLE_DEVICES": _visible(number), "TPU_VISIBLE_CHIPS": str(number)}
             environment |= {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}
         own = ["--workers=1", "--retry=false", f"--worker={number + 1}/{count}"]  # the last of a flag counts
-        workers.append(
-            subprocess.Popen([sys.executable, "-m", "experiments.sweep", *sys.argv[1:], *own], env=environment)
-        )
+        command = [sys.executable, "-m", "experiments.sweep", *sys.argv[1:], *own]
+        workers.append(subprocess.Popen(command, stdin=subprocess.PIPE, env=environment))
     try:
         return [worker.wait() for worker in workers]
     except BaseException:
@@ -257,13 +256,12 @@ def spawn(count: int, accelerators: bool) -> list[int]:
 def end_with_parent() -> None:
     """Watches in the background for the end of the process that started this one, and ends then, whatever ended it.
 
-    To be killed is what a run is made for, and nobody waits for a worker without its parent.
+    To be killed is what a run is made for, and nobody waits for a worker without its parent. The parent holds the other
+    end of this process's standard input (`spawn`), and says nothing.
     """
-    parent = os.getppid()
 
     def watch():
-        while os.getppid() == parent:
-            time.sleep(PATIENCE)
+        os.read(0, 1)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
