@@ -26,12 +26,18 @@ def _sub_vp(ratio: Any) -> tuple[Any, Any]:
     return alpha, ratio * alpha
 
 
-# (alpha, sigma) of the ratio sigma / alpha. None of them subtracts, so they keep its relative precision.
+def _flow(ratio: Any) -> tuple[Any, Any]:
+    # The larger as 1 less the smaller: their sum, which a thousand steps divide by, is 1 in float32 too.
+    alpha, sigma = 1 / (1 + ratio), ratio / (1 + ratio)
+    return jnp.where(ratio < 1, 1 - sigma, alpha), jnp.where(ratio < 1, sigma, 1 - alpha)
+
+
+# (alpha, sigma) of the ratio sigma / alpha. Nothing small comes of a difference, so they keep its relative precision.
 SCALINGS = {
     "vp": _vp,
     "ve": lambda ratio: (jnp.ones_like(ratio), ratio),
     "sub_vp": _sub_vp,
-    "flow": lambda ratio: (1 / (1 + ratio), ratio / (1 + ratio)),
+    "flow": _flow,
 }
 
 

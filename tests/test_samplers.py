@@ -359,13 +359,11 @@ def test_every_kind_of_network_is_finite_in_float32(schedule):
         assert np.isfinite(x0).all()
 
 
-# What 1,000 steps lose in float32, of a state of size 1. Beyond 5e-6, measured: form `flow`, whose nodes near 1 float32
-# cannot tell apart, so that it makes the first steps at order 1; what 1,000 draws add; and, where log-SNR is steep in
-# t, a time's rounding, which moves its level. That moves a path, not the law, which is that of the level that is really
-# stepped to: the cosine's and zero terminal SNR's first steps.
+# What 1,000 steps lose in float32, of a state of size 1. Beyond 5e-6, measured: what 1,000 draws add; and, where
+# log-SNR is steep in t, a time's rounding, which moves its level. That moves a path, not the law, which is that of the
+# level that is really stepped to: the cosine's and zero terminal SNR's first steps.
 AS_FOR_USERS = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}  # not by conftest.py
 FLOAT32 = {name: 5e-6 if row[2] else 1e-5 for name, row in SAMPLERS.items()} | {
-    "flow_adams": 1e-5,
     **dict.fromkeys(("ddim-eta", "dpmpp_2m_sde", "dpmpp_3m_sde"), 2e-5),
     **dict.fromkeys(("dpmpp_sde", "sa_solver"), 4e-5),
     **dict.fromkeys(("heun-churn", "dpm2_ancestral", "dpmpp_2s_ancestral"), 1.2e-4),

@@ -160,7 +160,7 @@ def _check_noise(form, eta, noise_scale):
 
 def _close(y, form):
     """What may be round-off in a node y: a step that short is no base for a divided difference."""
-    return 64 * jnp.finfo(jnp.result_type(y)).eps * jnp.maximum(jnp.abs(y), form.scale)
+    return 16 * jnp.finfo(jnp.result_type(y)).eps * jnp.maximum(jnp.abs(y), form.scale)
 
 
 def adams(
