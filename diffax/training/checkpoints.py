@@ -25,6 +25,7 @@ from orbax.checkpoint import v1 as ocp
 
 from diffax.pytrees import check_count
 from diffax.training import manifest
+from diffax.training.arrays import abstract, by_itself, check_arrays, describe, filled
 from diffax.training.manifest import CheckpointError
 from diffax.training.state import TrainState
 
@@ -116,7 +117,7 @@ class Checkpoints:
         if _is_first():
             shutil.rmtree(part, ignore_errors=True)
         _meet(f"room for step {step}")
-        tree = _filled(state)
+        tree = filled(state)
         value = (metrics or {}).get(self._best.removeprefix("-"))
         body = {
             "step": step,
@@ -218,7 +219,7 @@ class Checkpoints:
           ValueError: if the arrays of that step are others than those of `like`; shows the first difference.
         """
         self.wait()
-        tree = _filled(like)
+        tree = filled(like)
         check_arrays(self._folder / str(step), self._manifest(step)["arrays"], describe(tree))
         return dataclasses.replace(like, **ocp.load(self._folder / str(step), abstract(tree)))
 
@@ -295,37 +296,6 @@ class Checkpoints:
         return (None if step == -1 else step), skipped
 
 
-def describe(tree: Any) -> dict[str, str]:
-    """{path: "dtype[shape]"} of the arrays of a tree; of keys their type.
-
-    >>> describe({"w": np.ones((2, 3), np.float32), "key": jax.random.key(0)})
-    {"['key']": 'key<fry>[]', "['w']": 'float32[2,3]'}
-    """
-
-    def leaf(v):
-        return f"{v.dtype}[{','.join(map(str, v.shape))}]"
-
-    return {jax.tree_util.keystr(path): leaf(v) for path, v in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def by_itself(partial: bool = False) -> ocp.Context:
-    """A context in which this process loads alone: the others may be elsewhere. partial: some of the leaves."""
-    context, here = ocp.Context(), jax.process_index()
-    context.pytree.loading.partial_load = partial
-    context.multiprocessing.active_processes = {here}
-    context.multiprocessing.primary_host = here
-    context.multiprocessing.barrier_sync_key_prefix = f"process_{here}"
-    return context
-
-
-def check_arrays(folder: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
-    """Raises `ValueError` at the first difference of what `describe` says of two trees."""
-    for path in sorted(saved.keys() | wanted.keys()):
-        if saved.get(path) != wanted.get(path):
-            there, asked = saved.get(path, "nothing"), wanted.get(path, "nothing")
-            raise ValueError(f"checkpoint {folder} must hold {path} = {asked}, got {there}")
-
-
 def _is_first() -> bool:
     return jax.process_index() == 0
 
@@ -333,20 +303,3 @@ def _is_first() -> bool:
 def _meet(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
-
-
-def _filled(state: TrainState) -> dict[str, Any]:
-    """The fields that hold arrays: a field that is new and empty leaves old checkpoints as they are."""
-    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
-
-
-def abstract(tree: Any) -> Any:
-    """The shapes, dtypes and shardings of a tree; what has no sharding goes to the first local device."""
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def leaf(v):
-        sharding = getattr(v, "sharding", None) or here
-        return jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding)
-
-    return jax.tree.map(leaf, tree)

@@ -8,7 +8,7 @@ from typing import Any
 from orbax.checkpoint import v1 as ocp
 
 from diffax.training import manifest
-from diffax.training.checkpoints import abstract, by_itself, check_arrays, describe
+from diffax.training.arrays import abstract, by_itself, check_arrays, describe
 
 KIND = "export"  # a step of a run has a manifest too
 
