@@ -184,8 +184,8 @@ def autoguidance(good: Denoiser, bad: Denoiser, weight: Any) -> Denoiser:
 def interval(guided: Denoiser, plain: Denoiser, low: Any = 0.0, high: Any = 1.0, *, of: Any = None) -> Denoiser:
     """Guidance where low <= t <= high, the plain denoiser elsewhere.
 
-    Kynkäänniemi et al. 2024, eq. 6, who choose an interval of sigma. Where t is one number for the batch, the branch
-    that is not chosen costs nothing at run time (but under `vmap`).
+    Kynkäänniemi et al. 2024, eq. 6, who choose an interval of sigma. Where t and the bounds are one number for the
+    batch, the branch that is not chosen costs nothing at run time (but under `vmap`).
 
     Args:
       guided: (x, t) -> x0 inside.

@@ -2,7 +2,7 @@ r"""The probability-flow ODE by an adaptive solver: Diffrax's, with error contro
 
     dy / dw = r^2 y - r x0(c y, t),     y = x / c, c^2 = alpha^2 + sigma^2, r = alpha / c, w = log(sigma / alpha)
 
-which is of order 1 at all levels and for every scaling. Needs `pip install diffax[ode]`; Kidger 2021.
+which is of order 1 at all levels and for every scaling. Needs `pip install '.[ode]'`; Kidger 2021.
 
 The batch is one system. The error is the worst of the examples' root mean squares, so the tolerance holds for each of
 them; the steps are those that the hardest one needs.
@@ -153,5 +153,5 @@ def _modules():
         import diffrax
         import equinox
     except ImportError as error:
-        raise ImportError("diffax.ode needs Diffrax: pip install diffax[ode]") from error
+        raise ImportError("diffax.ode needs Diffrax: pip install '.[ode]'") from error
     return diffrax, equinox

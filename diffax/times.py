@@ -15,7 +15,8 @@ A grid is an ordinary array: write your own, differentiate through it, reverse i
     karras            (sigma / alpha)^(1 / rho) evenly spaced
 
 All grids but the discrete ones run from t_max to t_min, both included (1 and 1e-3 if not given); those in noise take
-sigma_max and sigma_min in their place, for ends in sigma / alpha. Every number may be traced, but for n.
+sigma_max and sigma_min in their place, for ends in sigma / alpha. Every number may be traced, but for n and
+what the discrete ones take: they are tables made on the host.
 The names of the discrete ones are those of Lin et al. 2024, table 2, and of the diffusers library; those in noise are
 k-diffusion's, whose `vp` is `uniform` under a `Linear` schedule.
 """

@@ -12,7 +12,7 @@
     accuracy            of the labels that the samples were drawn with; its floor is that of test images
     class_balance       total variation between the classes found and those asked for
 
-The first eight rows compare n features of samples with n of test images, the reference, and as floor n of training
+The first seven rows compare n features of samples with n of test images, the reference, and as floor n of training
 images with the same n of test images, n the least of the three counts. Where there are more than n they are means over
 `repeats` random choices (fd_infinity and sinkhorn: of one). The floor of memorisation compares two halves of the test
 images; those of accuracy and class_balance are of real images by the same judge.
@@ -102,7 +102,7 @@ def check_names(names: Sequence[str], judged: bool) -> tuple[str, ...]:
         if name in BY_LABEL and not judged:
             raise ValueError(f"metric {name} needs a judge, a classifier of the data's labels")
     if "sinkhorn" in names and not ott:
-        raise ValueError("metric sinkhorn needs ott-jax: pip install diffax[metrics]")
+        raise ValueError("metric sinkhorn needs ott-jax: pip install '.[metrics]'")
     return tuple(names)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 import diffax
 from diffax import analytic, samplers
+from diffax.samplers.gaussian import gaussian_adams, noise_floor
 
 KEY = jax.random.key(0)
 
@@ -45,6 +46,8 @@ def spread(names, few, argument="name"):
     return pytest.mark.parametrize(argument, cases)
 
 
+FLOORED = partial(samplers.unipc, order=2, form="x0")
+
 # name -> (sampler of a schedule and its float hyperparameters, their values, deterministic)
 SAMPLERS = {
     "ddim": (diffax.ddim, {"eta": 0.0}, True),
@@ -76,6 +79,8 @@ SAMPLERS = {
     "sa_solver": (samplers.sa_solver, {"tau": 0.8}, False),
     "pndm": (samplers.pndm, {}, True),
     "ipndm": (samplers.ipndm, {}, True),
+    "gaussian_adams": (gaussian_adams, {"std": 1.3}, True),
+    "noise_floor": (lambda schedule, std: noise_floor(FLOORED, schedule, std), {"std": 0.2}, True),
 }
 
 # Every deterministic setting whose order is claimed.
@@ -109,11 +114,13 @@ ORDERS = {
 
 # The orders that papers claim (unipc's are p + 1: its corrector raises them), so that no code can lower its own claim.
 CLAIMED = {"ddim": 1, "deis-1": 1, "lms-1": 1, "unip-1": 1, "euler-time": 1, "adams-1-x0": 1, "adams-1-flow": 1}
-CLAIMED |= dict.fromkeys(("dpmpp_3m", "dpmpp_3m-cold", "deis", "lms-3", "unip-3", "adams-3-x0", "adams-3-flow"), 3)
+CLAIMED |= dict.fromkeys(
+    ("dpmpp_3m", "dpmpp_3m-cold", "deis", "lms-3", "unip-3", "adams-3-x0", "adams-3-flow", "noise_floor"), 3
+)
 CLAIMED |= {name: 3 for name in ORDERS if name.startswith(("dpm_solver", "unipc-2", "sa_solver-0-2"))}
 CLAIMED |= {name: 2 for name in ORDERS if name.startswith("dpm_solver-2")}
 CLAIMED |= {name: 4 for name in ORDERS if name.startswith(("unipc-3", "adams-4", "sa_solver-0-3"))}
-CLAIMED |= dict.fromkeys(("unipc", "lms", "flow_adams"), 4)
+CLAIMED |= dict.fromkeys(("unipc", "lms", "flow_adams", "gaussian_adams"), 4)
 CLAIMED = {name: CLAIMED.get(name, 2) for name in ORDERS}  # all the others are methods of order 2
 
 START = np.array([[0.5, -1.0], [1.2, 0.3], [-0.7, 0.8], [0.1, 0.1], [-1.3, -0.4]])

@@ -148,7 +148,8 @@ def test_runs_of_one_program_are_the_separate_runs(command, alone, tmp_path, way
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("way", ["vmap", "map", "loop"])
 def test_runs_of_one_program_are_the_separate_runs_of_the_unet(command, alone, tmp_path, way):
-    changes = "config.network.name = 'unet'\nconfig.network.channels = 8\nconfig.train.num_steps = 30\nconfig.dataset.batch_size = 8"
+    changes = "config.network.name = 'unet'\nconfig.network.channels = 8\nconfig.train.num_steps = 30"
+    changes += "\nconfig.dataset.batch_size = 8"  # of 16, `map` takes ten minutes on a CPU
     path = training_sweep(tmp_path / "s.py", SEEDS_AND_RATES, changes)
     assert command(path, tmp_path / "w", f"--way={way}", *(() if way == "loop" else ("--group=16",))).status == 0
     for run in [*definitions.load(path).runs.values()][::3]:

@@ -1,7 +1,8 @@
 """How good samples are: pure functions on arrays and sets of features.
 
-Sets of features are (N, D), computed by any extractor. Their distances are taken on the host in float64, in blocks, and
-no number means anything without the extractor, the counts, and the value for two sets of real data.
+Sets of features are (N, D), computed by any extractor. Their distances are taken on the host in float64, in blocks (the
+Sinkhorn divergence: whole, on JAX's default device), and no number means anything without the extractor, the counts,
+and the value for two sets of real data.
 
     frechet     distance of Gaussian fits; its streaming moments; its limit for infinitely many examples
     kernel      kernel distance (KID), unbiased, with a standard error

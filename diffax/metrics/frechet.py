@@ -135,7 +135,8 @@ def frechet_infinity(
       first: (N, D) features.
       second: (M, D) features, all of them used at each point: what bias their count gives stays.
       points: how many n.
-      smallest: the first n, more than D; max(N // 10, 2 D) if not given.
+      smallest: the first n, more than D, and with `both` n M / N is to be more than D too; if not given, N // 10 or
+        about twice the least.
       both: whether to take n M / N of the second set too, so that its bias goes as well.
 
     Raises:

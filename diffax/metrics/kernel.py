@@ -3,7 +3,7 @@
     MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y),   k(x, y) = (x.y / D + 1)^3
 
 The means over different examples of a set are unbiased, so that the estimate is zero on average for two sets of one
-law, at any count, and below zero half of the time.
+law, at any count, and below zero half of the time or more.
 """
 
 import math

@@ -108,7 +108,7 @@ def _divergence(x: Any, y: Any, epsilon: Any, threshold: Any, max_iterations: in
         from ott.geometry.pointcloud import PointCloud
         from ott.tools.sinkhorn_divergence import sinkhorn_divergence as divergence
     except ImportError as error:
-        raise ImportError("sinkhorn_divergence needs ott-jax: pip install diffax[metrics]") from error
+        raise ImportError("sinkhorn_divergence needs ott-jax: pip install '.[metrics]'") from error
     settings = {"threshold": threshold, "max_iterations": max_iterations}
     value, found = divergence(PointCloud, x, y, epsilon=epsilon, solve_kwargs=settings)
     return value, jnp.all(jnp.stack(found.converged))

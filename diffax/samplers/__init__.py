@@ -31,16 +31,18 @@ consistency   Song et al. 2023      lcm   Luo et al. 2023      tcd   Zheng et al
 euler_maruyama      1 law   1                                                              Song et al. 2021
 stochastic_heun     2 law   2      both in t and x, eta between ODE and SDE                Kloeden & Platen 1992
 
-wrappers, sampler -> sampler, of any of the above:
-noise_floor           the centres of data with a noise floor in place of the data: ends at t = 0
-churn                 noise before each step: EDM's stochastic sampler (s_churn) around any single-step one
-ancestral             a step too far, and noise back: any single-step sampler's ancestral form
+wrappers, sampler -> sampler, of single-step samplers:
+churn                 noise before each step: EDM's stochastic sampler (s_churn)
+ancestral             a step too far, and noise back: the ancestral form
+of any of the above:
+noise_floor           (schedule -> sampler) for the centres of data with a noise floor: ends at t = 0
 restart               jumps back to noise where the grid of `restart_times` turns
 corrected             Langevin steps behind each step: `corrected(sampler, langevin(schedule, step_size=k))`
 predictor_corrector   `corrected` with steps scaled by SNR
-annealed_langevin     the corrector alone is a sampler too, order 0, 1 call
 cfg_plus_plus         classifier-free guidance of x0 alone, renoised with the unconditional eps
 guidance_momentum     any guidance of two branches, with a memory of their difference
+
+annealed_langevin     Langevin's corrector alone, a sampler of order 0, 1 call
 """
 
 from diffax.samplers.base import Sampler, State

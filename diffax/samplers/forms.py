@@ -208,7 +208,12 @@ def trig(std: Any) -> Form:
         return jnp.arctan2(std * cross(level_t, level_s), cosine)
 
     def carry(level_t, level_s):
-        return norm(level_s) / norm(level_t)
+        c_t, c_s = norm(level_t), norm(level_s)
+        # By differences: norms about 1, as of vp, are rounded to 1 or below, and a thousand of their ratios drift.
+        of_alpha = jnp.square(std) * (level_s.alpha - level_t.alpha) * (level_s.alpha + level_t.alpha)
+        of_sigma = (level_s.sigma - level_t.sigma) * (level_s.sigma + level_t.sigma)
+        change = (of_alpha + of_sigma) / (c_t * (c_s + c_t))
+        return jnp.where(jnp.abs(change) < 0.5, 1 + change, c_s / c_t)
 
     return Form(node=node, length=length, value=value, carry=carry, gain=norm, moments=_polynomial)
 

