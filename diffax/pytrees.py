@@ -72,7 +72,7 @@ def check(name: str, value: Any, condition: str, ok: Any) -> None:
     ValueError: beta_min must be > 0, got -1.0
     """
     known = concrete(value)
-    if isinstance(value, str):
+    if value is None or isinstance(value, str):
         raise ValueError(f"{name} must be {condition}, got {value!r}")
     if known is not None and not np.all(ok(known)):
         raise ValueError(f"{name} must be {condition}, got {known.tolist()}")

@@ -139,9 +139,10 @@ def beta(n: int, *, a: Any = 0.6, b: Any = 0.6, t_max: Any = 1.0, t_min: Any = 1
 def _noise_ends(schedule: Schedule, t_max: Any, t_min: Any, sigma_max: Any, sigma_min: Any) -> tuple[Any, Any]:
     """The ends as times: sigma, where it is given, takes the place of t."""
     for name, value in (("sigma_max", sigma_max), ("sigma_min", sigma_min)):
-        check(name, value, "> 0", lambda v: v > 0)
+        if value is not None:
+            check(name, value, "> 0", lambda v: v > 0)
     low = concrete(sigma_min)
-    if low is not None:
+    if low is not None and sigma_max is not None:
         check("sigma_max", sigma_max, f">= sigma_min = {low}", lambda v: v >= low)
     first, last = _ends(t_max, t_min)
     if sigma_max is not None:
@@ -280,6 +281,7 @@ def from_timesteps(num_train_steps: int, timesteps: Any) -> Float[Array, " n"]:
     >>> [round(float(t), 4) for t in from_timesteps(1000, [999, 499, 0])]
     [1.0, 0.5, 0.001]
     """
+    check_count("num_train_steps", num_train_steps)
     check("timesteps", timesteps, "whole numbers", lambda v: v == np.round(v))
     check("timesteps", timesteps, f"in [0, {num_train_steps - 1}]", lambda v: (v >= 0) & (v < num_train_steps))
     return _discrete(np.asarray(timesteps), num_train_steps)
@@ -300,11 +302,13 @@ def trailing(num_train_steps: int, n: int, *, offset: int = 0) -> Float[Array, "
 def linspace(num_train_steps: int, n: int, *, offset: int = 0) -> Float[Array, " n"]:
     """(n,) times of timesteps i evenly spaced from T - 1 to `offset`, both included. Nichol & Dhariwal 2021."""
     _check_table(n, num_train_steps)
+    check("offset", offset, "a whole number", lambda v: v == np.round(v))
     check("offset", offset, f"in [0, {num_train_steps - 1}]", lambda v: (v >= 0) & (v < num_train_steps))
     return _discrete(np.round(np.linspace(num_train_steps - 1, offset, n)), num_train_steps)
 
 
 def _offset(steps: np.ndarray, offset: int, num_train_steps: int) -> Array:
+    check("offset", offset, "a whole number", lambda v: v == np.round(v))
     steps = steps + offset
     if steps[-1] < 0 or steps[0] >= num_train_steps:
         raise ValueError(f"offset must keep timesteps in [0, {num_train_steps - 1}], got {offset}")

@@ -212,6 +212,10 @@ def test_a_tree_and_a_step_of_length_zero():
         (lambda: gaussian_adams(LINEAR, std=0.0), "std must be > 0, got 0.0"),
         (lambda: gaussian_adams(LINEAR, end="sharp"), "end must be one of open, smooth, got 'sharp'"),
         (lambda: gaussian_adams(LINEAR, start=1.5), r"start must be in \[0, 1\], got 1.5"),
+        (
+            lambda: gaussian_adams(LINEAR, mean=np.ones(5)).init(jnp.ones((1, 2)), jnp.array([0.9, 0.1])),
+            r"mean must be a number or like one example of x, \(1, 2\), got \(5,\)",
+        ),
         (lambda: noise_floor(samplers.ddim, LINEAR, -0.1), "std must be >= 0, got -0.1"),
         (lambda: arctan_times(LINEAR, 1), "n must be an int >= 2, got 1"),
         (lambda: arctan_times(LINEAR, 5, power=0.0), "power must be > 0, got 0.0"),

@@ -235,7 +235,7 @@ def flow(case):
 
 def remembering(sampler):
     """The sampler that goes on from a state of its own, though the grid starts again."""
-    return sampler._replace(init=lambda state, grid: state._replace(last=grid[0]))
+    return sampler._replace(init=lambda state, grid: state._replace(last=grid[0], arrived=grid[0]))
 
 
 def ipndm(case):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exam import SCHEDULES, START, gaussian, mixture
+from exam import SCHEDULES, START, gaussian, mixture, spread
 from injected import Plain, folds, law
 from test_correctors import two_step, waves
 
@@ -170,10 +170,14 @@ def test_a_jump_costs_no_call():
     assert sampler.renoises
 
 
-def test_a_grid_for_each_example(monkeypatch):
+MEMORIES = ("dpmpp_3m", "unipc", "lms", "sa_solver", "pndm", "gaussian_adams")
+
+
+@spread(("ddpm", *MEMORIES), ("ddpm", "unipc", "pndm"))
+def test_a_grid_for_each_example(name):
     """Three examples, of which one restarts earlier and one not at all: each as if it were alone."""
     schedule, oracle = Plain(), mixture()
-    sampler = diffax.restart(diffax.ddpm(schedule), schedule)
+    sampler = diffax.restart(getattr(diffax.samplers, name)(schedule), schedule)
     grids = jnp.array([[0.9, 0.5, 0.3, 0.6, 0.2], [0.9, 0.4, 0.7, 0.5, 0.2], [0.8, 0.7, 0.5, 0.3, 0.1]])
     keys = jax.random.split(KEY, 3)
     run = jax.jit(lambda keys, x, times: diffax.sample(keys, sampler, oracle.denoiser(schedule), x, times))
@@ -183,18 +187,30 @@ def test_a_grid_for_each_example(monkeypatch):
         np.testing.assert_allclose(together[i : i + 1], alone, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["dpmpp_3m", "unipc", "pndm"])
+@spread(MEMORIES, ("dpmpp_3m", "unipc", "pndm"))
 def test_a_method_with_a_memory_starts_afresh_after_a_jump(name, monkeypatch):
-    """A run with a jump is two runs of the bare sampler and the forward transition between them."""
+    """A run with a jump is two runs of the bare sampler and the forward transition between them.
+
+    Also where the jump lands just below the last node: what was met there is of another path all the same.
+    """
     folds(monkeypatch, lambda key, like: jnp.full_like(like, 0.3))
     schedule, oracle = Plain(), mixture()
     sampler = getattr(diffax.samplers, name)(schedule)
-    first, second = jnp.array([0.9, 0.75, 0.6, 0.4, 0.2]), jnp.array([0.7, 0.55, 0.4, 0.3, 0.2, 0.1])
-    run = lambda s, x, times: diffax.integrate(KEY, s, oracle.denoiser(schedule), x, times).x
-    found = run(diffax.restart(sampler, schedule), jnp.asarray(START), jnp.concatenate([first, second]))
-    scale, std = diffax.transition(schedule, 0.7, 0.2)
-    x = scale * run(sampler, jnp.asarray(START), first) + 0.3 * std
-    np.testing.assert_allclose(found, run(sampler, x, second), rtol=1e-9, atol=1e-12)
+    first = jnp.array([0.9, 0.75, 0.6, 0.4, 0.2])
+    run = jax.jit(
+        lambda x, times, wrap: (
+            diffax.integrate(
+                KEY, diffax.restart(sampler, schedule) if wrap else sampler, oracle.denoiser(schedule), x, times
+            ).x
+        ),
+        static_argnums=2,
+    )
+    for high in (0.7, 0.399):
+        second = jnp.linspace(high, 0.1, 6)
+        found = run(jnp.asarray(START), jnp.concatenate([first, second]), True)
+        scale, std = diffax.transition(schedule, high, 0.2)
+        x = scale * run(jnp.asarray(START), first, False) + 0.3 * std
+        np.testing.assert_allclose(found, run(x, second, False), rtol=1e-9, atol=1e-12)
 
 
 def test_a_grid_may_turn_only_under_a_wrapper_that_renoises():

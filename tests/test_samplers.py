@@ -31,6 +31,7 @@ from diffax import analytic, samplers
 from diffax.predictions import KINDS
 from diffax.samplers import exponential
 from diffax.samplers.base import State
+from diffax.samplers.wrappers import ancestral_levels
 
 pytestmark = [pytest.mark.usefixtures("x64")]
 
@@ -302,6 +303,49 @@ def test_a_step_of_length_zero_changes_nothing(name):
     np.testing.assert_allclose(repeated, run(np.pad(times, (0, 4), mode="edge")), rtol=1e-12)
 
 
+def test_repeats_of_the_end_are_no_steps_to_come():
+    """The last moves have order 2, 1 whatever a grid was padded with."""
+    schedule, times = diffax.Cosine(), np.array([0.9, 0.6, 0.35, 0.1, 0.05])
+    sampler = samplers.dpmpp_3m(schedule, lower_order_final=True)
+    run = lambda times: diffax.integrate(KEY, sampler, mixture().denoiser(schedule), START, times).x
+    bare = run(times)
+    assert float(jnp.abs(bare - run(np.append(times, 0.04))).max()) > 1e-3
+    for padded in (times[[0, 1, 2, 3, 4, 4, 4, 4]], times[[0, 0, 0, 1, 2, 2, 3, 4]]):
+        np.testing.assert_allclose(run(padded), bare, rtol=1e-12)
+        np.testing.assert_allclose(run(np.stack([padded] * len(START), 1)), bare, rtol=1e-12)
+    np.testing.assert_array_equal(run(times[:1]), START)
+
+
+def test_churn_adds_noise_to_moves_towards_data_alone():
+    schedule, times = diffax.Cosine(), jnp.array([0.7, 0.5, 0.3])
+    sampler, denoise = samplers.heun(schedule, s_churn=1.0), mixture().denoiser(schedule)
+    state = sampler.init(jnp.asarray(START), times)
+    assert float(state.gamma) == pytest.approx(1 / 3)
+    assert float(sampler.init(START, times[jnp.array([0, 1, 1, 2, 2])]).gamma) == pytest.approx(1 / 3)
+    by_example = sampler.init(START, jnp.array([[0.7, 0.7], [0.5, 0.7], [0.3, 0.3]])).gamma
+    np.testing.assert_allclose(by_example, [1 / 3, np.sqrt(2) - 1])
+    np.testing.assert_array_equal(sampler.step(KEY, denoise, state, times[1], times[1]).x, START)
+    up, bare = (diffax.integrate(KEY, s, denoise, START, times[::-1]).x for s in (sampler, samplers.heun(schedule)))
+    np.testing.assert_allclose(up, bare, rtol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "flow"])
+def test_ancestral_steps_from_pure_noise_have_slopes_in_float32(schedule):
+    """Where a step is so long that 1 less the share of noise would be 0."""
+    curve = SCHEDULES[schedule]
+    levels = [curve(jnp.float32(t)) for t in (1.0, 0.6)]
+    down, _ = ancestral_levels(*levels, 1.0)
+    rho_t, rho_s = (level.sigma / level.alpha for level in levels)
+    np.testing.assert_allclose(down, rho_s**2 / rho_t, rtol=1e-5)
+
+    def total(times, make):
+        denoise = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), gaussian()).denoiser(curve)
+        return jnp.sum(diffax.integrate(KEY, make(curve), denoise, jnp.asarray(START, jnp.float32), times).x ** 2)
+
+    for make in (samplers.dpm2_ancestral, samplers.dpmpp_2s_ancestral, samplers.dpmpp_sde):
+        assert np.isfinite(jax.grad(total)(jnp.asarray([1.0, 0.6, 0.3, 0.1], jnp.float32), make)).all()
+
+
 @pytest.mark.newest
 def test_a_history_is_dropped_where_the_grid_turns_back():
     """Behind a jump back to noise the step is that of a cold start."""
@@ -462,6 +506,10 @@ def test_the_contract(name):
         (lambda: samplers.heun(COSINE, space="log_snr"), "space must be one of rho, time, got 'log_snr'"),
         (lambda: samplers.heun(COSINE, alpha=0.0), r"alpha must be in \(0, 1\], got 0.0"),
         (lambda: samplers.heun(COSINE, s_churn=-1.0), "s_churn must be >= 0, got -1.0"),
+        (lambda: samplers.heun(COSINE, s_noise=-1.0), "s_noise must be >= 0, got -1.0"),
+        (lambda: samplers.heun(COSINE, s_churn=1.0, s_tmin=np.nan), "s_tmin must be a number, got nan"),
+        (lambda: samplers.heun(COSINE, s_churn=1.0, s_tmin=2.0, s_tmax=1.0), "s_tmax must be >= s_tmin = 2.0, got 1.0"),
+        (lambda: diffax.ddim(COSINE, eta=None), r"eta must be in \[0, 1\], got None"),
         (lambda: samplers.dpmpp_2m(COSINE, solver="taylor"), "solver must be one of midpoint, heun, got 'taylor'"),
         (lambda: samplers.dpmpp_3m(COSINE, start="warm"), "start must be one of corrected, cold, got 'warm'"),
         (lambda: samplers.dpmpp_2m_sde(COSINE, eta=-0.5), "eta must be >= 0, got -0.5"),

@@ -69,7 +69,7 @@ def repaint(sampler: Sampler, schedule: Schedule, operator: Mask, y: Any) -> Sam
 
     `jumps` makes the grid. Each jump lets the unknown entries answer to the known ones: the more, the smaller the bias.
     A jump costs no denoiser call where all examples share the grid. Meant for samplers without memory, such as `ddpm`,
-    the paper's: a multistep sampler's history is of before the jump. Neutral on a monotone grid where nothing is known.
+    the paper's: a multistep sampler starts afresh behind each jump. Neutral on a monotone grid where nothing is known.
 
     Source: Lugmayr et al. 2022, eq. 8 and algorithm 1.
 
@@ -253,9 +253,11 @@ def ddnm_plus(schedule: Schedule, operator: Any, y: Any, *, std: Any) -> Sampler
         level_t, level_s = schedule(t), schedule(s)
         h = jnp.minimum(level_t.log_snr - level_s.log_snr, 0.0)
         of_x0, tau = -level_s.alpha * jnp.expm1(h), level_s.sigma * safe_sqrt(-jnp.expm1(h))
-        brought = of_x0 * jnp.asarray(std) / operator.gain**0.5
-        over = brought > tau
-        part = jnp.where(over, tau / jnp.where(over, brought, 1.0), 1.0)
+        infinite = jnp.isinf(std)
+        brought = of_x0 * jnp.where(infinite, 0.0, std) / operator.gain**0.5
+        over = infinite | (brought > tau)
+        part = jnp.where(over, tau / jnp.where(over & ~infinite, brought, 1.0), 1.0)
+        part = jnp.where(infinite, 0.0, part)
         rest = jnp.where(over, 0.0, safe_sqrt(tau**2 - jnp.where(over, 0.0, brought) ** 2))
         x0 = denoise(state.x, t)
         x0 = combine((1 - part, x0), (part, project(operator, y, x0)))

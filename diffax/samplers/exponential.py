@@ -26,7 +26,8 @@ Stochastic (form x0): with a = 1 + eta the law's SDE has noise eta, and with h =
     unipc                    both  1-3    bh1/2  yes         1        Zhao et al. 2023, algorithms 1 and 2
     sa_solver                x0    1-3    exact  yes         1 + tau^2  Xue et al. 2023, algorithm 1
 
-History is dropped where the grid turns back and kept over a step of length zero, which changes nothing.
+History is dropped where a step does not begin at the end of the one before it (a jump of `restart`) or the grid turns
+back, and kept over a step of length zero, which changes nothing.
 """
 
 import math
@@ -54,7 +55,7 @@ class History(NamedTuple):
     """The state of a multistep sampler.
 
     x: (B, ...). values: previous integrands, newest first. nodes: (K, ...) where they were taken. tail: the last
-    nodes of the grid. arrived, used, a: end, order and 1 + eta of the last step, for the corrector.
+    nodes of the grid. arrived: the end of the last step. used, a: its order and 1 + eta, for the corrector.
     """
 
     x: Any
@@ -132,7 +133,7 @@ def corrector(method: Method, y: Any, state: History) -> list:
     offsets, _ = history_offsets(state.nodes[1:], first, h, _close(first, method.form))
     moments = method.form.moments(h, order + 1, state.a)
     integrals, shortcut = newton_integrals(moments, offsets), method.rule(h, moments)
-    used = jnp.where(jnp.abs(y - state.arrived) <= _close(y, method.form), state.used, 0)
+    used = state.used
     if method.corrector == "start":
         used = jnp.where(used < order, used, 0)
     weights = [jnp.zeros_like(h)] * (order + 1)
@@ -214,9 +215,9 @@ def adams(
         first = node(times[0])
         values = tuple(jax.tree.map(jnp.zeros_like, x) for _ in range(length))
         nodes = jnp.stack([first] * length) if length else ()
-        tail = jnp.stack([node(t) for t in times[-order:]]) if lower_order_final else ()
+        tail = _last(node(times), order, method.form) if lower_order_final else ()
         if not corrected:
-            return History(x, values, nodes, tail, (), (), ())
+            return History(x, values, nodes, tail, first, (), ())
         a = jnp.broadcast_to(jnp.ones_like(first), jnp.broadcast_shapes(jnp.shape(first), jnp.shape(noise(times[0]))))
         return History(x, values, nodes, tail, first, jnp.zeros(jnp.shape(first), int), a)
 
@@ -227,6 +228,7 @@ def adams(
         f = evaluate(method.form, schedule, denoise, state.x, t, level_t)
         f = jax.tree.map(lambda v, like: v.astype(like.dtype), f, state.x)
         a = jnp.where(h > 0, 1 + noise(t), 1.0) if noisy else jnp.ones_like(h)
+        state = _on_one_path(state, y, _close(y, method.form))
         weights, used = predictor(method, h, a, y, state)
         carry, gain = method.form.carry(level_t, level_s), method.form.gain(level_s)
         if noisy:
@@ -240,12 +242,29 @@ def adams(
             std = noise_scale * level_s.sigma * safe_sqrt(-jnp.expm1(-2 * (a - 1) * h))
             terms.append((std, random.noise(key, state.x)))
         short = jnp.abs(h) <= _close(y, method.form)
-        return _remember(state, combine(*terms), f, y, h, (end, used, a) if corrected else None, t == s, short)
+        return _remember(state, combine(*terms), f, y, h, (end, used, a) if corrected else (end,), t == s, short)
 
     reached = order + (corrected is True)
     return Sampler(
         init, step, order=min(reached, 2) if noisy or lower_order_final else reached, calls=1, memory=length > 0
     )
+
+
+def _last(nodes, count, form):
+    """(count, ...) the last nodes of a grid that differ: repeats of its end are no steps."""
+    moves = jnp.abs(jnp.diff(nodes, axis=0)) > _close(nodes[1:], form)
+    left = jnp.concatenate([jnp.cumsum(moves[::-1], 0)[::-1], jnp.zeros((1, *nodes.shape[1:]), int)])  # moves to come
+    first = jnp.stack([jnp.argmax(left <= j, 0) for j in range(count)])
+    return jnp.take_along_axis(nodes, first, 0)
+
+
+def _on_one_path(state, y, close):
+    """The state without what another path left: nodes where the step begins count for nothing."""
+    if not len(state.nodes):
+        return state
+    same = jnp.abs(y - state.arrived) <= close
+    used = () if isinstance(state.used, tuple) else jnp.where(same, state.used, 0)
+    return state._replace(nodes=jnp.where(same, state.nodes, y), used=used)
 
 
 def _remember(state, x, f, y, h, last, still, short):
@@ -258,8 +277,11 @@ def _remember(state, x, f, y, h, last, still, short):
     if len(values):
         values = tuple(keep(u, v, short) for u, v in zip(values, (f, *values[:-1]), strict=True))
         nodes = jnp.where(short, nodes, jnp.concatenate([jnp.broadcast_to(y, jnp.shape(h))[None], nodes[:-1]]))
-    new = state._replace(x=keep(state.x, x, still), values=values, nodes=nodes)
-    if last is None:
+    arrived, *rest = last
+    new = state._replace(
+        x=keep(state.x, x, still), values=values, nodes=nodes, arrived=jnp.where(still, state.arrived, arrived)
+    )
+    if not rest:
         return new
-    arrived, used, a = (jnp.where(still, u, v) for u, v in zip((state.arrived, state.used, state.a), last, strict=True))
-    return new._replace(arrived=arrived, used=jnp.where(short & ~still, 0, used), a=a)
+    used, a = (jnp.where(still, u, v) for u, v in zip((state.used, state.a), rest, strict=True))
+    return new._replace(used=jnp.where(short & ~still, 0, used), a=a)

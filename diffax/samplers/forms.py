@@ -29,6 +29,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from diffax.pytrees import choose, combine
 from diffax.schedules import rates
@@ -225,9 +226,9 @@ def evaluate(form: Form, schedule: Schedule, denoise: Denoiser, x: Any, t: Any, 
 
 def check_order(order: Any, most: int) -> int:
     """`order` if it is an int in 1 .. most, else a `ValueError`."""
-    if isinstance(order, bool) or not isinstance(order, int) or not 1 <= order <= most:
+    if isinstance(order, bool) or not isinstance(order, (int, np.integer)) or not 1 <= order <= most:
         raise ValueError(f"order must be an int in 1 .. {most}, got {order!r}")
-    return order
+    return int(order)
 
 
 def form_of(predict: str | Form, known: tuple[str, ...]) -> Form:

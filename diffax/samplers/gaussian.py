@@ -60,7 +60,8 @@ def gaussian_adams(
         to be made, at sigma / alpha of two or three times std.
 
     Raises:
-      ValueError: for an order out of range, another end, a std that is not positive, a start outside [0, 1].
+      ValueError: for an order out of range, another end, a std that is not positive, a start outside [0, 1]; on
+        starting, for a mean of another shape.
 
     >>> import diffax
     >>> law = diffax.analytic.Gaussian.from_covariance([0.7, -0.4], 0.3**2)
@@ -71,13 +72,15 @@ def gaussian_adams(
     True
     """
     check("std", std, "> 0", lambda v: v > 0)
-    check("start", start, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    if start is not None:
+        check("start", start, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
     smooth = choose("end", end, ENDS)
     form = trig(std)
     inner = adams(schedule, form=form, order=order, corrected=True)
     method = Method(form, order, RULES["exact"], True)
 
     def init(x, times):
+        _check_mean(mean, x)
         if start is not None:
             level, first = schedule(as_float(start)), schedule(times[0])
             centred = _shifted(x, -level.alpha, mean)
@@ -100,6 +103,19 @@ def gaussian_adams(
     return inner._replace(init=init, step=step)
 
 
+def _check_mean(mean: Any, x: Any) -> None:
+    def leaf(m, v):
+        example = jnp.shape(v)[1:]
+        if jnp.broadcast_shapes(jnp.shape(m), example) != example:
+            raise ValueError
+
+    try:
+        jax.tree.map(leaf, _means(mean, x), x)
+    except ValueError:
+        shapes = tuple(jax.tree.map(jnp.shape, v) for v in (mean, x))
+        raise ValueError(f"mean must be a number or like one example of x, {shapes[1]}, got {shapes[0]}") from None
+
+
 def _interpolated(method: Method, y: Any, gain: Any, state: Any, at_end: Any) -> Any:
     """The state corrected with f = 0 at its own end y, where `at_end`; no later corrector does it again."""
     weights = [jnp.where(at_end, gain * w, 0.0) for w in corrector(method, y, state)[1:]]
@@ -111,8 +127,12 @@ def _shifted(x: Any, scale: Any, mean: Any) -> Any:
     """X + scale mean, mean a number or a tree like one example of x."""
     if isinstance(mean, (int, float)) and mean == 0:
         return x
-    means = jax.tree.map(lambda _: mean, x) if jax.tree_util.all_leaves([mean]) else mean
-    return jax.tree.map(lambda v, m: (v + expand(scale, v) * jnp.asarray(m)).astype(v.dtype), x, means)
+    return jax.tree.map(lambda v, m: (v + expand(scale, v) * jnp.asarray(m)).astype(v.dtype), x, _means(mean, x))
+
+
+def _means(mean: Any, x: Any) -> Any:
+    """A mean for each leaf of x."""
+    return jax.tree.map(lambda _: mean, x) if jax.tree_util.all_leaves([mean]) else mean
 
 
 @pytree

@@ -28,6 +28,7 @@ EPS = FORMS["eps"]
 
 class Pseudo(NamedTuple):
     """x: (B, ...). values: (p, B, ...) the last p eps in a ring. count: how many there were. last: the newest's time.
+    arrived: where the last step ended.
 
     The next goes to place count mod p, so that a step writes one of them and moves none.
     """
@@ -36,6 +37,7 @@ class Pseudo(NamedTuple):
     values: Any
     count: Any
     last: Any
+    arrived: Any
 
 
 class Start(NamedTuple):
@@ -108,12 +110,12 @@ def _runge_kutta(schedule, denoise, x, e, t, s):
 def _pseudo(schedule, order, start):
     def init(x, times):
         values = jax.tree.map(lambda v: jnp.zeros((order, *v.shape), v.dtype), x)
-        return Pseudo(x, values, jnp.zeros(jnp.shape(times[0]), int), times[0])
+        return Pseudo(x, values, jnp.zeros(jnp.shape(times[0]), int), times[0], times[0])
 
     def step(key, denoise, state, t, s):
         e = evaluate(EPS, schedule, denoise, state.x, t, schedule(t))
-        turned = (state.last - t) * (t - s) < 0  # what lies behind is another trajectory's
-        count = jnp.where(turned, 0, state.count)
+        turned = (state.last - t) * (t - s) < 0
+        count = jnp.where(turned | (t != state.arrived), 0, state.count)  # what lies behind is another path's
         # Written before anything reads it, and e read from there: so XLA changes the ring in place.
         values = jax.tree.map(lambda ring, v: _put(ring, v, count % order), state.values, e)
         of_x, of_slope = _transfer(schedule, t, s)
@@ -133,8 +135,9 @@ def _pseudo(schedule, order, start):
         x = later() if start is None else jax.lax.cond(jnp.any(count < start.steps), first, later)
         # The weights take all steps to be equal: one of length zero leaves no trace, what it wrote is written over.
         still = t == s
-        last = jnp.broadcast_to(t, jnp.shape(state.last))
-        kept = [jnp.where(still, u, v) for u, v in ((state.count, count + 1), (state.last, last))]
+        then, now = (jnp.broadcast_to(v, jnp.shape(state.last)) for v in (t, s))
+        pairs = (state.count, count + 1), (state.last, then), (state.arrived, now)
+        kept = [jnp.where(still, u, v) for u, v in pairs]
         return Pseudo(x, values, *kept)
 
     return Sampler(init, step, order=min(order, 2), calls=1, memory=order > 1)

@@ -27,6 +27,7 @@ def restart(sampler: Sampler, schedule: Schedule, *, noise_scale: Any = 1.0) -> 
 
     Order and calls are those of the sampler; over a grid without turns it is the sampler. A jump makes no denoiser
     call where t and s are scalars; with a grid for each example it makes those of the sampler and drops their result.
+    A multistep sampler starts afresh behind a jump.
     Since every step towards noise is random, a reversed grid does not invert here.
 
     Args:
@@ -55,13 +56,14 @@ def restart(sampler: Sampler, schedule: Schedule, *, noise_scale: Any = 1.0) -> 
             z = random.noise(key, state.x)
             return state._replace(x=combine((scale, state.x), (noise_scale * std, z)))
 
-        def base(state):
+        def base(state, s):
             return sampler.step(key, denoise, state, t, s)
 
         if up.ndim == 0:
-            return jax.lax.cond(up, jump, base, state)
-        old, new = jump(state), base(state)
-        return new._replace(x=jax.tree.map(lambda a, b: jnp.where(expand(up, a), a, b), old.x, new.x))
+            return jax.lax.cond(up, jump, lambda state: base(state, s), state)
+        # Whoever jumps takes a step of length zero, which leaves no trace in what the sampler remembers.
+        jumped, new = jump(state), base(state, jnp.where(up, t, s))
+        return new._replace(x=jax.tree.map(lambda a, b: jnp.where(expand(up, a), a, b), jumped.x, new.x))
 
     return sampler._replace(step=step, renoises=True)
 

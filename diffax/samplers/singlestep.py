@@ -26,7 +26,7 @@ from diffax.pytrees import check, choose, combine
 from diffax.samplers.base import Sampler, State
 from diffax.samplers.ddim import ddim
 from diffax.samplers.forms import FORMS, Form, check_order, evaluate
-from diffax.samplers.wrappers import ancestral, ancestral_levels, churn
+from diffax.samplers.wrappers import ancestral, ancestral_levels, check_churn, churn
 from diffax.typing import Schedule
 
 
@@ -128,6 +128,7 @@ def _euler_in_time(schedule):
 
 
 def _churned(base, schedule, s_churn, s_tmin, s_tmax, s_noise):
+    check_churn(s_churn, s_tmin, s_tmax, s_noise)
     if isinstance(s_churn, (int, float)) and s_churn == 0:
         return base
     return churn(base, schedule, s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)

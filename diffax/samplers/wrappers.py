@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import as_float, check, combine, safe_sqrt
+from diffax.pytrees import as_float, check, combine, concrete, safe_sqrt
 from diffax.samplers.base import Sampler
 from diffax.samplers.forms import log_step
 from diffax.typing import Schedule
@@ -47,8 +47,9 @@ def churn(
     """Adds noise before each step, as EDM's stochastic sampler does (Karras et al. 2022, algorithm 2).
 
     gamma = min(s_churn / n, sqrt(2) - 1) where s_tmin <= rho_t <= s_tmax, else 0; n is the number of entries of the
-    grid, which is their number of steps, the last of which is the denoiser call that ends `sample`. A step cannot start
-    above the schedule's own end: at t = 1 nothing is added.
+    grid, repeats counted once, which is their number of steps, the last of which is the denoiser call that ends
+    `sample`. A step cannot start above the schedule's own end: at t = 1 nothing is added. Nor is anything where a step
+    does not move, or leads towards noise (inversion).
 
     Args:
       sampler: what to wrap, without memory; order and calls stay.
@@ -59,20 +60,20 @@ def churn(
       s_noise: factor of the noise.
 
     Raises:
-      ValueError: if s_churn or s_noise is negative, or the sampler has a memory.
+      ValueError: if s_churn or s_noise is negative, s_tmax < s_tmin, or the sampler has a memory.
     """
-    check("s_churn", s_churn, ">= 0", lambda v: v >= 0)
-    check("s_noise", s_noise, ">= 0", lambda v: v >= 0)
+    check_churn(s_churn, s_tmin, s_tmax, s_noise)
     _forgetful(sampler)
 
     def init(x, times):
-        gamma = jnp.minimum(as_float(s_churn) / len(times), jnp.sqrt(2.0) - 1)
+        n = 1 + jnp.sum(jnp.diff(jnp.asarray(times), axis=0) != 0, axis=0)
+        gamma = jnp.minimum(as_float(s_churn) / n, jnp.sqrt(2.0) - 1)
         return Churned(x, sampler.init(x, times)._replace(x=None), gamma)
 
     def step(key, denoise, state, t, s):
         level = schedule(t)
         rho = jnp.exp(-level.log_snr / 2)
-        gamma = jnp.where((rho >= s_tmin) & (rho <= s_tmax), state.gamma, 0.0)
+        gamma = jnp.where((rho >= s_tmin) & (rho <= s_tmax) & (s < t), state.gamma, 0.0)
         churned = schedule.inverse(level.log_snr - 2 * jnp.log1p(gamma))
         churned = jnp.where(gamma > 0, jnp.maximum(churned, t), t)
         higher = schedule(churned)
@@ -86,12 +87,22 @@ def churn(
     return sampler._replace(init=init, step=step)
 
 
+def check_churn(s_churn: Any, s_tmin: Any, s_tmax: Any, s_noise: Any) -> None:
+    """Raises `ValueError` for settings of `churn` that are known to lie outside their range."""
+    check("s_churn", s_churn, ">= 0", lambda v: v >= 0)
+    check("s_noise", s_noise, ">= 0", lambda v: v >= 0)
+    check("s_tmin", s_tmin, "a number", lambda v: v == v)
+    lowest = concrete(s_tmin)
+    if lowest is not None:
+        check("s_tmax", s_tmax, f">= s_tmin = {lowest.tolist()}", lambda v: v >= lowest)
+
+
 def ancestral_levels(level_t: Any, level_s: Any, eta: Any) -> tuple[Any, Any]:
     """(rho_d, rho_u): how far down to step and how much noise to add back. Towards noise no noise is added."""
-    h = -2 * log_step(level_t, level_s)
-    rho = level_s.sigma / level_s.alpha
-    share = jnp.where(h < 0, jnp.square(eta), 0.0) * -jnp.expm1(jnp.minimum(h, 0.0))
-    return rho * safe_sqrt(1 - share), rho * safe_sqrt(share)
+    h = jnp.minimum(-2 * log_step(level_t, level_s), 0.0)
+    rho, eta2 = level_s.sigma / level_s.alpha, jnp.where(h < 0, jnp.square(eta), 0.0)
+    # Not 1 less the share of noise: at eta = 1 a long step leaves exp(h), however small.
+    return rho * safe_sqrt(1 - eta2 + eta2 * jnp.exp(h)), rho * safe_sqrt(-eta2 * jnp.expm1(h))
 
 
 def ancestral(sampler: Sampler, schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0) -> Sampler:
