@@ -41,7 +41,7 @@ def moments_of(answer: Any, v: Any = None) -> tuple[Any, Any]:
         if not isinstance(answer, Moments):
             raise ValueError(f"denoise must give Moments(x0, v) for a learned variance, got {type(answer).__name__}")
         return answer.x0, answer.v
-    x0 = answer.x0 if isinstance(answer, Moments) else answer
+    x0 = x0_of(answer)
     return x0, jax.tree.map(lambda leaf: jnp.full_like(leaf, v), x0)
 
 
@@ -54,11 +54,20 @@ def on_x0(guide: Callable[..., Denoiser], *denoisers: Denoiser) -> Denoiser:
     """
 
     def guided(x, t):
-        answer = denoisers[0](x, t)  # asked again by the guide, which jit makes one call
-        x0 = guide(*(mean_only(denoise) for denoise in denoisers))(x, t)
-        return answer._replace(x0=x0) if isinstance(answer, Moments) else x0
+        # asked again by the guide, which jit makes one call
+        return with_x0(denoisers[0](x, t), guide(*(mean_only(denoise) for denoise in denoisers))(x, t))
 
     return guided
+
+
+def x0_of(answer: Any) -> Any:
+    """The x0 of a denoiser's answer, without the variance that it may have."""
+    return answer.x0 if isinstance(answer, Moments) else answer
+
+
+def with_x0(answer: Any, x0: Any) -> Any:
+    """Another x0 with the variance of a denoiser's answer, if it has one."""
+    return answer._replace(x0=x0) if isinstance(answer, Moments) else x0
 
 
 def mean_only(denoise: Denoiser) -> Denoiser:
@@ -67,12 +76,7 @@ def mean_only(denoise: Denoiser) -> Denoiser:
     >>> mean_only(lambda x, t: Moments(2 * x, x))(jnp.ones(1), 0.5).tolist()
     [2.0]
     """
-
-    def mean(x, t):
-        answer = denoise(x, t)
-        return answer.x0 if isinstance(answer, Moments) else answer
-
-    return mean
+    return lambda x, t: x0_of(denoise(x, t))
 
 
 def denoiser(predict: Predict, schedule: Schedule, kind: str, *, sigma_data: Any = 0.5) -> Denoiser:
@@ -117,7 +121,7 @@ def clip_static(denoise: Denoiser, low: Any = -1.0, high: Any = 1.0) -> Denoiser
     def clip(v):
         return jnp.clip(v, expand(low, v), expand(high, v)).astype(v.dtype)
 
-    return lambda x, t: jax.tree.map(clip, denoise(x, t))
+    return _leaf_by_leaf(clip, denoise)
 
 
 def clip_dynamic(denoise: Denoiser, *, quantile: Any = 0.995, limit: Any = 1.0) -> Denoiser:
@@ -147,7 +151,15 @@ def clip_dynamic(denoise: Denoiser, *, quantile: Any = 0.995, limit: Any = 1.0) 
         wide = expand(s, v)
         return (jnp.clip(v, -wide, wide) * expand(limit / s, v)).astype(v.dtype)
 
-    return lambda x, t: jax.tree.map(clip, denoise(x, t))
+    return _leaf_by_leaf(clip, denoise)
+
+
+def _leaf_by_leaf(f: Callable, denoise: Denoiser) -> Denoiser:
+    def changed(x, t):
+        answer = denoise(x, t)
+        return with_x0(answer, jax.tree.map(f, x0_of(answer)))
+
+    return changed
 
 
 def reschedule(denoise: Denoiser, schedule: Schedule, onto: Schedule) -> Denoiser:

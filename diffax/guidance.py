@@ -9,7 +9,8 @@ With c and u the conditional and the unconditional x0, d = c - u their differenc
     rescale           the guided answer with (part of) the conditional answer's standard deviation
     classifier        x0 + w sigma^2 / alpha grad_x log p(y | x_t)
 
-On denoisers a linear rule is the same for every prediction kind, since x0 is affine in each of them.
+On denoisers a linear rule is the same for every prediction kind, since x0 is affine in each of them. All of them act on
+x0 alone: of learned variances (`Moments`) that of the conditional or guided answer stays.
 A weight w is a number, an array of shape () or (B,), or a function of t; it may be traced.
 What acts on the renoising instead is a wrapper of a sampler: `cfg_plus_plus`, `guidance_momentum`.
 """
@@ -20,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffax.denoisers import with_x0, x0_of
 from diffax.predictions import KINDS, check_kind, split, target
 from diffax.pytrees import check, choose, combine, expand, safe_sqrt
 from diffax.typing import Denoiser, Guide, Predict, Schedule
@@ -31,6 +33,13 @@ def _at(weight: Any, t: Any) -> Any:
 
 def _literal(weight: Any, value: int) -> bool:
     return isinstance(weight, (int, float)) and weight == value
+
+
+def _check_weight(name: str, weight: Any) -> None:
+    if weight is None or isinstance(weight, str):
+        raise ValueError(f"{name} must be a number, an array or a function of t, got {weight!r}")
+    if not callable(weight):
+        check(name, weight, "a number", lambda v: v == v)
 
 
 def _need(**branches: Any) -> None:
@@ -67,10 +76,11 @@ def classifier_free(conditional: Any, unconditional: Any, weight: Any) -> Denois
         _need(unconditional=unconditional)
         return unconditional
     _need(conditional=conditional, unconditional=unconditional)
+    _check_weight("weight", weight)
 
     def denoise(x, t):
-        w = jnp.asarray(_at(weight, t))
-        return combine((w, conditional(x, t)), (1 - w, unconditional(x, t)))
+        w, c = jnp.asarray(_at(weight, t)), conditional(x, t)
+        return with_x0(c, combine((w, x0_of(c)), (1 - w, x0_of(unconditional(x, t)))))
 
     return denoise
 
@@ -210,8 +220,9 @@ def interval(guided: Denoiser, plain: Denoiser, low: Any = 0.0, high: Any = 1.0,
         level = jnp.asarray(t if of is None else of(t))
         inside = (low <= level) & (level <= high)
 
-        def like_x(x0):  # both branches of a `cond` need one dtype
-            return jax.tree.map(lambda like, v: v.astype(combine((1.0, like)).dtype), x, x0)
+        def like_x(answer):  # both branches of a `cond` need one dtype
+            x0 = jax.tree.map(lambda like, v: v.astype(combine((1.0, like)).dtype), x, x0_of(answer))
+            return with_x0(answer, x0)
 
         if inside.ndim == 0:
             return jax.lax.cond(inside, lambda: like_x(guided(x, t)), lambda: like_x(plain(x, t)))
@@ -276,8 +287,10 @@ def rescale(
             ratio = jnp.where(spread > 0, std(c) / jnp.where(spread > 0, spread, 1.0), 1.0)
             return combine((1 + phi * (ratio - 1), g))
 
-        y = jax.tree.map(matched, *(prediction(f(x, t)) for f in (guided, conditional)))
-        return y if schedule is None or kind == "x0" else split(kind, schedule, y, x, t, sigma_data=sigma_data)[0]
+        answer = guided(x, t)
+        y = jax.tree.map(matched, *(prediction(x0_of(v)) for v in (answer, conditional(x, t))))
+        plain = schedule is None or kind == "x0"
+        return with_x0(answer, y if plain else split(kind, schedule, y, x, t, sigma_data=sigma_data)[0])
 
     return denoise
 
@@ -308,6 +321,8 @@ def apg(
     [[1.0, 2.0]]
     """
     _need(conditional=conditional, unconditional=unconditional)
+    _check_weight("weight", weight)
+    check("eta", eta, "a number", lambda v: v == v)
     check("threshold", threshold, "> 0", lambda v: v > 0)
 
     def dot(a, b):
@@ -317,15 +332,16 @@ def apg(
         return sum(jax.tree.leaves(jax.tree.map(leaf, a, b)))
 
     def denoise(x, t):
-        c = jax.tree.map(jnp.asarray, conditional(x, t))
-        d = combine((1.0, c), (-1.0, unconditional(x, t)))
+        answer = conditional(x, t)
+        c = jax.tree.map(jnp.asarray, x0_of(answer))
+        d = combine((1.0, c), (-1.0, x0_of(unconditional(x, t))))
         norm, square = safe_sqrt(dot(d, d)), dot(c, c)
         long = norm > threshold
         # r = inf must leave no inf / norm behind, not even in the gradient.
         shrink = jnp.where(long, threshold / jnp.where(long, norm, 1.0), 1.0)
         along = dot(d, c) / jnp.where(square > 0, square, 1.0)
         push = (jnp.asarray(_at(weight, t)) - 1) * shrink
-        return combine((1 + push * (eta - 1) * along, c), (push, d))
+        return with_x0(answer, combine((1 + push * (eta - 1) * along, c), (push, d)))
 
     return denoise
 
@@ -356,10 +372,12 @@ def classifier(denoise: Denoiser, log_prob: Predict, schedule: Schedule, scale: 
         raise ValueError(f"log_prob must be a function (x, t) -> (B,), got {log_prob!r}")
     if _literal(scale, 0):
         return denoise
+    _check_weight("scale", scale)
 
     def guided(x, t):
         slope = jax.grad(lambda x: jnp.sum(log_prob(x, t)))(x)  # examples do not mix: the sum's gradient is each one's
         alpha, sigma, _ = schedule(t)
-        return combine((1.0, denoise(x, t)), (jnp.asarray(_at(scale, t)) * sigma**2 / alpha, slope))
+        answer = denoise(x, t)
+        return with_x0(answer, combine((1.0, x0_of(answer)), (jnp.asarray(_at(scale, t)) * sigma**2 / alpha, slope)))
 
     return guided

@@ -84,6 +84,11 @@ def test_guidance_needs_its_branches():
         (lambda: diffax.rescale(denoise, denoise, 0.5, kind="v"), "schedule must be given to rescale kind 'v'"),
         (lambda: diffax.apg(denoise, denoise, 2.0, threshold=0.0), "threshold must be > 0, got 0"),
         (lambda: diffax.classifier(denoise, None, SCHEDULE, 1.0), "log_prob must be a function"),
+        (lambda: diffax.classifier_free(denoise, denoise, None), "weight must be a number, .* got None"),
+        (lambda: diffax.classifier_free(denoise, denoise, float("nan")), "weight must be a number, got nan"),
+        (lambda: diffax.apg(denoise, denoise, "big"), "weight must be a number, .* got 'big'"),
+        (lambda: diffax.apg(denoise, denoise, 2.0, eta="x"), "eta must be a number, got 'x'"),
+        (lambda: diffax.classifier(denoise, denoise, SCHEDULE, None), "scale must be a number, .* got None"),
     ):
         with pytest.raises(ValueError, match=message):
             wrong()
@@ -219,6 +224,18 @@ def test_every_rule_is_traced_by_example_and_differentiable(rule):
     assert all(np.isfinite(v).all() for v in slopes)
     flat = jax.grad(lambda x: RULES[rule](*(lambda x, t: 0 * x,) * 2, 2.0, 1.0)(x, 0.3).sum())(x)
     assert np.isfinite(flat).all()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_acts_on_x0_alone(rule):
+    """A learned variance is not extrapolated: it is the conditional answer's, or the guided one's."""
+    branches = lambda x, t: jnp.sin(x) + x * t, lambda x, t: jnp.sin(x)
+    with_v = [
+        lambda x, t, f=f, v=v: diffax.Moments(f(x, t), v + 0 * x) for f, v in zip(branches, (0.9, 0.1), strict=True)
+    ]
+    found = RULES[rule](*with_v, 7.5, 0.5)(jnp.asarray(START), 0.3)
+    np.testing.assert_allclose(found.x0, RULES[rule](*branches, 7.5, 0.5)(jnp.asarray(START), 0.3), rtol=1e-12)
+    np.testing.assert_array_equal(found.v, np.full_like(START, 0.1 if rule == "classifier" else 0.9))
 
 
 @pytest.mark.parametrize("rule", RULES)
