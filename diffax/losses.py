@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax.curves import LOG_SNR_MAX
-from diffax.predictions import diffuse, row
+from diffax.predictions import check_kind, diffuse, row
 from diffax.predictions import target as prediction_target
 from diffax.pytrees import as_float, batch_size, check, choose
 from diffax.typing import Array, Float, Key, Predict, Schedule, Shaped
@@ -71,7 +71,8 @@ def denoising_loss(
     Kingma & Gao 2023 (weightings).
 
     Raises:
-      ValueError: for an unknown kind or measure, or measure "log_snr" without a weighting.
+      ValueError: for an unknown kind, eps or score with zero terminal SNR, an unknown measure, or measure "log_snr"
+        without a weighting.
 
     >>> from diffax import schedules, weightings
     >>> x0, t = jnp.ones((3, 2)), jnp.array([0.2, 0.5, 0.8])
@@ -79,6 +80,7 @@ def denoising_loss(
     >>> denoising_loss(jax.random.key(0), lambda x, t: x, schedules.Cosine(), "v", x0, t, weighting=w).shape
     (3,)
     """
+    check_kind(kind, schedule)
     rate = choose("measure", measure, MEASURES)
     if weighting is None and measure != "t":
         raise ValueError(f"measure must be 't' without a weighting, got {measure!r}")

@@ -467,6 +467,9 @@ def ends(known, y, std, scale, x, times, names=None):
     return {name: diffax.sample(KEY, *pairs[name], x, times) for name in names or pairs}
 
 
+NOISY = ("pigdm", "mmps", "diffpir", "ddnm_plus")
+
+
 def results(known, *, y=Y, std=0.1, scale=0.7, grid=(0.95, 0.6, 0.3, 0.1, 0.02)):
     return ends(jnp.asarray(known), jnp.asarray(y), std, scale, jnp.asarray(X), jnp.asarray(grid))
 
@@ -493,6 +496,17 @@ def test_infinite_noise_is_the_bare_sampler():
         for method in (inverse.pigdm, inverse.mmps, inverse.diffpir):
             guided = method(denoise, SCHEDULE, operator, y, std=jnp.inf)
             np.testing.assert_array_equal(guided(jnp.asarray(X), 0.4), denoise(jnp.asarray(X), 0.4))
+
+
+def test_infinite_noise_has_finite_slopes():
+    def total(std, grid):
+        found = ends(jnp.asarray([1, 0]), jnp.asarray(Y), std, 0.0, jnp.asarray(X), grid, names=NOISY)
+        return sum(jnp.sum(x0**2) for x0 in found.values())
+
+    slopes = jax.grad(total, (0, 1))(jnp.inf, jnp.asarray([0.9, 0.6, 0.3, 0.1]))
+    assert slopes[0] == 0
+    assert np.isfinite(slopes[1]).all()
+    assert (np.asarray(slopes[1]) != 0).all()
 
 
 @pytest.mark.newest
@@ -671,6 +685,10 @@ BOXES = inverse.BoxDownsample(2, (4, 4, 1))
         (lambda: inverse.jumps(np.arange(5), length=5), "length must be at most n - 1 = 4, got 5"),
         (lambda: inverse.jumps(np.arange(5), length=2, repeats=0), "repeats must be an int >= 1, got 0"),
         (lambda: inverse.posterior(gaussian(), MASK, Y, std=0.1), r"y must be one measurement, .* got \(2, 2\)"),
+        (
+            lambda: inverse.posterior(gaussian(), inverse.Mask(np.ones(3)), np.ones((1, 3)), std=0.1),
+            r"y must measure x0",
+        ),
         (lambda: inverse.posterior(None, MASK, Y[:1], std=0.1), "prior must be a Gaussian or a Mixture, got NoneType"),
     ],
 )

@@ -77,6 +77,12 @@ def test_the_loss_of_an_example_depends_on_its_own_key():
     np.testing.assert_allclose(f(keys, x0, times(8))[:3], f(keys[:3], x0[:3], times(8)[:3]), rtol=1e-12)
 
 
+def test_eps_is_refused_where_no_signal_is_left():
+    table = diffax.from_betas(diffax.zero_terminal_snr(diffax.linear_betas(100)))
+    with pytest.raises(ValueError, match="kind must be x0, v, velocity or edm with zero terminal SNR, got 'eps'"):
+        diffax.denoising_loss(KEY, lambda x, t: x, table, "eps", jnp.ones((2, 3)), 0.5)
+
+
 def test_trees():
     tree = {"a": jnp.ones((4, 3)), "b": jnp.ones((4, 2, 2))}
     loss = diffax.denoising_loss(KEY, lambda x, t: x, SCHEDULE, "v", tree, 0.5)

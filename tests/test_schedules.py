@@ -419,6 +419,8 @@ def test_transitions_compose(schedule):
         (lambda: diffax.Sigmoid(tau=0.0), "tau must be > 0, got 0.0"),
         (lambda: diffax.Sigmoid(1.0, 1.0), "end must be > start = 1.0, got 1.0"),
         (lambda: diffax.Laplace(width=-1.0), "width must be > 0, got -1.0"),
+        (lambda: diffax.Laplace(mean=np.nan), "mean must be finite, got nan"),
+        (lambda: diffax.schedules.Tabulated(np.array([2.0, np.nan])), "must hold numbers, got nan at index 1"),
         (lambda: diffax.EDM(rho=0.0), "rho must be > 0, got 0.0"),
         (lambda: diffax.EDM(80.0, 0.002), "sigma_max must be > sigma_min = 80.0, got 0.002"),
         (lambda: diffax.shifted(diffax.Flow(), 0.0), "shift must be > 0, got 0.0"),

@@ -76,7 +76,8 @@ def posterior(prior: Gaussian | Mixture, operator: Operator, y: Any, *, std: Any
       std: (), >= 0; at 0 the prior's covariance must not vanish in the range of A.
 
     Raises:
-      ValueError: if y has another shape than the operator's measurements, std < 0, or the prior is another one.
+      ValueError: if y has another shape than the operator's measurements of the prior's x0, std < 0, or the prior is
+        another one.
 
     >>> from diffax.inverse import Mask
     >>> prior = Gaussian.from_covariance([0.0, 0.0], [[1.0, 0.5], [0.5, 1.0]])
@@ -90,7 +91,9 @@ def posterior(prior: Gaussian | Mixture, operator: Operator, y: Any, *, std: Any
         raise ValueError(f"prior must be a Gaussian or a Mixture, got {type(prior).__name__}")
     if np.shape(y)[0] != 1:
         raise ValueError(f"y must be one measurement, of shape (1, ...), got {np.shape(y)}")
-    rows, values = _rows(operator, prior.mean if isinstance(prior, Gaussian) else prior.means[0], y)
+    mean = prior.mean if isinstance(prior, Gaussian) else prior.means[0]
+    _check_fits(operator, mean, y)
+    rows, values = _rows(operator, mean, y)
     if isinstance(prior, Gaussian):
         mean, covariance, _ = _condition(*moments(prior), rows, values, float(std))
         return Gaussian.from_covariance(mean, covariance)
@@ -101,6 +104,15 @@ def posterior(prior: Gaussian | Mixture, operator: Operator, y: Any, *, std: Any
     weights = np.exp(log_weights - log_weights.max())
     laws = [Gaussian.from_covariance(mean, covariance) for mean, covariance, _ in parts]
     return GaussianMixture(weights / weights.sum(), jax.tree.map(lambda *v: np.stack(v), *laws))
+
+
+def _check_fits(operator: Operator, mean: Any, y: Any) -> None:
+    try:
+        measured = jax.eval_shape(operator.forward, jnp.asarray(mean)[None]).shape
+    except (TypeError, ValueError):
+        measured = None
+    if measured != np.shape(y):
+        raise ValueError(f"y must measure x0 of the prior's shape {np.shape(mean)}, got {np.shape(y)}")
 
 
 def moments(law: Any) -> tuple[np.ndarray, np.ndarray]:

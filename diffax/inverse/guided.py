@@ -75,8 +75,9 @@ def pigdm(
         level = schedule(t)
         x0, pull = jax.vjp(lambda x: denoise(x, t), x)
         spread = data_variance / (1 + data_variance * jnp.exp(level.log_snr))
-        z = operator.solve(residual(operator, y, x0), spread, jnp.square(std))
-        return combine((1.0, x0), (level.sigma**2 / level.alpha, pull(_like(operator.adjoint(z), x0))[0]))
+        variance, counts = _finite(std)
+        z = operator.solve(residual(operator, y, x0), spread, variance)
+        return combine((1.0, x0), (counts * level.sigma**2 / level.alpha, pull(_like(operator.adjoint(z), x0))[0]))
 
     return guided
 
@@ -124,10 +125,9 @@ def mmps(
             return combine((level.sigma**2 / level.alpha, pull(_like(operator.adjoint(z), x0))[0]))
 
         # Both sides over 1 + std^2, so that std = inf is an ordinary value.
-        infinite = jnp.isinf(std)
-        variance = jnp.square(jnp.where(infinite, 1.0, std))
-        of_map = jnp.where(infinite, 0.0, 1 / (1 + variance))
-        of_one = jnp.where(infinite, 1.0, variance / (1 + variance))
+        variance, counts = _finite(std)
+        of_map = counts / (1 + variance)
+        of_one = jnp.where(counts > 0, variance / (1 + variance), 1.0)
 
         def apply(z):
             return combine((of_one, z), (of_map, operator.forward(spread(z))))
@@ -175,11 +175,18 @@ def diffpir(
 
     def guided(x, t):
         x0 = denoise(x, t)
-        rho = weight * jnp.square(std) * jnp.exp(schedule(t).log_snr)
+        variance, counts = _finite(std)
+        rho = weight * variance * jnp.exp(schedule(t).log_snr)
         z = operator.solve(residual(operator, y, x0), 1.0, rho)
-        return combine((1.0, x0), (1.0, operator.adjoint(z)))
+        return combine((1.0, x0), (counts, operator.adjoint(z)))
 
     return guided
+
+
+def _finite(std):
+    """(std^2, 1), or (1, 0) where std is infinite: the measurement does not count, with finite slopes."""
+    infinite = jnp.isinf(std)
+    return jnp.square(jnp.where(infinite, 1.0, std)), jnp.where(infinite, 0.0, 1.0)
 
 
 def _like(value, x0):

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffax.curves import LOG_SNR_MAX, Curve, early, straight_through
 from diffax.pytrees import as_float, check, concrete, pytree, static
@@ -146,7 +147,7 @@ class Laplace(Curve):
       scaling: a key of `diffax.curves.SCALINGS`.
 
     Raises:
-      ValueError: if width is not positive.
+      ValueError: if width is not positive, or the mean not finite.
 
     >>> round(float(Laplace(mean=1.0, width=0.5).log_snr(0.25)), 4)  # 1 + 0.5 log 2
     1.3466
@@ -158,6 +159,7 @@ class Laplace(Curve):
 
     def __post_init__(self):
         super().__post_init__()
+        check("mean", self.mean, "finite", np.isfinite)
         check("width", self.width, "> 0", lambda v: v > 0)
 
     def _tail(self, t):

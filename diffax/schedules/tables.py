@@ -36,6 +36,8 @@ class Tabulated(Curve):
             shape = np.shape(self.log_snr_table)
             raise ValueError(f"log_snr_table must have shape (T,) with T >= 1, got {shape}")
         table = concrete(self.log_snr_table)
+        if table is not None and np.isnan(table).any():
+            raise ValueError(f"log_snr_table must hold numbers, got nan at index {int(np.argmax(np.isnan(table)))}")
         if table is not None and not np.all(np.diff(table) < 0):
             worst = int(np.argmin(np.diff(table) < 0))
             raise ValueError(
