@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax.denoisers import with_x0, x0_of
+from diffax.denoisers import Moments, with_x0, x0_of
 from diffax.predictions import KINDS, check_kind, split, target
 from diffax.pytrees import check, choose, combine, expand, safe_sqrt
 from diffax.typing import Denoiser, Guide, Predict, Schedule
@@ -206,7 +206,8 @@ def interval(guided: Denoiser, plain: Denoiser, low: Any = 0.0, high: Any = 1.0,
         for t itself.
 
     Raises:
-      ValueError: if a denoiser is missing, or the bounds are known to be nan.
+      ValueError: if a denoiser is missing, or the bounds are known to be nan; on calling it, if one denoiser alone
+        gives `Moments`.
 
     >>> denoise = interval(lambda x, t: 2.0 * x, lambda x, t: x, 0.2, 0.8)
     >>> denoise(jnp.ones(3), jnp.array([0.1, 0.2, 0.9])).tolist()
@@ -220,9 +221,16 @@ def interval(guided: Denoiser, plain: Denoiser, low: Any = 0.0, high: Any = 1.0,
         level = jnp.asarray(t if of is None else of(t))
         inside = (low <= level) & (level <= high)
 
-        def like_x(answer):  # both branches of a `cond` need one dtype
-            x0 = jax.tree.map(lambda like, v: v.astype(combine((1.0, like)).dtype), x, x0_of(answer))
-            return with_x0(answer, x0)
+        kinds = []
+
+        def cast(tree):
+            return jax.tree.map(lambda like, v: v.astype(combine((1.0, like)).dtype), x, tree)
+
+        def like_x(answer):  # both branches of a `cond` need one dtype, and one structure
+            kinds.append("Moments" if isinstance(answer, Moments) else "x0")
+            if len(set(kinds)) == 2:
+                raise ValueError(f"plain must give {kinds[0]} as guided does, got {kinds[1]}")
+            return Moments(*map(cast, answer)) if isinstance(answer, Moments) else cast(answer)
 
         if inside.ndim == 0:
             return jax.lax.cond(inside, lambda: like_x(guided(x, t)), lambda: like_x(plain(x, t)))

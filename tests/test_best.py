@@ -205,6 +205,19 @@ def test_a_tree_and_a_step_of_length_zero():
     np.testing.assert_allclose(tree["a"], flat, rtol=1e-10)
 
 
+@pytest.mark.parametrize("n", [5, 6])
+def test_moments_for_each_example(n):
+    """As many times as examples too: no axis is mistaken for the other."""
+    x, times, denoise = jnp.asarray(START), jnp.linspace(0.8, 0.1, n), mixture().denoiser(LINEAR)
+    stds, means = jnp.linspace(0.3, 1.5, len(x)), jnp.linspace(-1.0, 1.0, x.size).reshape(x.shape)
+    knowing = lambda mean, std: gaussian_adams(LINEAR, mean=mean, std=std, order=2)
+    ending = lambda _, std: samplers.exponential_adams(LINEAR, form=gaussian.trig(std), order=2, lower_order_final=True)
+    for make in (knowing, ending):
+        run = jax.jit(lambda mean, std, x: diffax.integrate(KEY, make(mean, std), denoise, x, times).x)  # noqa: B023
+        each = [run(means[i], stds[i], x[i : i + 1])[0] for i in range(len(x))]
+        np.testing.assert_allclose(run(means, stds, x), each, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -214,7 +227,7 @@ def test_a_tree_and_a_step_of_length_zero():
         (lambda: gaussian_adams(LINEAR, start=1.5), r"start must be in \[0, 1\], got 1.5"),
         (
             lambda: gaussian_adams(LINEAR, mean=np.ones(5)).init(jnp.ones((1, 2)), jnp.array([0.9, 0.1])),
-            r"mean must be a number or like one example of x, \(1, 2\), got \(5,\)",
+            r"mean must broadcast to x, \(1, 2\), got \(5,\)",
         ),
         (lambda: noise_floor(samplers.ddim, LINEAR, -0.1), "std must be >= 0, got -0.1"),
         (lambda: arctan_times(LINEAR, 1), "n must be an int >= 2, got 1"),

@@ -220,6 +220,20 @@ def test_momentum_is_traced_and_idle_steps_change_nothing():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), once, twice)
 
 
+@pytest.mark.parametrize(
+    "wrap", [lambda s: wrapped(s, 0.6), lambda s: with_momentum(s, -0.4)], ids=["cfg++", "momentum"]
+)
+def test_a_learned_variance_is_left_to_the_sampler(wrap, monkeypatch):
+    """v = 0 is beta-tilde, v = 1 beta: the samplers of those fixed variances on x0 alone."""
+    for v, variance in enumerate(("small", "large")):
+        with_v = lambda f, v=v: lambda x, t: diffax.Moments(f(x, t), jnp.full_like(x, v))
+        with monkeypatch.context() as patch:
+            fixed = run(wrap(diffax.ddpm(SCHEDULE, variance=variance)))
+            patch.setitem(globals(), "conditional", with_v(conditional))
+            learned = run(wrap(diffax.ddpm(SCHEDULE, variance="learned")), denoise=with_v(unconditional))
+        np.testing.assert_allclose(learned, fixed, rtol=1e-10)
+
+
 def test_bad_input():
     sampler, silent = diffax.ddim(SCHEDULE), diffax.Sampler(lambda x, times: State(x), lambda *a: a[2], 1, 1)
     with pytest.raises(ValueError, match="conditional must be a denoiser"):

@@ -226,6 +226,20 @@ def test_every_rule_is_traced_by_example_and_differentiable(rule):
     assert np.isfinite(flat).all()
 
 
+@pytest.mark.parametrize("t", [0.3, [0.3, 0.9]])
+def test_an_interval_has_a_variance_on_both_sides_or_on_none(t):
+    x, plain = jnp.ones((2, 1), jnp.float32), lambda x, t: x
+    with_v = lambda x, t: diffax.Moments(2 * x, x.astype(jnp.bfloat16))
+    found = diffax.interval(with_v, lambda x, t: diffax.Moments(x, 0.5 * x), 0.2, 0.5)(x, jnp.asarray(t))
+    inside = jnp.asarray(t).ravel() < 0.5
+    for leaf, values in ((found.x0, (2.0, 1.0)), (found.v, (1.0, 0.5))):
+        assert leaf.dtype == jnp.float32
+        assert leaf.ravel().tolist() == [values[0 if i else 1] for i in np.broadcast_to(inside, 2)]
+    for guided, other, message in ((with_v, plain, "Moments .*, got x0"), (plain, with_v, "x0 .*, got Moments")):
+        with pytest.raises(ValueError, match=f"plain must give {message}"):
+            diffax.interval(guided, other, 0.2, 0.5)(x, jnp.asarray(t))
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_acts_on_x0_alone(rule):
     """A learned variance is not extrapolated: it is the conditional answer's, or the guided one's."""

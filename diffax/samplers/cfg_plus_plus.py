@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from diffax.denoisers import x0_of
 from diffax.pytrees import combine
 from diffax.samplers.base import Sampler
 from diffax.typing import Denoiser, Schedule
@@ -63,9 +64,9 @@ def cfg_plus_plus(sampler: Sampler, schedule: Schedule, conditional: Denoiser, w
         calls = []
 
         def listened(x, t):
-            x0 = denoise(x, t)
-            calls.append((x, t, x0))
-            return x0
+            answer = denoise(x, t)
+            calls.append((x, t, x0_of(answer)))
+            return answer
 
         state = sampler.step(key, listened, state, t, s)
         if not calls:
@@ -74,6 +75,6 @@ def cfg_plus_plus(sampler: Sampler, schedule: Schedule, conditional: Denoiser, w
         level_t, level_s = schedule(t), schedule(s)
         w = weight(time) if callable(weight) else weight
         push = jnp.where(level_t.log_snr == level_s.log_snr, 0.0, level_s.alpha * jnp.asarray(w))
-        return state._replace(x=combine((1.0, state.x), (push, conditional(x, time)), (-push, u)))
+        return state._replace(x=combine((1.0, state.x), (push, x0_of(conditional(x, time))), (-push, u)))
 
     return sampler._replace(step=step)

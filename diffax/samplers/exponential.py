@@ -215,7 +215,7 @@ def adams(
         first = node(times[0])
         values = tuple(jax.tree.map(jnp.zeros_like, x) for _ in range(length))
         nodes = jnp.stack([first] * length) if length else ()
-        tail = _last(node(times), order, method.form) if lower_order_final else ()
+        tail = _last(jax.vmap(node)(times), order, method.form) if lower_order_final else ()
         if not corrected:
             return History(x, values, nodes, tail, first, (), ())
         a = jnp.broadcast_to(jnp.ones_like(first), jnp.broadcast_shapes(jnp.shape(first), jnp.shape(noise(times[0]))))

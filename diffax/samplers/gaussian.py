@@ -50,7 +50,7 @@ def gaussian_adams(
 
     Args:
       schedule: noise schedule, with any scaling.
-      mean: of the data, a number or like one example.
+      mean: of the data, a number, like one example, or one for each example: what broadcasts to x.
       std: of the data, the root-mean-square over its coordinates; > 0, may be traced. From order 2 on any value
         converges; std = 1 and mean = 0 is right for normalised data.
       order: p, an int in 1 .. 4.
@@ -105,15 +105,14 @@ def gaussian_adams(
 
 def _check_mean(mean: Any, x: Any) -> None:
     def leaf(m, v):
-        example = jnp.shape(v)[1:]
-        if jnp.broadcast_shapes(jnp.shape(m), example) != example:
+        if jnp.broadcast_shapes(jnp.shape(m), jnp.shape(v)) != jnp.shape(v):
             raise ValueError
 
     try:
         jax.tree.map(leaf, _means(mean, x), x)
     except ValueError:
         shapes = tuple(jax.tree.map(jnp.shape, v) for v in (mean, x))
-        raise ValueError(f"mean must be a number or like one example of x, {shapes[1]}, got {shapes[0]}") from None
+        raise ValueError(f"mean must broadcast to x, {shapes[1]}, got {shapes[0]}") from None
 
 
 def _interpolated(method: Method, y: Any, gain: Any, state: Any, at_end: Any) -> Any:
@@ -124,7 +123,7 @@ def _interpolated(method: Method, y: Any, gain: Any, state: Any, at_end: Any) ->
 
 
 def _shifted(x: Any, scale: Any, mean: Any) -> Any:
-    """X + scale mean, mean a number or a tree like one example of x."""
+    """X + scale mean, mean a number or a tree of what broadcasts to x."""
     if isinstance(mean, (int, float)) and mean == 0:
         return x
     return jax.tree.map(lambda v, m: (v + expand(scale, v) * jnp.asarray(m)).astype(v.dtype), x, _means(mean, x))

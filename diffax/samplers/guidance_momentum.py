@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffax.denoisers import x0_of
 from diffax.pytrees import check, combine, expand
 from diffax.samplers.base import Sampler
 from diffax.samplers.cfg_plus_plus import check_open
@@ -61,11 +62,12 @@ def guidance_momentum(sampler: Sampler, conditional: Denoiser, guide: Any, *, mo
         seen = []
 
         def guided(x, t):
-            c, u = conditional(x, t), denoise(x, t)
+            answer = conditional(x, t)
+            c, u = x0_of(answer), x0_of(denoise(x, t))
             d = combine((momentum, state.difference), (1.0, c), (-1.0, u))
             seen.append(d)
             other = combine((1.0, c), (-1.0, d))
-            return guide(lambda x, t: c, lambda x, t: other)(x, t)
+            return guide(lambda x, t: answer, lambda x, t: other)(x, t)
 
         inner = sampler.step(key, guided, state.inner._replace(x=state.x), t, s)
         if not seen:
