@@ -295,7 +295,7 @@ def test_failed_and_missing_runs_are_listed(tmp_path):
     assert f"left out: 1\n\n- {'f' * 12}" in found
     assert [row[0] for row in cells(found)[2:]] == ["eps", "v", "x0", "*real against real*"]
     assert cells(found)[2] == ["eps", "-", "-", "-", "0 of 3"]
-    assert "1 settings of which no run has ended yet are not in the table." in found
+    assert "1 setting of which no run has ended yet is not in the table." in found
 
 
 def test_a_folder_without_a_result_has_a_report(tmp_path):

@@ -75,7 +75,9 @@ def legend(sweep: Sweep, metrics: Sequence[str], *, by: bool = False) -> str:
                 f"With n < {FEWEST} bold goes by the mean alone, and nothing is known of what is distinguishable."
             )
     if unseen:
-        notes.append(f"{unseen} settings of which no run has ended yet are not in the table.")
+        one = unseen == 1
+        which = f"{unseen} {'setting' if one else 'settings'} of which no run has ended yet {'is' if one else 'are'}"
+        notes.append(f"{which} not in the table.")
     return listed([*notes, *_directions(metrics), *_oddities(settings, metrics), *_made(sweep, metrics)])
 
 

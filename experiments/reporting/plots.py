@@ -195,6 +195,8 @@ def pareto(pyplot: Any, sweep: Sweep, metrics: Sequence[str], by: str) -> Any:
         if _wide(costs, 4):
             axis.set_xscale("log")
             _plain_ticks(axis, costs)
+        else:
+            axis.locator_params(axis="x", nbins=5)  # more do not fit, where they are long
     return _finish(figure, axes, beside, strip, title)
 
 
