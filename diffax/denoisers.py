@@ -112,8 +112,9 @@ def clip_static(denoise: Denoiser, low: Any = -1.0, high: Any = 1.0) -> Denoiser
     low, high: () or (B,), may be traced.
 
     Raises:
-      ValueError: if low >= high.
+      ValueError: if low >= high, or either is no number.
     """
+    check("low", low, "a number", lambda v: v == v)
     known = concrete(low)
     if known is not None:
         check("high", high, f"> low = {known.tolist()}", lambda v: v > known)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from diffax.denoisers import Moments, with_x0, x0_of
 from diffax.predictions import KINDS, check_kind, split, target
-from diffax.pytrees import check, choose, combine, expand, safe_sqrt
+from diffax.pytrees import check, check_weight, choose, combine, expand, safe_sqrt
 from diffax.typing import Denoiser, Guide, Predict, Schedule
 
 
@@ -33,13 +33,6 @@ def _at(weight: Any, t: Any) -> Any:
 
 def _literal(weight: Any, value: int) -> bool:
     return isinstance(weight, (int, float)) and weight == value
-
-
-def _check_weight(name: str, weight: Any) -> None:
-    if weight is None or isinstance(weight, str):
-        raise ValueError(f"{name} must be a number, an array or a function of t, got {weight!r}")
-    if not callable(weight):
-        check(name, weight, "a number", lambda v: v == v)
 
 
 def _need(**branches: Any) -> None:
@@ -76,7 +69,7 @@ def classifier_free(conditional: Any, unconditional: Any, weight: Any) -> Denois
         _need(unconditional=unconditional)
         return unconditional
     _need(conditional=conditional, unconditional=unconditional)
-    _check_weight("weight", weight)
+    check_weight("weight", weight)
 
     def denoise(x, t):
         w, c = jnp.asarray(_at(weight, t)), conditional(x, t)
@@ -329,7 +322,7 @@ def apg(
     [[1.0, 2.0]]
     """
     _need(conditional=conditional, unconditional=unconditional)
-    _check_weight("weight", weight)
+    check_weight("weight", weight)
     check("eta", eta, "a number", lambda v: v == v)
     check("threshold", threshold, "> 0", lambda v: v > 0)
 
@@ -380,7 +373,7 @@ def classifier(denoise: Denoiser, log_prob: Predict, schedule: Schedule, scale: 
         raise ValueError(f"log_prob must be a function (x, t) -> (B,), got {log_prob!r}")
     if _literal(scale, 0):
         return denoise
-    _check_weight("scale", scale)
+    check_weight("scale", scale)
 
     def guided(x, t):
         slope = jax.grad(lambda x: jnp.sum(log_prob(x, t)))(x)  # examples do not mix: the sum's gradient is each one's

@@ -90,6 +90,20 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
 
 
+def check_weight(name: str, value: Any) -> None:
+    """Raises `ValueError` unless `value` is a number, an array or a function of t; a traced one passes.
+
+    >>> check_weight("weight", "7.5")
+    Traceback (most recent call last):
+    ...
+    ValueError: weight must be a number, an array or a function of t, got '7.5'
+    """
+    if value is None or isinstance(value, str):
+        raise ValueError(f"{name} must be a number, an array or a function of t, got {value!r}")
+    if not callable(value):
+        check(name, value, "a number", lambda v: v == v)
+
+
 def choose(name: str, value: Any, known: Any) -> Any:
     """`known[value]` (the value itself where `known` is no mapping), or a `ValueError` that names all three.
 

@@ -238,6 +238,8 @@ def test_bad_input():
     sampler, silent = diffax.ddim(SCHEDULE), diffax.Sampler(lambda x, times: State(x), lambda *a: a[2], 1, 1)
     with pytest.raises(ValueError, match="conditional must be a denoiser"):
         diffax.cfg_plus_plus(sampler, SCHEDULE, None, 0.5)
+    with pytest.raises(ValueError, match="weight must be a number, an array or a function of t, got None"):
+        wrapped(sampler, None)
     with pytest.raises(ValueError, match=r"guide must be a function, got 7\.5"):
         diffax.guidance_momentum(sampler, conditional, 7.5)
     with pytest.raises(ValueError, match=r"momentum must be in \(-1, 1\), got 1.0"):

@@ -129,6 +129,8 @@ def test_clip_static():
     assert clipped(jnp.array([-3.0, 0.2, 3.0]), 0.5).tolist() == [-1.0, 0.2, 0.5]
     with pytest.raises(ValueError, match="high must be > low = 1, got -1"):
         diffax.clip_static(lambda x, t: x, 1, -1)
+    with pytest.raises(ValueError, match="low must be a number, got None"):
+        diffax.clip_static(lambda x, t: x, None, 1.0)
 
 
 def test_the_exam_fails_a_wrong_solve(monkeypatch):

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax.denoisers import x0_of
-from diffax.pytrees import combine
+from diffax.pytrees import check_weight, combine
 from diffax.samplers.base import Sampler
 from diffax.typing import Denoiser, Schedule
 
@@ -46,7 +46,7 @@ def cfg_plus_plus(sampler: Sampler, schedule: Schedule, conditional: Denoiser, w
       weight: w, () or (B,), in [0, 1] in the paper, or a function of t; may be traced.
 
     Raises:
-      ValueError: if the conditional denoiser is missing, or the sampler renoises (`restart`);
+      ValueError: if the conditional denoiser or the weight is missing, or the sampler renoises (`restart`);
         while stepping, if the sampler does not call its denoiser.
 
     >>> import jax, diffax
@@ -58,6 +58,7 @@ def cfg_plus_plus(sampler: Sampler, schedule: Schedule, conditional: Denoiser, w
     """
     if not callable(conditional):
         raise ValueError(f"conditional must be a denoiser (x, t) -> x0, got {conditional!r}")
+    check_weight("weight", weight)
     check_open(sampler)
 
     def step(key, denoise, state, t, s):
