@@ -83,16 +83,16 @@ def pndm(schedule: Schedule, *, start: str = "plms") -> Sampler:
     )
 
 
-def _transfer(schedule, t, s):
+def _transfer(level_t, level_s):
     """The factors of x and e in phi."""
-    level_t, level_s = schedule(t), schedule(s)
     return level_s.alpha / level_t.alpha, cross(level_t, level_s) / level_t.alpha
 
 
 def _eps_after(schedule, denoise, x, e, t, s):
     """The eps at s, where phi moves x."""
-    of_x, of_e = _transfer(schedule, t, s)
-    return evaluate(EPS, schedule, denoise, combine((of_x, x), (of_e, e)), s, schedule(s))
+    level_s = schedule(s)
+    of_x, of_e = _transfer(schedule(t), level_s)
+    return evaluate(EPS, schedule, denoise, combine((of_x, x), (of_e, e)), s, level_s)
 
 
 def _improved_euler(schedule, denoise, x, e, t, s):
@@ -113,12 +113,13 @@ def _pseudo(schedule, order, start):
         return Pseudo(x, values, jnp.zeros(jnp.shape(times[0]), int), times[0], times[0])
 
     def step(key, denoise, state, t, s):
-        e = evaluate(EPS, schedule, denoise, state.x, t, schedule(t))
+        level_t = schedule(t)
+        e = evaluate(EPS, schedule, denoise, state.x, t, level_t)
         turned = (state.last - t) * (t - s) < 0
         count = jnp.where(turned | (t != state.arrived), 0, state.count)  # what lies behind is another path's
         # Written before anything reads it, and e read from there: so XLA changes the ring in place.
         values = jax.tree.map(lambda ring, v: _put(ring, v, count % order), state.values, e)
-        of_x, of_slope = _transfer(schedule, t, s)
+        of_x, of_slope = _transfer(level_t, schedule(s))
 
         def mean():
             return combine(*zip(_weights(count, order, t), _places(values, order), strict=True))
