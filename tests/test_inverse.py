@@ -485,6 +485,29 @@ def test_nothing_measured_is_the_bare_sampler():
         np.testing.assert_allclose(x0, bare(found, name), rtol=1e-14, err_msg=name)
 
 
+@pytest.mark.newest
+def test_what_is_not_known_may_be_anything():
+    """Nothing that y holds where the mask is 0 counts, not even nan."""
+    for std in (0.0, 0.1):
+        plain, filled = (results([1, 0], y=np.stack([Y[:, 0], v], 1), std=std) for v in (Y[:, 1], [7.0, np.nan]))
+        for name, x0 in plain.items():
+            np.testing.assert_array_equal(filled[name], x0, err_msg=name)
+    mask, prior = inverse.Mask(np.array([1, 0])), gaussian()
+    laws = [inverse.posterior(prior, mask, np.array([[0.9, v]]), std=0.1) for v in (0.0, np.nan)]
+    np.testing.assert_array_equal(laws[0].mean, laws[1].mean)
+
+
+def test_mmps_without_noise_in_single_precision():
+    """Entries that are not known made conjugate gradients diverge; far out, |r|^2 vanished."""
+    mask, x = inverse.Mask(np.array([1, 0, 1, 0])), jnp.ones((2, 4), jnp.float32)
+    total = lambda std: inverse.mmps(lambda x, t: 0.4 * jnp.tanh(x), SCHEDULE, mask, x, std=std)(x, 0.5).sum()
+    values, slopes = jax.vmap(jax.value_and_grad(total))(jnp.array([0.0, 1e-3, 1e9, 1e25, jnp.inf], jnp.float32))
+    assert values.dtype == jnp.float32
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-4)
+    np.testing.assert_allclose(values[2:], 8 * 0.4 * np.tanh(1.0), rtol=1e-6)
+    assert np.isfinite(slopes).all()
+
+
 def test_infinite_noise_is_the_bare_sampler():
     found = results([1, 0], std=jnp.inf, scale=0.0)
     for name in ("pigdm", "pigdm, isotropic", "mmps", "diffpir", "dps"):

@@ -19,7 +19,7 @@ import numpy as np
 
 from diffax import random
 from diffax.analytic import CLEAN, Gaussian, Mixture
-from diffax.inverse.operators import Operator
+from diffax.inverse.operators import Mask, Operator
 from diffax.pytrees import check, pytree
 from diffax.typing import Array, Denoiser, Key, Level, Schedule
 
@@ -143,7 +143,10 @@ def _rows(operator, example, y):
         matrix = np.asarray(operator.forward(jnp.asarray(identity)), np.float64).reshape(len(identity), -1).T
     u, c, vt = np.linalg.svd(matrix, full_matrices=False)
     kept = c > 1e-6 * max(c.max(initial=0.0), 1e-300)
-    y = np.broadcast_to(np.asarray(y, np.float64), (1, *np.shape(y)[1:])).ravel()
+    y = np.asarray(y, np.float64)
+    if isinstance(operator, Mask):
+        y = np.where(np.asarray(operator.known) != 0, y, 0.0)  # what is not known may be anything
+    y = np.broadcast_to(y, (1, *np.shape(y)[1:])).ravel()
     return (c[:, None] * vt)[kept], (u.T @ y)[kept]
 
 

@@ -124,7 +124,7 @@ def mmps(
         def spread(z):
             return combine((level.sigma**2 / level.alpha, pull(_like(operator.adjoint(z), x0))[0]))
 
-        # Both sides over 1 + std^2, so that std = inf is an ordinary value.
+        # Both sides over 1 + std^2, so that std = inf is an ordinary value, and the right one again after solving.
         variance, counts = _finite(std)
         of_map = counts / (1 + variance)
         of_one = jnp.where(counts > 0, variance / (1 + variance), 1.0)
@@ -132,8 +132,8 @@ def mmps(
         def apply(z):
             return combine((of_one, z), (of_map, operator.forward(spread(z))))
 
-        z = conjugate_gradients(apply, combine((of_map, residual(operator, y, x0))), iterations)
-        return combine((1.0, x0), (1.0, spread(z)))
+        z = conjugate_gradients(apply, residual(operator, y, x0), iterations)
+        return combine((1.0, x0), (of_map, spread(z)))
 
     return guided
 
@@ -185,7 +185,7 @@ def diffpir(
 
 def _finite(std):
     """(std^2, 1), or (1, 0) where std is infinite: the measurement does not count, with finite slopes."""
-    infinite = jnp.isinf(std)
+    infinite = jnp.isinf(jnp.square(std))  # from 2e19 on in float32
     return jnp.square(jnp.where(infinite, 1.0, std)), jnp.where(infinite, 0.0, 1.0)
 
 

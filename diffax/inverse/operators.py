@@ -270,13 +270,16 @@ def gaussian_blur(
 def measurement(operator: Operator, y: Any) -> Any:
     """y as arrays, checked against its operator; a leading axis of length 1 is shared by all examples.
 
+    A mask's unknown entries may hold anything: they are set to 0.
+
     Raises:
       ValueError: if y has another shape than the operator's measurements, or the operator is none.
     """
     if not isinstance(operator, Operator):
         raise ValueError(f"operator must be a measurement of diffax.inverse, got {operator!r}")
     operator.check(y)
-    return jax.tree.map(jnp.asarray, y)
+    y = jax.tree.map(jnp.asarray, y)
+    return operator.forward(y) if isinstance(operator, Mask) else y  # what is not known is no measurement
 
 
 def residual(operator: Any, y: Any, x0: Any) -> Any:
