@@ -1,47 +1,109 @@
 """What the devices do: the operations of a step, the share of their peak, memory, compile cache, profiles."""
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-# Dense bfloat16 operations a second of one device as JAX sees it, by its `device_kind`, as their makers say.
-PEAK = {
-    "TPU v2": 22.5e12,  # a core; v3 too
-    "TPU v3": 61.5e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA L4": 121e12,
-    "Tesla V100": 125e12,
+
+class Peak(NamedTuple):
+    """Dense operations a second of one device, by the number format of its matrix products, and where that is stated.
+
+    bfloat16: bfloat16 operands, float32 sums. float32: float32 operands at JAX's default precision, which is TF32 on
+    NVIDIA's devices from Ampere on, and one pass in bfloat16 on a TPU.
+    """
+
+    bfloat16: float
+    float32: float
+    source: str
+
+
+_A100, _H100 = "NVIDIA A100 datasheet (2021)", "NVIDIA H100 datasheet (2023), half of the figures with sparsity"
+_TPU = "Google Cloud documentation, TPU system architecture"
+# By `device_kind`. A TPU v2 or v3 device is one core of the two of a chip.
+PEAKS = {
+    "TPU v2": Peak(22.5e12, 22.5e12, _TPU),
+    "TPU v3": Peak(61.5e12, 61.5e12, _TPU),
+    "TPU v4": Peak(275e12, 275e12, _TPU),
+    "TPU v5 lite": Peak(197e12, 197e12, _TPU),
+    "TPU v5e": Peak(197e12, 197e12, _TPU),
+    "TPU v5": Peak(459e12, 459e12, _TPU),
+    "TPU v5p": Peak(459e12, 459e12, _TPU),
+    "TPU v6 lite": Peak(918e12, 918e12, _TPU),
+    "TPU v6e": Peak(918e12, 918e12, _TPU),
+    "NVIDIA A100": Peak(312e12, 156e12, _A100),
+    "NVIDIA H100": Peak(989.4e12, 494.7e12, f"{_H100}, SXM"),
+    "NVIDIA H100 PCIe": Peak(756e12, 378e12, f"{_H100}, PCIe"),
+    "NVIDIA H100 NVL": Peak(835e12, 417.5e12, f"{_H100}, NVL"),
+    "NVIDIA H200": Peak(989.4e12, 494.7e12, "NVIDIA H200 datasheet (2024), half of the figures with sparsity, SXM"),
+    "NVIDIA L4": Peak(121e12, 60e12, "NVIDIA L4 datasheet (2023), half of the figures with sparsity"),
+    "NVIDIA GeForce RTX 4090": Peak(
+        165.2e12, 82.6e12, "NVIDIA Ada GPU architecture whitepaper (2023), appendix A, dense, float32 accumulation"
+    ),
 }
 
 
-def peak_flops(kind: str) -> float | None:
-    """The peak of a device by the longest name that its kind starts with, None if it is not known.
+def peak(kind: str) -> Peak | None:
+    """The peak of a device by the longest name that its kind starts with, None for an unknown device.
 
-    >>> peak_flops("NVIDIA H100 80GB HBM3"), peak_flops("TPU v5 lite"), peak_flops("cpu")
-    (989000000000000.0, 197000000000000.0, None)
+    >>> peak("NVIDIA H100 80GB HBM3").bfloat16, peak("TPU v5 lite").bfloat16, peak("cpu")
+    (989400000000000.0, 197000000000000.0, None)
     """
-    names = [name for name in PEAK if kind.startswith(name)]
-    return PEAK[max(names, key=len)] if names else None
+    names = [name for name in PEAKS if kind.startswith(name)]
+    return PEAKS[max(names, key=len)] if names else None
 
 
-def flops(step: Callable, state: Any, batch: Any) -> float | None:
-    """Operations of `step(state, batch)` on the whole batch, as XLA counts them before it optimises; None if not."""
-    shapes = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), (state, batch))
-    found = jax.jit(step).lower(*shapes).cost_analysis()
-    return found.get("flops") if found else None
+def matmul_flops(function: Callable, *args: Any) -> int:
+    """Floating-point operations of the matrix products and convolutions of `function(*args)`, 2 for a multiply-add.
+
+    The count is that of the traced program, so it does not depend on the device or on what the compiler changes. The
+    body of a scan counts as often as it runs, of a `while_loop` once, of a `cond` its longest branch; cuDNN's fused
+    attention counts as the two products that it stands for. args: arrays or `jax.ShapeDtypeStruct`.
+
+    >>> matmul_flops(lambda a, b: a @ b, jax.numpy.ones((8, 16)), jax.numpy.ones((16, 4)))
+    1024
+    """
+    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def training_flops(loss: Callable, *args: Any) -> int:
+    """Model FLOPs of a training step: 3 times those of the loss, since a backward pass has 2 products for each.
+
+    Recomputation (`remat`) is not counted, attention is (Chowdhery et al. 2022, appendix B). args: of the loss.
+    """
+    return 3 * matmul_flops(loss, *args)
+
+
+def _count(jaxpr: Any) -> int:
+    total = 0
+    for eqn in jaxpr.eqns:
+        name, params = eqn.primitive.name, eqn.params
+        shapes = [v.aval.shape for v in eqn.invars]
+        if name == "dot_general":
+            summed, _ = params["dimension_numbers"][0]
+            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shapes[0][axis] for axis in summed)
+        elif name == "conv_general_dilated":
+            features = shapes[1][params["dimension_numbers"].rhs_spec[0]]
+            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shapes[1]) // features
+        elif name.startswith("dot_product_attention_fwd"):  # (B, n, heads, d) queries, (B, m, heads, d) keys
+            total += 4 * math.prod(shapes[0]) * shapes[1][1]
+        elif name == "cond":
+            total += max(_count(branch.jaxpr) for branch in params["branches"])
+        else:
+            total += (params["length"] if name == "scan" else 1) * sum(map(_count, _inner(params)))
+    return total
+
+
+def _inner(params: dict[str, Any]) -> Iterator[Any]:
+    """The programs among the parameters of an operation."""
+    for value in params.values():
+        for part in value if isinstance(value, (tuple, list)) else (value,):
+            part = getattr(part, "jaxpr", part)
+            if hasattr(part, "eqns"):
+                yield part
 
 
 def memory(devices: Any) -> int | None:
@@ -53,14 +115,13 @@ def memory(devices: Any) -> int | None:
 def rates(steps_per_second: float, batch_size: int, operations: float | None, devices: list) -> dict[str, float]:
     """What goes into the log beside the losses.
 
-    The share is of the peak in bfloat16, whatever the step computes in; the operations are those of `flops`, to which
-    what rematerialisation does again counts too.
+    operations: of a step, by `training_flops`. The share is of the peak in bfloat16, whatever the step computes in.
     """
     found = {"steps_per_second": steps_per_second, "images_per_second": steps_per_second * batch_size}
     if operations:
         found["flops_per_second"] = steps_per_second * operations
-        if peak := peak_flops(devices[0].device_kind):
-            found["share_of_peak"] = found["flops_per_second"] / (peak * len(devices))
+        if known := peak(devices[0].device_kind):
+            found["share_of_peak"] = found["flops_per_second"] / (known.bfloat16 * len(devices))
     if held := memory([device for device in devices if device.process_index == jax.process_index()]):
         found["memory_per_device"] = held
     return found

@@ -117,11 +117,13 @@ def _start(run, objective, say):
     say(opening.describe(run, state.params), flush=True)
     size, shape = config.dataset.batch_size, run.shape if run.latents is None else run.latents.moments_shape
     operations = None
-    if devices.peak_flops(run.mesh.devices.flat[0].device_kind):
+    if devices.peak(run.mesh.devices.flat[0].device_kind):
         numbers = np.empty(size, np.int32)
         batch = {"image": np.empty((size, *shape), np.float32), "label": numbers, "index": numbers}
         batch |= {} if run.tokenizer is None else {"tokens": np.empty((size, run.tokenizer.max_length), np.int32)}
-        operations = devices.flops(train_step(objective.loss, optimizer, **options), state, batch)
+        keys = jax.eval_shape(lambda key: jax.random.split(key, size), state.key)
+        memory = () if objective.remember is None else (state.memory,)
+        operations = devices.training_flops(objective.loss, state.params, batch, keys, *memory)
     like = jax.tree.map(lambda v, at: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=at), state, places)
     # Made where it belongs, so that no device ever holds all of a state that is spread.
     return like, jax.jit(make, out_shardings=places), parallel(step, run.mesh), operations

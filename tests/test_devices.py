@@ -25,8 +25,29 @@ class Device:
 
 
 def test_operations_of_a_product():
-    found = devices.flops(lambda a, b: a @ b, np.ones((8, 16), np.float32), np.ones((16, 4), np.float32))
-    assert found == 2 * 8 * 16 * 4
+    a, b = jax.ShapeDtypeStruct((8, 16), jnp.float32), jax.ShapeDtypeStruct((16, 4), jnp.float32)
+    assert devices.matmul_flops(lambda a, b: a @ b, a, b) == 2 * 8 * 16 * 4
+    assert devices.training_flops(lambda a, b: jnp.tanh(a @ b), a, b) == 3 * 2 * 8 * 16 * 4
+
+
+def test_operations_inside_loops_and_branches():
+    square = jnp.ones((4, 4))
+    five = lambda x: jax.lax.scan(lambda y, _: (y @ square, None), x, length=5)[0]
+    assert devices.matmul_flops(five, square) == 5 * 2 * 4**3
+    assert devices.matmul_flops(jax.checkpoint(jax.jit(lambda x: x @ square)), square) == 2 * 4**3
+    branch = lambda x: jax.lax.cond(x.sum() > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
+    assert devices.matmul_flops(branch, square) == 2 * 2 * 4**3
+
+
+def test_operations_of_a_convolution():
+    """Each of 5 x 5 x 7 results sums 3 x 3 x 2 products."""
+    x, w = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 2, 7))
+    conv = lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    assert devices.matmul_flops(conv, x, w) == 2 * (5 * 5 * 7) * (3 * 3 * 2)
+    grouped = lambda x, w: jax.lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2
+    )
+    assert devices.matmul_flops(grouped, x, jnp.ones((3, 3, 1, 8))) == 2 * (5 * 5 * 8) * (3 * 3)
 
 
 def test_rates():
@@ -35,10 +56,10 @@ def test_rates():
     found = devices.rates(100.0, 64, 1e12, chips)
     assert found["images_per_second"] == 6400
     assert found["flops_per_second"] == 1e14
-    assert found["share_of_peak"] == pytest.approx(1e14 / (2 * 989e12))
+    assert found["share_of_peak"] == pytest.approx(1e14 / (2 * 989.4e12))
     assert found["memory_per_device"] == 7
     assert devices.rates(2.0, 4, None, [Device("cpu")]) == {"steps_per_second": 2.0, "images_per_second": 8.0}
-    assert devices.peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert devices.peak("NVIDIA H100 PCIe").bfloat16 == 756e12
 
 
 def test_a_profile_is_of_the_steps_it_was_asked_for(tmp_path, monkeypatch):

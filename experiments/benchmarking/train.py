@@ -7,7 +7,7 @@ installed, the same step of their UNet2DModel of the same shape is timed in turn
 
     compile     tracing and compiling, without a cache
     step        median over `--repeats` steps, each waited for, and the range
-    FLOP/s      operations as XLA counts them before it optimises, over the median; share of the peak of all devices
+    FLOP/s      model FLOPs (`devices.training_flops`) over the median; share of the bfloat16 peak of all devices
     memory      of a device: what the compiled step takes for state, batch and temporaries, by XLA's account
 """
 
@@ -78,7 +78,7 @@ def measure(name: str, form: str, count: int, dtype: str, remat: bool, repeats: 
     one = train_step(objective.loss, optimizer, ema_decay=config.optimizer.ema_decay)
     step, batch = parallel(one, mesh), example_batch(network)
     state = place(init_state(jax.random.key(1), params, optimizer), mesh, rule)
-    operations = devices.flops(one, state, batch)
+    operations = devices.training_flops(objective.loss, params, batch, jax.random.split(state.key, network.batch_size))
     start = time.perf_counter()
     memory = step.lower(state, batch).compile().memory_analysis()
     compiling = time.perf_counter() - start
@@ -88,7 +88,7 @@ def measure(name: str, form: str, count: int, dtype: str, remat: bool, repeats: 
         took, state = seconds(step, state, batch)
         times.append(took)
     median = float(np.median(times))
-    peak = devices.peak_flops(jax.devices()[0].device_kind)
+    known = devices.peak(jax.devices()[0].device_kind)
     return {
         "network": name,
         "what": f"diffax {form}",
@@ -101,8 +101,8 @@ def measure(name: str, form: str, count: int, dtype: str, remat: bool, repeats: 
         "step_s": median,
         "step_range_s": [min(times), max(times)],
         "images_per_s": network.batch_size / median,
-        "flops_per_s": None if operations is None else operations / median,
-        "share_of_peak": operations / median / peak / count if operations and peak else None,
+        "flops_per_s": operations / median,
+        "share_of_peak": operations / median / known.bfloat16 / count if known else None,
         "memory_bytes": memory and memory.argument_size_in_bytes + memory.temp_size_in_bytes,
     }
 
