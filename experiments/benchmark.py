@@ -1,5 +1,6 @@
-"""Measures the samplers, a training step, seeds in one program, or what the sampling loop costs around a network.
+"""Measures an accelerator, the samplers, a training step, seeds in one program, or the sampling loop around a network.
 
+python -m experiments.benchmark accelerator --out=DIR                       see `experiments.benchmarking.accelerator`
 python -m experiments.benchmark samplers --out=DIR                          see `experiments.benchmarking.samplers`
 python -m experiments.benchmark train --out=DIR                             see `experiments.benchmarking.train`
 python -m experiments.benchmark seeds --out=DIR                             see `experiments.benchmarking.seeds`
@@ -12,6 +13,9 @@ import sys
 
 def main() -> None:
     """Runs the one that is asked for; each has its own flags."""
+    if sys.argv[1:2] == ["accelerator"]:  # without absl, which its machine may lack
+        importlib.import_module("experiments.benchmarking.accelerator.command").main(sys.argv[2:])
+        return
     part = next((name for name in ("samplers", "train", "seeds") if name in sys.argv[1:]), "loop")
     importlib.import_module(f"experiments.benchmarking.{part}").run()
 

@@ -5,7 +5,6 @@ import subprocess
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from test_experiments import ENV, ROOT, command
 

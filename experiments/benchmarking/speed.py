@@ -64,11 +64,11 @@ def measure(name: str, row: Row, repeats: int, *, quick: bool = False) -> dict[s
     }
 
 
-def loop_of(peer: peer_rows.Peer) -> Callable[[], Any]:
-    """A peer's loop of 50 steps with a trivial denoiser."""
+def loop_of(peer: peer_rows.Peer, device: str = "cpu") -> Callable[[], Any]:
+    """A peer's loop of 50 steps with a trivial denoiser, on a device as torch names it."""
     import torch
 
-    x = torch.as_tensor(np.random.RandomState(0).normal(size=SHAPE), dtype=torch.float32)
+    x = torch.as_tensor(np.random.RandomState(0).normal(size=SHAPE), dtype=torch.float32, device=device)
     if peer.library == "k-diffusion":
         rhos = np.exp(-np.asarray(diffax.Linear().log_snr(np.linspace(1.0, 0.001, STEPS + 1))) / 2).astype(np.float32)
         sample, settings = getattr(peers.k_sampling(), f"sample_{peer.name}"), dict(peer.settings)
@@ -77,13 +77,15 @@ def loop_of(peer: peer_rows.Peer) -> Callable[[], Any]:
 
         def k_run():
             with torch.no_grad():
-                return sample(lambda x, sigma: 0.5 * x, x, torch.as_tensor(rhos), disable=True, **settings)
+                return sample(
+                    lambda x, sigma: 0.5 * x, x, torch.as_tensor(rhos, device=device), disable=True, **settings
+                )
 
         return k_run
     made = peers.scheduler(peer, peer.grids[-1] if peer.name == "DPMSolverSinglestep" else peer.grids[0])
 
     def prepared():
-        made.set_timesteps(STEPS)  # resets what the last run left in it; not timed
+        made.set_timesteps(STEPS, device=device)  # resets what the last run left in it; not timed
         timesteps = made.timesteps
 
         def run():
