@@ -24,7 +24,7 @@ import numpy as np
 
 from diffax import random
 from diffax.pytrees import check, concrete, expand, pytree
-from diffax.samplers.base import Sampler, State
+from diffax.samplers.base import Sampler, State, init
 from diffax.sampling import integrate
 from diffax.times import uniform_log_snr
 from diffax.typing import Array, Denoiser, Key, Level, Schedule
@@ -203,4 +203,4 @@ def runge_kutta(schedule: Schedule) -> Sampler:
         k4 = slope(u + h * k3, s)
         return State((level_s.alpha * (u + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4))).astype(state.x.dtype))
 
-    return Sampler(lambda x, times: State(x), step, order=4, calls=4)
+    return Sampler(init, step, order=4, calls=4)
