@@ -92,7 +92,8 @@ class Gaussian:
 
     def sample(self, key: Key, n: int) -> Array:
         """(n, D) draws of x0. The key is consumed."""
-        z = random.noise(key, jax.ShapeDtypeStruct((n, len(self.mean)), self.mean.dtype))
+        like = jax.ShapeDtypeStruct((n, len(self.mean)), self.mean.dtype)
+        z = random.noise(random.stream(key, "Gaussian.sample"), like)
         return self.mean + self._back(jnp.sqrt(self.variances) * z)
 
     def denoiser(self, schedule: Schedule) -> Denoiser:
@@ -150,7 +151,7 @@ class Mixture:
 
     def sample(self, key: Key, n: int) -> Array:
         """(n, D) draws of x0. The key is consumed."""
-        keys = random.per_example(key, n)
+        keys = random.per_example(random.stream(key, "Mixture.sample"), n)
         logits, stds = (
             jnp.log(jnp.asarray(self.weights)),
             jnp.broadcast_to(jnp.asarray(self.std), jnp.shape(self.weights)),

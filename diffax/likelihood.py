@@ -118,7 +118,7 @@ def log_likelihood(
     dimensions = _dimensions(x)
     if divergence == "exact" and dimensions > EXACT_LIMIT:
         raise ValueError(f"divergence 'exact' takes at most {EXACT_LIMIT} dimensions, got {dimensions}")
-    drawn = None if divergence == "exact" else LAWS[probe_law](key, x, probes)
+    drawn = None if divergence == "exact" else LAWS[probe_law](random.stream(key, "log_likelihood"), x, probes)
     field = _flow(schedule, mean_only(denoise), drawn, dimensions)
     first, last = size_of(schedule, times[0]), size_of(schedule, times[-1])
     start = Flow(combine((1 / first, x)), jnp.zeros((size, 1 if drawn is None else probes)))

@@ -63,7 +63,7 @@ def unroll(
 def _walk(key, sampler, denoise, x, times, record):
     """`unroll` whose states are as they are carried, x at least in float32."""
     check_grid(times, may_turn=sampler.renoises)
-    times = as_float(times)
+    key, times = random.threefry(key), as_float(times)
     if times.ndim > 1 and times.shape[1:] != (batch_size(x),):
         raise ValueError(
             f"times must have shape (n,) or (n, {batch_size(x)}), a grid for each example, got {times.shape}"

@@ -195,6 +195,7 @@ def variational_bound(
     known = concrete(times)
     if jnp.ndim(times) != 1 or len(times) < 2 or (known is not None and not (known[1:] <= known[:-1]).all()):
         raise ValueError(f"times must fall from noise to data, n >= 2 of them, got {times}")
+    key = random.stream(key, "variational_bound")
     x0, times = widen(x0), as_float(times)
 
     def step(key, denoise, state, t, s):
@@ -237,7 +238,7 @@ def continuous_bound(
       ValueError: if t_min >= t_max, t is outside [t_min, t_max], or x0 outside the lattice.
     """
     _check_inside(t, t_min, t_max)
-    x0 = widen(x0)
+    key, x0 = random.stream(key, "continuous_bound"), widen(x0)
     x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(random.fold_in(key, 0), x0)))
     x0_hat, _ = moments_of(denoise(x, t), 0.0)
     log_snr, slope = jax.jvp(schedule.log_snr, (as_float(t),), (jnp.ones_like(as_float(t)),))
