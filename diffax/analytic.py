@@ -24,7 +24,7 @@ import numpy as np
 
 from diffax import random
 from diffax.pytrees import check, concrete, expand, pytree
-from diffax.samplers.base import Sampler, State
+from diffax.samplers.base import Sampler, State, init
 from diffax.sampling import integrate
 from diffax.times import uniform_log_snr
 from diffax.typing import Array, Denoiser, Key, Level, Schedule
@@ -92,7 +92,8 @@ class Gaussian:
 
     def sample(self, key: Key, n: int) -> Array:
         """(n, D) draws of x0. The key is consumed."""
-        z = random.noise(key, jax.ShapeDtypeStruct((n, len(self.mean)), self.mean.dtype))
+        like = jax.ShapeDtypeStruct((n, len(self.mean)), self.mean.dtype)
+        z = random.noise(random.stream(key, "Gaussian.sample"), like)
         return self.mean + self._back(jnp.sqrt(self.variances) * z)
 
     def denoiser(self, schedule: Schedule) -> Denoiser:
@@ -150,7 +151,7 @@ class Mixture:
 
     def sample(self, key: Key, n: int) -> Array:
         """(n, D) draws of x0. The key is consumed."""
-        keys = random.per_example(key, n)
+        keys = random.per_example(random.stream(key, "Mixture.sample"), n)
         logits, stds = (
             jnp.log(jnp.asarray(self.weights)),
             jnp.broadcast_to(jnp.asarray(self.std), jnp.shape(self.weights)),
@@ -203,4 +204,4 @@ def runge_kutta(schedule: Schedule) -> Sampler:
         k4 = slope(u + h * k3, s)
         return State((level_s.alpha * (u + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4))).astype(state.x.dtype))
 
-    return Sampler(lambda x, times: State(x), step, order=4, calls=4)
+    return Sampler(init, step, order=4, calls=4)

@@ -19,7 +19,7 @@ from diffax.curves import SCALINGS
 from diffax.denoisers import Moments, denoiser, moments_of
 from diffax.lattice import Lattice
 from diffax.predictions import KINDS, target
-from diffax.pytrees import as_float, check, check_count, choose, combine
+from diffax.pytrees import as_float, check, check_count, choose, combine, widen
 from diffax.schedules import Learned
 from diffax.typing import Keys, Level, Schedule
 from diffax.variational import decoder_at, decoder_term, integrand, prior_term, step_term, total
@@ -64,7 +64,8 @@ def vdm_loss(
     if not isinstance(schedule, Learned):
         raise ValueError(f"schedule must be Learned, got {type(schedule).__name__}")
     choose("kind", kind, [k for k in KINDS if k != "velocity"])
-    stop, t = jax.lax.stop_gradient, as_float(t)
+    key, stop = random.stream(key, "vdm_loss"), jax.lax.stop_gradient
+    x0, t = widen(x0), as_float(t)
     shape_fixed = dataclasses.replace(stop(schedule), ends=schedule.ends if learn_ends else stop(schedule.ends))
     ends_fixed = dataclasses.replace(schedule, ends=stop(schedule.ends))
     eps = random.noise(random.fold_in(key, 0), x0)
@@ -125,7 +126,8 @@ def hybrid_loss(
     """
     check("weight", weight, ">= 0", lambda v: v >= 0)
     check_count("num_steps", num_steps, 2)
-    eps = random.noise(key, x0)
+    x0 = widen(x0)
+    eps = random.noise(random.stream(key, "hybrid_loss"), x0)
     x = combine((schedule(t).alpha, x0), (schedule(t).sigma, eps))
     y_hat, raw = moments_of(predict(x, t), None)
     y = target(kind, schedule, x0, eps, t, sigma_data=sigma_data)
@@ -154,7 +156,9 @@ def vlb_loss(
     constant term is left out.
     """
     check_count("num_steps", num_steps, 2)
-    x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(key, x0)))
+    x0 = widen(x0)
+    eps = random.noise(random.stream(key, "vlb_loss"), x0)
+    x = combine((schedule(t).alpha, x0), (schedule(t).sigma, eps))
     denoise = denoiser(predict, schedule, kind, sigma_data=sigma_data)
     return _term_loss(schedule, denoise, x0, x, t, num_steps, lattice)
 

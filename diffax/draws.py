@@ -9,8 +9,9 @@
 Any law combines with any way, and any increasing function of u is a law. A law either says where to train harder
 (the published use: drop the weight) or only saves variance (multiply the losses by the weight):
 
-    t, weight = draws.draw(key, len(x0), draws.logit_normal(), way=draws.stratified)
-    loss = weight * denoising_loss(key, predict, schedule, kind, x0, t)
+    time_key, noise_key = jax.random.split(key)
+    t, weight = draws.draw(time_key, len(x0), draws.logit_normal(), way=draws.stratified)
+    loss = weight * denoising_loss(noise_key, predict, schedule, kind, x0, t)
 """
 
 from collections.abc import Callable
@@ -49,13 +50,13 @@ def draw(key: Key, size: int, law: Law | None = None, *, way: Way | None = None)
     >>> t.shape, weight.shape
     ((4,), (4,))
     """
-    u = (way or independent)(key, size)
+    u = (way or independent)(random.stream(key, "draw"), size)
     return Draw(*jax.jvp(law or uniform(), (u,), (jnp.ones_like(u),)))
 
 
 def independent(key: Key, size: int) -> Float[Array, " {size}"]:
     """(B,) independent u. The key, () or (B,), is consumed."""
-    return random.uniform(key, size)
+    return random.uniform(random.stream(key, "independent"), size)
 
 
 def stratified(key: Key, size: int, *, index: Any = None, total: int | None = None) -> Float[Array, " {size}"]:
@@ -88,6 +89,7 @@ def stratified(key: Key, size: int, *, index: Any = None, total: int | None = No
     if total < size:
         raise ValueError(f"total must be at least size = {size}, got {total}")
     index = jnp.arange(size) if index is None else jnp.asarray(index)
+    key = random.stream(key, "stratified")
     if jnp.ndim(key) == 0:
         place = total * jax.random.uniform(key, (), jnp.float32)
         offset, cell = place - jnp.floor(place), (index + jnp.floor(place).astype(int)) % total
@@ -109,7 +111,7 @@ def antithetic(key: Key, size: int) -> Float[Array, " {size}"]:
     [1.0, 1.0]
     """
     place = jnp.arange(size)
-    u = random.uniform(random.per_example(key, size)[place - place % 2], size)
+    u = random.uniform(random.per_example(random.stream(key, "antithetic"), size)[place - place % 2], size)
     return jnp.where(place % 2 == 1, 1 - u, u)
 
 

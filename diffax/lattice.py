@@ -72,7 +72,7 @@ def dequantize(key: Keys, x: Any, lattice: Lattice) -> Any:
     """
     lattice.check("x", x)
     leaves, structure = jax.tree.flatten(x)
-    keys = random.per_example(key, batch_size(x))
+    keys = random.per_example(random.stream(key, "dequantize"), batch_size(x))
 
     def moved(place, leaf):
         u = jax.vmap(lambda k: jax.random.uniform(k, leaf.shape[1:], leaf.dtype))(random.fold_in(keys, place))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax.analytic import flow
-from diffax.pytrees import as_float, check, check_count, choose
+from diffax.pytrees import as_float, check, check_count, choose, widen
 from diffax.samplers.base import Sampler
 from diffax.sampling import integrate, sample
 from diffax.times import check_grid
@@ -91,7 +91,7 @@ def learn_grid(
     """
     run = choose("ending", ending, ENDINGS)
     _check(x, times, target, ending, learn_end, num_steps, floor)
-    times = as_float(times)
+    x, times = widen(x), as_float(times)
     if target is None:
         target = flow(schedule, denoise, x, times[0], 0.0 if ending == "sample" else times[-1], num_steps=200)
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax.denoisers import mean_only
-from diffax.pytrees import as_float, batch_size, check_count, choose, combine, concrete, safe_sqrt
+from diffax.pytrees import as_float, batch_size, check_count, choose, combine, concrete, narrow, safe_sqrt, widen
 from diffax.samplers.base import Sampler
 from diffax.sampling import integrate
 from diffax.times import check_grid
@@ -81,7 +81,8 @@ def log_likelihood(
       key: () or (B,), of the probes; consumed.
       schedule: noise schedule, with any scaling.
       denoise: (x, t) -> x0, or `Moments`; each example by itself, since the trace is taken of each.
-      x: (B, ...), at times[0]. For data that is x0 itself where times[0] = 0, but for sigma(0) = exp(-10).
+      x: (B, ...), at times[0]; of half precision it is carried in float32. For data that is x0 itself where
+        times[0] = 0, but for sigma(0) = exp(-10).
       times: (n,) from data to noise. Heun's method: order 2 in n, two denoiser calls a step. `times.uniform_log_snr`
         reversed is a good grid.
       prior_log_prob: x -> (B,), the law at times[-1]; None is N(0, sigma^2 I). In the mean over data that is too small
@@ -112,11 +113,12 @@ def log_likelihood(
     choose("probe_law", probe_law, LAWS)
     check_count("probes", probes)
     _check_rising(times)
-    size, x, times = batch_size(x), jax.tree.map(jnp.asarray, x), as_float(times)
+    size, given, times = batch_size(x), jax.tree.map(jnp.asarray, x), as_float(times)
+    x = widen(given)
     dimensions = _dimensions(x)
     if divergence == "exact" and dimensions > EXACT_LIMIT:
         raise ValueError(f"divergence 'exact' takes at most {EXACT_LIMIT} dimensions, got {dimensions}")
-    drawn = None if divergence == "exact" else LAWS[probe_law](key, x, probes)
+    drawn = None if divergence == "exact" else LAWS[probe_law](random.stream(key, "log_likelihood"), x, probes)
     field = _flow(schedule, mean_only(denoise), drawn, dimensions)
     first, last = size_of(schedule, times[0]), size_of(schedule, times[-1])
     start = Flow(combine((1 / first, x)), jnp.zeros((size, 1 if drawn is None else probes)))
@@ -127,7 +129,9 @@ def log_likelihood(
     log_prob = prior(latent)[:, None] + dimensions * (log_det + jnp.log(last) - jnp.log(first))
     stderr = jnp.zeros(size) if drawn is None else _stderr(log_prob)
     converged = converged & jnp.isfinite(log_prob).all(1)
-    return LogLikelihood(jnp.where(converged, log_prob.mean(1), jnp.nan), stderr, latent, steps, converged)
+    return LogLikelihood(
+        jnp.where(converged, log_prob.mean(1), jnp.nan), stderr, narrow(latent, given), steps, converged
+    )
 
 
 def _check_rising(times):

@@ -84,7 +84,7 @@ def denoising_loss(
     rate = choose("measure", measure, MEASURES)
     if weighting is None and measure != "t":
         raise ValueError(f"measure must be 't' without a weighting, got {measure!r}")
-    eps = random.noise(key, x0)
+    eps = random.noise(random.stream(key, "denoising_loss"), x0)
     y = prediction_target(kind, schedule, x0, eps, t, sigma_data=sigma_data)
     y_hat = predict(diffuse(schedule, x0, eps, t), t)
     square = jax.tree.map(lambda u, v: jnp.square(u.astype(jnp.promote_types(u.dtype, jnp.float32)) - v), y, y_hat)
@@ -107,5 +107,5 @@ def drop_labels(key: Key, labels: Shaped[Any, " batch"], null_label: int, *, p_u
       ValueError: if p_uncond is known to lie outside [0, 1].
     """
     check("p_uncond", p_uncond, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
-    drop = random.uniform(key, batch_size(labels)) < p_uncond
+    drop = random.uniform(random.stream(key, "drop_labels"), batch_size(labels)) < p_uncond
     return jnp.where(drop, null_label, labels)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from diffax.denoisers import mean_only
 from diffax.likelihood import size_of
-from diffax.pytrees import as_float, check, check_count, combine
+from diffax.pytrees import as_float, check, check_count, combine, narrow, widen
 from diffax.times import check_grid
 from diffax.typing import Denoiser, Schedule
 
@@ -97,7 +97,7 @@ def integrate(schedule: Schedule, denoise: Denoiser, x: Any, times: Any, **optio
     Args:
       schedule: noise schedule, with any scaling.
       denoise: (x, t) -> x0, or `Moments`.
-      x: (B, ...) at times[0].
+      x: (B, ...) at times[0]; of half precision it is carried in float32 and comes back in its own dtype.
       times: (n,), n >= 2.
       **options: those of `adaptive`.
 
@@ -114,11 +114,18 @@ def integrate(schedule: Schedule, denoise: Denoiser, x: Any, times: Any, **optio
     >>> bool(jnp.allclose(found.x, data.flow(x, schedule(0.9), schedule(0.1)), atol=1e-4))
     True
     """
+    x = jax.tree.map(jnp.asarray, x)
+    found = _solution(schedule, denoise, x, times, options)
+    return found._replace(x=narrow(found.x, x))
+
+
+def _solution(schedule, denoise, x, times, options):
+    """`integrate` with x as it is carried, at least in float32."""
     if len(times) < 2:
         raise ValueError(f"times must have at least two entries, got {len(times)}")
     times = as_float(times)
     check_grid(times)
-    solve, x, denoise = adaptive(**options), jax.tree.map(jnp.asarray, x), mean_only(denoise)
+    solve, x, denoise = adaptive(**options), widen(x), mean_only(denoise)
 
     def field(y, t):
         alpha, c = schedule(t).alpha, size_of(schedule, t)
@@ -137,8 +144,9 @@ def sample(schedule: Schedule, denoise: Denoiser, x: Any, times: Any, **options:
     >>> found.x.tolist(), bool(found.converged)
     ([[0.5, 0.5]], True)
     """
-    found = integrate(schedule, denoise, x, times, **options)
-    x0 = mean_only(denoise)(found.x, as_float(times)[-1])
+    x = jax.tree.map(jnp.asarray, x)
+    found = _solution(schedule, denoise, x, times, options)
+    x0 = narrow(mean_only(denoise)(found.x, as_float(times)[-1]), x)
     return found._replace(x=jax.tree.map(lambda v: jnp.where(found.converged, v, jnp.nan), x0))
 
 

@@ -81,7 +81,7 @@ def initial_noise(key: Key, schedule: Schedule, shape: Any, t: Any = 1.0) -> Any
     """
     is_shape = isinstance(shape, (tuple, list)) and all(isinstance(n, (int, np.integer)) for n in shape)
     like = jax.ShapeDtypeStruct(tuple(shape), jnp.float32) if is_shape else shape
-    return combine((schedule(t).sigma, random.noise(key, like)))
+    return combine((schedule(t).sigma, random.noise(random.stream(key, "initial_noise"), like)))
 
 
 def target(kind: str, schedule: Schedule, x0: Any, eps: Any, t: Any, *, sigma_data: Any = 0.5) -> Any:

@@ -1,16 +1,28 @@
 """Randomness by example: every draw takes one key, or one key for each example.
 
 The noise of example i depends on its own key alone: not on the batch size, nor on how many devices share
-the batch. A key of shape () stands for the keys fold_in(key, i), i = 0 .. B - 1.
+the batch. Where a draw is made, a key of shape () stands for the keys fold_in(key, i), i = 0 .. B - 1.
+
+Functions of different names draw independently, whatever keys they get: each draws from `stream(key, NAME)`. One key
+for the times and the noise of a loss, say, does no harm. Samplers and `noise`, which draws for them, use keys as they
+are: give them keys of their own, by `jax.random.split`.
+
+Draws are made by threefry, whatever the implementation of the key: under `vmap`, `rbg` and `unsafe_rbg` take the random
+bits of all examples from the first key. Their keys seed threefry keys here (`threefry`).
 """
 
+import functools
+import zlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffax.pytrees import batch_size
 from diffax.typing import Array, Float, Key
+
+IMPLEMENTATION = "threefry2x32"
 
 
 def per_example(key: Key, size: int) -> Key:
@@ -19,31 +31,66 @@ def per_example(key: Key, size: int) -> Key:
     Raises:
       ValueError: if there is a key for each of a different number of examples, or the key is not typed.
     """
-    _check_typed(key)
+    key = threefry(key)
     if jnp.ndim(key) == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
+        return keys_at(key, jnp.arange(size))
     if jnp.shape(key) != (size,):
         raise ValueError(f"key must have shape () or ({size},), got {jnp.shape(key)}")
     return key
 
 
-def _check_typed(key: Any) -> None:
-    if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
-        raise ValueError(f"key must be typed, from jax.random.key, got an array of {jnp.asarray(key).dtype}")
+def keys_at(key: Key, index: Any) -> Key:
+    """Keys of shape (B,): fold_in(key, index_i), those of the examples at these places of a whole. key: ()."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(threefry(key), jnp.asarray(index))
+
+
+def threefry(key: Key) -> Key:
+    """The key itself if its implementation is threefry, else a threefry key that its data seed; () or (B,).
+
+    Raises:
+      ValueError: if the key is not typed, or has more than one axis.
+
+    >>> jax.random.key_impl(threefry(jax.random.key(0, impl="rbg")))
+    'threefry2x32'
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        value = repr(key) if dtype is None else f"an array of {dtype}"
+        raise ValueError(f"key must be typed, from jax.random.key, got {value}")
+    if jnp.ndim(key) > 1:
+        raise ValueError(f"key must have shape () or (B,), got {jnp.shape(key)}")
+    if jax.random.key_impl(key) == IMPLEMENTATION:
+        return key
+
+    def seeded(words):
+        return functools.reduce(jax.random.fold_in, words.ravel(), jax.random.key(0, impl=IMPLEMENTATION))
+
+    words = jax.random.key_data(key)
+    return seeded(words) if jnp.ndim(key) == 0 else jax.vmap(seeded)(words)
 
 
 def fold_in(key: Key, data: Any) -> Key:
     """`jax.random.fold_in` for a key of shape () or (B,); data: one integer, traced or not."""
-    _check_typed(key)
+    key = threefry(key)
     if jnp.ndim(key) == 0:
         return jax.random.fold_in(key, data)
     return jax.vmap(jax.random.fold_in, (0, None))(key, data)
 
 
+def stream(key: Key, name: str) -> Key:
+    """The key, () or (B,), that the function `name` draws from: fold_in(key, crc32(name)).
+
+    >>> key = jax.random.key(0)
+    >>> bool(stream(key, "draw") == stream(key, "denoising_loss"))
+    False
+    """
+    return fold_in(key, np.uint32(zlib.crc32(name.encode())))
+
+
 def noise(key: Key, like: Any) -> Any:
     """Standard normal noise with the shapes and dtypes of `like`, leaves (B, ...). The key is consumed.
 
-    The one place where samplers and losses get their noise from.
+    The one place where samplers and losses get their noise from. The key is used as it is.
 
     >>> key = jax.random.key(0)
     >>> bool((noise(key, jnp.ones((4, 2)))[:2] == noise(key, jnp.ones((2, 2)))).all())
@@ -61,4 +108,5 @@ def noise(key: Key, like: Any) -> Any:
 
 def uniform(key: Key, size: int, dtype: Any = jnp.float32) -> Float[Array, " {size}"]:
     """Uniform draws on [0, 1), one for each example: shape (size,). The key is consumed."""
-    return jax.vmap(lambda k: jax.random.uniform(k, (), dtype))(per_example(key, size))
+    keys = per_example(stream(key, "uniform"), size)
+    return jax.vmap(lambda k: jax.random.uniform(k, (), dtype))(keys)

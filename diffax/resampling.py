@@ -42,8 +42,9 @@ def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Any = 1e-3
 
         resampler = resampling.loss_aware(100)
         state = resampler.init()
-        t, weight = draws.draw(key, len(x0), resampler.law(state))
-        losses = denoising_loss(key, predict, schedule, kind, x0, t)     # train on weight * losses
+        time_key, noise_key = jax.random.split(key)
+        t, weight = draws.draw(time_key, len(x0), resampler.law(state))
+        losses = denoising_loss(noise_key, predict, schedule, kind, x0, t)     # train on weight * losses
         state = resampler.update(state, t, losses)
 
     Args:

@@ -5,6 +5,10 @@
     unroll      integrate, and a record of every state on the way
 
 Since `sample` ends with the denoiser, no sampler ever steps to sigma = 0.
+
+x of half precision (bfloat16, float16) is carried in float32, which is what the denoiser gets, and comes back in its
+own dtype: many short steps in half precision would all be rounded away. A network that computes in half precision casts
+its input itself, as those of `diffax.nn` do with their `dtype`.
 """
 
 from collections.abc import Callable
@@ -15,7 +19,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax.denoisers import mean_only
-from diffax.pytrees import as_float, batch_size
+from diffax.pytrees import as_float, batch_size, narrow, widen
 from diffax.samplers.base import Sampler
 from diffax.times import check_grid
 from diffax.typing import Denoiser, Grid, Keys
@@ -32,6 +36,8 @@ def unroll(
 ) -> tuple[Any, Any]:
     """The final state, and `record(state)` after each of the n - 1 moves, stacked along a leading axis.
 
+    The x of both is in the dtype of the given one.
+
     Args:
       key: shape (), or (B,) for examples whose noise depends on nothing but their own key; consumed.
       sampler: what to step with.
@@ -45,9 +51,19 @@ def unroll(
       ValueError: for a concrete grid that leaves [0, 1] or turns back, or one of another batch. No grid is too short:
         every sampler starts itself, multistep ones with lower orders.
     """
-    check_grid(times, may_turn=sampler.renoises)
-    times = as_float(times)
+
+    def narrowed(state):
+        return state._replace(x=narrow(state.x, x))
+
     x = jax.tree.map(jnp.asarray, x)
+    state, records = _walk(key, sampler, denoise, x, times, lambda state: record(narrowed(state)))
+    return narrowed(state), records
+
+
+def _walk(key, sampler, denoise, x, times, record):
+    """`unroll` whose states are as they are carried, x at least in float32."""
+    check_grid(times, may_turn=sampler.renoises)
+    key, times = random.threefry(key), as_float(times)
     if times.ndim > 1 and times.shape[1:] != (batch_size(x),):
         raise ValueError(
             f"times must have shape (n,) or (n, {batch_size(x)}), a grid for each example, got {times.shape}"
@@ -59,7 +75,7 @@ def unroll(
         return state, record(state)
 
     steps = jnp.arange(len(times) - 1)
-    return jax.lax.scan(move, sampler.init(x, times), (steps, times[:-1], times[1:]))
+    return jax.lax.scan(move, sampler.init(widen(x), times), (steps, times[:-1], times[1:]))
 
 
 def integrate(key: Keys, sampler: Sampler, denoise: Denoiser, x: Any, times: Grid) -> Any:
@@ -85,5 +101,6 @@ def sample(key: Keys, sampler: Sampler, denoise: Denoiser, x: Any, times: Grid) 
     >>> sample(jax.random.key(1), diffax.ddpm(schedule), denoise, x, times)[0].tolist()
     [0.5, 0.5]
     """
-    state = integrate(key, sampler, denoise, x, times)
-    return mean_only(denoise)(state.x, as_float(times)[-1])
+    x = jax.tree.map(jnp.asarray, x)
+    state, _ = _walk(key, sampler, denoise, x, times, lambda state: None)
+    return narrow(mean_only(denoise)(state.x, as_float(times)[-1]), x)

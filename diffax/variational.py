@@ -32,7 +32,7 @@ import numpy as np
 from diffax import random
 from diffax.denoisers import Moments, moments_of
 from diffax.lattice import Lattice, decoder_log_prob
-from diffax.pytrees import as_float, batch_size, check, choose, combine, concrete, expand, safe_sqrt
+from diffax.pytrees import as_float, batch_size, check, choose, combine, concrete, expand, safe_sqrt, widen
 from diffax.samplers.base import Sampler
 from diffax.sampling import unroll
 from diffax.typing import Denoiser, Keys, Schedule
@@ -108,6 +108,7 @@ def step_term(schedule: Schedule, denoise: Denoiser, x0: Any, x: Any, t: Any, s:
       ValueError: for another variance, for a learned one without `Moments`, and if s > t somewhere.
     """
     _check_order(t, s)
+    x0 = widen(x0)
     x0_hat, v = moments_of(denoise(x, t), choose("variance", variance, VARIANCES))
     level_t, level_s = schedule(t), schedule(s)
     log_sigma = jnp.log(level_t.sigma) - jnp.log(level_s.sigma)
@@ -124,7 +125,7 @@ def step_term(schedule: Schedule, denoise: Denoiser, x0: Any, x: Any, t: Any, s:
 def prior_term(schedule: Schedule, x0: Any, t: Any = 1.0) -> Any:
     """(B,) KL(q(x_t | x0) || N(0, sigma_t^2 I)) = SNR |x0|^2 / 2, in nats: what starting from pure noise costs."""
     snr = jnp.exp(schedule(t).log_snr)
-    return total(jax.tree.map(lambda v: expand(snr, v) * jnp.square(v) / 2, x0))
+    return total(jax.tree.map(lambda v: expand(snr, v) * jnp.square(v) / 2, widen(x0)))
 
 
 def decoder_term(key, schedule, denoise, x0, t, before, variance, lattice):
@@ -194,7 +195,8 @@ def variational_bound(
     known = concrete(times)
     if jnp.ndim(times) != 1 or len(times) < 2 or (known is not None and not (known[1:] <= known[:-1]).all()):
         raise ValueError(f"times must fall from noise to data, n >= 2 of them, got {times}")
-    times = as_float(times)
+    key = random.stream(key, "variational_bound")
+    x0, times = widen(x0), as_float(times)
 
     def step(key, denoise, state, t, s):
         x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(key, x0)))
@@ -236,6 +238,7 @@ def continuous_bound(
       ValueError: if t_min >= t_max, t is outside [t_min, t_max], or x0 outside the lattice.
     """
     _check_inside(t, t_min, t_max)
+    key, x0 = random.stream(key, "continuous_bound"), widen(x0)
     x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(random.fold_in(key, 0), x0)))
     x0_hat, _ = moments_of(denoise(x, t), 0.0)
     log_snr, slope = jax.jvp(schedule.log_snr, (as_float(t),), (jnp.ones_like(as_float(t)),))

@@ -11,7 +11,6 @@ import math
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -53,7 +52,7 @@ def losses(model, images, tokens, draws, seed):
     one, found = over_batch(one), {name: np.zeros(len(images)) for name in given}
     for draw in range(draws):
         noise, time = jax.random.split(jax.random.fold_in(jax.random.key(seed), draw))
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(noise, jnp.arange(len(images)))
+        keys = diffax.random.keys_at(noise, np.arange(len(images)))
         t = np.asarray((draw + jax.random.uniform(time, (len(images),))) / draws)
         for name, condition in given.items():
             found[name] += one(model.params, images, keys, t, condition) / draws

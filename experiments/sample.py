@@ -240,7 +240,7 @@ def draw(source, out, settings):
             part = index[at : at + batch]
             # The last batch is filled up, so that every call has the shapes that were compiled.
             filled = np.resize(part, batch)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(filled))
+            keys = diffax.random.keys_at(root, filled)
             condition = None if cycle is None else jnp.asarray(cycle[filled % len(cycle)])
             drawn.append(generate(model.params, keys, condition)[: len(part)])
             progress.update(int(part[-1]) + 1)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffax import random
 from diffax.training import (
     CheckpointError,
     Checkpoints,
@@ -107,7 +108,7 @@ def _start(run, objective, say):
     parallel, rule = build.PARALLEL[config.parallel]
 
     def make():
-        init_key, state_key = jax.random.split(jax.random.key(config.seed))
+        init_key, state_key = jax.random.split(random.threefry(jax.random.key(config.seed)))
         return init_state(state_key, run.init(init_key), optimizer, objective.memory)
 
     state = jax.eval_shape(make)

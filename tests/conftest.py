@@ -63,6 +63,14 @@ def x64():
         yield
 
 
+@pytest.fixture
+def one_stream(monkeypatch):
+    """Functions that get one key draw the same noise, so that their values can be compared."""
+    from diffax import random
+
+    monkeypatch.setattr(random, "stream", lambda key, name: key)
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """A folder for prepared data sets, shared by all tests of a run."""

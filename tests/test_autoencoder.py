@@ -130,7 +130,7 @@ def test_a_draw_has_the_moments_by_example():
     np.testing.assert_allclose(z.mean(1), mean[:, 0], atol=0.06)
     np.testing.assert_allclose(z.var(1), np.exp(log_variance[:, 0]), rtol=0.05)
     np.testing.assert_array_equal(z[:1], reparameterise(keys[:1], mean[:1] * wide, log_variance[:1] * wide))
-    noise = diffax.random.noise(keys, wide * mean)
+    noise = diffax.random.noise(diffax.random.stream(keys, "reparameterise"), wide * mean)
     np.testing.assert_allclose(z, mean + jnp.exp(log_variance / 2) * noise, rtol=1e-6)
 
 

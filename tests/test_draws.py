@@ -117,9 +117,9 @@ def test_hyperparameters_are_traced_and_the_ends_are_finite(name):
     np.testing.assert_allclose(t[1], make(value + 0.1)(u), rtol=1e-5, atol=1e-7)
 
 
-def test_independent_draws_are_those_of_random():
+def test_draws_are_independent_by_default():
     t, weight = draws.draw(KEY, 5)
-    assert t.tolist() == diffax.random.uniform(KEY, 5).tolist()
+    assert t.tolist() == draws.independent(diffax.random.stream(KEY, "draw"), 5).tolist()
     assert weight.tolist() == [1.0] * 5
 
 

@@ -97,11 +97,13 @@ def bound_of(made, theta):
     return diffax.continuous_bound(KEY, made, denoise, x0, jnp.asarray(t), t_max=1.0, t_min=0.0).total
 
 
+@pytest.mark.usefixtures("one_stream")
 def test_its_value_is_the_bound():
     made, theta = schedule(), 0.9
     np.testing.assert_allclose(loss(made, theta) * 2 * np.log(2), bound_of(made, theta), rtol=1e-9)
 
 
+@pytest.mark.usefixtures("one_stream")
 def test_the_curve_gets_the_gradient_of_the_estimate_s_square_and_the_network_that_of_the_bound():
     made, theta = schedule(), 0.9
     of_made, of_theta = jax.grad(lambda *a: jnp.mean(loss(*a)), (0, 1))(made, theta)
@@ -114,6 +116,7 @@ def test_the_curve_gets_the_gradient_of_the_estimate_s_square_and_the_network_th
     np.testing.assert_allclose(of_theta, slope / (2 * np.log(2)), rtol=1e-8)
 
 
+@pytest.mark.usefixtures("one_stream")
 def test_the_ends_get_the_gradient_of_the_bound_where_they_are_learned():
     made, theta = schedule(), 0.9
     of_ends = jax.grad(lambda made: jnp.mean(loss(made, theta, learn_ends=True)))(made).ends

@@ -33,11 +33,17 @@ def losses(config, part=slice(None)):
     return loss(*given) if remember is None else loss(*given, memory)[0]
 
 
-def by_hand(config, t_of_u=lambda u: u, **keywords):
+def uniform(spread="independent"):
+    """The u of the examples, from key 1 of each."""
+    key = diffax.random.fold_in(jax.random.split(jax.random.key(0), SIZE), 1)
+    return diffax.random.uniform(diffax.random.stream(diffax.random.stream(key, "draw"), spread), SIZE)
+
+
+def by_hand(config, t_of_u=lambda u: u, spread="independent", **keywords):
     """The same from the library alone: key 1 of each example draws u, key 0 the noise."""
     keys = jax.random.split(jax.random.key(0), SIZE)
     image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
-    t = t_of_u(diffax.random.uniform(diffax.random.fold_in(keys, 1), SIZE))
+    t = t_of_u(uniform(spread))
     noise, predict = diffax.random.fold_in(keys, 0), lambda x, t: x / 2
     return diffax.denoising_loss(noise, predict, diffax.Cosine(), config.prediction, image, t, **keywords)
 
@@ -56,14 +62,14 @@ def test_each_setting_reaches_the_loss():
     )
     config = config_of(weighting="likelihood")
     slope = lambda t: jnp.pi / jnp.sin(jnp.pi * t)  # half of -d log_snr / dt of the cosine schedule
-    t = diffax.random.uniform(diffax.random.fold_in(jax.random.split(jax.random.key(0), SIZE), 1), SIZE)
     plain = by_hand(config, weighting=lambda log_snr: 1.0)
-    np.testing.assert_allclose(losses(config), slope(t) * plain, rtol=1e-4)
+    np.testing.assert_allclose(losses(config), slope(uniform()) * plain, rtol=1e-4)
     config = config_of(times="cosmap")
     expected = by_hand(config, lambda u: 1 - 1 / (jnp.tan(jnp.pi / 2 * u) + 1))
     np.testing.assert_allclose(losses(config), expected, rtol=1e-5)
     config = config_of(times="uniform", spread="stratified")
-    np.testing.assert_allclose(losses(config), by_hand(config, lambda u: (np.arange(SIZE) + u) / SIZE), rtol=1e-4)
+    expected = by_hand(config, lambda u: (np.arange(SIZE) + u) / SIZE, "stratified")
+    np.testing.assert_allclose(losses(config), expected, rtol=1e-4)
 
 
 @pytest.mark.newest

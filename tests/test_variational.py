@@ -247,6 +247,7 @@ def test_the_variance_that_minimises_the_bound_is_the_exact_one():
     np.testing.assert_allclose((std * (level_t.sigma / level_s.sigma) ** v) ** 2, exact, rtol=5e-3)
 
 
+@pytest.mark.usefixtures("one_stream")
 def test_the_hybrid_loss_is_its_parts_and_trains_the_variance_alone():
     """Nichol & Dhariwal's L_simple + 0.001 L_vlb; the second's gradient does not reach the mean."""
     schedule, steps = diffax.from_betas(diffax.linear_betas(100, beta_end=0.2)), 100

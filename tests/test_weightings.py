@@ -65,7 +65,7 @@ def test_edm_is_the_loss_of_the_paper():
     """Equation 2 and table 1 by hand: lambda(sigma) |D(x0 + sigma eps) - x0|^2, D = c_skip x + c_out F."""
     schedule, s = diffax.LogLinear(0.002, 80.0), 0.4
     x0, sigma = np.random.default_rng(0).normal(size=(25, 2)), np.asarray(schedule(T).sigma)[:, None]
-    x = x0 + sigma * np.asarray(random.noise(KEY, jnp.asarray(x0)))
+    x = x0 + sigma * np.asarray(random.noise(random.stream(KEY, "denoising_loss"), jnp.asarray(x0)))
     skip, out = s**2 / (sigma**2 + s**2), sigma * s / np.sqrt(sigma**2 + s**2)
     error = skip * x + out * np.tanh(x) - x0
     expected = ((sigma**2 + s**2) / (sigma * s) ** 2 * error**2).mean(1)

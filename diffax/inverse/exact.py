@@ -51,7 +51,8 @@ class GaussianMixture:
 
     def sample(self, key: Key, n: int) -> Array:
         """(n, D) draws of x0. The key is consumed."""
-        keys, logits = random.per_example(key, n), jnp.log(jnp.asarray(self.weights))
+        keys = random.per_example(random.stream(key, "GaussianMixture.sample"), n)
+        logits = jnp.log(jnp.asarray(self.weights))
         k = jax.vmap(lambda key: jax.random.categorical(key, logits))(random.fold_in(keys, 0))
         of = jax.tree.map(lambda v: jnp.asarray(v)[k], self.components)
         eps = random.noise(random.fold_in(keys, 1), jax.ShapeDtypeStruct(of.mean.shape, of.mean.dtype))

@@ -10,7 +10,7 @@ from diffax import random
 from diffax.inverse.linear_map import squared_norm
 from diffax.inverse.operators import Mask, Operator, fit, measurement, project, pseudo_inverse, residual
 from diffax.pytrees import check, check_count, combine, expand, safe_sqrt
-from diffax.samplers.base import Sampler, State
+from diffax.samplers.base import Sampler, State, init
 from diffax.samplers.restart import restart
 from diffax.typing import Schedule
 
@@ -213,7 +213,7 @@ def renoising(schedule: Schedule, *, zeta: Any) -> Sampler:
         terms = ((kept * level_s.sigma / level_t.sigma, state.x), (of_x0, denoise(state.x, t)))
         return State(combine(*terms, (fresh * level_s.sigma, random.noise(key, state.x))))
 
-    return Sampler(lambda x, times: State(x), step, order=1, calls=1)
+    return Sampler(init, step, order=1, calls=1)
 
 
 def ddnm_plus(schedule: Schedule, operator: Any, y: Any, *, std: Any) -> Sampler:
@@ -266,4 +266,4 @@ def ddnm_plus(schedule: Schedule, operator: Any, y: Any, *, std: Any) -> Sampler
         of_x = jnp.exp(h / 2) * level_s.sigma / level_t.sigma
         return State(combine((of_x, state.x), (of_x0, x0), (tau, z), (rest - tau, z_range)))
 
-    return Sampler(lambda x, times: State(x), step, order=1, calls=1)
+    return Sampler(init, step, order=1, calls=1)

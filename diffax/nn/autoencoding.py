@@ -28,7 +28,7 @@ def reparameterise(
 
     Source: Kingma & Welling 2014, section 2.4.
     """
-    return mean + jnp.exp(0.5 * log_variance) * random.noise(key, mean)
+    return mean + jnp.exp(0.5 * log_variance) * random.noise(random.stream(key, "reparameterise"), mean)
 
 
 def kl_to_standard_normal(

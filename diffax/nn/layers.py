@@ -72,7 +72,7 @@ def dropout(key: Key | None, x: Array, rate: float) -> Array:
     """
     if key is None or rate == 0.0:
         return x
-    keys = random.per_example(key, len(x))
+    keys = random.per_example(random.stream(key, "dropout"), len(x))
     keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 

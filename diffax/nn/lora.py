@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffax import random
 from diffax.pytrees import check_count
 from diffax.typing import Key
 
@@ -62,7 +63,7 @@ def init(key: Key, params: Any, patterns: Sequence[str], *, rank: int) -> dict[s
         place = adapters
         for group in groups:
             place = place.setdefault(group, {})
-        place[name] = _pair(jax.random.fold_in(key, zlib.crc32(path.encode())), matrices[path], name == TABLE, rank)
+        place[name] = _pair(random.fold_in(key, zlib.crc32(path.encode())), matrices[path], name == TABLE, rank)
     return adapters
 
 

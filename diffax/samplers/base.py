@@ -6,6 +6,8 @@ t is now, s is next. Generating goes t > s; over a reversed grid the same sample
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from diffax.pytrees import widen
+
 
 class State(NamedTuple):
     """The state of a sampler without memory. x: (B, ...), an array or a pytree of arrays."""
@@ -13,10 +15,16 @@ class State(NamedTuple):
     x: Any
 
 
+def init(x: Any, times: Any) -> State:
+    """The `init` of a sampler without memory. x of half precision is carried in float32."""
+    return State(widen(x))
+
+
 class Sampler(NamedTuple):
     """A sampler. It holds functions, so it is built inside the function that is jitted.
 
-    init: (x, times) -> state, a NamedTuple whose first field is x; it sees the whole grid.
+    init: (x, times) -> state, a NamedTuple whose first field is x, in float32 where x is of half precision; it sees the
+      whole grid.
     step: (key, denoise, state, t, s) -> state at time s.
     order: the order of convergence, in the number of steps, to the law or the ODE it solves.
     calls: denoiser calls that a step makes.

@@ -21,16 +21,13 @@ import numpy as np
 
 from diffax import random
 from diffax.pytrees import as_float, check, check_count, combine
-from diffax.samplers.base import Sampler, State
+from diffax.samplers.base import Sampler, State, init
 from diffax.schedules import transition
 from diffax.typing import Array, Denoiser, Predict, Schedule
 
 
 def _sampler(coefficients, order=0):
     """A sampler x_s = c_1 x + c_2 f + c_3 z, coefficients (t, s) -> c, that leaves x as it is where t = s."""
-
-    def init(x, times):
-        return State(x)
 
     def step(key, denoise, state, t, s):
         moves = jnp.asarray(t) != s

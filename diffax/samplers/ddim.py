@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax.pytrees import check, combine, safe_sqrt
-from diffax.samplers.base import Sampler, State
+from diffax.samplers.base import Sampler, State, init
 from diffax.samplers.forms import cross, log_step
 from diffax.typing import Schedule
 
@@ -46,9 +46,6 @@ def ddim(schedule: Schedule, *, eta: Any = 0.0) -> Sampler:
     0.7071
     """
     check("eta", eta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
-
-    def init(x, times):
-        return State(x)
 
     def step(key, denoise, state, t, s):
         level_t, level_s = schedule(t), schedule(s)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from diffax import random
 from diffax.denoisers import moments_of
 from diffax.pytrees import choose, combine, expand, safe_sqrt
-from diffax.samplers.base import Sampler, State
+from diffax.samplers.base import Sampler, State, init
 from diffax.samplers.forms import log_step
 from diffax.typing import Schedule
 
@@ -47,9 +47,6 @@ def ddpm(schedule: Schedule, *, variance: str = "small") -> Sampler:
     (2, 3)
     """
     scale = choose("variance", variance, VARIANCES)
-
-    def init(x, times):
-        return State(x)
 
     def step(key, denoise, state, t, s):
         level_t, level_s = schedule(t), schedule(s)

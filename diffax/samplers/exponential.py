@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import check, choose, combine, expand, safe_sqrt
+from diffax.pytrees import check, choose, combine, expand, safe_sqrt, widen
 from diffax.samplers.base import Sampler
 from diffax.samplers.forms import Form, check_order, evaluate, form_of
 from diffax.typing import Schedule
@@ -212,7 +212,7 @@ def adams(
         return jnp.asarray(eta(t) if callable(eta) else eta)
 
     def init(x, times):
-        first = node(times[0])
+        x, first = widen(x), node(times[0])
         values = tuple(jax.tree.map(jnp.zeros_like, x) for _ in range(length))
         nodes = jnp.stack([first] * length) if length else ()
         tail = _last(jax.vmap(node)(times), order, method.form) if lower_order_final else ()

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax.pytrees import as_float, check, check_count, choose, combine, expand, pytree
+from diffax.pytrees import as_float, check, check_count, choose, combine, expand, pytree, widen
 from diffax.samplers.base import Sampler
 from diffax.samplers.exponential import RULES, Method, adams, corrector
 from diffax.samplers.forms import trig
@@ -80,6 +80,7 @@ def gaussian_adams(
     method = Method(form, order, RULES["exact"], True)
 
     def init(x, times):
+        x = widen(x)
         _check_mean(mean, x)
         if start is not None:
             level, first = schedule(as_float(start)), schedule(times[0])

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax.denoisers import x0_of
-from diffax.pytrees import check, combine, expand
+from diffax.pytrees import check, combine, expand, widen
 from diffax.samplers.base import Sampler
 from diffax.samplers.cfg_plus_plus import check_open
 from diffax.typing import Denoiser
@@ -56,6 +56,7 @@ def guidance_momentum(sampler: Sampler, conditional: Denoiser, guide: Any, *, mo
     check("momentum", momentum, "in (-1, 1)", lambda v: (v > -1) & (v < 1))
 
     def init(x, times):
+        x = widen(x)
         return MomentumState(x, sampler.init(x, times)._replace(x=None), jax.tree.map(jnp.zeros_like, x))
 
     def step(key, denoise, state, t, s):

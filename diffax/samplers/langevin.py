@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax.pytrees import check, check_count, combine, expand, safe_sqrt
-from diffax.samplers.base import Sampler, State
+from diffax.samplers.base import Sampler, State, init
 from diffax.typing import Schedule
 
 SALT = 0x1A9E0000  # keeps a corrector's draws apart from those of the sampler that it corrects
@@ -170,9 +170,6 @@ def annealed_langevin(schedule: Schedule, *, step_size: Any = None, snr: Any = N
     [[1.0]]
     """
     corrector = langevin(schedule, step_size=step_size, snr=snr)
-
-    def init(x, times):
-        return State(x)
 
     def step(key, denoise, state, t, s):
         x = combine((schedule(s).alpha / schedule(t).alpha, state.x))

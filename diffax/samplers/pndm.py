@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax.pytrees import choose, combine, expand
+from diffax.pytrees import choose, combine, expand, widen
 from diffax.samplers.base import Sampler
 from diffax.samplers.forms import FORMS, check_order, cross, evaluate
 from diffax.typing import Schedule
@@ -109,6 +109,7 @@ def _runge_kutta(schedule, denoise, x, e, t, s):
 
 def _pseudo(schedule, order, start):
     def init(x, times):
+        x = widen(x)
         values = jax.tree.map(lambda v: jnp.zeros((order, *v.shape), v.dtype), x)
         return Pseudo(x, values, jnp.zeros(jnp.shape(times[0]), int), times[0], times[0])
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax.pytrees import check, combine, safe_sqrt
-from diffax.samplers.base import Sampler, State
+from diffax.samplers.base import Sampler, State, init
 from diffax.sde import coefficients
 from diffax.typing import Schedule
 
@@ -31,10 +31,6 @@ def _drift(schedule, denoise, x, t, h, eta):
     (f, g2), (alpha, sigma, _) = coefficients(schedule, t), schedule(t)
     k = (1 - jnp.sign(h) * jnp.square(eta)) / 2 * g2 / jnp.square(sigma)
     return combine((f + k, x), (-k * alpha, denoise(x, t)))
-
-
-def _init(x, times):
-    return State(x)
 
 
 def euler_maruyama(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
@@ -65,7 +61,7 @@ def euler_maruyama(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
         std = jnp.asarray(eta) * safe_sqrt(jnp.abs(h) * g2)
         return State(combine((1.0, state.x), (h, drift), (std, random.noise(key, state.x))))
 
-    return Sampler(_init, step, order=1, calls=1)
+    return Sampler(init, step, order=1, calls=1)
 
 
 def stochastic_heun(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
@@ -98,4 +94,4 @@ def stochastic_heun(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
         second = _drift(schedule, denoise, ahead, s, h, eta)
         return State(combine((1.0, x), (h / 2, first), (h / 2, second), noise))
 
-    return Sampler(_init, step, order=2, calls=2)
+    return Sampler(init, step, order=2, calls=2)

@@ -23,15 +23,11 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax.pytrees import check, choose, combine
-from diffax.samplers.base import Sampler, State
+from diffax.samplers.base import Sampler, State, init
 from diffax.samplers.ddim import ddim
 from diffax.samplers.forms import FORMS, Form, check_order, evaluate
 from diffax.samplers.wrappers import ancestral, ancestral_levels, check_churn, churn
 from diffax.typing import Schedule
-
-
-def _init(x, times):
-    return State(x)
 
 
 def _in_lambda(schedule, t, level_t, s, level_s, fraction):
@@ -81,7 +77,7 @@ def two_stage(schedule: Schedule, form: str, r: Any, *, place: Callable = _in_la
         weight = RULES[rule](h, h_r, m0, m1)
         return State(_stage(shape, level_t, level_s, h, state.x, f, (weight, f_r), (-weight, f)))
 
-    return Sampler(_init, step, order=2, calls=2)
+    return Sampler(init, step, order=2, calls=2)
 
 
 def _over(weight, length):
@@ -124,7 +120,7 @@ def _euler_in_time(schedule):
         f = evaluate(form, schedule, denoise, state.x, t, schedule(t))
         return State(combine((1.0, state.x), (s - t, f)))
 
-    return Sampler(_init, step, order=1, calls=1)
+    return Sampler(init, step, order=1, calls=1)
 
 
 def _churned(base, schedule, s_churn, s_tmin, s_tmax, s_noise):
@@ -245,7 +241,7 @@ def dpmpp_sde(schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0, r: 
         weight = 1 / (2 * r)
         return State(stage(random.fold_in(key, 1), level_t, level_s, state.x, (1 - weight, x0), (weight, x0_r)))
 
-    return Sampler(_init, step, order=1 + (isinstance(eta, (int, float)) and eta == 0), calls=2)
+    return Sampler(init, step, order=1 + (isinstance(eta, (int, float)) and eta == 0), calls=2)
 
 
 def dpm_solver(
@@ -303,4 +299,4 @@ def _three_stage(schedule, form, place, taylor):
         of_1 = first - second * jnp.where(h_1 == 0, 0.0, h_2 / jnp.where(h_1 == 0, 1.0, h_1))
         return State(_stage(form, level_t, level_s, h, x, f, (of_1, f_1), (second, f_2), (-of_1 - second, f)))
 
-    return Sampler(_init, step, order=3, calls=3)
+    return Sampler(init, step, order=3, calls=3)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import as_float, check, combine, concrete, safe_sqrt
+from diffax.pytrees import as_float, check, combine, concrete, safe_sqrt, widen
 from diffax.samplers.base import Sampler
 from diffax.samplers.forms import log_step
 from diffax.typing import Schedule
@@ -66,6 +66,7 @@ def churn(
     _forgetful(sampler)
 
     def init(x, times):
+        x = widen(x)
         n = 1 + jnp.sum(jnp.diff(jnp.asarray(times), axis=0) != 0, axis=0)
         gamma = jnp.minimum(as_float(s_churn) / n, jnp.sqrt(2.0) - 1)
         return Churned(x, sampler.init(x, times)._replace(x=None), gamma)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffax import random
 from diffax.curves import LOG_SNR_MAX, Curve, straight_through
 from diffax.pytrees import as_float, check, check_count, pytree, static
 
@@ -68,7 +69,7 @@ class Learned(Curve):
         most = log_snr_max - SMALLEST_RANGE
         check("log_snr_min", log_snr_min, f"<= log_snr_max - {SMALLEST_RANGE} = {most:g}", lambda v: v <= most)
         check_count("units", units)
-        of_weights, of_biases = jax.random.split(key)
+        of_weights, of_biases = jax.random.split(random.threefry(key))
         weights = 2.0 + jax.random.normal(of_weights, (units,))
         # Each sigmoid's middle somewhere in [0, 1].
         biases = -jax.nn.softplus(weights) * jax.random.uniform(of_biases, (units,))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from diffax import random
 from diffax.pytrees import check, check_count
 from diffax.training.state import TrainState
 
@@ -56,8 +57,7 @@ def train_step(
     gradient = in_parts(jax.value_and_grad(mean_loss, has_aux=True), accumulate)
 
     def step(state: TrainState, batch: Any, *, axis_name: str | None = None) -> tuple[TrainState, Any]:
-        step_key = jax.random.fold_in(state.key, state.step)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, batch["index"])
+        keys = random.keys_at(random.fold_in(state.key, state.step), batch["index"])
         (value, seen), grads = gradient(state.params, batch, keys, state.memory)
         if axis_name is not None:
             value, grads = jax.lax.pmean((value, grads), axis_name)

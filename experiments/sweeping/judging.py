@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffax import random
 from diffax.pytrees import check_count, choose
 from experiments import extractors, images, measures, score
 from experiments.data.datasets import Dataset, open_dataset
@@ -52,7 +52,7 @@ def batches(evaluation: Any) -> list[np.ndarray]:
 
 def keys(seed: int, index: np.ndarray) -> Any:
     """(B,) keys of the samples at these places, as `experiments.sample` has them: by seed and place alone."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(index))
+    return random.keys_at(jax.random.key(seed), index)
 
 
 def stored(drawn: np.ndarray, dataset: Dataset) -> np.ndarray:

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffax import random
 from diffax.pytrees import pytree
 from diffax.training import CheckpointError, Checkpoints, TrainState, init_state, make_mesh, train_step
 from diffax.training.parallel import layout, over_batch
@@ -96,7 +97,7 @@ def _compile(run: opening.Run, way: str) -> Program:
 
     def first(values):
         config = bound(values)
-        init_key, state_key = jax.random.split(jax.random.key(config.seed))
+        init_key, state_key = jax.random.split(random.threefry(jax.random.key(config.seed)))
         params = run._replace(config=config).init(init_key)
         return Swept(init_state(state_key, params, build.optimizer(config), goal(config).memory), values)
 
