@@ -18,7 +18,7 @@ import pytest
 from sweeping_runs import attempts, command, results, states, write
 
 from diffax.training import init_state, make_mesh, train_step
-from experiments import build, images, measures, networks, objectives, opening, training
+from experiments import build, images, measures, networks, objectives, opening, samplers, training
 from experiments.configs import smoke
 from experiments.data.datasets import open_dataset
 from experiments.data.pipeline import batches
@@ -589,14 +589,14 @@ def counted(patch, *names):
     """A list that has an entry for each time that one of these samplers is traced."""
     traces = []
     for name in names:
-        make = build.SAMPLERS[name]
+        make = samplers.SAMPLERS[name]
 
         def build_one(schedule, eta, make=make):
             if isinstance(eta, jax.core.Tracer):
                 traces.append(1)
             return make(schedule, eta)
 
-        patch.setitem(build.SAMPLERS, name, build_one)
+        patch.setitem(samplers.SAMPLERS, name, build_one)
     return traces
 
 
