@@ -162,6 +162,7 @@ def test_every_setting_that_matters_changes_the_id(task):
     seen, same = {}, definitions.identity(base)
     for key, value in flatten(base.to_dict()).items():
         other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v + 0.25, str: lambda v: v + "x"}
+        other[type(None)] = lambda v: 0.25
         changed = other.get(type(value), lambda v: [*v, 1])(value)
         config = base.copy_and_resolve_references()
         *groups, name = key.split(".")[1:]
@@ -195,7 +196,7 @@ def other(text):
         (other("[{'seed': 3}]"), (), "run 0 of bad (seed=3): seed is no setting: keys start with config."),
         (other("[{'config.seed': 1.5}]"), (), "run 0 of bad (seed=1.5): config.seed must be of type int, got 1.5"),
         (other("[{'config.seed': True}]"), (), "config.seed must be of type int, got True"),
-        (other("[{'config.eta': '1'}]"), (), "config.eta must be of type float, got '1'"),
+        (other("[{'config.eta': '1'}]"), (), "config.eta must be of type float or None, got '1'"),
         (other("[{'config.eta': float('nan')}]"), (), "(eta=nan): config.eta must be >= 0, got nan"),
         (other("[{'config.sampler': 'ddimm'}]"), (), "(sampler=ddimm): config.sampler must be one of"),
         (other("[{'config.sampler': 'heun', 'config.eta': 1}]"), (), "config.eta must be 0 for heun, which has none"),
