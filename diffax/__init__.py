@@ -35,7 +35,7 @@ Ten lines from a network to samples:
 ...     start, steps = jax.random.split(key)
 ...     x = diffax.initial_noise(start, schedule, (5, 2))
 ...     return diffax.sample(steps, diffax.ddim(schedule, eta=eta), data.denoiser(schedule), x, times)
->>> generate(jax.random.key(0), 0.5, diffax.times.uniform(20)).shape
+>>> generate(jax.random.key(0), 0.5, diffax.times.uniform_log_snr(schedule, 20)).shape
 (5, 2)
 """
 
@@ -83,7 +83,6 @@ from diffax.samplers import (
     adams,
     ancestral,
     annealed_langevin,
-    arctan_times,
     cfg_plus_plus,
     churn,
     consistency,
@@ -113,7 +112,6 @@ from diffax.samplers import (
     langevin,
     latent_consistency_function,
     lcm,
-    lcm_times,
     lms,
     noise_floor,
     pndm,
@@ -181,7 +179,6 @@ __all__ = [
     "ancestral",
     "annealed_langevin",
     "apg",
-    "arctan_times",
     "autoguidance",
     "bits_per_dim",
     "bound_losses",
@@ -236,7 +233,6 @@ __all__ = [
     "langevin",
     "latent_consistency_function",
     "lcm",
-    "lcm_times",
     "learn_grid",
     "likelihood",
     "linear_betas",

@@ -26,7 +26,7 @@ from diffax import random
 from diffax.pytrees import check, concrete, expand, pytree
 from diffax.samplers.base import Sampler, State, init
 from diffax.sampling import integrate
-from diffax.times import uniform_log_snr
+from diffax.times import path
 from diffax.typing import Array, Denoiser, Key, Level, Schedule
 
 CLEAN = Level(1.0, 0.0, jnp.inf)  # the data law itself
@@ -182,7 +182,7 @@ def flow(schedule: Schedule, denoise: Denoiser, x: Any, t: Any, s: Any, *, num_s
     """
     if (known := concrete(num_steps)) is None or known < 1:
         raise ValueError(f"num_steps must be an int >= 1, got {num_steps}")
-    times = uniform_log_snr(schedule, num_steps + 1, t_max=t, t_min=s)
+    times = path(schedule, num_steps + 1, t, s)
     return integrate(jax.random.key(0), runge_kutta(schedule), denoise, x, times).x
 
 

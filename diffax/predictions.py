@@ -27,6 +27,7 @@ import numpy as np
 from diffax import random
 from diffax.pytrees import choose, combine
 from diffax.schedules import rates
+from diffax.times import default_ends
 from diffax.typing import Key, Level, Schedule
 
 
@@ -67,18 +68,24 @@ def diffuse(schedule: Schedule, x0: Any, eps: Any, t: Any) -> Any:
     return combine((level.alpha, x0), (level.sigma, eps))
 
 
-def initial_noise(key: Key, schedule: Schedule, shape: Any, t: Any = 1.0) -> Any:
-    """x_t where no data is left: sigma(t) eps, the right scale for variance-exploding schedules too.
+def initial_noise(key: Key, schedule: Schedule, shape: Any, t: Any = None) -> Any:
+    """Noise to start sampling from: x_t = sigma(t) eps, the right scale for variance-exploding schedules too.
 
     Args:
       key: shape () or (B,); consumed.
       schedule: gives sigma.
       shape: (B, ...) for one float32 array, or a pytree of arrays or `jax.ShapeDtypeStruct`s to imitate.
-      t: () or (B,), the time at which sampling starts.
+      t: () or (B,), the first of the times that are sampled over. None for the default t_max of the grids in
+        `diffax.times`, where sigma / alpha = 80 if the schedule reaches that far. Pass times[0] for other grids.
 
-    The signal alpha(t) x0 is left out: at t = 1 its size is exp(-10) or less for `Cosine`, `Flow` and a table
-    with zero terminal SNR, 0.0066 for `Linear()`, and that of the data for `LogLinear`, beside sigma_max.
+    The signal alpha(t) x0 is left out: beside the noise it is 1 / 80 of the data's size at the default t.
+
+    >>> from diffax.schedules import LogLinear
+    >>> x = initial_noise(jax.random.key(0), LogLinear(0.01, 348.0), (1000, 10))
+    >>> bool(abs(x.std() - 80) < 4)
+    True
     """
+    t = default_ends(schedule)[0] if t is None else t
     is_shape = isinstance(shape, (tuple, list)) and all(isinstance(n, (int, np.integer)) for n in shape)
     like = jax.ShapeDtypeStruct(tuple(shape), jnp.float32) if is_shape else shape
     return combine((schedule(t).sigma, random.noise(random.stream(key, "initial_noise"), like)))

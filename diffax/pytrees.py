@@ -1,6 +1,7 @@
 """Small tools for pytrees: frozen dataclasses, broadcasting over the batch, safe roots, linear combinations."""
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Mapping
 from typing import Any, TypeVar, dataclass_transform
@@ -105,15 +106,17 @@ def check_weight(name: str, value: Any) -> None:
 
 
 def choose(name: str, value: Any, known: Any) -> Any:
-    """`known[value]` (the value itself where `known` is no mapping), or a `ValueError` that names all three.
+    """`known[value]` (the value itself where `known` is no mapping), or a `ValueError` with the nearest known name.
 
-    >>> choose("kind", "epsilon", {"eps": 1, "x0": 2})
+    >>> choose("scaling", "vpp", {"vp": 1, "ve": 2})
     Traceback (most recent call last):
     ...
-    ValueError: kind must be one of eps, x0, got 'epsilon'
+    ValueError: scaling must be one of vp, ve, got 'vpp'; did you mean 'vp'?
     """
     if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        nearest = difflib.get_close_matches(value, known, 1) if isinstance(value, str) else []
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")
     return known[value] if isinstance(known, Mapping) else value
 
 

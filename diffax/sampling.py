@@ -11,15 +11,17 @@ own dtype: many short steps in half precision would all be rounded away. A netwo
 its input itself, as those of `diffax.nn` do with their `dtype`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffax import random
 from diffax.denoisers import mean_only
-from diffax.pytrees import as_float, batch_size, narrow, widen
+from diffax.pytrees import as_float, batch_size, concrete, narrow, widen
 from diffax.samplers.base import Sampler
 from diffax.times import check_grid
 from diffax.typing import Denoiser, Grid, Keys
@@ -94,13 +96,39 @@ def integrate(key: Keys, sampler: Sampler, denoise: Denoiser, x: Any, times: Gri
 def sample(key: Keys, sampler: Sampler, denoise: Denoiser, x: Any, times: Grid) -> Any:
     """x0: `integrate`, then one denoiser call at times[-1]. Arguments as in `unroll`; returns the shape of x.
 
+    Raises:
+      ValueError: as `unroll`, and for an x that is known not to be noise of the level at times[0].
+
     >>> import diffax
-    >>> schedule, times = diffax.Cosine(), diffax.times.uniform(10)
+    >>> schedule, times = diffax.Cosine(), diffax.times.uniform_log_snr(diffax.Cosine(), 10)
     >>> x = diffax.initial_noise(jax.random.key(0), schedule, (3, 2))
     >>> denoise = lambda x, t: jnp.full_like(x, 0.5)
     >>> sample(jax.random.key(1), diffax.ddpm(schedule), denoise, x, times)[0].tolist()
     [0.5, 0.5]
     """
+    _check_start(sampler, x, times)
     x = jax.tree.map(jnp.asarray, x)
     state, _ = _walk(key, sampler, denoise, x, times, lambda state: None)
     return narrow(mean_only(denoise)(state.x, as_float(times)[-1]), x)
+
+
+def _check_start(sampler: Sampler, x: Any, times: Grid) -> None:
+    """Raises `ValueError` if x is known not to have the standard deviation of the noise at times[0].
+
+    So it is where `initial_noise` was drawn at another time. Known are x and times outside of `jit`; data hide in the
+    noise where sigma / alpha >= 10, and 64 numbers tell a factor of 1.5 from chance.
+    """
+    t, leaves = concrete(times), [concrete(leaf) for leaf in jax.tree.leaves(x)]
+    if sampler.schedule is None or t is None or t.ndim != 1 or not t.size or any(leaf is None for leaf in leaves):
+        return
+    level = sampler.schedule(as_float(t[0]))
+    alpha, sigma = concrete(level.alpha), concrete(level.sigma)
+    count = sum(leaf.size for leaf in leaves)
+    if alpha is None or sigma is None or sigma < 10 * alpha or count < 64:
+        return
+    std = math.sqrt(sum(float(np.sum(np.square(leaf.astype(np.float64)))) for leaf in leaves) / count)
+    if not sigma / 1.5 < std < 1.5 * sigma:
+        raise ValueError(
+            f"x must have the standard deviation {sigma:.4g} of the noise at times[0] = {t[0]:.4g}, got {std:.4g}: "
+            "draw it by initial_noise(key, schedule, shape, times[0])"
+        )

@@ -175,7 +175,7 @@ def variational_bound(
       denoise: (x, t) -> x0, or `Moments`.
       x0: (B, ...) clean data.
       times: (n,) from noise to data, n >= 2: n - 1 steps, and the decoder at times[-1]. For a table of T levels all T:
-        `times.leading(T, T)`.
+        `times.leading(schedule, T)`.
       variance: "small", "large" or "learned", of the reverse steps and of the decoder.
       lattice: of the data, as in `decoder_log_prob`; None for data with a density.
 
@@ -186,7 +186,7 @@ def variational_bound(
     >>> import diffax
     >>> law, schedule = diffax.analytic.Gaussian.from_covariance([0.0], 0.25), diffax.Cosine()
     >>> x0 = law.sample(jax.random.key(0), 256)
-    >>> times = diffax.times.uniform_log_snr(schedule, 100)
+    >>> times = diffax.times.uniform_log_snr(schedule, 100, t_max=1.0, t_min=1e-3)
     >>> bound = variational_bound(jax.random.key(1), schedule, law.denoiser(schedule), x0, times)
     >>> bool(bound.total.mean() > -law.log_prob(x0).mean())
     True

@@ -11,7 +11,7 @@ taken, for each mixture by itself, and so is the best of `OURS`: two families of
     published  {unipc bh1, bh2, eps and x0, order 1-3, last orders lowered or not; dpmpp_2m, dpmpp_3m; deis; lms; ddim;
                ipndm; dpm_solver 2, 3 in both forms; heun} x {uniform, quadratic, log-SNR, karras} x t_min
                x {stop there, denoise there}
-    ours       {gaussian_adams, and under noise_floor: gaussian_adams, unipc x0, flow} x {arctan_times(scale, power),
+    ours       {gaussian_adams, and under noise_floor: gaussian_adams, unipc x0, flow} x {arctan(scale, power),
                uniform, quadratic}, to t = 0
 
 From the data ours know mean, root-mean-square deviation and the std of the mixture's components.
@@ -122,10 +122,10 @@ def published_grids(n, t_min=T_MIN):
     curves = {
         "uniform": diffax.times.uniform,
         "quadratic": diffax.times.quadratic,
-        "log_snr": functools.partial(diffax.times.uniform_log_snr, SCHEDULE),
-        "karras": functools.partial(diffax.times.karras, SCHEDULE),
+        "log_snr": diffax.times.uniform_log_snr,
+        "karras": diffax.times.karras,
     }
-    return {f"{name} {t:g}": curve(n, t_min=t) for name, curve in curves.items() for t in t_min}
+    return {f"{name} {t:g}": curve(SCHEDULE, n, t_max=1.0, t_min=t) for name, curve in curves.items() for t in t_min}
 
 
 class Ours(NamedTuple):
@@ -170,7 +170,7 @@ OURS = [
 def our_times(ours, p, n, scale, power):
     """(n + 1,) times for n calls."""
     schedule = gaussian.NoiseFloor(SCHEDULE, p.std) if ours.floor else SCHEDULE
-    times = gaussian.arctan_times(schedule, n + 1 + ours.skips, scale=scale * p.spread, power=power)
+    times = diffax.times.arctan(schedule, n + 1 + ours.skips, scale=scale * p.spread, power=power, t_max=1.0, t_min=0.0)
     return times[ours.skips :]
 
 
@@ -237,7 +237,8 @@ def best_ours(made, budgets=BUDGETS, ours=None, scales=SCALES, powers=POWERS):
         def of(p, n):
             times = jax.vmap(lambda pair: our_times(setting, p, n, *pair))(jnp.asarray(pairs))
             plain = [
-                curve(n + 1 + skips, t_min=0.0)[skips:] for curve in (diffax.times.uniform, diffax.times.quadratic)
+                curve(SCHEDULE, n + 1 + skips, t_max=1.0, t_min=0.0)[skips:]
+                for curve in (diffax.times.uniform, diffax.times.quadratic)
             ]
             times = jnp.concatenate([times, jnp.stack(plain)])
             return jax.vmap(lambda row: padded(row, max(budgets) + 1))(times)

@@ -71,9 +71,9 @@ def summary(nats, dimensions, bin_width=1.0):
 def by_bound(key, case, settings):
     """The discrete bound: {variance: summary}, and its parts in bits: prior, decoder, and each of the steps."""
     curve, denoise, x0, lattice, *_ = case
-    table = getattr(curve, "log_snr_table", None)
-    levels = settings.levels or build.table_length(curve)
-    times = diffax.times.linspace(levels if table is None else len(table), levels)
+    levels = settings.levels or diffax.times.table_length(curve)
+    table = getattr(curve, "num_train_steps", levels)
+    times = diffax.times.linspace(curve, levels, num_train_steps=table)
     per_dim = x0[0].size * math.log(2)
 
     def one(index, x0):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from diffax.nn.edm2 import forced_weight_norm
 from diffax.nn.text import PADDING
 from diffax.pytrees import choose
 from diffax.training import adamw, data_parallel, sharded
+from experiments import samplers
 
 SCHEDULES = {
     "linear": diffax.Linear,
@@ -56,48 +56,6 @@ PARALLEL = {
     "jit": (sharded, "replicate"),
     "fsdp": (lambda step, mesh: sharded(step, mesh, "fsdp"), "fsdp"),
 }
-SAMPLERS = {
-    "ddpm": lambda schedule, eta: diffax.ddpm(schedule),
-    "ddpm_large": lambda schedule, eta: diffax.ddpm(schedule, variance="large"),
-    "ddpm_learned": lambda schedule, eta: diffax.ddpm(schedule, variance="learned"),
-    "ddim": lambda schedule, eta: diffax.ddim(schedule, eta=eta),
-    "heun": lambda schedule, eta: diffax.heun(schedule),
-    "euler_maruyama": lambda schedule, eta: diffax.euler_maruyama(schedule, eta=eta),
-    "stochastic_heun": lambda schedule, eta: diffax.stochastic_heun(schedule, eta=eta),
-    "heun_churn": lambda schedule, eta: diffax.heun(schedule, s_churn=40.0, s_tmin=0.05, s_tmax=50.0, s_noise=1.003),
-    "dpm2": lambda schedule, eta: diffax.dpm2(schedule),
-    "dpm2_ancestral": lambda schedule, eta: diffax.dpm2_ancestral(schedule, eta=eta),
-    "dpmpp_2s": lambda schedule, eta: diffax.dpmpp_2s(schedule),
-    "dpmpp_2s_ancestral": lambda schedule, eta: diffax.dpmpp_2s_ancestral(schedule, eta=eta),
-    "dpmpp_sde": lambda schedule, eta: diffax.dpmpp_sde(schedule, eta=eta),
-    "dpmpp_2m": lambda schedule, eta: diffax.dpmpp_2m(schedule),
-    "dpmpp_3m": lambda schedule, eta: diffax.dpmpp_3m(schedule),
-    "dpmpp_2m_sde": lambda schedule, eta: diffax.dpmpp_2m_sde(schedule, eta=eta),
-    "dpmpp_3m_sde": lambda schedule, eta: diffax.dpmpp_3m_sde(schedule, eta=eta),
-    "dpm_solver": lambda schedule, eta: diffax.dpm_solver(schedule),
-    "deis": lambda schedule, eta: diffax.deis(schedule),
-    "lms": lambda schedule, eta: diffax.lms(schedule),
-    "pndm": lambda schedule, eta: diffax.pndm(schedule),
-    "ipndm": lambda schedule, eta: diffax.ipndm(schedule),
-    "exponential_adams": lambda schedule, eta: diffax.exponential_adams(schedule),
-    "unipc": lambda schedule, eta: diffax.unipc(schedule),
-    "sa_solver": lambda schedule, eta: diffax.sa_solver(schedule, tau=eta),
-}
-HAVE_ETA = {  # the others leave config.sampling.eta alone
-    *("ddim", "euler_maruyama", "stochastic_heun", "sa_solver"),
-    *("dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde"),
-}
-GRIDS = {
-    "uniform": lambda schedule, n: diffax.times.uniform(n),
-    "quadratic": lambda schedule, n: diffax.times.quadratic(n),
-    "beta": lambda schedule, n: diffax.times.beta(n),
-    "uniform_log_snr": lambda schedule, n: diffax.times.uniform_log_snr(schedule, n),
-    "karras": lambda schedule, n: diffax.times.karras(schedule, n),
-    "karras_80": lambda schedule, n: diffax.times.karras(schedule, n, sigma_max=80.0, sigma_min=0.002),
-    "leading": lambda schedule, n: diffax.times.leading(table_length(schedule), n),
-    "trailing": lambda schedule, n: diffax.times.trailing(table_length(schedule), n),
-    "linspace": lambda schedule, n: diffax.times.linspace(table_length(schedule), n),
-}
 TIMES = {
     "t": (1000.0, lambda schedule, t: t),
     "log_snr": (25.0, lambda schedule, t: schedule.log_snr(t)),  # [-20, 20] spans what [0, 1] does at 1000
@@ -113,14 +71,6 @@ def is_number(value: Any) -> bool:
 def is_learned(config: Any) -> bool:
     """Whether the schedule is trained: then params holds it beside the network's."""
     return config.schedule.get("name") == "learned"
-
-
-def check_eta(name: str, of: str, eta: float) -> None:
-    """Raises `ValueError` unless eta is a noise level that this sampler has."""
-    if not 0 <= eta < math.inf:
-        raise ValueError(f"{name} must be >= 0, got {eta}")
-    if eta and of not in HAVE_ETA:
-        raise ValueError(f"{name} must be 0 for {of}, which has none, got {eta}")
 
 
 def _network_params(config, params):
@@ -148,12 +98,6 @@ def schedule(config: Any, params: Any = None) -> Any:
     if missing:
         raise ValueError(f"config.schedule.{missing[0]} is missing: {name} has no default for it")
     return make(**parameters)
-
-
-def table_length(schedule: Any) -> int:
-    """The number of levels of a discrete-time schedule; 1,000 for a continuous one."""
-    table = getattr(schedule, "log_snr_table", None)
-    return 1000 if table is None else len(table)
 
 
 def null_condition(config: Any, net: Any) -> int | None:
@@ -257,13 +201,15 @@ def _guided(config: Any, params: Any, of: Callable, label: Any, null: Any, weigh
 
 
 def grid(config: Any, params: Any = None) -> Any:
-    """The step grid: (num_steps,)."""
-    return GRIDS[config.sampling.grid](schedule(config, params), config.sampling.num_steps)
+    """The step grid: as many entries as config.sampling.num_steps denoiser calls pay for."""
+    curve, sampling = schedule(config, params), config.sampling
+    count = samplers.entries(sampling.sampler, curve, sampling.num_steps)
+    return samplers.step_grid(sampling.sampler, sampling.grid, curve, count)
 
 
 def sampler(config: Any, params: Any = None) -> Any:
     """The sampler."""
-    return SAMPLERS[config.sampling.sampler](schedule(config, params), config.sampling.eta)
+    return samplers.SAMPLERS[config.sampling.sampler](schedule(config, params), config.sampling.eta)
 
 
 def generator(

@@ -9,7 +9,7 @@ import ml_collections
 import diffax
 from diffax.predictions import KINDS
 from diffax.pytrees import choose
-from experiments import autoencoder, build, latents, lora, networks, objectives, text
+from experiments import autoencoder, build, latents, lora, networks, objectives, samplers, text
 from experiments.configs import default
 
 # Their keys are the parameters of what a name says: of the group's own, or of the setting they are called after.
@@ -29,8 +29,8 @@ def check_config(config: Any, num_devices: int) -> None:
     autoencoder.check(config)
     latents.check(config)
     choose("config.loss.spread", config.loss.spread, objectives.SPREADS)
-    choose("config.sampling.sampler", config.sampling.sampler, build.SAMPLERS)
-    choose("config.sampling.grid", config.sampling.grid, build.GRIDS)
+    choose("config.sampling.sampler", config.sampling.sampler, samplers.SAMPLERS)
+    choose("config.sampling.grid", config.sampling.grid, samplers.GRIDS)
     if not config.sigma_data > 0:
         raise ValueError(f"config.sigma_data must be > 0, got {config.sigma_data}")
     diffax.denoiser(lambda x, t: x, build.schedule(config), config.prediction)
@@ -174,14 +174,21 @@ def check_keys(config: Any, known: Any, path: str) -> None:
             if key not in OPEN_GROUPS:
                 check_keys(value, expected, f"{path}.{key}")
         elif not same_type(value, expected):
-            raise ValueError(f"{path}.{key} must be of type {type(expected).__name__}, got {value!r}")
+            raise ValueError(f"{path}.{key} must be of type {type_of(expected)}, got {value!r}")
     for key in known:
         if key not in config:
             raise ValueError(f"{path}.{key} is missing")
 
 
+def type_of(expected: Any) -> str:
+    """The type that a setting with this default has, for a message."""
+    return "float or None" if expected is None else type(expected).__name__
+
+
 def same_type(value: Any, expected: Any) -> bool:
     """Whether a setting whose default is `expected` may have this value: an int for a float, a list for a tuple."""
+    if expected is None:  # a float, or None for another's default
+        return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
     if isinstance(expected, bool) or isinstance(value, bool):
         return isinstance(expected, bool) and isinstance(value, bool)
     if isinstance(expected, float):

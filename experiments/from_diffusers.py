@@ -14,7 +14,7 @@ import diffax
 from diffax.nn.interop.folder import Pretrained, load
 from diffax.nn.interop.scheduler import Scheduler
 from diffax.training.parallel import over_batch
-from experiments import build, lora
+from experiments import lora, samplers
 from experiments.checkpoint import Model
 from experiments.configs import default
 
@@ -121,14 +121,18 @@ def _embeddings(name: str, path: str, width: int) -> np.ndarray:
     return found.astype(np.float32)
 
 
-def steps(scheduler: Scheduler, num_steps: int, grid: str | None = None) -> tuple[Any, float | None]:
-    """(the times of the calls, the time to stop at after them): the folder's own, or a grid of `build.GRIDS`.
+def steps(
+    scheduler: Scheduler, num_steps: int, grid: str | None = None, sampler: str = "ddim"
+) -> tuple[Any, float | None]:
+    """(the times that steps begin at, the time to stop at after them): the folder's own, or a named grid.
 
-    None to stop at stands for ending with the denoiser's x0.
+    As many as num_steps denoiser calls of the sampler pay for. None to stop at: sampling ends with the denoiser's x0.
     """
-    if grid is None:
-        return scheduler.times(num_steps), scheduler.last
-    return build.GRIDS[grid](scheduler.schedule, num_steps), None
+    schedule, last = scheduler.schedule, scheduler.last if grid is None else None
+    if last is not None:
+        return scheduler.times(samplers.moves(sampler, schedule, num_steps)), last
+    count = samplers.entries(sampler, schedule, num_steps)
+    return scheduler.times(count) if grid is None else samplers.step_grid(sampler, grid, schedule, count), None
 
 
 def _tokens(context: Any, null: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -168,7 +172,7 @@ def generator(
             denoise = diffax.clip_static(denoise, -clip, clip)
         start, stepping = diffax.random.fold_in(keys, 0), diffax.random.fold_in(keys, 1)
         x = diffax.initial_noise(start, schedule, (len(keys), *found.shape), times[0])
-        sampler = build.SAMPLERS[sampling.sampler](schedule, sampling.eta)
+        sampler = samplers.SAMPLERS[sampling.sampler](schedule, sampling.eta)
         if last is None:
             return diffax.sample(stepping, sampler, denoise, x, times)
         return diffax.integrate(stepping, sampler, denoise, x, jnp.append(times, last)).x

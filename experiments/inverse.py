@@ -215,7 +215,7 @@ def errors(mean: Any, covariance: Any, law: Any) -> np.ndarray:
 
 def measure(problem: Problem, method: Method, num_steps: int, num_samples: int) -> tuple[tuple[float, ...], Any, bool]:
     """(best hyperparameters, its errors, whether they are exact)."""
-    times = diffax.times.uniform(num_steps).astype(jnp.result_type(float))
+    times = diffax.times.uniform(SCHEDULE, num_steps, t_max=1.0, t_min=1e-3).astype(jnp.result_type(float))
     exact = method.affine and isinstance(problem.prior, analytic.Gaussian)
     build = functools.partial(method.build, problem)
     law = affine_law if exact else functools.partial(sampled_law, num_samples=num_samples)

@@ -125,7 +125,7 @@ def _denoising(config):
 
 def _bounded(config):
     curve = build.schedule(config)
-    num_steps, lattice = build.table_length(curve), diffax.Lattice(config.loss.bin_width)
+    num_steps, lattice = diffax.times.table_length(curve), diffax.Lattice(config.loss.bin_width)
     settings = {"num_steps": num_steps, "lattice": lattice, "sigma_data": config.sigma_data}
     weights = {"weight": config.loss.vlb_weight} if config.loss.objective == "hybrid" else {}
     compute = diffax.hybrid_loss if weights else diffax.vlb_loss

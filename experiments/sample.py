@@ -38,7 +38,7 @@ from absl import flags
 
 import diffax
 from diffax.training.parallel import over_batch
-from experiments import build, checks, from_diffusers, images, latents, noisy_classifier, text
+from experiments import build, checks, from_diffusers, images, latents, noisy_classifier, samplers, text
 from experiments.checkpoint import load_model
 from experiments.configs import default
 from experiments.progress import Progress
@@ -59,7 +59,7 @@ CAPTIONS = flags.DEFINE_list("captions", [], "Captions, repeated in turn, for a 
 SAMPLER = flags.DEFINE_string("sampler", None, "Sampler; the config's if not given.")
 STEPS = flags.DEFINE_integer("num_steps", None, "Denoiser calls; the config's if not given.")
 GRID = flags.DEFINE_string("grid", None, "Step grid; the config's if not given.")
-ETA = flags.DEFINE_float("eta", None, "Noise level of ddim; the config's if not given.")
+ETA = flags.DEFINE_float("eta", None, "Noise of the sampler; the config's, else the sampler's own, if not given.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance weight, 1 for none; the config's if not given.")
 INTERVAL = flags.DEFINE_list("guidance_interval", None, "LOW,HIGH: the times that guidance acts at; the config's.")
 RESCALE = flags.DEFINE_float("guidance_rescale", None, "phi of Lin et al. 2024, 0 for none; the config's.")
@@ -96,9 +96,11 @@ def override(config):
         if value < 1:
             raise ValueError(f"{name} must be >= 1, got {value}")
     choose = diffax.pytrees.choose
-    choose("sampler", config.sampling.sampler, build.SAMPLERS)
-    choose("grid", config.sampling.grid, build.GRIDS)
+    choose("sampler", config.sampling.sampler, samplers.SAMPLERS)
+    choose("grid", config.sampling.grid, samplers.GRIDS)
     checks.check_guidance("guidance", config.sampling.guidance, config)
+    if ETA.value is not None:
+        samplers.check_eta("eta", config.sampling.sampler, ETA.value)
     build.sampler(config)
     build.grid(config)
     return config
@@ -180,6 +182,8 @@ def of_run():
     cycle = chosen_labels(model, classifier)
     space = latents.of_record(model.latent, AUTOENCODER.value)
     picture, times = initial(model, space)
+    sampling = model.config.sampling
+    samplers.report_rounding(sampling.sampler, build.schedule(model.config), sampling.num_steps)
     classify = None
     if classifier is not None:
         classify = functools.partial(noisy_classifier.log_prob, classifier, onto=build.schedule(model.config))
@@ -208,8 +212,11 @@ def of_diffusers():
     sampling = override(model.config).sampling
     context, null = from_diffusers.contexts(found, sampling, CONTEXT.value, NULL.value)
     cycle = chosen_labels(model, None) if model.num_classes or LABELS.value or CAPTIONS.value else None
-    times, last = from_diffusers.steps(found.scheduler, sampling.num_steps, GRID.value)
+    times, last = from_diffusers.steps(found.scheduler, sampling.num_steps, GRID.value, sampling.sampler)
     sampling.grid = GRID.value or from_diffusers.OWN_GRID
+    each = samplers.SAMPLERS[sampling.sampler](found.scheduler.schedule, None).calls
+    made = None if last is None else each * len(times)
+    samplers.report_rounding(sampling.sampler, found.scheduler.schedule, sampling.num_steps, made)
     generate = over_batch(from_diffusers.generator(found, sampling, times, last, context, null))
     settings = from_diffusers.identity(found, folder) | {
         "context": digest_of(context),

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from diffax.training.parallel import over_batch
-from experiments import build, distributed, latents, lora, networks, objectives, opening, text, training
+from experiments import build, distributed, latents, lora, networks, objectives, opening, samplers, text, training
 from experiments.workdir import launch
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
@@ -51,6 +51,7 @@ def main(argv):
     distributed.start()
     config = CONFIG.value
     run = opening.prepare(config, Path(WORKDIR.value).absolute(), networks.network, "diffusion")
+    samplers.report_rounding(config.sampling.sampler, build.schedule(config), config.sampling.num_steps)
     objective = latents.objective(objectives.objective(config, run.net), run.latents)
     training.train(run, lora.objective(objective, run.whole), draw_samples(run))
 

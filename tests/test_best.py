@@ -12,7 +12,8 @@ from exam import SCHEDULES, START, check_order, mixture, problem
 import diffax
 from diffax import analytic, samplers
 from diffax.samplers import gaussian
-from diffax.samplers.gaussian import NoiseFloor, arctan_times, gaussian_adams, noise_floor
+from diffax.samplers.gaussian import NoiseFloor, gaussian_adams, noise_floor
+from diffax.times import arctan
 from experiments import best
 
 pytestmark = [pytest.mark.usefixtures("x64")]
@@ -129,7 +130,7 @@ def test_the_floor_s_schedule_is_that_of_the_centres():
 
 
 def test_no_floor_is_the_sampler_as_it_was():
-    law, times = mixture(), diffax.times.uniform(8, t_min=0.01)
+    law, times = mixture(), diffax.times.uniform(LINEAR, 8, t_max=1.0, t_min=0.01)
     run = lambda sampler: diffax.integrate(KEY, sampler, law.denoiser(LINEAR), jnp.asarray(START), times).x
     np.testing.assert_allclose(run(noise_floor(samplers.unipc, LINEAR, 0.0)), run(samplers.unipc(LINEAR)), rtol=1e-9)
 
@@ -183,7 +184,7 @@ def test_every_number_may_be_traced_and_has_a_finite_gradient():
     @jax.jit
     def end(mean, std, floor, scale, power):
         schedule = NoiseFloor(LINEAR, floor)
-        times = arctan_times(schedule, 7, scale=scale, power=power)[1:]
+        times = arctan(schedule, 7, scale=scale, power=power, t_max=1.0, t_min=0.0)[1:]
         make = functools.partial(gaussian_adams, mean=mean, std=std, start=1.0)
         return jnp.sum(diffax.integrate(KEY, noise_floor(make, LINEAR, floor), law.denoiser(LINEAR), x, times).x ** 2)
 
@@ -230,9 +231,9 @@ def test_moments_for_each_example(n):
             r"mean must broadcast to x, \(1, 2\), got \(5,\)",
         ),
         (lambda: noise_floor(samplers.ddim, LINEAR, -0.1), "std must be >= 0, got -0.1"),
-        (lambda: arctan_times(LINEAR, 1), "n must be an int >= 2, got 1"),
-        (lambda: arctan_times(LINEAR, 5, power=0.0), "power must be > 0, got 0.0"),
-        (lambda: arctan_times(LINEAR, 5, t_min=-0.1), r"t_min must be in \[0, 1\], got -0.1"),
+        (lambda: arctan(LINEAR, 0), "n must be an int >= 1, got 0"),
+        (lambda: arctan(LINEAR, 5, power=0.0), "power must be > 0, got 0.0"),
+        (lambda: arctan(LINEAR, 5, t_min=-0.1), r"t_min must be in \[0, 1\], got -0.1"),
     ],
 )
 def test_bad_input(make, message):
@@ -241,7 +242,7 @@ def test_bad_input(make, message):
 
 
 def test_the_arctan_grid_is_even_in_the_angle():
-    times = arctan_times(LINEAR, 6, scale=0.5, power=1.5)
+    times = arctan(LINEAR, 6, scale=0.5, power=1.5, t_max=1.0, t_min=0.0)
     ratio = jnp.exp(-LINEAR.log_snr(times) / 2) / 0.5
     gaps = jnp.diff(jnp.arctan(ratio ** (1 / 1.5)))
     np.testing.assert_allclose(gaps, gaps[0], rtol=1e-8)

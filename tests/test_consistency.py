@@ -46,7 +46,7 @@ def latent_setting(case):
     config = case["config"]
     betas = np.linspace(config["beta_start"] ** 0.5, config["beta_end"] ** 0.5, 1000) ** 2
     schedule = diffax.from_betas(betas)
-    times = diffax.lcm_times(case["num_inference_steps"])
+    times = diffax.times.lcm(diffax.Cosine(), case["num_inference_steps"])
     np.testing.assert_allclose(1000 * times - 1, case["timesteps"], atol=1e-3)
 
     def model(x, t):
@@ -301,12 +301,14 @@ def test_finite_of_the_same_dtype_and_still_where_the_grid_is(schedule, monkeypa
 
 
 @pytest.mark.newest
-def test_lcm_times_are_the_released_ones():
+def test_lcm_s_times_are_the_released_ones():
     """For 4 of 50 as diffusers reports them; for 8 by the rule: every index floor(50 m / 8) of 999, 979, .., 19."""
-    np.testing.assert_allclose(1000 * diffax.lcm_times(4) - 1, [999, 759, 499, 259], atol=1e-3)
+    np.testing.assert_allclose(1000 * diffax.times.lcm(diffax.Cosine(), 4) - 1, [999, 759, 499, 259], atol=1e-3)
     index = np.floor(np.linspace(0, 50, 8, endpoint=False)).astype(int)
-    np.testing.assert_allclose(1000 * diffax.lcm_times(8) - 1, np.arange(19, 1000, 20)[::-1][index], atol=1e-3)
-    np.testing.assert_allclose(diffax.lcm_times(2, num_train_steps=100, original_steps=4), [1.0, 0.5])
+    np.testing.assert_allclose(
+        1000 * diffax.times.lcm(diffax.Cosine(), 8) - 1, np.arange(19, 1000, 20)[::-1][index], atol=1e-3
+    )
+    np.testing.assert_allclose(diffax.times.lcm(diffax.Cosine(), 2, num_train_steps=100, original_steps=4), [1.0, 0.5])
 
 
 @pytest.mark.parametrize(
@@ -319,9 +321,9 @@ def test_lcm_times_are_the_released_ones():
             lambda s: diffax.latent_consistency_function(None, num_train_steps=1.5),
             "num_train_steps must be an int >= 1",
         ),
-        (lambda s: diffax.lcm_times(0), "n must be an int >= 1, got 0"),
-        (lambda s: diffax.lcm_times(51), "n must be at most 50, got 51"),
-        (lambda s: diffax.lcm_times(5, num_train_steps=10), "original_steps must be at most 10, got 50"),
+        (lambda s: diffax.times.lcm(s, 0), "n must be an int >= 1, got 0"),
+        (lambda s: diffax.times.lcm(s, 51), "n must be at most 50, got 51"),
+        (lambda s: diffax.times.lcm(s, 5, num_train_steps=10), "original_steps must be at most 10, got 50"),
     ],
 )
 def test_bad_input(make, message):

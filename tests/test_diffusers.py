@@ -79,11 +79,11 @@ def betas(config):
 # Discrete time, in the scaling vp: (sampler, grid, how it ends).
 
 GRIDS = {
-    "leading": lambda n: times.leading(1000, n),
-    "leading, t = 0": lambda n: jnp.append(times.leading(1000, n), 0.0),
-    "trailing": lambda n: times.trailing(1000, n),
-    "linspace": lambda n: times.linspace(1000, n + 1)[:-1],
-    "to level 0": lambda n: times.linspace(1000, n + 1),
+    "leading": lambda n: times.leading(diffax.Cosine(), n),
+    "leading, t = 0": lambda n: jnp.append(times.leading(diffax.Cosine(), n), 0.0),
+    "trailing": lambda n: times.trailing(diffax.Cosine(), n),
+    "linspace": lambda n: times.linspace(diffax.Cosine(), n + 1)[:-1],
+    "to level 0": lambda n: times.linspace(diffax.Cosine(), n + 1),
 }
 
 
@@ -358,4 +358,6 @@ def test_variances(steps, variance, monkeypatch):
 
 
 def test_offset():
-    np.testing.assert_allclose(1000 * times.leading(1000, 5, offset=1) - 1, FACTS["leading_5_offset_1"], rtol=1e-6)
+    np.testing.assert_allclose(
+        1000 * times.leading(diffax.Cosine(), 5, offset=1) - 1, FACTS["leading_5_offset_1"], rtol=1e-6
+    )

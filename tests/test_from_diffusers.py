@@ -254,7 +254,11 @@ def test_bad_conditions(parts, files, changes, message, tmp_path):
 def test_guidance_calls_the_network_once_a_step(parts, lengths, tmp_path, monkeypatch):
     """Beside a call for each branch: of contexts of these lengths, or of a label for each example."""
     found, _ = from_diffusers.open_model(pipeline(tmp_path, CLASSES, **parts))
-    rng, schedule, times = np.random.default_rng(1), found.scheduler.schedule, diffax.times.uniform(STEPS)
+    rng, schedule, times = (
+        np.random.default_rng(1),
+        found.scheduler.schedule,
+        diffax.times.uniform_log_snr(found.scheduler.schedule, STEPS),
+    )
     label, null = (jnp.array([4, 0]), 5) if lengths is None else (None, None)
     tokens = [rng.standard_normal((m, 6), np.float32) for m in lengths or ()] or [None, None]
     keys = jax.random.split(jax.random.key(SEED), 2)

@@ -227,7 +227,10 @@ def test_pigdm_and_mmps_reach_the_posterior_law_at_order_one():
     for problem, build in ((problems()[0], _pigdm), (problems()[2], _mmps)):
         posterior = inverse.posterior(problem.prior, problem.operator, problem.y, std=problem.std)
         law = jax.jit(functools.partial(affine_law, functools.partial(build, problem)))
-        off = [errors(*law(diffax.times.uniform(n, t_max=0.999).astype(float)), posterior) for n in (100, 200)]
+        off = [
+            errors(*law(diffax.times.uniform(SCHEDULE, n, t_max=0.999, t_min=1e-3).astype(float)), posterior)
+            for n in (100, 200)
+        ]
         assert off[1][0] < 1e-3
         assert off[1][1] < 0.05
         assert 0.8 < np.log2(off[0][1] / off[1][1]) < 1.3

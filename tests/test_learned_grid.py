@@ -61,9 +61,9 @@ def check_learned(grid, *, others, by):
 
 
 OTHERS = {
-    "karras": lambda last: times.karras(SCHEDULE, CALLS, t_min=last),
-    "uniform_log_snr": lambda last: times.uniform_log_snr(SCHEDULE, CALLS, t_min=last),
-    "quadratic": lambda last: times.quadratic(CALLS, t_min=last),
+    "karras": lambda last: times.karras(SCHEDULE, CALLS, t_max=1.0, t_min=last),
+    "uniform_log_snr": lambda last: times.uniform_log_snr(SCHEDULE, CALLS, t_max=1.0, t_min=last),
+    "quadratic": lambda last: times.quadratic(SCHEDULE, CALLS, t_max=1.0, t_min=last),
 }
 BY = {"karras": 0.6, "uniform_log_snr": 0.75, "quadratic": 0.95}
 
@@ -71,7 +71,7 @@ BY = {"karras": 0.6, "uniform_log_snr": 0.75, "quadratic": 0.95}
 @pytest.mark.newest
 def test_a_learned_grid_beats_karras_and_uniform_log_snr():
     """DDIM at 8 calls: each rival at the best of six places to end, the learned grid once, on 1,024 other starts."""
-    first = times.uniform_log_snr(SCHEDULE, CALLS, t_min=0.01)
+    first = times.uniform_log_snr(SCHEDULE, CALLS, t_max=1.0, t_min=0.01)
     grid, errors = learner(diffax.ddim)(*exact(1, 256), first, 0.1)
     times.check_grid(grid)
     assert grid.shape == (CALLS,)
@@ -80,7 +80,7 @@ def test_a_learned_grid_beats_karras_and_uniform_log_snr():
     assert np.isfinite(errors).all()
     check_learned(grid, others=OTHERS, by=BY)
     # From elsewhere, by the same compiled function, to the same grid: the minimum was found.
-    again = learner(diffax.ddim)(*exact(1, 256), times.karras(SCHEDULE, CALLS), 0.1)
+    again = learner(diffax.ddim)(*exact(1, 256), times.karras(SCHEDULE, CALLS, t_max=1.0, t_min=1e-3), 0.1)
     np.testing.assert_allclose(again.times, grid, atol=2e-3)
     assert learner(diffax.ddim)._cache_size() == 1
     # Negative control: what it started from is no such grid.
@@ -90,7 +90,7 @@ def test_a_learned_grid_beats_karras_and_uniform_log_snr():
 
 def test_any_sampler_may_learn():
     """A multistep sampler has its own best grid; a huge rate neither breaks the grid nor makes it worse."""
-    first = times.quadratic(CALLS, t_min=0.03)
+    first = times.quadratic(SCHEDULE, CALLS, t_max=1.0, t_min=0.03)
     x, target = exact(1, 256)
     learned = learner(diffax.samplers.dpmpp_2m)(x, target, first, 0.1)
     assert error_of(diffax.samplers.dpmpp_2m)(learned.times) < 0.85 * best_of(
@@ -111,7 +111,7 @@ def test_ends_stay_where_they_are_told_to():
     law, schedule = gaussian(), diffax.Cosine()
     denoise = law.denoiser(schedule)
     x = 0.99 * np.random.default_rng(0).normal(size=(32, 2))
-    first = times.uniform(5, t_max=0.95, t_min=0.05)
+    first = times.uniform(schedule, 5, t_max=0.95, t_min=0.05)
 
     def run(first, floor):
         sampler = diffax.ddim(schedule)

@@ -16,7 +16,7 @@ KEY = jax.random.key(0)
 
 def generated(predict):
     """Four samples of eps = predict(x, t), and the same from a plain function with these weights."""
-    schedule, times = diffax.Cosine(), diffax.times.uniform(5)
+    schedule, times = diffax.Cosine(), diffax.times.uniform_log_snr(diffax.Cosine(), 5)
     x = diffax.initial_noise(KEY, schedule, (4, 3))
 
     @jax.jit

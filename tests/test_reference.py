@@ -158,7 +158,8 @@ def iddpm_sigmas(n, levels=1000):
 
 
 def grid(args, n):
-    return diffax.times.uniform_log_snr(LINEAR, n + 1) if args["skip_type"] == "logSNR" else diffax.times.uniform(n + 1)
+    make = diffax.times.uniform_log_snr if args["skip_type"] == "logSNR" else diffax.times.uniform
+    return make(LINEAR, n + 1, t_max=1.0, t_min=1e-3)
 
 
 def singlestep(schedule, times, orders, **settings):

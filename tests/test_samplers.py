@@ -423,7 +423,8 @@ FLOAT32 = {name: 5e-6 if row[2] else 1e-5 for name, row in SAMPLERS.items()} | {
 
 def check_float32(name, schedule):
     """1,000 steps from t = 1 to t = 1e-3 on the mixture, beside float64 on the same grid, with the same noise."""
-    curve, times = SCHEDULES[schedule], diffax.times.uniform_log_snr(SCHEDULES[schedule], 1001).astype(jnp.float32)
+    curve = SCHEDULES[schedule]
+    times = diffax.times.uniform_log_snr(curve, 1001, t_max=1.0, t_min=1e-3).astype(jnp.float32)
 
     def run(dtype):
         curve, oracle = (jax.tree.map(lambda v: jnp.asarray(v, dtype), w) for w in (SCHEDULES[schedule], mixture()))
@@ -456,7 +457,7 @@ def test_a_thousand_steps_in_float32_of_every_sampler(name, schedule):
 def test_a_wrapper_that_adds_nothing_adds_no_round_off():
     """In float32 a difference of two roundings of one log-SNR would be noise of std 1e-3."""
     schedule, x = SCHEDULES["linear"], jnp.asarray(START, jnp.float32)
-    times = diffax.times.uniform_log_snr(schedule, 50).astype(jnp.float32)
+    times = diffax.times.uniform_log_snr(schedule, 50, t_max=1.0, t_min=1e-3).astype(jnp.float32)
     denoise = mixture().denoiser(schedule)
     bare = diffax.heun(schedule)
     for wrapped in (

@@ -29,14 +29,14 @@ def test_n_entries_cost_n_calls(n):
         jax.debug.callback(lambda t: calls.append(float(t)), t)
         return 0.5 * x
 
-    grid = diffax.times.uniform(n)
+    grid = diffax.times.uniform(SCHEDULE, n)
     jax.block_until_ready(diffax.sample(KEY, diffax.ddim(SCHEDULE), denoise, jnp.ones((2, 1)), grid))
     jax.effects_barrier()
     np.testing.assert_allclose(sorted(calls, reverse=True), grid)
 
 
 def test_unroll_records_every_state():
-    grid = diffax.times.uniform(5)
+    grid = diffax.times.uniform(SCHEDULE, 5)
     sampler, x = diffax.ddpm(SCHEDULE), jnp.ones((3, 2))
     state, path = diffax.unroll(KEY, sampler, shrink, x, grid)
     assert path.shape == (4, 3, 2)
@@ -79,7 +79,9 @@ def guided(x, t):
 
 def generate(name, keys, x):
     schedule = diffax.Linear()
-    return diffax.integrate(keys, SAMPLERS[name](schedule), guided, x, diffax.times.uniform(6, t_max=0.8, t_min=0.1)).x
+    return diffax.integrate(
+        keys, SAMPLERS[name](schedule), guided, x, diffax.times.uniform(SCHEDULE, 6, t_max=0.8, t_min=0.1)
+    ).x
 
 
 @by_name
@@ -137,7 +139,11 @@ def test_a_grid_for_each_example_is_its_own_also_with_a_memory(make):
     lambda eta: samplers.churn(diffax.heun(SCHEDULE), SCHEDULE, 3 * eta),
 ])  # fmt: skip
 def test_a_hyperparameter_for_each_example(make):
-    eta, x, grid = jnp.array([0.2, 0.9]), jnp.array([[1.0], [2.0]]), diffax.times.uniform(6, t_max=0.9, t_min=0.1)
+    eta, x, grid = (
+        jnp.array([0.2, 0.9]),
+        jnp.array([[1.0], [2.0]]),
+        diffax.times.uniform(SCHEDULE, 6, t_max=0.9, t_min=0.1),
+    )
     keys = jax.random.split(KEY, 2)
     both = diffax.integrate(keys, make(eta), shrink, x, grid).x
     for i in range(2):
@@ -146,7 +152,7 @@ def test_a_hyperparameter_for_each_example(make):
 
 
 def test_bad_input():
-    x, grid = jnp.ones((2, 1)), diffax.times.uniform(3)
+    x, grid = jnp.ones((2, 1)), diffax.times.uniform(SCHEDULE, 3)
     with pytest.raises(ValueError, match=r"times must have shape \(n,\) or \(n, 2\), .* got \(3, 5\)"):
         diffax.sample(KEY, diffax.ddim(SCHEDULE), shrink, x, jnp.tile(grid[:, None], (1, 5)))
     with pytest.raises(ValueError, match="key must be typed"):
@@ -160,7 +166,7 @@ def test_the_program_does_not_grow_with_the_number_of_steps():
 
     def program(n):
         run = lambda x, times: diffax.sample(KEY, diffax.unipc(SCHEDULE), shrink, x, times)
-        return jax.jit(run).lower(jnp.ones((2, 1)), diffax.times.uniform(n)).as_text().replace(f"{n}", "N")
+        return jax.jit(run).lower(jnp.ones((2, 1)), diffax.times.uniform(SCHEDULE, n)).as_text().replace(f"{n}", "N")
 
     sizes = {len(program(n).splitlines()) for n in (50, 500)}
     assert len(sizes) == 1
@@ -168,7 +174,7 @@ def test_the_program_does_not_grow_with_the_number_of_steps():
 
 def test_trees_are_sampled_as_their_parts_would_be():
     x = {"image": jnp.ones((2, 4, 4, 1)), "depth": 2 * jnp.ones((2, 4))}
-    grid = diffax.times.uniform(4)
+    grid = diffax.times.uniform(SCHEDULE, 4)
     tree = diffax.sample(KEY, diffax.ddim(SCHEDULE), shrink, x, grid)
     for name, leaf in x.items():
         np.testing.assert_allclose(tree[name], diffax.sample(KEY, diffax.ddim(SCHEDULE), shrink, leaf, grid))
@@ -179,8 +185,21 @@ def test_trees_are_sampled_as_their_parts_would_be():
 def test_keys_of_another_batch_are_refused():
     with pytest.raises(ValueError, match=r"key must have shape \(\) or \(2,\), got \(3,\)"):
         diffax.sample(
-            jax.random.split(KEY, 3), diffax.ddpm(SCHEDULE), shrink, jnp.ones((2, 1)), diffax.times.uniform(3)
+            jax.random.split(KEY, 3), diffax.ddpm(SCHEDULE), shrink, jnp.ones((2, 1)), diffax.times.uniform(SCHEDULE, 3)
         )
+
+
+def test_noise_of_another_level_is_named():
+    """Drawn at t = 1, sigma = 348, and sampled from sigma = 80: data of std 0.5 would come out with std 1.9."""
+    schedule = diffax.LogLinear(0.01, 348.0)
+    grid = diffax.times.uniform_log_snr(schedule, 3)
+    run = lambda x: diffax.sample(KEY, diffax.ddim(schedule), shrink, x, grid)
+    run(diffax.initial_noise(KEY, schedule, (40, 2)))
+    run(jnp.ones((2, 1)))  # too few to tell
+    wrong = diffax.initial_noise(KEY, schedule, (40, 2), 1.0)
+    with pytest.raises(ValueError, match=r"x must have the standard deviation 80 of the noise at times\[0\] = 0.859"):
+        run(wrong)
+    jax.jit(run)(wrong)  # traced: the caller's business
 
 
 def test_the_same_jitted_call_compiles_once():
@@ -215,13 +234,13 @@ def test_an_nnx_network_is_sampled():
     def generate(params, key):
         denoise = diffax.denoiser(nnx.merge(graph, params), SCHEDULE, "v")
         x = diffax.initial_noise(key, SCHEDULE, (5, 2))
-        return diffax.sample(key, diffax.ddim(SCHEDULE), denoise, x, diffax.times.uniform(6))
+        return diffax.sample(key, diffax.ddim(SCHEDULE), denoise, x, diffax.times.uniform(SCHEDULE, 6))
 
     x = generate(params, KEY)
     assert x.shape == (5, 2)
     by_hand = diffax.initial_noise(KEY, SCHEDULE, (5, 2))
     net = nnx.merge(graph, params)
-    grid = diffax.times.uniform(6)
+    grid = diffax.times.uniform(SCHEDULE, 6)
     for t, s in zip(grid, [*grid[1:], None], strict=True):
         x0, eps = diffax.split("v", SCHEDULE, net(by_hand, t), by_hand, t)
         by_hand = x0 if s is None else diffax.diffuse(SCHEDULE, x0, eps, s)

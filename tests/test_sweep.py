@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from sweeping_runs import Fake, attempts, command, results, states, tree, write
 
 import diffax
-from experiments import build
+from experiments import samplers
 from experiments.benchmarking import law as of_law
 from experiments.benchmarking import problems
 from experiments.configs import smoke
@@ -162,6 +162,7 @@ def test_every_setting_that_matters_changes_the_id(task):
     seen, same = {}, definitions.identity(base)
     for key, value in flatten(base.to_dict()).items():
         other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v + 0.25, str: lambda v: v + "x"}
+        other[type(None)] = lambda v: 0.25
         changed = other.get(type(value), lambda v: [*v, 1])(value)
         config = base.copy_and_resolve_references()
         *groups, name = key.split(".")[1:]
@@ -195,7 +196,7 @@ def other(text):
         (other("[{'seed': 3}]"), (), "run 0 of bad (seed=3): seed is no setting: keys start with config."),
         (other("[{'config.seed': 1.5}]"), (), "run 0 of bad (seed=1.5): config.seed must be of type int, got 1.5"),
         (other("[{'config.seed': True}]"), (), "config.seed must be of type int, got True"),
-        (other("[{'config.eta': '1'}]"), (), "config.eta must be of type float, got '1'"),
+        (other("[{'config.eta': '1'}]"), (), "config.eta must be of type float or None, got '1'"),
         (other("[{'config.eta': float('nan')}]"), (), "(eta=nan): config.eta must be >= 0, got nan"),
         (other("[{'config.sampler': 'ddimm'}]"), (), "(sampler=ddimm): config.sampler must be one of"),
         (other("[{'config.sampler': 'heun', 'config.eta': 1}]"), (), "config.eta must be 0 for heun, which has none"),
@@ -754,7 +755,7 @@ def test_the_oracle_gives_what_a_direct_computation_gives(command, tmp_path):
 def test_the_ways_of_the_oracle_agree_and_each_compiles_once(command, tmp_path, monkeypatch):
     """One program for each sampler and number of calls."""
     overrides = "product({'config.sampler': ['ddim']}, {'config.calls': [3, 4]}, {'config.eta': [0.0, 0.5]}, seeds(2))"
-    path, found, make = oracle_sweep(tmp_path / "s.py", overrides, 9), {}, build.SAMPLERS["ddim"]
+    path, found, make = oracle_sweep(tmp_path / "s.py", overrides, 9), {}, samplers.SAMPLERS["ddim"]
     for way, more in {"loop": (), "vmap": ("--only=config.calls=3",), "map": ("--only=config.calls=3",)}.items():
         traces = []
 
@@ -762,7 +763,7 @@ def test_the_ways_of_the_oracle_agree_and_each_compiles_once(command, tmp_path, 
             traces.append(isinstance(eta, jax.core.Tracer))
             return make(schedule, eta)
 
-        monkeypatch.setitem(build.SAMPLERS, "ddim", counted)
+        monkeypatch.setitem(samplers.SAMPLERS, "ddim", counted)
         assert command(path, tmp_path / way, f"--way={way}", *more).status == 0
         found[way] = {id: result["metrics"] for id, result in results(tmp_path / way).items()}
         assert sum(traces) == 2 - len(more), way
@@ -787,7 +788,7 @@ FAST = ("ddim", "dpmpp_2m_sde", "sa_solver", "dpmpp_sde", "ddpm", "heun", "dpm_s
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in build.SAMPLERS]
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in samplers.SAMPLERS]
 )
 def test_eta_and_cost_are_what_is_said_of_a_sampler(name):
     """eta changes the samples of those that are said to have it, and of no other; a budget counts every call."""
@@ -800,20 +801,36 @@ def test_eta_and_cost_are_what_is_said_of_a_sampler(name):
 
     @jax.jit
     def draw(eta):
-        return diffax.sample(
-            jax.random.key(0), build.SAMPLERS[name](schedule, eta), denoise, x, jnp.linspace(1.0, 0.1, 4)
-        )
+        grid = samplers.step_grid(name, "uniform", schedule, 4)
+        return diffax.sample(jax.random.key(0), samplers.SAMPLERS[name](schedule, eta), denoise, x, grid)
 
     still = np.asarray(draw(0.0))
     jax.effects_barrier()
-    assert len(calls) == budget.spent(name, schedule, 4)
+    assert len(calls) == samplers.spent(name, schedule, 4)
     noisy = np.asarray(draw(0.7))
     assert np.isfinite(noisy).all()
-    assert (np.abs(noisy - still).max() > 1e-4) == (name in build.HAVE_ETA)
+    assert (np.abs(noisy - still).max() > 1e-4) == (name in samplers.WITH_ETA)
+
+
+NOISY_AT_THEIR_DEFAULT = ("dpmpp_sde", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2m_sde", "sa_solver", "ddim")
+
+
+@pytest.mark.parametrize("name", NOISY_AT_THEIR_DEFAULT)
+def test_no_eta_is_the_sampler_s_own(name):
+    """A stochastic sampler draws noise unless told otherwise: two keys give two samples, of ddim one."""
+    schedule, x = problems.SCHEDULES["linear"], jnp.ones((4, 2))
+
+    @jax.jit
+    def draw(key):
+        sampler = samplers.SAMPLERS[name](schedule, None)
+        return diffax.integrate(key, sampler, lambda x, t: x * (1 - t) / 2, x, jnp.linspace(1.0, 0.1, 4)).x
+
+    differs = bool(jnp.any(draw(jax.random.key(0)) != draw(jax.random.key(1))))
+    assert differs == samplers.draws_noise(name, None) == (name != "ddim")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(build.SAMPLERS))
+@pytest.mark.parametrize("name", list(samplers.SAMPLERS))
 def test_the_budget_at_any_length(name):
     schedule, law = problems.SCHEDULES["linear"], problems.mixture(2)
     for points in (2, 3, 7):  # 1: JAX has no scan without a step where jit is off
@@ -825,12 +842,15 @@ def test_the_budget_at_any_length(name):
             return diffax.Moments(x0, jnp.zeros_like(x0)) if name == "ddpm_learned" else x0
 
         with jax.disable_jit():
-            sampler = build.SAMPLERS[name](schedule, 0.0)
-            diffax.sample(jax.random.key(0), sampler, counted, jnp.ones((2, 2)), jnp.linspace(1.0, 0.1, points))
-        assert len(calls) == budget.spent(name, schedule, points), points
+            sampler, grid = (
+                samplers.SAMPLERS[name](schedule, 0.0),
+                samplers.step_grid(name, "uniform", schedule, points),
+            )
+            diffax.sample(jax.random.key(0), sampler, counted, jnp.ones((2, 2)), grid)
+        assert len(calls) == samplers.spent(name, schedule, points), points
 
 
-@pytest.mark.parametrize("name", list(build.SAMPLERS))
+@pytest.mark.parametrize("name", list(samplers.SAMPLERS))
 def test_a_budget_is_spent_as_far_as_it_goes(name):
     schedule = problems.SCHEDULES["linear"]
     for calls in range(1, 30):
@@ -838,9 +858,9 @@ def test_a_budget_is_spent_as_far_as_it_goes(name):
             points = budget.points(name, schedule, calls)
         except ValueError as error:
             assert f"config.calls must pay for a step of {name}" in str(error)  # noqa: PT017
-            assert budget.spent(name, schedule, 2) > calls
+            assert samplers.spent(name, schedule, 2) > calls
             continue
-        assert budget.spent(name, schedule, points) <= calls < budget.spent(name, schedule, points + 1)
+        assert samplers.spent(name, schedule, points) <= calls < samplers.spent(name, schedule, points + 1)
 
 
 @pytest.mark.slow

@@ -105,7 +105,7 @@ def test_sampling_with_a_classifier(trained, model, log_prob, tmp_path):
     assert shard["labels"].tolist() == list(range(10))
     assert (settings["classifier_step"], settings["classifier_scale"]) == (20, 50)
 
-    labels, times, cosine = jnp.arange(10), diffax.times.uniform(3), diffax.Cosine()
+    labels, times, cosine = jnp.arange(10), diffax.times.uniform_log_snr(diffax.Cosine(), 3), diffax.Cosine()
     keys = diffax.random.fold_in(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), labels), 0)
     noise = diffax.initial_noise(keys, cosine, (10, 8, 8, 1))
     denoise = lambda x, t: jnp.clip(cosine(t).alpha * x, -1, 1)

@@ -206,7 +206,7 @@ def test_a_fine_lattice_is_a_density():
 @pytest.mark.slow
 def test_ddpm_with_learned_variance_is_between_the_fixed_ones():
     """v = 0 and v = 1 are the fixed ones on a strided grid; each dimension has its own."""
-    schedule, times = diffax.from_betas(BETAS), diffax.times.leading(1000, 7)
+    schedule, times = diffax.from_betas(BETAS), diffax.times.leading(diffax.from_betas(BETAS), 7)
     x, denoise = jnp.ones((3, 2)), mixture().denoiser(schedule)
     run = lambda sampler, denoise: diffax.integrate(KEY, sampler, denoise, x, times).x
     learned = diffax.ddpm(schedule, variance="learned")
@@ -278,7 +278,8 @@ def test_guidance_acts_on_x0_alone():
     np.testing.assert_allclose(answer.x0, 4.0)
     np.testing.assert_allclose(answer.v, 2.0)
     x = jnp.ones((2, 2))
-    ends = [diffax.sample(KEY, diffax.ddim(diffax.Cosine()), d, x, diffax.times.uniform(4)) for d in (
+    times = diffax.times.uniform(diffax.Cosine(), 4, t_max=1.0, t_min=1e-3)
+    ends = [diffax.sample(KEY, diffax.ddim(diffax.Cosine()), d, x, times) for d in (
         diffax.mean_only(moments(0.5)), lambda x, t: 0.5 * x,
     )]  # fmt: skip
     np.testing.assert_array_equal(*ends)

@@ -85,7 +85,7 @@ def repaint(sampler: Sampler, schedule: Schedule, operator: Mask, y: Any) -> Sam
     >>> import diffax
     >>> schedule = diffax.Cosine()
     >>> sampler = repaint(diffax.ddpm(schedule), schedule, Mask(jnp.array([1, 0])), jnp.array([[3.0, 0.0]]))
-    >>> times = jumps(diffax.times.uniform(5), length=2, repeats=3)
+    >>> times = jumps(diffax.times.uniform_log_snr(schedule, 5), length=2, repeats=3)
     >>> diffax.sample(jax.random.key(0), sampler, lambda x, t: 0 * x, jnp.ones((1, 2)), times).shape
     (1, 2)
     """

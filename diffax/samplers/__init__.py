@@ -52,13 +52,12 @@ from diffax.samplers.consistency import (
     consistency_function,
     latent_consistency_function,
     lcm,
-    lcm_times,
     tcd,
 )
 from diffax.samplers.ddim import ddim
 from diffax.samplers.ddpm import ddpm
 from diffax.samplers.exponential import adams
-from diffax.samplers.gaussian import NoiseFloor, arctan_times, centres, gaussian_adams, noise_floor
+from diffax.samplers.gaussian import NoiseFloor, centres, gaussian_adams, noise_floor
 from diffax.samplers.guidance_momentum import guidance_momentum
 from diffax.samplers.langevin import Corrector, annealed_langevin, corrected, langevin, predictor_corrector
 from diffax.samplers.multistep import (
@@ -96,7 +95,6 @@ __all__ = [
     "adams",
     "ancestral",
     "annealed_langevin",
-    "arctan_times",
     "centres",
     "cfg_plus_plus",
     "churn",
@@ -127,7 +125,6 @@ __all__ = [
     "langevin",
     "latent_consistency_function",
     "lcm",
-    "lcm_times",
     "lms",
     "noise_floor",
     "pndm",

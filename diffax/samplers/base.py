@@ -28,8 +28,10 @@ class Sampler(NamedTuple):
     step: (key, denoise, state, t, s) -> state at time s.
     order: the order of convergence, in the number of steps, to the law or the ODE it solves.
     calls: denoiser calls that a step makes.
+    start_calls: denoiser calls that the first step or steps make beside these, all in all: 1 for `pndm`.
     renoises: whether its step may go back towards noise by adding noise, so that its grid may turn back.
     memory: whether a step looks at earlier ones of the same path, as multistep methods do.
+    schedule: the noise schedule that it steps along, by which `sample` checks the start; None for no check.
 
     A wrapper, sampler -> sampler, that edits x returns `state._replace(x=edited)`: the x in a state is the truth,
     and every sampler goes on from it. One that needs a memory of its own holds the wrapped state in it without
@@ -40,5 +42,7 @@ class Sampler(NamedTuple):
     step: Callable[[Any, Any, Any, Any, Any], Any]
     order: int
     calls: int
+    start_calls: int = 0
     renoises: bool = False
     memory: bool = False
+    schedule: Any = None

@@ -17,16 +17,15 @@ f, the last one at times[-1]: one entry is one-step generation. What makes f of 
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from diffax import random
 from diffax.pytrees import as_float, check, check_count, combine
 from diffax.samplers.base import Sampler, State, init
 from diffax.schedules import transition
-from diffax.typing import Array, Denoiser, Predict, Schedule
+from diffax.typing import Denoiser, Predict, Schedule
 
 
-def _sampler(coefficients, order=0):
+def _sampler(schedule, coefficients, order=0):
     """A sampler x_s = c_1 x + c_2 f + c_3 z, coefficients (t, s) -> c, that leaves x as it is where t = s."""
 
     def step(key, denoise, state, t, s):
@@ -36,7 +35,7 @@ def _sampler(coefficients, order=0):
         )
         return State(combine((of_x, state.x), (of_f, denoise(state.x, t)), (std, random.noise(key, state.x))))
 
-    return Sampler(init, step, order=order, calls=1)
+    return Sampler(init, step, order=order, calls=1, schedule=schedule)
 
 
 def consistency(schedule: Schedule, *, t_min: Any = 0.0) -> Sampler:
@@ -66,13 +65,13 @@ def consistency(schedule: Schedule, *, t_min: Any = 0.0) -> Sampler:
     def coefficients(t, s):
         return 0.0, *transition(schedule, jnp.maximum(s, t_min), t_min)
 
-    return _sampler(coefficients)
+    return _sampler(schedule, coefficients)
 
 
 def lcm(schedule: Schedule) -> Sampler:
     """Multistep latent consistency sampling: x_s = alpha_s f(x_t, t) + sigma_s z. One call a step, order 0.
 
-    `consistency` for an f that ends at clean data, and `tcd` with gamma = 1. Use `lcm_times` for the grid
+    `consistency` for an f that ends at clean data, and `tcd` with gamma = 1. Use `diffax.times.lcm` for the grid
     that released models were distilled on.
 
     Source: Luo et al. 2023, algorithm 3; LCMScheduler of diffusers.
@@ -87,7 +86,7 @@ def lcm(schedule: Schedule) -> Sampler:
         level = schedule(s)
         return 0.0, level.alpha, level.sigma
 
-    return _sampler(coefficients)
+    return _sampler(schedule, coefficients)
 
 
 def tcd(schedule: Schedule, *, gamma: Any = 0.3, num_train_steps: int | None = None) -> Sampler:
@@ -130,7 +129,7 @@ def tcd(schedule: Schedule, *, gamma: Any = 0.3, num_train_steps: int | None = N
         of_f = -level.alpha * jnp.expm1((level_t.log_snr - level.log_snr) / 2)
         return scale * level.sigma / level_t.sigma, scale * of_f, std
 
-    return _sampler(coefficients, order=1 if isinstance(gamma, (int, float)) and gamma == 0 else 0)
+    return _sampler(schedule, coefficients, order=1 if isinstance(gamma, (int, float)) and gamma == 0 else 0)
 
 
 def consistency_function(predict: Predict, schedule: Schedule, *, t_min: Any = 0.0, sigma_data: Any = 0.5) -> Denoiser:
@@ -199,25 +198,3 @@ def latent_consistency_function(
         return combine((sigma_data**2 / square, x), (tau / jnp.sqrt(square), denoise(x, t)))
 
     return function
-
-
-def lcm_times(n: int, *, num_train_steps: int = 1000, original_steps: int = 50) -> Array:
-    """(n,) times: n of the `original_steps` timesteps that LCM and TCD models were distilled on, evenly by index.
-
-    Timesteps i = k j - 1, j = 1 .. original_steps, k = floor(T / original_steps); of them, from the noisiest on, those
-    at floor(m original_steps / n), m = 0 .. n - 1.
-
-    Raises:
-      ValueError: unless 1 <= n <= original_steps <= num_train_steps.
-
-    Source: Luo et al. 2023, section 4.3 (skipping steps); `set_timesteps` of diffusers' LCMScheduler and TCDScheduler.
-
-    >>> [round(1000 * float(t)) - 1 for t in lcm_times(4)]
-    [999, 759, 499, 259]
-    """
-    for name, value, most in (("n", n, original_steps), ("original_steps", original_steps, num_train_steps)):
-        check_count(name, value)
-        if value > most:
-            raise ValueError(f"{name} must be at most {most}, got {value}")
-    steps = np.arange(original_steps, 0, -1) * (num_train_steps // original_steps)
-    return jnp.asarray(steps[np.arange(n) * original_steps // n] / num_train_steps, dtype=float)

@@ -60,4 +60,4 @@ def ddim(schedule: Schedule, *, eta: Any = 0.0) -> Sampler:
         tau = jnp.asarray(eta) * level_s.sigma * safe_sqrt(-jnp.expm1(h))
         return State(combine((of_x, state.x), (of_x0, denoise(state.x, t)), (tau, random.noise(key, state.x))))
 
-    return Sampler(init, step, order=1, calls=1)
+    return Sampler(init, step, order=1, calls=1, schedule=schedule)

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 from diffax import random
 from diffax.pytrees import check, choose, combine, expand, safe_sqrt, widen
 from diffax.samplers.base import Sampler
-from diffax.samplers.forms import Form, check_order, evaluate, form_of
+from diffax.samplers.forms import Form, begins_in_noise, check_order, evaluate, form_of
 from diffax.typing import Schedule
 
 FORM_NAMES = ("x0", "eps", "rho", "flow", "time")
@@ -230,6 +230,8 @@ def adams(
         a = jnp.where(h > 0, 1 + noise(t), 1.0) if noisy else jnp.ones_like(h)
         state = _on_one_path(state, y, _close(y, method.form))
         weights, used = predictor(method, h, a, y, state)
+        if begins_in_noise(schedule, t) is not False:
+            used = jnp.where(begins_in_noise(schedule, t), 0, used)  # not corrected
         carry, gain = method.form.carry(level_t, level_s), method.form.gain(level_s)
         if noisy:
             carry = carry * jnp.exp(-(a - 1) * h)
@@ -246,7 +248,12 @@ def adams(
 
     reached = order + (corrected is True)
     return Sampler(
-        init, step, order=min(reached, 2) if noisy or lower_order_final else reached, calls=1, memory=length > 0
+        init,
+        step,
+        order=min(reached, 2) if noisy or lower_order_final else reached,
+        calls=1,
+        memory=length > 0,
+        schedule=schedule,
     )
 
 

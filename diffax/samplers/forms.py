@@ -224,6 +224,17 @@ def evaluate(form: Form, schedule: Schedule, denoise: Denoiser, x: Any, t: Any, 
     return form.value(schedule, t, level, x, denoise(x, t))
 
 
+def begins_in_noise(schedule: Schedule, t: Any) -> Any:
+    """Whether a step from t is taken at order 1: t = 1 of a schedule that `ends_in_noise`; False for all others."""
+    return jnp.asarray(t) >= 1 if getattr(schedule, "ends_in_noise", False) else False
+
+
+def higher_order(schedule: Schedule, t: Any, weight: Any) -> Any:
+    """The weight of a term beyond order 1 in a step from t: 0 where `begins_in_noise`."""
+    first = begins_in_noise(schedule, t)
+    return weight if first is False else jnp.where(first, 0.0, weight)
+
+
 def check_order(order: Any, most: int) -> int:
     """`order` if it is an int in 1 .. most, else a `ValueError`."""
     if isinstance(order, bool) or not isinstance(order, (int, np.integer)) or not 1 <= order <= most:

@@ -11,7 +11,7 @@ and the right-hand side is 0 for data N(mean, std^2 I): nothing is left to integ
 Data x0 = y + floor n, n ~ N(0, I), are diffused centres y: x_t = alpha y + sigma' n with sigma'^2 = sigma^2 + alpha^2
 floor^2, and E[y | x_t] = x0 + alpha floor^2 score(x_t). `noise_floor` has any sampler solve for y instead, under the
 schedule (alpha, sigma') whose log-SNR is finite at t = 0: it ends there, with neither a truncation nor a denoising
-step, and is exact from order 1 on for N(m, floor^2 I) whatever m is. `arctan_times` is a grid for both.
+step, and is exact from order 1 on for N(m, floor^2 I) whatever m is. `diffax.times.arctan` is a grid for both.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax.pytrees import as_float, check, check_count, choose, combine, expand, pytree, widen
+from diffax.pytrees import as_float, check, choose, combine, expand, pytree, widen
 from diffax.samplers.base import Sampler
 from diffax.samplers.exponential import RULES, Method, adams, corrector
 from diffax.samplers.forms import trig
-from diffax.typing import Array, Denoiser, Level, Schedule
+from diffax.typing import Denoiser, Level, Schedule
 
 ENDS = {"open": False, "smooth": True}
 RHO_MIN = 4.5399929762484854e-05  # where schedules clip: exp(-10)
@@ -165,6 +165,16 @@ class NoiseFloor:
         """That of the base."""
         return getattr(self.base, "zero_terminal_snr", False)
 
+    @property
+    def ends_in_noise(self) -> bool:
+        """That of the base."""
+        return getattr(self.base, "ends_in_noise", False)
+
+    @property
+    def num_train_steps(self) -> int | None:
+        """Number of levels of the base, where that is a table."""
+        return getattr(self.base, "num_train_steps", None)
+
     def log_snr(self, t: Any) -> Any:
         """log(alpha^2 / sigma'^2) at t, at most -2 log std; any shape."""
         return self._lifted(self.base.log_snr(t))
@@ -222,40 +232,3 @@ def noise_floor(make: Callable[[Schedule], Sampler], schedule: Schedule, std: An
         return inner.step(key, centres(denoise, schedule, std), state, t, s)
 
     return inner._replace(step=step)
-
-
-def arctan_times(
-    schedule: Schedule, n: int, *, scale: Any = 0.7, power: Any = 1.25, t_max: Any = 1.0, t_min: Any = 0.0
-) -> Array:
-    """(n,) times at which atan((r / scale)^(1 / power)) is evenly spaced, r = sigma / alpha; both ends included.
-
-    Dense around r = scale, which wants to be of the order of the data's standard deviation, and sparser by the power
-    of r at both ends, to which it need not be cut off. power = 1 is uniform in the theta of `gaussian_adams` for
-    std = scale; scale = power = 1 is `uniform` under `Cosine`. Under `noise_floor` give `NoiseFloor(schedule, std)`.
-
-    Args:
-      schedule: noise schedule; sigma / alpha is its noise-to-signal ratio, whatever its scaling.
-      n: entries, >= 2.
-      scale: > 0, may be traced.
-      power: > 0, may be traced; the larger, the closer to `uniform_log_snr`.
-      t_max: first time.
-      t_min: last time.
-
-    Raises:
-      ValueError: for n < 2, a scale or power that is not positive, or an end outside [0, 1].
-
-    >>> from diffax.schedules import Cosine
-    >>> [round(float(t), 3) for t in arctan_times(Cosine(), 5, scale=1.0, power=1.0)]
-    [1.0, 0.75, 0.5, 0.25, 0.0]
-    """
-    check_count("n", n, 2)
-    for name, value in (("scale", scale), ("power", power)):
-        check(name, value, "> 0", lambda v: v > 0)
-    for name, value in (("t_max", t_max), ("t_min", t_min)):
-        check(name, value, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
-    ends = as_float(t_max), as_float(t_min)
-    log_scale = jnp.log(as_float(scale))
-    first, last = (jnp.arctan(jnp.exp((-schedule.log_snr(t) / 2 - log_scale) / power)) for t in ends)
-    theta = first + (last - first) * jnp.linspace(0.0, 1.0, n)[1:-1]
-    inner = schedule.inverse(-2 * (log_scale + power * jnp.log(jnp.tan(theta))))
-    return jnp.concatenate([ends[0][None], inner, ends[1][None]])

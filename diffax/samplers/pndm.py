@@ -17,7 +17,7 @@ import numpy as np
 
 from diffax.pytrees import choose, combine, expand, widen
 from diffax.samplers.base import Sampler
-from diffax.samplers.forms import FORMS, check_order, cross, evaluate
+from diffax.samplers.forms import FORMS, begins_in_noise, check_order, cross, evaluate
 from diffax.typing import Schedule
 
 WEIGHTS = np.array(
@@ -41,10 +41,11 @@ class Pseudo(NamedTuple):
 
 
 class Start(NamedTuple):
-    """The first steps of PNDM, and the slope that they take in place of the weights'."""
+    """The first steps of PNDM, the slope that they take in place of the weights', and the extra calls of each."""
 
     steps: int
     slope: Callable
+    calls: int
 
 
 def ipndm(schedule: Schedule, *, order: int = 4) -> Sampler:
@@ -79,7 +80,7 @@ def pndm(schedule: Schedule, *, start: str = "plms") -> Sampler:
     2
     """
     return _pseudo(
-        schedule, 4, choose("start", start, {"plms": Start(1, _improved_euler), "prk": Start(3, _runge_kutta)})
+        schedule, 4, choose("start", start, {"plms": Start(1, _improved_euler, 1), "prk": Start(3, _runge_kutta, 3)})
     )
 
 
@@ -130,7 +131,8 @@ def _pseudo(schedule, order, start):
 
         def first():
             e = jax.tree.map(lambda ring: _take(ring, count % order), values)
-            slope = _select(count < start.steps, start.slope(schedule, denoise, state.x, e, t, s), mean())
+            starts = (count < start.steps) & ~jnp.asarray(begins_in_noise(schedule, t))
+            slope = _select(starts, start.slope(schedule, denoise, state.x, e, t, s), mean())
             return combine((of_x, state.x), (of_slope, slope))
 
         # Both branches move x themselves, so that XLA makes one loop of that and the mean.
@@ -142,7 +144,10 @@ def _pseudo(schedule, order, start):
         kept = [jnp.where(still, u, v) for u, v in pairs]
         return Pseudo(x, values, *kept)
 
-    return Sampler(init, step, order=min(order, 2), calls=1, memory=order > 1)
+    start_calls = 0 if start is None else start.steps * start.calls
+    return Sampler(
+        init, step, order=min(order, 2), calls=1, start_calls=start_calls, memory=order > 1, schedule=schedule
+    )
 
 
 def _put(ring, value, place):

@@ -18,7 +18,7 @@ from diffax import random
 from diffax.pytrees import as_float, check, check_count, combine, concrete, expand
 from diffax.samplers.base import Sampler
 from diffax.schedules import transition
-from diffax.times import uniform_log_snr
+from diffax.times import path
 from diffax.typing import Array, Schedule
 
 
@@ -109,7 +109,7 @@ def restart_times(
     n, extra = len(times), num_restarts * (num_steps + 1)
     below = times <= t_min
     first = jnp.where(below.any(), jnp.argmax(below), n - 1)
-    way = uniform_log_snr(schedule, num_steps + 1, t_max=t_max, t_min=times[first])
+    way = path(schedule, num_steps + 1, t_max, times[first])
     j = jnp.arange(n + extra)
     inside = (j > first) & (j <= first + extra)
     outer = times[jnp.clip(jnp.where(j > first + extra, j - extra, j), 0, n - 1)]

@@ -17,20 +17,38 @@ the linear part exactly (`ddpm`, `dpmpp_sde`, `dpmpp_2m_sde`) need far fewer.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import check, combine, safe_sqrt
+from diffax.pytrees import check, combine, expand, safe_sqrt
 from diffax.samplers.base import Sampler, State, init
+from diffax.samplers.ddim import ddim
+from diffax.samplers.forms import begins_in_noise
 from diffax.sde import coefficients
 from diffax.typing import Schedule
 
 
-def _drift(schedule, denoise, x, t, h, eta):
-    """The drift at (x, t) of the SDE that a step of length h solves."""
+def _drift(schedule, x0, x, t, h, eta):
+    """The drift at (x, t), where the denoiser gives x0, of the SDE that a step of length h solves."""
     (f, g2), (alpha, sigma, _) = coefficients(schedule, t), schedule(t)
     k = (1 - jnp.sign(h) * jnp.square(eta)) / 2 * g2 / jnp.square(sigma)
-    return combine((f + k, x), (-k * alpha, denoise(x, t)))
+    return combine((f + k, x), (-k * alpha, x0))
+
+
+def _step(schedule, eta, plain):
+    """The step `plain`, which takes x0 at (x, t) too; from noise alone that of `ddim`, since f and g^2 jump there."""
+    jump = ddim(schedule, eta=eta)
+
+    def step(key, denoise, state, t, s):
+        x0, first = denoise(state.x, t), begins_in_noise(schedule, t)
+        new = plain(key, denoise, x0, state.x, t, s)
+        if first is not False:
+            jumped = jump.step(key, lambda x, t: x0, state, t, s).x
+            new = jax.tree.map(lambda u, v: jnp.where(expand(first, u), u, v), jumped, new)
+        return State(new)
+
+    return step
 
 
 def euler_maruyama(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
@@ -55,13 +73,13 @@ def euler_maruyama(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
     """
     check("eta", eta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
 
-    def step(key, denoise, state, t, s):
+    def plain(key, denoise, x0, x, t, s):
         h = s - t
-        drift, g2 = _drift(schedule, denoise, state.x, t, h, eta), coefficients(schedule, t).diffusion2
+        drift, g2 = _drift(schedule, x0, x, t, h, eta), coefficients(schedule, t).diffusion2
         std = jnp.asarray(eta) * safe_sqrt(jnp.abs(h) * g2)
-        return State(combine((1.0, state.x), (h, drift), (std, random.noise(key, state.x))))
+        return combine((1.0, x), (h, drift), (std, random.noise(key, x)))
 
-    return Sampler(init, step, order=1, calls=1)
+    return Sampler(init, _step(schedule, eta, plain), order=1, calls=1, schedule=schedule)
 
 
 def stochastic_heun(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
@@ -85,13 +103,13 @@ def stochastic_heun(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
     """
     check("eta", eta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
 
-    def step(key, denoise, state, t, s):
-        h, x = s - t, state.x
+    def plain(key, denoise, x0, x, t, s):
+        h = s - t
         g2 = (coefficients(schedule, t).diffusion2 + coefficients(schedule, s).diffusion2) / 2
         noise = (jnp.asarray(eta) * safe_sqrt(jnp.abs(h) * g2), random.noise(key, x))
-        first = _drift(schedule, denoise, x, t, h, eta)
+        first = _drift(schedule, x0, x, t, h, eta)
         ahead = combine((1.0, x), (h, first), noise)
-        second = _drift(schedule, denoise, ahead, s, h, eta)
-        return State(combine((1.0, x), (h / 2, first), (h / 2, second), noise))
+        second = _drift(schedule, denoise(ahead, s), ahead, s, h, eta)
+        return combine((1.0, x), (h / 2, first), (h / 2, second), noise)
 
-    return Sampler(init, step, order=2, calls=2)
+    return Sampler(init, _step(schedule, eta, plain), order=2, calls=2, schedule=schedule)

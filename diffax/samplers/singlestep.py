@@ -25,7 +25,7 @@ from diffax import random
 from diffax.pytrees import check, choose, combine
 from diffax.samplers.base import Sampler, State, init
 from diffax.samplers.ddim import ddim
-from diffax.samplers.forms import FORMS, Form, check_order, evaluate
+from diffax.samplers.forms import FORMS, Form, check_order, evaluate, higher_order
 from diffax.samplers.wrappers import ancestral, ancestral_levels, check_churn, churn
 from diffax.typing import Schedule
 
@@ -74,10 +74,10 @@ def two_stage(schedule: Schedule, form: str, r: Any, *, place: Callable = _in_la
         x_r = _stage(shape, level_t, level_r, h_r, state.x, f)
         f_r = evaluate(shape, schedule, denoise, x_r, t_r, level_r)
         m0, m1 = shape.moments(h, 2, 1.0)
-        weight = RULES[rule](h, h_r, m0, m1)
+        weight = higher_order(schedule, t, RULES[rule](h, h_r, m0, m1))
         return State(_stage(shape, level_t, level_s, h, state.x, f, (weight, f_r), (-weight, f)))
 
-    return Sampler(init, step, order=2, calls=2)
+    return Sampler(init, step, order=2, calls=2, schedule=schedule)
 
 
 def _over(weight, length):
@@ -120,7 +120,7 @@ def _euler_in_time(schedule):
         f = evaluate(form, schedule, denoise, state.x, t, schedule(t))
         return State(combine((1.0, state.x), (s - t, f)))
 
-    return Sampler(init, step, order=1, calls=1)
+    return Sampler(init, step, order=1, calls=1, schedule=schedule)
 
 
 def _churned(base, schedule, s_churn, s_tmin, s_tmax, s_noise):
@@ -238,10 +238,10 @@ def dpmpp_sde(schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0, r: 
         x0 = denoise(state.x, t)
         x_r = stage(random.fold_in(key, 0), level_t, schedule(t_r), state.x, (1.0, x0))
         x0_r = denoise(x_r, t_r)
-        weight = 1 / (2 * r)
+        weight = higher_order(schedule, t, 1 / (2 * r))
         return State(stage(random.fold_in(key, 1), level_t, level_s, state.x, (1 - weight, x0), (weight, x0_r)))
 
-    return Sampler(init, step, order=1 + (isinstance(eta, (int, float)) and eta == 0), calls=2)
+    return Sampler(init, step, order=1 + (isinstance(eta, (int, float)) and eta == 0), calls=2, schedule=schedule)
 
 
 def dpm_solver(
@@ -292,11 +292,12 @@ def _three_stage(schedule, form, place, taylor):
         f_2 = evaluate(form, schedule, denoise, x_2, t_2, level_2)
         _, m1, m2 = form.moments(h, 3, 1.0)
         if not taylor:
-            slope = _over(m1, h_2)
+            slope = higher_order(schedule, t, _over(m1, h_2))
             return State(_stage(form, level_t, level_s, h, x, f, (slope, f_2), (-slope, f)))
         # The quadratic through all three points: f_t + d1 u + d2 u (u - h_1).
         first, second = _over(m1, h_1), _over(_over(m2 - h_1 * m1, h_2), h_2 - h_1)
+        first, second = (higher_order(schedule, t, weight) for weight in (first, second))
         of_1 = first - second * jnp.where(h_1 == 0, 0.0, h_2 / jnp.where(h_1 == 0, 1.0, h_1))
         return State(_stage(form, level_t, level_s, h, x, f, (of_1, f_1), (second, f_2), (-of_1 - second, f)))
 
-    return Sampler(init, step, order=3, calls=3)
+    return Sampler(init, step, order=3, calls=3, schedule=schedule)

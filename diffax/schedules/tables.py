@@ -10,6 +10,8 @@ from diffax.curves import LOG_SNR_MAX, Curve, straight_through
 from diffax.pytrees import as_float, concrete, pytree, static
 from diffax.schedules.betas import check_betas
 
+NOISE_ALONE = -13.8  # log-SNR at sigma / alpha = 1000
+
 
 @pytree
 class Tabulated(Curve):
@@ -49,6 +51,21 @@ class Tabulated(Curve):
         """Whether the last level is known to hold no signal at all (alpha below 1e-8); never so where alpha = 1."""
         table = concrete(self.log_snr_table)
         return self.scaling != "ve" and table is not None and bool(table[-1] < -2 * LOG_SNR_MAX)
+
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether the last level is known to have sigma / alpha > 1000, a long way from the level before it.
+
+        So it is with zero terminal SNR and for `cosine_betas`. A second-order step from there would multiply the error
+        of the first denoiser call by the ratio of the two levels, so every sampler takes that step at order 1.
+        """
+        table = concrete(self.log_snr_table)
+        return table is not None and bool(table[-1] < NOISE_ALONE)
+
+    @property
+    def num_train_steps(self) -> int:
+        """T, the number of levels."""
+        return len(self.log_snr_table)
 
     def _nodes(self, dtype):
         """(T + 1,) log-SNR at t = i / T, and what its rounding to this precision lost, where that is known."""

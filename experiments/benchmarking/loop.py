@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import diffax
-from experiments import build, checks, networks
+from experiments import build, checks, networks, samplers
 from experiments.data.datasets import open_dataset
 from experiments.workdir import launch, usage_errors
 
@@ -34,10 +34,11 @@ def seconds(f, *args):
 
 
 def functions(config, dataset, net, name):
-    """(sample, network): both (params, keys, label) -> x, with config.sampling.num_steps network calls."""
-    times, schedule = build.grid(config), build.schedule(config)
+    """(sample, network): both (params, keys, label) -> x, with equally many network calls, about num_steps."""
     with config.unlocked():
-        config.sampling.update({"sampler": name, "guidance": 1.0, "eta": 0.5})
+        config.sampling.update({"sampler": name, "guidance": 1.0, "eta": None})
+    schedule, calls = build.schedule(config), config.sampling.num_steps
+    times = jnp.linspace(1.0, 0.0, samplers.spent(name, schedule, samplers.entries(name, schedule, calls)))
     sample = build.generator(config, net, dataset.shape)
 
     @jax.jit
@@ -63,7 +64,7 @@ def main(argv):
     device, calls = jax.local_devices()[0].device_kind, config.sampling.num_steps
     print(f"{config.dataset.name}, {device}, jax {jax.__version__}: {BATCH.value} samples, {calls} calls, float32")
     print("sampler      network s   sample s   overhead (median of pairs)   [min, max]")
-    for name in build.SAMPLERS:
+    for name in samplers.SAMPLERS:
         sample, network = functions(config, dataset, net, name)
         args = (params, keys, label)
         seconds(sample, *args), seconds(network, *args)

@@ -8,6 +8,8 @@ The exact answer is the probability-flow ODE's limit at sigma = 0, by Runge and 
 denoiser step from there, u + (E[x0 | x] - u) / 2 with u = x / alpha, which is right to O(sigma^4).
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +18,6 @@ import numpy as np
 
 import diffax
 from diffax import analytic
-from diffax.samplers.gaussian import arctan_times
 from diffax.typing import Schedule
 
 SCHEDULES: dict[str, Schedule] = {
@@ -27,16 +28,14 @@ SCHEDULES: dict[str, Schedule] = {
 }
 LARGEST = 80.0
 ENDS = (0.05, 0.01, 0.001)  # sigma / alpha of the last grid point, as far as the schedule reaches
-GRIDS = {
-    "uniform": lambda schedule, n, first, last: diffax.times.uniform(n, t_max=first, t_min=last),
-    "quadratic": lambda schedule, n, first, last: diffax.times.quadratic(n, t_max=first, t_min=last),
-    "log_snr": lambda schedule, n, first, last: diffax.times.uniform_log_snr(schedule, n, t_max=first, t_min=last),
-    "karras": lambda schedule, n, first, last: diffax.times.karras(schedule, n, t_max=first, t_min=last),
-    "beta": lambda schedule, n, first, last: diffax.times.beta(n, t_max=first, t_min=last),
-    "poly": lambda schedule, n, first, last: diffax.times.polyexponential(
-        schedule, n, rho=2.0, t_max=first, t_min=last
-    ),
-    "arctan": lambda schedule, n, first, last: arctan_times(schedule, n, t_max=first, t_min=last),
+GRIDS: dict[str, Callable[..., Any]] = {
+    "uniform": diffax.times.uniform,
+    "quadratic": diffax.times.quadratic,
+    "log_snr": diffax.times.uniform_log_snr,
+    "karras": diffax.times.karras,
+    "beta": diffax.times.beta,
+    "poly": functools.partial(diffax.times.polyexponential, rho=2.0),
+    "arctan": diffax.times.arctan,
 }
 LETTERS = {"uniform": "u", "quadratic": "q", "log_snr": "l", "karras": "k", "beta": "b", "poly": "p", "arctan": "a"}
 RUNGE_KUTTA = 1500
@@ -62,7 +61,7 @@ def prepare(schedule: str, lengths: set[int]) -> None:
     if not names:
         return
     last = jnp.asarray([time_at(of, end) for end in ENDS])
-    every = jax.jit(jax.vmap(lambda last: [GRIDS[grid](of, n, first, last) for grid, n in names]))
+    every = jax.jit(jax.vmap(lambda last: [GRIDS[grid](of, n, t_max=first, t_min=last) for grid, n in names]))
     for (grid, n), grids in zip(names, every(last), strict=True):
         for end, times in zip(ENDS, np.asarray(grids), strict=True):
             _KNOWN[schedule, grid, n, end] = times

@@ -62,7 +62,7 @@ HEAD = """# Samplers, measured
 diffax {diffax}, {peers}, {seconds} s in all.
 
 Columns are budgets in denoiser calls. A cell is the least error over grids and endings, and where it was found: u
-uniform in t, q quadratic in t, l uniform in log-SNR, k Karras, b beta quantiles, p polyexponential, a `arctan_times`
+uniform in t, q quadratic in t, l uniform in log-SNR, k Karras, b beta quantiles, p polyexponential, a `arctan`
 (others: a library's own), then sigma / alpha at the last grid point (.05, .01 or .001; a library's own end is not
 named), then i for `integrate`, which ends without the last denoiser call of `sample`. Names ending in `-final` take the
 last steps at lower order.

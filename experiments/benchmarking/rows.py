@@ -1,6 +1,6 @@
 """The samplers of the benchmark, and what their steps cost.
 
-m moves cost calls * m, and the start of `pndm` a few more; `sample` makes one more call at the end:
+m moves cost calls * m + start_calls; `sample` makes one more call at the end:
 
 integrate    the largest m with spent(m) <= budget
 sample       the largest m with spent(m) + 1 <= budget
@@ -22,24 +22,23 @@ class Row(NamedTuple):
     build: (schedule, stretch) -> sampler. stretch: entries of the padded grid over entries of the real one, for what
       divides a hyperparameter by the length of its grid.
     published: whether it is what some released code computes (the tests hold it to that code's numbers).
-    extra: m -> calls that the start costs beside calls * m.
     """
 
     build: Callable[[Any, Any], Sampler]
     published: bool = True
-    extra: Callable[[int], int] = lambda m: 0
 
     def spent(self, moves: int, ending: str) -> int:
         """Denoiser calls of a run with this many moves."""
-        return self.build(diffax.Linear(), 1.0).calls * moves + self.extra(moves) + ENDINGS[ending]
+        sampler = self.build(diffax.Linear(), 1.0)
+        return sampler.calls * moves + (sampler.start_calls if moves else 0) + ENDINGS[ending]
 
     def moves(self, budget: int, ending: str) -> int:
         """The most moves that a budget of calls pays for; 0 if it is too small."""
         return max((m for m in range(1, budget + 1) if self.spent(m, ending) <= budget), default=0)
 
 
-def _row(make: Callable[..., Sampler], *, published: bool = True, extra: Any = lambda m: 0, **settings: Any) -> Row:
-    return Row(lambda schedule, stretch: make(schedule, **settings), published, extra)
+def _row(make: Callable[..., Sampler], *, published: bool = True, **settings: Any) -> Row:
+    return Row(lambda schedule, stretch: make(schedule, **settings), published)
 
 
 def _churned(amount: float) -> Row:
@@ -87,8 +86,8 @@ DETERMINISTIC = {
     "sa_solver-tau0": _row(samplers.sa_solver, order=3, tau=0.0),
     "gaussian_adams-3": _row(samplers.gaussian_adams, order=3, published=False),
     "gaussian_adams-4": _row(samplers.gaussian_adams, order=4, published=False),
-    "pndm": _row(samplers.pndm, extra=lambda m: min(m, 1)),
-    "pndm-prk": _row(samplers.pndm, start="prk", extra=lambda m: 3 * min(m, 3)),
+    "pndm": _row(samplers.pndm),
+    "pndm-prk": _row(samplers.pndm, start="prk"),
     "ipndm": _row(samplers.ipndm),
 }
 

@@ -6,6 +6,7 @@ those of the setting they are called after.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
@@ -113,11 +114,12 @@ def get_config() -> ConfigDict:
 
     config.sampling = ConfigDict()  # what sample.py does unless a flag says otherwise
     config.sampling.sampler = "ddim"
-    config.sampling.num_steps = 50  # denoiser calls
-    config.sampling.grid = "uniform"
+    config.sampling.num_steps = 50  # denoiser calls; rounded down to what the sampler's steps can spend
+    config.sampling.grid = "uniform_log_snr"  # those of experiments/samplers.py, as the samplers
     config.sampling.guidance = 1.0  # 1: none
     config.sampling.guidance_interval = (0.0, 1.0)  # of t: where guidance acts
     config.sampling.guidance_rescale = 0.0  # phi of Lin et al. 2024; 0: none
-    config.sampling.eta = 0.0  # of ddim and the stochastic samplers; tau of sa_solver
+    config.sampling.eta = placeholder(float)  # of ddim and the stochastic samplers, tau of sa_solver, gamma of tcd;
+    # None: the sampler's own default
     config.sampling.clip = True  # x0 to the data's range
     return config

@@ -17,14 +17,13 @@ import numpy as np
 
 import diffax
 from diffax.pytrees import check_count, choose
-from experiments import build
+from experiments import samplers
 from experiments.benchmarking import accuracy, law, problems
 from experiments.sweeping import budget, together
 from experiments.sweeping.definition import Run
 from experiments.sweeping.folder import Folder, Result, Unit
 
-DRAWS_NOISE = ("ddpm", "ddpm_large", "heun_churn")  # whatever eta
-NOT_OURS = ("ddpm_learned",)
+NOT_OURS = ("ddpm_learned", "restart")
 STATIC = ("schedule", "dimension", "examples", "calls", "sampler")
 
 
@@ -32,19 +31,23 @@ def check(config: Any) -> None:
     """Raises `ValueError` for what is wrong with a run."""
     choose("config.schedule", config.schedule, problems.SCHEDULES)
     choose("config.grid", config.grid, problems.GRIDS)
-    choose("config.sampler", config.sampler, {name for name in build.SAMPLERS if name not in NOT_OURS})
+    choose(
+        "config.sampler",
+        config.sampler,
+        {name: make for name, make in samplers.SAMPLERS.items() if name not in NOT_OURS},
+    )
     if config.end not in problems.ENDS:
         raise ValueError(f"config.end must be one of {', '.join(map(str, problems.ENDS))}, got {config.end}")
     if config.dimension not in (2, 64):
         raise ValueError(f"config.dimension must be 2 or 64, got {config.dimension}")
     check_count("config.examples", config.examples, 2)
     budget.points(config.sampler, problems.SCHEDULES[config.schedule], config.calls)
-    build.check_eta("config.eta", config.sampler, config.eta)
+    samplers.check_eta("config.eta", config.sampler, config.eta)
 
 
 def alike(config: Any) -> str:
     """The same for runs that one program serves."""
-    return " ".join(f"{key}={config[key]}" for key in STATIC)
+    return " ".join(f"{key}={config[key]}" for key in STATIC) + f" own={config.eta is None}"
 
 
 def run(unit: Unit, folder: Folder, way: str, say: Callable) -> Iterator[tuple[Run, Result | BaseException]]:
@@ -65,10 +68,16 @@ def _run(unit, way):
     def given(run):
         times = problems.step_grid(run.config.schedule, run.config.grid, points, run.config.end)
         place = seeds.index(run.config.seed)
-        return times, np.float64(run.config.eta), np.int64(run.config.seed), starts.x[place], starts.x0[place]
+        return (
+            times,
+            None if config.eta is None else np.float64(run.config.eta),
+            np.int64(run.config.seed),
+            starts.x[place],
+            starts.x0[place],
+        )
 
     rows = [given(run) for run in together.filled(unit.runs)]
-    columns = [np.stack(column) for column in zip(*rows, strict=True)]
+    columns = [None if column[0] is None else np.stack(column) for column in zip(*rows, strict=True)]
 
     def compute():
         if way == "loop":
@@ -80,9 +89,9 @@ def _run(unit, way):
     found = compute()
     seconds = (time.perf_counter() - start) / len(unit.runs)
     for run, (rms, sliced) in zip(unit.runs, found, strict=False):
-        is_noisy = name in DRAWS_NOISE or run.config.eta > 0
+        is_noisy = samplers.draws_noise(name, run.config.eta)
         metrics = {"sliced": float(sliced)} | ({} if is_noisy else {"rms": float(rms)})
-        cost = {"calls": float(budget.spent(name, schedule, points)), "seconds": round(seconds, 6)}
+        cost = {"calls": float(samplers.spent(name, schedule, points)), "seconds": round(seconds, 6)}
         yield run, Result(metrics, {"sliced": starts.floor}, starts.conditions, cost)
 
 
@@ -92,7 +101,7 @@ def _program(of: str, dimension: int, name: str, way: str) -> Callable:
     schedule, denoise = problems.SCHEDULES[of], problems.mixture(dimension).denoiser(problems.SCHEDULES[of])
 
     def one(quantiles, times, eta, seed, x, x0):
-        found = diffax.sample(jax.random.key(seed), build.SAMPLERS[name](schedule, eta), denoise, x, times)
+        found = diffax.sample(jax.random.key(seed), samplers.SAMPLERS[name](schedule, eta), denoise, x, times)
         return accuracy.rms(found - x0), law.sliced(found, quantiles)
 
     return jax.jit(one) if way == "loop" else together.several(one, way)

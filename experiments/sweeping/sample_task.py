@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from diffax.pytrees import choose
 from diffax.training import make_mesh
-from experiments import build, checks, latents
+from experiments import build, checks, latents, samplers
 from experiments.checkpoint import Model, load_model
 from experiments.lora import digest
 from experiments.sweeping import budget, judging, together
@@ -51,16 +51,16 @@ def _settings(config: Any, model: Model) -> tuple[ConfigDict, Any, int]:
     settings = ConfigDict(model.config.to_dict())
     schedule = build.schedule(settings, model.params)
     points = budget.points(config.sampling.sampler, schedule, config.calls)
-    settings.sampling = {**config.sampling.to_dict(), "num_steps": points}
+    settings.sampling = {**config.sampling.to_dict(), "num_steps": config.calls}
     return settings, schedule, points
 
 
 def check(config: Any) -> None:
     """Raises `ValueError` for what is wrong with a run."""
     sampling = config.sampling
-    choose("config.sampling.sampler", sampling.sampler, build.SAMPLERS)
-    choose("config.sampling.grid", sampling.grid, build.GRIDS)
-    build.check_eta("config.sampling.eta", sampling.sampler, sampling.eta)
+    choose("config.sampling.sampler", sampling.sampler, samplers.SAMPLERS)
+    choose("config.sampling.grid", sampling.grid, samplers.GRIDS)
+    samplers.check_eta("config.sampling.eta", sampling.sampler, sampling.eta)
     model = _model(config.checkpoint)
     if model.words is not None:
         raise ValueError(f"config.checkpoint must not be a model of captions, got {config.checkpoint}")
@@ -75,7 +75,8 @@ def alike(config: Any) -> str:
     """The same for runs that one program serves."""
     _, _, points = _settings(config, _model(config.checkpoint))
     kept = {k: v for k, v in flatten(config.to_dict()).items() if k not in OWN}
-    return json.dumps({**kept, "points": points, "guided": config.sampling.guidance != 1}, sort_keys=True)
+    asked = {"points": points, "guided": config.sampling.guidance != 1, "own": config.sampling.eta is None}
+    return json.dumps({**kept, **asked}, sort_keys=True)
 
 
 @functools.lru_cache(maxsize=1)
@@ -125,7 +126,7 @@ def run(unit: Unit, folder: Folder, way: str, say: Callable) -> Iterator[tuple[R
         times.append(time.monotonic())
     # The first batch compiles, where no run before it did.
     seconds = float(np.median(np.diff(times)[len(places) > 1 :])) * len(places) / len(unit.runs)
-    cost = {"seconds": round(seconds, 3), "calls": float(budget.spent(config.sampling.sampler, schedule, points))}
+    cost = {"seconds": round(seconds, 3), "calls": float(samplers.spent(config.sampling.sampler, schedule, points))}
     for place, (one, parts) in enumerate(zip(unit.runs, drawn, strict=True)):
         if place in failed:
             yield one, failed[place]
@@ -142,8 +143,9 @@ def run(unit: Unit, folder: Folder, way: str, say: Callable) -> Iterator[tuple[R
 
 def _row(config: Any, schedule: Any, points: int, index: np.ndarray) -> tuple[Any, ...]:
     keys = judging.keys(config.seed, index)
-    times = build.GRIDS[config.sampling.grid](schedule, points)
-    return times, jnp.float32(config.sampling.eta), jnp.float32(config.sampling.guidance), keys
+    times = samplers.step_grid(config.sampling.sampler, config.sampling.grid, schedule, points)
+    eta = None if config.sampling.eta is None else jnp.float32(config.sampling.eta)
+    return times, eta, jnp.float32(config.sampling.guidance), keys
 
 
 def _each(draw: Callable, shared: Any, rows: list[Any], way: str) -> Any:

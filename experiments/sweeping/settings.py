@@ -71,7 +71,7 @@ def oracle() -> ConfigDict:
     config.end = 0.01  # sigma / alpha of the last grid point
     config.calls = 20
     config.sampler = "ddim"  # those of `experiments.build`
-    config.eta = 0.0
+    config.eta = None  # the sampler's own default
     return config
 
 
@@ -148,7 +148,8 @@ def change(config: ConfigDict, key: str, value: Any, known: ConfigDict) -> None:
     value = tuple(value) if isinstance(value, list) else value
     if name in of and not isinstance(of[name], ConfigDict):
         if not checks.same_type(value, of[name]):
-            raise ValueError(f"{key} must be of type {type(of[name]).__name__}, got {value!r}")
-        value = float(value) if isinstance(of[name], float) else value
+            raise ValueError(f"{key} must be of type {checks.type_of(of[name])}, got {value!r}")
+        is_float = isinstance(of[name], float) or (of[name] is None and value is not None)
+        value = float(value) if is_float else value
     with at.unlocked(), at.ignore_type():
         at[name] = ConfigDict(value) if isinstance(value, dict) else value

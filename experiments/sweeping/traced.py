@@ -32,7 +32,7 @@ INPUTS = ("config.dataset.data_dir", "config.dataset.num_threads", "config.datas
 
 def _is_traced(key: str, value: Any, config: Any) -> bool:
     if key == SEED or key in FLOATS:
-        return True
+        return value is not None
     name = config.schedule.get("name", "")
     if key.startswith("config.schedule.") and (name == "learned" or name.endswith("_betas")):
         return False  # part of the first parameters' shapes and ends; of a table that the host computes

@@ -24,10 +24,10 @@ from diffax import random
 from diffax.pytrees import pytree
 from diffax.training import CheckpointError, Checkpoints, TrainState, init_state, make_mesh, train_step
 from diffax.training.parallel import layout, over_batch
-from experiments import build, checks, latents, lora, networks, objectives, opening
+from experiments import build, checks, latents, lora, networks, objectives, opening, samplers
 from experiments.metrics_log import MetricsLog, NotFiniteError, Pending
 from experiments.progress import Progress
-from experiments.sweeping import budget, judging, together, traced
+from experiments.sweeping import judging, together, traced
 from experiments.sweeping.definition import Run
 from experiments.sweeping.folder import Folder, Result, Unit
 
@@ -297,5 +297,6 @@ def _measure(program, one, opened, swept, last, judged_by, folder):
     judging.picture(folder.run(one) / "samples.png", pixels, dataset)
     found = judge(pixels)
     sampling, schedule = opened.config.sampling, build.schedule(opened.config, swept.state.ema)
-    cost = {"calls": float(budget.spent(sampling.sampler, schedule, sampling.num_steps))}
+    entries = samplers.entries(sampling.sampler, schedule, sampling.num_steps)
+    cost = {"calls": float(samplers.spent(sampling.sampler, schedule, entries))}
     return Result({"loss": last["loss"], **found.metrics}, found.floors, found.conditions, cost)

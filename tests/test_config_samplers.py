@@ -1,0 +1,111 @@
+"""The samplers and grids that a config names: all of the catalogue, as many calls as asked for, their own noise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffax
+from experiments import build, checks, samplers
+from experiments.configs import default
+from experiments.sweeping import settings
+
+
+def config_of(**sampling):
+    config = default.get_config()
+    config.sampling.update(sampling)
+    return config
+
+
+def test_every_sampler_of_the_catalogue_has_a_name():
+    """The table of `diffax.samplers`, but for wrappers that need another function."""
+    table = diffax.samplers.__doc__.split("wrappers, sampler -> sampler")[0]
+    words = {line.split()[0] for line in table.splitlines() if line.strip()}
+    names = {word for word in words if hasattr(diffax.samplers, word)}
+    assert len(names) >= 26
+    assert names <= samplers.SAMPLERS.keys()
+    assert {"lcm", "tcd", "restart", "noise_floor", "annealed_langevin"} <= samplers.SAMPLERS.keys()
+
+
+def test_every_grid_has_a_name():
+    grids = {"arctan", "exponential", "polyexponential", "karras", "beta", "quadratic", "trailing", "lcm"}
+    assert grids <= samplers.GRIDS.keys()
+    for name in samplers.GRIDS:
+        assert build.grid(config_of(grid=name, num_steps=4)).shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("name", "calls", "entries", "made"),
+    [
+        ("ddim", 20, 20, 20),
+        ("heun", 20, 10, 19),
+        ("heun", 2, 1, 1),
+        ("dpmpp_sde", 21, 11, 21),
+        ("dpm_solver", 20, 7, 19),
+        ("pndm", 20, 19, 20),
+        ("pndm", 1, 1, 1),
+        ("restart", 20, 8, 19),  # two moves more behind the jump
+        ("restart", 5, 1, 1),
+    ],
+)
+def test_num_steps_are_denoiser_calls(name, calls, entries, made, capsys):
+    config = config_of(sampler=name, num_steps=calls)
+    assert samplers.entries(name, build.schedule(config), calls) == entries
+    assert samplers.spent(name, build.schedule(config), entries) == made
+    turns = 3 if name == "restart" and entries > 1 else 0
+    assert build.grid(config).shape == (entries + turns,)
+    samplers.report_rounding(name, build.schedule(config), calls)
+    said = f"num_steps = {calls} is rounded down to {made} denoiser calls: a step of {name} makes "
+    assert capsys.readouterr().out.startswith(said if made < calls else "")
+
+
+def test_the_grid_of_a_restart_turns_once():
+    times = np.asarray(build.grid(config_of(sampler="restart", num_steps=20)))
+    assert (np.diff(times) > 0).sum() == 1
+    level = diffax.Cosine()(times[np.argmax(np.diff(times) > 0) + 1])
+    np.testing.assert_allclose(level.sigma / level.alpha, 0.3, rtol=1e-5)
+
+
+def test_unipc_is_the_form_for_guidance():
+    schedule, times = diffax.Cosine(), jnp.linspace(0.9, 0.1, 6)
+    denoise = lambda x, t: jnp.tanh(x) * (1 - t)
+    runs = [
+        diffax.sample(jax.random.key(0), make, denoise, jnp.ones((2, 1)), times)
+        for make in (
+            samplers.SAMPLERS["unipc"](schedule, None),
+            diffax.unipc(schedule, form="x0", order=2, lower_order_final=True),
+            diffax.unipc(schedule),
+        )
+    ]
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert np.abs(runs[0] - runs[2]).max() > 1e-4
+
+
+def test_eta_is_none_or_a_float():
+    config = default.get_config()
+    assert config.sampling.eta is None
+    config.sampling.eta = 0.5
+    with pytest.raises(TypeError):
+        config.sampling.eta = "0.5"
+    known = default.get_config()
+    for eta in (None, 0.5, 1):
+        checks.check_keys(config_of(eta=eta), known, "config")
+    sweep = settings.sampling()
+    settings.change(sweep, "config.sampling.eta", 1, settings.sampling())
+    assert isinstance(sweep.sampling.eta, float)
+    with pytest.raises(ValueError, match=r"config.sampling.eta must be of type float or None, got 'a'"):
+        settings.change(sweep, "config.sampling.eta", "a", settings.sampling())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: samplers.check_eta("eta", "heun", 0.5), "eta must be 0 for heun, which has none, got 0.5"),
+        (lambda: samplers.check_eta("eta", "ddim", -1.0), "eta must be >= 0, got -1.0"),
+        (lambda: samplers.moves("heun", diffax.Cosine(), 1), "num_steps must be >= 2 for heun, got 1"),
+        (lambda: samplers.entries("ddim", diffax.Cosine(), 0), "num_steps must be an int >= 1, got 0"),
+    ],
+)
+def test_bad_input(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
