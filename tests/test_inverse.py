@@ -91,18 +91,50 @@ def test_forwards_are_what_their_names_say():
     assert masked["b"].tolist() == [[0]]
 
 
-def test_conjugate_gradients_solves_each_example_by_itself():
+def test_conjugate_residuals_solve_each_example_by_itself():
     square = RNG.normal(size=(3, 5, 5))
     matrices = jnp.asarray(square @ square.transpose(0, 2, 1) * np.array([1.0, 1e4, 1e-4])[:, None, None])
     y = jnp.asarray(RNG.normal(size=(3, 5)))
-    apply = lambda matrices: lambda v: jnp.einsum("bij,bj->bi", matrices, v)
-    solved = inverse.conjugate_gradients(apply(matrices), y, 40)
+    apply = lambda matrices: lambda v: (v, jnp.einsum("bij,bj->bi", matrices, v))
+    solved, rest = inverse.conjugate_residuals(apply(matrices), y, 40)
     for i in range(3):
         np.testing.assert_allclose(solved[i], np.linalg.solve(matrices[i], y[i]), rtol=1e-6)
-    few = inverse.conjugate_gradients(apply(matrices), y, 2)
-    alone = inverse.conjugate_gradients(apply(matrices[1:2]), y[1:2], 2)
+    np.testing.assert_allclose(rest, 0, atol=1e-9)
+    few, _ = inverse.conjugate_residuals(apply(matrices), y, 2)
+    alone, _ = inverse.conjugate_residuals(apply(matrices[1:2]), y[1:2], 2)
     np.testing.assert_allclose(few[1:2], alone, rtol=1e-12)
-    assert not np.any(inverse.conjugate_gradients(apply(matrices), 0 * y, 3))
+    assert not np.any(inverse.conjugate_residuals(apply(matrices), 0 * y, 3)[0])
+
+
+def test_conjugate_residuals_stop_at_a_matrix_that_is_not_positive():
+    """Known answers; the residual never grows, whatever the matrix; a bad example does not touch a good one."""
+    square = np.array(
+        [
+            [[0.0, 1.0], [-1.0, 0.0]],  # <r, M r> = 0 at once: z = 0
+            [[2.0, 0.0], [0.0, -1.0]],  # positive in the first step, a = 1 / 5, negative in the second
+            [[2.0, 1.0], [1.0, 3.0]],
+            [[np.nan, 0.0], [0.0, 1.0]],
+        ]
+    )
+    solve = functools.partial(inverse.conjugate_residuals, iterations=2)
+    apply = lambda matrices: lambda r: (r, jnp.einsum("bij,bj->bi", matrices, r))
+    z, rest = solve(apply(jnp.asarray(square)), jnp.ones((4, 2)))
+    np.testing.assert_allclose(z, [[0, 0], [0.2, 0.2], [0.4, 0.2], [0, 0]], atol=1e-14)
+    np.testing.assert_allclose(rest, [[1, 1], [0.6, 1.2], [0, 0], [1, 1]], atol=1e-14)
+    np.testing.assert_array_equal(solve(apply(jnp.asarray(square[2:3])), jnp.ones((1, 2)))[0][0], z[2])
+    matrices, y = jnp.asarray(RNG.normal(size=(500, 6, 6))), jnp.asarray(RNG.normal(size=(500, 6)))
+    rests = [inverse.conjugate_residuals(apply(matrices), y, n)[1] for n in (1, 2, 4, 8)]
+    norms = np.linalg.norm([y, *rests], axis=-1)
+    assert (np.diff(norms, axis=0) <= 1e-12).all()
+
+
+def test_the_pseudo_inverse_of_what_the_operator_cannot_reach_is_least_squares():
+    """Two unknowns, four noisy measurements of them."""
+    matrix, y = RNG.normal(size=(4, 2)), RNG.normal(size=(20, 4))
+    for dtype, atol in ((jnp.float64, 1e-12), (jnp.float32, 1e-5)):
+        operator = inverse.linear(functools.partial(jnp.matmul, jnp.asarray(matrix, dtype)), jnp.zeros(2, dtype))
+        x0 = inverse.pseudo_inverse(operator, jnp.asarray(y, dtype))
+        np.testing.assert_allclose(x0, y @ np.linalg.pinv(matrix).T, atol=atol)
 
 
 def test_operators_are_pytrees():
@@ -217,6 +249,43 @@ def test_the_exam_fails_another_variance_and_a_missing_factor(monkeypatch):
     guided = inverse.pigdm(problem.prior.denoiser(SCHEDULE), wrong, problem.operator, problem.y, data_variance=0.4)
     with pytest.raises(AssertionError):
         check_denoiser(guided, denoisers_of(inverse.pigdm, problem)[1])
+
+
+def bad_jacobians(x, t):
+    """One example each: the Jacobian of a Gaussian's denoiser, two negative ones, one that is far from symmetric."""
+    matrices = np.array(
+        [
+            [[0.6, 0.2, 0.0], [0.2, 0.5, 0.1], [0.0, 0.1, 0.4]],
+            [[-0.1, 0.5, 2.0], [-0.5, -0.1, 1.0], [3.0, 1.0, 0.0]],
+            -np.eye(3),
+            [[0.01, 0.0, 0.5], [-9.0, 0.4, 0.0], [7.0, 8.0, 0.1]],
+        ]
+    )
+    fixed = jax.lax.stop_gradient(x)
+    return 0.1 + 0.3 * fixed + jnp.einsum("bij,bj->bi", jnp.asarray(matrices[: len(x)]), x - fixed)
+
+
+def test_mmps_falls_back_where_the_jacobian_is_no_covariance():
+    """x0 and slopes stay finite and near; where the first iteration fails it is the isotropic answer."""
+    mask, t, x = inverse.Mask(np.array([1, 1, 0])), 0.9, jnp.asarray(RNG.normal(size=(4, 3)))
+    y = np.array([[0.7, -0.4, 0.0]])
+
+    @jax.jit
+    def guided(x, std):
+        return inverse.mmps(bad_jacobians, SCHEDULE, mask, y, std=std)(x, t)
+
+    for std in (0.0, 0.2):
+        x0, bare = np.asarray(guided(x, std)), np.asarray(bad_jacobians(x, t))
+        spread = 1 / (1 + float(np.exp(SCHEDULE(t).log_snr)))
+        isotropic = bare + np.where([1, 1, 0], spread / (spread + std**2), 0) * (y - bare)
+        np.testing.assert_allclose(x0[1:3], isotropic[1:3], rtol=1e-12)
+        before, after = (np.abs((v - y)[:, :2]).max(1) for v in (bare, x0))
+        assert (after <= before + 1e-12).all()
+        assert np.abs(x0).max() < 10
+        np.testing.assert_allclose(x0[:1], guided(x[:1], std), rtol=1e-12)
+    slopes = jax.grad(lambda x, std: jnp.sum(guided(x, std) ** 2), (0, 1))(x, 0.2)
+    assert all(np.isfinite(slope).all() for slope in slopes)
+    np.testing.assert_allclose(jax.vmap(guided, (None, 0))(x, jnp.array([0.0, 0.2]))[1], x0, rtol=1e-12)
 
 
 @pytest.mark.slow
@@ -501,7 +570,7 @@ def test_what_is_not_known_may_be_anything():
 
 
 def test_mmps_without_noise_in_single_precision():
-    """Entries that are not known made conjugate gradients diverge; far out, |r|^2 vanished."""
+    """Entries that are not known made the inverse diverge; far out, |r|^2 vanished."""
     mask, x = inverse.Mask(np.array([1, 0, 1, 0])), jnp.ones((2, 4), jnp.float32)
     total = lambda std: inverse.mmps(lambda x, t: 0.4 * jnp.tanh(x), SCHEDULE, mask, x, std=std)(x, 0.5).sum()
     values, slopes = jax.vmap(jax.value_and_grad(total))(jnp.array([0.0, 1e-3, 1e9, 1e25, jnp.inf], jnp.float32))

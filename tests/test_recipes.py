@@ -43,6 +43,14 @@ def test_sdedit(names):
     assert names["sdedit"]._cache_size() == 1  # one compile for every strength
 
 
+def test_inpainting(names):
+    components = np.asarray(names["data"].means)
+    for x in names["inpainted"].values():
+        np.testing.assert_allclose(x[:, 0], 2.2, atol=1e-3)
+        assert np.mean(off(x, components) < 3) > 0.9  # of the component that the known entry belongs to
+        assert 0.15 < float(jnp.std(x[:, 1])) < 0.4
+
+
 def test_inversion(names):
     images = names["images"]
     assert float(jnp.abs(names["images_again"] - images).max()) < 0.1

@@ -24,7 +24,7 @@ gives the exact law for Gaussian and mixture priors; docs/inverse.md has each me
 
 from diffax.inverse.exact import GaussianMixture, moments, posterior
 from diffax.inverse.guided import ddnm, diffpir, mmps, pigdm
-from diffax.inverse.linear_map import LinearMap, conjugate_gradients, linear
+from diffax.inverse.linear_map import LinearMap, conjugate_residuals, linear
 from diffax.inverse.operators import Blur, BoxDownsample, Mask, Operator, gaussian_blur, project, pseudo_inverse
 from diffax.inverse.wrappers import ddnm_plus, dps, jumps, renoising, repaint, replacement
 
@@ -35,7 +35,7 @@ __all__ = [
     "LinearMap",
     "Mask",
     "Operator",
-    "conjugate_gradients",
+    "conjugate_residuals",
     "ddnm",
     "ddnm_plus",
     "diffpir",

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax.inverse.linear_map import conjugate_gradients
+from diffax.inverse.linear_map import conjugate_residuals
 from diffax.inverse.operators import Operator, measurement, project, residual
 from diffax.pytrees import check, check_count, combine
 from diffax.typing import Denoiser, Schedule
@@ -83,25 +83,34 @@ def pigdm(
 
 
 def mmps(
-    denoise: Denoiser, schedule: Schedule, operator: Operator, y: Any, *, std: Any = 0.0, iterations: int = 8
+    denoise: Denoiser, schedule: Schedule, operator: Operator, y: Any, *, std: Any = 0.0, iterations: int = 4
 ) -> Denoiser:
     """Moment matching: the score of p(y | x) as if x0 | x were N(x0(x), V) with its own covariance, by Tweedie.
 
         V = Cov(x0 | x) = sigma^2 / alpha  J^T,   J = d x0 / d x
         x0 <- x0 + V A^T (A V A^T + std^2 I)^-1 (y - A x0)
 
-    The inverse by conjugate gradients, each step one vector-Jacobian product of the network. Exact for Gaussian data
-    of any covariance, if the iterations suffice (the rank of A, in exact arithmetic). Neutral at std = inf.
+    The inverse by `conjugate_residuals`, each iteration one vector-Jacobian product of the network. Exact for Gaussian
+    data of any covariance, if the iterations suffice (the rank of A, in exact arithmetic). Neutral at std = inf.
+
+    V is a covariance only as far as `denoise` is a posterior mean. A network's Jacobian at high noise, a guided or a
+    clipped one's is neither symmetric nor positive. Two rules keep the answer bounded, each example by itself:
+
+        stop       at <r, (A V A^T + std^2 I) r> <= 0, r the residual that is left; it never grows
+        fall back  r is then measured with V = r_t^2 I:  x0 <- x0 + r_t^2 A^T (r_t^2 A A^T + std^2 I)^-1 r
+
+    r_t^2 = sigma^2 / (alpha^2 + sigma^2), as in `pigdm` with data_variance = 1. An example that stops at the first
+    iteration has the isotropic answer alone, at std = 0 that of `ddnm`. For Gaussian data r = 0: the rule does nothing.
 
     Source: Rozet, Andry, Lanusse & Louppe 2024, section 4.2; with a diagonal in place of V, Boys et al. 2023 (TMPD).
 
     Args:
-      denoise: (x, t) -> x0, differentiable in x; V is symmetric only as far as it is a posterior mean.
+      denoise: (x, t) -> x0, differentiable in x.
       schedule: noise schedule.
       operator: a measurement.
       y: (B, ...) or (1, ...), its value.
       std: standard deviation of the measurement's noise, () or (B,), >= 0, may be traced.
-      iterations: of conjugate gradients, an int >= 1.
+      iterations: of conjugate residuals, an int >= 1.
 
     Raises:
       ValueError: if y has another shape than the operator's measurements, std < 0 or iterations < 1.
@@ -121,19 +130,19 @@ def mmps(
         level = schedule(t)
         x0, pull = jax.vjp(lambda x: denoise(x, t), x)
 
-        def spread(z):
-            return combine((level.sigma**2 / level.alpha, pull(_like(operator.adjoint(z), x0))[0]))
-
         # Both sides over 1 + std^2, so that std = inf is an ordinary value, and the right one again after solving.
         variance, counts = _finite(std)
         of_map = counts / (1 + variance)
         of_one = jnp.where(counts > 0, variance / (1 + variance), 1.0)
 
-        def apply(z):
-            return combine((of_one, z), (of_map, operator.forward(spread(z))))
+        def apply(r):
+            change = combine((of_map * level.sigma**2 / level.alpha, pull(_like(operator.adjoint(r), x0))[0]))
+            return change, combine((of_one, r), (1.0, operator.forward(change)))
 
-        z = conjugate_gradients(apply, residual(operator, y, x0), iterations)
-        return combine((1.0, x0), (of_map, spread(z)))
+        change, rest = conjugate_residuals(apply, residual(operator, y, x0), iterations)
+        isotropic = 1 / (1 + jnp.exp(level.log_snr))
+        rest = operator.adjoint(operator.solve(rest, isotropic, variance))
+        return combine((1.0, x0), (1.0, change), (counts * isotropic, rest))
 
     return guided
 

@@ -1,4 +1,4 @@
-"""Any linear function as a measurement: its transpose, and conjugate gradients for what it cannot invert."""
+"""Any linear function as a measurement: its transpose, and conjugate residuals to solve with it."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax.inverse.operators import check_shape
-from diffax.pytrees import check, check_count, combine, pytree, static
+from diffax.pytrees import check, check_count, combine, expand, pytree, static
 
 
 @pytree
@@ -29,17 +29,17 @@ class LinearMap:
         return jax.vmap(lambda v: transpose(v)[0])(_check_tree("y", y, self.outputs))
 
     def solve(self, y: Any, a: Any, b: Any) -> Any:
-        """(a A A^T + b I)^-1 y by conjugate gradients; with b = 0, y should lie in the range of A."""
+        """(a A A^T + b I)^-1 y by conjugate residuals; with b = 0, least squares: y may leave the range of A."""
         infinite = jnp.isinf(b)
         total = jnp.where(infinite, 1.0, a + jnp.where(infinite, 1.0, b))
         of_map = jnp.where(infinite, 0.0, a / total)
         of_one = jnp.where(infinite, 1.0, jnp.where(infinite, 1.0, b) / total)
 
         def apply(v):
-            return combine((of_one, v), (of_map, self.forward(self.adjoint(v))))
+            return v, combine((of_one, v), (of_map, self.forward(self.adjoint(v))))
 
-        y = jax.tree.map(jnp.asarray, y)
-        return combine((jnp.where(infinite, 0.0, 1 / total), conjugate_gradients(apply, y, self.iterations)))
+        z, _ = conjugate_residuals(apply, jax.tree.map(jnp.asarray, y), self.iterations)
+        return combine((jnp.where(infinite, 0.0, 1 / total), z))
 
     def check(self, y: Any) -> None:
         """Raises `ValueError` for a y of another shape than that of f's values."""
@@ -53,7 +53,7 @@ def linear(f: Any, example: Any, *, iterations: int = 64) -> LinearMap:
       f: x0 -> y for one example, without the batch axis; arrays or trees. A `jax.tree_util.Partial` may hold arrays
         that are traced. Matrix products in it should ask for precision="highest".
       example: one x0, or its shapes and dtypes (`jax.ShapeDtypeStruct`).
-      iterations: of conjugate gradients in `solve`; the rank of A is enough in exact arithmetic.
+      iterations: of conjugate residuals in `solve`; the rank of A is enough in exact arithmetic.
 
     Raises:
       ValueError: if f is not linear, as far as JAX can tell, or iterations is no int >= 1.
@@ -76,33 +76,59 @@ def linear(f: Any, example: Any, *, iterations: int = 64) -> LinearMap:
     return LinearMap(f, _structure(struct), _structure(out), iterations)
 
 
-def conjugate_gradients(apply: Any, y: Any, iterations: int) -> Any:
-    """z with apply(z) = y for a symmetric positive linear function, each example with its own step sizes.
+def conjugate_residuals(apply: Any, y: Any, iterations: int) -> tuple[Any, Any]:
+    """(W z, y - M z) for z with M z = y: conjugate residuals, each example with its own step sizes.
 
-    apply: (B, ...) -> (B, ...), mixes no examples; y: (B, ...), an array or a tree. Examples that have converged stand
-    still. Hestenes & Stiefel 1952.
+        z <- z + a p,   r <- r - a M p,   a = <r, M p> / |M p|^2
+        p = r + b p',   b = <r, M r> / <r', M r'>                 primes: of the iteration before
 
-    >>> conjugate_gradients(lambda v: 4 * v, jnp.ones((1, 3)), 2).tolist()
+    Solves M z = y for a symmetric positive M, in as many iterations as M has different eigenvalues. Every step
+    minimises |r| along its direction, so |r| never grows, whatever M is. An example stops at <r, M r> <= 0, which no
+    positive M has, and keeps its z; z = 0 if that is the first iteration. An example also stops once it has converged:
+    with a singular M that is where the rest of y lies outside the range of M.
+
+    Args:
+      apply: r -> (W r, M r), two linear functions that mix no examples, (B, ...) to (B, ...); (r, M r) gives z itself.
+      y: (B, ...), an array or a tree.
+      iterations: int >= 1, calls of `apply`.
+
+    Source: Stiefel 1955; Saad, Iterative Methods for Sparse Linear Systems, algorithm 6.20.
+
+    >>> conjugate_residuals(lambda r: (r, 4 * r), jnp.ones((1, 3)), 2)[0].tolist()
     [[0.25, 0.25, 0.25]]
     """
-    end = squared_norm(y)
-    floor = end * jnp.finfo(end.dtype).eps ** 2
+    norm = squared_norm(y)
+    eps = jnp.finfo(norm.dtype).eps
+    floor = norm * eps**2
 
-    def ratio(of, by, live):
-        return jnp.where(live, of / jnp.where(live, by, 1.0), 0.0)
+    def ratio(above, below, live):
+        return jnp.where(live, above / jnp.where(live, below, 1.0), 0.0)
 
     def move(_, state):
-        z, r, p, rr = state
-        image = apply(p)
-        curvature = _dot(p, image)
-        live = (rr > floor) & (curvature > 0)
-        step = ratio(rr, curvature, live)
-        z, r = combine((1.0, z), (step, p)), combine((1.0, r), (-step, image))
-        after = squared_norm(r)
-        return z, r, combine((1.0, r), (ratio(after, rr, live), p)), after
+        wz, r, wp, mp, before, most, live = state
+        wr, mr = apply(r)
+        curvature, rr = _dot(r, mr), squared_norm(r)
+        live = live & (rr > floor) & (curvature > 0) & jnp.isfinite(curvature)
+        gain = ratio(squared_norm(mr), rr, live)
+        most = jnp.maximum(most, gain)
+        live = live & (gain > (4 * eps) ** 2 * most)  # else M r is rounding: nothing is left of y that M reaches
+        wr, mr = _where(live, wr), _where(live, mr)
+        b = ratio(curvature, before, live)
+        wp, mp = combine((1.0, wr), (b, wp)), combine((1.0, mr), (b, mp))
+        length = squared_norm(mp)
+        a = ratio(_dot(r, mp), length, live & (length > 0))
+        wz, r = combine((1.0, wz), (a, wp)), combine((1.0, r), (-a, mp))
+        return wz, r, wp, mp, jnp.where(live, curvature, before), most, live
 
-    start = jax.tree.map(jnp.zeros_like, y), y, y, end
-    return jax.lax.fori_loop(0, iterations, move, start)[0]
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(apply, y))
+    # <r', M r'> = inf of no iteration before the first: b = 0.
+    start = zeros[0], y, *zeros, jnp.full_like(norm, jnp.inf), jnp.zeros_like(norm), jnp.full(norm.shape, True)
+    return jax.lax.fori_loop(0, iterations, move, start)[:2]
+
+
+def _where(live, v):
+    """v of the examples that are live, 0 of the others."""
+    return jax.tree.map(lambda leaf: jnp.where(expand(live, leaf), leaf, 0), v)
 
 
 def _dot(u, v):

@@ -13,7 +13,7 @@ What each operator knows of its own singular values c:
     Mask            A A^T = I on what is known              c^2 = 1
     BoxDownsample   A A^T = I / factor^axes                 c^2 = factor^-axes
     Blur            diagonal in the Fourier basis           c = |transfer|
-    LinearMap       nothing: conjugate gradients, example by example
+    LinearMap       nothing: conjugate residuals, example by example
 
 x0: (B, ...), y: (B, ...), or (1, ...) where all examples share one measurement. a, b: () or (B,), may be traced.
 """
