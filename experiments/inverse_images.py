@@ -26,6 +26,7 @@ import argparse
 import itertools
 import json
 import platform
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,7 @@ import numpy as np
 
 import diffax
 from diffax import inverse
+from diffax.pytrees import choose
 from experiments import build, images, score
 from experiments.checkpoint import Model, load_model
 from experiments.data.datasets import open_dataset
@@ -151,6 +153,18 @@ METHODS = {
     "mmps": Method(_of_denoiser(inverse.mmps), products=4),
     "mmps, 2 iterations": Method(_of_denoiser(inverse.mmps, iterations=2), products=2),
 }
+
+
+def plan(known: list[Task], guidance: float) -> list[tuple[Task, str, Setting]]:
+    """(task, method, setting) of each row: every task as the checkpoint has it, the first one in the other settings."""
+    own, *others = settings(guidance)
+    entries = [(task, name, own) for task in known for name, method in METHODS.items() if method.applies(task)]
+    for name, method in METHODS.items():
+        if name in ("no measurement", "repaint"):
+            continue
+        of_it = [setting for setting in others if method.wraps_denoiser or setting.result == float("inf")]
+        entries += [(known[0], name, setting) for setting in of_it]
+    return entries
 
 
 # ---------------------------------------------------------------------- one row
@@ -268,6 +282,11 @@ def report(rows: list[dict[str, Any]], conditions: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _stem(task: Task, name: str, setting: Setting) -> str:
+    """The name of a row's files."""
+    return "_".join(re.findall(r"[\w.]+", f"{task.name} {name} {setting.name}"))
+
+
 def _balanced(labels: np.ndarray) -> np.ndarray:
     """An order of the examples in which the classes take turns."""
     before = [int((labels[:i] == label).sum()) for i, label in enumerate(labels)]
@@ -280,7 +299,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--workdir", type=Path, required=True, help="finished rows")
     parser.add_argument("--out", type=Path, required=True, help="where the report goes")
     parser.add_argument("--tasks", type=int, nargs="*", help="0 to 3, these alone: for several processes")
-    parser.add_argument("--methods", nargs="*", choices=list(METHODS), help="these alone: for several processes")
+    parser.add_argument("--methods", nargs="*", help="these alone; none: report the rows that are finished")
     parser.add_argument("--num", type=int, default=100, help="test images")
     parser.add_argument("--num_steps", type=int, default=50, help="grid entries, before RePaint's jumps")
     parser.add_argument("--classifier_file", type=Path, help="keeps the classifier; read if it is there")
@@ -291,6 +310,10 @@ def main() -> None:
     """Restores, measures and reports."""
     args = _parse()
     with usage_errors():
+        for index in args.tasks or ():
+            choose("tasks", str(index), ("0", "1", "2", "3"))
+        for name in args.methods or ():
+            choose("methods", name, METHODS)
         model = load_model(args.checkpoint.absolute())
         if model.latent is not None or model.words is not None or not model.config.network.conditional:
             raise ValueError(f"checkpoint must be a model of images with labels, got {args.checkpoint}")
@@ -315,48 +338,46 @@ def main() -> None:
         "accuracy_on_the_images": real.metrics["accuracy"],
         "machine": f"{jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}",
     }
-    rows, pictures = [], {"original": truth[:10]}
-    choices = settings(model.config.sampling.guidance)
+    with usage_errors():
+        if (held := read_json(args.workdir / "conditions.json")) not in (None, conditions):
+            raise ValueError(f"workdir must be new or hold rows of {conditions}, got {held}")
+    write_json(args.workdir / "conditions.json", conditions)
+
+    # Run what is chosen and not finished yet.
     known = tasks(model.shape, args.num)
-    first = known[0]
-    plan = [(task, name, choices[0]) for task in known for name in METHODS]
-    plan += [(first, name, setting) for name in METHODS for setting in choices[1:]]
-    if args.tasks is not None:
-        plan = [entry for entry in plan if known.index(entry[0]) in args.tasks]
-    if args.methods is not None:
-        plan = [entry for entry in plan if entry[1] in args.methods]
-    programs: dict[Any, Any] = {}
-    for task, name, setting in plan:
+    entries = plan(known, model.config.sampling.guidance)
+    programs: dict[str, Any] = {}
+    for task, name, setting in entries:
+        path = args.workdir / f"{_stem(task, name, setting)}.json"
+        chosen = args.tasks is None or any(task is known[i] for i in args.tasks)
+        if path.exists() or not chosen or (args.methods is not None and name not in args.methods):
+            continue
         method = METHODS[name]
-        if not method.applies(task) or (name in ("no measurement", "repaint") and setting is not choices[0]):
-            continue
-        if setting.result < np.inf and not method.wraps_denoiser:
-            continue
-        stem = "_".join(f"{task.name} {name} {setting.name}".replace(",", "").replace("(", "").replace(")", "").split())
-        row = read_json(args.workdir / f"{stem}.json")
-        if row is None:
-            noise = np.random.default_rng(1).normal(size=truth.shape).astype(np.float32)
-            y = task.operator.forward(truth)
-            y = y + task.std * noise[: len(y), : y.shape[1], : y.shape[2]]
-            functions = programs.setdefault(name, compiled(method, model))
-            measured = task.operator, y, jnp.float32(task.std)
-            x0, calls, seconds = restore(
-                functions, method, model, setting, jnp.asarray(labels), measured, truth.shape, args.num_steps
-            )
-            row = {"task": task.name, "method": name, "setting": setting.name}
-            row |= measure(x0, truth, labels, task, y, case)
-            row |= {"calls": calls, "products": calls * method.products, "seconds": seconds}
-            np.save(args.workdir / f"{stem}.npy", x0[:10])
-            write_json(args.workdir / f"{stem}.json", row)
-            print(json.dumps(row), flush=True)
-        rows.append(row)
-        if task is first and setting is choices[0]:
-            pictures[name] = np.load(args.workdir / f"{stem}.npy")
-    if args.tasks is not None or args.methods is not None:
-        return  # the report is of all rows
+        noise = np.random.default_rng(1).normal(size=truth.shape).astype(np.float32)
+        y = task.operator.forward(truth)
+        y = y + task.std * noise[: len(y), : y.shape[1], : y.shape[2]]
+        functions = programs.setdefault(name, compiled(method, model))
+        measured = task.operator, y, jnp.float32(task.std)
+        how_restored = setting, jnp.asarray(labels), measured, truth.shape, args.num_steps
+        x0, calls, seconds = restore(functions, method, model, *how_restored)
+        row = {"task": task.name, "method": name, "setting": setting.name}
+        row |= measure(x0, truth, labels, task, y, case)
+        row |= {"calls": calls, "products": calls * method.products, "seconds": seconds}
+        np.save(path.with_suffix(".npy"), x0[:10])
+        write_json(path, row)
+        print(json.dumps(row), flush=True)
+
+    # Report what is finished.
+    finished = [(entry, args.workdir / f"{_stem(*entry)}.json") for entry in entries]
+    finished = [(entry, path) for entry, path in finished if path.exists()]
+    rows = [read_json(path) for _, path in finished]
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / f"{config.name}.json", {"conditions": conditions, "rows": rows})
     (args.out / f"{config.name}.md").write_text(report(rows, conditions))
+    pictures = {"original": truth[:10]}
+    for (task, name, setting), path in finished:
+        if task is known[0] and setting is entries[0][2]:
+            pictures[name] = np.load(path.with_suffix(".npy"))
     columns = np.stack(list(pictures.values()), 1)  # a row for each image, a column for each method
     images.save_png(args.out / f"{config.name}.png", columns.reshape(-1, *model.shape), len(pictures), list(pictures))
 

@@ -18,6 +18,11 @@ edits x or the noise. Any denoiser, any sampler; they compose with guidance as t
 
 J = d x0 / d x; products with its transpose are what a call costs besides the network itself.
 
+Clipping and guidance belong inside: wrap the denoiser that is guided and clipped already. Methods without products use
+its x0 alone. pigdm, mmps and dps use its derivative as well, which is 0 where x0 is clipped, so that such entries are
+steered through the others alone, and which guidance makes less symmetric. A method's own correction may leave the
+data's range; `clip_static` around the method bounds it.
+
 Which are exact: `pigdm` for data ~ N(m, v I), `mmps` for any Gaussian; all others are biased, even there. `posterior`
 gives the exact law for Gaussian and mixture priors; docs/inverse.md has each method's error against it.
 """

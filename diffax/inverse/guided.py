@@ -17,6 +17,9 @@ def ddnm(denoise: Denoiser, operator: Operator, y: Any) -> Denoiser:
     The range of A is y's, its null space the denoiser's, whatever the level; hence biased. Neutral where nothing is
     measured; y itself where all of x is. `ddnm_plus` is for noise.
 
+    Clipping and guidance of `denoise` do not touch the range of A: y is met exactly with them and without. A correction
+    that spreads over several entries (boxes, blur) may take x0 out of the range that it was clipped to.
+
     Source: Wang, Yu & Zhang 2022, eq. 13.
 
     Args:
@@ -45,6 +48,9 @@ def pigdm(
 
     Exact for data ~ N(m, v I), since r^2 is then the variance of x0 | x and sigma^2 / alpha J = r^2 I; `mmps` is exact
     for any Gaussian. One vector-Jacobian product of the network a call. Neutral at std = inf.
+
+    J of a clipped x0 is 0 at the entries that are clipped, so their residual has no effect; guidance makes J less
+    symmetric, which this method does not need. Both are harmless on the digits model (docs/inverse.md).
 
     Source: Song, Vahdat, Mardani & Kautz 2023, eq. 7 and 8; r^2 is theirs of section 3.3 with v = 1, for any scaling.
     Their algorithm 1 multiplies the step by a weight of its own besides; here it is Tweedie's formula.
@@ -102,6 +108,9 @@ def mmps(
     r_t^2 = sigma^2 / (alpha^2 + sigma^2), as in `pigdm` with data_variance = 1. An example that stops at the first
     iteration has the isotropic answer alone, at std = 0 that of `ddnm`. For Gaussian data r = 0: the rule does nothing.
 
+    With these rules clipping and guidance of `denoise` change the result little on the digits model, where two
+    iterations are enough; without the rules they ruin it (docs/inverse.md).
+
     Source: Rozet, Andry, Lanusse & Louppe 2024, section 4.2; with a diagonal in place of V, Boys et al. 2023 (TMPD).
 
     Args:
@@ -157,7 +166,7 @@ def diffpir(
 
     Goes with the sampler `renoising(schedule, zeta=...)`, which is the rest of the method, or with any other. It is
     `ddnm` at std = 0 and neutral at std = inf. This is the mean of x0 | x, y as if x0 | x
-    were N(x0, sigma^2 / (weight alpha^2) I), which it is not: biased.
+    were N(x0, sigma^2 / (weight alpha^2) I), which it is not: biased. Clipping and guidance act as in `ddnm`.
 
     Source: Zhu et al. 2023, eq. 12b and 13, algorithm 1; weight is their lambda, which they tune between 1 and 25.
 

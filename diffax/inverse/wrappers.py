@@ -25,7 +25,7 @@ def replacement(sampler: Sampler, schedule: Schedule, operator: Mask, y: Any) ->
 
     For y without noise. Biased: the unknown entries see the known ones only through noise that they share nothing
     with, and never the other way round. The start is left as it is. Neutral where nothing is known. `project` puts y
-    itself into the result.
+    itself into the result. Clipping and guidance act on the unknown entries alone, as without a measurement.
 
     Source: Song et al. 2021, appendix I.2.
 
@@ -138,7 +138,7 @@ def dps(sampler: Sampler, operator: Any, y: Any, *, scale: Any = 1.0) -> Sampler
 
     Biased: the step is not that of any posterior score; `scale` is tuned by problem. Neutral at scale = 0. The
     gradient takes a denoiser call of its own and its transpose; under jit XLA merges the call with the sampler's, where
-    that one too is at x_t.
+    that one too is at x_t. A clipped x0 has slope 0 at the clipped entries, so their misfit has no effect.
 
     Source: Chung et al. 2023, eq. 16 and algorithm 1, in the form of their released code: the gradient of the norm,
     which is that of the square times zeta_i = scale / (2 |y - A x0|).
@@ -227,6 +227,7 @@ def ddnm_plus(schedule: Schedule, operator: Any, y: Any, *, std: Any) -> Sampler
 
     At std = 0 it is `ddpm(schedule)` with the denoiser `ddnm`. Biased as that is. Order 1, one denoiser call a step.
     The denoiser is the bare one, in the last call of `sample` too: the measurement acts in the steps alone.
+    Clipping and guidance act as in `ddnm`.
 
     Source: Wang, Yu & Zhang 2022, eq. 17 to 19.
 
