@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.denoisers import mean_only
-from diffax.pytrees import as_float, batch_size
-from diffax.samplers.base import Sampler
+from diffax.denoisers import like_x, mean_only
+from diffax.pytrees import as_float, batch_size, check_float, check_like
+from diffax.samplers.base import Sampler, check_sampler
 from diffax.times import check_grid
-from diffax.typing import Denoiser, Grid, Keys
+from diffax.typing import Denoiser, Grid, Keys, check_function
 
 
 def unroll(
@@ -42,12 +42,17 @@ def unroll(
       record: state -> whatever is to be kept of it.
 
     Raises:
-      ValueError: for a concrete grid that leaves [0, 1] or turns back, or one of another batch. No grid is too short:
-        every sampler starts itself, multistep ones with lower orders.
+      ValueError: for a concrete grid that leaves [0, 1] or turns back, or one of another batch; for a sampler that is
+        not built, an x that is not of a float type, and an answer of the denoiser that has not the shape of x. No grid
+        is too short: every sampler starts itself, multistep ones with lower orders.
     """
+    check_sampler(sampler)
+    check_function("denoise", denoise)
     check_grid(times, may_turn=sampler.renoises)
     times = as_float(times)
     x = jax.tree.map(jnp.asarray, x)
+    check_float("x", x)
+    denoise = like_x("denoise", denoise)
     if times.ndim > 1 and times.shape[1:] != (batch_size(x),):
         raise ValueError(
             f"times must have shape (n,) or (n, {batch_size(x)}), a grid for each example, got {times.shape}"
@@ -55,8 +60,9 @@ def unroll(
 
     def move(state, inputs):
         index, t, s = inputs
-        state = sampler.step(random.fold_in(key, index), denoise, state, t, s)
-        return state, record(state)
+        new = sampler.step(random.fold_in(key, index), denoise, state, t, s)
+        check_like("x of sampler.step's state", new.x, state.x)
+        return new, record(new)
 
     steps = jnp.arange(len(times) - 1)
     return jax.lax.scan(move, sampler.init(x, times), (steps, times[:-1], times[1:]))
@@ -86,4 +92,4 @@ def sample(key: Keys, sampler: Sampler, denoise: Denoiser, x: Any, times: Grid) 
     [0.5, 0.5]
     """
     state = integrate(key, sampler, denoise, x, times)
-    return mean_only(denoise)(state.x, as_float(times)[-1])
+    return mean_only(like_x("denoise", denoise))(state.x, as_float(times)[-1])

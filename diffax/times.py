@@ -27,7 +27,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffax.pytrees import as_float, check, check_count, concrete
+from diffax.pytrees import as_float, check, check_count, concrete, promoted
 from diffax.quantiles import beta_quantile
 from diffax.typing import Array, Float, Schedule
 
@@ -77,7 +77,7 @@ def _inner(n: int) -> Any:
 
 
 def _between(first: Any, inner: Any, last: Any, n: int) -> Any:
-    dtype = jnp.result_type(first, last)
+    dtype = promoted(first, last)
     return jnp.concatenate([v.astype(dtype) for v in (first[None], inner, last[None])])[:n]
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax.inverse.operators import check_shape
-from diffax.pytrees import check, check_count, combine, pytree, static
+from diffax.inverse.operators import check_shape, float_array
+from diffax.pytrees import check, check_count, combine, promoted, pytree, static
 
 
 @pytree
@@ -38,7 +38,7 @@ class LinearMap:
         def apply(v):
             return combine((of_one, v), (of_map, self.forward(self.adjoint(v))))
 
-        y = jax.tree.map(jnp.asarray, y)
+        y = jax.tree.map(float_array, y)
         return combine((jnp.where(infinite, 0.0, 1 / total), conjugate_gradients(apply, y, self.iterations)))
 
     def check(self, y: Any) -> None:
@@ -85,6 +85,7 @@ def conjugate_gradients(apply: Any, y: Any, iterations: int) -> Any:
     >>> conjugate_gradients(lambda v: 4 * v, jnp.ones((1, 3)), 2).tolist()
     [[0.25, 0.25, 0.25]]
     """
+    y = jax.tree.map(float_array, y)
     end = squared_norm(y)
     floor = end * jnp.finfo(end.dtype).eps ** 2
 
@@ -107,7 +108,7 @@ def conjugate_gradients(apply: Any, y: Any, iterations: int) -> Any:
 
 def _dot(u, v):
     def leaf(a, b):
-        product = a.astype(jnp.promote_types(a.dtype, jnp.float32)) * b
+        product = a.astype(promoted(a.dtype, jnp.float32)) * b
         return product.reshape(len(product), -1).sum(-1)
 
     return sum(jax.tree.leaves(jax.tree.map(leaf, u, v)))

@@ -20,10 +20,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import check, combine, safe_sqrt
+from diffax.pytrees import check, check_per_example, combine, safe_sqrt
 from diffax.samplers.base import Sampler, State
 from diffax.sde import coefficients
-from diffax.typing import Schedule
+from diffax.typing import Schedule, check_schedule
 
 
 def _drift(schedule, denoise, x, t, h, eta):
@@ -57,9 +57,11 @@ def euler_maruyama(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
     >>> sampler.order, sampler.calls
     (1, 1)
     """
+    check_schedule(schedule)
     check("eta", eta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
 
     def step(key, denoise, state, t, s):
+        check_per_example(state.x, eta=eta)
         h = s - t
         drift, g2 = _drift(schedule, denoise, state.x, t, h, eta), coefficients(schedule, t).diffusion2
         std = jnp.asarray(eta) * safe_sqrt(jnp.abs(h) * g2)
@@ -87,9 +89,11 @@ def stochastic_heun(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
     >>> sampler.order, sampler.calls
     (2, 2)
     """
+    check_schedule(schedule)
     check("eta", eta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
 
     def step(key, denoise, state, t, s):
+        check_per_example(state.x, eta=eta)
         h, x = s - t, state.x
         g2 = (coefficients(schedule, t).diffusion2 + coefficients(schedule, s).diffusion2) / 2
         noise = (jnp.asarray(eta) * safe_sqrt(jnp.abs(h) * g2), random.noise(key, x))
