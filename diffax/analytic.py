@@ -133,15 +133,15 @@ class Mixture:
         centred = x - expand(level.alpha, x) * of_rank(self.means, x)
         square = jnp.sum(centred**2, -1)
         alpha, sigma = (expand(v, square) for v in (level.alpha, level.sigma))
-        c = alpha**2 * jnp.square(self._stds(square)) + sigma**2
+        c = alpha**2 * jnp.square(self._stds(square)) + sigma**2 + of_rank(jnp.zeros(len(self.weights)), square)
         dimension = centred.shape[-1]
         weights = of_rank(self.weights, square)
         log_joint = jnp.log(weights) - 0.5 * (square / c + dimension * jnp.log(2 * jnp.pi * c))
         return centred, c, log_joint
 
     def _stds(self, like):
-        """(..., K) s of each component."""
-        return of_rank(jnp.broadcast_to(jnp.asarray(self.std), jnp.shape(self.weights)), like)
+        """s, () or (..., K)."""
+        return of_rank(self.std, like) if jnp.ndim(self.std) else jnp.asarray(self.std)
 
     def denoise(self, x: Any, level: Level) -> Array:
         """E[x0 | x] at this level."""

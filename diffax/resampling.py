@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from diffax.pytrees import as_float, check, check_count
+from diffax.pytrees import as_float, check, check_count, promoted
 
 
 def bin_of(t: Any, count: int) -> Any:
@@ -100,6 +100,12 @@ def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Any = 1e-3
         p = (1 - uniform_fraction) * size / size.sum() + uniform_fraction / num_bins
         edges = jnp.concatenate([jnp.zeros(1, p.dtype), jnp.cumsum(p)])
         # The weight is the slope of these very numbers, so that rounding of the sum biases nothing.
-        return lambda u: jnp.interp(as_float(u), edges / edges[-1], jnp.arange(num_bins + 1) / num_bins)
+        table = edges / edges[-1], jnp.arange(num_bins + 1) / num_bins
+
+        def quantile(u):
+            dtype = promoted(as_float(u), *table)
+            return jnp.interp(*(v.astype(dtype) for v in (as_float(u), *table)))
+
+        return quantile
 
     return Resampler(init, update, law)
