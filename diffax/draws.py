@@ -229,7 +229,7 @@ def log_normal_sigma(schedule: Schedule, *, mean: Any = -1.2, std: Any = 1.2) ->
 
 
 def discrete(drawn: Draw, num_train_steps: int) -> Draw:
-    """Times moved up to the next t = (i + 1) / T of a table of T levels; weights stay.
+    """Times moved up to t = (i + 1) / T of a table of T levels, where they are not one already; weights stay.
 
     Under weighted losses the T levels count alike, whatever the law.
 

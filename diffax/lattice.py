@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import batch_size, check, concrete, float_fields, pytree
+from diffax.pytrees import batch_size, check, concrete, float_fields, floating, pytree
 from diffax.typing import Keys
 
 
@@ -72,7 +72,7 @@ def dequantize(key: Keys, x: Any, lattice: Lattice) -> Any:
     True
     """
     lattice.check("x", x)
-    leaves, structure = jax.tree.flatten(x)
+    leaves, structure = jax.tree.flatten(jax.tree.map(floating, x))
     keys = random.per_example(key, batch_size(x))
 
     def moved(place, leaf):

@@ -173,6 +173,13 @@ def test_integers_in_place_of_data(call):
         call(jnp.ones((4, 2), int))
 
 
+def test_integers_on_a_lattice_become_data_with_a_density():
+    pixels = jnp.arange(8, dtype=jnp.uint8).reshape(2, 4)
+    moved = diffax.dequantize(KEY, pixels, diffax.Lattice(1, 0, 255))
+    assert (abs(moved - pixels) <= 0.5).all()
+    assert (moved != pixels).any()
+
+
 def test_integer_means_do_not_truncate_a_covariance():
     law = analytic.Gaussian.from_covariance([1, 2], [[0.4, 0.15], [0.15, 0.2]])
     np.testing.assert_allclose(inverse.moments(law)[1], [[0.4, 0.15], [0.15, 0.2]], rtol=1e-12)

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax.pytrees import check, check_count, combine, expand, floating, promoted, pytree, static
+from diffax.pytrees import check, check_count, combine, expand, float_fields, floating, promoted, pytree, static
 from diffax.typing import described
 
 
@@ -199,6 +199,7 @@ class Blur:
         if len(size) != len(room) or any(k > n or k < 1 for k, n in zip(size, room, strict=True)):
             raise ValueError(f"kernel must have {len(room)} axes of lengths up to {room}, got shape {size}")
         check("cutoff", self.cutoff, ">= 0", lambda v: v >= 0)
+        float_fields(self)
 
     def _transfer(self, dtype):
         """The kernel's Fourier transform, with length-1 axes to multiply the spectrum of (B, *shape)."""
