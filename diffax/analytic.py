@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import random
-from diffax.pytrees import check, concrete, expand, pytree
+from diffax.pytrees import check, concrete, expand, float_fields, floating, of_rank, promoted, pytree
 from diffax.samplers.base import Sampler, State, init
 from diffax.sampling import integrate
 from diffax.times import path
@@ -43,6 +43,9 @@ class Gaussian:
     basis: Any
     variances: Any
 
+    def __post_init__(self):
+        float_fields(self)
+
     @classmethod
     def from_covariance(cls, mean: Any, covariance: Any) -> "Gaussian":
         """N(mean, covariance); mean: (D,), covariance: (D, D), or () for a multiple of the identity.
@@ -50,7 +53,7 @@ class Gaussian:
         Raises:
           ValueError: if the covariance is not symmetric and positive semi-definite.
         """
-        mean = np.atleast_1d(np.asarray(mean))
+        mean = np.atleast_1d(floating(np.asarray(mean)))
         covariance = np.asarray(covariance, mean.dtype)
         if covariance.ndim == 0:
             covariance = covariance * np.eye(len(mean), dtype=mean.dtype)
@@ -62,9 +65,10 @@ class Gaussian:
 
     def _project(self, x, level):
         """x - alpha m in the basis U, and c_t."""
-        centred = x - expand(level.alpha, x) * self.mean
+        centred = x - expand(level.alpha, x) * of_rank(self.mean, x)
         z = jnp.matmul(centred, self.basis, precision="highest")
-        return z, expand(level.alpha, x) ** 2 * self.variances + expand(level.sigma, x) ** 2
+        variances = of_rank(self.variances, x)
+        return z, expand(level.alpha, x) ** 2 * variances + expand(level.sigma, x) ** 2
 
     def _back(self, z):
         return jnp.matmul(z, jnp.asarray(self.basis).T, precision="highest")
@@ -72,7 +76,8 @@ class Gaussian:
     def denoise(self, x: Any, level: Level) -> Array:
         """E[x0 | x] at this level."""
         z, c = self._project(x, level)
-        return self.mean + self._back(expand(level.alpha, x) * self.variances / c * z)
+        variances = of_rank(self.variances, x)
+        return of_rank(self.mean, x) + self._back(expand(level.alpha, x) * variances / c * z)
 
     def score(self, x: Any, level: Level = CLEAN) -> Array:
         """The gradient of `log_prob` in x."""
@@ -88,13 +93,13 @@ class Gaussian:
         """The probability-flow ODE's map from level t to level s."""
         z, c_t = self._project(x, level_t)
         _, c_s = self._project(x, level_s)
-        return expand(level_s.alpha, x) * self.mean + self._back(jnp.sqrt(c_s / c_t) * z)
+        return expand(level_s.alpha, x) * of_rank(self.mean, x) + self._back(jnp.sqrt(c_s / c_t) * z)
 
     def sample(self, key: Key, n: int) -> Array:
         """(n, D) draws of x0. The key is consumed."""
-        like = jax.ShapeDtypeStruct((n, len(self.mean)), self.mean.dtype)
+        like = jax.ShapeDtypeStruct((n, len(self.mean)), jnp.asarray(self.mean).dtype)
         z = random.noise(random.stream(key, "Gaussian.sample"), like)
-        return self.mean + self._back(jnp.sqrt(self.variances) * z)
+        return of_rank(self.mean, z) + self._back(jnp.sqrt(of_rank(self.variances, z)) * z)
 
     def denoiser(self, schedule: Schedule) -> Denoiser:
         """denoise(x, t) for this schedule."""
@@ -116,6 +121,7 @@ class Mixture:
     std: Any
 
     def __post_init__(self):
+        float_fields(self)
         check("weights", self.weights, "a law", lambda w: (w >= 0) & np.isclose(w.sum(), 1))
         check("std", self.std, "> 0", lambda v: v > 0)
         shapes = np.shape(self.weights), np.shape(self.means)
@@ -125,20 +131,25 @@ class Mixture:
     def _components(self, x, level):
         """(..., K, D) x - alpha m_k, (..., K) c_t, (..., K) log of w_k N_k(x)."""
         x = jnp.asarray(x)[..., None, :]
-        centred = x - expand(level.alpha, x) * jnp.asarray(self.means)
-        alpha, sigma = (expand(v, centred[..., 0]) for v in (level.alpha, level.sigma))
-        c = alpha**2 * jnp.square(jnp.asarray(self.std)) + sigma**2 + jnp.zeros(len(self.weights))
+        centred = x - expand(level.alpha, x) * of_rank(self.means, x)
+        square = jnp.sum(centred**2, -1)
+        alpha, sigma = (expand(v, square) for v in (level.alpha, level.sigma))
+        c = alpha**2 * jnp.square(self._stds(square)) + sigma**2 + of_rank(jnp.zeros(len(self.weights)), square)
         dimension = centred.shape[-1]
-        square = jnp.sum(centred**2, -1) / c
-        log_joint = jnp.log(jnp.asarray(self.weights)) - 0.5 * (square + dimension * jnp.log(2 * jnp.pi * c))
+        weights = of_rank(self.weights, square)
+        log_joint = jnp.log(weights) - 0.5 * (square / c + dimension * jnp.log(2 * jnp.pi * c))
         return centred, c, log_joint
+
+    def _stds(self, like):
+        """s, () or (..., K)."""
+        return of_rank(self.std, like) if jnp.ndim(self.std) else jnp.asarray(self.std)
 
     def denoise(self, x: Any, level: Level) -> Array:
         """E[x0 | x] at this level."""
         centred, c, log_joint = self._components(x, level)
-        gain = expand(level.alpha, c) * jnp.square(jnp.asarray(self.std)) / c
+        gain = expand(level.alpha, c) * jnp.square(self._stds(c)) / c
         gamma = jax.nn.softmax(log_joint, -1)
-        return jnp.sum(gamma[..., None] * (jnp.asarray(self.means) + gain[..., None] * centred), -2)
+        return jnp.sum(gamma[..., None] * (of_rank(self.means, centred) + gain[..., None] * centred), -2)
 
     def score(self, x: Any, level: Level = CLEAN) -> Array:
         """The gradient of `log_prob` in x."""
@@ -194,14 +205,16 @@ def runge_kutta(schedule: Schedule) -> Sampler:
         h = (level_t.log_snr - level_s.log_snr) / 2
         middle = schedule.inverse((level_t.log_snr + level_s.log_snr) / 2)
 
-        def slope(u, time):
-            return u - denoise(schedule(time).alpha * u, time)
+        alpha_t, alpha_s, h = (expand(v, state.x) for v in (level_t.alpha, level_s.alpha, h))
 
-        u = state.x / level_t.alpha
+        def slope(u, time):
+            return u - denoise(expand(schedule(time).alpha, u) * u, time)
+
+        u = state.x.astype(promoted(state.x, alpha_t)) / alpha_t
         k1 = slope(u, t)
         k2 = slope(u + h / 2 * k1, middle)
         k3 = slope(u + h / 2 * k2, middle)
         k4 = slope(u + h * k3, s)
-        return State((level_s.alpha * (u + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4))).astype(state.x.dtype))
+        return State((alpha_s * (u + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4))).astype(state.x.dtype))
 
     return Sampler(init, step, order=4, calls=4)

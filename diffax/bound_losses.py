@@ -16,12 +16,12 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax.curves import SCALINGS
-from diffax.denoisers import Moments, denoiser, moments_of
+from diffax.denoisers import Moments, denoiser, like_x, moments_of
 from diffax.lattice import Lattice
 from diffax.predictions import KINDS, target
-from diffax.pytrees import as_float, check, check_count, choose, combine, widen
+from diffax.pytrees import as_float, check, check_count, check_float, check_per_example, choose, combine, widen
 from diffax.schedules import Learned
-from diffax.typing import Keys, Level, Schedule
+from diffax.typing import Keys, Level, Schedule, check_function, check_schedule
 from diffax.variational import decoder_at, decoder_term, integrand, prior_term, step_term, total
 
 
@@ -63,7 +63,11 @@ def vdm_loss(
     """
     if not isinstance(schedule, Learned):
         raise ValueError(f"schedule must be Learned, got {type(schedule).__name__}")
+    check_function("predict", predict, "a function (x, log_snr) -> y")
     choose("kind", kind, [k for k in KINDS if k != "velocity"])
+    check_float("x0", x0)
+    check_per_example(x0, t=t, sigma_data=sigma_data)
+    predict = like_x("predict", predict)
     key, stop = random.stream(key, "vdm_loss"), jax.lax.stop_gradient
     x0, t = widen(x0), as_float(t)
     shape_fixed = dataclasses.replace(stop(schedule), ends=schedule.ends if learn_ends else stop(schedule.ends))
@@ -124,12 +128,16 @@ def hybrid_loss(
 
     Source: Nichol & Dhariwal 2021, eq. 15 and 16.
     """
+    check_function("predict", predict, "a function (x, t) -> Moments(y, raw)")
+    check_schedule(schedule)
     check("weight", weight, ">= 0", lambda v: v >= 0)
     check_count("num_steps", num_steps, 2)
+    check_float("x0", x0)
+    check_per_example(x0, t=t, weight=weight, sigma_data=sigma_data)
     x0 = widen(x0)
     eps = random.noise(random.stream(key, "hybrid_loss"), x0)
     x = combine((schedule(t).alpha, x0), (schedule(t).sigma, eps))
-    y_hat, raw = moments_of(predict(x, t), None)
+    y_hat, raw = moments_of(like_x("predict", predict)(x, t), None)
     y = target(kind, schedule, x0, eps, t, sigma_data=sigma_data)
     simple = total(jax.tree.map(lambda u, v: jnp.square(u - v), y, y_hat)) / _dimensions(x0)
     fixed = Moments(jax.lax.stop_gradient(y_hat), raw)
@@ -155,7 +163,10 @@ def vlb_loss(
     `resampling.loss_aware` (multiply by the draw's weight). Arguments, errors and source as there; the prior's
     constant term is left out.
     """
+    check_schedule(schedule)
     check_count("num_steps", num_steps, 2)
+    check_float("x0", x0)
+    check_per_example(x0, t=t, sigma_data=sigma_data)
     x0 = widen(x0)
     eps = random.noise(random.stream(key, "vlb_loss"), x0)
     x = combine((schedule(t).alpha, x0), (schedule(t).sigma, eps))

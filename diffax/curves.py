@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax.pytrees import as_float, check, choose, concrete
+from diffax.pytrees import as_float, check, choose, concrete, float_fields
 from diffax.typing import Level
 
 LOG_SNR_MAX = 20.0
@@ -75,7 +75,8 @@ class Curve(abc.ABC):
     scaling: str
 
     def __post_init__(self):
-        """Checks the name of the scaling."""
+        """Checks the name of the scaling; integer parameters become floats."""
+        float_fields(self)
         choose("scaling", self.scaling, SCALINGS)
 
     @abc.abstractmethod

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from diffax.predictions import check_kind, split
-from diffax.pytrees import check, combine, concrete, expand
-from diffax.typing import Denoiser, Predict, Schedule
+from diffax.pytrees import check, check_like, check_per_example, combine, concrete, expand, promoted, times
+from diffax.typing import Denoiser, Predict, Schedule, check_function, check_schedule
 
 
 class Moments(NamedTuple):
@@ -79,6 +79,24 @@ def mean_only(denoise: Denoiser) -> Denoiser:
     return lambda x, t: x0_of(denoise(x, t))
 
 
+def like_x(name: str, denoise: Any) -> Any:
+    """denoise(x, t), which raises `ValueError` where the answer has not the shape of x. `Moments` are two answers.
+
+    >>> like_x("denoise", lambda x, t: x[:, :1])(jnp.ones((4, 2)), 0.5)
+    Traceback (most recent call last):
+    ...
+    ValueError: denoise(x, t) must have the shape of x, (4, 2), got (4, 1)
+    """
+
+    def checked(x, *times):
+        answer = denoise(x, *times)
+        for part in answer if isinstance(answer, Moments) else (answer,):
+            check_like(f"{name}(x, t)", part, x)
+        return answer
+
+    return checked
+
+
 def denoiser(predict: Predict, schedule: Schedule, kind: str, *, sigma_data: Any = 0.5) -> Denoiser:
     """A denoiser from a network that predicts `kind`.
 
@@ -93,11 +111,15 @@ def denoiser(predict: Predict, schedule: Schedule, kind: str, *, sigma_data: Any
       ValueError: for an unknown kind, and for `eps` or `score` with a table whose last level holds no signal:
         there x0 = (x - sigma eps) / alpha divides by zero (Lin et al. 2024); use `v`, `x0` or `velocity`. (A table that
         is traced cannot be looked at: there x0 at t = 1 is the prediction's error times 22,026.) For sigma_data <= 0.
+        On calling it, for a prediction that has not the shape of x, or a t that is neither () nor (B,).
     """
+    check_function("predict", predict, "a function (x, t) -> y")
     check_kind(kind, schedule)
     check("sigma_data", sigma_data, "> 0", lambda v: v > 0)
+    predict = like_x("predict", predict)
 
     def denoise(x, t):
+        check_per_example(x, t=t)
         answer = predict(x, t)
         y, raw = answer if isinstance(answer, Moments) else (answer, None)
         x0, _ = split(kind, schedule, y, x, t, sigma_data=sigma_data)
@@ -120,7 +142,8 @@ def clip_static(denoise: Denoiser, low: Any = -1.0, high: Any = 1.0) -> Denoiser
         check("high", high, f"> low = {known.tolist()}", lambda v: v > known)
 
     def clip(v):
-        return jnp.clip(v, expand(low, v), expand(high, v)).astype(v.dtype)
+        check_per_example(v, low=low, high=high)
+        return _clip(v, expand(low, v), expand(high, v)).astype(v.dtype)
 
     return _leaf_by_leaf(clip, denoise)
 
@@ -146,13 +169,19 @@ def clip_dynamic(denoise: Denoiser, *, quantile: Any = 0.995, limit: Any = 1.0) 
     check("limit", limit, "> 0", lambda v: v > 0)
 
     def clip(v):
-        flat = jnp.abs(v.reshape(len(v), -1)).astype(jnp.promote_types(v.dtype, jnp.float32))
+        check_per_example(v, quantile=quantile, limit=limit)
+        flat = jnp.abs(v.reshape(len(v), -1)).astype(promoted(v.dtype, jnp.float32))
         q = jnp.broadcast_to(jnp.asarray(quantile, flat.dtype), (len(v),))
         s = jnp.maximum(limit, jax.vmap(jnp.quantile)(flat, q))
         wide = expand(s, v)
-        return (jnp.clip(v, -wide, wide) * expand(limit / s, v)).astype(v.dtype)
+        return times(_clip(v, -wide, wide), expand(limit / s, v)).astype(v.dtype)
 
     return _leaf_by_leaf(clip, denoise)
+
+
+def _clip(v: Any, low: Any, high: Any) -> Any:
+    dtype = promoted(v, low, high)
+    return jnp.clip(*(u.astype(dtype) for u in (v, low, high)))
 
 
 def _leaf_by_leaf(f: Callable, denoise: Denoiser) -> Denoiser:
@@ -185,6 +214,8 @@ def reschedule(denoise: Denoiser, schedule: Schedule, onto: Schedule) -> Denoise
     >>> bool(jnp.allclose(*both, atol=1e-5))
     True
     """
+    check_schedule(schedule)
+    check_schedule(onto, "onto")
 
     def moved(x, t):
         level = onto(t)

@@ -46,12 +46,19 @@ def draw(key: Key, size: int, law: Law | None = None, *, way: Way | None = None)
       law: a quantile function u -> t; None is `uniform()`.
       way: (key, size) -> u; None is `independent`.
 
+    Raises:
+      ValueError: for a law or a way that does not give (B,).
+
     >>> t, weight = draw(jax.random.key(0), 4, logit_normal(mean=-0.5), way=stratified)
     >>> t.shape, weight.shape
     ((4,), (4,))
     """
     u = (way or independent)(random.stream(key, "draw"), size)
-    return Draw(*jax.jvp(law or uniform(), (u,), (jnp.ones_like(u),)))
+    drawn = Draw(*jax.jvp(law or uniform(), (u,), (jnp.ones_like(u),)))
+    for name, value in (("way(key, size)", u), ("law(u)", drawn.t)):
+        if jnp.shape(value) != (size,):
+            raise ValueError(f"{name} must have shape ({size},), got {jnp.shape(value)}")
+    return drawn
 
 
 def independent(key: Key, size: int) -> Float[Array, " {size}"]:
@@ -97,7 +104,7 @@ def stratified(key: Key, size: int, *, index: Any = None, total: int | None = No
         offset, cell = random.uniform(key, size), index
     # Away from the walls by what rounding may do to the sum and the quotient.
     margin = min(0.5, 2 * total * float(jnp.finfo(offset.dtype).eps))
-    return (cell + margin + (1 - 2 * margin) * offset) / total
+    return ((cell.astype(float) + margin).astype(offset.dtype) + (1 - 2 * margin) * offset) / total
 
 
 def antithetic(key: Key, size: int) -> Float[Array, " {size}"]:
@@ -224,7 +231,7 @@ def log_normal_sigma(schedule: Schedule, *, mean: Any = -1.2, std: Any = 1.2) ->
 
 
 def discrete(drawn: Draw, num_train_steps: int) -> Draw:
-    """Times moved up to the next t = (i + 1) / T of a table of T levels; weights stay.
+    """Times moved up to t = (i + 1) / T of a table of T levels, where they are not one already; weights stay.
 
     Under weighted losses the T levels count alike, whatever the law.
 

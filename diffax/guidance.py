@@ -21,14 +21,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax.denoisers import Moments, with_x0, x0_of
+from diffax.denoisers import Moments, like_x, with_x0, x0_of
 from diffax.predictions import KINDS, check_kind, split, target
-from diffax.pytrees import check, check_weight, choose, combine, expand, safe_sqrt
-from diffax.typing import Denoiser, Guide, Predict, Schedule
+from diffax.pytrees import (
+    batch_size,
+    check,
+    check_per_example,
+    check_weight,
+    choose,
+    combine,
+    expand,
+    promoted,
+    safe_sqrt,
+)
+from diffax.typing import Denoiser, Guide, Predict, Schedule, check_function, check_schedule
 
 
-def _at(weight: Any, t: Any) -> Any:
-    return weight(t) if callable(weight) else weight
+def _at(name: str, weight: Any, x: Any, t: Any) -> Any:
+    value = weight(t) if callable(weight) else weight
+    check_per_example(x, **{name: value})
+    return jnp.asarray(value)
 
 
 def _literal(weight: Any, value: int) -> bool:
@@ -37,8 +49,7 @@ def _literal(weight: Any, value: int) -> bool:
 
 def _need(**branches: Any) -> None:
     for name, branch in branches.items():
-        if not callable(branch):
-            raise ValueError(f"{name} must be a denoiser (x, t) -> x0, got {branch!r}")
+        check_function(name, branch, "a denoiser (x, t) -> x0")
 
 
 def classifier_free(conditional: Any, unconditional: Any, weight: Any) -> Denoiser:
@@ -54,7 +65,8 @@ def classifier_free(conditional: Any, unconditional: Any, weight: Any) -> Denois
         that has no say.
 
     Raises:
-      ValueError: if a branch that has a say is missing.
+      ValueError: if a branch that has a say is missing; on calling it, if an answer has not the shape of x, or the
+        weight is neither () nor (B,), as of every guidance here.
 
     >>> denoise = classifier_free(lambda x, t: 2.0 * x, lambda x, t: x, 3.0)
     >>> denoise(jnp.ones(1), 0.5).tolist()
@@ -70,9 +82,10 @@ def classifier_free(conditional: Any, unconditional: Any, weight: Any) -> Denois
         return unconditional
     _need(conditional=conditional, unconditional=unconditional)
     check_weight("weight", weight)
+    conditional, unconditional = like_x("conditional", conditional), like_x("unconditional", unconditional)
 
     def denoise(x, t):
-        w, c = jnp.asarray(_at(weight, t)), conditional(x, t)
+        w, c = _at("weight", weight, x, t), conditional(x, t)
         return with_x0(c, combine((w, x0_of(c)), (1 - w, x0_of(unconditional(x, t)))))
 
     return denoise
@@ -118,7 +131,8 @@ def guide_batched(guide: Guide, denoise: Callable[[Any, Any, Any], Any], conditi
 
         both = jax.tree.map(conditions, condition, null)
         t2 = jnp.repeat(t, 2, axis=0) if jnp.ndim(t) else t
-        x0 = denoise(jax.tree.map(lambda v: pair(v, v), x), t2, both)
+        x2 = jax.tree.map(lambda v: pair(v, v), x)
+        x0 = like_x("denoise", lambda x, t: denoise(x, t, both))(x2, t2)
         c, u = (jax.tree.map(lambda v, i=i: v[i::2], x0) for i in range(2))
         return guide(lambda x, t: c, lambda x, t: u)(x, t)
 
@@ -207,13 +221,14 @@ def interval(guided: Denoiser, plain: Denoiser, low: Any = 0.0, high: Any = 1.0,
     [1.0, 2.0, 1.0]
     """
     _need(guided=guided, plain=plain)
+    guided, plain = like_x("guided", guided), like_x("plain", plain)
     for name, bound in (("low", low), ("high", high)):
         check(name, bound, "a number", lambda v: v == v)
 
     def denoise(x, t):
         level = jnp.asarray(t if of is None else of(t))
+        check_per_example(x, low=low, high=high)
         inside = (low <= level) & (level <= high)
-
         kinds = []
 
         def cast(tree):
@@ -264,6 +279,7 @@ def rescale(
     [[-2.0, 2.0]]
     """
     _need(guided=guided, conditional=conditional)
+    guided, conditional = like_x("guided", guided), like_x("conditional", conditional)
     choose("kind", kind, KINDS) if schedule is None else check_kind(kind, schedule)
     if not callable(strength):
         check("strength", strength, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
@@ -271,11 +287,11 @@ def rescale(
         raise ValueError(f"schedule must be given to rescale kind {kind!r}, got None")
 
     def std(v):
-        v = v.reshape(len(v), -1).astype(jnp.promote_types(v.dtype, jnp.float32))
+        v = v.reshape(len(v), -1).astype(promoted(v.dtype, jnp.float32))
         return safe_sqrt(jnp.mean(jnp.square(v - v.mean(1, keepdims=True)), 1))
 
     def denoise(x, t):
-        phi = jnp.asarray(_at(strength, t))
+        phi = _at("strength", strength, x, t)
 
         def prediction(x0):
             if schedule is None or kind == "x0":
@@ -322,17 +338,19 @@ def apg(
     [[1.0, 2.0]]
     """
     _need(conditional=conditional, unconditional=unconditional)
+    conditional, unconditional = like_x("conditional", conditional), like_x("unconditional", unconditional)
     check_weight("weight", weight)
     check("eta", eta, "a number", lambda v: v == v)
     check("threshold", threshold, "> 0", lambda v: v > 0)
 
     def dot(a, b):
         def leaf(u, v):
-            return jnp.sum((u * v).reshape(len(u), -1), 1, dtype=jnp.promote_types(u.dtype, jnp.float32))
+            return jnp.sum((u * v).reshape(len(u), -1), 1, dtype=promoted(u.dtype, jnp.float32))
 
         return sum(jax.tree.leaves(jax.tree.map(leaf, a, b)))
 
     def denoise(x, t):
+        check_per_example(x, eta=eta, threshold=threshold)
         answer = conditional(x, t)
         c = jax.tree.map(jnp.asarray, x0_of(answer))
         d = combine((1.0, c), (-1.0, x0_of(unconditional(x, t))))
@@ -341,7 +359,7 @@ def apg(
         # r = inf must leave no inf / norm behind, not even in the gradient.
         shrink = jnp.where(long, threshold / jnp.where(long, norm, 1.0), 1.0)
         along = dot(d, c) / jnp.where(square > 0, square, 1.0)
-        push = (jnp.asarray(_at(weight, t)) - 1) * shrink
+        push = (_at("weight", weight, x, t) - 1) * shrink
         return with_x0(answer, combine((1 + push * (eta - 1) * along, c), (push, d)))
 
     return denoise
@@ -369,16 +387,24 @@ def classifier(denoise: Denoiser, log_prob: Predict, schedule: Schedule, scale: 
     [[6.0, 6.0]]
     """
     _need(denoise=denoise)
-    if not callable(log_prob):
-        raise ValueError(f"log_prob must be a function (x, t) -> (B,), got {log_prob!r}")
+    check_function("log_prob", log_prob, "a function (x, t) -> (B,)")
+    check_schedule(schedule)
     if _literal(scale, 0):
         return denoise
     check_weight("scale", scale)
 
+    denoise = like_x("denoise", denoise)
+
+    def total(x, t):
+        value, size = log_prob(x, t), batch_size(x)
+        if jnp.shape(value) != (size,):
+            raise ValueError(f"log_prob(x, t) must have shape ({size},), got {jnp.shape(value)}")
+        return jnp.sum(value)
+
     def guided(x, t):
-        slope = jax.grad(lambda x: jnp.sum(log_prob(x, t)))(x)  # examples do not mix: the sum's gradient is each one's
+        slope = jax.grad(total)(x, t)  # examples do not mix: the sum's gradient is each one's
         alpha, sigma, _ = schedule(t)
         answer = denoise(x, t)
-        return with_x0(answer, combine((1.0, x0_of(answer)), (jnp.asarray(_at(scale, t)) * sigma**2 / alpha, slope)))
+        return with_x0(answer, combine((1.0, x0_of(answer)), (_at("scale", scale, x, t) * sigma**2 / alpha, slope)))
 
     return guided

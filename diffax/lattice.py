@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import batch_size, check, concrete, pytree
+from diffax.pytrees import batch_size, check, concrete, float_fields, floating, pytree
 from diffax.typing import Keys
 
 
@@ -29,6 +29,7 @@ class Lattice:
     high: Any = 1.0
 
     def __post_init__(self):
+        float_fields(self)
         check("bin_width", self.bin_width, "> 0", lambda v: v > 0)
         low = concrete(self.low)
         if low is not None:
@@ -71,7 +72,7 @@ def dequantize(key: Keys, x: Any, lattice: Lattice) -> Any:
     True
     """
     lattice.check("x", x)
-    leaves, structure = jax.tree.flatten(x)
+    leaves, structure = jax.tree.flatten(jax.tree.map(floating, x))
     keys = random.per_example(random.stream(key, "dequantize"), batch_size(x))
 
     def moved(place, leaf):

@@ -18,7 +18,7 @@ from diffax.pytrees import as_float, check, check_count, choose, widen
 from diffax.samplers.base import Sampler
 from diffax.sampling import integrate, sample
 from diffax.times import check_grid
-from diffax.typing import Array, Denoiser, Grid, Keys, Schedule
+from diffax.typing import Array, Denoiser, Grid, Keys, Schedule, check_schedule
 
 ENDINGS = {
     "sample": lambda key, sampler, denoise, x, times: sample(key, sampler, denoise, x, times),
@@ -89,6 +89,7 @@ def learn_grid(
     >>> bool(learned.errors[-1] < 0.8 * learned.errors[0])
     True
     """
+    check_schedule(schedule)
     run = choose("ending", ending, ENDINGS)
     _check(x, times, target, ending, learn_end, num_steps, floor)
     x, times = widen(x), as_float(times)
@@ -151,12 +152,13 @@ def _descend(loss: Any, parameters: Any, num_steps: int, learning_rate: Any) -> 
         mean = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, mean, gradient)
         square = jax.tree.map(lambda v, g: 0.99 * v + 0.01 * g**2, square, gradient)
         rate = learning_rate * (1 - i / num_steps)
-        now = jax.tree.map(
-            lambda p, m, v: p - rate * m / (1 - 0.9 ** (i + 1)) / (jnp.sqrt(v / (1 - 0.99 ** (i + 1))) + 1e-8),
-            now,
-            mean,
-            square,
-        )
+        seen = (i + 1).astype(float)
+
+        def moved(p, m, v):
+            of_mean, of_square = ((1 - decay**seen).astype(p.dtype) for decay in (0.9, 0.99))
+            return p - rate * m / of_mean / (jnp.sqrt(v / of_square) + 1e-8)
+
+        now = jax.tree.map(moved, now, mean, square)
         return (now, mean, square, best, jnp.where(better, value, least)), value
 
     start = (parameters, zeros, zeros, parameters, jnp.inf)

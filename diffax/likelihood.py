@@ -21,12 +21,23 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.denoisers import mean_only
-from diffax.pytrees import as_float, batch_size, check_count, choose, combine, concrete, narrow, safe_sqrt, widen
+from diffax.denoisers import like_x, mean_only
+from diffax.pytrees import (
+    as_float,
+    batch_size,
+    check_count,
+    check_float,
+    choose,
+    combine,
+    concrete,
+    narrow,
+    safe_sqrt,
+    widen,
+)
 from diffax.samplers.base import Sampler
 from diffax.sampling import integrate
 from diffax.times import check_grid
-from diffax.typing import Denoiser, Grid, Keys, Schedule
+from diffax.typing import Denoiser, Grid, Keys, Schedule, check_function, check_schedule
 
 EXACT_LIMIT = 4096  # dimensions: the products with unit vectors cost as many network calls, at every step
 
@@ -99,7 +110,8 @@ def log_likelihood(
 
     Raises:
       ValueError: for an unknown divergence or probe_law, probes < 1, times that fall or leave [0, 1], or too many
-        dimensions for "exact".
+        dimensions for "exact"; for an x that is not of a float type, a denoiser's answer that has not the shape of x,
+        or a prior_log_prob that does not give (B,).
 
     >>> import diffax
     >>> data = diffax.analytic.Gaussian.from_covariance([0.5, -0.5], 0.25)
@@ -109,6 +121,9 @@ def log_likelihood(
     >>> bool(abs(found.log_prob[0] - data.log_prob(x, schedule(times[0]))[0]) < 1e-2)
     True
     """
+    check_schedule(schedule)
+    check_function("denoise", denoise)
+    check_float("x", x)
     choose("divergence", divergence, ("exact", "hutchinson"))
     choose("probe_law", probe_law, LAWS)
     check_count("probes", probes)
@@ -119,14 +134,17 @@ def log_likelihood(
     if divergence == "exact" and dimensions > EXACT_LIMIT:
         raise ValueError(f"divergence 'exact' takes at most {EXACT_LIMIT} dimensions, got {dimensions}")
     drawn = None if divergence == "exact" else LAWS[probe_law](random.stream(key, "log_likelihood"), x, probes)
-    field = _flow(schedule, mean_only(denoise), drawn, dimensions)
+    field = _flow(schedule, mean_only(like_x("denoise", denoise)), drawn, dimensions)
     first, last = size_of(schedule, times[0]), size_of(schedule, times[-1])
     start = Flow(combine((1 / first, x)), jnp.zeros((size, 1 if drawn is None else probes)))
     with jax.default_matmul_precision("highest"):  # products in bfloat16 would cost more than the ODE's error
         (latent, log_det), steps, converged = (solve or heun)(schedule, field, start, times)
     latent = combine((last, latent))
     prior = (lambda x: _standard(x, schedule(times[-1]).sigma)) if prior_log_prob is None else prior_log_prob
-    log_prob = prior(latent)[:, None] + dimensions * (log_det + jnp.log(last) - jnp.log(first))
+    latent_log_prob = prior(latent)
+    if jnp.shape(latent_log_prob) != (size,):
+        raise ValueError(f"prior_log_prob(x) must have shape ({size},), got {jnp.shape(latent_log_prob)}")
+    log_prob = latent_log_prob[:, None] + dimensions * (log_det + jnp.log(last) - jnp.log(first))
     stderr = jnp.zeros(size) if drawn is None else _stderr(log_prob)
     converged = converged & jnp.isfinite(log_prob).all(1)
     return LogLikelihood(

@@ -22,8 +22,8 @@ from diffax import random
 from diffax.curves import LOG_SNR_MAX
 from diffax.predictions import check_kind, diffuse, row
 from diffax.predictions import target as prediction_target
-from diffax.pytrees import as_float, batch_size, check, choose
-from diffax.typing import Array, Float, Key, Predict, Schedule, Shaped
+from diffax.pytrees import as_float, batch_size, check, check_float, check_like, check_per_example, choose, promoted
+from diffax.typing import Array, Float, Key, Predict, Schedule, Shaped, check_function
 
 
 def _rate(schedule: Schedule, t: Any) -> Any:
@@ -72,7 +72,8 @@ def denoising_loss(
 
     Raises:
       ValueError: for an unknown kind, eps or score with zero terminal SNR, an unknown measure, or measure "log_snr"
-        without a weighting.
+        without a weighting; for a prediction that has not the shape of x0, a t or a weight that is neither () nor (B,),
+        or an x0 that is not of a float type.
 
     >>> from diffax import schedules, weightings
     >>> x0, t = jnp.ones((3, 2)), jnp.array([0.2, 0.5, 0.8])
@@ -80,14 +81,23 @@ def denoising_loss(
     >>> denoising_loss(jax.random.key(0), lambda x, t: x, schedules.Cosine(), "v", x0, t, weighting=w).shape
     (3,)
     """
+    check_function("predict", predict, "a function (x, t) -> y")
     check_kind(kind, schedule)
+    check_float("x0", x0)
+    check_per_example(x0, t=t, sigma_data=sigma_data)
     rate = choose("measure", measure, MEASURES)
     if weighting is None and measure != "t":
         raise ValueError(f"measure must be 't' without a weighting, got {measure!r}")
     eps = random.noise(random.stream(key, "denoising_loss"), x0)
     y = prediction_target(kind, schedule, x0, eps, t, sigma_data=sigma_data)
     y_hat = predict(diffuse(schedule, x0, eps, t), t)
-    square = jax.tree.map(lambda u, v: jnp.square(u.astype(jnp.promote_types(u.dtype, jnp.float32)) - v), y, y_hat)
+    check_like("predict(x, t)", y_hat, x0)
+
+    def squared_error(u, v):
+        dtype = promoted(u.dtype, v.dtype, jnp.float32)
+        return jnp.square(u.astype(dtype) - v.astype(dtype))
+
+    square = jax.tree.map(squared_error, y, y_hat)
     size = batch_size(x0)
     total = sum(leaf.reshape(size, -1).sum(1) for leaf in jax.tree.leaves(square))
     loss = total / sum(leaf.size // size for leaf in jax.tree.leaves(square))
@@ -95,7 +105,9 @@ def denoising_loss(
         return loss
     alpha, sigma, log_snr = schedule(t)
     a, b = row(kind, schedule, t, sigma_data=sigma_data)
-    return rate(schedule, t) * weighting(log_snr) * (alpha / (alpha * b - sigma * a)) ** 2 * loss
+    weight = weighting(log_snr)
+    check_per_example(x0, **{"weighting(log_snr)": weight})
+    return rate(schedule, t) * weight * (alpha / (alpha * b - sigma * a)) ** 2 * loss
 
 
 def drop_labels(key: Key, labels: Shaped[Any, " batch"], null_label: int, *, p_uncond: Any) -> Shaped[Array, " batch"]:
@@ -107,5 +119,6 @@ def drop_labels(key: Key, labels: Shaped[Any, " batch"], null_label: int, *, p_u
       ValueError: if p_uncond is known to lie outside [0, 1].
     """
     check("p_uncond", p_uncond, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    check_per_example(labels, p_uncond=p_uncond)
     drop = random.uniform(random.stream(key, "drop_labels"), batch_size(labels)) < p_uncond
     return jnp.where(drop, null_label, labels)

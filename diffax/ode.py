@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffax.denoisers import mean_only
+from diffax.denoisers import like_x, mean_only
 from diffax.likelihood import size_of
-from diffax.pytrees import as_float, check, check_count, combine, narrow, widen
+from diffax.pytrees import as_float, check, check_count, check_float, combine, narrow, widen
 from diffax.times import check_grid
-from diffax.typing import Denoiser, Schedule
+from diffax.typing import Denoiser, Schedule, check_function, check_schedule
 
 
 class Solution(NamedTuple):
@@ -123,9 +123,12 @@ def _solution(schedule, denoise, x, times, options):
     """`integrate` with x as it is carried, at least in float32."""
     if len(times) < 2:
         raise ValueError(f"times must have at least two entries, got {len(times)}")
+    check_schedule(schedule)
+    check_function("denoise", denoise)
+    check_float("x", x)
     times = as_float(times)
     check_grid(times)
-    solve, x, denoise = adaptive(**options), widen(x), mean_only(denoise)
+    solve, x, denoise = adaptive(**options), widen(x), mean_only(like_x("denoise", denoise))
 
     def field(y, t):
         alpha, c = schedule(t).alpha, size_of(schedule, t)
@@ -146,7 +149,7 @@ def sample(schedule: Schedule, denoise: Denoiser, x: Any, times: Any, **options:
     """
     x = jax.tree.map(jnp.asarray, x)
     found = _solution(schedule, denoise, x, times, options)
-    x0 = narrow(mean_only(denoise)(found.x, as_float(times)[-1]), x)
+    x0 = narrow(mean_only(like_x("denoise", denoise))(found.x, as_float(times)[-1]), x)
     return found._replace(x=jax.tree.map(lambda v: jnp.where(found.converged, v, jnp.nan), x0))
 
 

@@ -25,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import random
-from diffax.pytrees import choose, combine
+from diffax.pytrees import check_per_example, choose, combine
 from diffax.schedules import rates
 from diffax.times import default_ends
-from diffax.typing import Key, Level, Schedule
+from diffax.typing import Key, Level, Schedule, check_schedule
 
 
 def _edm(level: Level, sigma_data: Any) -> tuple[Any, Any]:
@@ -48,6 +48,7 @@ KINDS = {
 
 def check_kind(kind: str, schedule: Schedule) -> None:
     """Raises `ValueError` for an unknown kind, and for one from which x0 does not follow where no signal is left."""
+    check_schedule(schedule)
     choose("kind", kind, KINDS)
     if kind in ("eps", "score") and getattr(schedule, "zero_terminal_snr", False):
         raise ValueError(f"kind must be x0, v, velocity or edm with zero terminal SNR, got {kind!r}")
@@ -64,6 +65,8 @@ def row(kind: str, schedule: Schedule, t: Any, *, sigma_data: Any = 0.5) -> tupl
 
 def diffuse(schedule: Schedule, x0: Any, eps: Any, t: Any) -> Any:
     """x_t = alpha x0 + sigma eps. x0, eps: (B, ...); t: () or (B,)."""
+    check_schedule(schedule)
+    check_per_example(x0, t=t)
     level = schedule(t)
     return combine((level.alpha, x0), (level.sigma, eps))
 
@@ -85,6 +88,7 @@ def initial_noise(key: Key, schedule: Schedule, shape: Any, t: Any = None) -> An
     >>> bool(abs(x.std() - 80) < 4)
     True
     """
+    check_schedule(schedule)
     t = default_ends(schedule)[0] if t is None else t
     is_shape = isinstance(shape, (tuple, list)) and all(isinstance(n, (int, np.integer)) for n in shape)
     like = jax.ShapeDtypeStruct(tuple(shape), jnp.float32) if is_shape else shape

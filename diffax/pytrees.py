@@ -120,12 +120,48 @@ def choose(name: str, value: Any, known: Any) -> Any:
     return known[value] if isinstance(known, Mapping) else value
 
 
+def promoted(*values: Any) -> Any:
+    """The dtype of the values together, arrays or dtypes: JAX's standard promotion, under strict promotion too.
+
+    >>> promoted(jnp.bfloat16, jnp.float32), promoted(jnp.ones(1, jnp.bfloat16), 2.0)
+    (dtype('float32'), dtype(bfloat16))
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*values)
+
+
+def floating(value: Any) -> Any:
+    """Integers as floats, numbers, lists or arrays; everything else as it is, Python's floats too.
+
+    >>> floating(3), floating([1, 2]).tolist(), floating(0.5)
+    (3.0, [1.0, 2.0], 0.5)
+    """
+    if isinstance(value, int):
+        return float(value)
+    if isinstance(value, (list, tuple)):
+        known = concrete(value)
+        value = jnp.asarray(value) if known is None else known
+    dtype = getattr(value, "dtype", None)
+    whole = dtype is not None and (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_))
+    return value.astype(float) if whole else value
+
+
+def float_fields(node: Any) -> None:
+    """Makes floats of the integers among the leaves of a frozen dataclass, in its `__post_init__`.
+
+    An integer cannot be differentiated, and what is cast to its dtype is truncated.
+    """
+    for field in dataclasses.fields(node):
+        if not field.metadata.get("static"):
+            object.__setattr__(node, field.name, floating(getattr(node, field.name)))
+
+
 def as_float(value: Any) -> Any:
     """`value` as an array of a float type, at least float32: times and levels are never half precision."""
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         return array.astype(float)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(promoted(array.dtype, jnp.float32))
 
 
 def widen(x: Any) -> Any:
@@ -152,13 +188,18 @@ def _is_half(leaf: Any) -> bool:
 def expand(value: Any, x: Any) -> Any:
     """A coefficient of shape () or (B,) with trailing axes added, so that it multiplies x of shape (B, ...).
 
+    Raises:
+      ValueError: for a coefficient of another shape.
+
     >>> expand(jnp.ones(4), jnp.ones((4, 8, 8, 3))).shape
     (4, 1, 1, 1)
     """
     value = jnp.asarray(value)
     if value.ndim == 0:
         return value
-    return value.reshape(value.shape + (1,) * (jnp.ndim(x) - value.ndim))
+    if value.shape != jnp.shape(x)[:1]:
+        raise ValueError(f"coefficients must have shape () or {jnp.shape(x)[:1]}, got {value.shape}")
+    return value.reshape(value.shape + (1,) * (jnp.ndim(x) - 1))
 
 
 def combine(*terms: tuple[Any, Any]) -> Any:
@@ -166,17 +207,42 @@ def combine(*terms: tuple[Any, Any]) -> Any:
 
     Computed at the coefficients' precision, returned in the dtype of the first tree's leaves (float32 for integers).
 
+    Raises:
+      ValueError: for a coefficient of another shape, or trees of different shapes: nothing is broadcast.
+
     >>> combine((2.0, {"a": jnp.ones(2)}), (jnp.array([0.0, 1.0]), {"a": jnp.ones(2)}))["a"].tolist()
     [2.0, 3.0]
     """
     coefficients, trees = zip(*terms, strict=True)
 
     def leaf(*leaves):
-        total = sum(expand(c, v) * v for c, v in zip(coefficients, leaves, strict=True))
+        if len({v.shape for v in leaves}) > 1:
+            raise ValueError(f"arrays to combine must have one shape, got {', '.join(str(v.shape) for v in leaves)}")
+        total = jnp.asarray(0)
+        for c, v in zip(coefficients, leaves, strict=True):
+            total = plus(total, times(expand(c, v), v))
         dtype = leaves[0].dtype
         return total.astype(dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.float32)
 
     return jax.tree.map(leaf, *(jax.tree.map(jnp.asarray, tree) for tree in trees))
+
+
+def plus(u: Any, v: Any) -> Any:
+    """u + v of two arrays, promoted explicitly."""
+    dtype = promoted(u, v)
+    return u.astype(dtype) + v.astype(dtype)
+
+
+def times(u: Any, v: Any) -> Any:
+    """u v of two arrays, promoted explicitly."""
+    dtype = promoted(u, v)
+    return u.astype(dtype) * v.astype(dtype)
+
+
+def of_rank(v: Any, x: Any) -> Any:
+    """An array v that broadcasts to x by its last axes, with leading axes added, as many as x has."""
+    v = jnp.asarray(v)
+    return v.reshape((1,) * (jnp.ndim(x) - v.ndim) + v.shape)
 
 
 def safe_sqrt(v: Any) -> Any:
@@ -187,6 +253,46 @@ def safe_sqrt(v: Any) -> Any:
     """
     positive = v > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, v, 1.0)), 0.0)
+
+
+def check_per_example(x: Any, **values: Any) -> None:
+    """Raises `ValueError` for a value that is neither () nor (B,), B the batch of x; None and functions pass.
+
+    >>> check_per_example(jnp.ones((4, 2)), eta=jnp.ones(3))
+    Traceback (most recent call last):
+    ...
+    ValueError: eta must have shape () or (4,), got (3,)
+    """
+    for name, value in values.items():
+        if value is not None and not callable(value) and jnp.ndim(value) and jnp.shape(value) != (batch_size(x),):
+            raise ValueError(f"{name} must have shape () or ({batch_size(x)},), got {jnp.shape(value)}")
+
+
+def check_like(name: str, value: Any, x: Any) -> None:
+    """Raises `ValueError` unless `value` is a tree like x with leaves of the same shapes.
+
+    >>> check_like("denoise(x, t)", jnp.ones((4, 1)), jnp.ones((4, 2)))
+    Traceback (most recent call last):
+    ...
+    ValueError: denoise(x, t) must have the shape of x, (4, 2), got (4, 1)
+    """
+    shapes = tuple(jax.tree.map(jnp.shape, v) for v in (x, value))
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{name} must have the shape of x, {shapes[0]}, got {shapes[1]}")
+
+
+def check_float(name: str, x: Any) -> None:
+    """Raises `ValueError` for leaves of x that are no floats.
+
+    >>> check_float("x", jnp.ones(2, int))
+    Traceback (most recent call last):
+    ...
+    ValueError: x must be of a float type, got int32
+    """
+    for leaf in jax.tree.leaves(x):
+        dtype = jnp.asarray(leaf).dtype
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise ValueError(f"{name} must be of a float type, got {dtype}")
 
 
 def batch_size(x: Any) -> int:

@@ -1,9 +1,12 @@
-"""Quantiles of the Beta law, differentiable in its parameters.
+"""Quantiles of the Beta distribution, differentiable in its parameters.
 
-I_x(a, b) = x^a (1 - x)^b S(x) / (a B(a, b)),   S(x) = sum_k x^k prod_{j < k} (a + b + j) / (a + 1 + j)
-I_x(a, b) = 1 - I_{1-x}(b, a),                  so that x <= 1/2 and the series, all of it positive, falls like 2^-k
+I_x(a, b) = x^a (1 - x)^b / (a B(a, b)) 1 / (1 + d_1 / (1 + d_2 / (1 + ...)))        for x <= a / (a + b)
+d_{2m}     = m (b - m) x / ((a + 2m - 1) (a + 2m))
+d_{2m + 1} = -(a + m) (a + b + m) x / ((a + 2m) (a + 2m + 1))
+I_x(a, b) = 1 - I_{1-x}(b, a)                                                        beyond
 
 Its inverse is found by bisection in log x; one Newton step gives it its digits and its derivatives.
+The continued fraction: DiDonato & Morris 1992; Press et al. 2007, section 6.4.
 """
 
 from typing import Any
@@ -15,18 +18,24 @@ from jax.scipy.special import gammaln
 from diffax.pytrees import as_float
 from diffax.typing import Array
 
-TERMS = 128
+LEVELS = 96
 HALVINGS = 60
 
 
 def _log_lower(a: Any, b: Any, log_x: Any) -> tuple[Any, Any]:
-    """The log of int_0^x u^(a-1) (1 - u)^(b-1) du for x <= 1/2, and its slope in log x."""
-    a_, b_, j = a[..., None], b[..., None], jnp.arange(TERMS - 1)
-    growth = jnp.cumprod((a_ + b_ + j) / (a_ + 1 + j), axis=-1)
-    coefficients = jnp.concatenate([jnp.ones_like(growth[..., :1]), growth], axis=-1)
-    powers = jnp.exp(log_x[..., None] * jnp.arange(TERMS))
-    log_rest = jnp.log1p(-jnp.exp(log_x))
-    log_integral = a * log_x + b * log_rest + jnp.log(jnp.sum(coefficients * powers, -1) / a)
+    """The log of int_0^x u^(a-1) (1 - u)^(b-1) du for x <= a / (a + b), and its slope in log x."""
+    x, log_rest = jnp.exp(log_x), jnp.log1p(-jnp.exp(log_x))
+
+    def level(i, fraction):
+        m = (LEVELS - i).astype(x.dtype)
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        return 1 + even / (1 + odd / fraction)
+
+    # From the innermost level outwards, so that the number of terms is fixed and each has a derivative.
+    fraction = jax.lax.fori_loop(0, LEVELS, level, jnp.ones_like(x))
+    fraction = 1 - (a + b) * x / (a + 1) / fraction
+    log_integral = a * log_x + b * log_rest - jnp.log(fraction) - jnp.log(a)
     return log_integral, jnp.exp(a * log_x + (b - 1) * log_rest - log_integral)
 
 
@@ -36,10 +45,10 @@ def _log_beta(a: Any, b: Any) -> Any:
 
 
 def _solve(a: Any, b: Any, log_p: Any) -> Any:
-    """X <= 1/2 with log I_x(a, b) = log_p."""
+    """The x <= a / (a + b) with log I_x(a, b) = log_p."""
     target = log_p + _log_beta(a, b)
-    top = jnp.full_like(target, jnp.log(0.5))
     frozen = jax.lax.stop_gradient((a, b, target))
+    top = jnp.log(frozen[0] / (frozen[0] + frozen[1]))
 
     def halve(_, bracket):
         low, high = bracket
@@ -47,8 +56,9 @@ def _solve(a: Any, b: Any, log_p: Any) -> Any:
         below = _log_lower(*frozen[:2], middle)[0] < frozen[2]
         return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
-    # (1 - u)^(b-1) is at most 2 for u <= 1/2, so the integral is at most 2 x^a / a.
-    bottom = jnp.minimum((frozen[2] + jnp.log(frozen[0] / 2)) / frozen[0], top)
+    # (1 - u)^(b-1) is at most this for u <= a / (a + b), so the integral is at most as many times x^a / a.
+    log_most = jnp.maximum(0.0, (frozen[1] - 1) * jnp.log1p(-jnp.exp(top)))
+    bottom = jnp.minimum((frozen[2] + jnp.log(frozen[0]) - log_most) / frozen[0], top)
     log_x = jax.lax.stop_gradient(sum(jax.lax.fori_loop(0, HALVINGS, halve, (bottom, top)))) / 2
     value, _ = _log_lower(a, b, log_x)
     _, slope = _log_lower(*frozen[:2], log_x)
@@ -58,13 +68,13 @@ def _solve(a: Any, b: Any, log_p: Any) -> Any:
 def beta_quantile(p: Any, a: Any, b: Any) -> Array:
     """The x with I_x(a, b) = p, for p in (0, 1), of any shape; a and b are () and may be traced.
 
-    Good to 1e-12 in float64 and 2e-5 in float32 (1e-6 for a and b near 1), for a and b up to 30.
+    For a and b from 0.05 to 30 and p from 1e-6 to 1 - 1e-6 the largest error is 2e-10 in float64 and 3e-6 in float32.
 
-    >>> round(float(beta_quantile(0.2, 0.5, 0.5)), 4)  # sin^2(pi p / 2): the arcsine law
+    >>> round(float(beta_quantile(0.2, 0.5, 0.5)), 4)  # sin^2(pi p / 2): the arcsine distribution
     0.0955
     """
     p, a, b = jnp.broadcast_arrays(as_float(p), as_float(a), as_float(b))
-    middle = jnp.exp(_log_lower(a, b, jnp.full_like(p, jnp.log(0.5)))[0] - _log_beta(a, b))
+    middle = jnp.exp(_log_lower(a, b, jnp.log(a / (a + b)))[0] - _log_beta(a, b))
     lower = p <= middle
     x = _solve(jnp.where(lower, a, b), jnp.where(lower, b, a), jnp.log(jnp.where(lower, p, 1 - p)))
     return jnp.where(lower, x, 1 - x)

@@ -5,12 +5,19 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from diffax.pytrees import as_float, check, check_count
+from diffax.pytrees import as_float, check, check_count, promoted
 
 
 def bin_of(t: Any, count: int) -> Any:
-    """Which of `count` bins of equal width in [0, 1] holds t."""
-    return jnp.clip(jnp.floor(as_float(t) * count), 0, count - 1).astype(int)
+    """Which of the bins (i / count, (i + 1) / count] of [0, 1] holds t; 0 is in the first.
+
+    A t that exceeds an edge by no more than two units of float32's rounding is that edge.
+
+    >>> bin_of(jnp.array([0.0, 0.25, 0.26, 1.0]), 4).tolist()
+    [0, 0, 1, 3]
+    """
+    place = as_float(t) * count
+    return jnp.clip(jnp.ceil(place * (1 - 2.0**-22)) - 1, 0, count - 1).astype(int)
 
 
 class Losses(NamedTuple):
@@ -36,9 +43,10 @@ class Resampler(NamedTuple):
 def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Any = 1e-3) -> Resampler:
     """Importance sampling by past losses: p_i proportional to sqrt(mean of the last squared losses of bin i).
 
-    The law is uniform until each bin has seen `history` losses. Bins are of equal width in t; with num_bins = T
-    and `draws.discrete` they are the levels of a table. Where the batch is spread over devices, gather t and losses
-    of the whole batch before `update`, so that the states stay equal. A loss that is not finite is left out.
+    The law is uniform until each bin has seen `history` losses. Bins are of equal width in t, (i / N, (i + 1) / N];
+    with num_bins = T and `draws.discrete` they are the levels of a table. Where the batch is spread over devices,
+    gather t and losses of the whole batch before `update`, so that the states stay equal. A loss that is not finite is
+    left out.
 
         resampler = resampling.loss_aware(100)
         state = resampler.init()
@@ -71,6 +79,8 @@ def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Any = 1e-3
 
     def update(state, t, losses):
         losses = as_float(losses)
+        if losses.ndim != 1 or jnp.shape(t) != losses.shape:
+            raise ValueError(f"t and losses must have shape (B,), got {jnp.shape(t)} and {losses.shape}")
         bins = jnp.where(jnp.isfinite(losses), bin_of(t, num_bins), num_bins)  # num_bins: nowhere
         order = jnp.argsort(bins, stable=True)
         bins, squares = bins[order], jnp.square(losses[order]).astype(state.squares.dtype)
@@ -91,6 +101,12 @@ def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Any = 1e-3
         p = (1 - uniform_fraction) * size / size.sum() + uniform_fraction / num_bins
         edges = jnp.concatenate([jnp.zeros(1, p.dtype), jnp.cumsum(p)])
         # The weight is the slope of these very numbers, so that rounding of the sum biases nothing.
-        return lambda u: jnp.interp(as_float(u), edges / edges[-1], jnp.arange(num_bins + 1) / num_bins)
+        table = edges / edges[-1], jnp.arange(num_bins + 1) / num_bins
+
+        def quantile(u):
+            dtype = promoted(as_float(u), *table)
+            return jnp.interp(*(v.astype(dtype) for v in (as_float(u), *table)))
+
+        return quantile
 
     return Resampler(init, update, law)

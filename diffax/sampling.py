@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import random
-from diffax.denoisers import mean_only
-from diffax.pytrees import as_float, batch_size, concrete, narrow, widen
-from diffax.samplers.base import Sampler
+from diffax.denoisers import like_x, mean_only
+from diffax.pytrees import as_float, batch_size, check_float, check_like, concrete, narrow, widen
+from diffax.samplers.base import Sampler, check_sampler
 from diffax.times import check_grid
-from diffax.typing import Denoiser, Grid, Keys
+from diffax.typing import Denoiser, Grid, Keys, check_function
 
 
 def unroll(
@@ -50,8 +50,9 @@ def unroll(
       record: state -> whatever is to be kept of it.
 
     Raises:
-      ValueError: for a concrete grid that leaves [0, 1] or turns back, or one of another batch. No grid is too short:
-        every sampler starts itself, multistep ones with lower orders.
+      ValueError: for a concrete grid that leaves [0, 1] or turns back, or one of another batch; for a sampler that is
+        not built, an x that is not of a float type, and an answer of the denoiser that has not the shape of x. No grid
+        is too short: every sampler starts itself, multistep ones with lower orders.
     """
 
     def narrowed(state):
@@ -64,8 +65,12 @@ def unroll(
 
 def _walk(key, sampler, denoise, x, times, record):
     """`unroll` whose states are as they are carried, x at least in float32."""
+    check_sampler(sampler)
+    check_function("denoise", denoise)
     check_grid(times, may_turn=sampler.renoises)
     key, times = random.threefry(key), as_float(times)
+    check_float("x", x)
+    denoise = like_x("denoise", denoise)
     if times.ndim > 1 and times.shape[1:] != (batch_size(x),):
         raise ValueError(
             f"times must have shape (n,) or (n, {batch_size(x)}), a grid for each example, got {times.shape}"
@@ -73,8 +78,9 @@ def _walk(key, sampler, denoise, x, times, record):
 
     def move(state, inputs):
         index, t, s = inputs
-        state = sampler.step(random.fold_in(key, index), denoise, state, t, s)
-        return state, record(state)
+        new = sampler.step(random.fold_in(key, index), denoise, state, t, s)
+        check_like("x of sampler.step's state", new.x, state.x)
+        return new, record(new)
 
     steps = jnp.arange(len(times) - 1)
     return jax.lax.scan(move, sampler.init(widen(x), times), (steps, times[:-1], times[1:]))
@@ -106,10 +112,11 @@ def sample(key: Keys, sampler: Sampler, denoise: Denoiser, x: Any, times: Grid) 
     >>> sample(jax.random.key(1), diffax.ddpm(schedule), denoise, x, times)[0].tolist()
     [0.5, 0.5]
     """
+    check_sampler(sampler)
     _check_start(sampler, x, times)
     x = jax.tree.map(jnp.asarray, x)
     state, _ = _walk(key, sampler, denoise, x, times, lambda state: None)
-    return narrow(mean_only(denoise)(state.x, as_float(times)[-1]), x)
+    return narrow(mean_only(like_x("denoise", denoise))(state.x, as_float(times)[-1]), x)
 
 
 def _check_start(sampler: Sampler, x: Any, times: Grid) -> None:

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffax.pytrees import as_float, combine
-from diffax.typing import Denoiser, Schedule
+from diffax.pytrees import as_float, check_per_example, combine
+from diffax.typing import Denoiser, Schedule, check_schedule
 
 
 class Coefficients(NamedTuple):
@@ -52,5 +52,7 @@ def score(denoise: Denoiser, schedule: Schedule, x: Any, t: Any) -> Any:
     >>> score(lambda x, t: 0 * x, Flow(), jnp.ones((1, 2)), 0.5).tolist()
     [[-4.0, -4.0]]
     """
+    check_schedule(schedule)
+    check_per_example(x, t=t)
     alpha, sigma, _ = schedule(t)
     return combine((-1 / jnp.square(sigma), x), (alpha / jnp.square(sigma), denoise(x, t)))

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax.curves import straight_through
-from diffax.pytrees import as_float, check, check_count, concrete
+from diffax.pytrees import as_float, check, check_count, concrete, promoted
 from diffax.quantiles import beta_quantile
 from diffax.typing import Array, Float, Schedule
 
@@ -155,7 +155,7 @@ def _grid(
 
 
 def _between(first: Any, last: Any, n: int, inner: Callable[[Any, Any, Any], Any]) -> Any:
-    dtype = jnp.result_type(first, last)
+    dtype = promoted(first, last)
     parts = first[None], inner(first, last, jnp.linspace(0.0, 1.0, n)[1:-1]), last[None]
     return jnp.concatenate([v.astype(dtype) for v in parts])[:n]
 

@@ -54,6 +54,20 @@ class Level(NamedTuple):
     log_snr: Any
 
 
+def described(value: Any) -> str:
+    """A value for an error of one line: numbers and strings as they are, of arrays and functions what they are."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, jax.Array) or type(value).__module__ == "numpy":
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}"
+    if isinstance(value, tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= 80 and "\n" not in text else f"a {type(value).__name__}"
+
+
 @runtime_checkable
 class Schedule(Protocol):
     """What every noise schedule provides. `log_snr` decreases in t and `inverse` undoes it."""
@@ -69,3 +83,27 @@ class Schedule(Protocol):
     def __call__(self, t: Any) -> Level:
         """The noise level at time t; any shape."""
         ...
+
+
+def check_schedule(schedule: Any, name: str = "schedule") -> None:
+    """Raises `ValueError` for what is no noise schedule, or a class of schedules.
+
+    >>> check_schedule("cosine")
+    Traceback (most recent call last):
+    ...
+    ValueError: schedule must be a noise schedule, such as diffax.Cosine(), got 'cosine'
+    """
+    if isinstance(schedule, type) or not (callable(schedule) and hasattr(schedule, "log_snr")):
+        raise ValueError(f"{name} must be a noise schedule, such as diffax.Cosine(), got {described(schedule)}")
+
+
+def check_function(name: str, value: Any, kind: str = "a function (x, t) -> x0") -> None:
+    """Raises `ValueError` for what is no function, or a schedule in a function's place.
+
+    >>> check_function("denoise", 3)
+    Traceback (most recent call last):
+    ...
+    ValueError: denoise must be a function (x, t) -> x0, got 3
+    """
+    if not callable(value) or isinstance(value, Schedule):
+        raise ValueError(f"{name} must be {kind}, got {described(value)}")

@@ -30,12 +30,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import random
-from diffax.denoisers import Moments, moments_of
+from diffax.denoisers import Moments, like_x, moments_of
 from diffax.lattice import Lattice, decoder_log_prob
-from diffax.pytrees import as_float, batch_size, check, choose, combine, concrete, expand, safe_sqrt, widen
+from diffax.pytrees import (
+    as_float,
+    batch_size,
+    check,
+    check_float,
+    check_like,
+    check_per_example,
+    choose,
+    combine,
+    concrete,
+    expand,
+    safe_sqrt,
+    widen,
+)
 from diffax.samplers.base import Sampler
 from diffax.sampling import unroll
-from diffax.typing import Denoiser, Keys, Schedule
+from diffax.typing import Denoiser, Keys, Schedule, check_function, check_schedule
 
 VARIANCES = {"small": 0.0, "large": 1.0, "learned": None}
 
@@ -108,8 +121,10 @@ def step_term(schedule: Schedule, denoise: Denoiser, x0: Any, x: Any, t: Any, s:
       ValueError: for another variance, for a learned one without `Moments`, and if s > t somewhere.
     """
     _check_order(t, s)
+    check_like("x0", x0, x)
+    check_per_example(x0, t=t, s=s)
     x0 = widen(x0)
-    x0_hat, v = moments_of(denoise(x, t), choose("variance", variance, VARIANCES))
+    x0_hat, v = moments_of(like_x("denoise", denoise)(x, t), choose("variance", variance, VARIANCES))
     level_t, level_s = schedule(t), schedule(s)
     log_sigma = jnp.log(level_t.sigma) - jnp.log(level_s.sigma)
     gap = jnp.exp(level_s.log_snr) - jnp.exp(level_t.log_snr)
@@ -132,6 +147,7 @@ def decoder_term(key, schedule, denoise, x0, t, before, variance, lattice):
     """(B,) `decoder_at` of the denoiser's answer, for a draw of x_t."""
     level = schedule(t)
     x = combine((level.alpha, x0), (level.sigma, random.noise(key, x0)))
+    denoise = like_x("denoise", denoise)
     return decoder_at(schedule, Moments(*moments_of(denoise(x, t), VARIANCES[variance])), x0, t, before, lattice)
 
 
@@ -191,6 +207,9 @@ def variational_bound(
     >>> bool(bound.total.mean() > -law.log_prob(x0).mean())
     True
     """
+    check_schedule(schedule)
+    check_function("denoise", denoise)
+    check_float("x0", x0)
     choose("variance", variance, VARIANCES)
     known = concrete(times)
     if jnp.ndim(times) != 1 or len(times) < 2 or (known is not None and not (known[1:] <= known[:-1]).all()):
@@ -237,10 +256,14 @@ def continuous_bound(
     Raises:
       ValueError: if t_min >= t_max, t is outside [t_min, t_max], or x0 outside the lattice.
     """
+    check_schedule(schedule)
+    check_function("denoise", denoise)
+    check_float("x0", x0)
+    check_per_example(x0, t=t)
     _check_inside(t, t_min, t_max)
     key, x0 = random.stream(key, "continuous_bound"), widen(x0)
     x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(random.fold_in(key, 0), x0)))
-    x0_hat, _ = moments_of(denoise(x, t), 0.0)
+    x0_hat, _ = moments_of(like_x("denoise", denoise)(x, t), 0.0)
     log_snr, slope = jax.jvp(schedule.log_snr, (as_float(t),), (jnp.ones_like(as_float(t)),))
     integral = (t_max - t_min) * integrand(log_snr, slope, x0, x0_hat)
     decoder = decoder_term(random.fold_in(key, 1), schedule, denoise, x0, as_float(t_min), -jnp.inf, "large", lattice)

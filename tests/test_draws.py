@@ -208,6 +208,27 @@ def test_discrete():
     np.testing.assert_allclose(np.mean(weight * t**3), np.mean((np.arange(1, 11) / 10) ** 3), rtol=5e-3)
 
 
+@pytest.mark.parametrize("num_steps", [7, 1000])
+def test_each_level_of_a_table_has_its_own_bin(num_steps):
+    """Also where float32 rounds (i + 1) / T; and a level is drawn as itself again."""
+    level = np.arange(1, num_steps + 1)
+    for t in (level / num_steps, level.astype(np.float32) * np.float32(1 / num_steps)):
+        np.testing.assert_array_equal(resampling.bin_of(t, num_steps), level - 1)
+        again = draws.discrete(draws.Draw(jnp.asarray(t), jnp.ones(num_steps)), num_steps).t
+        np.testing.assert_allclose(again, level / num_steps, rtol=1e-6)
+
+
+def test_losses_of_a_table_s_levels_move_the_distribution():
+    """Every bin fills, the first one too, and the first level, whose loss is the largest, is drawn more often."""
+    resampler = resampling.loss_aware(4, history=2)
+    update, state = jax.jit(resampler.update), resampler.init()
+    for i in range(8):
+        t, _ = draws.discrete(draws.draw(jax.random.fold_in(KEY, i), 16, resampler.law(state), way=draws.stratified), 4)
+        state = update(state, t, jnp.where(t < 0.3, 9.0, 1.0))
+    assert (state.counts >= 2).all()
+    assert resampler.law(state)(0.5) < 0.25
+
+
 BINS, HISTORY, FRACTION = 5, 3, 0.01
 
 
@@ -224,7 +245,7 @@ def by_hand(batches, squares=True):
     seen = [[] for _ in range(BINS)]
     for t, losses in batches:
         for time, value in zip(t, losses, strict=True):
-            seen[min(int(time * BINS), BINS - 1)].append(value)
+            seen[max(int(np.ceil(time * BINS)) - 1, 0)].append(value)
     if any(len(values) < HISTORY for values in seen):
         return np.full(BINS, 1 / BINS)
     last = np.array([values[-HISTORY:] for values in seen])

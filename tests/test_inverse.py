@@ -244,9 +244,14 @@ def test_the_exam_fails_another_variance_and_a_missing_factor(monkeypatch):
         check_denoiser(*denoisers_of(inverse.pigdm, problems()[0], data_variance=1.0))
     with pytest.raises(AssertionError):
         check_denoiser(*denoisers_of(inverse.pigdm, problems()[1], data_variance=0.4))
-    wrong = lambda t: SCHEDULE(t)._replace(alpha=jnp.ones_like(SCHEDULE(t).alpha))
+
+    class Wrong(type(SCHEDULE)):
+        def __call__(self, t):
+            level = super().__call__(t)
+            return level._replace(alpha=jnp.ones_like(level.alpha))
+
     problem = problems()[0]
-    guided = inverse.pigdm(problem.prior.denoiser(SCHEDULE), wrong, problem.operator, problem.y, data_variance=0.4)
+    guided = inverse.pigdm(problem.prior.denoiser(SCHEDULE), Wrong(), problem.operator, problem.y, data_variance=0.4)
     with pytest.raises(AssertionError):
         check_denoiser(guided, denoisers_of(inverse.pigdm, problem)[1])
 
@@ -757,7 +762,10 @@ BOXES = inverse.BoxDownsample(2, (4, 4, 1))
         (lambda: inverse.BoxDownsample(3, (4, 4, 1)), r"factor must divide shape \(4, 4, 1\) .* got 3"),
         (lambda: inverse.BoxDownsample(0, (4, 4, 1)), "factor must be an int >= 1, got 0"),
         (lambda: inverse.BoxDownsample(2, (4, 4), axes=(0, 2)), r"axes must be .* got \(0, 2\)"),
-        (lambda: inverse.pigdm(None, SCHEDULE, BOXES, np.ones((1, 4, 4, 1))), r"y must have shape \(B, 2, 2, 1\), got"),
+        (
+            lambda: inverse.pigdm(jnp.add, SCHEDULE, BOXES, np.ones((1, 4, 4, 1))),
+            r"y must have shape \(B, 2, 2, 1\), got",
+        ),
         (lambda: BOXES.forward(np.ones((1, 2, 2, 1))), r"x must have shape \(B, 4, 4, 1\), got \(1, 2, 2, 1\)"),
         (lambda: inverse.Blur(np.ones(3), (4, 4, 1)), r"kernel must have 2 axes .* got shape \(3,\)"),
         (lambda: inverse.Blur(np.ones((5, 1)), (4, 4, 1)), r"kernel must have 2 axes .* up to \(4, 4\)"),
@@ -767,11 +775,11 @@ BOXES = inverse.BoxDownsample(2, (4, 4, 1))
         (lambda: inverse.linear(lambda x: x + 1, jnp.zeros(2)), r"f\(0\) must be 0 for a linear f"),
         (lambda: inverse.linear(lambda x: x, jnp.zeros(2), iterations=0), "iterations must be an int >= 1, got 0"),
         (lambda: inverse.linear(lambda x: x, jnp.zeros(2)).check(np.ones((1, 3))), r"y must have shape \(B, 2\), got"),
-        (lambda: inverse.pigdm(None, SCHEDULE, MASK, Y, std=-1.0), "std must be >= 0, got -1.0"),
-        (lambda: inverse.pigdm(None, SCHEDULE, MASK, Y, data_variance=0.0), "data_variance must be > 0, got 0.0"),
-        (lambda: inverse.mmps(None, SCHEDULE, MASK, Y, std=-0.5), "std must be >= 0, got -0.5"),
-        (lambda: inverse.mmps(None, SCHEDULE, MASK, Y, iterations=0), "iterations must be an int >= 1, got 0"),
-        (lambda: inverse.diffpir(None, SCHEDULE, MASK, Y, std=0.1, weight=0.0), "weight must be > 0, got 0.0"),
+        (lambda: inverse.pigdm(jnp.add, SCHEDULE, MASK, Y, std=-1.0), "std must be >= 0, got -1.0"),
+        (lambda: inverse.pigdm(jnp.add, SCHEDULE, MASK, Y, data_variance=0.0), "data_variance must be > 0, got 0.0"),
+        (lambda: inverse.mmps(jnp.add, SCHEDULE, MASK, Y, std=-0.5), "std must be >= 0, got -0.5"),
+        (lambda: inverse.mmps(jnp.add, SCHEDULE, MASK, Y, iterations=0), "iterations must be an int >= 1, got 0"),
+        (lambda: inverse.diffpir(jnp.add, SCHEDULE, MASK, Y, std=0.1, weight=0.0), "weight must be > 0, got 0.0"),
         (lambda: inverse.dps(diffax.ddim(SCHEDULE), MASK, Y, scale=-1.0), "scale must be >= 0, got -1.0"),
         (lambda: inverse.dps(diffax.ddim(SCHEDULE), 3, Y), "operator must be a measurement or a function, got 3"),
         (lambda: inverse.renoising(SCHEDULE, zeta=1.5), r"zeta must be in \[0, 1\], got 1.5"),

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 from exam import SCHEDULES
 
@@ -110,6 +111,18 @@ def test_beta_in_closed_form():
     short = jax.jit(beta_quantile)(p[1:-1].astype(np.float32), np.float32(0.5), np.float32(0.5))
     assert short.dtype == np.float32
     np.testing.assert_allclose(short, np.sin(np.pi * p[1:-1] / 2) ** 2, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(np.float32, 3e-6), (np.float64, 2e-10)])
+def test_beta_quantiles_at_both_precisions(dtype, error):
+    """As the docstring claims, by SciPy's: parameters from 0.05 to 30, p from 1e-6 to 1 - 1e-6."""
+    p = np.concatenate([np.geomspace(1e-6, 0.5, 30), 1 - np.geomspace(1e-6, 0.5, 30)]).astype(dtype)
+    few = np.array([0.05, 0.3, 1.0, 2.0, 30.0], dtype)
+    a, b = (v.ravel() for v in np.meshgrid(few, few))
+    found = jax.jit(jax.vmap(lambda a, b: beta_quantile(p, a, b)))(a, b)
+    assert found.dtype == dtype
+    exact = scipy.special.betaincinv(*(v.astype(float) for v in (a[:, None], b[:, None], p[None])))
+    np.testing.assert_allclose(found, exact, atol=error, rtol=0)
 
 
 def in_every_number(make, values):

@@ -20,7 +20,7 @@ import numpy as np
 from diffax import random
 from diffax.analytic import CLEAN, Gaussian, Mixture
 from diffax.inverse.operators import Mask, Operator
-from diffax.pytrees import check, pytree
+from diffax.pytrees import check, float_fields, pytree
 from diffax.typing import Array, Denoiser, Key, Level, Schedule
 
 
@@ -33,6 +33,9 @@ class GaussianMixture:
 
     weights: Any
     components: Any
+
+    def __post_init__(self):
+        float_fields(self)
 
     def _log_joint(self, x, level):
         """(K, ...) log of w_k N_k(x)."""

@@ -5,10 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffax.denoisers import like_x
 from diffax.inverse.linear_map import conjugate_residuals
 from diffax.inverse.operators import Operator, measurement, project, residual
-from diffax.pytrees import check, check_count, combine
-from diffax.typing import Denoiser, Schedule
+from diffax.pytrees import check, check_count, check_per_example, combine
+from diffax.typing import Denoiser, Schedule, check_function, check_schedule
 
 
 def ddnm(denoise: Denoiser, operator: Operator, y: Any) -> Denoiser:
@@ -34,8 +35,13 @@ def ddnm(denoise: Denoiser, operator: Operator, y: Any) -> Denoiser:
     >>> ddnm(lambda x, t: 0 * x, Mask(jnp.array([1, 0])), jnp.array([[3.0, 0.0]]))(jnp.ones((1, 2)), 0.5).tolist()
     [[3.0, 0.0]]
     """
-    y = measurement(operator, y)
+    y, denoise = measurement(operator, y), _checked(denoise)
     return lambda x, t: project(operator, y, denoise(x, t))
+
+
+def _checked(denoise):
+    check_function("denoise", denoise)
+    return like_x("denoise", denoise)
 
 
 def pigdm(
@@ -73,11 +79,13 @@ def pigdm(
     >>> guided(jnp.zeros((1, 2)), 0.5).round(4).tolist()
     [[2.0, 0.0]]
     """
-    y = measurement(operator, y)
+    check_schedule(schedule)
+    y, denoise = measurement(operator, y), _checked(denoise)
     check("std", std, ">= 0", lambda v: v >= 0)
     check("data_variance", data_variance, "> 0", lambda v: v > 0)
 
     def guided(x, t):
+        check_per_example(x, std=std, data_variance=data_variance)
         level = schedule(t)
         x0, pull = jax.vjp(lambda x: denoise(x, t), x)
         spread = data_variance / (1 + data_variance * jnp.exp(level.log_snr))
@@ -131,11 +139,13 @@ def mmps(
     >>> guided(jnp.zeros((1, 2)), 1.0).round(3).tolist()
     [[2.0, 1.0]]
     """
-    y = measurement(operator, y)
+    check_schedule(schedule)
+    y, denoise = measurement(operator, y), _checked(denoise)
     check("std", std, ">= 0", lambda v: v >= 0)
     check_count("iterations", iterations)
 
     def guided(x, t):
+        check_per_example(x, std=std)
         level = schedule(t)
         x0, pull = jax.vjp(lambda x: denoise(x, t), x)
 
@@ -187,11 +197,13 @@ def diffpir(
     >>> guided(jnp.zeros((1, 2)), 0.5).round(4).tolist()
     [[1.0, 0.0]]
     """
-    y = measurement(operator, y)
+    check_schedule(schedule)
+    y, denoise = measurement(operator, y), _checked(denoise)
     check("std", std, ">= 0", lambda v: v >= 0)
     check("weight", weight, "> 0", lambda v: v > 0)
 
     def guided(x, t):
+        check_per_example(x, std=std, weight=weight)
         x0 = denoise(x, t)
         variance, counts = _finite(std)
         rho = weight * variance * jnp.exp(schedule(t).log_snr)

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax.inverse.operators import check_shape
-from diffax.pytrees import check, check_count, combine, expand, pytree, static
+from diffax.inverse.operators import check_shape, float_array
+from diffax.pytrees import check, check_count, combine, expand, promoted, pytree, static
 
 
 @pytree
@@ -38,7 +38,7 @@ class LinearMap:
         def apply(v):
             return v, combine((of_one, v), (of_map, self.forward(self.adjoint(v))))
 
-        z, _ = conjugate_residuals(apply, jax.tree.map(jnp.asarray, y), self.iterations)
+        z, _ = conjugate_residuals(apply, jax.tree.map(float_array, y), self.iterations)
         return combine((jnp.where(infinite, 0.0, 1 / total), z))
 
     def check(self, y: Any) -> None:
@@ -97,6 +97,7 @@ def conjugate_residuals(apply: Any, y: Any, iterations: int) -> tuple[Any, Any]:
     >>> conjugate_residuals(lambda r: (r, 4 * r), jnp.ones((1, 3)), 2)[0].tolist()
     [[0.25, 0.25, 0.25]]
     """
+    y = jax.tree.map(float_array, y)
     norm = squared_norm(y)
     eps = jnp.finfo(norm.dtype).eps
     floor = norm * eps**2
@@ -133,7 +134,7 @@ def _where(live, v):
 
 def _dot(u, v):
     def leaf(a, b):
-        product = a.astype(jnp.promote_types(a.dtype, jnp.float32)) * b
+        product = a.astype(promoted(a.dtype, jnp.float32)) * b
         return product.reshape(len(product), -1).sum(-1)
 
     return sum(jax.tree.leaves(jax.tree.map(leaf, u, v)))

@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax.pytrees import check, check_count, combine, expand, pytree, static
+from diffax.pytrees import check, check_count, combine, expand, float_fields, floating, promoted, pytree, static
+from diffax.typing import described
 
 
 @runtime_checkable
@@ -77,7 +78,7 @@ class Mask:
             shapes = jnp.shape(known), jnp.shape(a)
             if np.broadcast_shapes(*shapes, v.shape) != v.shape:
                 raise ValueError(f"known must broadcast to x of shape {v.shape}, got {shapes[0]}")
-            return jnp.where(jnp.asarray(known) != 0, jnp.asarray(a, v.dtype), v)
+            return jnp.where(jnp.asarray(known).astype(bool), jnp.asarray(a, v.dtype), v)
 
         return jax.tree.map(leaf, self.known, of_known, jax.tree.map(jnp.asarray, x))
 
@@ -198,6 +199,7 @@ class Blur:
         if len(size) != len(room) or any(k > n or k < 1 for k, n in zip(size, room, strict=True)):
             raise ValueError(f"kernel must have {len(room)} axes of lengths up to {room}, got shape {size}")
         check("cutoff", self.cutoff, ">= 0", lambda v: v >= 0)
+        float_fields(self)
 
     def _transfer(self, dtype):
         """The kernel's Fourier transform, with length-1 axes to multiply the spectrum of (B, *shape)."""
@@ -218,9 +220,9 @@ class Blur:
 
     def _filter(self, x, multiply):
         """x with its spectrum multiplied by multiply(transfer, power), at float32 or better."""
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(promoted(x.dtype, jnp.float32))
         spectrum = jnp.fft.rfftn(wide, axes=self._fft_axes)
-        spectrum = spectrum * multiply(*self._transfer(wide.dtype), spectrum)
+        spectrum = spectrum * multiply(*self._transfer(wide.dtype), spectrum).astype(spectrum.dtype)
         sizes = [x.shape[axis] for axis in self._fft_axes]
         return jnp.fft.irfftn(spectrum, sizes, axes=self._fft_axes).astype(x.dtype)
 
@@ -268,7 +270,7 @@ def gaussian_blur(
 
 
 def measurement(operator: Operator, y: Any) -> Any:
-    """y as arrays, checked against its operator; a leading axis of length 1 is shared by all examples.
+    """y as arrays of floats, checked against its operator; a leading axis of length 1 is shared by all examples.
 
     A mask's unknown entries may hold anything: they are set to 0.
 
@@ -276,9 +278,9 @@ def measurement(operator: Operator, y: Any) -> Any:
       ValueError: if y has another shape than the operator's measurements, or the operator is none.
     """
     if not isinstance(operator, Operator):
-        raise ValueError(f"operator must be a measurement of diffax.inverse, got {operator!r}")
+        raise ValueError(f"operator must be a measurement of diffax.inverse, got {described(operator)}")
     operator.check(y)
-    y = jax.tree.map(jnp.asarray, y)
+    y = jax.tree.map(float_array, y)
     return operator.forward(y) if isinstance(operator, Mask) else y  # what is not known is no measurement
 
 
@@ -289,14 +291,15 @@ def residual(operator: Any, y: Any, x0: Any) -> Any:
       ValueError: if y and x0 have different batches.
     """
     images = operator.forward(x0) if isinstance(operator, Operator) else operator(x0)
+    images = jax.tree.map(float_array, images)
     return jax.tree.map(lambda v, image: fit(jnp.asarray(v, image.dtype), image) - image, y, images)
 
 
 def fit(y: Any, like: Any) -> Any:
-    """y, if it broadcasts to `like` by its batch axis alone, or else a `ValueError`."""
+    """y in the shape of `like`, if it broadcasts to it by its batch axis alone, or else a `ValueError`."""
     if y.shape[1:] != like.shape[1:] or y.shape[0] not in (1, like.shape[0]):
         raise ValueError(f"y must have shape {like.shape}, or 1 in place of the batch, got {y.shape}")
-    return y
+    return jnp.broadcast_to(y, like.shape)
 
 
 def pseudo_inverse(operator: Operator, y: Any) -> Any:
@@ -317,7 +320,7 @@ def project(operator: Operator, y: Any, x0: Any) -> Any:
 
 def _divide(y, a, b, gain):
     total = jnp.asarray(a) * gain + b
-    return jax.tree.map(lambda v: (v / expand(total, v)).astype(v.dtype), y)
+    return jax.tree.map(lambda v: (v / expand(total, v)).astype(v.dtype), jax.tree.map(float_array, y))
 
 
 def _check_axes(axes, shape, most=None):
@@ -334,7 +337,12 @@ def check_shape(name: str, value: Any, shape: tuple[int, ...]) -> Any:
     if np.ndim(value) != len(shape) + 1 or np.shape(value)[1:] != shape:
         expected = ", ".join(map(str, ("B", *shape)))
         raise ValueError(f"{name} must have shape ({expected}), got {np.shape(value)}")
-    return jnp.asarray(value)
+    return float_array(value)
+
+
+def float_array(value: Any) -> Any:
+    """An array of floats: one of integers would truncate the result of a division."""
+    return jnp.asarray(floating(value))
 
 
 def _same_structure(known, y):

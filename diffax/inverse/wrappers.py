@@ -9,10 +9,10 @@ import numpy as np
 from diffax import random
 from diffax.inverse.linear_map import squared_norm
 from diffax.inverse.operators import Mask, Operator, fit, measurement, project, pseudo_inverse, residual
-from diffax.pytrees import check, check_count, combine, expand, safe_sqrt
-from diffax.samplers.base import Sampler, State, init
+from diffax.pytrees import check, check_count, check_per_example, combine, expand, safe_sqrt
+from diffax.samplers.base import Sampler, State, check_of_data, check_sampler, init
 from diffax.samplers.restart import restart
-from diffax.typing import Schedule
+from diffax.typing import Schedule, check_schedule, described
 
 # What `replacement` folds into the step's key for its own noise; the wrapped sampler gets the key as it is.
 SALT = 0x4B4E4F57
@@ -45,11 +45,14 @@ def replacement(sampler: Sampler, schedule: Schedule, operator: Mask, y: Any) ->
     >>> bool(abs(end.x[0, 0] - 3.0) < 1e-3)
     True
     """
+    check_sampler(sampler)
+    check_schedule(schedule)
     if not isinstance(operator, Mask):
         raise ValueError(f"operator must be a Mask, got {type(operator).__name__}")
     y = measurement(operator, y)
 
     def step(key, denoise, state, t, s):
+        check_of_data("replacement", denoise)
         state = sampler.step(key, denoise, state, t, s)
         level = schedule(s)
         z = random.noise(random.fold_in(key, SALT), state.x)
@@ -159,16 +162,19 @@ def dps(sampler: Sampler, operator: Any, y: Any, *, scale: Any = 1.0) -> Sampler
     >>> (ends[0] - ends[1]).round(4).tolist()
     [[0.5, 0.0]]
     """
+    check_sampler(sampler)
     check("scale", scale, ">= 0", lambda v: v >= 0)
     if isinstance(operator, Operator):
         y = measurement(operator, y)
     elif not callable(operator):
-        raise ValueError(f"operator must be a measurement or a function, got {operator!r}")
+        raise ValueError(f"operator must be a measurement or a function, got {described(operator)}")
 
     def step(key, denoise, state, t, s):
         def misfits(x):
             return safe_sqrt(squared_norm(residual(operator, y, denoise(x, t)))).sum()
 
+        check_of_data("dps", denoise)
+        check_per_example(state.x, scale=scale)
         # The step first: a wrapper around this one listens to the first call, which must not be one inside `grad`.
         stepped = sampler.step(key, denoise, state, t, s)
         downhill = jax.grad(misfits)(state.x)  # of the sum: each example's own, since examples do not meet
@@ -201,9 +207,11 @@ def renoising(schedule: Schedule, *, zeta: Any) -> Sampler:
     >>> sampler.step(jax.random.key(0), lambda x, t: 0 * x, State(jnp.ones((2, 3))), 1.0, 0.5).x.shape
     (2, 3)
     """
+    check_schedule(schedule)
     check("zeta", zeta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
 
     def step(key, denoise, state, t, s):
+        check_per_example(state.x, zeta=zeta)
         level_t, level_s = schedule(t), schedule(s)
         anew = jnp.where(jnp.asarray(t) != s, zeta, 0.0)
         kept, fresh = safe_sqrt(1 - anew), safe_sqrt(anew)
@@ -245,6 +253,7 @@ def ddnm_plus(schedule: Schedule, operator: Any, y: Any, *, std: Any) -> Sampler
     >>> sampler.step(jax.random.key(0), lambda x, t: 0 * x, State(jnp.ones((1, 2))), 0.5, 0.4).x.shape
     (1, 2)
     """
+    check_schedule(schedule)
     if getattr(operator, "gain", None) is None:
         raise ValueError(f"operator must be a Mask or BoxDownsample, got {type(operator).__name__}")
     check("std", std, ">= 0", lambda v: v >= 0)
@@ -252,6 +261,8 @@ def ddnm_plus(schedule: Schedule, operator: Any, y: Any, *, std: Any) -> Sampler
 
     def step(key, denoise, state, t, s):
         level_t, level_s = schedule(t), schedule(s)
+        check_of_data("ddnm_plus", denoise)
+        check_per_example(state.x, std=std)
         h = jnp.minimum(level_t.log_snr - level_s.log_snr, 0.0)
         of_x0, tau = -level_s.alpha * jnp.expm1(h), level_s.sigma * safe_sqrt(-jnp.expm1(h))
         infinite = jnp.isinf(std)

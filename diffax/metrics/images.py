@@ -89,8 +89,8 @@ def _similarity(x: Any, y: Any, c1: Any, c2: Any, window: int, sigma: Any) -> An
 
 def _blur(x: Float[Array, "maps batch *space c"], window: int, sigma: Any) -> Float[Array, "maps batch *smaller c"]:
     """Weighted means under a separable Gaussian window, where it fits; in sums, not products of matrices (bf16)."""
-    places = jnp.arange(window) - window // 2
-    weights = jax.nn.softmax(-(places**2) / (2 * sigma**2))
+    places = (jnp.arange(window) - window // 2).astype(float)
+    weights = jax.nn.softmax(-(places**2) / (2 * sigma**2)).astype(x.dtype)
     for axis in range(2, x.ndim - 1):
         size = x.shape[axis] - window + 1
         x = jnp.asarray(sum(weights[i] * jax.lax.slice_in_dim(x, i, i + size, axis=axis) for i in range(window)))

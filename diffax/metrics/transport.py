@@ -92,7 +92,9 @@ def sinkhorn_divergence(
     # Of the means alone the cost is |m_x - m_y|^2, exactly; without them far fewer iterations are needed.
     means = first.mean(0), second.mean(0)
     x, y = first - means[0], second - means[1]
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+    # ott-jax relies on JAX's standard promotion.
+    standard = jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"), standard[0], standard[1]:
         value, converged = jax.device_get(_divergence(x, y, float(epsilon), float(threshold), max_iterations))
     if not converged:
         raise ValueError(

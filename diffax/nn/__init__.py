@@ -1,4 +1,8 @@
-"""Flax Linen networks. The core only ever sees `predict(x, t)`, so any other network works as well."""
+"""Flax Linen networks. The core only ever sees `predict(x, t)`, so any other network works as well.
+
+In float32 they work under `jax_numpy_dtype_promotion=strict` and `jax_numpy_rank_promotion=raise`. In half precision
+Flax's own norms and pooling promote to float32, which strict promotion refuses.
+"""
 
 from diffax.nn.autoencoder import Autoencoder
 from diffax.nn.dit import DIT_SIZES, DiT

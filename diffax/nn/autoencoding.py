@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import check, choose
+from diffax.pytrees import check, check_like, choose
 from diffax.typing import Array, Float, Key
 
 RECONSTRUCTIONS = {"squared": jnp.square, "absolute": jnp.abs}
@@ -86,7 +86,9 @@ def autoencoder_loss(
     check("kl_weight", kl_weight, ">= 0", lambda v: v >= 0)
     error = choose("reconstruction", reconstruction, RECONSTRUCTIONS)
     mean, log_variance = encode(x)
+    check_like("the log-variance of encode(x)", log_variance, mean)
     y = decode(reparameterise(key, mean, log_variance))
+    check_like("decode(z)", y, x)
     loss = jnp.mean(error(x - y), axis=tuple(range(1, x.ndim)))
     loss = loss + kl_weight * kl_to_standard_normal(mean, log_variance) / x[0].size
     if perceptual is not None:

@@ -3,14 +3,31 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
-from diffax.pytrees import check, check_count
+from diffax.pytrees import check, check_count, check_per_example, concrete
 
 
 def check_space(x: Any) -> None:
     """Raises `ValueError` unless x has shape (B, *space, C) with 1 to 3 spatial axes."""
     if not 3 <= x.ndim <= 5:
         raise ValueError(f"x must have shape (B, *space, C) with 1 to 3 spatial axes, got {x.shape}")
+
+
+def check_time(t: Any, x: Any) -> None:
+    """Raises `ValueError` for a t that is neither () nor (B,), and for integers other than 0 and 1, as timesteps are.
+
+    >>> check_time(500, jnp.ones((4, 8, 8, 3)))
+    Traceback (most recent call last):
+    ...
+    ValueError: t must be a float in [0, 1], such as (i + 1) / T for timestep i of T, got 500
+    """
+    check_per_example(x, t=t)
+    if jnp.issubdtype(jnp.result_type(t), jnp.integer):
+        known = concrete(t)
+        if known is None or not np.isin(known, (0, 1)).all():
+            found = f"an array of {t.dtype}" if known is None else known.tolist()
+            raise ValueError(f"t must be a float in [0, 1], such as (i + 1) / T for timestep i of T, got {found}")
 
 
 def check_label(label: Any, num_classes: int | None) -> None:

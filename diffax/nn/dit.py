@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax.nn.attention import Attention, Implementation
-from diffax.nn.checks import check_label, check_shapes, check_space, per_axis, with_mask
+from diffax.nn.checks import check_label, check_shapes, check_space, check_time, per_axis, with_mask
 from diffax.nn.layers import ZEROS, dropout, labels_or_null, sinusoidal
 from diffax.nn.positions import rotary_angles, sincos
 from diffax.pytrees import check, check_count, choose
@@ -175,6 +175,7 @@ class DiT(nn.Module):
         """
         patch, positions = self._patch(x), self._positions()
         self._check_settings(x.ndim - 2)
+        check_time(t, x)
         self._check_input(x, label, context, context_mask, vector, mask)
         if self.cross_attention and context is None:
             context, context_mask = jnp.zeros((len(x), 1, self.context_dim)), jnp.zeros((len(x), 1), bool)
@@ -185,7 +186,7 @@ class DiT(nn.Module):
         grid = h.shape[1:-1]
         h, angles = h.reshape(len(x), -1, self.channels), None
         if positions == "sincos":
-            h = h + sincos(grid, self.channels, base=self.position_grid).astype(self.dtype)
+            h = h + sincos(grid, self.channels, base=self.position_grid).astype(self.dtype)[None]
         if positions == "rope":
             angles = rotary_angles(grid, self.channels // self.num_heads, base=self.position_grid)
 

@@ -32,9 +32,9 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax.nn.attention import Implementation, attend, split_heads
-from diffax.nn.checks import check_label, check_levels, check_space, level_widths
+from diffax.nn.checks import check_label, check_levels, check_space, check_time, level_widths
 from diffax.nn.layers import ZEROS, double, dropout, halve, labels_or_null
-from diffax.pytrees import check, check_count, safe_sqrt
+from diffax.pytrees import check, check_count, promoted, safe_sqrt
 from diffax.typing import Array, Float, Key
 
 EPS = 1e-4
@@ -45,7 +45,7 @@ WEIGHT = "weight"  # the name of all parameters but the gains
 
 def unit(x: Any, axis: Any = -1) -> Array:
     """x / (1e-4 + its root mean square along `axis`), computed in float32 at least, in the dtype of x."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(promoted(x.dtype, jnp.float32))
     return (wide / (EPS + safe_sqrt(jnp.mean(jnp.square(wide), axis, keepdims=True)))).astype(x.dtype)
 
 
@@ -73,7 +73,7 @@ def fourier(t: Float[Array, " batch"], dim: int) -> Float[Array, "batch dim"]:
     """
     index = jnp.arange(dim, dtype=jnp.float32)
     frequency, phase = jax.scipy.special.ndtri((index + 0.5) / dim), (index * (5**0.5 - 1) / 2) % 1
-    return 2**0.5 * jnp.cos(2 * math.pi * (t.astype(jnp.float32)[:, None] * frequency + phase))
+    return 2**0.5 * jnp.cos(2 * math.pi * (t.astype(jnp.float32)[:, None] * frequency[None] + phase[None]))
 
 
 def normalised(params: Any) -> Any:
@@ -233,6 +233,7 @@ class EDM2(nn.Module):
         Raises:
           ValueError: for settings that fit no network, shapes it cannot take, or a label that it was not made for.
         """
+        check_time(t, x)
         self._check(x, label)
         channels = self.outputs * x.shape[-1] if self.out_channels is None else self.out_channels
         emb, window = self._embed(x, t, label), (3,) * (x.ndim - 2)

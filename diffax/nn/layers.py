@@ -42,8 +42,8 @@ def sinusoidal(
     if dim < 4 or dim % 2:
         raise ValueError(f"dim must be even and at least 4, got {dim}")
     half = dim // 2
-    frequencies = jnp.exp(-math.log(max_period) / (half - shift) * jnp.arange(half))
-    angles = scale * jnp.asarray(t, jnp.float32)[:, None] * frequencies
+    frequencies = jnp.exp(-math.log(max_period) / (half - shift) * jnp.arange(half, dtype=float))
+    angles = scale * jnp.asarray(t, jnp.float32)[:, None] * frequencies.astype(jnp.float32)[None]
     parts = [jnp.sin(angles), jnp.cos(angles)]
     return jnp.concatenate(parts[::-1] if cos_first else parts, -1)
 

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import check_count
+from diffax.pytrees import check_count, promoted
 from diffax.typing import Key
 
 TABLE = "embedding"
@@ -113,7 +113,7 @@ def count(tree: Any) -> int:
 def _pair(key: Key, leaf: Any, table: bool, rank: int) -> dict[str, Any]:
     """{"a", "b"} of a matrix: one of them zero."""
     shapes = {"a": (*leaf.shape[:-1], rank), "b": (rank, leaf.shape[-1])}
-    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+    dtype = promoted(leaf.dtype, jnp.float32)
     if table:
         return {"a": jnp.zeros(shapes["a"], dtype), "b": jax.random.normal(key, shapes["b"], dtype)}
     std = 1 / math.sqrt(math.prod(leaf.shape[:-1]))

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.nn.checks import check_label
+from diffax.nn.checks import check_label, check_time
 from diffax.nn.layers import ZEROS, dropout, labels_or_null, sinusoidal
 from diffax.pytrees import check_count
 from diffax.typing import Array, Float, Key
@@ -62,6 +62,7 @@ class MLP(nn.Module):
         check_label(label, self.num_classes)
         if x.ndim < 2:
             raise ValueError(f"x must have shape (B, ..., C), got {x.shape}")
+        check_time(t, x)
         size = math.prod(x.shape[1:])
         embedding = sinusoidal(jnp.broadcast_to(t, (len(x),)), self.channels, scale=self.time_scale)
         if self.num_classes is not None:

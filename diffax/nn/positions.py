@@ -50,7 +50,7 @@ def rotary_angles(
 
 def rotate(x: Float[Array, "batch n heads d"], angles: Float[Array, "n half"]) -> Float[Array, "batch n heads d"]:
     """Channels (k, k + d/2) of each head, turned by the angles of the token; in float32, result in the dtype of x."""
-    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    cos, sin = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]
     a, b = jnp.split(x.astype(jnp.float32), 2, -1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x.dtype)
 

@@ -59,7 +59,7 @@ class TextEncoder(nn.Module):
         # Words as large as the sinusoids beside them: at Flax's 1 / sqrt(width) a caption is mostly its length.
         init = nn.initializers.normal(1.0)
         h = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, embedding_init=init, name="words")(tokens)
-        h = h + sinusoidal(jnp.arange(tokens.shape[1]), self.width, scale=1.0).astype(self.dtype)
+        h = h + sinusoidal(jnp.arange(tokens.shape[1]), self.width, scale=1.0).astype(self.dtype)[None]
         for i in range(self.depth):
             normed = self._norm(f"norm_{i}_1")(h)
             h = h + Attention(self.num_heads, self.dtype, name=f"attention_{i}")(normed, mask=mask)
@@ -92,5 +92,6 @@ class Captioned(nn.Module):
         context, mask = self.text(tokens)
         whole = {}
         if getattr(self.network, "vector_dim", None) is not None:  # words that are not there are zeros
-            whole["vector"] = context.sum(1) / jnp.maximum(mask.sum(1, keepdims=True), 1)
+            words = jnp.maximum(mask.sum(1, keepdims=True), 1).astype(context.dtype)
+            whole["vector"] = context.sum(1) / words
         return self.network(x, t, context=context, context_mask=mask, key=key, **whole)

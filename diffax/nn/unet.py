@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax.nn.attention import AttentionBlock, CrossAttentionBlock, Implementation
-from diffax.nn.checks import check_label, check_levels, check_shapes, check_space, level_widths, with_mask
+from diffax.nn.checks import check_label, check_levels, check_shapes, check_space, check_time, level_widths, with_mask
 from diffax.nn.layers import ZEROS, Downsample, ResBlock, Upsample, conv, group_norm, labels_or_null, sinusoidal
 from diffax.pytrees import check, check_count, choose
 from diffax.typing import Array, Float, Key
@@ -222,6 +222,7 @@ class UNet(nn.Module):
           ValueError: for settings that fit no network, shapes it cannot take, or a condition it was not made for.
         """
         self._check_settings()
+        check_time(t, x)
         self._check_input(x, label, context, context_mask, vector, image)
         channels = self.outputs * x.shape[-1] if self.out_channels is None else self.out_channels
         if self.attention == "cross" and context is None:

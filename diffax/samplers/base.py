@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from diffax.pytrees import widen
+from diffax.typing import described
 
 
 class State(NamedTuple):
@@ -46,3 +47,25 @@ class Sampler(NamedTuple):
     renoises: bool = False
     memory: bool = False
     schedule: Any = None
+
+
+def check_of_data(wrapper: str, denoise: Any) -> None:
+    """Raises `ValueError` for the denoiser that `noise_floor` steps with, whose answer is a centre of the data.
+
+    For wrappers that compare the answer with an x0: of another denoiser, or of a measurement.
+    """
+    if getattr(denoise, "of_centres", False):
+        raise ValueError(f"{wrapper} must be put around noise_floor, as its x0 is no centre of the data: got it inside")
+
+
+def check_sampler(sampler: Any) -> None:
+    """Raises `ValueError` for what is no `Sampler`: a function that makes one, or a plain pair.
+
+    >>> check_sampler((lambda x, times: x, lambda key, denoise, state, t, s: state))
+    Traceback (most recent call last):
+    ...
+    ValueError: sampler must be a Sampler, as ddim(schedule) or Sampler(init, step, order, calls) is, got a tuple of 2
+    """
+    if not isinstance(sampler, Sampler):
+        made = "a Sampler, as ddim(schedule) or Sampler(init, step, order, calls) is"
+        raise ValueError(f"sampler must be {made}, got {described(sampler)}")

@@ -10,14 +10,15 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffax.denoisers import x0_of
-from diffax.pytrees import check_weight, combine
-from diffax.samplers.base import Sampler
-from diffax.typing import Denoiser, Schedule
+from diffax.denoisers import like_x, x0_of
+from diffax.pytrees import check_per_example, check_weight, combine
+from diffax.samplers.base import Sampler, check_of_data, check_sampler
+from diffax.typing import Denoiser, Schedule, check_function, check_schedule
 
 
 def check_open(sampler: Sampler) -> None:
     """Refuses a sampler that renoises, since it calls its denoiser inside a branch, where nobody can listen."""
+    check_sampler(sampler)
     if sampler.renoises:
         raise ValueError("sampler must not renoise, got one that does; put its wrapper outside: restart(wrapped, ..)")
 
@@ -56,12 +57,14 @@ def cfg_plus_plus(sampler: Sampler, schedule: Schedule, conditional: Denoiser, w
     >>> sampler.step(jax.random.key(0), lambda x, t: 0 * x, state, 0.75, 0.5).x.tolist()  # 0.5 * 0.5 * 1
     [[0.25]]
     """
-    if not callable(conditional):
-        raise ValueError(f"conditional must be a denoiser (x, t) -> x0, got {conditional!r}")
-    check_weight("weight", weight)
     check_open(sampler)
+    check_schedule(schedule)
+    check_function("conditional", conditional, "a denoiser (x, t) -> x0")
+    check_weight("weight", weight)
+    conditional = like_x("conditional", conditional)
 
     def step(key, denoise, state, t, s):
+        check_of_data("cfg_plus_plus", denoise)
         calls = []
 
         def listened(x, t):
@@ -75,6 +78,7 @@ def cfg_plus_plus(sampler: Sampler, schedule: Schedule, conditional: Denoiser, w
         x, time, u = calls[0]
         level_t, level_s = schedule(t), schedule(s)
         w = weight(time) if callable(weight) else weight
+        check_per_example(x, weight=w)
         push = jnp.where(level_t.log_snr == level_s.log_snr, 0.0, level_s.alpha * jnp.asarray(w))
         return state._replace(x=combine((1.0, state.x), (push, x0_of(conditional(x, time))), (-push, u)))
 

@@ -19,16 +19,19 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import as_float, check, check_count, combine
+from diffax.denoisers import like_x
+from diffax.pytrees import as_float, check, check_count, check_per_example, combine
 from diffax.samplers.base import Sampler, State, init
 from diffax.schedules import transition
-from diffax.typing import Denoiser, Predict, Schedule
+from diffax.typing import Denoiser, Predict, Schedule, check_function, check_schedule
 
 
-def _sampler(schedule, coefficients, order=0):
+def _sampler(schedule, coefficients, order=0, **per_example):
     """A sampler x_s = c_1 x + c_2 f + c_3 z, coefficients (t, s) -> c, that leaves x as it is where t = s."""
+    check_schedule(schedule)
 
     def step(key, denoise, state, t, s):
+        check_per_example(state.x, **per_example)
         moves = jnp.asarray(t) != s
         of_x, of_f, std = (
             jnp.where(moves, c, rest) for c, rest in zip(coefficients(t, s), (1.0, 0.0, 0.0), strict=True)
@@ -65,7 +68,7 @@ def consistency(schedule: Schedule, *, t_min: Any = 0.0) -> Sampler:
     def coefficients(t, s):
         return 0.0, *transition(schedule, jnp.maximum(s, t_min), t_min)
 
-    return _sampler(schedule, coefficients)
+    return _sampler(schedule, coefficients, t_min=t_min)
 
 
 def lcm(schedule: Schedule) -> Sampler:
@@ -129,7 +132,8 @@ def tcd(schedule: Schedule, *, gamma: Any = 0.3, num_train_steps: int | None = N
         of_f = -level.alpha * jnp.expm1((level_t.log_snr - level.log_snr) / 2)
         return scale * level.sigma / level_t.sigma, scale * of_f, std
 
-    return _sampler(schedule, coefficients, order=1 if isinstance(gamma, (int, float)) and gamma == 0 else 0)
+    exact = isinstance(gamma, (int, float)) and gamma == 0
+    return _sampler(schedule, coefficients, order=1 if exact else 0, gamma=gamma)
 
 
 def consistency_function(predict: Predict, schedule: Schedule, *, t_min: Any = 0.0, sigma_data: Any = 0.5) -> Denoiser:
@@ -152,6 +156,9 @@ def consistency_function(predict: Predict, schedule: Schedule, *, t_min: Any = 0
     >>> f(jnp.ones((1, 1)), 0.0).tolist()
     [[1.0]]
     """
+    check_schedule(schedule)
+    check_function("predict", predict, "a function (x, t) -> y")
+    predict = like_x("predict", predict)
 
     def function(x, t):
         level, end = schedule(t), schedule(t_min)
@@ -191,6 +198,8 @@ def latent_consistency_function(
     [[1.0]]
     """
     check_count("num_train_steps", num_train_steps)
+    check_function("denoise", denoise)
+    denoise = like_x("denoise", denoise)
 
     def function(x, t):
         tau = timestep_scaling * jnp.maximum(as_float(t) * num_train_steps - 1, 0.0)

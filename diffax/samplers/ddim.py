@@ -18,10 +18,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import check, combine, safe_sqrt
+from diffax.pytrees import check, check_per_example, combine, safe_sqrt
 from diffax.samplers.base import Sampler, State, init
 from diffax.samplers.forms import cross, log_step
-from diffax.typing import Schedule
+from diffax.typing import Schedule, check_schedule
 
 
 def ddim(schedule: Schedule, *, eta: Any = 0.0) -> Sampler:
@@ -45,9 +45,11 @@ def ddim(schedule: Schedule, *, eta: Any = 0.0) -> Sampler:
     >>> round(float(state.x[0, 0]), 4)  # sigma(0.5) / sigma(1)
     0.7071
     """
+    check_schedule(schedule)
     check("eta", eta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
 
     def step(key, denoise, state, t, s):
+        check_per_example(state.x, eta=eta)
         level_t, level_s = schedule(t), schedule(s)
         if isinstance(eta, (int, float)) and eta == 0:
             of_x, of_x0 = level_s.sigma / level_t.sigma, -cross(level_t, level_s) / level_t.sigma

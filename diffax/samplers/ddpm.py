@@ -16,7 +16,7 @@ from diffax.denoisers import moments_of
 from diffax.pytrees import choose, combine, expand, safe_sqrt
 from diffax.samplers.base import Sampler, State, init
 from diffax.samplers.forms import log_step
-from diffax.typing import Schedule
+from diffax.typing import Schedule, check_schedule
 
 VARIANCES = {
     "small": lambda level_t, level_s: level_s.sigma,
@@ -46,6 +46,7 @@ def ddpm(schedule: Schedule, *, variance: str = "small") -> Sampler:
     >>> sampler.step(jax.random.key(0), lambda x, t: 0 * x, state, 1.0, 0.5).x.shape
     (2, 3)
     """
+    check_schedule(schedule)
     scale = choose("variance", variance, VARIANCES)
 
     def step(key, denoise, state, t, s):

@@ -38,10 +38,10 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import check, choose, combine, expand, safe_sqrt, widen
+from diffax.pytrees import check, check_per_example, choose, combine, expand, safe_sqrt, widen
 from diffax.samplers.base import Sampler
 from diffax.samplers.forms import Form, begins_in_noise, check_order, evaluate, form_of
-from diffax.typing import Schedule
+from diffax.typing import Schedule, check_schedule
 
 FORM_NAMES = ("x0", "eps", "rho", "flow", "time")
 RULES: dict[str, Callable] = {
@@ -102,7 +102,7 @@ def history_offsets(nodes: Any, start: Any, h: Any, close: Any) -> tuple[list, A
     for node in nodes:
         valid = valid & ((last - (node - start)) * jnp.sign(h) > close)
         last = jnp.where(valid, node - start, last - unit)
-        count = count + valid
+        count = count + valid.astype(count.dtype)
         offsets.append(last)
     return offsets, count
 
@@ -199,6 +199,7 @@ def adams(
     >>> sampler.order, sampler.calls
     (4, 1)
     """
+    check_schedule(schedule)
     if corrected not in (True, False, "start"):
         raise ValueError(f"corrected must be True, False or 'start', got {corrected!r}")
     method = Method(form_of(form, FORM_NAMES), check_order(order, 4), choose("rule", rule, RULES), corrected)
@@ -222,6 +223,7 @@ def adams(
         return History(x, values, nodes, tail, first, jnp.zeros(jnp.shape(first), int), a)
 
     def step(key, denoise, state, t, s):
+        check_per_example(state.x, eta=noise(t), noise_scale=noise_scale)
         level_t, level_s = schedule(t), schedule(s)
         y, end = method.form.node(t, level_t), method.form.node(s, level_s)
         h = method.form.length(t, level_t, s, level_s)

@@ -20,11 +20,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax.pytrees import as_float, check, choose, combine, expand, pytree, widen
-from diffax.samplers.base import Sampler
+from diffax.pytrees import (
+    as_float,
+    check,
+    check_per_example,
+    choose,
+    combine,
+    expand,
+    float_fields,
+    of_rank,
+    plus,
+    pytree,
+    times,
+    widen,
+)
+from diffax.samplers.base import Sampler, check_sampler
 from diffax.samplers.exponential import RULES, Method, adams, corrector
 from diffax.samplers.forms import trig
-from diffax.typing import Denoiser, Level, Schedule
+from diffax.typing import Denoiser, Level, Schedule, check_schedule
 
 ENDS = {"open": False, "smooth": True}
 RHO_MIN = 4.5399929762484854e-05  # where schedules clip: exp(-10)
@@ -82,6 +95,7 @@ def gaussian_adams(
     def init(x, times):
         x = widen(x)
         _check_mean(mean, x)
+        check_per_example(x, std=std)
         if start is not None:
             level, first = schedule(as_float(start)), schedule(times[0])
             centred = _shifted(x, -level.alpha, mean)
@@ -127,7 +141,11 @@ def _shifted(x: Any, scale: Any, mean: Any) -> Any:
     """X + scale mean, mean a number or a tree of what broadcasts to x."""
     if isinstance(mean, (int, float)) and mean == 0:
         return x
-    return jax.tree.map(lambda v, m: (v + expand(scale, v) * jnp.asarray(m)).astype(v.dtype), x, _means(mean, x))
+
+    def leaf(v, m):
+        return plus(v, times(expand(scale, v), of_rank(m, v))).astype(v.dtype)
+
+    return jax.tree.map(leaf, x, _means(mean, x))
 
 
 def _means(mean: Any, x: Any) -> Any:
@@ -157,7 +175,9 @@ class NoiseFloor:
         return Level(level.alpha, sigma, self._lifted(level.log_snr))
 
     def __post_init__(self):
-        """Checks the floor."""
+        """Checks the floor; an integer becomes a float."""
+        float_fields(self)
+        check_schedule(self.base)
         check("std", self.std, ">= 0", lambda v: v >= 0)
 
     @property
@@ -213,8 +233,13 @@ def noise_floor(make: Callable[[Schedule], Sampler], schedule: Schedule, std: An
         Near t = 0 errors of the denoiser count (alpha std / sigma)^2 times, so that the last call wants sigma >= alpha
         std or so. Above the true value a stochastic sampler has no law to be right for; the ODE remains what it is.
 
+    Wrappers that compare the denoiser's answer with an x0 (`cfg_plus_plus`, `guidance_momentum`, `inverse.dps`,
+    `inverse.replacement`, `inverse.repaint`) go around it: `cfg_plus_plus(noise_floor(..), schedule, ..)`. Inside
+    `make` they are refused, since there the answer is a centre.
+
     Raises:
-      ValueError: if std is known to be negative.
+      ValueError: if std is known to be negative, or `make` does not make a `Sampler`; while stepping, if the sampler
+        compares centres with an x0.
 
     >>> import functools, diffax
     >>> schedule, point = diffax.Linear(), jnp.array([0.7, -0.4])
@@ -227,8 +252,11 @@ def noise_floor(make: Callable[[Schedule], Sampler], schedule: Schedule, std: An
     """
     check("std", std, ">= 0", lambda v: v >= 0)
     inner = make(NoiseFloor(schedule, std))
+    check_sampler(inner)
 
     def step(key, denoise, state, t, s):
-        return inner.step(key, centres(denoise, schedule, std), state, t, s)
+        of_y = centres(denoise, schedule, std)
+        of_y.of_centres = True  # type: ignore[attr-defined]
+        return inner.step(key, of_y, state, t, s)
 
     return inner._replace(step=step)

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffax.denoisers import x0_of
-from diffax.pytrees import check, combine, expand, widen
-from diffax.samplers.base import Sampler
+from diffax.denoisers import like_x, x0_of
+from diffax.pytrees import check, check_per_example, combine, expand, widen
+from diffax.samplers.base import Sampler, check_of_data
 from diffax.samplers.cfg_plus_plus import check_open
-from diffax.typing import Denoiser
+from diffax.typing import Denoiser, check_function
 
 
 class MomentumState(NamedTuple):
@@ -49,17 +49,19 @@ def guidance_momentum(sampler: Sampler, conditional: Denoiser, guide: Any, *, mo
     >>> end.difference.round(3).tolist()
     [[0.5]]
     """
-    for name, function in (("conditional", conditional), ("guide", guide)):
-        if not callable(function):
-            raise ValueError(f"{name} must be a function, got {function!r}")
     check_open(sampler)
+    check_function("conditional", conditional, "a function (x, t) -> x0")
+    check_function("guide", guide, "a function")
+    conditional = like_x("conditional", conditional)
     check("momentum", momentum, "in (-1, 1)", lambda v: (v > -1) & (v < 1))
 
     def init(x, times):
+        check_per_example(x, momentum=momentum)
         x = widen(x)
         return MomentumState(x, sampler.init(x, times)._replace(x=None), jax.tree.map(jnp.zeros_like, x))
 
     def step(key, denoise, state, t, s):
+        check_of_data("guidance_momentum", denoise)
         seen = []
 
         def guided(x, t):

@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import check, check_count, combine, expand, safe_sqrt
-from diffax.samplers.base import Sampler, State, init
-from diffax.typing import Schedule
+from diffax.pytrees import check, check_count, check_like, check_per_example, combine, expand, promoted, safe_sqrt
+from diffax.samplers.base import Sampler, State, check_sampler, init
+from diffax.typing import Schedule, check_schedule
 
 SALT = 0x1A9E0000  # keeps a corrector's draws apart from those of the sampler that it corrects
 
@@ -45,7 +45,7 @@ def _norm(x):
     """(B,) Euclidean norms of the examples of a tree, at least in float32."""
 
     def square(leaf):
-        leaf = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        leaf = leaf.astype(promoted(leaf.dtype, jnp.float32))
         return jnp.sum(jnp.square(leaf), tuple(range(1, leaf.ndim)))
 
     return safe_sqrt(sum(square(leaf) for leaf in jax.tree.leaves(x)))
@@ -79,6 +79,7 @@ def langevin(schedule: Schedule, *, snr: Any = None, step_size: Any = None, num_
     >>> corrector.move(jax.random.key(0), lambda x, t: 0 * x, jnp.ones((1, 2)), 0.5).tolist()
     [[1.0, 1.0]]
     """
+    check_schedule(schedule)
     if (snr is None) == (step_size is None):
         raise ValueError(f"one of snr and step_size must be given, got snr = {snr} and step_size = {step_size}")
     check_count("num_steps", num_steps, 0)
@@ -88,6 +89,7 @@ def langevin(schedule: Schedule, *, snr: Any = None, step_size: Any = None, num_
     def move(key, denoise, x, t):
         alpha, sigma, _ = schedule(t)
         given = jnp.asarray(size(t) if callable(size) else size)
+        check_per_example(x, **{name: given})
         for i in range(num_steps):
             z = random.noise(random.fold_in(key, i), x)
             x0 = denoise(x, t)
@@ -118,6 +120,7 @@ def corrected(sampler: Sampler, corrector: Corrector) -> Sampler:
     >>> corrected(ddim(Cosine()), langevin(Cosine(), snr=0.16, num_steps=2)).calls
     3
     """
+    check_sampler(sampler)
     if corrector.calls == 0:
         return sampler
 
@@ -125,6 +128,7 @@ def corrected(sampler: Sampler, corrector: Corrector) -> Sampler:
         state = sampler.step(key, denoise, state, t, s)
         # The calls of what is inside tell correctors around correctors apart.
         x = corrector.move(random.fold_in(key, SALT + sampler.calls), denoise, state.x, s)
+        check_like("corrector.move(key, denoise, x, t)", x, state.x)
         moves = jnp.asarray(t) != s
         return state._replace(x=jax.tree.map(lambda new, old: jnp.where(expand(moves, old), new, old), x, state.x))
 

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax.pytrees import choose, combine, expand, widen
+from diffax.pytrees import choose, combine, expand, of_rank, promoted, widen
 from diffax.samplers.base import Sampler
 from diffax.samplers.forms import FORMS, begins_in_noise, check_order, cross, evaluate
-from diffax.typing import Schedule
+from diffax.typing import Schedule, check_schedule
 
 WEIGHTS = np.array(
     [[1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 / 12, 5 / 12, 0], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
@@ -109,6 +109,8 @@ def _runge_kutta(schedule, denoise, x, e, t, s):
 
 
 def _pseudo(schedule, order, start):
+    check_schedule(schedule)
+
     def init(x, times):
         x = widen(x)
         values = jax.tree.map(lambda v: jnp.zeros((order, *v.shape), v.dtype), x)
@@ -172,8 +174,8 @@ def _places(values, order):
 
 def _weights(count, order, t):
     """Of the places of the ring: by their age, the newest first."""
-    rows = jnp.asarray(WEIGHTS[:order, :order], jnp.result_type(t, jnp.float32))[jnp.minimum(count, order - 1)]
-    age = (count[..., None] - np.arange(order)) % order
+    rows = jnp.asarray(WEIGHTS[:order, :order], promoted(t, jnp.float32))[jnp.minimum(count, order - 1)]
+    age = (count[..., None] - of_rank(jnp.arange(order), count[..., None])) % order
     return jnp.moveaxis(jnp.take_along_axis(rows, age, -1), -1, 0)
 
 

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import as_float, check, check_count, combine, concrete, expand
-from diffax.samplers.base import Sampler
+from diffax.pytrees import as_float, check, check_count, check_per_example, combine, concrete, expand
+from diffax.samplers.base import Sampler, check_sampler
 from diffax.schedules import transition
 from diffax.times import path
-from diffax.typing import Array, Schedule
+from diffax.typing import Array, Schedule, check_schedule
 
 
 def restart(sampler: Sampler, schedule: Schedule, *, noise_scale: Any = 1.0) -> Sampler:
@@ -45,9 +45,12 @@ def restart(sampler: Sampler, schedule: Schedule, *, noise_scale: Any = 1.0) -> 
     >>> restart(ddim(Cosine()), Cosine()).renoises
     True
     """
+    check_sampler(sampler)
+    check_schedule(schedule)
     check("noise_scale", noise_scale, ">= 0", lambda v: v >= 0)
 
     def step(key, denoise, state, t, s):
+        check_per_example(state.x, noise_scale=noise_scale)
         t, s = as_float(t), as_float(s)
         up = s > t
 
@@ -95,6 +98,7 @@ def restart_times(
     >>> [round(float(t), 2) for t in grid]
     [1.0, 0.5, 0.8, 0.5, 0.2]
     """
+    check_schedule(schedule)
     for name, value, least in (("num_restarts", num_restarts, 0), ("num_steps", num_steps, 1)):
         check_count(name, value, least)
     if jnp.ndim(times) != 1 or not len(times):

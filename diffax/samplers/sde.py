@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import check, combine, expand, safe_sqrt
+from diffax.pytrees import check, check_per_example, combine, expand, safe_sqrt
 from diffax.samplers.base import Sampler, State, init
 from diffax.samplers.ddim import ddim
 from diffax.samplers.forms import begins_in_noise
 from diffax.sde import coefficients
-from diffax.typing import Schedule
+from diffax.typing import Schedule, check_schedule
 
 
 def _drift(schedule, x0, x, t, h, eta):
@@ -71,9 +71,11 @@ def euler_maruyama(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
     >>> sampler.order, sampler.calls
     (1, 1)
     """
+    check_schedule(schedule)
     check("eta", eta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
 
     def plain(key, denoise, x0, x, t, s):
+        check_per_example(x, eta=eta)
         h = s - t
         drift, g2 = _drift(schedule, x0, x, t, h, eta), coefficients(schedule, t).diffusion2
         std = jnp.asarray(eta) * safe_sqrt(jnp.abs(h) * g2)
@@ -101,9 +103,11 @@ def stochastic_heun(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
     >>> sampler.order, sampler.calls
     (2, 2)
     """
+    check_schedule(schedule)
     check("eta", eta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
 
     def plain(key, denoise, x0, x, t, s):
+        check_per_example(x, eta=eta)
         h = s - t
         g2 = (coefficients(schedule, t).diffusion2 + coefficients(schedule, s).diffusion2) / 2
         noise = (jnp.asarray(eta) * safe_sqrt(jnp.abs(h) * g2), random.noise(key, x))

@@ -22,12 +22,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import check, choose, combine
+from diffax.pytrees import check, check_per_example, choose, combine
 from diffax.samplers.base import Sampler, State, init
 from diffax.samplers.ddim import ddim
 from diffax.samplers.forms import FORMS, Form, check_order, evaluate, higher_order
 from diffax.samplers.wrappers import ancestral, ancestral_levels, check_churn, churn
-from diffax.typing import Schedule
+from diffax.typing import Schedule, check_schedule
 
 
 def _in_lambda(schedule, t, level_t, s, level_s, fraction):
@@ -62,6 +62,7 @@ def _stage(form: Form, level_t, level_s, h, x, f, *slopes):
 
 def two_stage(schedule: Schedule, form: str, r: Any, *, place: Callable = _in_lambda, rule: str = "half") -> Sampler:
     """The second-order step at the head of this module; `rule` is a key of `RULES`."""
+    check_schedule(schedule)
     shape = FORMS[form]
     at_end = isinstance(r, (int, float)) and r == 1
 
@@ -109,6 +110,7 @@ def euler(
       ValueError: for another space.
     """
     choose("space", space, SPACES)
+    check_schedule(schedule)
     base = ddim(schedule) if space == "rho" else _euler_in_time(schedule)
     return _churned(base, schedule, s_churn, s_tmin, s_tmax, s_noise)
 
@@ -220,6 +222,7 @@ def dpmpp_sde(schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0, r: 
     Raises:
       ValueError: if eta, r or noise_scale is known to lie outside its range.
     """
+    check_schedule(schedule)
     check("eta", eta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
     check("r", r, "in (0, 1]", lambda v: (v > 0) & (v <= 1))
     check("noise_scale", noise_scale, ">= 0", lambda v: v >= 0)
@@ -233,6 +236,7 @@ def dpmpp_sde(schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0, r: 
         return combine((level_s.alpha / level_t.alpha * ratio, x), *toward, noisy)
 
     def step(key, denoise, state, t, s):
+        check_per_example(state.x, eta=eta, noise_scale=noise_scale, r=r)
         level_t, level_s = schedule(t), schedule(s)
         t_r = _in_lambda(schedule, t, level_t, s, level_s, r)
         x0 = denoise(state.x, t)
@@ -269,6 +273,7 @@ def dpm_solver(
     >>> dpm_solver(diffax.Linear()).calls
     3
     """
+    check_schedule(schedule)
     choose("form", form, ("eps", "x0"))
     place = choose("space", space, {"log_snr": _in_lambda, "time": _in_time})
     if check_order(order, 3) == 1:

@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import as_float, check, combine, concrete, safe_sqrt, widen
-from diffax.samplers.base import Sampler
+from diffax.pytrees import as_float, check, check_per_example, combine, concrete, safe_sqrt, widen
+from diffax.samplers.base import Sampler, check_sampler
 from diffax.samplers.forms import log_step
-from diffax.typing import Schedule
+from diffax.typing import Schedule, check_schedule
 
 
 def _forgetful(sampler):
     """Refuses multistep samplers: what they remember is of another path, and is divided by the length of a step."""
+    check_sampler(sampler)
     if sampler.memory:
         raise ValueError(
             "sampler must be without memory, which new noise would make another path's, got one of order "
@@ -62,13 +63,16 @@ def churn(
     Raises:
       ValueError: if s_churn or s_noise is negative, s_tmax < s_tmin, or the sampler has a memory.
     """
+    check_schedule(schedule)
     check_churn(s_churn, s_tmin, s_tmax, s_noise)
     _forgetful(sampler)
 
     def init(x, times):
+        check_per_example(x, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
         x = widen(x)
         n = 1 + jnp.sum(jnp.diff(jnp.asarray(times), axis=0) != 0, axis=0)
-        gamma = jnp.minimum(as_float(s_churn) / n, jnp.sqrt(2.0) - 1)
+        churned = as_float(s_churn)
+        gamma = jnp.minimum(churned / n.astype(churned.dtype), jnp.sqrt(2.0) - 1)
         return Churned(x, sampler.init(x, times)._replace(x=None), gamma)
 
     def step(key, denoise, state, t, s):
@@ -121,6 +125,7 @@ def ancestral(sampler: Sampler, schedule: Schedule, *, eta: Any = 1.0, noise_sca
     Raises:
       ValueError: if eta is known to lie outside [0, 1] or noise_scale to be negative, or the sampler has a memory.
     """
+    check_schedule(schedule)
     check("eta", eta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
     check("noise_scale", noise_scale, ">= 0", lambda v: v >= 0)
     _forgetful(sampler)
@@ -128,6 +133,7 @@ def ancestral(sampler: Sampler, schedule: Schedule, *, eta: Any = 1.0, noise_sca
         return sampler
 
     def step(key, denoise, state, t, s):
+        check_per_example(state.x, eta=eta, noise_scale=noise_scale)
         level_t, level_s = schedule(t), schedule(s)
         down, up = ancestral_levels(level_t, level_s, eta)
         lower = schedule.inverse(-2 * jnp.log(down))

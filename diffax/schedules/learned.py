@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax.curves import LOG_SNR_MAX, Curve, straight_through
-from diffax.pytrees import as_float, check, check_count, pytree, static
+from diffax.pytrees import as_float, check, check_count, of_rank, pytree, static
 
 BISECTIONS = 40
 SMALLEST_RANGE = 0.1  # of log-SNR between the ends
@@ -78,8 +78,9 @@ class Learned(Curve):
 
     def _f(self, t: Any) -> Any:
         t = jnp.asarray(t)[..., None]
-        weights, heights = jax.nn.softplus(self.weights), jax.nn.softplus(self.heights)
-        bent = jnp.sum(heights * jax.nn.sigmoid(weights * t + self.biases), -1)
+        weights, biases, heights = (of_rank(v, t) for v in (self.weights, self.biases, self.heights))
+        weights, heights = jax.nn.softplus(weights), jax.nn.softplus(heights)
+        bent = jnp.sum(heights * jax.nn.sigmoid(weights * t + biases), -1)
         return jax.nn.softplus(self.slope) * t[..., 0] + bent
 
     def _clipped(self, f, t, at_data, at_noise):

@@ -79,7 +79,7 @@ class Tabulated(Curve):
     def curve(self, t):
         nodes, lost = self._nodes(t.dtype)
         left, part = _locate(jax.lax.stop_gradient(t), len(nodes) - 1)
-        part = straight_through(t * (len(nodes) - 1) - left, part)
+        part = straight_through(t * (len(nodes) - 1) - left.astype(t.dtype), part)
         rest = (1 - part) * lost[left] + part * lost[left + 1]
         return nodes[left] + (part * (nodes[left + 1] - nodes[left]) + rest)
 
@@ -99,12 +99,15 @@ def _locate(t, count):
     high = jax.lax.reduce_precision(t, info.nexp, info.nmant // 2)
     big, small = high * count, (t - high) * count
     left = jnp.floor(big + small)
-    left = jnp.clip(left - ((big - left) + small < 0), 0, count - 1)  # big + small may have been rounded up to a node
+    left = jnp.clip(
+        jnp.where((big - left) + small < 0, left - 1, left), 0, count - 1
+    )  # big + small may have been rounded up to a node
     part = (big - left) + small
-    # (i + 1) / T in float32 is the node, not a point beside it: the last cell may be too steep for that.
-    rounding = 1.001 * 2.0**-24 * (left + 1)
+    # (i + 1) / T in float32 is the node, not a point beside it: the last cell may be too steep for that. Two units, as
+    # XLA may multiply by 1 / T, which is rounded itself.
+    rounding = 2.001 * 2.0**-24 * (left + 1)
     ahead = 1 - part <= rounding
-    left, part = left + ahead, jnp.where(ahead | (part <= rounding), 0.0, part)
+    left, part = jnp.where(ahead, left + 1, left), jnp.where(ahead | (part <= rounding), 0.0, part)
     beyond = left > count - 1
     return jnp.where(beyond, count - 1, left).astype(int), jnp.where(beyond, 1.0, part)
 

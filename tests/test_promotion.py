@@ -1,0 +1,287 @@
+"""Everything under `jax_numpy_dtype_promotion=strict` and `jax_numpy_rank_promotion=raise`, traced but not compiled.
+
+Flax's own: norms and pooling in half precision promote (`jax.numpy.promote_types`), so networks with dtype=bfloat16 do
+not work under strict promotion. What diffax adds to them does.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from exam import KEY, SAMPLERS, SCHEDULES, gaussian, mixture
+
+import diffax
+from diffax import analytic, draws, inverse, likelihood, metrics, ode, resampling, samplers, sde, weightings
+from diffax.nn.autoencoder import Autoencoder
+from diffax.nn.autoencoding import autoencoder_loss
+from diffax.nn.dit import DiT
+from diffax.nn.edm2 import EDM2
+from diffax.nn.mlp import MLP
+from diffax.nn.text import Captioned, TextEncoder
+from diffax.nn.unet import UNet
+from diffax.predictions import KINDS
+
+SCHEDULE, LATTICE = diffax.Cosine(), diffax.Lattice(2 / 255)
+X, IMAGES = jnp.ones((4, 2)), jnp.ones((4, 8, 8, 3))
+TREE = {"a": X, "b": jnp.ones((4, 3, 3))}
+GRID = jnp.linspace(1.0, 0.0, 6)
+GRIDS = jnp.stack([GRID] * 4, 1)
+T, KEYS = jnp.full(4, 0.5), jax.random.split(KEY, 4)
+
+
+def half(x, t):
+    return jax.tree.map(lambda v: 0.5 * v, x)
+
+
+def two(x, t):
+    return diffax.Moments(half(x, t), half(x, t))
+
+
+def strictly(f, *args):
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        return jax.eval_shape(f, *args)
+
+
+def test_the_settings_refuse_what_jax_promotes():
+    """Negative control."""
+    with pytest.raises(Exception, match="promotion"):
+        strictly(lambda: jnp.arange(3) * jnp.ones(3))
+    with pytest.raises(Exception, match="rank"):
+        strictly(lambda: jnp.ones(3) * jnp.ones((2, 3)))
+
+
+def run(sampler, x=X, times=GRID, key=KEY, denoise=half):
+    return diffax.sample(key, sampler, denoise, x, times)
+
+
+def by_example(name, values):
+    return values if name == "noise_floor" else {key: jnp.full(4, value) for key, value in values.items()}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers(name):
+    make, values, _ = SAMPLERS[name]
+    strictly(lambda: run(make(SCHEDULE, **values)))
+    strictly(lambda: run(make(SCHEDULE, **by_example(name, values)), x=X.astype(jnp.bfloat16), times=GRIDS, key=KEYS))
+
+
+OTHERS = {
+    "adams-1": lambda: samplers.adams(SCHEDULE, form="time", order=1),
+    "adams-final": lambda: samplers.adams(SCHEDULE, order=4, corrected="start", lower_order_final=True),
+    "consistency": lambda: samplers.consistency(SCHEDULE),
+    "lcm": lambda: samplers.lcm(SCHEDULE),
+    "tcd": lambda: samplers.tcd(SCHEDULE, num_train_steps=100),
+    "annealed_langevin": lambda: samplers.annealed_langevin(SCHEDULE, snr=0.1),
+    "predictor_corrector": lambda: samplers.predictor_corrector(samplers.ddpm(SCHEDULE), SCHEDULE),
+    "restart": lambda: samplers.restart(samplers.dpmpp_2m(SCHEDULE), SCHEDULE),
+    "cfg_plus_plus": lambda: samplers.cfg_plus_plus(samplers.ddim(SCHEDULE), SCHEDULE, half, T),
+    "guidance_momentum": lambda: samplers.guidance_momentum(
+        samplers.ddim(SCHEDULE), half, lambda c, u: diffax.apg(c, u, 3.0, threshold=2.5), momentum=-T
+    ),
+    "gaussian_adams-mean": lambda: samplers.gaussian_adams(SCHEDULE, mean=jnp.ones(2), std=0.5, end="smooth", start=1),
+    "sa_solver-tau": lambda: samplers.sa_solver(SCHEDULE, tau=lambda t: jnp.where(t > 0.5, 1.0, 0.0)),
+    "pndm-prk": lambda: samplers.pndm(SCHEDULE, start="prk"),
+    "runge_kutta": lambda: analytic.runge_kutta(SCHEDULE),
+    "renoising": lambda: inverse.renoising(SCHEDULE, zeta=0.5),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_samplers_and_wrappers(name):
+    strictly(lambda: run(OTHERS[name]()))
+    strictly(lambda: run(OTHERS[name](), times=GRIDS, key=KEYS))
+
+
+def test_a_learned_variance_and_a_tree():
+    strictly(lambda: run(samplers.ddpm(SCHEDULE, variance="learned"), denoise=two))
+    strictly(lambda: run(samplers.unipc(SCHEDULE), x=TREE))
+
+
+@pytest.mark.parametrize("name", [*SCHEDULES, "learned"])
+def test_schedules(name):
+    schedule = diffax.Learned.init(KEY) if name == "learned" else SCHEDULES[name]
+
+    def every(t):
+        values = schedule(t), schedule.inverse(schedule.log_snr(t)), diffax.rates(schedule, t)
+        return (
+            *values,
+            sde.coefficients(schedule, t),
+            diffax.transition(schedule, t, t),
+            sde.score(half, schedule, X, t),
+        )
+
+    strictly(every, T)
+    strictly(lambda t: jax.grad(lambda t: schedule(t).alpha)(t), 0.5)
+    strictly(lambda: diffax.initial_noise(KEY, schedule, (4, 3, 3)))
+    kind = "v" if name == "zero_terminal_snr" else "eps"
+    strictly(lambda t: diffax.denoising_loss(KEY, half, schedule, kind, X, t, weighting=weightings.p2()), T)
+
+
+def test_grids():
+    for make in (samplers.arctan_times, diffax.times.uniform_log_snr, diffax.times.karras):
+        strictly(lambda make=make: make(SCHEDULE, 7))
+    strictly(lambda: diffax.times.from_sigmas(SCHEDULE, [3, 2, 1]))
+    strictly(lambda: diffax.times.from_timesteps(10, [3, 2]))
+    strictly(lambda: samplers.restart_times(SCHEDULE, GRID, 0.1, 0.5))
+    strictly(lambda: inverse.jumps(GRID, length=2, repeats=2))
+    strictly(lambda: diffax.learn_grid(KEY, diffax.ddim(SCHEDULE), SCHEDULE, half, X, GRID[1:], num_steps=2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions(kind):
+    strictly(lambda: diffax.denoising_loss(KEYS, half, SCHEDULE, kind, TREE, T, weighting=weightings.sigmoid()))
+    strictly(lambda: diffax.denoiser(two, SCHEDULE, kind)(X.astype(jnp.bfloat16), T))
+    strictly(lambda: diffax.rescale(half, half, T, kind=kind, schedule=SCHEDULE)(X, T))
+
+
+WEIGHTINGS = ("simple", "min_snr", "truncated_snr", "p2", "edm", "sigmoid", "likelihood")
+
+
+def test_losses():
+    def in_half(x, t):
+        return half(x, t).astype(jnp.bfloat16)
+
+    for name in WEIGHTINGS:
+        weighting = getattr(weightings, name)()
+        strictly(lambda w=weighting: diffax.denoising_loss(KEY, half, SCHEDULE, "v", X, T, weighting=w))
+    strictly(
+        lambda: diffax.denoising_loss(
+            KEY, in_half, SCHEDULE, "v", X, T, weighting=weightings.likelihood(), measure="log_snr"
+        )
+    )
+    strictly(lambda: diffax.drop_labels(KEY, jnp.arange(4), 10, p_uncond=0.1))
+    for lattice in (None, LATTICE):
+        common = {"num_steps": 100, "lattice": lattice}
+        strictly(lambda c=common: diffax.hybrid_loss(KEY, two, SCHEDULE, "v", X, T, **c))
+        strictly(lambda c=common: diffax.vlb_loss(KEY, two, SCHEDULE, "v", X, T, **c))
+        strictly(lambda v=lattice: diffax.vdm_loss(KEY, half, diffax.Learned.init(KEY), "v", X, T, lattice=v))
+    strictly(lambda: autoencoder_loss(KEY, lambda x: (x, x), lambda z: z, IMAGES))
+
+
+def test_draws():
+    def followed():
+        resampler = resampling.loss_aware(10)
+        t, weight = draws.draw(KEY, 6, resampler.law(resampler.init()))
+        return resampler.update(resampler.init(), t, weight)
+
+    strictly(followed)
+    for law in (draws.uniform(), draws.logit_normal(), draws.mode(), draws.cosmap(), draws.log_normal_sigma(SCHEDULE)):
+        strictly(lambda law=law: draws.discrete(draws.draw(KEY, 4, law, way=draws.stratified), 100))
+    for way in (draws.independent, draws.stratified, draws.antithetic):
+        strictly(lambda way=way: draws.draw(KEYS, 4, way=way))
+
+
+def test_bounds_and_likelihood():
+    for variance, denoise in (("small", half), ("learned", two)):
+        strictly(lambda v=variance, d=denoise: diffax.variational_bound(KEY, SCHEDULE, d, X, GRID, variance=v))
+    strictly(lambda: diffax.continuous_bound(KEY, SCHEDULE, half, X, T, lattice=LATTICE))
+    strictly(lambda: diffax.posterior(SCHEDULE, X, X, T, T))
+    strictly(lambda: diffax.dequantize(KEY, X, LATTICE))
+    for divergence in ("hutchinson", "exact"):
+        options = {"divergence": divergence, "probes": 3}
+        strictly(lambda o=options: likelihood.log_likelihood(KEY, SCHEDULE, half, TREE, GRID[::-1], **o))
+    strictly(lambda: ode.sample(SCHEDULE, half, X, (0.9, 0.1)))
+
+
+@pytest.mark.parametrize("weight", [3, jnp.full(4, 3.0), lambda t: 2 * t], ids=["int", "by_example", "function"])
+@pytest.mark.parametrize("t", [0.5, T], ids=["one", "by_example"])
+def test_guidance(weight, t):
+    def every(x):
+        with_label = diffax.classifier_free_batched(lambda x, t, label: half(x, t), jnp.arange(4), 10, weight)
+        yield diffax.classifier_free(half, half, weight)(x, t)
+        yield with_label(x, t)
+        yield diffax.apg(half, half, weight, eta=T, threshold=2)(x, t)
+        yield diffax.classifier(half, lambda x, t: x.sum((1, 2, 3)), SCHEDULE, weight)(x, t)
+        yield diffax.interval(half, half, -1, T, of=SCHEDULE.log_snr)(x, t)
+        yield diffax.clip_static(half, -1, T)(x, t)
+        yield diffax.clip_dynamic(half, quantile=T, limit=1)(x, t)
+        yield diffax.reschedule(half, SCHEDULE, diffax.Flow())(x, t)
+        yield diffax.consistency_function(half, SCHEDULE)(x, t)
+        yield diffax.latent_consistency_function(half)(x, t)
+
+    strictly(lambda: [*every(IMAGES)])
+    strictly(lambda: [*every(IMAGES.astype(jnp.bfloat16))])
+
+
+@pytest.mark.parametrize("make", [gaussian, mixture])
+def test_oracles(make):
+    law, mask = make(), inverse.Mask(jnp.array([1, 0]))
+    after = inverse.posterior(law, mask, np.array([[1.0, 0.0]]), std=0.1)
+    level = SCHEDULE(T)
+
+    def every(law):
+        return law.denoise(X, level), law.log_prob(X, level), law.log_prob(X), law.log_prob(X[0]), law.sample(KEY, 5)
+
+    strictly(lambda: (every(law), law.score(X, level), law.score(X)))
+    strictly(lambda: every(after))
+    strictly(lambda: analytic.flow(SCHEDULE, law.denoiser(SCHEDULE), X, 0.9, 0.1, num_steps=5))
+
+
+OPERATORS = {
+    "mask": inverse.Mask(jnp.ones((8, 8, 1), bool)),
+    "mask-int": inverse.Mask(jnp.ones((1, 8, 8, 1), int)),
+    "box": inverse.BoxDownsample(2, (8, 8, 3)),
+    "blur": inverse.gaussian_blur(1.0, (8, 8, 3), radius=1),
+    "linear": inverse.linear(lambda v: 2.0 * v[:4], jnp.zeros((8, 8, 3))),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_inverse_problems(name):
+    operator = OPERATORS[name]
+    for y in (operator.forward(IMAGES), operator.forward(IMAGES)[:1].astype(int)):
+        for std in (0, T):
+            strictly(lambda y=y, std=std: inverse.pigdm(half, SCHEDULE, operator, y, std=std)(IMAGES, T))
+            strictly(lambda y=y, std=std: inverse.mmps(half, SCHEDULE, operator, y, std=std)(IMAGES, 0.5))
+            strictly(lambda y=y, std=std: inverse.diffpir(half, SCHEDULE, operator, y, std=std)(IMAGES, T))
+        strictly(lambda y=y: inverse.ddnm(half, operator, y)(IMAGES, T))
+        strictly(lambda y=y: run(inverse.dps(diffax.ddim(SCHEDULE), operator, y, scale=T), x=IMAGES))
+        if name.startswith("mask"):
+            strictly(lambda y=y: run(inverse.repaint(diffax.ddpm(SCHEDULE), SCHEDULE, operator, y), x=IMAGES))
+            strictly(lambda y=y: run(inverse.ddnm_plus(SCHEDULE, operator, y, std=T), x=IMAGES))
+
+
+CONTEXT = {"context": jnp.ones((4, 5, 6)), "context_mask": jnp.ones((4, 5), bool)}
+UNETS = {"channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1}
+DITS = {"channels": 16, "depth": 1, "num_heads": 2}
+NETWORKS = {
+    "unet": (UNet(**UNETS, num_classes=10, dropout_rate=0.1), {"label": jnp.arange(4), "key": KEY}),
+    "unet-adm": (UNet(**UNETS, scale_shift=True, resample="block", rescale=2**0.5, remat=True), {}),
+    "unet-conditions": (UNet(**UNETS, vector_dim=3, image_channels=2, time_shift=0), {"vector": jnp.ones((4, 3))}),
+    "unet-cross": (UNet(**UNETS, attention="cross", context_dim=6), CONTEXT),
+    "dit": (DiT(**DITS, num_classes=10, dropout_rate=0.1), {"label": 3, "key": KEY}),
+    "dit-rope": (DiT(**DITS, positions="rope"), {}),
+    "dit-points": (DiT(**DITS, patch_size=None), {"mask": jnp.ones((4, 6), bool)}),
+    "dit-cross": (DiT(**DITS, cross_attention=True, vector_dim=3, embed_each_block=True), CONTEXT),
+    "mlp": (MLP(channels=16, depth=1, num_classes=10, dropout_rate=0.1), {"label": jnp.arange(4), "key": KEY}),
+    "edm2": (EDM2(**UNETS, attention_levels=(1,), head_channels=8, num_classes=10), {"label": jnp.arange(4)}),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(name):
+    network, options = NETWORKS[name]
+    x = jnp.ones((4, 6, 3)) if name == "dit-points" else IMAGES
+    params = strictly(lambda: network.init(KEY, x, 0.5, **options))
+    strictly(jax.grad(lambda params: network.apply(params, x, T, **options).sum()), params)
+
+
+def test_text_and_the_autoencoder():
+    text, tokens = TextEncoder(vocab_size=20, width=16), jnp.ones((4, 5), int)
+    network = UNet(**UNETS, attention="cross", context_dim=16, vector_dim=16)
+    for words in (tokens, None):
+        strictly(lambda w=words: Captioned(network, text).init(KEY, IMAGES, 0.5, w))
+    autoencoder = Autoencoder(channels=8, channel_multipliers=(1, 2), num_res_blocks=1)
+    strictly(lambda: autoencoder.init_with_output(KEY, IMAGES, KEY))
+
+
+def test_metrics():
+    features = np.random.default_rng(0).normal(size=(2, 20, 3))
+    strictly(lambda: metrics.psnr(IMAGES, IMAGES, data_range=2))
+    strictly(lambda: metrics.ssim(IMAGES, IMAGES, data_range=2, window=5))
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        metrics.frechet_infinity(KEY, *features)
+        metrics.kernel_distance_subsets(KEY, *features, size=10)
+        metrics.precision_recall(*features)
+        metrics.sliced_wasserstein(KEY, *features, projections=10)
+        metrics.sinkhorn_divergence(*features)

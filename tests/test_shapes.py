@@ -1,0 +1,343 @@
+"""Wrong shapes, types and orders of arguments: an error of one line that names the argument, before anything runs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffax
+from diffax import analytic, draws, inverse, resampling, samplers, sde
+from diffax.nn.autoencoding import autoencoder_loss
+from diffax.nn.dit import DiT
+from diffax.nn.edm2 import EDM2
+from diffax.nn.mlp import MLP
+from diffax.nn.unet import UNet
+
+KEY, SCHEDULE = jax.random.key(0), diffax.Cosine()
+X, T, WEIGHTS = jnp.ones((4, 2)), jnp.full(4, 0.5), jnp.ones(3)
+GRID = jnp.array([0.9, 0.5, 0.1])
+MASK, Y = inverse.Mask(jnp.array([1, 0])), jnp.ones((1, 2))
+
+
+def good(x, t):
+    return 0.5 * x
+
+
+def narrow(x, t):
+    return x[:, :1]
+
+
+def flat(x, t):
+    return x[:, 0]
+
+
+def learned(x, t):
+    return diffax.Moments(x, x[:, :1])
+
+
+def loss(predict=good, *, x0=X, t=T, key=KEY, **options):
+    return diffax.denoising_loss(key, predict, SCHEDULE, "v", x0, t, **options)
+
+
+def run(sampler=None, denoise=good, *, x=X, times=GRID):
+    return diffax.sample(KEY, diffax.ddim(SCHEDULE) if sampler is None else sampler, denoise, x, times)
+
+
+def guided(make, weight=2.0, first=good, second=good):
+    return make(first, second, weight)(X, T)
+
+
+OF_X = r"must have the shape of x, \(4, 2\), got"
+PER_EXAMPLE = r"must have shape \(\) or \(4,\), got"
+SHAPES = {
+    "loss-prediction": (
+        lambda: loss(flat, x0=X[:, :1]),
+        r"predict\(x, t\) must have the shape of x, \(4, 1\), got \(4,\)",
+    ),
+    "loss-narrow": (lambda: loss(narrow), rf"predict\(x, t\) {OF_X} \(4, 1\)"),
+    "loss-t": (lambda: loss(t=T[:, None]), rf"t {PER_EXAMPLE} \(4, 1\)"),
+    "loss-weighting": (lambda: loss(weighting=lambda log_snr: WEIGHTS), rf"weighting\(log_snr\) {PER_EXAMPLE} \(3,\)"),
+    "loss-sigma_data": (lambda: loss(sigma_data=WEIGHTS), rf"sigma_data {PER_EXAMPLE} \(3,\)"),
+    "drop_labels": (lambda: diffax.drop_labels(KEY, jnp.arange(4), 9, p_uncond=WEIGHTS / 2), f"p_uncond {PER_EXAMPLE}"),
+    "hybrid": (lambda: diffax.hybrid_loss(KEY, learned, SCHEDULE, "v", X, T, num_steps=9), rf"predict\(x, t\) {OF_X}"),
+    "vlb": (lambda: diffax.vlb_loss(KEY, learned, SCHEDULE, "v", X, T, num_steps=9), rf"predict\(x, t\) {OF_X}"),
+    "vdm": (lambda: diffax.vdm_loss(KEY, narrow, diffax.Learned.init(KEY), "v", X, T), rf"predict\(x, t\) {OF_X}"),
+    "vlb-t": (
+        lambda: diffax.vlb_loss(KEY, learned, SCHEDULE, "v", X, T[:, None], num_steps=9),
+        rf"t {PER_EXAMPLE} \(4, 1\)",
+    ),
+    "variational": (lambda: diffax.variational_bound(KEY, SCHEDULE, narrow, X, GRID), rf"denoise\(x, t\) {OF_X}"),
+    "continuous": (lambda: diffax.continuous_bound(KEY, SCHEDULE, narrow, X, T), rf"denoise\(x, t\) {OF_X}"),
+    "likelihood": (
+        lambda: diffax.log_likelihood(KEY, SCHEDULE, narrow, X, GRID[::-1]),
+        rf"denoise\(x, t\) {OF_X} \(4, 1\)",
+    ),
+    "likelihood-prior": (
+        lambda: diffax.log_likelihood(KEY, SCHEDULE, good, X, GRID[::-1], prior_log_prob=lambda x: x[:, :1]),
+        r"prior_log_prob\(x\) must have shape \(4,\), got \(4, 1\)",
+    ),
+    "sample": (lambda: run(denoise=narrow), rf"denoise\(x, t\) {OF_X} \(4, 1\)"),
+    "sample-last": (lambda: run(denoise=narrow, times=GRID[:1]), rf"denoise\(x, t\) {OF_X} \(4, 1\)"),
+    "sample-eta": (lambda: run(diffax.ddim(SCHEDULE, eta=WEIGHTS)), rf"eta {PER_EXAMPLE} \(3,\)"),
+    "sample-column": (lambda: run(diffax.ddim(SCHEDULE, eta=T[:, None])), rf"eta {PER_EXAMPLE} \(4, 1\)"),
+    "sample-adams": (lambda: run(samplers.dpmpp_2m_sde(SCHEDULE, eta=WEIGHTS)), rf"eta {PER_EXAMPLE} \(3,\)"),
+    "sample-restart": (
+        lambda: run(diffax.restart(diffax.ddim(SCHEDULE), SCHEDULE, noise_scale=WEIGHTS)),
+        rf"noise_scale {PER_EXAMPLE} \(3,\)",
+    ),
+    "sample-langevin": (
+        lambda: run(diffax.annealed_langevin(SCHEDULE, step_size=lambda t: WEIGHTS)),
+        rf"step_size {PER_EXAMPLE} \(3,\)",
+    ),
+    "sampler-step": (
+        lambda: run(diffax.ddim(SCHEDULE)._replace(step=lambda *a: samplers.State(a[2].x[:, :1]))),
+        rf"x of sampler.step's state {OF_X} \(4, 1\)",
+    ),
+    "denoiser": (lambda: diffax.denoiser(narrow, SCHEDULE, "v")(X, T), rf"predict\(x, t\) {OF_X} \(4, 1\)"),
+    "denoiser-t": (lambda: diffax.denoiser(good, SCHEDULE, "v")(X, T[:, None]), rf"t {PER_EXAMPLE} \(4, 1\)"),
+    "diffuse": (lambda: diffax.diffuse(SCHEDULE, X, X[:, :1], T), "arrays to combine must have one shape"),
+    "score": (lambda: sde.score(narrow, SCHEDULE, X, T), "arrays to combine must have one shape"),
+    "guidance": (lambda: guided(diffax.classifier_free, second=narrow), rf"unconditional\(x, t\) {OF_X} \(4, 1\)"),
+    "guidance-weight": (lambda: guided(diffax.classifier_free, WEIGHTS), rf"weight {PER_EXAMPLE} \(3,\)"),
+    "guidance-function": (lambda: guided(diffax.classifier_free, lambda t: WEIGHTS), rf"weight {PER_EXAMPLE} \(3,\)"),
+    "guidance-batched": (
+        lambda: diffax.classifier_free_batched(lambda x, t, c: x[:4], jnp.arange(4), 9, 2.0)(X, T),
+        r"denoise\(x, t\) must have the shape of x, \(8, 2\), got \(4, 2\)",
+    ),
+    "apg": (lambda: guided(diffax.apg, first=narrow), rf"conditional\(x, t\) {OF_X} \(4, 1\)"),
+    "apg-eta": (lambda: diffax.apg(good, good, 2.0, eta=WEIGHTS)(X, T), rf"eta {PER_EXAMPLE} \(3,\)"),
+    "rescale": (lambda: guided(diffax.rescale, WEIGHTS / 2), rf"strength {PER_EXAMPLE} \(3,\)"),
+    "interval": (lambda: guided(diffax.interval, WEIGHTS / 4), rf"low {PER_EXAMPLE} \(3,\)"),
+    "classifier": (
+        lambda: diffax.classifier(good, narrow, SCHEDULE, 1.0)(X, T),
+        r"log_prob\(x, t\) must have shape \(4,\), got \(4, 1\)",
+    ),
+    "clip_static": (lambda: diffax.clip_static(good, -WEIGHTS)(X, T), rf"low {PER_EXAMPLE} \(3,\)"),
+    "clip_dynamic": (lambda: diffax.clip_dynamic(good, limit=WEIGHTS)(X, T), rf"limit {PER_EXAMPLE} \(3,\)"),
+    "cfg_plus_plus": (
+        lambda: run(diffax.cfg_plus_plus(diffax.ddim(SCHEDULE), SCHEDULE, narrow, 0.5)),
+        rf"conditional\(x, t\) {OF_X} \(4, 1\)",
+    ),
+    "consistency": (lambda: diffax.consistency_function(narrow, SCHEDULE)(X, T), rf"predict\(x, t\) {OF_X} \(4, 1\)"),
+    "ddnm": (lambda: inverse.ddnm(narrow, MASK, Y)(X, T), rf"denoise\(x, t\) {OF_X} \(4, 1\)"),
+    "pigdm": (lambda: inverse.pigdm(good, SCHEDULE, MASK, Y, std=WEIGHTS)(X, T), rf"std {PER_EXAMPLE} \(3,\)"),
+    "dps": (
+        lambda: run(inverse.dps(diffax.ddim(SCHEDULE), MASK, Y, scale=WEIGHTS)),
+        rf"scale {PER_EXAMPLE} \(3,\)",
+    ),
+    "draw-law": (lambda: draws.draw(KEY, 4, lambda u: u[:, None]), r"law\(u\) must have shape \(4,\), got \(4, 1\)"),
+    "draw-way": (
+        lambda: draws.draw(KEY, 4, way=lambda key, size: jnp.ones((size, 1))),
+        r"way\(key, size\) must have shape \(4,\), got \(4, 1\)",
+    ),
+    "loss_aware": (
+        lambda: resampling.loss_aware(4).update(resampling.loss_aware(4).init(), T[:, None], T),
+        r"t and losses must have shape \(B,\), got \(4, 1\) and \(4,\)",
+    ),
+    "autoencoder": (
+        lambda: autoencoder_loss(KEY, lambda x: (x, x), lambda z: z[:, :1], X),
+        rf"decode\(z\) {OF_X} \(4, 1\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_a_function_of_the_user_gives_is_not_broadcast(name):
+    call, message = SHAPES[name]
+    with pytest.raises(ValueError, match=message) as caught:
+        jax.eval_shape(call)
+    assert "\n" not in str(caught.value)
+
+
+def test_shapes_that_fit_are_left_alone():
+    assert jax.eval_shape(lambda: run(diffax.ddim(SCHEDULE, eta=T))).shape == (4, 2)
+    assert jax.eval_shape(lambda: loss(weighting=lambda log_snr: 2.0)).shape == (4,)
+
+
+# Types
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: run(x=x),
+        lambda x: diffax.log_likelihood(KEY, SCHEDULE, good, x, GRID[::-1]),
+        lambda x: loss(x0=x),
+        lambda x: diffax.variational_bound(KEY, SCHEDULE, good, x, GRID),
+    ],
+)
+def test_integers_in_place_of_data(call):
+    with pytest.raises(ValueError, match=r"^x0? must be of a float type, got int32$"):
+        call(jnp.ones((4, 2), int))
+
+
+def test_integers_on_a_lattice_become_data_with_a_density():
+    pixels = jnp.arange(8, dtype=jnp.uint8).reshape(2, 4)
+    moved = diffax.dequantize(KEY, pixels, diffax.Lattice(1, 0, 255))
+    assert (abs(moved - pixels) <= 0.5).all()
+    assert (moved != pixels).any()
+
+
+def test_integer_means_do_not_truncate_a_covariance():
+    law = analytic.Gaussian.from_covariance([1, 2], [[0.4, 0.15], [0.15, 0.2]])
+    np.testing.assert_allclose(inverse.moments(law)[1], [[0.4, 0.15], [0.15, 0.2]], rtol=1e-12)
+    mixed = analytic.Mixture(np.array([0.5, 0.5]), np.array([[-1, 0], [1, 0]]), 1)
+    assert jnp.issubdtype(mixed.sample(KEY, 3).dtype, jnp.floating)
+    both = analytic.Gaussian(np.array([1, 2]), np.eye(2, dtype=int), np.array([1, 1]))
+    assert {np.asarray(leaf).dtype.kind for leaf in jax.tree.leaves((law, mixed, both))} == {"f"}
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        MASK,
+        inverse.BoxDownsample(2, (4, 4), axes=(0, 1)),
+        inverse.Blur(np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]]), (4, 4)),
+        inverse.linear(lambda x: 3.0 * x, jnp.ones(2)),
+    ],
+    ids=lambda operator: type(operator).__name__,
+)
+def test_integer_measurements_are_those_of_floats(operator):
+    y = jnp.arange(4).reshape(1, 2, 2) if isinstance(operator, inverse.BoxDownsample) else jnp.array([[5, 2]])
+    y = jnp.arange(16).reshape(1, 4, 4) if isinstance(operator, inverse.Blur) else y
+    values = [
+        (operator.adjoint(v), operator.solve(v, 2.0, 0.3), inverse.pseudo_inverse(operator, v))
+        for v in (y, y.astype(float))
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *values)
+
+
+@pytest.mark.parametrize(
+    ("make", "value"),
+    [
+        (diffax.LogLinear, (1, 100)),
+        (diffax.Linear, (1, 20)),
+        (diffax.EDM, (1, 80, 7)),
+        (diffax.Sigmoid, (-3, 3, 1)),
+        (lambda *v: diffax.Tabulated([*v]), (4, 0, -4)),
+        (lambda v: diffax.NoiseFloor(diffax.Flow(), v), (1,)),
+        (lambda v: diffax.shifted(diffax.Flow(), v), (2,)),
+    ],
+)
+def test_schedules_of_integers_can_be_differentiated(make, value):
+    schedule, floats = make(*value), make(*map(float, value))
+    slopes = [jax.grad(lambda s: s.log_snr(0.6))(s) for s in (schedule, floats)]
+    jax.tree.map(np.testing.assert_array_equal, *slopes)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        UNet(channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_levels=()),
+        DiT(channels=8, depth=1, num_heads=1),
+        MLP(channels=8, depth=1),
+        EDM2(channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_levels=(), head_channels=8),
+    ],
+    ids=lambda network: type(network).__name__,
+)
+def test_timesteps_in_place_of_times(network):
+    x = jnp.ones((4, 8, 8, 3))
+    for t, got in ((500, "500"), (np.arange(4) + 1, r"\[1, 2, 3, 4\]"), (jnp.array([7] * 4), r"\[7, 7, 7, 7\]")):
+        with pytest.raises(ValueError, match=rf"t must be a float in \[0, 1\], such as .* got {got}"):
+            network.init(KEY, x, t)
+    with pytest.raises(ValueError, match=r"t must be a float in \[0, 1\], such as .* got an array of int32"):
+        jax.eval_shape(lambda t: network.init(KEY, x, t), jnp.array([7] * 4))
+    with pytest.raises(ValueError, match=rf"t {PER_EXAMPLE} \(4, 1\)"):
+        network.init(KEY, x, T[:, None])
+    jax.eval_shape(lambda: network.init(KEY, x, 1))
+
+
+# Arguments
+
+
+def a_schedule(*got):
+    return r"schedule must be a noise schedule, such as diffax.Cosine\(\), got " + "".join(got)
+
+
+def no_sampler(got):
+    return rf"sampler must be a Sampler, as ddim\(schedule\) or Sampler\(init, step, order, calls\) is, got {got}"
+
+
+PAIR = (lambda x, times: samplers.State(x), lambda key, denoise, state, t, s: state)
+DDIM = diffax.ddim(SCHEDULE)
+ARGUMENTS = {
+    "string": (lambda: diffax.ddim("cosine"), a_schedule("'cosine'")),
+    "none": (lambda: diffax.dpmpp_2m(None), a_schedule("None")),
+    "class": (lambda: diffax.heun(diffax.Cosine), a_schedule("the class Cosine")),
+    "denoiser": (lambda: diffax.denoiser(good, "flow", "v"), a_schedule("'flow'")),
+    "loss-schedule": (lambda: diffax.denoising_loss(KEY, good, None, "v", X, T), a_schedule("None")),
+    "noise": (lambda: diffax.initial_noise(KEY, "cosine", (4, 2)), a_schedule("'cosine'")),
+    "unbuilt": (lambda: run(diffax.ddim), no_sampler("the function ddim")),
+    "pair": (lambda: run(PAIR), no_sampler("a tuple of 2")),
+    "wrapped pair": (lambda: diffax.restart(PAIR, SCHEDULE), no_sampler("a tuple of 2")),
+    "swapped": (lambda: diffax.sample(KEY, good, DDIM, X, GRID), no_sampler("the function good")),
+    "key second": (lambda: diffax.sample(DDIM, KEY, good, X, GRID), no_sampler("an array of shape ()")),
+    "schedule for denoise": (
+        lambda: run(denoise=SCHEDULE),
+        r"denoise must be a function \(x, t\) -> x0, got Cosine\(scaling='vp'\)",
+    ),
+    "likelihood": (
+        lambda: diffax.log_likelihood(KEY, good, SCHEDULE, X, GRID[::-1]),
+        a_schedule("the function good"),
+    ),
+    "loss": (
+        lambda: diffax.denoising_loss(KEY, SCHEDULE, good, "v", X, T),
+        r"predict must be a function \(x, t\) -> y, got Cosine\(scaling='vp'\)",
+    ),
+    "loss-key": (
+        lambda: diffax.denoising_loss(good, KEY, SCHEDULE, "v", X, T),
+        r"predict must be a function \(x, t\) -> y, got an array of shape \(\)",
+    ),
+    "loss-t": (lambda: diffax.denoising_loss(KEY, good, SCHEDULE, "v", T, X), rf"t {PER_EXAMPLE} \(4, 2\)"),
+    "array": (
+        lambda: diffax.classifier_free(good, X, 2.0),
+        r"unconditional must be a denoiser .* got an array of shape \(4, 2\) and dtype float32",
+    ),
+}
+SCHEDULED = ("ddpm", "lcm", "tcd", "consistency", "pndm", "ipndm", "unipc", "sa_solver", "dpm2", "dpmpp_sde", "heun")
+SCHEDULED += ("dpm_solver", "euler", "euler_maruyama", "stochastic_heun", "gaussian_adams")
+for _name in SCHEDULED:
+    ARGUMENTS[_name] = functools.partial(getattr(samplers, _name), "cosine"), a_schedule("'cosine'")
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_argument_in_the_wrong_place_is_named(name):
+    call, message = ARGUMENTS[name]
+    with pytest.raises(ValueError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+# A noise floor's centres
+
+
+INSIDE = {
+    "cfg_plus_plus": lambda make, of: diffax.cfg_plus_plus(make(of), of, good, 0.5),
+    "guidance_momentum": lambda make, of: diffax.guidance_momentum(make(of), good, lambda c, u: c),
+    "replacement": lambda make, of: inverse.replacement(make(of), of, MASK, Y),
+    "repaint": lambda make, of: inverse.repaint(make(of), of, MASK, Y),
+    "dps": lambda make, of: inverse.dps(make(of), MASK, Y),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_centres_are_not_compared_with_an_x0(name):
+    wrap = INSIDE[name]
+    inside = diffax.noise_floor(lambda of: wrap(diffax.ddim, of), SCHEDULE, 0.3)
+    named = {"repaint": "replacement"}.get(name, name)
+    with pytest.raises(ValueError, match=f"{named} must be put around noise_floor"):
+        jax.eval_shape(lambda: run(inside))
+    around = wrap(lambda of: diffax.noise_floor(diffax.ddim, of, 0.3), SCHEDULE)
+    assert jax.eval_shape(lambda: run(around)).shape == (4, 2)
+
+
+def test_guidance_around_a_noise_floor_is_guidance_at_no_floor():
+    """c and u are x0s, so that c = u leaves the unconditional sampler, and std = 0 the sampler without a floor."""
+    around = lambda std, c: diffax.cfg_plus_plus(diffax.noise_floor(diffax.ddim, SCHEDULE, std), SCHEDULE, c, 0.5)
+    bare = diffax.noise_floor(diffax.ddim, SCHEDULE, 0.3)
+    np.testing.assert_allclose(run(around(0.3, good)), run(bare), rtol=1e-6)
+    other = lambda x, t: 0.2 * x + 1
+    expected = run(diffax.cfg_plus_plus(diffax.ddim(SCHEDULE), SCHEDULE, other, 0.5))
+    np.testing.assert_allclose(run(around(0.0, other)), expected, rtol=1e-5)
