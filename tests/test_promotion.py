@@ -118,8 +118,8 @@ def test_schedules(name):
 
 
 def test_grids():
-    for make in (samplers.arctan_times, diffax.times.uniform_log_snr, diffax.times.karras):
-        strictly(lambda make=make: make(SCHEDULE, 7))
+    for name in ("uniform", "quadratic", "beta", "uniform_log_snr", "karras", "polyexponential", "arctan", "trailing"):
+        strictly(lambda make=getattr(diffax.times, name): make(SCHEDULE, 7))
     strictly(lambda: diffax.times.from_sigmas(SCHEDULE, [3, 2, 1]))
     strictly(lambda: diffax.times.from_timesteps(10, [3, 2]))
     strictly(lambda: samplers.restart_times(SCHEDULE, GRID, 0.1, 0.5))
