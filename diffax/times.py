@@ -41,7 +41,7 @@ import numpy as np
 from diffax.curves import straight_through
 from diffax.pytrees import as_float, check, check_count, concrete, promoted
 from diffax.quantiles import beta_quantile
-from diffax.typing import Array, Float, Schedule
+from diffax.typing import Array, Float, Schedule, check_schedule
 
 SIGMA_MAX, SIGMA_MIN = 80.0, 0.02  # sigma / alpha at the default ends
 
@@ -123,6 +123,7 @@ def table_length(schedule: Schedule) -> int:
 
 def _check_table(schedule: Schedule, n: int, num_train_steps: int | None) -> int:
     """The length of the table."""
+    check_schedule(schedule)
     most = table_length(schedule) if num_train_steps is None else num_train_steps
     check_count("n", n)
     check_count("num_train_steps", most)
@@ -138,6 +139,7 @@ def _grid(
 
     inner: (first, last, ramp) -> times between the ends; ramp: evenly spaced in (0, 1).
     """
+    check_schedule(schedule)
     check_count("n", n)
     for name, value in (("t_max", t_max), ("t_min", t_min)):
         if value is not None:
@@ -246,6 +248,7 @@ def _in_noise(
     sigma_min: Any = None,
 ) -> Any:
     """Times at curve(ramp, first, last) of log(sigma / alpha), ramp in (0, 1). A given sigma replaces that end's t."""
+    check_schedule(schedule)
     for name, value in (("sigma_max", sigma_max), ("sigma_min", sigma_min)):
         if value is not None:
             check(name, value, "> 0", lambda v: v > 0)
@@ -429,6 +432,7 @@ def from_sigmas(schedule: Schedule, sigmas: Any) -> Float[Array, " n"]:
     >>> [round(float(t), 4) for t in from_sigmas(LogLinear(0.01, 100.0), jnp.array([100.0, 1.0]))]
     [1.0, 0.5]
     """
+    check_schedule(schedule)
     check("sigmas", sigmas, "> 0", lambda v: v > 0)
     return schedule.inverse(-2 * jnp.log(as_float(sigmas)))
 
