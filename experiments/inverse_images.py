@@ -360,7 +360,7 @@ def main() -> None:
         measured = task.operator, y, jnp.float32(task.std)
         how_restored = setting, jnp.asarray(labels), measured, truth.shape, args.num_steps
         x0, calls, seconds = restore(functions, method, model, *how_restored)
-        row = {"task": task.name, "method": name, "setting": setting.name}
+        row: dict[str, Any] = {"task": task.name, "method": name, "setting": setting.name}
         row |= measure(x0, truth, labels, task, y, case)
         row |= {"calls": calls, "products": calls * method.products, "seconds": seconds}
         np.save(path.with_suffix(".npy"), x0[:10])
