@@ -56,7 +56,7 @@ def pigdm(
     for any Gaussian. One vector-Jacobian product of the network a call. Neutral at std = inf.
 
     J of a clipped x0 is 0 at the entries that are clipped, so their residual has no effect; guidance makes J less
-    symmetric, which this method does not need. Both are harmless on the digits model (docs/inverse.md).
+    symmetric, which this method does not need. Guided and clipped, the digits model is restored well (docs/inverse.md).
 
     Source: Song, Vahdat, Mardani & Kautz 2023, eq. 7 and 8; r^2 is theirs of section 3.3 with v = 1, for any scaling.
     Their algorithm 1 multiplies the step by a weight of its own besides; here it is Tweedie's formula.
