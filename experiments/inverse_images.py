@@ -205,7 +205,7 @@ def restore(functions, method, model, setting, label, measured, shape, num_steps
     """(x0, calls, CPU seconds)."""
     step, last = functions
     schedule = build.schedule(model.config, model.params)
-    times = diffax.times.uniform_log_snr(schedule, num_steps, sigma_max=80.0, sigma_min=0.02)
+    times = diffax.times.uniform_log_snr(schedule, num_steps)
     times = inverse.jumps(times, length=10, repeats=3) if method.jumps else times
     start, steps = jax.random.split(jax.random.key(0))
     state = diffax.samplers.base.State(diffax.initial_noise(start, schedule, shape, times[0]))
