@@ -584,7 +584,7 @@ def kept(monkeypatch):
 
 def sampling_sweep(path, overrides, checkpoint):
     changes = f"config.checkpoint = {str(checkpoint)!r}\nconfig.calls = 4\nconfig.evaluation.num = 20\n"
-    changes += "config.evaluation.batch_size = 16\nconfig.evaluation.metrics = ('accuracy',)"
+    changes += "config.sampling.eta = 0.0\nconfig.evaluation.batch_size = 16\nconfig.evaluation.metrics = ('accuracy',)"
     return write(path, "settings.sampling()", changes, overrides)
 
 
