@@ -1,6 +1,6 @@
 """Every sampler x grid x number of calls against exact answers, and beside other libraries.
 
-    python -m experiments.benchmark samplers --out=docs/benchmark
+    python -m experiments.benchmark samplers --out=docs/benchmarks
     python -m experiments.benchmark samplers --samplers=ddim,unipc --budgets=5,10,20    some rows and budgets
     python -m experiments.benchmark samplers --quick                                    does it work?
 
