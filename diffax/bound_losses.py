@@ -63,8 +63,8 @@ def vdm_loss(
     """
     if not isinstance(schedule, Learned):
         raise ValueError(f"schedule must be Learned, got {type(schedule).__name__}")
-    check_function("predict", predict, "a function (x, log_snr) -> y")
     choose("kind", kind, [k for k in KINDS if k != "velocity"])
+    check_function("predict", predict, "a function (x, log_snr) -> y")
     check_float("x0", x0)
     check_per_example(x0, t=t, sigma_data=sigma_data)
     predict = like_x("predict", predict)

@@ -123,7 +123,7 @@ def _check_start(sampler: Sampler, x: Any, times: Grid) -> None:
     """Raises `ValueError` if x is known not to have the standard deviation of the noise at times[0].
 
     So it is where `initial_noise` was drawn at another time. Known are x and times outside of `jit`; data hide in the
-    noise where sigma / alpha >= 10, and 64 numbers tell a factor of 1.5 from chance.
+    noise where sigma / alpha >= 10, and 64 numbers tell a factor of 2 from chance.
     """
     t, leaves = concrete(times), [concrete(leaf) for leaf in jax.tree.leaves(x)]
     if sampler.schedule is None or t is None or t.ndim != 1 or not t.size or any(leaf is None for leaf in leaves):
@@ -134,7 +134,7 @@ def _check_start(sampler: Sampler, x: Any, times: Grid) -> None:
     if alpha is None or sigma is None or sigma < 10 * alpha or count < 64:
         return
     std = math.sqrt(sum(float(np.sum(np.square(leaf.astype(np.float64)))) for leaf in leaves) / count)
-    if not sigma / 1.5 < std < 1.5 * sigma:
+    if not sigma / 2 < std < 2 * sigma:
         raise ValueError(
             f"x must have the standard deviation {sigma:.4g} of the noise at times[0] = {t[0]:.4g}, got {std:.4g}: "
             "draw it by initial_noise(key, schedule, shape, times[0])"

@@ -4,6 +4,8 @@ Flax's own: norms and pooling in half precision promote (`jax.numpy.promote_type
 not work under strict promotion. What diffax adds to them does.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,7 +121,7 @@ def test_schedules(name):
 
 def test_grids():
     for name in ("uniform", "quadratic", "beta", "uniform_log_snr", "karras", "polyexponential", "arctan", "trailing"):
-        strictly(lambda make=getattr(diffax.times, name): make(SCHEDULE, 7))
+        strictly(functools.partial(getattr(diffax.times, name), SCHEDULE, 7))
     strictly(lambda: diffax.times.from_sigmas(SCHEDULE, [3, 2, 1]))
     strictly(lambda: diffax.times.from_timesteps(10, [3, 2]))
     strictly(lambda: samplers.restart_times(SCHEDULE, GRID, 0.1, 0.5))
