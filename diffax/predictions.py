@@ -50,7 +50,7 @@ def check_kind(kind: str, schedule: Schedule) -> None:
     """Raises `ValueError` for an unknown kind, and for one from which x0 does not follow where no signal is left."""
     check_schedule(schedule)
     choose("kind", kind, KINDS)
-    if kind in ("eps", "score") and getattr(schedule, "zero_terminal_snr", False):
+    if kind in ("eps", "score") and getattr(schedule, "zero_terminal_snr", False) is True:
         raise ValueError(f"kind must be x0, v, velocity or edm with zero terminal SNR, got {kind!r}")
 
 

@@ -122,20 +122,22 @@ def sample(key: Keys, sampler: Sampler, denoise: Denoiser, x: Any, times: Grid) 
 def _check_start(sampler: Sampler, x: Any, times: Grid) -> None:
     """Raises `ValueError` if x is known not to have the standard deviation of the noise at times[0].
 
-    So it is where `initial_noise` was drawn at another time. Known are x and times outside of `jit`; data hide in the
-    noise where sigma / alpha >= 10, and 64 numbers tell a factor of 2 from chance.
+    The likely cause is an `initial_noise` that was drawn at another time. x and times are known outside of `jit`. The
+    data do not matter where sigma / alpha >= 10, and 64 numbers tell a factor of 2 from chance.
     """
-    t, leaves = concrete(times), [concrete(leaf) for leaf in jax.tree.leaves(x)]
-    if sampler.schedule is None or t is None or t.ndim != 1 or not t.size or any(leaf is None for leaf in leaves):
+    t, leaves = concrete(times), jax.tree.leaves(x)
+    if sampler.schedule is None or t is None or t.ndim != 1 or not t.size:
         return
     level = sampler.schedule(as_float(t[0]))
-    alpha, sigma = concrete(level.alpha), concrete(level.sigma)
-    count = sum(leaf.size for leaf in leaves)
+    alpha, sigma, count = concrete(level.alpha), concrete(level.sigma), sum(np.size(leaf) for leaf in leaves)
     if alpha is None or sigma is None or sigma < 10 * alpha or count < 64:
         return
-    std = math.sqrt(sum(float(np.sum(np.square(leaf.astype(np.float64)))) for leaf in leaves) / count)
+    known = [concrete(leaf) for leaf in leaves]  # last, as it copies x to the host
+    if any(leaf is None for leaf in known):
+        return
+    std = math.sqrt(sum(float(np.sum(np.square(leaf.astype(np.float64)))) for leaf in known) / count)
     if not sigma / 2 < std < 2 * sigma:
         raise ValueError(
             f"x must have the standard deviation {sigma:.4g} of the noise at times[0] = {t[0]:.4g}, got {std:.4g}: "
-            "draw it by initial_noise(key, schedule, shape, times[0])"
+            "draw it by initial_noise(key, schedule, shape, times[0]), or use `integrate`, which takes any x"
         )

@@ -85,9 +85,9 @@ def default_ends(schedule: Schedule) -> tuple[Any, Any]:
     >>> float(default_ends(EDM())[0])
     1.0
     """
-    if getattr(schedule, "zero_terminal_snr", False):
-        return as_float(1.0), _data_end(schedule)
-    return _noise_end(schedule, SIGMA_MAX), _data_end(schedule)
+    zero = getattr(schedule, "zero_terminal_snr", False)
+    t_max = as_float(1.0) if zero is True else _noise_end(schedule, SIGMA_MAX)
+    return jnp.where(zero, 1.0, t_max), _data_end(schedule)
 
 
 def _noise_end(schedule: Schedule, sigma: Any) -> Any:
@@ -144,16 +144,23 @@ def _grid(
     for name, value in (("t_max", t_max), ("t_min", t_min)):
         if value is not None:
             check(name, value, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
-    from_noise = t_max is None and n > 1 and getattr(schedule, "zero_terminal_snr", False)
-    if t_max is None:
-        t_max = _noise_end(schedule, SIGMA_MAX) if from_noise else default_ends(schedule)[0]
+            if np.ndim(value):
+                raise ValueError(f"{name} must have shape (), got {np.shape(value)}")
     if t_min is None:
         t_min = _data_end(schedule)
+    zero = t_max is None and n > 1 and getattr(schedule, "zero_terminal_snr", False)
+    if t_max is None:
+        t_max = _noise_end(schedule, SIGMA_MAX) if n > 1 else default_ends(schedule)[0]
     low = concrete(t_min)
     if n > 1 and low is not None:
         check("t_max", t_max, f"> t_min = {low:.6g}", lambda v: v > low)
-    times = _between(as_float(t_max), as_float(t_min), n - from_noise, inner)
-    return jnp.concatenate([jnp.ones(1, times.dtype), times]) if from_noise else times
+
+    def grid(from_noise):
+        times = _between(as_float(t_max), as_float(t_min), n - from_noise, inner)
+        return jnp.concatenate([jnp.ones(1, times.dtype), times]) if from_noise else times
+
+    # With zero terminal SNR: t = 1, and the others from sigma / alpha = 80.
+    return grid(zero) if isinstance(zero, bool) else jnp.where(zero, grid(True), grid(False))
 
 
 def _between(first: Any, last: Any, n: int, inner: Callable[[Any, Any, Any], Any]) -> Any:
@@ -252,9 +259,11 @@ def _in_noise(
     for name, value in (("sigma_max", sigma_max), ("sigma_min", sigma_min)):
         if value is not None:
             check(name, value, "> 0", lambda v: v > 0)
-    low = concrete(sigma_min)
-    if low is not None and sigma_max is not None:
+    low = concrete(SIGMA_MIN if sigma_min is None and t_min is None else sigma_min)
+    if n > 1 and sigma_max is not None and low is not None:
         check("sigma_max", sigma_max, f"> sigma_min = {low}", lambda v: v > low)
+    elif n > 1 and sigma_min is not None and t_max is None:
+        check("sigma_min", sigma_min, f"< sigma_max = {SIGMA_MAX:g}", lambda v: v < SIGMA_MAX)
     if sigma_max is not None:
         t_max = _noise_end(schedule, sigma_max)
     if sigma_min is not None:

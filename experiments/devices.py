@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,14 +47,20 @@ PEAKS = {
 }
 
 
-def peak(kind: str) -> Peak | None:
-    """The peak of a device by the longest name that its kind starts with, None for an unknown device.
+OTHERS = {"Laptop", "D", "MIG", "NVL", "lite"}  # words that make another device of a name in the list
 
-    >>> peak("NVIDIA H100 80GB HBM3").bfloat16, peak("TPU v5 lite").bfloat16, peak("cpu")
-    (989400000000000.0, 197000000000000.0, None)
+
+def peak(kind: str) -> Peak | None:
+    """The peak of a device by the longest name of the list whose words its kind begins with, None if it is unknown.
+
+    >>> peak("NVIDIA H100 80GB HBM3").bfloat16, peak("TPU v5 lite").bfloat16, peak("NVIDIA L40S"), peak("cpu")
+    (989400000000000.0, 197000000000000.0, None, None)
     """
-    names = [name for name in PEAKS if kind.startswith(name)]
-    return PEAKS[max(names, key=len)] if names else None
+    names = [name for name in PEAKS if re.match(rf"{re.escape(name)}($|[ -])", kind)]
+    if not names:
+        return None
+    name = max(names, key=len)
+    return None if OTHERS & set(re.split("[ -]", kind.removeprefix(name))) else PEAKS[name]
 
 
 def matmul_flops(function: Callable, *args: Any) -> int:

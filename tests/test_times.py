@@ -356,7 +356,7 @@ def test_ends_may_be_traced():
         (lambda: times.uniform(COSINE, 3, t_max=0.1, t_min=0.5), "t_max must be > t_min = 0.5, got 0.1"),
         (lambda: times.arctan(COSINE, 3, t_max=0.5, t_min=0.5), "t_max must be > t_min = 0.5, got 0.5"),
         (lambda: times.karras(COSINE, 3, t_max=0.001), "t_max must be > t_min = 0.0127307, got 0.001"),
-        (lambda: times.karras(COSINE, 3, sigma_max=0.01), "t_max must be > t_min = 0.0127307, got 0.006"),
+        (lambda: times.karras(COSINE, 3, sigma_max=0.01), "sigma_max must be > sigma_min = 0.02, got 0.01"),
         (lambda: times.trailing(COSINE, 0), "n must be an int >= 1, got 0"),
         (lambda: times.lcm(COSINE, 0), "n must be an int >= 1, got 0"),
         (lambda: times.leading(COSINE, 3, num_train_steps=0), "num_train_steps must be an int >= 1, got 0"),
@@ -411,3 +411,30 @@ def test_wrong_types(make, message):
         make()
     if isinstance(error.value, ValueError):
         assert re.search(message, str(error.value))
+
+
+@pytest.mark.parametrize("betas", [diffax.zero_terminal_snr(diffax.linear_betas(100)), diffax.cosine_betas(100)])
+def test_a_traced_table_gives_the_same_grids_and_steps(betas):
+    """A schedule that is an argument of the jitted function, as in sweeps over its parameters."""
+
+    def run(schedule):
+        grids = times.uniform_log_snr(schedule, 5), times.default_ends(schedule), times.uniform(schedule, 1)
+        heun, trailing = diffax.heun(schedule), times.trailing(schedule, 6)
+        return *grids, diffax.integrate(jax.random.key(0), heun, lambda x, t: 0.3 * x, jnp.ones((2, 2)), trailing).x
+
+    schedule = diffax.from_betas(betas)
+    for known, traced in zip(jax.tree.leaves(run(schedule)), jax.tree.leaves(jax.jit(run)(schedule)), strict=True):
+        np.testing.assert_allclose(traced, known, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda: times.karras(COSINE, 5, sigma_max=0.01), "sigma_max must be > sigma_min = 0.02, got 0.01"),
+        (lambda: times.karras(COSINE, 5, sigma_min=100.0), "sigma_min must be < sigma_max = 80, got 100"),
+        (lambda: times.uniform(COSINE, 5, t_max=np.ones(2)), r"t_max must have shape \(\), got \(2,\)"),
+    ],
+)
+def test_the_argument_that_was_given_is_named(run, message):
+    with pytest.raises(ValueError, match=message):
+        run()

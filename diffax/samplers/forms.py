@@ -226,7 +226,8 @@ def evaluate(form: Form, schedule: Schedule, denoise: Denoiser, x: Any, t: Any, 
 
 def begins_in_noise(schedule: Schedule, t: Any) -> Any:
     """Whether a step from t is taken at order 1: t = 1 of a schedule that `ends_in_noise`; False for all others."""
-    return jnp.asarray(t) >= 1 if getattr(schedule, "ends_in_noise", False) else False
+    ends = getattr(schedule, "ends_in_noise", False)
+    return False if ends is False else (jnp.asarray(t) >= 1) & ends
 
 
 def higher_order(schedule: Schedule, t: Any, weight: Any) -> Any:

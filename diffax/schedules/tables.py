@@ -47,20 +47,25 @@ class Tabulated(Curve):
             )
 
     @property
-    def zero_terminal_snr(self) -> bool:
-        """Whether the last level is known to hold no signal at all (alpha below 1e-8); never so where alpha = 1."""
-        table = concrete(self.log_snr_table)
-        return self.scaling != "ve" and table is not None and bool(table[-1] < -2 * LOG_SNR_MAX)
+    def zero_terminal_snr(self) -> Any:
+        """Whether the last level holds no signal at all (alpha below 1e-8), a traced bool of a traced table.
+
+        Never so where alpha = 1.
+        """
+        return self.scaling != "ve" and self._last_below(-2 * LOG_SNR_MAX)
 
     @property
-    def ends_in_noise(self) -> bool:
-        """Whether the last level is known to have sigma / alpha > 1000, a long way from the level before it.
+    def ends_in_noise(self) -> Any:
+        """Whether sigma / alpha > 1000 at the last level, far from the level before; a traced bool of a traced table.
 
         So it is with zero terminal SNR and for `cosine_betas`. A second-order step from there would multiply the error
         of the first denoiser call by the ratio of the two levels, so every sampler takes that step at order 1.
         """
+        return self._last_below(NOISE_ALONE)
+
+    def _last_below(self, log_snr):
         table = concrete(self.log_snr_table)
-        return table is not None and bool(table[-1] < NOISE_ALONE)
+        return jnp.asarray(self.log_snr_table)[-1] < log_snr if table is None else bool(table[-1] < log_snr)
 
     @property
     def num_train_steps(self) -> int:

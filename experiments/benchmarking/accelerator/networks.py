@@ -6,6 +6,7 @@ dit_xl2     DiT-XL/2, 675M, with rematerialisation
 edm2_xs     EDM2-XS (Karras et al. 2024, table 6), 125M, latents 32x32x4, attention in its two lowest levels
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -81,15 +82,22 @@ def batches(largest: int, memory: int | None) -> list[int]:
     return [size for size in sizes if SMALLEST <= size <= fits] or [SMALLEST]
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _normal(key: Any, size: int) -> Any:
+    """One flat vector: a program of its own for each shape would take longer to compile than a step of a small one."""
+    return 0.02 * jax.random.normal(key, (size,))
+
+
 def random_params(net: nn.Module, shape: tuple[int, ...], seed: int = 0) -> Any:
     """Normal parameters of small variance, zero-initialised ones included: speed does not depend on their values.
 
     Arrays of zeros could be faster than those of a trained network (fewer bits switch), and their gradients vanish.
     """
     shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1))["params"]
-    draw = jax.jit(lambda key, size: 0.02 * jax.random.normal(key, size), static_argnums=1)
     leaves, tree = jax.tree.flatten(shapes)
-    drawn = [draw(jax.random.fold_in(jax.random.key(seed), i), leaf.shape) for i, leaf in enumerate(leaves)]
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    flat = _normal(jax.random.key(seed), int(ends[-1]))
+    drawn = [flat[end - leaf.size : end].reshape(leaf.shape) for leaf, end in zip(leaves, ends, strict=True)]
     return jax.tree.unflatten(tree, drawn)
 
 

@@ -6,6 +6,7 @@ chunks of them. TFLOP/s are model FLOPs (`experiments.devices.training_flops`): 
 attention is.
 """
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -42,25 +43,46 @@ LEAST = 20.0  # seconds that a compilation and a few steps need
 def rows(context: Context) -> Iterator[dict[str, Any]]:
     """A row for each network and format; where none of its batches fits, a row with the error of the smallest."""
     for name, dtype in WANTED:
+        label = {"name": f"{name} {dtype}"}
         if not context.quick and context.left() < LEAST:
-            yield {"name": f"{name} {dtype}", "skipped": f"{context.left():.0f} s were left"}
+            yield label | {"skipped": f"{context.left():.0f} s were left"}
             continue
-        yield {"name": f"{name} {dtype}"} | fitting(name, dtype, context)
+        case = networks.case(name, context.quick)
+        try:
+            yield label | fitting(case, dtype, context.quick)
+        except Exception as error:
+            yield label | without_fused_attention(case, dtype, context.quick, error)
 
 
-def fitting(name: str, dtype: str, context: Context) -> dict[str, Any]:
-    """The measurement at the first batch size that fits."""
-    case = networks.case(name, context.quick)
-    error: dict[str, Any] = {}
+def fitting(case: networks.Case, dtype: str, quick: bool) -> dict[str, Any]:
+    """The measurement at the first batch size that fits.
+
+    Raises:
+      Exception: whatever a step fails with, but for a full memory.
+    """
+    result: dict[str, Any] = {}
     for size in networks.batches(case.batch, memory_limit()):
         try:
-            return measure(case, dtype, size, context.quick)
-        except Exception as failure:  # out of memory has no type of its own
-            if not out_of_memory(failure):
+            return measure(case, dtype, size, quick)
+        except Exception as error:  # a full memory has no type of its own
+            if not out_of_memory(error):
                 raise
-            error = {"batch": size, "error": f"batch {size} does not fit: {one_line(failure)}"}
-            jax.clear_caches()
-    return error
+            result = {"batch": size, "error": f"batch {size} does not fit: {one_line(error)}"}
+        gc.collect()  # the traceback held the arrays of the attempt
+        jax.clear_caches()
+    return result
+
+
+def without_fused_attention(case: networks.Case, dtype: str, quick: bool, error: Exception) -> dict[str, Any]:
+    """The measurement with XLA's attention, on a GPU, where the kernel may be the reason of the error; or the error."""
+    failed = {"error": one_line(error)}
+    if jax.default_backend() != "gpu" or dtype == "float32":
+        return failed
+    try:
+        row = fitting(case._replace(net=case.net.clone(implementation="xla")), dtype, quick)
+    except Exception:
+        return failed
+    return row | {"note": f"with XLA's attention: {failed['error'][:120]}"}
 
 
 def memory_limit() -> int | None:
@@ -71,7 +93,8 @@ def memory_limit() -> int | None:
 def out_of_memory(error: BaseException) -> bool:
     """Whether the error is that of a device whose memory is full."""
     return isinstance(error, MemoryError) or any(
-        text in str(error) for text in ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
+        text in str(error)
+        for text in ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "ALLOC_FAILED", "ailed to allocate")
     )
 
 
@@ -115,11 +138,11 @@ def measure(case: networks.Case, dtype: str, size: int, quick: bool) -> dict[str
 
 def memory_needed(compiled: Any) -> int | None:
     """Bytes of the arguments and temporaries of a compiled function; its results take the place of what is donated."""
-    found = compiled.memory_analysis()
-    if found is None:
+    sizes = compiled.memory_analysis()
+    if sizes is None:
         return None
-    results = found.output_size_in_bytes - found.alias_size_in_bytes
-    return found.argument_size_in_bytes + found.temp_size_in_bytes + max(results, 0)
+    results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + max(results, 0)
 
 
 def step_seconds(step: Callable, state: Any, batch: Any, seconds: float) -> list[float]:
@@ -129,11 +152,11 @@ def step_seconds(step: Callable, state: Any, batch: Any, seconds: float) -> list
         state, metrics = step(state, batch)
         jax.block_until_ready(metrics)
         single = time.perf_counter() - start
-    count, found = max(1, round(seconds / CHUNKS / single)), []
+    count, times = max(1, round(seconds / CHUNKS / single)), []
     for _ in range(CHUNKS):
         start = time.perf_counter()
         for _ in range(count):
             state, metrics = step(state, batch)
         jax.block_until_ready(metrics)
-        found.append((time.perf_counter() - start) / count)
-    return found
+        times.append((time.perf_counter() - start) / count)
+    return times

@@ -39,7 +39,7 @@ def markdown(found: dict[str, Any], columns: dict[str, Any]) -> str:
     parts = [HEAD.format(environment=environment)]
     for item in found["items"]:
         rows = [row for row in found["rows"] if row["item"] == item["name"]]
-        parts.append(f"## {item['letter']}. {item['title']}\n\n{_table(rows, columns[item['name']])}")
+        parts.append(f"## {item['letter']}. {item['title']}\n\n{_table(rows, columns.get(item['name'], ()))}")
     return "\n".join(parts)
 
 
@@ -71,7 +71,7 @@ def cell(value: Any, form: str) -> str:
 
 
 def note(row: dict[str, Any]) -> str:
-    """Why a row has no value, or what is to be said of it."""
+    """The reason for missing values of a row, or its note."""
     if "error" in row:
         return f"error: {row['error']}".replace("|", "/")
     return f"skipped: {row['skipped']}" if "skipped" in row else row.get("note", "")

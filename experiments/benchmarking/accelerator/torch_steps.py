@@ -4,6 +4,7 @@ The step is ours: v-prediction, autocast to bfloat16 over float32 parameters, cl
 images/s of diffax over those of PyTorch, both measured in this run.
 """
 
+import gc
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
@@ -61,7 +62,6 @@ def fitting(name: str, way: str, quick: bool, ours: dict[str, Any]) -> dict[str,
             size //= 2
         except Exception as failure:  # no compiler for this device, say
             return {"error": one_line(failure)}
-        torch.cuda.empty_cache()
     return error
 
 
@@ -72,10 +72,13 @@ def measure(name: str, case: networks.Case, size: int, way: str, quick: bool) ->
     from experiments.benchmarking.accelerator import torch_networks
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    _forget(device)
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
-    model = torch_networks.build(name, case.net, case.shape).to(device)
-    step = step_of(model, torch.compile(model) if way == "compiled" else model, case, size, device)
+    layout = torch.contiguous_format if name.startswith("dit") else torch.channels_last  # for convolutions
+    model = torch_networks.build(name, case.net, case.shape).to(device, memory_format=layout)
+    forward = torch.compile(model, dynamic=False) if way == "compiled" else model
+    step = step_of(model, forward, case, size, device, layout)
     start = time.perf_counter()
     step()
     wait(device)
@@ -94,14 +97,27 @@ def measure(name: str, case: networks.Case, size: int, way: str, quick: bool) ->
     }
 
 
-def step_of(model: Any, forward: Callable, case: networks.Case, size: int, device: str) -> Callable[[], Any]:
+def _forget(device: str) -> None:
+    """Drop the programs, arrays and the highest memory of the measurements before."""
+    import torch
+
+    torch._dynamo.reset()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def step_of(
+    model: Any, forward: Callable, case: networks.Case, size: int, device: str, layout: Any
+) -> Callable[[], Any]:
     """A training step on one batch; it returns the loss on the device."""
     import torch
 
     average = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=device == "cuda")
     height, width, channels = case.shape
-    images = torch.randn(size, channels, height, width, device=device)
+    images = torch.randn(size, channels, height, width, device=device).to(memory_format=layout)
     label = torch.arange(size, device=device) % (case.num_classes or 1)
 
     def step():
@@ -139,11 +155,11 @@ def step_seconds(step: Callable[[], Any], device: str, seconds: float) -> list[f
         step()
         wait(device)
         single = time.perf_counter() - start
-    count, found = max(1, round(seconds / CHUNKS / single)), []
+    count, times = max(1, round(seconds / CHUNKS / single)), []
     for _ in range(CHUNKS):
         start = time.perf_counter()
         for _ in range(count):
             step()
         wait(device)
-        found.append((time.perf_counter() - start) / count)
-    return found
+        times.append((time.perf_counter() - start) / count)
+    return times

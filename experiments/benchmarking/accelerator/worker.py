@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 
 class Context(NamedTuple):
-    """What an item is told.
+    """The arguments of an item.
 
     quick: toy sizes. deadline: `time.time()` at which the process is stopped. earlier: the rows of the items before.
     """
