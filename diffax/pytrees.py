@@ -282,7 +282,7 @@ def check_like(name: str, value: Any, x: Any) -> None:
 
 
 def check_float(name: str, x: Any) -> None:
-    """Raises `ValueError` for leaves of x that are no floats.
+    """Raises `ValueError` for leaves of x that are not of a float type.
 
     >>> check_float("x", jnp.ones(2, int))
     Traceback (most recent call last):

@@ -19,7 +19,7 @@ import jax
 Array = jax.Array
 Key = jax.Array
 
-# What is no function gets a one-line error of the function it was given to; a type checker at run time leaves it alone.
+# `check_function` raises a one-line error for a value that is not callable, so run-time type checks skip these.
 if TYPE_CHECKING:
     Predict = Callable[[Any, Any], Any]
     Denoiser = Callable[[Any, Any], Any]
@@ -55,7 +55,7 @@ class Level(NamedTuple):
 
 
 def described(value: Any) -> str:
-    """A value for an error of one line: numbers and strings as they are, of arrays and functions what they are."""
+    """A value as text for a one-line error: the repr of numbers and strings, the kind and shape of other values."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, jax.Array) or type(value).__module__ == "numpy":
@@ -86,7 +86,7 @@ class Schedule(Protocol):
 
 
 def check_schedule(schedule: Any, name: str = "schedule") -> None:
-    """Raises `ValueError` for what is no noise schedule, or a class of schedules.
+    """Raises `ValueError` for a value without the methods of a schedule, or for a class of schedules.
 
     >>> check_schedule("cosine")
     Traceback (most recent call last):
@@ -98,7 +98,7 @@ def check_schedule(schedule: Any, name: str = "schedule") -> None:
 
 
 def check_function(name: str, value: Any, kind: str = "a function (x, t) -> x0") -> None:
-    """Raises `ValueError` for what is no function, or a schedule in a function's place.
+    """Raises `ValueError` for a value that is not callable, or for a schedule in a function's place.
 
     >>> check_function("denoise", 3)
     Traceback (most recent call last):

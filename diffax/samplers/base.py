@@ -50,16 +50,16 @@ class Sampler(NamedTuple):
 
 
 def check_of_data(wrapper: str, denoise: Any) -> None:
-    """Raises `ValueError` for the denoiser that `noise_floor` steps with, whose answer is a centre of the data.
+    """Raises `ValueError` for the denoiser that `noise_floor` steps with, which returns a centre of the data.
 
-    For wrappers that compare the answer with an x0: of another denoiser, or of a measurement.
+    For wrappers that compare this result with an x0: of another denoiser, or of a measurement.
     """
     if getattr(denoise, "of_centres", False):
         raise ValueError(f"{wrapper} must be put around noise_floor, as its x0 is no centre of the data: got it inside")
 
 
 def check_sampler(sampler: Any) -> None:
-    """Raises `ValueError` for what is no `Sampler`: a function that makes one, or a plain pair.
+    """Raises `ValueError` for a value that is not a `Sampler`: a function that makes one, or a plain pair.
 
     >>> check_sampler((lambda x, times: x, lambda key, denoise, state, t, s: state))
     Traceback (most recent call last):

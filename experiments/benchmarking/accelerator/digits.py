@@ -56,8 +56,8 @@ def commands(folder: Path, context: Context) -> Iterator[dict[str, Any]]:
     }
     few = ("--allow_few", "--classifier_steps=2", "--repeats=2") if context.quick else ()
     seconds = _command("evaluate", f"--samples={drawn}", *few, context=context)
-    found = json.loads((drawn / "evaluation.json").read_text())
-    accuracy, value, floor = found["metrics"]["accuracy"], found["metrics"]["fd"], found["floors"]["fd"]
+    scores = json.loads((drawn / "evaluation.json").read_text())
+    accuracy, value, floor = scores["metrics"]["accuracy"], scores["metrics"]["fd"], scores["floors"]["fd"]
     row = {"name": "evaluate", "seconds": seconds, "accuracy": accuracy, "fd": value, "floor": floor}
     yield row if context.quick else row | {"passed": accuracy >= ACCURACY and value <= RATIO * floor}
 

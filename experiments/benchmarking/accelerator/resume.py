@@ -113,8 +113,8 @@ def train(folder: Path, num_steps: int) -> None:
     index = np.arange(case.batch, dtype=np.int32)
     compiled = sharded(step, mesh)
     with Checkpoints(folder) as checkpoints:
-        found = checkpoints.restore_latest(state)
-        first, state = (found.step, found.state) if found else (0, state)
+        restored = checkpoints.restore_latest(state)
+        first, state = (restored.step, restored.state) if restored else (0, state)
         for number in range(first, num_steps):
             state, metrics = compiled(state, {"image": data[number], "index": index})
             jax.block_until_ready(metrics)
@@ -152,12 +152,12 @@ def forms(steps: int) -> Iterator[dict[str, Any]]:
     for name, (parallel, mesh, rule) in ways.items():
         label = f"{name} on {mesh.size} device{'s' if mesh.size > 1 else ''}, last loss"
         try:
-            found = _losses(case, parallel, mesh, rule, steps)
+            losses = _losses(case, parallel, mesh, rule, steps)
         except Exception as error:
             yield {"name": label, "error": one_line(error)}
             continue
-        apart, bound = float(np.abs(found / reference - 1).max()), LOSS_BOUND
-        row = {"value": float(found[-1]), "difference": apart, "bound": bound, "passed": apart <= bound}
+        apart, bound = float(np.abs(losses / reference - 1).max()), LOSS_BOUND
+        row = {"value": float(losses[-1]), "difference": apart, "bound": bound, "passed": apart <= bound}
         yield {"name": label} | row
 
 

@@ -22,23 +22,23 @@ HEAD = """# An accelerator, measured
 """
 
 
-def write(folder: Path, found: dict[str, Any], columns: dict[str, Any]) -> None:
+def write(folder: Path, results: dict[str, Any], columns: dict[str, Any]) -> None:
     """Writes accelerator.json and accelerator.md, each in one move."""
     for name, text in {
-        "accelerator.json": json.dumps(found, indent=1) + "\n",
-        "accelerator.md": markdown(found, columns),
+        "accelerator.json": json.dumps(results, indent=1) + "\n",
+        "accelerator.md": markdown(results, columns),
     }.items():
         part = folder / f".{name}.part"
         part.write_text(text)
         os.replace(part, folder / name)
 
 
-def markdown(found: dict[str, Any], columns: dict[str, Any]) -> str:
+def markdown(results: dict[str, Any], columns: dict[str, Any]) -> str:
     """The whole page. columns: {item: ((heading, key, format), ...)}; only those with a value in some row appear."""
-    environment = "\n".join(f"| {name} | {value} |" for name, value in found["environment"].items())
+    environment = "\n".join(f"| {name} | {value} |" for name, value in results["environment"].items())
     parts = [HEAD.format(environment=environment)]
-    for item in found["items"]:
-        rows = [row for row in found["rows"] if row["item"] == item["name"]]
+    for item in results["items"]:
+        rows = [row for row in results["rows"] if row["item"] == item["name"]]
         parts.append(f"## {item['letter']}. {item['title']}\n\n{_table(rows, columns.get(item['name'], ()))}")
     return "\n".join(parts)
 
@@ -83,13 +83,13 @@ def line(row: dict[str, Any], columns: Any) -> str:
     return "  ".join([title(row["name"]), *values, *([note(row)] if note(row) else [])])
 
 
-def performance(found: dict[str, Any] | None) -> str:
+def performance(results: dict[str, Any] | None) -> str:
     """The sentence of the README: the training steps in bfloat16 of a run, or that there is none."""
-    rows = [] if found is None else [row for row in found["rows"] if row.get("dtype") == "bfloat16"]
-    if found is None or not rows:
+    rows = [] if results is None else [row for row in results["rows"] if row.get("dtype") == "bfloat16"]
+    if results is None or not rows:
         return f"{UNMEASURED}; `python -m experiments.benchmark accelerator` does it in 8 minutes."
     steps = []
     for row in rows:
         share = "" if row.get("percent_of_peak") is None else f" ({row['percent_of_peak']:.0f} % of the peak)"
         steps.append(f"{title(row['name'].split()[0])} {row['images_per_s']:.0f} images/s{share}")
-    return f"Training steps in bfloat16 on one {found['environment']['device']}: {', '.join(steps)}."
+    return f"Training steps in bfloat16 on one {results['environment']['device']}: {', '.join(steps)}."
