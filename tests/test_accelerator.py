@@ -13,7 +13,7 @@ import pytest
 
 from diffax.nn import EDM2
 from experiments import devices
-from experiments.benchmarking.accelerator import command, networks, steps, table
+from experiments.benchmarking.accelerator import command, networks, sampling, steps, table
 from experiments.benchmarking.accelerator.worker import Context
 
 ROOT = Path(__file__).parents[1]
@@ -279,6 +279,29 @@ def test_operations_of_edm2_at_the_published_size():
 def test_a_layer_that_is_forgotten_is_noticed():
     """Negative control: without its attention the DiT misses the published figure."""
     assert dit(768, 12) - 12 * 4 * 256**2 * 768 != pytest.approx(2 * 23.01e9, rel=0.02)
+
+
+@pytest.mark.parametrize("name", networks.CASES)
+def test_pytorch_s_networks_have_the_same_parameters_and_operations(name):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from experiments.benchmarking.accelerator import torch_networks
+
+    case = networks.CASES[name]
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        net = torch_networks.build(name, case.net, case.shape)
+        net(torch.randn(1, case.shape[-1], *case.shape[:-1]), torch.rand(1), torch.zeros(1, dtype=torch.long))
+    shapes = jax.eval_shape(case.net.init, jax.random.key(0), jnp.zeros((1, *case.shape)), jnp.zeros(1))["params"]
+    assert sum(p.numel() for p in net.parameters()) == sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert counter.get_total_flops() == pytest.approx(forward_flops(case), rel=1e-3)
+
+
+def test_every_sampler_of_diffusers_is_timed():
+    pytest.importorskip("diffusers")
+    for name in sampling.PEERS:
+        assert sampling.overhead(name, 1)["ratio"] > 0
 
 
 def test_readme_quotes_the_table():
