@@ -102,12 +102,12 @@ def test_noise_by_example_does_not_depend_on_the_devices(name):
     keys, x = jax.random.split(KEY, 16), jax.random.normal(jax.random.key(1), (16, 3))
     alone = jax.jit(lambda keys, x: generate(name, keys, x))(keys, x)
     mapped = jax.pmap(lambda keys, x: generate(name, keys, x))(keys.reshape(8, 2), x.reshape(8, 2, 3))
-    np.testing.assert_allclose(mapped.reshape(16, 3), alone, rtol=1e-5)
+    np.testing.assert_allclose(mapped.reshape(16, 3), alone, rtol=1e-5, atol=3e-7)
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     shards = jax.NamedSharding(mesh, jax.P("batch"))
     spread = jax.jit(lambda keys, x: generate(name, keys, x))(*jax.device_put((keys, x), shards))
     assert len(spread.sharding.device_set) == 8
-    np.testing.assert_allclose(spread, alone, rtol=1e-5)
+    np.testing.assert_allclose(spread, alone, rtol=1e-5, atol=3e-7)
 
 
 def test_a_grid_for_each_example():
