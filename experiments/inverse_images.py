@@ -7,7 +7,7 @@ and the checkpoint's guidance and clipping. Every method of a task starts from t
 workdir, and the same command goes on where it was stopped. --out receives NAME.json, NAME.md and NAME.png, NAME being
 that of the data set.
 
-    residual    root mean square of y - A x0, in units of [-1, 1]: what is left of the measurement; std if all is well
+    residual    root mean square of y - A x0 over the measured entries, in units of [-1, 1]; close to std where y is met
     PSNR        of the whole image, 10 log10(4 / mean square error), mean over the images
     largest     |x0|; data lie in [-1, 1]
     accuracy    share of the images that a classifier gives their label
