@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import random
-from diffax.pytrees import check, concrete, expand, float_fields, floating, of_rank, promoted, pytree
+from diffax._pytrees import check, concrete, expand, float_fields, floating, of_rank, promoted, pytree
 from diffax.samplers.base import Sampler, State, init
 from diffax.sampling import integrate
 from diffax.times import path

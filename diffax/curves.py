@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax.pytrees import as_float, check, choose, concrete, float_fields
+from diffax._pytrees import as_float, check, choose, concrete, float_fields
 from diffax.typing import Level
 
 LOG_SNR_MAX = 20.0

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffax._pytrees import check, check_like, check_per_example, combine, concrete, expand, promoted, times
 from diffax.predictions import check_kind, split
-from diffax.pytrees import check, check_like, check_per_example, combine, concrete, expand, promoted, times
 from diffax.typing import Denoiser, Predict, Schedule, check_function, check_schedule
 
 

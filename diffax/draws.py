@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import random
-from diffax.pytrees import as_float, check, check_count, concrete
+from diffax._pytrees import as_float, check, check_count, concrete
 from diffax.resampling import bin_of
 from diffax.typing import Array, Float, Key, Schedule
 

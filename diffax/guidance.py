@@ -21,9 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax.denoisers import Moments, like_x, with_x0, x0_of
-from diffax.predictions import KINDS, check_kind, split, target
-from diffax.pytrees import (
+from diffax._pytrees import (
     batch_size,
     check,
     check_per_example,
@@ -34,6 +32,8 @@ from diffax.pytrees import (
     promoted,
     safe_sqrt,
 )
+from diffax.denoisers import Moments, like_x, with_x0, x0_of
+from diffax.predictions import KINDS, check_kind, split, target
 from diffax.typing import Denoiser, Guide, Predict, Schedule, check_function, check_schedule
 
 

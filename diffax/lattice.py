@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import batch_size, check, concrete, float_fields, floating, pytree
+from diffax._pytrees import batch_size, check, concrete, float_fields, floating, pytree
 from diffax.typing import Keys
 
 

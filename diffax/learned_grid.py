@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffax._pytrees import as_float, check, check_count, choose, widen
 from diffax.analytic import flow
-from diffax.pytrees import as_float, check, check_count, choose, widen
 from diffax.samplers.base import Sampler
 from diffax.sampling import integrate, sample
 from diffax.times import check_grid

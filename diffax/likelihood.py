@@ -21,8 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.denoisers import like_x, mean_only
-from diffax.pytrees import (
+from diffax._pytrees import (
     as_float,
     batch_size,
     check_count,
@@ -34,6 +33,7 @@ from diffax.pytrees import (
     safe_sqrt,
     widen,
 )
+from diffax.denoisers import like_x, mean_only
 from diffax.samplers.base import Sampler
 from diffax.sampling import integrate
 from diffax.times import check_grid

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffax._pytrees import as_float, check, check_count, check_float, combine, narrow, widen
 from diffax.denoisers import like_x, mean_only
 from diffax.likelihood import size_of
-from diffax.pytrees import as_float, check, check_count, check_float, combine, narrow, widen
 from diffax.times import check_grid
 from diffax.typing import Denoiser, Schedule, check_function, check_schedule
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import random
-from diffax.pytrees import check_per_example, choose, combine
+from diffax._pytrees import check_per_example, choose, combine
 from diffax.schedules import rates
 from diffax.times import default_ends
 from diffax.typing import Key, Level, Schedule, check_schedule

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln
 
-from diffax.pytrees import as_float
+from diffax._pytrees import as_float
 from diffax.typing import Array
 
 LEVELS = 96

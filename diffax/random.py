@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax.pytrees import batch_size
+from diffax._pytrees import batch_size
 from diffax.typing import Array, Float, Key
 
 IMPLEMENTATION = "threefry2x32"

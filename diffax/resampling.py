@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from diffax.pytrees import as_float, check, check_count, promoted
+from diffax._pytrees import as_float, check, check_count, promoted
 
 
 def bin_of(t: Any, count: int) -> Any:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffax.pytrees import as_float, check_per_example, combine
+from diffax._pytrees import as_float, check_per_example, combine
 from diffax.typing import Denoiser, Schedule, check_schedule
 
 

@@ -38,8 +38,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffax._pytrees import as_float, check, check_count, concrete, promoted
 from diffax.curves import straight_through
-from diffax.pytrees import as_float, check, check_count, concrete, promoted
 from diffax.quantiles import beta_quantile
 from diffax.typing import Array, Float, Schedule, check_schedule
 

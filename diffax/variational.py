@@ -30,9 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import random
-from diffax.denoisers import Moments, like_x, moments_of
-from diffax.lattice import Lattice, decoder_log_prob
-from diffax.pytrees import (
+from diffax._pytrees import (
     as_float,
     batch_size,
     check,
@@ -46,6 +44,8 @@ from diffax.pytrees import (
     safe_sqrt,
     widen,
 )
+from diffax.denoisers import Moments, like_x, moments_of
+from diffax.lattice import Lattice, decoder_log_prob
 from diffax.samplers.base import Sampler
 from diffax.sampling import unroll
 from diffax.typing import Denoiser, Keys, Schedule, check_function, check_schedule

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax.pytrees import check
+from diffax._pytrees import check
 
 Weighting = Callable[[Any], Any]
 

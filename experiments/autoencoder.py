@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffax
+from diffax._pytrees import choose
 from diffax.nn.autoencoder import Autoencoder
 from diffax.nn.autoencoding import RECONSTRUCTIONS, autoencoder_loss
-from diffax.pytrees import choose
 from diffax.training import Checkpoints
 from diffax.training.parallel import over_batch
 from experiments import build

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 
 import diffax
+from diffax._pytrees import choose
 from diffax.nn.edm2 import forced_weight_norm
 from diffax.nn.text import PADDING
-from diffax.pytrees import choose
 from diffax.training import adamw, data_parallel, sharded
 from experiments import samplers
 

@@ -7,8 +7,8 @@ from typing import Any
 import ml_collections
 
 import diffax
+from diffax._pytrees import choose
 from diffax.predictions import KINDS
-from diffax.pytrees import choose
 from experiments import autoencoder, build, latents, lora, networks, objectives, samplers, text
 from experiments.configs import default
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from diffax._pytrees import check_count, choose
 from diffax.nn import EDM2, MLP, DiT, UNet
 from diffax.nn.text import Captioned, TextEncoder
-from diffax.pytrees import check_count, choose
 from experiments.build import DTYPES, TIMES
 
 

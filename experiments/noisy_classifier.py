@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import ml_collections
 
 import diffax
+from diffax._pytrees import expand
 from diffax.nn.layers import Downsample, ResBlock, conv, group_norm, sinusoidal
-from diffax.pytrees import expand
 from diffax.training import Checkpoints
 from experiments import build
 from experiments.workdir import load_record

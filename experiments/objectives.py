@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 import diffax
-from diffax.pytrees import choose
+from diffax._pytrees import choose
 from experiments import build
 
 WEIGHTINGS = {

@@ -95,7 +95,7 @@ def override(config):
     for name, value in (("num", NUM.value), ("batch_size", BATCH.value), ("shard_size", SHARD.value)):
         if value < 1:
             raise ValueError(f"{name} must be >= 1, got {value}")
-    choose = diffax.pytrees.choose
+    choose = diffax._pytrees.choose
     choose("sampler", config.sampling.sampler, samplers.SAMPLERS)
     choose("grid", config.sampling.grid, samplers.GRIDS)
     checks.check_guidance("guidance", config.sampling.guidance, config)

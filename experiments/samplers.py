@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import diffax
-from diffax.pytrees import check_count
+from diffax._pytrees import check_count
 
 
 def _fixed(make: Callable, **settings: Any) -> Callable:

@@ -83,7 +83,7 @@ def test_vdm_s_network_is_told_the_level():
     leaves = {name: getattr(made, name) for name in ("ends", "slope", "weights", "biases", "heights")}
 
     def network(params, x, told, label, key):
-        return 0.5 * x + 0.1 * diffax.pytrees.expand(jnp.tanh(told), x)
+        return 0.5 * x + 0.1 * diffax._pytrees.expand(jnp.tanh(told), x)
 
     keys = jax.random.split(jax.random.key(0), SIZE)
     noise, t = diffax.random.fold_in(keys, 0), diffax.draws.draw(diffax.random.fold_in(keys, 1), SIZE).t

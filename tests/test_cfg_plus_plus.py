@@ -11,7 +11,7 @@ from exam import START, gaussian
 
 import diffax
 from diffax import analytic
-from diffax.pytrees import combine
+from diffax._pytrees import combine
 from diffax.samplers.base import State
 
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.newest]

@@ -12,7 +12,7 @@ import diffax
 pytestmark = pytest.mark.newest
 ROOT = Path(diffax.__file__).parent
 LEVELS = [
-    {"typing", "pytrees"},
+    {"typing", "_pytrees"},
     {"random", "curves", "quantiles", "resampling"},
     {"schedules"},
     {"times"},

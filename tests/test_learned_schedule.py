@@ -65,7 +65,7 @@ def eps_of(theta=1.0):
 
     def predict(x, log_snr):
         level = diffax.typing.Level(*diffax.curves.SCALINGS["vp"](jnp.exp(-log_snr / 2)), log_snr)
-        alpha, sigma = (diffax.pytrees.expand(v, x) for v in level[:2])
+        alpha, sigma = (diffax._pytrees.expand(v, x) for v in level[:2])
         return theta * (x - alpha * MIXTURE.denoise(x, level)) / sigma
 
     return predict

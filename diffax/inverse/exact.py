@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import random
+from diffax._pytrees import check, float_fields, pytree
 from diffax.analytic import CLEAN, Gaussian, Mixture
 from diffax.inverse.operators import Mask, Operator
-from diffax.pytrees import check, float_fields, pytree
 from diffax.typing import Array, Denoiser, Key, Level, Schedule
 
 

@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffax._pytrees import check, check_count, check_per_example, combine
 from diffax.denoisers import like_x
 from diffax.inverse.linear_map import conjugate_residuals
 from diffax.inverse.operators import Operator, measurement, project, residual
-from diffax.pytrees import check, check_count, check_per_example, combine
 from diffax.typing import Denoiser, Schedule, check_function, check_schedule
 
 

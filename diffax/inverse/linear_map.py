@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffax._pytrees import check, check_count, combine, expand, promoted, pytree, static
 from diffax.inverse.operators import check_shape, float_array
-from diffax.pytrees import check, check_count, combine, expand, promoted, pytree, static
 
 
 @pytree

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax.pytrees import check, check_count, combine, expand, float_fields, floating, promoted, pytree, static
+from diffax._pytrees import check, check_count, combine, expand, float_fields, floating, promoted, pytree, static
 from diffax.typing import described
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import random
+from diffax._pytrees import check, check_count, check_per_example, combine, expand, safe_sqrt
 from diffax.inverse.linear_map import squared_norm
 from diffax.inverse.operators import Mask, Operator, fit, measurement, project, pseudo_inverse, residual
-from diffax.pytrees import check, check_count, check_per_example, combine, expand, safe_sqrt
 from diffax.samplers.base import Sampler, State, check_of_data, check_sampler, init
 from diffax.samplers.restart import restart
 from diffax.typing import Schedule, check_schedule, described

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from diffax._pytrees import check_count
 from diffax.metrics.sets import check_width, feature_set, feature_sets
-from diffax.pytrees import check_count
 from diffax.typing import Float, Key
 
 

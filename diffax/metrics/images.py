@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax.pytrees import as_float, check, check_count
+from diffax._pytrees import as_float, check, check_count
 from diffax.typing import Array, Float
 
 

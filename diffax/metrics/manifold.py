@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffax._pytrees import check_count
 from diffax.metrics.sets import feature_sets, squared_distances
-from diffax.pytrees import check_count
 from diffax.typing import Float
 
 

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffax._pytrees import check, check_count
 from diffax.metrics.sets import blocks, feature_sets
-from diffax.pytrees import check, check_count
 from diffax.typing import Float, Key
 
 

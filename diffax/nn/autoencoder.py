@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
+from diffax._pytrees import check_count
 from diffax.nn.attention import AttentionBlock
 from diffax.nn.autoencoding import reparameterise
 from diffax.nn.layers import Downsample, ResBlock, Upsample, conv, group_norm
-from diffax.pytrees import check_count
 from diffax.typing import Array, Float, Key
 
 LOG_VARIANCE = (-30.0, 20.0)

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import check, check_like, choose
+from diffax._pytrees import check, check_like, choose
 from diffax.typing import Array, Float, Key
 
 RECONSTRUCTIONS = {"squared": jnp.square, "absolute": jnp.abs}

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffax.pytrees import check, check_count, check_per_example, concrete
+from diffax._pytrees import check, check_count, check_per_example, concrete
 
 
 def check_space(x: Any) -> None:

@@ -18,11 +18,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffax import random
+from diffax._pytrees import check, check_count, choose
 from diffax.nn.attention import Attention, Implementation
 from diffax.nn.checks import check_label, check_shapes, check_space, check_time, per_axis, with_mask
 from diffax.nn.layers import ZEROS, dropout, labels_or_null, sinusoidal
 from diffax.nn.positions import rotary_angles, sincos
-from diffax.pytrees import check, check_count, choose
 from diffax.typing import Array, Float, Key
 
 DIT_SIZES: dict[str, dict[str, Any]] = {

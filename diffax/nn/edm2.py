@@ -31,10 +31,10 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
+from diffax._pytrees import check, check_count, promoted, safe_sqrt
 from diffax.nn.attention import Implementation, attend, split_heads
 from diffax.nn.checks import check_label, check_levels, check_space, check_time, level_widths
 from diffax.nn.layers import ZEROS, double, dropout, halve, labels_or_null
-from diffax.pytrees import check, check_count, promoted, safe_sqrt
 from diffax.typing import Array, Float, Key
 
 EPS = 1e-4

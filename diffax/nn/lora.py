@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import check_count, promoted
+from diffax._pytrees import check_count, promoted
 from diffax.typing import Key
 
 TABLE = "embedding"

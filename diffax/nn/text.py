@@ -10,9 +10,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from diffax._pytrees import check, check_count
 from diffax.nn.attention import Attention
 from diffax.nn.layers import sinusoidal
-from diffax.pytrees import check, check_count
 from diffax.typing import Array, Float, Key, Num
 
 PADDING = 0

@@ -15,10 +15,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffax import random
+from diffax._pytrees import check, check_count, choose
 from diffax.nn.attention import AttentionBlock, CrossAttentionBlock, Implementation
 from diffax.nn.checks import check_label, check_levels, check_shapes, check_space, check_time, level_widths, with_mask
 from diffax.nn.layers import ZEROS, Downsample, ResBlock, Upsample, conv, group_norm, labels_or_null, sinusoidal
-from diffax.pytrees import check, check_count, choose
 from diffax.typing import Array, Float, Key
 
 

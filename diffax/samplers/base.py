@@ -6,7 +6,7 @@ t is now, s is next. Generating goes t > s; over a reversed grid the same sample
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from diffax.pytrees import widen
+from diffax._pytrees import widen
 from diffax.typing import described
 
 

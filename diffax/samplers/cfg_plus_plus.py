@@ -10,8 +10,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from diffax._pytrees import check_per_example, check_weight, combine
 from diffax.denoisers import like_x, x0_of
-from diffax.pytrees import check_per_example, check_weight, combine
 from diffax.samplers.base import Sampler, check_of_data, check_sampler
 from diffax.typing import Denoiser, Schedule, check_function, check_schedule
 

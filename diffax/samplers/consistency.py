@@ -19,8 +19,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax import random
+from diffax._pytrees import as_float, check, check_count, check_per_example, combine
 from diffax.denoisers import like_x
-from diffax.pytrees import as_float, check, check_count, check_per_example, combine
 from diffax.samplers.base import Sampler, State, init
 from diffax.schedules import transition
 from diffax.typing import Denoiser, Predict, Schedule, check_function, check_schedule

@@ -18,7 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import check, check_per_example, combine, safe_sqrt
+from diffax._pytrees import check, check_per_example, combine, safe_sqrt
 from diffax.samplers.base import Sampler, State, init
 from diffax.samplers.forms import cross, log_step
 from diffax.typing import Schedule, check_schedule

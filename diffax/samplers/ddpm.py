@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
+from diffax._pytrees import choose, combine, expand, safe_sqrt
 from diffax.denoisers import moments_of
-from diffax.pytrees import choose, combine, expand, safe_sqrt
 from diffax.samplers.base import Sampler, State, init
 from diffax.samplers.forms import log_step
 from diffax.typing import Schedule, check_schedule

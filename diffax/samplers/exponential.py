@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import check, check_per_example, choose, combine, expand, safe_sqrt, widen
+from diffax._pytrees import check, check_per_example, choose, combine, expand, safe_sqrt, widen
 from diffax.samplers.base import Sampler
 from diffax.samplers.forms import Form, begins_in_noise, check_order, evaluate, form_of
 from diffax.typing import Schedule, check_schedule

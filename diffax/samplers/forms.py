@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from diffax.pytrees import choose, combine
+from diffax._pytrees import choose, combine
 from diffax.schedules import rates
 from diffax.typing import Denoiser, Level, Schedule
 

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax.pytrees import (
+from diffax._pytrees import (
     as_float,
     check,
     check_per_example,

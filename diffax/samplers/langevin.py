@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import check, check_count, check_like, check_per_example, combine, expand, promoted, safe_sqrt
+from diffax._pytrees import check, check_count, check_like, check_per_example, combine, expand, promoted, safe_sqrt
 from diffax.samplers.base import Sampler, State, check_sampler, init
 from diffax.typing import Schedule, check_schedule
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffax.pytrees import check, choose
+from diffax._pytrees import check, choose
 from diffax.samplers.base import Sampler
 from diffax.samplers.exponential import adams
 from diffax.samplers.forms import check_order

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax.pytrees import choose, combine, expand, of_rank, promoted, widen
+from diffax._pytrees import choose, combine, expand, of_rank, promoted, widen
 from diffax.samplers.base import Sampler
 from diffax.samplers.forms import FORMS, begins_in_noise, check_order, cross, evaluate
 from diffax.typing import Schedule, check_schedule

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import as_float, check, check_count, check_per_example, combine, concrete, expand
+from diffax._pytrees import as_float, check, check_count, check_per_example, combine, concrete, expand
 from diffax.samplers.base import Sampler, check_sampler
 from diffax.schedules import transition
 from diffax.times import path

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import check, check_per_example, combine, expand, safe_sqrt
+from diffax._pytrees import check, check_per_example, combine, expand, safe_sqrt
 from diffax.samplers.base import Sampler, State, init
 from diffax.samplers.ddim import ddim
 from diffax.samplers.forms import begins_in_noise

@@ -22,7 +22,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import check, check_per_example, choose, combine
+from diffax._pytrees import check, check_per_example, choose, combine
 from diffax.samplers.base import Sampler, State, init
 from diffax.samplers.ddim import ddim
 from diffax.samplers.forms import FORMS, Form, check_order, evaluate, higher_order

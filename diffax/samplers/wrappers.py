@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from diffax import random
-from diffax.pytrees import as_float, check, check_per_example, combine, concrete, safe_sqrt, widen
+from diffax._pytrees import as_float, check, check_per_example, combine, concrete, safe_sqrt, widen
 from diffax.samplers.base import Sampler, check_sampler
 from diffax.samplers.forms import log_step
 from diffax.typing import Schedule, check_schedule

@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax.pytrees import as_float, concrete, safe_sqrt
+from diffax._pytrees import as_float, concrete, safe_sqrt
 from diffax.schedules.betas import cosine_betas, linear_betas, quadratic_betas, sigmoid_betas, zero_terminal_snr
 from diffax.schedules.by_beta import Linear, Quadratic, SubVP
 from diffax.schedules.by_sigma import EDM, LogLinear

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diffax.pytrees import check, check_count
+from diffax._pytrees import check, check_count
 
 
 def linear_betas(num_steps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffax._pytrees import pytree, static
 from diffax.curves import Curve, check_range, early
-from diffax.pytrees import pytree, static
 
 
 def _beta_integral(low: Any, high: Any, t: Any) -> Any:

@@ -4,8 +4,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from diffax._pytrees import check, pytree, static
 from diffax.curves import Curve, check_range, early
-from diffax.pytrees import check, pytree, static
 
 
 @pytree

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffax._pytrees import as_float, check, concrete, pytree, static
 from diffax.curves import LOG_SNR_MAX, Curve, early, straight_through
-from diffax.pytrees import as_float, check, concrete, pytree, static
 from diffax.typing import Level
 
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
+from diffax._pytrees import as_float, check, check_count, of_rank, pytree, static
 from diffax.curves import LOG_SNR_MAX, Curve, straight_through
-from diffax.pytrees import as_float, check, check_count, of_rank, pytree, static
 
 BISECTIONS = 40
 SMALLEST_RANGE = 0.1  # of log-SNR between the ends

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from diffax._pytrees import check, concrete, pytree
 from diffax.curves import SCALINGS, Curve, early
-from diffax.pytrees import check, concrete, pytree
 from diffax.schedules.tables import Tabulated
 from diffax.typing import Schedule
 

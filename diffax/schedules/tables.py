@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffax._pytrees import as_float, concrete, pytree, static
 from diffax.curves import LOG_SNR_MAX, Curve, straight_through
-from diffax.pytrees import as_float, concrete, pytree, static
 from diffax.schedules.betas import check_betas
 
 NOISE_ALONE = -13.8  # log-SNR at sigma / alpha = 1000

@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from diffax.pytrees import check
+from diffax._pytrees import check
 
 
 def adamw(

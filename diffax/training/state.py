@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffax.pytrees import pytree
+from diffax._pytrees import pytree
 from diffax.typing import Key
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from diffax import random
-from diffax.pytrees import check, check_count
+from diffax._pytrees import check, check_count
 from diffax.training.state import TrainState
 
 Loss = Callable[..., Any]  # (params, batch, keys (B,)) -> (B,); with a memory see `train_step`

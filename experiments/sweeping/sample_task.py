@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffax.pytrees import choose
+from diffax._pytrees import choose
 from diffax.training import make_mesh
 from experiments import build, checks, latents, samplers
 from experiments.checkpoint import Model, load_model

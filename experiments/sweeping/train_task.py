@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import random
-from diffax.pytrees import pytree
+from diffax._pytrees import pytree
 from diffax.training import CheckpointError, Checkpoints, TrainState, init_state, make_mesh, train_step
 from diffax.training.parallel import layout, over_batch
 from experiments import build, checks, latents, lora, networks, objectives, opening, samplers
