@@ -16,11 +16,11 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax._pytrees import as_float, check, check_count, check_float, check_per_example, choose, combine, widen
-from diffax.curves import SCALINGS
 from diffax.denoisers import Moments, denoiser, like_x, moments_of
 from diffax.lattice import Lattice
 from diffax.predictions import KINDS, target
 from diffax.schedules import Learned
+from diffax.schedules._scalings import SCALINGS
 from diffax.typing import Keys, Level, Schedule, check_function, check_schedule
 from diffax.variational import decoder_at, decoder_term, integrand, prior_term, step_term, total
 

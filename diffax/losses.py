@@ -20,9 +20,9 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax._pytrees import as_float, batch_size, check, check_float, check_like, check_per_example, choose, promoted
-from diffax.curves import LOG_SNR_MAX
 from diffax.predictions import check_kind, diffuse, row
 from diffax.predictions import target as prediction_target
+from diffax.schedules._curve import LOG_SNR_MAX
 from diffax.typing import Array, Float, Key, Predict, Schedule, Shaped, check_function
 
 

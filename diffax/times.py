@@ -39,8 +39,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax._pytrees import as_float, check, check_count, concrete, promoted
-from diffax.curves import straight_through
 from diffax.quantiles import beta_quantile
+from diffax.schedules._curve import straight_through
 from diffax.typing import Array, Float, Schedule, check_schedule
 
 SIGMA_MAX, SIGMA_MIN = 80.0, 0.02  # sigma / alpha at the default ends

@@ -12,7 +12,8 @@ from exam import SCHEDULES, START, check_order, mixture, problem
 import diffax
 from diffax import analytic, samplers
 from diffax.samplers import gaussian
-from diffax.samplers.gaussian import NoiseFloor, gaussian_adams, noise_floor
+from diffax.samplers.gaussian import gaussian_adams, noise_floor
+from diffax.schedules._noise_floor import NoiseFloor
 from diffax.times import arctan
 from experiments import best
 

@@ -64,7 +64,7 @@ def eps_of(theta=1.0):
     """An eps-network of the level: the exact one times theta. log_snr: () or (B,)."""
 
     def predict(x, log_snr):
-        level = diffax.typing.Level(*diffax.curves.SCALINGS["vp"](jnp.exp(-log_snr / 2)), log_snr)
+        level = diffax.typing.Level(*diffax.schedules._scalings.SCALINGS["vp"](jnp.exp(-log_snr / 2)), log_snr)
         alpha, sigma = (diffax._pytrees.expand(v, x) for v in level[:2])
         return theta * (x - alpha * MIXTURE.denoise(x, level)) / sigma
 

@@ -9,8 +9,8 @@ from exam import SCHEDULES, gaussian, mixture, spread
 
 import diffax
 from diffax import analytic, likelihood, ode
-from diffax.curves import SCALINGS
 from diffax.likelihood import LAWS
+from diffax.schedules._scalings import SCALINGS
 
 pytestmark = pytest.mark.usefixtures("x64")
 KEY = jax.random.key(0)

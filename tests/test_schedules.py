@@ -7,8 +7,8 @@ import pytest
 from exam import BETAS, SCHEDULES
 
 import diffax
-from diffax import schedules
-from diffax.curves import LOG_SNR_MAX, RATIO_MAX, SCALINGS
+from diffax.schedules._curve import LOG_SNR_MAX, RATIO_MAX
+from diffax.schedules._scalings import SCALINGS
 from diffax.typing import Level
 
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.newest]
@@ -382,15 +382,6 @@ def test_the_paper_s_betas():
     expected = np.sqrt((f / f[0])[1:-1])  # before the last beta, which is capped
     t = np.arange(1, n) / n
     np.testing.assert_allclose(diffax.from_betas(diffax.cosine_betas(n))(t).alpha, expected, rtol=1e-9)
-
-
-def test_levels_are_those_of_each_time():
-    t = np.array([0.9, 0.4, 0.1])
-    for level, time in zip(schedules.levels(diffax.Cosine(), t, 0.3), (t, np.full(3, 0.3)), strict=True):
-        for together, apart in zip(level, diffax.Cosine()(time), strict=True):
-            np.testing.assert_allclose(together, apart, rtol=1e-13)
-    constant = lambda t: Level(1.0, t, -2 * jnp.log(t))  # alpha need not be an array
-    assert schedules.levels(constant, 0.5, 0.2)[1].alpha == 1
 
 
 def test_transition_is_ddpm_s_single_step():

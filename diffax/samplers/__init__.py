@@ -57,7 +57,7 @@ from diffax.samplers.consistency import (
 from diffax.samplers.ddim import ddim
 from diffax.samplers.ddpm import ddpm
 from diffax.samplers.exponential import adams
-from diffax.samplers.gaussian import NoiseFloor, centres, gaussian_adams, noise_floor
+from diffax.samplers.gaussian import centres, gaussian_adams, noise_floor
 from diffax.samplers.guidance_momentum import guidance_momentum
 from diffax.samplers.langevin import Corrector, annealed_langevin, corrected, langevin, predictor_corrector
 from diffax.samplers.multistep import (
@@ -86,6 +86,7 @@ from diffax.samplers.singlestep import (
     heun,
 )
 from diffax.samplers.wrappers import ancestral, churn
+from diffax.schedules._noise_floor import NoiseFloor
 
 __all__ = [
     "Corrector",

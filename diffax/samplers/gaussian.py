@@ -20,27 +20,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax._pytrees import (
-    as_float,
-    check,
-    check_per_example,
-    choose,
-    combine,
-    expand,
-    float_fields,
-    of_rank,
-    plus,
-    pytree,
-    times,
-    widen,
-)
+from diffax._pytrees import as_float, check, check_per_example, choose, combine, expand, of_rank, plus, times, widen
 from diffax.samplers.base import Sampler, check_sampler
 from diffax.samplers.exponential import RULES, Method, adams, corrector
 from diffax.samplers.forms import trig
-from diffax.typing import Denoiser, Level, Schedule, check_schedule
+from diffax.schedules._noise_floor import NoiseFloor
+from diffax.typing import Denoiser, Schedule
 
 ENDS = {"open": False, "smooth": True}
-RHO_MIN = 4.5399929762484854e-05  # where schedules clip: exp(-10)
 
 
 def gaussian_adams(
@@ -151,61 +138,6 @@ def _shifted(x: Any, scale: Any, mean: Any) -> Any:
 def _means(mean: Any, x: Any) -> Any:
     """A mean for each leaf of x."""
     return jax.tree.map(lambda _: mean, x) if jax.tree_util.all_leaves([mean]) else mean
-
-
-@pytree
-class NoiseFloor:
-    """The schedule (alpha, sigma') of the centres y of data x0 = y + std n: sigma'^2 = sigma^2 + alpha^2 std^2.
-
-    base: a schedule. std: (), >= 0. Times and alpha are those of `base`.
-
-    >>> import diffax
-    >>> level = NoiseFloor(diffax.Flow(), 0.3)(0.0)
-    >>> round(float(level.sigma), 4), round(float(jnp.exp(-level.log_snr / 2)), 4)
-    (0.3, 0.3)
-    """
-
-    base: Any
-    std: Any
-
-    def __call__(self, t: Any) -> Level:
-        """(alpha, sigma', log-SNR) at t; any shape."""
-        level = self.base(t)
-        sigma = jnp.sqrt(jnp.square(level.sigma) + jnp.square(level.alpha * self.std))
-        return Level(level.alpha, sigma, self._lifted(level.log_snr))
-
-    def __post_init__(self):
-        """Checks the floor; an integer becomes a float."""
-        float_fields(self)
-        check_schedule(self.base)
-        check("std", self.std, ">= 0", lambda v: v >= 0)
-
-    @property
-    def zero_terminal_snr(self) -> bool:
-        """That of the base."""
-        return getattr(self.base, "zero_terminal_snr", False)
-
-    @property
-    def ends_in_noise(self) -> bool:
-        """That of the base."""
-        return getattr(self.base, "ends_in_noise", False)
-
-    @property
-    def num_train_steps(self) -> int | None:
-        """Number of levels of the base, where that is a table."""
-        return getattr(self.base, "num_train_steps", None)
-
-    def log_snr(self, t: Any) -> Any:
-        """log(alpha^2 / sigma'^2) at t, at most -2 log std; any shape."""
-        return self._lifted(self.base.log_snr(t))
-
-    def inverse(self, log_snr: Any) -> Any:
-        """The t at which this schedule has this log-SNR, 0 where none has; any shape."""
-        square = jnp.exp(-as_float(log_snr)) - jnp.square(self.std)
-        return self.base.inverse(-jnp.log(jnp.maximum(square, RHO_MIN**2)))
-
-    def _lifted(self, log_snr):
-        return -jnp.log(jnp.exp(-log_snr) + jnp.square(self.std))
 
 
 def centres(denoise: Denoiser, schedule: Schedule, std: Any) -> Denoiser:

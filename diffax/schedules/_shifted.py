@@ -8,8 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax._pytrees import check, concrete, pytree
-from diffax.curves import SCALINGS, Curve, early
-from diffax.schedules.tables import Tabulated
+from diffax.schedules._curve import Curve, early
+from diffax.schedules._scalings import SCALINGS
+from diffax.schedules._tabulated import Tabulated
 from diffax.typing import Schedule
 
 

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax._pytrees import as_float, check, check_count, of_rank, pytree, static
-from diffax.curves import LOG_SNR_MAX, Curve, straight_through
+from diffax.schedules._curve import LOG_SNR_MAX, Curve, straight_through
 
 BISECTIONS = 40
+
+
 SMALLEST_RANGE = 0.1  # of log-SNR between the ends
 
 
@@ -34,7 +36,7 @@ class Learned(Curve):
       weights: (J,) w before softplus.
       biases: (J,) b.
       heights: (J,) c before softplus.
-      scaling: a key of `diffax.curves.SCALINGS`.
+      scaling: "vp", "ve", "sub_vp" or "flow".
 
     >>> schedule = Learned.init(jax.random.key(0), log_snr_max=10.0, log_snr_min=-10.0)
     >>> [round(float(schedule.log_snr(t)), 3) for t in (0.0, 1.0)]

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax._pytrees import as_float, concrete, pytree, static
-from diffax.curves import LOG_SNR_MAX, Curve, straight_through
-from diffax.schedules.betas import check_betas
+from diffax.schedules._betas import check_betas
+from diffax.schedules._curve import LOG_SNR_MAX, Curve, straight_through
 
 NOISE_ALONE = -13.8  # log-SNR at sigma / alpha = 1000
 
@@ -124,7 +124,7 @@ def from_betas(betas: Any, *, scaling: str = "vp") -> Tabulated:
 
     Args:
       betas: (T,) in (0, 1]; a last beta of 1 is zero terminal SNR.
-      scaling: a key of `diffax.curves.SCALINGS`.
+      scaling: "vp", "ve", "sub_vp" or "flow".
 
     Returns:
       A `Tabulated` schedule with T levels.

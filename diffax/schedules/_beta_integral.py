@@ -1,0 +1,15 @@
+"""B(t), the integral of a linear beta(t) from 0 to t, and its inverse."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+
+def _beta_integral(low: Any, high: Any, t: Any) -> Any:
+    """B(t) of beta = low + (high - low) t."""
+    return t * (low + 0.5 * (high - low) * t)
+
+
+def _beta_time(low: Any, high: Any, integral: Any) -> Any:
+    """The t of B(t), the root of a quadratic in the form that survives high = low."""
+    return 2 * integral / (low + jnp.sqrt(low**2 + 2 * (high - low) * integral))

@@ -1,0 +1,47 @@
+"""The linear-beta schedule."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffax._pytrees import pytree, static
+from diffax.schedules._beta_integral import _beta_integral, _beta_time
+from diffax.schedules._curve import Curve, check_range
+
+
+@pytree
+class Linear(Curve):
+    """The linear-beta VP schedule: beta(t) = beta_min + (beta_max - beta_min) t.
+
+    With B(t) = int_0^t beta: alpha^2 = exp(-B), lambda = -log(exp(B) - 1). It is the continuous limit of
+    DDPM's linear betas (Ho et al. 2020) as given by Song et al. 2021, eq. 33.
+
+    Args:
+      beta_min: beta at t = 0, > 0.
+      beta_max: beta at t = 1, >= beta_min.
+      scaling: "vp", "ve", "sub_vp" or "flow", as for every schedule.
+
+    Raises:
+      ValueError: if not 0 < beta_min <= beta_max.
+
+    >>> bool(abs(Linear()(1.0).alpha - jnp.exp(-0.25 * 19.9 - 0.05)) < 1e-6)
+    True
+    """
+
+    beta_min: Any = 0.1
+    beta_max: Any = 20.0
+    scaling: str = static(default="vp")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range(("beta_min", "beta_max"), self.beta_min, self.beta_max, may_equal=True)
+
+    def curve(self, t):
+        return -jnp.log(jnp.expm1(_beta_integral(self.beta_min, self.beta_max, t)))
+
+    def ratio(self, t):
+        return jnp.sqrt(jnp.expm1(_beta_integral(self.beta_min, self.beta_max, t)))
+
+    def uncurve(self, log_snr):
+        return _beta_time(self.beta_min, self.beta_max, jax.nn.softplus(-log_snr))

@@ -1,0 +1,72 @@
+"""The sigmoid schedule."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffax._pytrees import check, concrete, pytree, static
+from diffax.schedules._curve import Curve, early
+from diffax.schedules._flow import _floored
+
+
+@pytree
+class Sigmoid(Curve):
+    """The sigmoid schedule: alpha^2 = (S(1) - S(t)) / (S(1) - S(0)), S(t) = sigmoid((start + (end - start) t) / tau).
+
+    With w = (end - start) / (2 tau):
+
+        r^2 = sinh(w t) / sinh(w (1 - t)) k,   k = cosh(end / (2 tau)) / cosh(start / (2 tau))
+
+    Jabri et al. 2022; Chen 2023, algorithm 1, which names start, end and tau.
+
+    Args:
+      start: where the sigmoid starts.
+      end: where it ends, > start.
+      tau: temperature, > 0; for large tau alpha^2 = 1 - t.
+      scaling: "vp", "ve", "sub_vp" or "flow"; alpha^2 above is that of vp.
+
+    Raises:
+      ValueError: if not tau > 0 and start < end.
+
+    >>> round(float(Sigmoid()(0.5).alpha ** 2), 4)
+    0.5
+    """
+
+    start: Any = -3.0
+    end: Any = 3.0
+    tau: Any = 1.0
+    scaling: str = static(default="vp")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check("tau", self.tau, "> 0", lambda v: v > 0)
+        start = concrete(self.start)
+        if start is not None:
+            check("end", self.end, f"> start = {start}", lambda v: v > start)
+
+    @property
+    def _half_width(self):
+        return (self.end - self.start) / (2 * self.tau)
+
+    @property
+    def _log_k(self):
+        def of(xp, start, end, tau):
+            a, b = xp.abs(start / tau), xp.abs(end / tau)
+            return (b - a) / 2 + xp.log1p(xp.exp(-b)) - xp.log1p(xp.exp(-a))
+
+        return early(of, self.start, self.end, self.tau)
+
+    def curve(self, t):
+        return -2 * jnp.log(self.ratio(t))
+
+    def ratio(self, t):
+        w, left = self._half_width, _floored(1 - t, 1e-12)
+        # sinh(x) = -exp(x) expm1(-2 x) / 2: no overflow, and digits kept at both ends.
+        of_ends = jnp.expm1(-2 * w * t) / jnp.expm1(-2 * w * left)
+        return jnp.sqrt(of_ends) * jnp.exp(w * (t - 0.5) + self._log_k / 2)
+
+    def uncurve(self, log_snr):
+        w, log_q = self._half_width, -log_snr - self._log_k
+        part = (jax.nn.softplus(w - jnp.abs(log_q)) - jax.nn.softplus(-w - jnp.abs(log_q))) / (2 * w)
+        return jnp.where(log_q > 0, 1 - part, part)
