@@ -102,7 +102,7 @@ def _replacement(p, wrap=inverse.replacement, grid=lambda times: times):
 
 
 def _repaint(p):
-    return _replacement(p, inverse.repaint, lambda times: inverse.jumps(times, length=10, repeats=10))
+    return _replacement(p, inverse.repaint, lambda times: diffax.times.jumps(times, length=10, repeats=10))
 
 
 def _dps(p, scale):

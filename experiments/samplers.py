@@ -166,7 +166,7 @@ def step_grid(name: str, grid: str, schedule: Any, count: int) -> Any:
         return times
     low, high = (schedule.inverse(-2 * math.log(RESTART[key])) for key in ("sigma_min", "sigma_max"))
     counts = {key: int(RESTART[key]) for key in ("num_restarts", "num_steps")}
-    return diffax.restart_times(schedule, times, low, high, **counts)
+    return diffax.times.restart(schedule, times, low, high, **counts)
 
 
 def report_rounding(name: str, schedule: Any, calls: int, made: int | None = None) -> None:

@@ -393,7 +393,7 @@ def repaint_schedule(num, length, repeats):
 
 @pytest.mark.parametrize(("num", "length", "repeats"), [(250, 10, 10), (10, 3, 2), (7, 6, 3), (5, 1, 4), (6, 2, 1)])
 def test_the_jumps_are_the_papers(num, length, repeats):
-    path = inverse.jumps(jnp.arange(num)[::-1], length=length, repeats=repeats)
+    path = diffax.times.jumps(jnp.arange(num)[::-1], length=length, repeats=repeats)
     assert path.tolist() == repaint_schedule(num, length, repeats)
     assert len(path) == num + 2 * length * (repeats - 1) * -(-(num - length) // length)
 
@@ -785,8 +785,8 @@ BOXES = inverse.BoxDownsample(2, (4, 4, 1))
         (lambda: inverse.renoising(SCHEDULE, zeta=1.5), r"zeta must be in \[0, 1\], got 1.5"),
         (lambda: inverse.replacement(diffax.ddim(SCHEDULE), SCHEDULE, BOXES, Y), "operator must be a Mask, got Box"),
         (lambda: inverse.ddnm_plus(SCHEDULE, inverse.Blur(np.ones(1), (2,), axes=(0,)), Y, std=0.1), "got Blur"),
-        (lambda: inverse.jumps(np.arange(5), length=5), "length must be at most n - 1 = 4, got 5"),
-        (lambda: inverse.jumps(np.arange(5), length=2, repeats=0), "repeats must be an int >= 1, got 0"),
+        (lambda: diffax.times.jumps(np.arange(5), length=5), "length must be at most n - 1 = 4, got 5"),
+        (lambda: diffax.times.jumps(np.arange(5), length=2, repeats=0), "repeats must be an int >= 1, got 0"),
         (lambda: inverse.posterior(gaussian(), MASK, Y, std=0.1), r"y must be one measurement, .* got \(2, 2\)"),
         (
             lambda: inverse.posterior(gaussian(), inverse.Mask(np.ones(3)), np.ones((1, 3)), std=0.1),

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.newest
 ROOT = Path(diffax.__file__).parent
 LEVELS = [
     {"typing", "_pytrees"},
-    {"random", "quantiles", "resampling"},
+    {"random", "resampling"},
     {"schedules"},
     {"times"},
     {"predictions", "draws", "weightings", "sde", "lattice"},

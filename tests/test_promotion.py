@@ -124,8 +124,8 @@ def test_grids():
         strictly(functools.partial(getattr(diffax.times, name), SCHEDULE, 7))
     strictly(lambda: diffax.times.from_sigmas(SCHEDULE, [3, 2, 1]))
     strictly(lambda: diffax.times.from_timesteps(10, [3, 2]))
-    strictly(lambda: samplers.restart_times(SCHEDULE, GRID, 0.1, 0.5))
-    strictly(lambda: inverse.jumps(GRID, length=2, repeats=2))
+    strictly(lambda: diffax.times.restart(SCHEDULE, GRID, 0.1, 0.5))
+    strictly(lambda: diffax.times.jumps(GRID, length=2, repeats=2))
     strictly(lambda: diffax.learn_grid(KEY, diffax.ddim(SCHEDULE), SCHEDULE, half, X, GRID[1:], num_steps=2))
 
 

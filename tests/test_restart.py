@@ -124,7 +124,7 @@ def test_it_approaches_the_exact_marginal_at_the_rate_of_its_sampler(monkeypatch
     )
     for n in (30, 60):
         times = diffax.times.uniform_log_snr(schedule, n + 1, t_max=0.95, t_min=0.1)
-        times = diffax.restart_times(schedule, times, 0.3, 0.6, num_restarts=2, num_steps=n)
+        times = diffax.times.restart(schedule, times, 0.3, 0.6, num_restarts=2, num_steps=n)
         jumps = np.flatnonzero(np.diff(times) > 0)
         end = lambda x, times=times: diffax.integrate(KEY, sampler, oracle.denoiser(schedule), x, times).x
         row = lambda key, jumps=jumps: jnp.searchsorted(jumps, key[0])
@@ -246,7 +246,7 @@ def test_traced_grids_and_noise_scale(monkeypatch):
     schedule, oracle, traces = Plain(), mixture(), []
 
     def total(scale, t_min, t_max, times):
-        times = diffax.restart_times(schedule, times, t_min, t_max, num_restarts=2, num_steps=2)
+        times = diffax.times.restart(schedule, times, t_min, t_max, num_restarts=2, num_steps=2)
         sampler = diffax.restart(diffax.ddpm(schedule), schedule, noise_scale=scale)
         return jnp.sum(diffax.sample(KEY, sampler, oracle.denoiser(schedule), jnp.asarray(START), times) ** 2)
 
@@ -287,14 +287,14 @@ def test_finite_and_of_the_same_dtype_between_the_ends(schedule, monkeypatch):
 
 def test_restart_times_by_hand():
     schedule, times = diffax.LogLinear(0.01, 10.0), np.linspace(1.0, 0.0, 6)  # log-SNR is linear in t
-    upper = lambda grid, t_min=0.41: diffax.restart_times(schedule, grid, t_min, 0.8, num_restarts=2, num_steps=2)
-    lower = lambda grid: diffax.restart_times(schedule, grid, 0.21, 0.9, num_steps=1)
-    splice = lambda t_min: diffax.restart_times(schedule, times, t_min, 0.4, num_steps=2)
+    upper = lambda grid, t_min=0.41: diffax.times.restart(schedule, grid, t_min, 0.8, num_restarts=2, num_steps=2)
+    lower = lambda grid: diffax.times.restart(schedule, grid, 0.21, 0.9, num_steps=1)
+    splice = lambda t_min: diffax.times.restart(schedule, times, t_min, 0.4, num_steps=2)
 
     @jax.jit
     def grids(minus_one):
         grid = upper(times)
-        none = diffax.restart_times(schedule, times, 0.4, 0.8, num_restarts=0)
+        none = diffax.times.restart(schedule, times, 0.4, 0.8, num_restarts=0)
         return grid, upper(times, 0.59), lower(grid), upper(lower(times)), splice(0.0), splice(minus_one), none
 
     once = [1.0, 0.8, 0.6, 0.4, 0.8, 0.6, 0.4, 0.8, 0.6, 0.4, 0.2, 0.0]
@@ -309,14 +309,14 @@ def test_restart_times_by_hand():
     [
         (lambda s, g: diffax.restart(diffax.ddim(s), s, noise_scale=-1.0), "noise_scale must be >= 0, got -1.0"),
         (
-            lambda s, g: diffax.restart_times(s, g, 0.2, 0.5, num_restarts=-1),
+            lambda s, g: diffax.times.restart(s, g, 0.2, 0.5, num_restarts=-1),
             "num_restarts must be an int >= 0, got -1",
         ),
-        (lambda s, g: diffax.restart_times(s, g, 0.2, 0.5, num_steps=0), "num_steps must be an int >= 1, got 0"),
-        (lambda s, g: diffax.restart_times(s, g, 0.5, 0.5), "t_min must be < t_max = 0.5, got 0.5"),
-        (lambda s, g: diffax.restart_times(s, g, 0.2, 1.5), r"t_max must be in \[0, 1\], got 1.5"),
-        (lambda s, g: diffax.restart_times(s, g, 0.05, 0.5), "t_min must be >= the last of times, 0.1, got 0.05"),
-        (lambda s, g: diffax.restart_times(s, 0.5, 0.2, 0.5), r"times must have shape \(n,\) with n >= 1, got \(\)"),
+        (lambda s, g: diffax.times.restart(s, g, 0.2, 0.5, num_steps=0), "num_steps must be an int >= 1, got 0"),
+        (lambda s, g: diffax.times.restart(s, g, 0.5, 0.5), "t_min must be < t_max = 0.5, got 0.5"),
+        (lambda s, g: diffax.times.restart(s, g, 0.2, 1.5), r"t_max must be in \[0, 1\], got 1.5"),
+        (lambda s, g: diffax.times.restart(s, g, 0.05, 0.5), "t_min must be >= the last of times, 0.1, got 0.05"),
+        (lambda s, g: diffax.times.restart(s, 0.5, 0.2, 0.5), r"times must have shape \(n,\) with n >= 1, got \(\)"),
     ],
 )
 def test_bad_input(make, message):

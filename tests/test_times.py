@@ -16,7 +16,7 @@ from exam import SCHEDULES
 
 import diffax
 from diffax import times
-from diffax.quantiles import beta_quantile
+from diffax.times._beta_quantile import beta_quantile
 
 COSINE = diffax.Cosine()
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.newest]

@@ -11,7 +11,7 @@ edits x or the noise. Any denoiser, any sampler; they compose with guidance as t
     pigdm         denoiser  x0 + sigma^2/alpha J^T A^T (r^2 A A^T + std^2 I)^-1 (y - A x0)         std         1
     mmps          denoiser  x0 + V A^T (A V A^T + std^2 I)^-1 (y - A x0), V = sigma^2/alpha J^T    std         many
     replacement   sampler   alpha_s y + sigma_s z where known                                      none        -
-    repaint       sampler   as replacement, on a grid that `jumps` made                            none        -
+    repaint       sampler   as replacement, on a grid that `times.jumps` made                            none        -
     dps           sampler   x_s - scale d|y - A x0|/dx_t                                           any         1
     ddnm_plus     is one    ddnm, y's noise in place of the sampler's                              std         -
     renoising     is one    DiffPIR's renoising, for `diffpir`                                     -           -
@@ -31,7 +31,7 @@ from diffax.inverse.exact import GaussianMixture, moments, posterior
 from diffax.inverse.guided import ddnm, diffpir, mmps, pigdm
 from diffax.inverse.linear_map import LinearMap, conjugate_residuals, linear
 from diffax.inverse.operators import Blur, BoxDownsample, Mask, Operator, gaussian_blur, project, pseudo_inverse
-from diffax.inverse.wrappers import ddnm_plus, dps, jumps, renoising, repaint, replacement
+from diffax.inverse.wrappers import ddnm_plus, dps, renoising, repaint, replacement
 
 __all__ = [
     "Blur",
@@ -46,7 +46,6 @@ __all__ = [
     "diffpir",
     "dps",
     "gaussian_blur",
-    "jumps",
     "linear",
     "mmps",
     "moments",

@@ -4,10 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from diffax import random
-from diffax._pytrees import check, check_count, check_per_example, combine, expand, safe_sqrt
+from diffax._pytrees import check, check_per_example, combine, expand, safe_sqrt
 from diffax.inverse.linear_map import squared_norm
 from diffax.inverse.operators import Mask, Operator, fit, measurement, project, pseudo_inverse, residual
 from diffax.samplers.base import Sampler, State, check_of_data, check_sampler, init
@@ -70,9 +69,9 @@ def repaint(sampler: Sampler, schedule: Schedule, operator: Mask, y: Any) -> Sam
         s <= t    a step of `replacement`
         s > t     x_s = alpha_s / alpha_t x_t + sqrt(sigma_s^2 - (alpha_s sigma_t / alpha_t)^2) z
 
-    `jumps` makes the grid. Each jump lets the unknown entries answer to the known ones: the more, the smaller the bias.
-    A jump costs no denoiser call where all examples share the grid. Meant for samplers without memory, such as `ddpm`,
-    the paper's: a multistep sampler starts afresh behind each jump. Neutral on a monotone grid where nothing is known.
+    `times.jumps` makes the grid. Each jump lets the unknown entries answer to the known ones: the more, the smaller the
+    bias. A jump costs no denoiser call where all examples share the grid. Meant for samplers without memory, such as
+    `ddpm`, the paper's: a multistep sampler starts afresh behind each jump. Neutral on a monotone grid where nothing is known.
 
     Source: Lugmayr et al. 2022, eq. 8 and algorithm 1.
 
@@ -88,50 +87,11 @@ def repaint(sampler: Sampler, schedule: Schedule, operator: Mask, y: Any) -> Sam
     >>> import diffax
     >>> schedule = diffax.Cosine()
     >>> sampler = repaint(diffax.ddpm(schedule), schedule, Mask(jnp.array([1, 0])), jnp.array([[3.0, 0.0]]))
-    >>> times = jumps(diffax.times.uniform_log_snr(schedule, 5), length=2, repeats=3)
+    >>> times = diffax.times.jumps(diffax.times.uniform_log_snr(schedule, 5), length=2, repeats=3)
     >>> diffax.sample(jax.random.key(0), sampler, lambda x, t: 0 * x, jnp.ones((1, 2)), times).shape
     (1, 2)
     """
     return restart(replacement(sampler, schedule, operator, y), schedule)
-
-
-def jumps(times: Any, *, length: int = 10, repeats: int = 10) -> Any:
-    """RePaint's grid: at every `length`-th entry from the end, back by `length` entries, `repeats` - 1 times.
-
-    The entry with u entries after it is a turning point for u = 0, length, 2 length, ... < n - length. With `sample`,
-    whose last call makes the clean image, these are the paper's jumps. `repeats=1` is the grid itself.
-
-    Source: Lugmayr et al. 2022, section 4.2 and appendix B; T = 250, length = 10, repeats = 10.
-
-    Args:
-      times: (n, ...), a monotone grid; may be traced.
-      length: the paper's j, an int >= 1 and < n.
-      repeats: the paper's r, an int >= 1.
-
-    Returns:
-      (n + 2 length (repeats - 1) ceil((n - length) / length), ...).
-
-    Raises:
-      ValueError: for another length or repeats.
-
-    >>> jumps(jnp.array([4, 3, 2, 1]), length=2, repeats=2).tolist()
-    [4, 3, 2, 1, 2, 3, 2, 1]
-    """
-    n = np.shape(times)[0]
-    check_count("length", length)
-    check_count("repeats", repeats)
-    if length > n - 1:
-        raise ValueError(f"length must be at most n - 1 = {n - 1}, got {length}")
-    left = dict.fromkeys(range(0, n - length, length), repeats - 1)
-    path, u = [n - 1], n - 1  # in entries to go
-    while u > 0 or left[0] > 0:
-        if left.get(u, 0) > 0:
-            left[u] -= 1
-            path += range(u + 1, u + length + 1)
-            u += length
-        u -= 1
-        path.append(u)
-    return jnp.asarray(times)[n - 1 - np.array(path)]
 
 
 def dps(sampler: Sampler, operator: Any, y: Any, *, scale: Any = 1.0) -> Sampler:

@@ -36,7 +36,7 @@ churn                 noise before each step: EDM's stochastic sampler (s_churn)
 ancestral             a step too far, and noise back: the ancestral form
 of any of the above:
 noise_floor           (schedule -> sampler) for the centres of data with a noise floor: ends at t = 0
-restart               jumps back to noise where the grid of `restart_times` turns
+restart               jumps back to noise where the grid of `times.restart` turns
 corrected             Langevin steps behind each step: `corrected(sampler, langevin(schedule, step_size=k))`
 predictor_corrector   `corrected` with steps scaled by SNR
 cfg_plus_plus         classifier-free guidance of x0 alone, renoised with the unconditional eps
@@ -72,7 +72,7 @@ from diffax.samplers.multistep import (
     unipc,
 )
 from diffax.samplers.pndm import ipndm, pndm
-from diffax.samplers.restart import restart, restart_times
+from diffax.samplers.restart import restart
 from diffax.samplers.sde import euler_maruyama, stochastic_heun
 from diffax.samplers.singlestep import (
     dpm2,
@@ -131,7 +131,6 @@ __all__ = [
     "pndm",
     "predictor_corrector",
     "restart",
-    "restart_times",
     "sa_solver",
     "stochastic_heun",
     "tcd",

@@ -19,6 +19,8 @@ from diffax._pytrees import as_float
 from diffax.typing import Array
 
 LEVELS = 96
+
+
 HALVINGS = 60
 
 

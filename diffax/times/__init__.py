@@ -1,0 +1,71 @@
+"""Step grids: (n,) times that fall from noise to data.
+
+A grid is an ordinary array: write your own, differentiate through it, reverse it for inversion.
+`sample` over n entries costs n denoiser calls of a one-call sampler.
+
+    in time      uniform, quadratic, beta
+    in noise     uniform_log_snr, karras, exponential, polyexponential, arctan; from_sigmas for a list of your own
+    discrete     leading, trailing, linspace, lcm; from_timesteps for a list: timestep i of T is t = (i + 1) / T
+    learned      `diffax.learn_grid`
+
+    quadratic         sqrt(t) evenly spaced
+    beta              t at evenly spaced quantiles of a Beta distribution
+    uniform_log_snr   log(sigma / alpha) evenly spaced; k-diffusion's `exponential`
+    polyexponential   log(sigma / alpha) a power of an even ramp
+    karras            (sigma / alpha)^(1 / rho) evenly spaced
+    arctan            atan((sigma / alpha / scale)^(1 / power)) evenly spaced
+
+Every grid is called `(schedule, n, *, t_max=None, t_min=None)`, the discrete ones `(schedule, n, *,
+num_train_steps=None)`. The grids in time and in noise run from t_max to t_min, both included. Their default ends, those
+of `default_ends`, lie at sigma / alpha = 80 and 0.02, or at the schedule's own ends where it does not reach that far:
+from a larger sigma / alpha, such as 22,026 at t = 1 of `Cosine` or `Flow`, a second-order step multiplies the error of
+the first denoiser call by the ratio of the two levels. Most grids in noise also take sigma_max and sigma_min, ends in
+sigma / alpha, in place of t_max and t_min. Likelihood and inversion need t_max=1 and t_min=0.
+
+A table with zero terminal SNR has no level near 80 that a network was trained at, so its grids start with t = 1,
+followed by a grid of n - 1 entries from the level at 80. Samplers take the first move there at order 1.
+
+Every number may be traced, except n and the arguments of the discrete grids, which are tables made on the host.
+The discrete names are those of Lin et al. 2024, table 2, and of the diffusers library; those in noise are
+k-diffusion's, whose `vp` is `uniform` under a `Linear` schedule from t_max=1 to t_min=1e-3.
+"""
+
+from diffax.times._discrete import from_timesteps, lcm, leading, linspace, table_length, trailing
+from diffax.times._ends import SIGMA_MAX, SIGMA_MIN, default_ends
+from diffax.times._grid import check_grid
+from diffax.times._in_noise import (
+    arctan,
+    exponential,
+    from_sigmas,
+    karras,
+    path,
+    polyexponential,
+    uniform_log_snr,
+)
+from diffax.times._in_time import beta, quadratic, uniform
+from diffax.times._turning import jumps, restart
+
+__all__ = [
+    "SIGMA_MAX",
+    "SIGMA_MIN",
+    "arctan",
+    "beta",
+    "check_grid",
+    "default_ends",
+    "exponential",
+    "from_sigmas",
+    "from_timesteps",
+    "jumps",
+    "karras",
+    "lcm",
+    "leading",
+    "linspace",
+    "path",
+    "polyexponential",
+    "quadratic",
+    "restart",
+    "table_length",
+    "trailing",
+    "uniform",
+    "uniform_log_snr",
+]

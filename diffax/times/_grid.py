@@ -1,0 +1,73 @@
+"""What all grids share: checks, ends, the entries between."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffax._pytrees import as_float, check, check_count, concrete, promoted
+from diffax.times._ends import SIGMA_MAX, _data_end, _noise_end, default_ends
+from diffax.typing import Array, Float, Schedule, check_schedule
+
+
+def check_grid(times: Any, *, may_turn: bool = False) -> None:
+    """Raises `ValueError` for a grid that is known now to leave [0, 1] or, unless it may, to turn back.
+
+    times: (n, ...), n >= 1; a grid may repeat a point.
+    """
+    if np.ndim(times) < 1 or np.shape(times)[0] < 1:
+        raise ValueError(f"times must have shape (n, ...) with n >= 1, got {np.shape(times)}")
+    known = concrete(times)
+    if known is None:
+        return
+    bad = ~((known >= 0) & (known <= 1))
+    if bad.any():
+        raise ValueError(f"times must lie in [0, 1], got {known[bad].flat[0]:g}")
+    if may_turn:
+        return
+    moves = np.diff(known, axis=0)
+    turns = (moves > 0).any(0) & (moves < 0).any(0)
+    if turns.any():
+        raise ValueError(f"times must be monotone, got {_short(known)}")
+
+
+def _short(grid: np.ndarray) -> str:
+    return np.array2string(grid, precision=4, threshold=8, edgeitems=3).replace("\n", "")
+
+
+def _grid(
+    schedule: Schedule, n: int, t_max: Any, t_min: Any, inner: Callable[[Any, Any, Any], Any]
+) -> Float[Array, " n"]:
+    """Times from t_max to t_min, None for the default ends. Both ends are exact; powers and logs are smooth between.
+
+    inner: (first, last, ramp) -> times between the ends; ramp: evenly spaced in (0, 1).
+    """
+    check_schedule(schedule)
+    check_count("n", n)
+    for name, value in (("t_max", t_max), ("t_min", t_min)):
+        if value is not None:
+            check(name, value, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+            if np.ndim(value):
+                raise ValueError(f"{name} must have shape (), got {np.shape(value)}")
+    if t_min is None:
+        t_min = _data_end(schedule)
+    zero = t_max is None and n > 1 and getattr(schedule, "zero_terminal_snr", False)
+    if t_max is None:
+        t_max = _noise_end(schedule, SIGMA_MAX) if n > 1 else default_ends(schedule)[0]
+    low = concrete(t_min)
+    if n > 1 and low is not None:
+        check("t_max", t_max, f"> t_min = {low:.6g}", lambda v: v > low)
+
+    def grid(from_noise):
+        times = _between(as_float(t_max), as_float(t_min), n - from_noise, inner)
+        return jnp.concatenate([jnp.ones(1, times.dtype), times]) if from_noise else times
+
+    # With zero terminal SNR: t = 1, and the others from sigma / alpha = 80.
+    return grid(zero) if isinstance(zero, bool) else jnp.where(zero, grid(True), grid(False))
+
+
+def _between(first: Any, last: Any, n: int, inner: Callable[[Any, Any, Any], Any]) -> Any:
+    dtype = promoted(first, last)
+    parts = first[None], inner(first, last, jnp.linspace(0.0, 1.0, n)[1:-1]), last[None]
+    return jnp.concatenate([v.astype(dtype) for v in parts])[:n]

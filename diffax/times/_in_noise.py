@@ -1,0 +1,212 @@
+"""Step grids even in a function of sigma / alpha."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from diffax._pytrees import as_float, check, check_count, concrete
+from diffax.times._ends import SIGMA_MAX, SIGMA_MIN, _noise_end
+from diffax.times._grid import _between, _grid
+from diffax.typing import Array, Float, Schedule, check_schedule
+
+
+def uniform_log_snr(
+    schedule: Schedule,
+    n: int,
+    *,
+    t_max: Any = None,
+    t_min: Any = None,
+    sigma_max: Any = None,
+    sigma_min: Any = None,
+) -> Float[Array, " n"]:
+    """(n,) times evenly spaced in log-SNR, the default grid of the commands. Arguments as in `karras`.
+
+    Source: Lu et al. 2022, section 3.4.
+
+    >>> from diffax.schedules import LogLinear
+    >>> [round(float(t), 4) for t in uniform_log_snr(LogLinear(0.01, 100.0), 3, t_max=1.0, t_min=0.5)]
+    [1.0, 0.75, 0.5]
+    """
+    return _in_noise(schedule, n, t_max, t_min, _log_linear, sigma_max, sigma_min)
+
+
+def exponential(schedule: Schedule, n: int, **ends: Any) -> Float[Array, " n"]:
+    """`uniform_log_snr`, under k-diffusion's name.
+
+    >>> from diffax.schedules import LogLinear
+    >>> [round(float(t), 4) for t in exponential(LogLinear(0.01, 100.0), 3, sigma_max=100.0, sigma_min=1.0)]
+    [1.0, 0.75, 0.5]
+    """
+    return uniform_log_snr(schedule, n, **ends)
+
+
+def polyexponential(
+    schedule: Schedule,
+    n: int,
+    *,
+    rho: Any = 1.0,
+    t_max: Any = None,
+    t_min: Any = None,
+    sigma_max: Any = None,
+    sigma_min: Any = None,
+) -> Float[Array, " n"]:
+    """(n,) times at log r = log r_min + u^rho (log r_max - log r_min), u evenly spaced from 1 to 0; r = sigma / alpha.
+
+    rho = 1 is `uniform_log_snr`; rho > 1 puts more times near data. k-diffusion's `get_sigmas_polyexponential`
+    (Crowson 2022). Arguments as in `karras`.
+
+    Raises:
+      ValueError: as `karras`.
+
+    >>> from diffax.schedules import LogLinear
+    >>> [round(float(t), 4) for t in polyexponential(LogLinear(0.01, 100.0), 3, rho=2.0, t_max=1.0, t_min=0.0)]
+    [1.0, 0.25, 0.0]
+    """
+    check("rho", rho, "> 0", lambda v: v > 0)
+
+    def curve(ramp, first, last):
+        return last + (1 - ramp) ** rho * (first - last)
+
+    return _in_noise(schedule, n, t_max, t_min, curve, sigma_max, sigma_min)
+
+
+def karras(
+    schedule: Schedule,
+    n: int,
+    *,
+    rho: Any = 7.0,
+    t_max: Any = None,
+    t_min: Any = None,
+    sigma_max: Any = None,
+    sigma_min: Any = None,
+) -> Float[Array, " n"]:
+    """(n,) times evenly spaced in (sigma / alpha)^(1 / rho). Karras et al. 2022, eq. 5.
+
+    Under `EDM` with the same ends it is `uniform`. The paper's ends are sigma_max=80 and sigma_min=0.002.
+
+    Args:
+      schedule: noise schedule; sigma / alpha is its noise-to-signal ratio, whatever its scaling.
+      n: entries.
+      rho: > 0; the larger, the closer to `uniform_log_snr`.
+      t_max: first time, unless sigma_max is given; that of `default_ends` if None.
+      t_min: last time, unless sigma_min is given; that of `default_ends` if None.
+      sigma_max: first sigma / alpha, as far as the schedule reaches.
+      sigma_min: last sigma / alpha, < sigma_max, as far as the schedule reaches.
+
+    Raises:
+      ValueError: if not 0 < sigma_min < sigma_max, rho is not positive, or as `uniform`.
+
+    >>> from diffax.schedules import EDM
+    >>> [round(float(t), 4) for t in karras(EDM(), 3, t_min=0.0)]
+    [1.0, 0.5, 0.0]
+    """
+    check("rho", rho, "> 0", lambda v: v > 0)
+
+    def curve(ramp, first, last):
+        # exp(first / rho) times what the bracket adds up to, so that nothing overflows for a small rho.
+        return first + rho * jnp.log1p(ramp * jnp.expm1((last - first) / rho))
+
+    return _in_noise(schedule, n, t_max, t_min, curve, sigma_max, sigma_min)
+
+
+def arctan(
+    schedule: Schedule, n: int, *, scale: Any = 0.7, power: Any = 1.25, t_max: Any = None, t_min: Any = None
+) -> Float[Array, " n"]:
+    """(n,) times at which atan((r / scale)^(1 / power)) is evenly spaced, r = sigma / alpha; both ends included.
+
+    Dense around r = scale, which should be of the order of the data's standard deviation, and sparser by the power of
+    r towards both ends, so that t_max=1 and t_min=0 cost little. power = 1 is uniform in the theta of
+    `gaussian_adams` for std = scale; scale = power = 1 is `uniform` under `Cosine`. Under `noise_floor` give
+    `NoiseFloor(schedule, std)`.
+
+    Args:
+      schedule: noise schedule; sigma / alpha is its noise-to-signal ratio, whatever its scaling.
+      n: entries.
+      scale: > 0, may be traced.
+      power: > 0, may be traced; the larger, the closer to `uniform_log_snr`.
+      t_max: first time, as in `uniform`.
+      t_min: last time, as in `uniform`.
+
+    Raises:
+      ValueError: for a scale or power that is not positive, or as `uniform`.
+
+    >>> from diffax.schedules import Cosine
+    >>> [round(float(t), 3) for t in arctan(Cosine(), 5, scale=1.0, power=1.0, t_max=1.0, t_min=0.0)]
+    [1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    for name, value in (("scale", scale), ("power", power)):
+        check(name, value, "> 0", lambda v: v > 0)
+    log_scale = jnp.log(as_float(scale))
+
+    def inner(first, last, ramp):
+        low, high = (jnp.arctan(jnp.exp((-schedule.log_snr(t) / 2 - log_scale) / power)) for t in (first, last))
+        theta = low + (high - low) * ramp
+        return schedule.inverse(-2 * (log_scale + power * jnp.log(jnp.tan(theta))))
+
+    return _grid(schedule, n, t_max, t_min, inner)
+
+
+def from_sigmas(schedule: Schedule, sigmas: Any) -> Float[Array, " n"]:
+    """(n,) times at which sigma / alpha is what the list says, as far as the schedule reaches.
+
+    Lists of noise levels from other libraries end with a 0; leave it out: `sample` ends with the denoiser.
+
+    Raises:
+      ValueError: if one of them is known not to be positive.
+
+    >>> from diffax.schedules import LogLinear
+    >>> [round(float(t), 4) for t in from_sigmas(LogLinear(0.01, 100.0), jnp.array([100.0, 1.0]))]
+    [1.0, 0.5]
+    """
+    check_schedule(schedule)
+    check("sigmas", sigmas, "> 0", lambda v: v > 0)
+    return schedule.inverse(-2 * jnp.log(as_float(sigmas)))
+
+
+def path(schedule: Schedule, n: int, t: Any, s: Any) -> Float[Array, " n"]:
+    """(n,) times from t to s, in either direction, evenly spaced in log-SNR: `uniform_log_snr` for traced ends.
+
+    >>> from diffax.schedules import LogLinear
+    >>> [round(float(t), 4) for t in path(LogLinear(0.01, 100.0), 3, 0.5, 1.0)]
+    [0.5, 0.75, 1.0]
+    """
+    check_count("n", n)
+    return _between(as_float(t), as_float(s), n, _by_log_snr(schedule, _log_linear))
+
+
+def _in_noise(
+    schedule: Schedule,
+    n: int,
+    t_max: Any,
+    t_min: Any,
+    curve: Callable[[Any, Any, Any], Any],
+    sigma_max: Any = None,
+    sigma_min: Any = None,
+) -> Any:
+    """Times at curve(ramp, first, last) of log(sigma / alpha), ramp in (0, 1). A given sigma replaces that end's t."""
+    check_schedule(schedule)
+    for name, value in (("sigma_max", sigma_max), ("sigma_min", sigma_min)):
+        if value is not None:
+            check(name, value, "> 0", lambda v: v > 0)
+    low = concrete(SIGMA_MIN if sigma_min is None and t_min is None else sigma_min)
+    if n > 1 and sigma_max is not None and low is not None:
+        check("sigma_max", sigma_max, f"> sigma_min = {low}", lambda v: v > low)
+    elif n > 1 and sigma_min is not None and t_max is None:
+        check("sigma_min", sigma_min, f"< sigma_max = {SIGMA_MAX:g}", lambda v: v < SIGMA_MAX)
+    if sigma_max is not None:
+        t_max = _noise_end(schedule, sigma_max)
+    if sigma_min is not None:
+        t_min = schedule.inverse(-2 * jnp.log(as_float(sigma_min)))
+    return _grid(schedule, n, t_max, t_min, _by_log_snr(schedule, curve))
+
+
+def _by_log_snr(schedule: Schedule, curve: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
+    def inner(first, last, ramp):
+        return schedule.inverse(-2 * curve(ramp, -schedule.log_snr(first) / 2, -schedule.log_snr(last) / 2))
+
+    return inner
+
+
+def _log_linear(ramp: Any, first: Any, last: Any) -> Any:
+    return first + ramp * (last - first)

@@ -1,0 +1,86 @@
+"""Step grids even in a function of t."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from diffax._pytrees import check
+from diffax.times._beta_quantile import beta_quantile
+from diffax.times._grid import _grid
+from diffax.typing import Array, Float, Schedule
+
+
+def uniform(schedule: Schedule, n: int, *, t_max: Any = None, t_min: Any = None) -> Float[Array, " n"]:
+    """(n,) times evenly spaced from t_max to t_min, both included.
+
+    Args:
+      schedule: noise schedule, for the default ends.
+      n: entries, an int >= 1.
+      t_max: first time in [0, 1]; that of `default_ends` if None.
+      t_min: last time, < t_max; that of `default_ends` if None.
+
+    Raises:
+      ValueError: for n < 1, an end outside [0, 1], or t_max <= t_min where n > 1. So do all grids.
+
+    >>> from diffax.schedules import Cosine
+    >>> uniform(Cosine(), 3, t_max=1.0, t_min=0.0).tolist()
+    [1.0, 0.5, 0.0]
+    """
+    return _grid(schedule, n, t_max, t_min, _even)
+
+
+def _even(first: Any, last: Any, ramp: Any) -> Any:
+    return first * (1 - ramp) + last * ramp
+
+
+def quadratic(schedule: Schedule, n: int, *, t_max: Any = None, t_min: Any = None) -> Float[Array, " n"]:
+    """(n,) times whose square roots are evenly spaced. Arguments as in `uniform`.
+
+    Song, Meng & Ermon 2021, appendix D.2 ("quadratic", there from t_max = 0.8); `time_quadratic` in DPM-Solver's code.
+
+    >>> from diffax.schedules import Cosine
+    >>> [round(float(t), 4) for t in quadratic(Cosine(), 3, t_max=0.64, t_min=0.04)]
+    [0.64, 0.25, 0.04]
+    """
+
+    def inner(first, last, ramp):
+        return (jnp.sqrt(first) * (1 - ramp) + _root(last) * ramp) ** 2
+
+    return _grid(schedule, n, t_max, t_min, inner)
+
+
+def _root(t: Any) -> Any:
+    """sqrt(t), with a finite slope at 0."""
+    return jnp.where(t > 0, jnp.sqrt(jnp.where(t > 0, t, 1.0)), 0.0)
+
+
+def beta(
+    schedule: Schedule, n: int, *, a: Any = 0.6, b: Any = 0.6, t_max: Any = None, t_min: Any = None
+) -> Float[Array, " n"]:
+    """(n,) times t_min + (t_max - t_min) q(p), q the quantile function of Beta(a, b), p evenly spaced from 1 to 0.
+
+    a = b < 1 puts more times near both ends, a = b = 1 is `uniform`. Lee et al. 2024, section 4.1 (alpha = beta = 0.6).
+
+    Args:
+      schedule: noise schedule, for the default ends.
+      n: entries.
+      a: alpha of the distribution, > 0: the smaller, the more times near data.
+      b: beta of the distribution, > 0: the smaller, the more times near noise.
+      t_max: first time, as in `uniform`.
+      t_min: last time, as in `uniform`.
+
+    Raises:
+      ValueError: if a or b is not positive, or as `uniform`.
+
+    >>> from diffax.schedules import Cosine
+    >>> grid = beta(Cosine(), 5, a=0.5, b=0.5, t_max=1.0, t_min=0.0)
+    >>> [round(float(t), 4) for t in grid]  # sin^2(pi p / 2)
+    [1.0, 0.8536, 0.5, 0.1464, 0.0]
+    """
+    for name, value in (("a", a), ("b", b)):
+        check(name, value, "> 0", lambda v: v > 0)
+
+    def inner(first, last, ramp):
+        return last + (first - last) * beta_quantile(1 - ramp, a, b)
+
+    return _grid(schedule, n, t_max, t_min, inner)
