@@ -2,22 +2,17 @@
 
 Nouns are pytrees, verbs are functions, algorithms are pairs of functions.
 
-    schedules    log-SNR curves x scalings (their base is in curves): t -> (alpha, sigma, log_snr)
+    schedules    log-SNR curves x scalings: t -> (alpha, sigma, log_snr)
     times        step grids from noise to data
     predictions  what a network predicts, as rows (a, b): diffuse, target, split
     denoisers    network -> denoiser (x, t) -> E[x0 | x]
     guidance     denoisers -> denoiser
     samplers     (init, step) pairs and their wrappers; the table of names is in `diffax.samplers`
     sampling     the one loop: integrate, sample, unroll
-    losses       the denoising loss
-    weightings   of the loss: functions of log-SNR
-    draws        of training times: laws x ways of drawing
-    resampling   of training times by past losses
+    losses       the denoising loss and the bounds; losses.weightings, losses.training_times, losses.resampling
     sde          drift and diffusion of a schedule; the score of a denoiser
-    likelihood   log-density by the probability-flow ODE, bits per dimension
-    variational  the bound, term by term
-    bound_losses losses made of it: learned variance, learned schedules
-    ode          the flow by an adaptive solver   (needs diffrax; import diffax.ode)
+    likelihood   log-density by the probability-flow ODE, the bound term by term, bits per dimension
+                 likelihood.adaptive: the ODE by an adaptive solver (needs diffrax; import it)
     analytic     oracles with a known answer
     inverse      measurements y = A x0 + noise, and samplers of x0 given y
     learned_grid a step grid learned for a sampler: learn_grid
@@ -41,25 +36,19 @@ Ten lines from a network to samples:
 
 from diffax import (
     analytic,
-    bound_losses,
     denoisers,
-    draws,
     guidance,
     inverse,
     likelihood,
     losses,
     predictions,
     random,
-    resampling,
     samplers,
     sampling,
     schedules,
     sde,
     times,
-    variational,
-    weightings,
 )
-from diffax.bound_losses import hybrid_loss, vdm_loss, vlb_loss
 from diffax.denoisers import Moments, clip_dynamic, clip_static, denoiser, mean_only, on_x0, reschedule
 from diffax.guidance import (
     apg,
@@ -71,10 +60,18 @@ from diffax.guidance import (
     interval,
     rescale,
 )
-from diffax.lattice import Lattice, bits_per_dim, dequantize
 from diffax.learned_grid import LearnedGrid, learn_grid
-from diffax.likelihood import LogLikelihood, log_likelihood
-from diffax.losses import denoising_loss, drop_labels
+from diffax.likelihood import (
+    Lattice,
+    LogLikelihood,
+    bits_per_dim,
+    continuous_bound,
+    dequantize,
+    log_likelihood,
+    posterior,
+    variational_bound,
+)
+from diffax.losses import denoising_loss, drop_labels, hybrid_loss, vdm_loss, vlb_loss
 from diffax.predictions import diffuse, initial_noise, split, target
 from diffax.samplers import (
     Corrector,
@@ -146,7 +143,6 @@ from diffax.schedules import (
     zero_terminal_snr,
 )
 from diffax.typing import Denoiser, Level, Predict, Schedule
-from diffax.variational import continuous_bound, posterior, variational_bound
 
 __version__ = "0.1.0"
 
@@ -180,7 +176,6 @@ __all__ = [
     "apg",
     "autoguidance",
     "bits_per_dim",
-    "bound_losses",
     "cfg_plus_plus",
     "churn",
     "classifier",
@@ -211,7 +206,6 @@ __all__ = [
     "dpmpp_3m",
     "dpmpp_3m_sde",
     "dpmpp_sde",
-    "draws",
     "drop_labels",
     "euler",
     "euler_ancestral",
@@ -248,7 +242,6 @@ __all__ = [
     "quadratic_betas",
     "random",
     "rates",
-    "resampling",
     "rescale",
     "reschedule",
     "restart",
@@ -268,10 +261,8 @@ __all__ = [
     "transition",
     "unipc",
     "unroll",
-    "variational",
     "variational_bound",
     "vdm_loss",
     "vlb_loss",
-    "weightings",
     "zero_terminal_snr",
 ]

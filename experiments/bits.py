@@ -21,8 +21,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import diffax
 from diffax.denoisers import moments_of
+from diffax.likelihood._bound import VARIANCES
 from diffax.training import make_mesh
-from diffax.variational import VARIANCES
 from experiments import build, networks, text
 
 T_MIN = 1e-3  # of the grids of continuous schedules
@@ -99,7 +99,7 @@ def in_continuous_time(key, case, settings):
 
     @jax.jit
     def one(x0, t_min, key):
-        u = diffax.draws.stratified(diffax.random.fold_in(key, 9), len(x0))
+        u = diffax.losses.training_times.stratified(diffax.random.fold_in(key, 9), len(x0))
         options = {"t_min": t_min, "lattice": case.lattice}
         t = t_min + (1 - t_min) * u
         return diffax.continuous_bound(key, case.curve, case.denoise, x0, t, **options).total

@@ -13,29 +13,31 @@ from experiments import build
 
 WEIGHTINGS = {
     "target": None,
-    "eps": diffax.weightings.simple,
-    "min_snr": diffax.weightings.min_snr,
-    "truncated_snr": diffax.weightings.truncated_snr,
-    "p2": diffax.weightings.p2,
-    "edm": diffax.weightings.edm,
-    "sigmoid": diffax.weightings.sigmoid,
-    "likelihood": diffax.weightings.likelihood,
+    "eps": diffax.losses.weightings.simple,
+    "min_snr": diffax.losses.weightings.min_snr,
+    "truncated_snr": diffax.losses.weightings.truncated_snr,
+    "p2": diffax.losses.weightings.p2,
+    "edm": diffax.losses.weightings.edm,
+    "sigmoid": diffax.losses.weightings.sigmoid,
+    "likelihood": diffax.losses.weightings.likelihood,
 }
 PER_LOG_SNR = ("sigmoid", "likelihood")  # weightings of equal steps of log-SNR
 LAWS = {
-    "uniform": diffax.draws.uniform,
-    "logit_normal": diffax.draws.logit_normal,
-    "mode": diffax.draws.mode,
-    "cosmap": diffax.draws.cosmap,
-    "log_normal_sigma": diffax.draws.log_normal_sigma,
-    "loss_aware": lambda *, num_bins=100, history=10, uniform_fraction=1e-3: diffax.resampling.loss_aware(
+    "uniform": diffax.losses.training_times.uniform,
+    "logit_normal": diffax.losses.training_times.logit_normal,
+    "mode": diffax.losses.training_times.mode,
+    "cosmap": diffax.losses.training_times.cosmap,
+    "log_normal_sigma": diffax.losses.training_times.log_normal_sigma,
+    "loss_aware": lambda *, num_bins=100, history=10, uniform_fraction=1e-3: diffax.losses.resampling.loss_aware(
         num_bins, history=history, uniform_fraction=uniform_fraction
     ),
 }
 SPREADS = {  # index: where these examples stand in the whole batch of `total`
-    "independent": lambda keys, size, index, total: diffax.draws.independent(keys, size),
-    "stratified": lambda keys, size, index, total: diffax.draws.stratified(keys, size, index=index, total=total),
-    "antithetic": lambda keys, size, index, total: diffax.draws.antithetic(keys, size),
+    "independent": lambda keys, size, index, total: diffax.losses.training_times.independent(keys, size),
+    "stratified": lambda keys, size, index, total: diffax.losses.training_times.stratified(
+        keys, size, index=index, total=total
+    ),
+    "antithetic": lambda keys, size, index, total: diffax.losses.training_times.antithetic(keys, size),
 }
 
 
@@ -95,11 +97,11 @@ def objective(config: Any, net: Any) -> Objective:
         noise, time, drop, dropout = (diffax.random.fold_in(keys, i) for i in range(4))
         image, label = batch["image"], _condition(config, net, batch, drop)
         place = {"index": batch["index"], "total": config.dataset.batch_size}
-        drawn = diffax.draws.draw(time, len(image), of_times, way=functools.partial(spread, **place))
+        drawn = diffax.losses.training_times.draw(time, len(image), of_times, way=functools.partial(spread, **place))
         f = build.predict(config, net, params, label, key=dropout, **of_time)
         return of_example(noise, f, image, drawn, params), drawn
 
-    if not isinstance(chosen, diffax.resampling.Resampler):
+    if not isinstance(chosen, diffax.losses.resampling.Resampler):
         return Objective(lambda params, batch, keys: per_example(params, batch, keys, chosen)[0])
 
     def weighted(params, batch, keys, past):
@@ -131,7 +133,7 @@ def _bounded(config):
     compute = diffax.hybrid_loss if weights else diffax.vlb_loss
 
     def of_example(key, f, image, drawn, params):
-        t = diffax.draws.discrete(drawn, num_steps).t
+        t = diffax.losses.training_times.discrete(drawn, num_steps).t
         return compute(key, f, curve, config.prediction, image, t, **settings, **weights)
 
     return of_example

@@ -42,7 +42,7 @@ def losses(config, apply=doubled, params=None):
 def test_the_objectives_are_the_library_s():
     config = changed(digits_hybrid)
     keys = jax.random.split(jax.random.key(0), SIZE)
-    noise, u = diffax.random.fold_in(keys, 0), diffax.draws.draw(diffax.random.fold_in(keys, 1), SIZE).t
+    noise, u = diffax.random.fold_in(keys, 0), diffax.losses.training_times.draw(diffax.random.fold_in(keys, 1), SIZE).t
     image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
     t = (jnp.floor(u * 1000) + 1) / 1000
     curve, predict = diffax.from_betas(diffax.cosine_betas(1000)), lambda x, t: diffax.Moments(0.5 * x, 0.1 * x)
@@ -86,7 +86,7 @@ def test_vdm_s_network_is_told_the_level():
         return 0.5 * x + 0.1 * diffax._pytrees.expand(jnp.tanh(told), x)
 
     keys = jax.random.split(jax.random.key(0), SIZE)
-    noise, t = diffax.random.fold_in(keys, 0), diffax.draws.draw(diffax.random.fold_in(keys, 1), SIZE).t
+    noise, t = diffax.random.fold_in(keys, 0), diffax.losses.training_times.draw(diffax.random.fold_in(keys, 1), SIZE).t
     image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
     by_hand = diffax.vdm_loss(
         noise, lambda x, log_snr: network(None, x, log_snr, None, None), made, "eps", image, t,

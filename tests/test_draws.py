@@ -7,7 +7,7 @@ import pytest
 from scipy import optimize, stats
 
 import diffax
-from diffax import draws, resampling
+from diffax.losses import resampling, training_times
 
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.newest]
 KEY = jax.random.key(3)
@@ -27,21 +27,25 @@ def mode_cdf(scale):
 
 # name -> (law, its CDF, its density or None)
 LAWS = {
-    "uniform": (draws.uniform(t_min=0.1, t_max=0.7), lambda t: (t - 0.1) / 0.6, lambda t: np.full_like(t, 1 / 0.6)),
+    "uniform": (
+        training_times.uniform(t_min=0.1, t_max=0.7),
+        lambda t: (t - 0.1) / 0.6,
+        lambda t: np.full_like(t, 1 / 0.6),
+    ),
     "logit_normal": (
-        draws.logit_normal(mean=-0.5, std=1.3),
+        training_times.logit_normal(mean=-0.5, std=1.3),
         lambda t: stats.norm.cdf(logit(t), -0.5, 1.3),
         lambda t: stats.norm.pdf(logit(t), -0.5, 1.3) / (t * (1 - t)),
     ),
-    "mode": (draws.mode(), mode_cdf(1.29), None),
-    "mode-negative": (draws.mode(scale=-1.0), mode_cdf(-1.0), None),
+    "mode": (training_times.mode(), mode_cdf(1.29), None),
+    "mode-negative": (training_times.mode(scale=-1.0), mode_cdf(-1.0), None),
     "cosmap": (
-        draws.cosmap(),
+        training_times.cosmap(),
         lambda t: 2 / np.pi * np.arctan(t / (1 - t)),
         lambda t: 2 / (np.pi - 2 * np.pi * t + 2 * np.pi * t**2),
     ),
     "log_normal_sigma": (
-        draws.log_normal_sigma(LOG_LINEAR),
+        training_times.log_normal_sigma(LOG_LINEAR),
         lambda t: stats.norm.cdf(np.log(0.002 * 40_000.0**t), -1.2, 1.2),
         lambda t: stats.norm.pdf(np.log(0.002 * 40_000.0**t), -1.2, 1.2) * np.log(40_000.0),
     ),
@@ -58,7 +62,7 @@ def test_a_law_is_the_inverse_of_its_cdf(name):
 def test_the_weight_is_one_over_the_density(name):
     """Where there is no closed form: against the difference quotient of the CDF."""
     law, cdf, density = LAWS[name]
-    t, weight = draws.draw(KEY, len(U), law, way=lambda key, size: jnp.asarray(U))
+    t, weight = training_times.draw(KEY, len(U), law, way=lambda key, size: jnp.asarray(U))
     t = np.asarray(t)
     exact = density(t) if density else (cdf(t + 1e-6) - cdf(t - 1e-6)) / 2e-6
     np.testing.assert_allclose(1 / weight, exact, rtol=1e-9 if density else 1e-5)
@@ -66,8 +70,8 @@ def test_the_weight_is_one_over_the_density(name):
 
 def test_the_exam_fails_a_law_that_runs_backwards(monkeypatch):
     """Negative control: the paper's f(u) itself has the right law, but is no quantile function; and a wrong std."""
-    monkeypatch.setitem(LAWS, "mode", (lambda u: draws.mode()(1 - u), *LAWS["mode"][1:]))
-    monkeypatch.setitem(LAWS, "logit_normal", (draws.logit_normal(mean=-0.5), *LAWS["logit_normal"][1:]))
+    monkeypatch.setitem(LAWS, "mode", (lambda u: training_times.mode()(1 - u), *LAWS["mode"][1:]))
+    monkeypatch.setitem(LAWS, "logit_normal", (training_times.logit_normal(mean=-0.5), *LAWS["logit_normal"][1:]))
     for name in ("mode", "logit_normal"):
         with pytest.raises(AssertionError):
             test_a_law_is_the_inverse_of_its_cdf(name)
@@ -76,26 +80,26 @@ def test_the_exam_fails_a_law_that_runs_backwards(monkeypatch):
 
 
 def test_log_normal_sigma_means_sigma_over_alpha():
-    law = draws.log_normal_sigma(diffax.Cosine(), mean=0.3, std=0.8)
+    law = training_times.log_normal_sigma(diffax.Cosine(), mean=0.3, std=0.8)
     level = diffax.Cosine()(law(U))
     np.testing.assert_allclose(np.log(level.sigma / level.alpha), stats.norm.ppf(U, 0.3, 0.8), atol=1e-9)
 
 
 def test_the_special_cases():
-    np.testing.assert_allclose(draws.mode(scale=0.0)(U), U, rtol=1e-12)
-    under_flow = diffax.Flow().log_snr(draws.cosmap()(U))
+    np.testing.assert_allclose(training_times.mode(scale=0.0)(U), U, rtol=1e-12)
+    under_flow = diffax.Flow().log_snr(training_times.cosmap()(U))
     np.testing.assert_allclose(under_flow, diffax.Cosine().log_snr(U), rtol=1e-9, atol=1e-12)
-    of_normal = diffax.Flow().log_snr(draws.logit_normal(mean=0.5, std=2.0)(U))
+    of_normal = diffax.Flow().log_snr(training_times.logit_normal(mean=0.5, std=2.0)(U))
     np.testing.assert_allclose(of_normal, stats.norm.ppf(1 - U, -1.0, 4.0), rtol=1e-7, atol=1e-12)
 
 
 HYPERPARAMETERS = {
-    "t_min": (lambda v: draws.uniform(t_min=v), 0.0),
-    "mean": (lambda v: draws.logit_normal(mean=v), 0.0),
-    "std": (lambda v: draws.logit_normal(std=v), 1.0),
-    "scale": (lambda v: draws.mode(scale=v), 0.0),
-    "P_mean": (lambda v: draws.log_normal_sigma(LOG_LINEAR, mean=v), -1.2),
-    "P_std": (lambda v: draws.log_normal_sigma(LOG_LINEAR, std=v), 1.2),
+    "t_min": (lambda v: training_times.uniform(t_min=v), 0.0),
+    "mean": (lambda v: training_times.logit_normal(mean=v), 0.0),
+    "std": (lambda v: training_times.logit_normal(std=v), 1.0),
+    "scale": (lambda v: training_times.mode(scale=v), 0.0),
+    "P_mean": (lambda v: training_times.log_normal_sigma(LOG_LINEAR, mean=v), -1.2),
+    "P_std": (lambda v: training_times.log_normal_sigma(LOG_LINEAR, std=v), 1.2),
 }
 
 
@@ -105,7 +109,7 @@ def test_hyperparameters_are_traced_and_the_ends_are_finite(name):
     u = jnp.array([0.0, 1e-30, 0.3, 1.0], jnp.float32)
 
     def drawn(v):
-        return draws.draw(KEY, 4, make(v), way=lambda key, size: u)
+        return training_times.draw(KEY, 4, make(v), way=lambda key, size: u)
 
     (t, weight), slope = jax.jit(jax.vmap(lambda v: jax.jvp(drawn, (v,), (jnp.ones_like(v),))))(
         jnp.array([value, value + 0.1], jnp.float32)
@@ -118,12 +122,12 @@ def test_hyperparameters_are_traced_and_the_ends_are_finite(name):
 
 
 def test_draws_are_independent_by_default():
-    t, weight = draws.draw(KEY, 5)
-    assert t.tolist() == draws.independent(diffax.random.stream(KEY, "draw"), 5).tolist()
+    t, weight = training_times.draw(KEY, 5)
+    assert t.tolist() == training_times.independent(diffax.random.stream(KEY, "draw"), 5).tolist()
     assert weight.tolist() == [1.0] * 5
 
 
-@pytest.mark.parametrize("way", [draws.independent, draws.antithetic])
+@pytest.mark.parametrize("way", [training_times.independent, training_times.antithetic])
 def test_sample_i_does_not_depend_on_the_batch(way):
     keys = jax.random.split(KEY, 8)
     assert way(KEY, 8)[:4].tolist() == way(KEY, 4).tolist()
@@ -137,47 +141,47 @@ def cells(u):
 @pytest.mark.parametrize("size", [1, 7, 4093])
 def test_stratified_draws_have_one_in_each_cell(size):
     """Exactly one, also where float32 rounds."""
-    u = jax.vmap(lambda i: draws.stratified(jax.random.fold_in(KEY, i), size))(jnp.arange(20))
-    for row in (*u, draws.stratified(jax.random.split(KEY, size), size)):
+    u = jax.vmap(lambda i: training_times.stratified(jax.random.fold_in(KEY, i), size))(jnp.arange(20))
+    for row in (*u, training_times.stratified(jax.random.split(KEY, size), size)):
         assert cells(row) == list(range(size))
         assert row.max() < 1
 
 
 def test_the_exam_of_cells_fails_independent_draws(monkeypatch):
     """Negative control."""
-    monkeypatch.setattr(draws, "stratified", draws.independent)
+    monkeypatch.setattr(training_times, "stratified", training_times.independent)
     with pytest.raises(AssertionError):
         test_stratified_draws_have_one_in_each_cell(7)
 
 
 def test_stratified_draws_share_one_offset():
-    u = np.asarray(draws.stratified(KEY, 8))
+    u = np.asarray(training_times.stratified(KEY, 8))
     np.testing.assert_allclose(np.mod(u - u[0], 1), np.arange(8) / 8, atol=1e-6)
 
 
 def test_stratified_draws_are_uniform():
     """Each of them, over keys: Kolmogorov-Smirnov at a fixed seed."""
     keys = jax.random.split(KEY, 2000)
-    u = jax.vmap(lambda key: draws.stratified(key, 3))(keys)
+    u = jax.vmap(lambda key: training_times.stratified(key, 3))(keys)
     assert min(stats.kstest(np.asarray(u[:, i]), "uniform").pvalue for i in range(3)) > 0.01
 
 
 @pytest.mark.parametrize("one", [True, False])
 def test_stratified_draws_do_not_depend_on_the_layout(one):
     keys = KEY if one else jax.random.split(KEY, 12)
-    whole = draws.stratified(keys, 12)
+    whole = training_times.stratified(keys, 12)
     for start in (0, 4, 8):
         index = jnp.arange(start, start + 4)
-        part = draws.stratified(keys if one else keys[index], 4, index=index, total=12)
+        part = training_times.stratified(keys if one else keys[index], 4, index=index, total=12)
         assert part.tolist() == whole[index].tolist()
 
 
 def test_antithetic_draws_come_in_pairs():
     for key in (KEY, jax.random.split(KEY, 10)):
-        u = np.asarray(draws.antithetic(key, 10))
+        u = np.asarray(training_times.antithetic(key, 10))
         np.testing.assert_allclose(u[0::2] + u[1::2], 1, rtol=1e-6)
         assert len(set(u[0::2])) == 5
-    assert draws.antithetic(KEY, 3).shape == (3,)
+    assert training_times.antithetic(KEY, 3).shape == (3,)
 
 
 def test_ways_cut_the_variance():
@@ -188,22 +192,22 @@ def test_ways_cut_the_variance():
     """
 
     def variance(way, keys):
-        mean = lambda key: jnp.mean(draws.draw(key, 32, way=way).t ** 2)
+        mean = lambda key: jnp.mean(training_times.draw(key, 32, way=way).t ** 2)
         return float(jnp.var(jax.jit(jax.vmap(mean))(keys)))
 
     one, own = jax.random.split(KEY, 4000), jax.random.split(KEY, (4000, 32))
-    np.testing.assert_allclose(variance(draws.independent, one), 4 / 45 / 32, rtol=0.1)
-    np.testing.assert_allclose(variance(draws.antithetic, one), (4 / 45 - 7 / 90) / 32, rtol=0.1)
-    np.testing.assert_allclose(variance(draws.stratified, one), 1 / 12 / 32**2, rtol=0.1)
-    np.testing.assert_allclose(variance(draws.stratified, own), 4 / 3 / 12 / 32**3, rtol=0.1)
+    np.testing.assert_allclose(variance(training_times.independent, one), 4 / 45 / 32, rtol=0.1)
+    np.testing.assert_allclose(variance(training_times.antithetic, one), (4 / 45 - 7 / 90) / 32, rtol=0.1)
+    np.testing.assert_allclose(variance(training_times.stratified, one), 1 / 12 / 32**2, rtol=0.1)
+    np.testing.assert_allclose(variance(training_times.stratified, own), 4 / 3 / 12 / 32**3, rtol=0.1)
 
 
 def test_discrete():
     """Levels of a table of 10, uniform: each as often as any other; a law keeps its weights."""
-    t, _ = draws.discrete(draws.draw(KEY, 1000, way=draws.stratified), 10)
+    t, _ = training_times.discrete(training_times.draw(KEY, 1000, way=training_times.stratified), 10)
     assert np.unique(np.round(10 * np.asarray(t, np.float64), 5), return_counts=True)[1].tolist() == [100] * 10
-    drawn = draws.draw(KEY, 1000, draws.cosmap(), way=draws.stratified)
-    t, weight = draws.discrete(drawn, 10)
+    drawn = training_times.draw(KEY, 1000, training_times.cosmap(), way=training_times.stratified)
+    t, weight = training_times.discrete(drawn, 10)
     assert (t >= drawn.t).all()
     np.testing.assert_allclose(np.mean(weight * t**3), np.mean((np.arange(1, 11) / 10) ** 3), rtol=5e-3)
 
@@ -214,7 +218,7 @@ def test_each_level_of_a_table_has_its_own_bin(num_steps):
     level = np.arange(1, num_steps + 1)
     for t in (level / num_steps, level.astype(np.float32) * np.float32(1 / num_steps)):
         np.testing.assert_array_equal(resampling.bin_of(t, num_steps), level - 1)
-        again = draws.discrete(draws.Draw(jnp.asarray(t), jnp.ones(num_steps)), num_steps).t
+        again = training_times.discrete(training_times.Draw(jnp.asarray(t), jnp.ones(num_steps)), num_steps).t
         np.testing.assert_allclose(again, level / num_steps, rtol=1e-6)
 
 
@@ -223,7 +227,9 @@ def test_losses_of_a_table_s_levels_move_the_distribution():
     resampler = resampling.loss_aware(4, history=2)
     update, state = jax.jit(resampler.update), resampler.init()
     for i in range(8):
-        t, _ = draws.discrete(draws.draw(jax.random.fold_in(KEY, i), 16, resampler.law(state), way=draws.stratified), 4)
+        t, _ = training_times.discrete(
+            training_times.draw(jax.random.fold_in(KEY, i), 16, resampler.law(state), way=training_times.stratified), 4
+        )
         state = update(state, t, jnp.where(t < 0.3, 9.0, 1.0))
     assert (state.counts >= 2).all()
     assert resampler.law(state)(0.5) < 0.25
@@ -271,7 +277,7 @@ def check_resampler(resampler=None, **keywords):
         state = update(state, jnp.asarray(t), jnp.asarray(losses))
         expected = by_hand(batches(count), **keywords)
         np.testing.assert_allclose(probabilities(resampler, state), expected, atol=2e-5)
-        t, weight = draws.draw(KEY, 64, resampler.law(state), way=draws.stratified)
+        t, weight = training_times.draw(KEY, 64, resampler.law(state), way=training_times.stratified)
         chosen = np.floor(np.asarray(t, np.float64) * BINS).astype(int)
         np.testing.assert_allclose(weight, 1 / (BINS * expected[chosen]), rtol=1e-5)
     assert count == 6
@@ -311,7 +317,7 @@ def test_resampling_cuts_the_variance_and_keeps_the_mean():
     resampler = resampler_of(4, history=1, uniform_fraction=0.0)
     level = jnp.array([8.0, 1.0, 0.5, 2.5])
     state = resampler.update(resampler.init(), (jnp.arange(4) + 0.5) / 4, level)
-    t, weight = draws.draw(KEY, 100, resampler.law(state))
+    t, weight = training_times.draw(KEY, 100, resampler.law(state))
     np.testing.assert_allclose(weight * level[jnp.floor(4 * t).astype(int)], 3.0, rtol=1e-5)
 
 
@@ -330,7 +336,7 @@ def test_the_resampler_runs_inside_a_compiled_loop():
     true = jnp.where(jnp.arange(8) == 2, 7.0, 1.0)
 
     def step(state, key):
-        t, _ = draws.draw(key, 64, resampler.law(state), way=draws.stratified)
+        t, _ = training_times.draw(key, 64, resampler.law(state), way=training_times.stratified)
         return resampler.update(state, t, true[jnp.floor(8 * t).astype(int)]), None
 
     state, _ = jax.jit(lambda keys: jax.lax.scan(step, resampler.init(), keys))(jax.random.split(KEY, 20))
@@ -341,17 +347,20 @@ def test_the_resampler_runs_inside_a_compiled_loop():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: draws.uniform(t_min=-0.1), r"t_min must be in \[0, 1\], got -0.1"),
-        (lambda: draws.logit_normal(std=0.0), "std must be > 0, got 0.0"),
-        (lambda: draws.mode(scale=1.8), r"scale must be in \[-1, 2 / \(pi - 2\)\], got 1.8"),
-        (lambda: draws.log_normal_sigma(LOG_LINEAR, std=-1.0), "std must be > 0, got -1.0"),
-        (lambda: draws.stratified(KEY, 4, index=jnp.arange(4)), "total must be given with index, got None"),
-        (lambda: draws.stratified(KEY, 4, total=3), "total must be at least size = 4, got 3"),
-        (lambda: draws.discrete(draws.draw(KEY, 2), 0), "num_train_steps must be an int >= 1, got 0"),
+        (lambda: training_times.uniform(t_min=-0.1), r"t_min must be in \[0, 1\], got -0.1"),
+        (lambda: training_times.logit_normal(std=0.0), "std must be > 0, got 0.0"),
+        (lambda: training_times.mode(scale=1.8), r"scale must be in \[-1, 2 / \(pi - 2\)\], got 1.8"),
+        (lambda: training_times.log_normal_sigma(LOG_LINEAR, std=-1.0), "std must be > 0, got -1.0"),
+        (lambda: training_times.stratified(KEY, 4, index=jnp.arange(4)), "total must be given with index, got None"),
+        (lambda: training_times.stratified(KEY, 4, total=3), "total must be at least size = 4, got 3"),
+        (lambda: training_times.discrete(training_times.draw(KEY, 2), 0), "num_train_steps must be an int >= 1, got 0"),
         (lambda: resampling.loss_aware(0), "num_bins must be an int >= 1, got 0"),
         (lambda: resampling.loss_aware(4, history=0), "history must be an int >= 1, got 0"),
         (lambda: resampling.loss_aware(4, uniform_fraction=1.5), r"uniform_fraction must be in \[0, 1\], got 1.5"),
-        (lambda: draws.antithetic(jax.random.split(KEY, 3), 4), r"key must have shape \(\) or \(4,\), got \(3,\)"),
+        (
+            lambda: training_times.antithetic(jax.random.split(KEY, 3), 4),
+            r"key must have shape \(\) or \(4,\), got \(3,\)",
+        ),
     ],
 )
 def test_bad_input(make, message):

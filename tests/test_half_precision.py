@@ -11,7 +11,7 @@ from exam import KEY, SAMPLERS
 import diffax
 from diffax import inverse, samplers
 from diffax.analytic import Gaussian, runge_kutta
-from diffax.lattice import Lattice
+from diffax.likelihood import Lattice
 
 HALF = (jnp.bfloat16, jnp.float16)
 SCHEDULE = diffax.Linear()
@@ -121,8 +121,8 @@ def test_the_likelihood_and_the_bound_are_those_of_the_same_x_in_float32(dtype):
         likelihood = diffax.log_likelihood(
             KEY, SCHEDULE, DENOISE, x, times[::-1], divergence="exact", prior_log_prob=prior
         )
-        bound = diffax.variational.variational_bound(KEY, SCHEDULE, DENOISE, x, times)
-        one = diffax.variational.continuous_bound(KEY, SCHEDULE, DENOISE, x, t)
+        bound = diffax.likelihood.variational_bound(KEY, SCHEDULE, DENOISE, x, times)
+        one = diffax.likelihood.continuous_bound(KEY, SCHEDULE, DENOISE, x, t)
         return likelihood, bound.total, one.total
 
     (likelihood, *bounds), (exact, *exact_bounds) = run(x), run(x.astype(jnp.float32))
@@ -137,16 +137,16 @@ def test_the_bounds_that_train_are_those_of_the_same_x_in_float32():
     x = (LAW.sample(KEY, 16) * 4).round().astype(jnp.bfloat16) / 4
     t, lattice = jnp.arange(1, 17) / 16, Lattice(0.25, -8.0, 8.0)
     predict = lambda x, t: diffax.Moments(0.3 * x, 0.1 * x)
-    for loss in (diffax.bound_losses.hybrid_loss, diffax.bound_losses.vlb_loss):
+    for loss in (diffax.losses.hybrid_loss, diffax.losses.vlb_loss):
         of_x = jax.jit(lambda x, f=loss: f(KEY, predict, SCHEDULE, "v", x, t, num_steps=16, lattice=lattice))
         np.testing.assert_array_equal(of_x(x), of_x(x.astype(jnp.float32)))
     schedule = diffax.schedules.Learned.init(KEY, log_snr_max=8.0, log_snr_min=-8.0)
-    of_x = jax.jit(lambda x: diffax.bound_losses.vdm_loss(KEY, lambda x, log_snr: 0.3 * x, schedule, "v", x, t))
+    of_x = jax.jit(lambda x: diffax.losses.vdm_loss(KEY, lambda x, log_snr: 0.3 * x, schedule, "v", x, t))
     np.testing.assert_array_equal(of_x(x), of_x(x.astype(jnp.float32)))
 
 
 def test_the_adaptive_solver_gives_back_the_dtype():
-    ode = pytest.importorskip("diffax.ode")
+    ode = pytest.importorskip("diffax.likelihood.adaptive")
     pytest.importorskip("diffrax")
     x = diffax.initial_noise(KEY, SCHEDULE, jax.ShapeDtypeStruct((8, 2), jnp.bfloat16), 0.9)
     exact = LAW.flow(x.astype(jnp.float32), SCHEDULE(0.9), SCHEDULE(0.1))

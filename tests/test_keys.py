@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 
 import diffax
-from diffax import analytic, bound_losses, draws, inverse, random, variational
-from diffax.lattice import Lattice, dequantize
-from diffax.likelihood import log_likelihood
+from diffax import analytic, inverse, losses, random
+from diffax.likelihood import Lattice, _bound, dequantize, log_likelihood
+from diffax.losses import training_times
 from diffax.nn.autoencoding import reparameterise
 from diffax.nn.layers import dropout
 from diffax.training import init_state, train_step
@@ -40,7 +40,7 @@ def seen(run):
 
 def learned(key):
     schedule = diffax.Learned.init(jax.random.key(0), log_snr_max=5.0, log_snr_min=-5.0)
-    return seen(lambda f: bound_losses.vdm_loss(key, f, schedule, "eps", ZEROS, T))
+    return seen(lambda f: losses.vdm_loss(key, f, schedule, "eps", ZEROS, T))
 
 
 def hybrid(key, loss):
@@ -60,19 +60,19 @@ def probes(key):
 DRAWS = {
     "noise": lambda key: random.noise(key, ZEROS),
     "uniform": lambda key: random.uniform(key, SIZE),
-    "draw": lambda key: draws.draw(key, SIZE).t,
-    "draw-own-way": lambda key: draws.draw(key, SIZE, way=lambda key, size: random.noise(key, ZEROS)[:, 0]).t,
-    "independent": lambda key: draws.independent(key, SIZE),
-    "antithetic": lambda key: draws.antithetic(key, SIZE),
-    "stratified": lambda key: SIZE * draws.stratified(random.per_example(key, SIZE), SIZE) % 1,
+    "draw": lambda key: training_times.draw(key, SIZE).t,
+    "draw-own-way": lambda key: training_times.draw(key, SIZE, way=lambda key, size: random.noise(key, ZEROS)[:, 0]).t,
+    "independent": lambda key: training_times.independent(key, SIZE),
+    "antithetic": lambda key: training_times.antithetic(key, SIZE),
+    "stratified": lambda key: SIZE * training_times.stratified(random.per_example(key, SIZE), SIZE) % 1,
     "initial_noise": lambda key: diffax.initial_noise(key, SCHEDULE, (SIZE, 1)),
     "denoising_loss": lambda key: seen(lambda f: diffax.denoising_loss(key, f, SCHEDULE, "eps", ZEROS, T)),
     "drop_labels": lambda key: diffax.drop_labels(key, jnp.zeros(SIZE, int), 1, p_uncond=0.5),
-    "hybrid_loss": lambda key: hybrid(key, bound_losses.hybrid_loss),
-    "vlb_loss": lambda key: hybrid(key, bound_losses.vlb_loss),
+    "hybrid_loss": lambda key: hybrid(key, losses.hybrid_loss),
+    "vlb_loss": lambda key: hybrid(key, losses.vlb_loss),
     "vdm_loss": learned,
-    "continuous_bound": lambda key: seen(lambda f: variational.continuous_bound(key, SCHEDULE, f, ZEROS, T)),
-    "variational_bound": lambda key: variational.variational_bound(
+    "continuous_bound": lambda key: seen(lambda f: _bound.continuous_bound(key, SCHEDULE, f, ZEROS, T)),
+    "variational_bound": lambda key: _bound.variational_bound(
         key, SCHEDULE, lambda x, t: jnp.exp(x / 9), ZEROS, jnp.array([0.5, 0.4])
     ).steps[0],
     "log_likelihood": probes,
@@ -105,7 +105,7 @@ def test_functions_that_share_a_key_draw_independently(keys):
 
 def test_a_predictor_that_sees_the_time_alone_learns_nothing_of_the_noise():
     """|eps - u(t)|^2 with u the quantile of t's rank: 2 where they are independent, 0 where eps is a function of t."""
-    t = draws.draw(KEY, SIZE).t
+    t = training_times.draw(KEY, SIZE).t
     u = jax.scipy.special.ndtri(jnp.clip(t, 1e-6, 1 - 1e-6))
     for sign in (1, -1):
         loss = diffax.denoising_loss(KEY, lambda x, t, s=sign: s * u[:, None], SCHEDULE, "eps", ZEROS, t)
@@ -138,7 +138,7 @@ def test_an_example_depends_on_its_own_key_alone_whatever_the_implementation(imp
     assert abs(noise.std() - 1) < 0.06
     over = jax.vmap(lambda k: random.noise(k, ZEROS[:2]))(jax.random.split(key, 3))
     assert len(np.unique(np.asarray(over))) == 6
-    stratified = jax.vmap(lambda k: draws.stratified(k, 4))(jax.random.split(key, 3))
+    stratified = jax.vmap(lambda k: training_times.stratified(k, 4))(jax.random.split(key, 3))
     assert len(np.unique(np.asarray(4 * stratified % 1).round(4))) >= 3
 
 
@@ -165,7 +165,7 @@ def test_another_kind_of_key_is_refused(key, message):
         lambda: random.noise(key, x),
         lambda: diffax.sample(key, diffax.ddpm(SCHEDULE), lambda x, t: x, x, times),
         lambda: diffax.denoising_loss(key, lambda x, t: x, SCHEDULE, "v", x, 0.5),
-        lambda: draws.stratified(key, 2),
+        lambda: training_times.stratified(key, 2),
     ):
         with pytest.raises(ValueError, match=f"^{message}$"):
             run()

@@ -131,7 +131,7 @@ def test_training_the_curve_lowers_the_variance_and_leaves_the_mean():
     x0 = MIXTURE.sample(jax.random.key(3), 256)
 
     def values(made, key):
-        u = diffax.draws.stratified(jax.random.fold_in(key, 7), 256)
+        u = diffax.losses.training_times.stratified(jax.random.fold_in(key, 7), 256)
         return diffax.vdm_loss(key, eps_of(0.8), made, "eps", x0, u)
 
     @jax.jit

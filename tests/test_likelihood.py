@@ -8,8 +8,9 @@ import pytest
 from exam import SCHEDULES, gaussian, mixture, spread
 
 import diffax
-from diffax import analytic, likelihood, ode
-from diffax.likelihood import LAWS
+from diffax import analytic, likelihood
+from diffax.likelihood import adaptive
+from diffax.likelihood._flow import LAWS
 from diffax.schedules._scalings import SCALINGS
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -50,7 +51,7 @@ def test_it_is_the_exact_density(name):
 
         @jax.jit
         def both(x, law=law):
-            solve = ode.adaptive(rtol=1e-7, atol=1e-7)
+            solve = adaptive.adaptive(rtol=1e-7, atol=1e-7)
             return [found(law, schedule, x, n).log_prob for n in (400, 800)], found(law, schedule, x, solve=solve)
 
         (coarse, fine), solved = both(x)
@@ -84,7 +85,7 @@ def test_in_any_dimension_on_any_schedule(name, dimension):
     for law in wide(dimension):
         x = data_at(law, schedule, FIRST, 3)
         exact = law.log_prob(x, schedule(FIRST))
-        solve = ode.adaptive(rtol=1e-7, atol=1e-7)
+        solve = adaptive.adaptive(rtol=1e-7, atol=1e-7)
 
         @jax.jit
         def both(x, law=law, solve=solve):
@@ -125,7 +126,7 @@ def test_the_exam_fails_a_trace_that_is_a_tenth_too_small(monkeypatch):
     """Negative control."""
     schedule, law = SCHEDULES["linear"], mixture()
     x = data_at(law, schedule, FIRST)
-    whole = diffax.likelihood._exact_trace
+    whole = diffax.likelihood._flow._exact_trace
     monkeypatch.setattr(diffax.likelihood, "_exact_trace", lambda product, x: 0.9 * whole(product, x))
     wrong = jax.jit(lambda x: found(law, schedule, x).log_prob)(x)
     assert np.abs(wrong - law.log_prob(x, schedule(FIRST))).max() / 2 > 1e-2
@@ -137,7 +138,7 @@ def test_a_denoiser_may_give_its_variance_too():
     times = np.linspace(FIRST, LAST, 5)
     run = lambda denoise: diffax.log_likelihood(KEY, schedule, denoise, x, times).log_prob
     np.testing.assert_array_equal(run(both), run(law.denoiser(schedule)))
-    flow = lambda denoise: ode.sample(schedule, denoise, x, (LAST, FIRST)).x
+    flow = lambda denoise: adaptive.sample(schedule, denoise, x, (LAST, FIRST)).x
     np.testing.assert_array_equal(flow(both), flow(law.denoiser(schedule)))
 
 
@@ -202,7 +203,7 @@ def test_traced_and_differentiated():
     assert len(traces) == 1
     exact = jax.grad(lambda x: law.log_prob(x, diffax.Linear()(FIRST)).sum())(x)
     for adjoint in (diffrax.RecursiveCheckpointAdjoint(), diffrax.BacksolveAdjoint()):
-        solve = ode.adaptive(rtol=1e-8, atol=1e-8, adjoint=adjoint, max_steps=256)
+        solve = adaptive.adaptive(rtol=1e-8, atol=1e-8, adjoint=adjoint, max_steps=256)
         np.testing.assert_allclose(jax.jit(jax.grad(lambda x: total(20.0, x, 0.8, solve)))(x), exact, rtol=1e-4)  # noqa: B023
 
 
@@ -216,12 +217,12 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in SCHEDULES if name
 def test_the_adaptive_flow_is_the_exact_one_in_both_directions(name):
     schedule, law = SCHEDULES[name], gaussian()
     x = data_at(law, schedule, LAST)
-    down = ode.integrate(schedule, law.denoiser(schedule), x, (LAST, FIRST), rtol=1e-8, atol=1e-8)
+    down = adaptive.integrate(schedule, law.denoiser(schedule), x, (LAST, FIRST), rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(down.x, law.flow(x, schedule(LAST), schedule(FIRST)), rtol=1e-6, atol=1e-7)
-    up = ode.integrate(schedule, law.denoiser(schedule), down.x, (FIRST, LAST), rtol=1e-8, atol=1e-8)
+    up = adaptive.integrate(schedule, law.denoiser(schedule), down.x, (FIRST, LAST), rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(up.x, x, rtol=1e-6, atol=1e-6)
     assert down.converged
-    x0 = ode.sample(schedule, law.denoiser(schedule), x, (LAST, FIRST)).x
+    x0 = adaptive.sample(schedule, law.denoiser(schedule), x, (LAST, FIRST)).x
     np.testing.assert_allclose(x0, law.denoise(down.x, schedule(FIRST)), atol=1e-3)
 
 
@@ -233,7 +234,7 @@ def test_parameters_get_the_same_gradient_by_both_adjoints():
     def total(scale, adjoint):
         denoise = lambda x, t: scale * law.denoise(x, schedule(t))
         options = {"rtol": 1e-9, "atol": 1e-9, "adjoint": adjoint}
-        return jnp.sum(ode.integrate(schedule, denoise, x, (0.9, 0.1), **options).x ** 2)
+        return jnp.sum(adaptive.integrate(schedule, denoise, x, (0.9, 0.1), **options).x ** 2)
 
     slope = (total(0.9 + 1e-5, None) - total(0.9 - 1e-5, None)) / 2e-5
     for adjoint in (None, diffrax.BacksolveAdjoint()):
@@ -244,11 +245,11 @@ def test_what_does_not_converge_cannot_be_overlooked():
     schedule, law = diffax.Cosine(), mixture()
     x = data_at(law, schedule, FIRST)
     with pytest.raises(Exception, match="maximum number of solver steps"):
-        jax.block_until_ready(ode.integrate(schedule, law.denoiser(schedule), x, (0.9, 0.1), max_steps=3).x)
-    silent = ode.integrate(schedule, law.denoiser(schedule), x, (0.9, 0.1), max_steps=3, throw=False)
+        jax.block_until_ready(adaptive.integrate(schedule, law.denoiser(schedule), x, (0.9, 0.1), max_steps=3).x)
+    silent = adaptive.integrate(schedule, law.denoiser(schedule), x, (0.9, 0.1), max_steps=3, throw=False)
     assert not silent.converged
     assert np.isnan(silent.x).all()
-    answer = found(law, schedule, x, solve=ode.adaptive(max_steps=3, throw=False))
+    answer = found(law, schedule, x, solve=adaptive.adaptive(max_steps=3, throw=False))
     assert not answer.converged.any()
     assert np.isnan(answer.log_prob).all()
     # On a grid one bad example is its own matter.
@@ -264,11 +265,11 @@ def test_one_example_s_tolerance_is_its_own():
     schedule, law = diffax.Cosine(), mixture()
     hard = data_at(law, schedule, LAST, 1)
     crowd = jnp.concatenate([hard, jnp.zeros((63, 2))])
-    run = lambda x: ode.integrate(schedule, law.denoiser(schedule), x, (LAST, FIRST), rtol=1e-6, atol=1e-6).x[0]
+    run = lambda x: adaptive.integrate(schedule, law.denoiser(schedule), x, (LAST, FIRST), rtol=1e-6, atol=1e-6).x[0]
     np.testing.assert_allclose(run(crowd), run(hard), atol=1e-5)
     hard = data_at(law, schedule, FIRST, 1)
     crowd = jnp.concatenate([hard, jnp.zeros((1023, 2))])
-    solve = ode.adaptive(rtol=1e-5, atol=1e-5)
+    solve = adaptive.adaptive(rtol=1e-5, atol=1e-5)
     errors = [
         abs(float(found(law, schedule, x, solve=solve).log_prob[0] - law.log_prob(hard, schedule(FIRST))[0]))
         for x in (hard, crowd)
@@ -276,7 +277,7 @@ def test_one_example_s_tolerance_is_its_own():
     assert max(errors) < 1e-4
     of_hard = likelihood.Flow(jnp.array([[3.0, 4.0]]), jnp.array([[6.0]]))
     among_others = jax.tree.map(lambda v: jnp.concatenate([v, jnp.zeros((1023, v.shape[1]))]), of_hard)
-    assert float(ode._worst(among_others)) == float(ode._worst(of_hard)) == 6
+    assert float(adaptive._worst(among_others)) == float(adaptive._worst(of_hard)) == 6
 
 
 # Units
@@ -324,11 +325,11 @@ def test_bad_input(options, message):
 )
 def test_bad_tolerances(options, message):
     with pytest.raises(ValueError, match=message):
-        ode.adaptive(**options)
+        adaptive.adaptive(**options)
     with pytest.raises(ValueError, match="times must have at least two entries, got 1"):
-        ode.integrate(diffax.Cosine(), lambda x, t: x, jnp.zeros((1, 2)), (0.5,))
+        adaptive.integrate(diffax.Cosine(), lambda x, t: x, jnp.zeros((1, 2)), (0.5,))
     with pytest.raises(ValueError, match=r"times must lie in \[0, 1\], got 1.9"):
-        ode.integrate(diffax.Cosine(), lambda x, t: x, jnp.zeros((1, 2)), (1.9, 0.1))
+        adaptive.integrate(diffax.Cosine(), lambda x, t: x, jnp.zeros((1, 2)), (1.9, 0.1))
     for wrong in (0.0, -1.0):
         with pytest.raises(ValueError, match="bin_width must be > 0"):
             diffax.Lattice(wrong)

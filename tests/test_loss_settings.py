@@ -78,9 +78,9 @@ def test_loss_aware_times_follow_the_losses_and_are_divided_out():
     loss, memory, remember = objectives.objective(config, NET)
     assert losses(config).tolist() == losses(config_of()).tolist()  # without a past
     past = remember(memory, (jnp.array([0.2, 0.7]), jnp.array([1.0, 3.0])))
-    chosen = diffax.resampling.loss_aware(2, history=1).law(past)  # three times in four above t = 1/2
+    chosen = diffax.losses.resampling.loss_aware(2, history=1).law(past)  # three times in four above t = 1/2
     keys = jax.random.split(jax.random.key(0), SIZE)
-    t, weight = diffax.draws.draw(diffax.random.fold_in(keys, 1), SIZE, chosen)
+    t, weight = diffax.losses.training_times.draw(diffax.random.fold_in(keys, 1), SIZE, chosen)
     assert {round(w, 2) for w in weight.tolist()} == {0.67, 2.0}
     batch = {"image": jnp.ones((SIZE, 2, 2, 1)), "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE)}
     found, seen = loss({}, batch, keys, past)

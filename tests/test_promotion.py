@@ -13,7 +13,9 @@ import pytest
 from exam import KEY, SAMPLERS, SCHEDULES, gaussian, mixture
 
 import diffax
-from diffax import analytic, draws, inverse, likelihood, metrics, ode, resampling, samplers, sde, weightings
+from diffax import analytic, inverse, likelihood, metrics, samplers, sde
+from diffax.likelihood import adaptive
+from diffax.losses import resampling, training_times, weightings
 from diffax.nn.autoencoder import Autoencoder
 from diffax.nn.autoencoding import autoencoder_loss
 from diffax.nn.dit import DiT
@@ -163,14 +165,24 @@ def test_losses():
 def test_draws():
     def followed():
         resampler = resampling.loss_aware(10)
-        t, weight = draws.draw(KEY, 6, resampler.law(resampler.init()))
+        t, weight = training_times.draw(KEY, 6, resampler.law(resampler.init()))
         return resampler.update(resampler.init(), t, weight)
 
     strictly(followed)
-    for law in (draws.uniform(), draws.logit_normal(), draws.mode(), draws.cosmap(), draws.log_normal_sigma(SCHEDULE)):
-        strictly(lambda law=law: draws.discrete(draws.draw(KEY, 4, law, way=draws.stratified), 100))
-    for way in (draws.independent, draws.stratified, draws.antithetic):
-        strictly(lambda way=way: draws.draw(KEYS, 4, way=way))
+    for law in (
+        training_times.uniform(),
+        training_times.logit_normal(),
+        training_times.mode(),
+        training_times.cosmap(),
+        training_times.log_normal_sigma(SCHEDULE),
+    ):
+        strictly(
+            lambda law=law: training_times.discrete(
+                training_times.draw(KEY, 4, law, way=training_times.stratified), 100
+            )
+        )
+    for way in (training_times.independent, training_times.stratified, training_times.antithetic):
+        strictly(lambda way=way: training_times.draw(KEYS, 4, way=way))
 
 
 def test_bounds_and_likelihood():
@@ -182,7 +194,7 @@ def test_bounds_and_likelihood():
     for divergence in ("hutchinson", "exact"):
         options = {"divergence": divergence, "probes": 3}
         strictly(lambda o=options: likelihood.log_likelihood(KEY, SCHEDULE, half, TREE, GRID[::-1], **o))
-    strictly(lambda: ode.sample(SCHEDULE, half, X, (0.9, 0.1)))
+    strictly(lambda: adaptive.sample(SCHEDULE, half, X, (0.9, 0.1)))
 
 
 @pytest.mark.parametrize("weight", [3, jnp.full(4, 3.0), lambda t: 2 * t], ids=["int", "by_example", "function"])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import diffax
-from diffax import analytic, draws, inverse, resampling, samplers, sde
+from diffax import analytic, inverse, samplers, sde
+from diffax.losses import resampling, training_times
 from diffax.nn.autoencoding import autoencoder_loss
 from diffax.nn.dit import DiT
 from diffax.nn.edm2 import EDM2
@@ -127,9 +128,12 @@ SHAPES = {
         lambda: run(inverse.dps(diffax.ddim(SCHEDULE), MASK, Y, scale=WEIGHTS)),
         rf"scale {PER_EXAMPLE} \(3,\)",
     ),
-    "draw-law": (lambda: draws.draw(KEY, 4, lambda u: u[:, None]), r"law\(u\) must have shape \(4,\), got \(4, 1\)"),
+    "draw-law": (
+        lambda: training_times.draw(KEY, 4, lambda u: u[:, None]),
+        r"law\(u\) must have shape \(4,\), got \(4, 1\)",
+    ),
     "draw-way": (
-        lambda: draws.draw(KEY, 4, way=lambda key, size: jnp.ones((size, 1))),
+        lambda: training_times.draw(KEY, 4, way=lambda key, size: jnp.ones((size, 1))),
         r"way\(key, size\) must have shape \(4,\), got \(4, 1\)",
     ),
     "loss_aware": (

@@ -9,8 +9,9 @@ import pytest
 from exam import BETAS, FEW_SCHEDULES, SCHEDULES, mixture, spread
 
 import diffax
-from diffax import analytic, variational
+from diffax import analytic
 from diffax.denoisers import Moments
+from diffax.likelihood import _bound
 
 pytestmark = pytest.mark.usefixtures("x64")
 KEY = jax.random.key(0)
@@ -58,15 +59,13 @@ def test_a_step_s_term_is_the_divergence_of_its_gaussians(v):
     mean, std = diffax.posterior(schedule, x0, x, t, s)
     mean_p, _ = diffax.posterior(schedule, x0_hat, x, t, s)
     large = schedule(t).sigma * jnp.sqrt(-jnp.expm1(schedule(t).log_snr - schedule(s).log_snr))
-    kl = variational.gaussian_kl(mean, std, mean_p, std ** (1 - v) * large**v)
-    found = variational.step_term(schedule, lambda x, t: Moments(x0_hat, 0 * x + v), x0, x, t, s, "learned")
+    kl = _bound.gaussian_kl(mean, std, mean_p, std ** (1 - v) * large**v)
+    found = _bound.step_term(schedule, lambda x, t: Moments(x0_hat, 0 * x + v), x0, x, t, s, "learned")
     np.testing.assert_allclose(found, kl.sum(1), rtol=1e-9)
     z = np.linspace(-12, 12, 20001)
     p, q = (lambda u, m, d: np.exp(-0.5 * ((u - m) / d) ** 2) / d / np.sqrt(2 * np.pi) for _ in range(2))
     a, b = p(z, 0.2, 0.7), q(z, -0.1, 0.9)
-    np.testing.assert_allclose(
-        variational.gaussian_kl(0.2, 0.7, -0.1, 0.9), np.trapezoid(a * np.log(a / b), z), rtol=1e-8
-    )
+    np.testing.assert_allclose(_bound.gaussian_kl(0.2, 0.7, -0.1, 0.9), np.trapezoid(a * np.log(a / b), z), rtol=1e-8)
 
 
 # The bound of the exact denoiser
@@ -182,22 +181,22 @@ def test_a_grid_may_repeat_its_last_point(variance):
 def test_the_lattice_s_probabilities_add_up_and_keep_their_digits():
     lattice = jnp.linspace(-1, 1, 17)
     for mean, std in ((0.0, 0.01), (0.93, 0.3), (-3.0, 0.2), (0.1, 5.0)):
-        log_p = variational.decoder_log_prob(lattice, mean, std, diffax.Lattice(2 / 16))
+        log_p = _bound.decoder_log_prob(lattice, mean, std, diffax.Lattice(2 / 16))
         assert np.isfinite(log_p).all()
         np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-9)
-    centre = variational.decoder_log_prob(lattice[8:9], 0.013, 0.02, diffax.Lattice(2 / 16))
+    centre = _bound.decoder_log_prob(lattice[8:9], 0.013, 0.02, diffax.Lattice(2 / 16))
     phi = lambda u: 0.5 * (1 + math.erf(u / math.sqrt(2)))
     np.testing.assert_allclose(
         np.exp(centre[0]), phi((0.0625 - 0.013) / 0.02) - phi((-0.0625 - 0.013) / 0.02), rtol=1e-9
     )
-    slope = jax.grad(lambda m: variational.decoder_log_prob(lattice, m, 1e-3, diffax.Lattice(2 / 16)).sum())(0.3)
+    slope = jax.grad(lambda m: _bound.decoder_log_prob(lattice, m, 1e-3, diffax.Lattice(2 / 16)).sum())(0.3)
     assert np.isfinite(slope)
 
 
 def test_a_fine_lattice_is_a_density():
     x0, bin_width = jnp.array([0.25, -0.5]), 1e-4
-    of_bins = variational.decoder_log_prob(x0, 0.2, 0.3, diffax.Lattice(bin_width))
-    np.testing.assert_allclose(of_bins - np.log(bin_width), variational.decoder_log_prob(x0, 0.2, 0.3), rtol=1e-5)
+    of_bins = _bound.decoder_log_prob(x0, 0.2, 0.3, diffax.Lattice(bin_width))
+    np.testing.assert_allclose(of_bins - np.log(bin_width), _bound.decoder_log_prob(x0, 0.2, 0.3), rtol=1e-5)
 
 
 # Learned variance
@@ -233,7 +232,7 @@ def test_the_variance_that_minimises_the_bound_is_the_exact_one():
     x0_hat = ORACLE.denoise(x, schedule(t))
 
     def bound(v):
-        return variational.step_term(schedule, lambda x, t: Moments(x0_hat, 0 * x + v), x0, x, t, s, "learned").mean()
+        return _bound.step_term(schedule, lambda x, t: Moments(x0_hat, 0 * x + v), x0, x, t, s, "learned").mean()
 
     v = 0.5
     for _ in range(20):  # Newton's
@@ -262,7 +261,7 @@ def test_the_hybrid_loss_is_its_parts_and_trains_the_variance_alone():
     eps = diffax.random.noise(KEY, x0)
     x = diffax.diffuse(schedule, x0, eps, t)
     denoise = diffax.denoiser(lambda x, t: Moments(0.3 * x, jnp.sin(x) + 0.1), schedule, "eps")
-    term = variational.step_term(schedule, denoise, x0, x, t, t - 1 / steps, "learned")
+    term = _bound.step_term(schedule, denoise, x0, x, t, t - 1 / steps, "learned")
     by_hand = simple + 0.001 * steps * term / (4 * np.log(2))
     np.testing.assert_allclose(loss(0.3, 0.1)[1:], by_hand[1:], rtol=1e-9)
     assert loss(0.3, 0.1)[0] != simple[0]  # the decoder's
@@ -310,7 +309,7 @@ FALLING = np.array([0.9, 0.1])
         (lambda: diffax.dequantize(KEY, jnp.nan * X0, diffax.Lattice(1.0)), r"x must be in \[-1.0, 1.0\], got nan"),
         (lambda: diffax.Lattice(1.0, 3.0, 2.0), "high must be >= low = 3.0, got 2.0"),
         (lambda: diffax.posterior(COSINE, X0, X0, 0.2, 0.3), "s must be <= t = 0.2, got 0.3"),
-        (lambda: variational.step_term(COSINE, plain, X0, X0, 0.2, 0.3), "s must be <= t = 0.2, got 0.3"),
+        (lambda: _bound.step_term(COSINE, plain, X0, X0, 0.2, 0.3), "s must be <= t = 0.2, got 0.3"),
         (lambda: diffax.continuous_bound(KEY, COSINE, plain, X0, HALF, t_max=0.4),
          r"t must be in \[t_min, t_max\] = \[0.001, 0.4\], got 0.5"),
         (lambda: diffax.integrate(KEY, diffax.ddpm(COSINE, variance="learned"), plain, X0, FALLING),

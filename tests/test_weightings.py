@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import diffax
-from diffax import analytic, draws, random, weightings
+from diffax import analytic, random
+from diffax.losses import training_times, weightings
 
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.newest]
 KEY = jax.random.key(0)
@@ -111,7 +112,7 @@ def expected_loss(schedule, weighting, monkeypatch, law=None, measure="log_snr",
 
     @jax.jit
     def mean():
-        t, weight = draws.draw(KEY, size, law, way=lambda key, n: (jnp.arange(n) + 0.5) / n)
+        t, weight = training_times.draw(KEY, size, law, way=lambda key, n: (jnp.arange(n) + 0.5) / n)
 
         def of_sign(sign):
             monkeypatch.setattr(random, "noise", lambda key, like: sign * jnp.ones_like(like))
@@ -129,7 +130,7 @@ def check_information(schedule, monkeypatch, **keywords):
 
     I(x0; x_t) = log(1 + VARIANCE SNR_t) / 2, and dI / dSNR = mmse / 2 (Guo, Shamai & Verdu 2005).
     """
-    law = draws.uniform(t_min=0.01, t_max=0.99)
+    law = training_times.uniform(t_min=0.01, t_max=0.99)
     ends = np.asarray(schedule.log_snr(jnp.array([0.01, 0.99])))
     information = 0.5 * np.log1p(VARIANCE * np.exp(ends))
     found = expected_loss(schedule, weightings.likelihood(), monkeypatch, law, **keywords)
@@ -148,12 +149,12 @@ def test_the_exam_fails_a_likelihood_without_its_rate(monkeypatch):
 
 
 LAWS = {
-    "uniform": draws.uniform(),
-    "logit_normal": draws.logit_normal(mean=0.2, std=1.5),
-    "mode": draws.mode(),
-    "mode-negative": draws.mode(scale=-0.7),
-    "cosmap": draws.cosmap(),
-    "log_normal_sigma": draws.log_normal_sigma(COSINE, mean=-0.5, std=2.0),
+    "uniform": training_times.uniform(),
+    "logit_normal": training_times.logit_normal(mean=0.2, std=1.5),
+    "mode": training_times.mode(),
+    "mode-negative": training_times.mode(scale=-0.7),
+    "cosmap": training_times.cosmap(),
+    "log_normal_sigma": training_times.log_normal_sigma(COSINE, mean=-0.5, std=2.0),
 }
 
 
@@ -178,13 +179,13 @@ def test_no_law_changes_the_objective(law, monkeypatch):
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_no_schedule_changes_the_objective(schedule, monkeypatch):
-    check_total(schedule, draws.uniform(), monkeypatch)
+    check_total(schedule, training_times.uniform(), monkeypatch)
 
 
 def test_the_exam_fails_a_law_without_its_weight(monkeypatch):
     """Negative control."""
-    right = draws.draw
-    monkeypatch.setattr(draws, "draw", lambda *a, **k: right(*a, **k)._replace(weight=1.0))
+    right = training_times.draw
+    monkeypatch.setattr(training_times, "draw", lambda *a, **k: right(*a, **k)._replace(weight=1.0))
     with pytest.raises(AssertionError):
         check_total(COSINE, LAWS["mode"], monkeypatch)
 

@@ -71,7 +71,8 @@ def repaint(sampler: Sampler, schedule: Schedule, operator: Mask, y: Any) -> Sam
 
     `times.jumps` makes the grid. Each jump lets the unknown entries answer to the known ones: the more, the smaller the
     bias. A jump costs no denoiser call where all examples share the grid. Meant for samplers without memory, such as
-    `ddpm`, the paper's: a multistep sampler starts afresh behind each jump. Neutral on a monotone grid where nothing is known.
+    `ddpm`, the paper's: a multistep sampler starts afresh behind each jump. Neutral on a monotone grid where nothing is
+    known.
 
     Source: Lugmayr et al. 2022, eq. 8 and algorithm 1.
 

@@ -50,7 +50,7 @@ class LogLikelihood(NamedTuple):
     latent: (B, ...) the examples at the noise end.
     steps: steps taken.
     converged: (B,) whether the ODE was solved; of a fixed grid, which has no error estimate, whether all is finite. Its
-      error falls with the square of the step: compare two grids, or use `diffax.ode.adaptive`.
+      error falls with the square of the step: compare two grids, or use `diffax.likelihood.adaptive.adaptive`.
     """
 
     log_prob: Any
@@ -103,7 +103,7 @@ def log_likelihood(
       probes: P, how many e, an int >= 1; the standard error falls as P^-1/2.
       probe_law: "rademacher" (never of more variance) or "gaussian", of e.
       solve: how the ODE is solved: (schedule, field, x, times) -> (Flow, steps, converged). None is Heun's method on
-        the grid; `diffax.ode.adaptive()` takes the ends of `times` alone.
+        the grid; `diffax.likelihood.adaptive.adaptive()` takes the ends of `times` alone.
 
     Returns:
       log_prob, stderr, latent, steps, converged; see `LogLikelihood`.

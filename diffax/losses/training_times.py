@@ -10,7 +10,9 @@ Any law combines with any way, and any increasing function of u is a law. A law 
 (the published use: drop the weight) or only saves variance (multiply the losses by the weight):
 
     time_key, noise_key = jax.random.split(key)
-    t, weight = draws.draw(time_key, len(x0), draws.logit_normal(), way=draws.stratified)
+    t, weight = training_times.draw(
+        time_key, len(x0), training_times.logit_normal(), way=training_times.stratified
+    )
     loss = weight * denoising_loss(noise_key, predict, schedule, kind, x0, t)
 """
 
@@ -23,7 +25,7 @@ import numpy as np
 
 from diffax import random
 from diffax._pytrees import as_float, check, check_count, concrete
-from diffax.resampling import bin_of
+from diffax.losses.resampling import bin_of
 from diffax.typing import Array, Float, Key, Schedule
 
 Law = Callable[[Any], Any]  # u -> t, increasing, any shape

@@ -4,7 +4,7 @@ r"""Losses made of the variational bound, in bits per dimension: they train the 
     vlb      L_vlb: a term of the discrete bound, times their number
     vdm      the bound of continuous time, and a learned schedule            Kingma et al. 2021
 
-The terms are those of `diffax.variational`.
+The terms are those of `diffax.likelihood`.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from diffax import random
 from diffax._pytrees import as_float, check, check_count, check_float, check_per_example, choose, combine, widen
 from diffax.denoisers import Moments, denoiser, like_x, moments_of
-from diffax.lattice import Lattice
+from diffax.likelihood import Lattice
+from diffax.likelihood._bound import decoder_at, decoder_term, integrand, prior_term, step_term, total
 from diffax.predictions import KINDS, target
 from diffax.schedules import Learned
 from diffax.schedules._scalings import SCALINGS
 from diffax.typing import Keys, Level, Schedule, check_function, check_schedule
-from diffax.variational import decoder_at, decoder_term, integrand, prior_term, step_term, total
 
 
 def vdm_loss(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from diffax._pytrees import as_float, check, check_count, check_float, combine, narrow, widen
 from diffax.denoisers import like_x, mean_only
-from diffax.likelihood import size_of
+from diffax.likelihood._flow import size_of
 from diffax.times import check_grid
 from diffax.typing import Denoiser, Schedule, check_function, check_schedule
 
@@ -164,5 +164,5 @@ def _modules():
         import diffrax
         import equinox
     except ImportError as error:
-        raise ImportError("diffax.ode needs Diffrax: pip install '.[ode]'") from error
+        raise ImportError("diffax.likelihood.adaptive needs Diffrax: pip install '.[ode]'") from error
     return diffrax, equinox

@@ -44,14 +44,14 @@ def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Any = 1e-3
     """Importance sampling by past losses: p_i proportional to sqrt(mean of the last squared losses of bin i).
 
     The law is uniform until each bin has seen `history` losses. Bins are of equal width in t, (i / N, (i + 1) / N];
-    with num_bins = T and `draws.discrete` they are the levels of a table. Where the batch is spread over devices,
-    gather t and losses of the whole batch before `update`, so that the states stay equal. A loss that is not finite is
-    left out.
+    with num_bins = T and `training_times.discrete` they are the levels of a table. Where the batch is spread over
+    devices, gather t and losses of the whole batch before `update`, so that the states stay equal. A loss that is not
+    finite is left out.
 
         resampler = resampling.loss_aware(100)
         state = resampler.init()
         time_key, noise_key = jax.random.split(key)
-        t, weight = draws.draw(time_key, len(x0), resampler.law(state))
+        t, weight = training_times.draw(time_key, len(x0), resampler.law(state))
         losses = denoising_loss(noise_key, predict, schedule, kind, x0, t)     # train on weight * losses
         state = resampler.update(state, t, losses)
 

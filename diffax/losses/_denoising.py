@@ -6,8 +6,8 @@ A weighting w(lambda) weighs the error of eps, whatever is predicted (Kingma & G
 
     L = E w(lambda_t) |eps_hat - eps|^2 = E w(lambda_t) (alpha / det)^2 |y_hat - y|^2,   det = alpha b - sigma a
 
-Weightings are in `diffax.weightings`, draws of t in `diffax.draws`. With measure "log_snr" a weighting counts per unit
-of log-SNR, so that over uniform t the loss depends on the schedule through its ends alone:
+Weightings are in `diffax.losses.weightings`, draws of t in `diffax.losses.training_times`. With measure "log_snr" a
+weighting counts per unit of log-SNR, so that over uniform t the loss depends on the schedule through its ends alone:
 
     L = E_t -lambda'(t) w(lambda_t) |eps_hat - eps|^2 = int w(lambda) |eps_hat - eps|^2 dlambda
 """
@@ -57,7 +57,7 @@ def denoising_loss(
       kind: what y is, a key of `diffax.predictions.KINDS`.
       x0: (B, ...) clean data.
       t: () or (B,) training times.
-      weighting: w(log_snr) on the error of eps, from `diffax.weightings` or your own; None leaves the plain mean
+      weighting: w(log_snr) on the error of eps, from `diffax.losses.weightings` or your own; None leaves the plain mean
         square of what is predicted.
       measure: what the weighting counts: "t", equal steps of t, or "log_snr", equal steps of log-SNR, as `sigmoid`
         and `likelihood` are meant.
@@ -75,7 +75,8 @@ def denoising_loss(
         without a weighting; for a prediction that has not the shape of x0, a t or a weight that is neither () nor (B,),
         or an x0 that is not of a float type.
 
-    >>> from diffax import schedules, weightings
+    >>> from diffax import schedules
+    >>> from diffax.losses import weightings
     >>> x0, t = jnp.ones((3, 2)), jnp.array([0.2, 0.5, 0.8])
     >>> w = weightings.min_snr(gamma=5.0)
     >>> denoising_loss(jax.random.key(0), lambda x, t: x, schedules.Cosine(), "v", x0, t, weighting=w).shape

@@ -98,7 +98,7 @@ def edm(*, sigma_data: Any = 0.5) -> Weighting:
       sigma_data: standard deviation of the data, > 0; 1 gives the SNR + 1 weighting of Salimans & Ho 2022, which
         is unit weight on v.
 
-    Source: Karras et al. 2022, table 1; their levels come from `draws.log_normal_sigma`.
+    Source: Karras et al. 2022, table 1; their levels come from `training_times.log_normal_sigma`.
 
     Raises:
       ValueError: if sigma_data is not positive.

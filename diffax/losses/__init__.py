@@ -1,0 +1,27 @@
+"""Training losses, and what they are made of.
+
+denoising_loss    score matching and flow matching, for every kind of prediction
+vlb_loss          the variational bound: learned variances (Nichol & Dhariwal 2021)
+hybrid_loss       the denoising loss plus a small share of it
+vdm_loss          the bound in continuous time: learned schedules (Kingma et al. 2021)
+drop_labels       labels dropped for classifier-free guidance
+
+weightings        of the denoising loss: functions of log-SNR
+training_times    distributions of t, and ways to draw from them
+resampling        a distribution of t that follows past losses
+"""
+
+from diffax.losses import resampling, training_times, weightings
+from diffax.losses._bounds import hybrid_loss, vdm_loss, vlb_loss
+from diffax.losses._denoising import denoising_loss, drop_labels
+
+__all__ = [
+    "denoising_loss",
+    "drop_labels",
+    "hybrid_loss",
+    "resampling",
+    "training_times",
+    "vdm_loss",
+    "vlb_loss",
+    "weightings",
+]
