@@ -24,7 +24,7 @@ import numpy as np
 
 from diffax import random
 from diffax._pytrees import check, concrete, expand, float_fields, floating, of_rank, promoted, pytree
-from diffax.samplers.base import Sampler, State, init
+from diffax.samplers._base import Sampler, State, init
 from diffax.sampling import integrate
 from diffax.times import path
 from diffax.typing import Array, Denoiser, Key, Level, Schedule

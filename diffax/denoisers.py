@@ -16,7 +16,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffax._pytrees import check, check_like, check_per_example, combine, concrete, expand, promoted, times
+from diffax._pytrees import (
+    as_float,
+    check,
+    check_count,
+    check_like,
+    check_per_example,
+    combine,
+    concrete,
+    expand,
+    promoted,
+    times,
+)
 from diffax.predictions import check_kind, split
 from diffax.typing import Denoiser, Predict, Schedule, check_function, check_schedule
 
@@ -223,3 +234,87 @@ def reschedule(denoise: Denoiser, schedule: Schedule, onto: Schedule) -> Denoise
         return denoise(combine((schedule(time).alpha / level.alpha, x)), time)
 
     return moved
+
+
+def centres(denoise: Denoiser, schedule: Schedule, std: Any) -> Denoiser:
+    """(x, t) -> E[y | x_t = x] = x0 + alpha std^2 / sigma^2 (alpha x0 - x), for data x0 = y + std n."""
+
+    def of_y(x, t):
+        level = schedule(t)
+        weight = level.alpha * jnp.square(std / level.sigma)
+        return combine((1 + weight * level.alpha, denoise(x, t)), (-weight, x))
+
+    return of_y
+
+
+def consistency_function(predict: Predict, schedule: Schedule, *, t_min: Any = 0.0, sigma_data: Any = 0.5) -> Denoiser:
+    """f with f(x, t_min) = x from the free network F of a consistency model; for `consistency` with the same t_min.
+
+        f = alpha_0 (c_skip x / alpha + c_out F(x, t)),   rho = sigma / alpha, 0 is t_min
+        c_skip = sigma_data^2 / ((rho - rho_0)^2 + sigma_data^2)
+        c_out  = (rho - rho_0) sigma_data / sqrt(rho^2 + sigma_data^2)
+
+    Args:
+      predict: (x, t) -> F, (B, ...); the paper's network scales its own input, x / sqrt(sigma^2 + sigma_data^2).
+      schedule: noise schedule.
+      t_min: () or (B,), where f ends.
+      sigma_data: () standard deviation of the data.
+
+    Source: Song et al. 2023, eq. 5 and appendix C, there with alpha = 1.
+
+    >>> from diffax.schedules import LogLinear
+    >>> f = consistency_function(lambda x, t: x + 7, LogLinear(0.002, 80.0))
+    >>> f(jnp.ones((1, 1)), 0.0).tolist()
+    [[1.0]]
+    """
+    check_schedule(schedule)
+    check_function("predict", predict, "a function (x, t) -> y")
+    predict = like_x("predict", predict)
+
+    def function(x, t):
+        level, end = schedule(t), schedule(t_min)
+        rho = jnp.exp(-level.log_snr / 2)
+        beyond = -rho * jnp.expm1((level.log_snr - end.log_snr) / 2)  # rho - rho_0
+        skip = sigma_data**2 / (beyond**2 + sigma_data**2)
+        out = beyond * sigma_data / jnp.sqrt(rho**2 + sigma_data**2)
+        return combine((end.alpha * skip / level.alpha, x), (end.alpha * out, predict(x, t)))
+
+    return function
+
+
+def latent_consistency_function(
+    denoise: Denoiser, *, num_train_steps: int = 1000, timestep_scaling: Any = 10.0, sigma_data: Any = 0.5
+) -> Denoiser:
+    """f with f(x, t) = x at the first timestep, from a distilled denoiser; for `lcm`.
+
+        f = c_skip x + c_out denoise(x, t),   tau = timestep_scaling i,   t = (i + 1) / num_train_steps
+        c_skip = sigma_data^2 / (tau^2 + sigma_data^2)
+        c_out  = tau / sqrt(tau^2 + sigma_data^2)
+
+    Already at timestep 1 the share of x is 0.0025: but for i = 0 it is the denoiser, to a few digits.
+
+    Args:
+      denoise: (x, t) -> x0, from `denoiser(predict, ...)`, guided or clipped.
+      num_train_steps: T of the table.
+      timestep_scaling: () the factor on i.
+      sigma_data: () standard deviation of the data.
+
+    Raises:
+      ValueError: if num_train_steps is not an int >= 1.
+
+    Source: Luo et al. 2023, eq. 9 and appendix; LCMScheduler of diffusers.
+
+    >>> f = latent_consistency_function(lambda x, t: 0 * x)
+    >>> f(jnp.ones((1, 1)), 1e-3).tolist()
+    [[1.0]]
+    """
+    check_count("num_train_steps", num_train_steps)
+    check_function("denoise", denoise)
+    denoise = like_x("denoise", denoise)
+
+    def function(x, t):
+        tau = timestep_scaling * jnp.maximum(as_float(t) * num_train_steps - 1, 0.0)
+        square = tau**2 + sigma_data**2
+        return combine((sigma_data**2 / square, x), (tau / jnp.sqrt(square), denoise(x, t)))
+
+    return function

@@ -15,7 +15,7 @@ import numpy as np
 
 from diffax._pytrees import as_float, check, check_count, choose, widen
 from diffax.analytic import flow
-from diffax.samplers.base import Sampler
+from diffax.samplers._base import Sampler
 from diffax.sampling import integrate, sample
 from diffax.times import check_grid
 from diffax.typing import Array, Denoiser, Grid, Keys, Schedule, check_schedule

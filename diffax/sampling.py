@@ -22,7 +22,7 @@ import numpy as np
 from diffax import random
 from diffax._pytrees import as_float, batch_size, check_float, check_like, concrete, narrow, widen
 from diffax.denoisers import like_x, mean_only
-from diffax.samplers.base import Sampler, check_sampler
+from diffax.samplers._base import Sampler, check_sampler
 from diffax.times import check_grid
 from diffax.typing import Denoiser, Grid, Keys, check_function
 

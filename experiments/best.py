@@ -28,7 +28,6 @@ import numpy as np
 
 import diffax
 from diffax import analytic, samplers
-from diffax.samplers import gaussian
 
 SCHEDULE = diffax.Linear()
 BUDGETS = (5, 8, 10, 15, 20)
@@ -138,9 +137,7 @@ class Ours(NamedTuple):
 
 
 def _adams(order, **settings):
-    return lambda schedule, p, spread: gaussian.gaussian_adams(
-        schedule, mean=p.mean, std=spread, order=order, **settings
-    )
+    return lambda schedule, p, spread: diffax.gaussian_adams(schedule, mean=p.mean, std=spread, order=order, **settings)
 
 
 def _unipc(order, final, **settings):
@@ -169,7 +166,7 @@ OURS = [
 
 def our_times(ours, p, n, scale, power):
     """(n + 1,) times for n calls."""
-    schedule = gaussian.NoiseFloor(SCHEDULE, p.std) if ours.floor else SCHEDULE
+    schedule = diffax.NoiseFloor(SCHEDULE, p.std) if ours.floor else SCHEDULE
     times = diffax.times.arctan(schedule, n + 1 + ours.skips, scale=scale * p.spread, power=power, t_max=1.0, t_min=0.0)
     return times[ours.skips :]
 
@@ -179,7 +176,7 @@ def our_sampler(ours, p):
     if not ours.floor:
         return ours.make(SCHEDULE, p, p.spread)
     rest = jnp.sqrt(p.spread**2 - p.std**2)
-    return gaussian.noise_floor(lambda schedule: ours.make(schedule, p, rest), SCHEDULE, p.std)
+    return diffax.noise_floor(lambda schedule: ours.make(schedule, p, rest), SCHEDULE, p.std)
 
 
 def errors(p, x):

@@ -208,7 +208,7 @@ def restore(functions, method, model, setting, label, measured, shape, num_steps
     times = diffax.times.uniform_log_snr(schedule, num_steps)
     times = diffax.times.jumps(times, length=10, repeats=3) if method.jumps else times
     start, steps = jax.random.split(jax.random.key(0))
-    state = diffax.samplers.base.State(diffax.initial_noise(start, schedule, shape, times[0]))
+    state = diffax.samplers.State(diffax.initial_noise(start, schedule, shape, times[0]))
     bound = model.params, tuple(jnp.float32(v) for v in setting[1:]), label, measured
     times, spent = np.asarray(times), []
     for i, (t, s) in enumerate(itertools.pairwise(times)):

@@ -13,7 +13,8 @@ import pytest
 
 import diffax
 from diffax import analytic, samplers
-from diffax.samplers.gaussian import gaussian_adams, noise_floor
+from diffax.samplers._gaussian_adams import gaussian_adams
+from diffax.samplers.wrappers._noise_floor import noise_floor
 
 KEY = jax.random.key(0)
 

@@ -11,8 +11,9 @@ from exam import SCHEDULES, START, check_order, mixture, problem
 
 import diffax
 from diffax import analytic, samplers
-from diffax.samplers import gaussian
-from diffax.samplers.gaussian import gaussian_adams, noise_floor
+from diffax.samplers._gaussian_adams import gaussian_adams
+from diffax.samplers.engines.forms import trig
+from diffax.samplers.wrappers._noise_floor import noise_floor
 from diffax.schedules._noise_floor import NoiseFloor
 from diffax.times import arctan
 from experiments import best
@@ -55,7 +56,7 @@ def test_a_noise_floor_leaves_the_order_as_it_is(name):
 
 
 def test_the_exam_of_order_can_fail(monkeypatch):
-    monkeypatch.setattr(gaussian, "centres", lambda denoise, schedule, std: denoise)
+    monkeypatch.setattr("diffax.samplers.wrappers._noise_floor.centres", lambda denoise, schedule, std: denoise)
     with pytest.raises(AssertionError, match="claims order"):
         check_order(noise_floor(samplers.ddim, LINEAR, 0.2), problem_of("linear"))
 
@@ -118,7 +119,7 @@ def test_centres_are_the_posterior_means_of_the_mixture_s_points():
     level = schedule(t)
     c = level.alpha**2 * law.std**2 + level.sigma**2
     logits = jnp.log(law.weights) - 0.5 * jnp.sum((x[:, None] - level.alpha * law.means) ** 2, -1) / c
-    found = gaussian.centres(law.denoiser(schedule), schedule, law.std)(x, t)
+    found = diffax.denoisers.centres(law.denoiser(schedule), schedule, law.std)(x, t)
     np.testing.assert_allclose(found, jax.nn.softmax(logits, -1) @ law.means, rtol=1e-10)
 
 
@@ -213,7 +214,7 @@ def test_moments_for_each_example(n):
     x, times, denoise = jnp.asarray(START), jnp.linspace(0.8, 0.1, n), mixture().denoiser(LINEAR)
     stds, means = jnp.linspace(0.3, 1.5, len(x)), jnp.linspace(-1.0, 1.0, x.size).reshape(x.shape)
     knowing = lambda mean, std: gaussian_adams(LINEAR, mean=mean, std=std, order=2)
-    ending = lambda _, std: samplers.exponential_adams(LINEAR, form=gaussian.trig(std), order=2, lower_order_final=True)
+    ending = lambda _, std: samplers.exponential_adams(LINEAR, form=trig(std), order=2, lower_order_final=True)
     for make in (knowing, ending):
         run = jax.jit(lambda mean, std, x: diffax.integrate(KEY, make(mean, std), denoise, x, times).x)  # noqa: B023
         each = [run(means[i], stds[i], x[i : i + 1])[0] for i in range(len(x))]

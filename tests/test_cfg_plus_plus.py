@@ -12,7 +12,7 @@ from exam import START, gaussian
 import diffax
 from diffax import analytic
 from diffax._pytrees import combine
-from diffax.samplers.base import State
+from diffax.samplers._base import State
 
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.newest]
 KEY = jax.random.key(0)

@@ -55,7 +55,7 @@ def latent_setting(case):
 
     denoise = diffax.denoiser(model, schedule, "eps")
     if case["id"].startswith("LCM"):
-        function = diffax.latent_consistency_function(denoise)
+        function = diffax.denoisers.latent_consistency_function(denoise)
         return lambda x: diffax.sample(KEY, diffax.lcm(schedule), function, x, times), 1.0
     times = jnp.append(times, 1e-3)  # the released loop ends at timestep 0, not with a denoiser call
     sampler = diffax.tcd(schedule, gamma=0.0, num_train_steps=1000)
@@ -74,7 +74,7 @@ def consistency_setting(case):
         scaled, step = x / jnp.sqrt(sigma**2 + 0.25), 250 * jnp.log(sigma)
         return scaled * (step / (step + 1))
 
-    function = diffax.clip_static(diffax.consistency_function(model, schedule))
+    function = diffax.clip_static(diffax.denoisers.consistency_function(model, schedule))
     return lambda x: diffax.sample(KEY, diffax.consistency(schedule), function, x, times), high
 
 
@@ -224,10 +224,10 @@ def test_boundary_conditions(schedule):
     schedule, x = SCHEDULES[schedule], jnp.asarray(START)
     network = lambda x, t: jnp.cos(7 * x) + 3
     for t_min in (0.0, 0.2):
-        f = diffax.consistency_function(network, schedule, t_min=t_min, sigma_data=0.7)
+        f = diffax.denoisers.consistency_function(network, schedule, t_min=t_min, sigma_data=0.7)
         np.testing.assert_allclose(f(x, t_min), x, rtol=1e-12)
         assert float(jnp.abs(f(x, 0.9) - x).min()) > 0.01
-    f = diffax.latent_consistency_function(network, num_train_steps=100)
+    f = diffax.denoisers.latent_consistency_function(network, num_train_steps=100)
     np.testing.assert_allclose(f(x, jnp.array([0.01, 0.0, 0.01, 0.01, 0.01])), x, rtol=1e-12)
     np.testing.assert_allclose(f(x, 1.0), network(x, 1.0), rtol=1e-5)
 
@@ -239,10 +239,10 @@ def test_the_scalings_are_the_paper_s():
     for sigma in (0.0021, 0.3, 80.0):
         t = schedule.inverse(-2 * jnp.log(sigma))
         skip, out = 0.25 / ((sigma - low) ** 2 + 0.25), 0.5 * (sigma - low) / np.sqrt(0.25 + sigma**2)
-        found = diffax.consistency_function(lambda x, t: 2 * x + 1, schedule)(x, t)
+        found = diffax.denoisers.consistency_function(lambda x, t: 2 * x + 1, schedule)(x, t)
         np.testing.assert_allclose(found, skip * x + out * (2 * x + 1), rtol=1e-9)
     tau = 10.0 * 3
-    found = diffax.latent_consistency_function(lambda x, t: 2 * x + 1)(x, 0.004)
+    found = diffax.denoisers.latent_consistency_function(lambda x, t: 2 * x + 1)(x, 0.004)
     wanted = 0.25 / (tau**2 + 0.25) * x + tau / np.sqrt(tau**2 + 0.25) * (2 * x + 1)
     np.testing.assert_allclose(found, wanted, rtol=1e-9)
 
@@ -256,7 +256,7 @@ def test_traced_parameters_compile_once_are_swept_and_differentiated(monkeypatch
     schedule, oracle, traces = Plain(), mixture(), []
 
     def total(gamma, t_min, sigma_data, times):
-        function = diffax.consistency_function(
+        function = diffax.denoisers.consistency_function(
             lambda x, t: oracle.denoise(x, schedule(t)), schedule, t_min=t_min, sigma_data=sigma_data
         )
         x = jnp.asarray(START)
@@ -318,7 +318,7 @@ def test_lcm_s_times_are_the_released_ones():
         (lambda s: diffax.tcd(s, gamma=-0.1), r"gamma must be in \[0, 1\], got -0.1"),
         (lambda s: diffax.tcd(s, num_train_steps=0), "num_train_steps must be an int >= 1, got 0"),
         (
-            lambda s: diffax.latent_consistency_function(None, num_train_steps=1.5),
+            lambda s: diffax.denoisers.latent_consistency_function(None, num_train_steps=1.5),
             "num_train_steps must be an int >= 1",
         ),
         (lambda s: diffax.times.lcm(s, 0), "n must be an int >= 1, got 0"),

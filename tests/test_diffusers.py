@@ -26,7 +26,8 @@ from test_reference import Written, exploding, injected
 
 import diffax
 from diffax import samplers, times
-from diffax.samplers import exponential, singlestep
+from diffax.samplers.engines import adams as engine
+from diffax.samplers.engines import stages
 from diffax.typing import Level
 
 pytestmark = pytest.mark.newest
@@ -125,7 +126,7 @@ def on_grid(grid):
     def place(schedule, t, level_t, s, level_s, fraction):
         return grid[jnp.argmin(jnp.abs(grid - (t + s) / 2))]
 
-    return lambda schedule: singlestep.two_stage(schedule, "x0", 0.5, place=place)
+    return lambda schedule: stages.two_stage(schedule, "x0", 0.5, place=place)
 
 
 def discrete(case, clipped=False):
@@ -337,9 +338,9 @@ def test_the_cases_are_those_counted():
 def test_a_wrong_weight_is_noticed(monkeypatch):
     """Negative control: a slope 1 % too strong, a corrector that is left out."""
     case = CASES["DPMSolverMultistepScheduler/o2_midpoint_zero_lof"]
-    right = exponential.RULES["bh2"]
+    right = engine.RULES["bh2"]
     with monkeypatch.context() as patch:
-        patch.setitem(exponential.RULES, "bh2", lambda h, moments: 1.01 * right(h, moments))
+        patch.setitem(engine.RULES, "bh2", lambda h, moments: 1.01 * right(h, moments))
         with pytest.raises(AssertionError):
             agree(result(case, patch), case, 1e-5)
     case = CASES["UniPCMultistepScheduler/o1_bh2_x0True"]

@@ -24,6 +24,7 @@ from diffax.nn.mlp import MLP
 from diffax.nn.text import Captioned, TextEncoder
 from diffax.nn.unet import UNet
 from diffax.predictions import KINDS
+from diffax.samplers.engines.adams import adams
 
 SCHEDULE, LATTICE = diffax.Cosine(), diffax.Lattice(2 / 255)
 X, IMAGES = jnp.ones((4, 2)), jnp.ones((4, 8, 8, 3))
@@ -70,8 +71,8 @@ def test_samplers(name):
 
 
 OTHERS = {
-    "adams-1": lambda: samplers.adams(SCHEDULE, form="time", order=1),
-    "adams-final": lambda: samplers.adams(SCHEDULE, order=4, corrected="start", lower_order_final=True),
+    "adams-1": lambda: adams(SCHEDULE, form="time", order=1),
+    "adams-final": lambda: adams(SCHEDULE, order=4, corrected="start", lower_order_final=True),
     "consistency": lambda: samplers.consistency(SCHEDULE),
     "lcm": lambda: samplers.lcm(SCHEDULE),
     "tcd": lambda: samplers.tcd(SCHEDULE, num_train_steps=100),
@@ -210,8 +211,8 @@ def test_guidance(weight, t):
         yield diffax.clip_static(half, -1, T)(x, t)
         yield diffax.clip_dynamic(half, quantile=T, limit=1)(x, t)
         yield diffax.reschedule(half, SCHEDULE, diffax.Flow())(x, t)
-        yield diffax.consistency_function(half, SCHEDULE)(x, t)
-        yield diffax.latent_consistency_function(half)(x, t)
+        yield diffax.denoisers.consistency_function(half, SCHEDULE)(x, t)
+        yield diffax.denoisers.latent_consistency_function(half)(x, t)
 
     strictly(lambda: [*every(IMAGES)])
     strictly(lambda: [*every(IMAGES.astype(jnp.bfloat16))])

@@ -24,7 +24,8 @@ import pytest
 
 import diffax
 from diffax import analytic, samplers
-from diffax.samplers import exponential
+from diffax.samplers.engines import adams as engine
+from diffax.samplers.wrappers._ancestral import ancestral_levels
 from diffax.typing import Level
 
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.newest]
@@ -170,7 +171,7 @@ def dpm_solver(name, args):
     form, order, n = "x0" if "++" in args["algorithm_type"] else "eps", args["order"], args["steps"]
     if args["method"] == "multistep":
         rule = "bh2" if args["solver_type"] == "dpmsolver" else "exact"
-        return LINEAR, U, [(samplers.adams(LINEAR, form=form, order=order, rule=rule), grid(args, n))], False
+        return LINEAR, U, [(engine.adams(LINEAR, form=form, order=order, rule=rule), grid(args, n))], False
     inner = {"form": form, "space": "log_snr" if args["skip_type"] == "logSNR" else "time"}
     if args["method"] == "singlestep_fixed" or order < 3:
         return LINEAR, U, [(samplers.dpm_solver(LINEAR, order=order, **inner), grid(args, n // order))], False
@@ -183,7 +184,7 @@ def unipc(name, args):
     form = {"noise_prediction": "eps", "data_prediction": "x0"}[args["algorithm_type"]]
     settings = {"form": form, "order": args["order"], "lower_order_final": True}
     if args["variant"] == "vary_coeff":  # at order 1 the weight of the only slope is exact
-        return LINEAR, U, [(samplers.adams(LINEAR, corrected=True, **settings), grid(args, args["steps"]))], False
+        return LINEAR, U, [(engine.adams(LINEAR, corrected=True, **settings), grid(args, args["steps"]))], False
     return LINEAR, U, [(samplers.unipc(LINEAR, variant=args["variant"], **settings), grid(args, args["steps"]))], False
 
 
@@ -242,7 +243,7 @@ def test_the_cases_are_those_counted():
 def test_ancestral_steps(case):
     high, low = case["sigma_from"], max(case["sigma_to"], 1e-30)
     schedule = exploding(high)
-    down, up = samplers.wrappers.ancestral_levels(schedule(1.0), schedule(low / high), case["eta"])
+    down, up = ancestral_levels(schedule(1.0), schedule(low / high), case["eta"])
     np.testing.assert_allclose([down, up], [case["sigma_down"], case["sigma_up"]], rtol=1e-12, atol=1e-29)
 
 
@@ -250,7 +251,7 @@ def test_a_wrong_weight_is_noticed(monkeypatch):
     """Negative control: a slope 1 % too strong."""
     case = next(c for c in CASES if c["sampler"] == "sample_dpmpp_2m")
     test_released_samplers(case, monkeypatch)
-    right = exponential.RULES["bh2"]
-    monkeypatch.setitem(exponential.RULES, "bh2", lambda h, moments: 1.01 * right(h, moments))
+    right = engine.RULES["bh2"]
+    monkeypatch.setitem(engine.RULES, "bh2", lambda h, moments: 1.01 * right(h, moments))
     with pytest.raises(AssertionError):
         test_released_samplers(case, monkeypatch)

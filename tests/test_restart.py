@@ -12,7 +12,7 @@ from injected import Plain, folds, law
 from test_correctors import two_step, waves
 
 import diffax
-from diffax.samplers.base import Sampler, State
+from diffax.samplers._base import Sampler, State
 
 pytestmark = pytest.mark.usefixtures("x64")
 

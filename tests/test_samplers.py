@@ -29,9 +29,9 @@ from exam import (
 import diffax
 from diffax import analytic, samplers
 from diffax.predictions import KINDS
-from diffax.samplers import exponential
-from diffax.samplers.base import State
-from diffax.samplers.wrappers import ancestral_levels
+from diffax.samplers._base import State
+from diffax.samplers.engines import adams as engine
+from diffax.samplers.wrappers._ancestral import ancestral_levels
 
 pytestmark = [pytest.mark.usefixtures("x64")]
 
@@ -519,9 +519,9 @@ def test_the_contract(name):
         (lambda: samplers.sa_solver(COSINE, tau=-1.0), "tau must be >= 0, got -1.0"),
         (lambda: samplers.pndm(COSINE, start="rk"), "start must be one of plms, prk, got 'rk'"),
         (lambda: samplers.ipndm(COSINE, order=5), "order must be an int in 1 .. 4, got 5"),
-        (lambda: samplers.adams(COSINE, rule="bh3"), "rule must be one of exact, bh1, bh2, got 'bh3'"),
-        (lambda: samplers.adams(COSINE, corrected="end"), "corrected must be True, False or 'start', got 'end'"),
-        (lambda: samplers.adams(COSINE, form="eps", eta=0.3), "eta must be 0 in form eps, got 0.3"),
+        (lambda: engine.adams(COSINE, rule="bh3"), "rule must be one of exact, bh1, bh2, got 'bh3'"),
+        (lambda: engine.adams(COSINE, corrected="end"), "corrected must be True, False or 'start', got 'end'"),
+        (lambda: engine.adams(COSINE, form="eps", eta=0.3), "eta must be 0 in form eps, got 0.3"),
         (
             lambda: samplers.churn(samplers.unipc(COSINE), COSINE, 1.0),
             "sampler must be without memory, .* order 4 with",
@@ -594,13 +594,13 @@ def test_the_exam_fails_a_wrong_claim():
 
 def test_the_exam_fails_the_released_third_order_step(monkeypatch):
     """dpm-solver's multistep 3 lacks a factor 2 in the term of the second difference, and converges at order 2."""
-    right = exponential.newton_integrals
+    right = engine.newton_integrals
 
     def released(moments, offsets):
         found = right(moments, offsets)
         return [*found[:2], *(v / 2 for v in found[2:])]
 
-    monkeypatch.setattr(exponential, "newton_integrals", released)
+    monkeypatch.setattr(engine, "newton_integrals", released)
     with pytest.raises(AssertionError, match=r"claims order 3, measured (2\.\d|1\.9)"):
         check_order(samplers.dpmpp_3m(SCHEDULES["linear"], start="cold"), problem_of("linear"))
 

@@ -121,7 +121,10 @@ SHAPES = {
         lambda: run(diffax.cfg_plus_plus(diffax.ddim(SCHEDULE), SCHEDULE, narrow, 0.5)),
         rf"conditional\(x, t\) {OF_X} \(4, 1\)",
     ),
-    "consistency": (lambda: diffax.consistency_function(narrow, SCHEDULE)(X, T), rf"predict\(x, t\) {OF_X} \(4, 1\)"),
+    "consistency": (
+        lambda: diffax.denoisers.consistency_function(narrow, SCHEDULE)(X, T),
+        rf"predict\(x, t\) {OF_X} \(4, 1\)",
+    ),
     "ddnm": (lambda: inverse.ddnm(narrow, MASK, Y)(X, T), rf"denoise\(x, t\) {OF_X} \(4, 1\)"),
     "pigdm": (lambda: inverse.pigdm(good, SCHEDULE, MASK, Y, std=WEIGHTS)(X, T), rf"std {PER_EXAMPLE} \(3,\)"),
     "dps": (

@@ -9,8 +9,8 @@ from diffax import random
 from diffax._pytrees import check, check_per_example, combine, expand, safe_sqrt
 from diffax.inverse.linear_map import squared_norm
 from diffax.inverse.operators import Mask, Operator, fit, measurement, project, pseudo_inverse, residual
-from diffax.samplers.base import Sampler, State, check_of_data, check_sampler, init
-from diffax.samplers.restart import restart
+from diffax.samplers._base import Sampler, State, check_of_data, check_sampler, init
+from diffax.samplers.wrappers._restart import restart
 from diffax.typing import Schedule, check_schedule, described
 
 # What `replacement` folds into the step's key for its own noise; the wrapped sampler gets the key as it is.

@@ -46,7 +46,7 @@ from diffax._pytrees import (
 )
 from diffax.denoisers import Moments, like_x, moments_of
 from diffax.likelihood._lattice import Lattice, decoder_log_prob
-from diffax.samplers.base import Sampler
+from diffax.samplers._base import Sampler
 from diffax.sampling import unroll
 from diffax.typing import Denoiser, Keys, Schedule, check_function, check_schedule
 

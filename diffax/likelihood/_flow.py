@@ -34,7 +34,7 @@ from diffax._pytrees import (
     widen,
 )
 from diffax.denoisers import like_x, mean_only
-from diffax.samplers.base import Sampler
+from diffax.samplers._base import Sampler
 from diffax.sampling import integrate
 from diffax.times import check_grid
 from diffax.typing import Denoiser, Grid, Keys, Schedule, check_function, check_schedule

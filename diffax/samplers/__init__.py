@@ -45,62 +45,50 @@ guidance_momentum     any guidance of two branches, with a memory of their diffe
 annealed_langevin     Langevin's corrector alone, a sampler of order 0, 1 call
 """
 
-from diffax.samplers.base import Sampler, State
-from diffax.samplers.cfg_plus_plus import cfg_plus_plus
-from diffax.samplers.consistency import (
-    consistency,
-    consistency_function,
-    latent_consistency_function,
-    lcm,
-    tcd,
-)
-from diffax.samplers.ddim import ddim
-from diffax.samplers.ddpm import ddpm
-from diffax.samplers.exponential import adams
-from diffax.samplers.gaussian import centres, gaussian_adams, noise_floor
-from diffax.samplers.guidance_momentum import guidance_momentum
-from diffax.samplers.langevin import Corrector, annealed_langevin, corrected, langevin, predictor_corrector
-from diffax.samplers.multistep import (
-    deis,
+from diffax.samplers._base import Sampler, State
+from diffax.samplers._consistency import consistency, lcm, tcd
+from diffax.samplers._ddim import ddim
+from diffax.samplers._ddpm import ddpm
+from diffax.samplers._deis import deis
+from diffax.samplers._dpm2 import dpm2, dpm2_ancestral
+from diffax.samplers._dpm_solver import dpm_solver
+from diffax.samplers._dpmpp import (
     dpmpp_2m,
     dpmpp_2m_sde,
-    dpmpp_3m,
-    dpmpp_3m_sde,
-    exponential_adams,
-    lms,
-    sa_solver,
-    unipc,
-)
-from diffax.samplers.pndm import ipndm, pndm
-from diffax.samplers.restart import restart
-from diffax.samplers.sde import euler_maruyama, stochastic_heun
-from diffax.samplers.singlestep import (
-    dpm2,
-    dpm2_ancestral,
-    dpm_solver,
     dpmpp_2s,
     dpmpp_2s_ancestral,
+    dpmpp_3m,
+    dpmpp_3m_sde,
     dpmpp_sde,
-    euler,
-    euler_ancestral,
-    heun,
 )
-from diffax.samplers.wrappers import ancestral, churn
-from diffax.schedules._noise_floor import NoiseFloor
+from diffax.samplers._euler import euler, euler_ancestral
+from diffax.samplers._exponential_adams import exponential_adams
+from diffax.samplers._gaussian_adams import gaussian_adams
+from diffax.samplers._heun import heun
+from diffax.samplers._ipndm import ipndm
+from diffax.samplers._langevin import Corrector, annealed_langevin, langevin
+from diffax.samplers._lms import lms
+from diffax.samplers._pndm import pndm
+from diffax.samplers._sa_solver import sa_solver
+from diffax.samplers._sde import euler_maruyama, stochastic_heun
+from diffax.samplers._unipc import unipc
+from diffax.samplers.wrappers._ancestral import ancestral
+from diffax.samplers.wrappers._cfg_plus_plus import cfg_plus_plus
+from diffax.samplers.wrappers._churn import churn
+from diffax.samplers.wrappers._corrected import corrected, predictor_corrector
+from diffax.samplers.wrappers._guidance_momentum import guidance_momentum
+from diffax.samplers.wrappers._noise_floor import noise_floor
+from diffax.samplers.wrappers._restart import restart
 
 __all__ = [
     "Corrector",
-    "NoiseFloor",
     "Sampler",
     "State",
-    "adams",
     "ancestral",
     "annealed_langevin",
-    "centres",
     "cfg_plus_plus",
     "churn",
     "consistency",
-    "consistency_function",
     "corrected",
     "ddim",
     "ddpm",
@@ -124,7 +112,6 @@ __all__ = [
     "heun",
     "ipndm",
     "langevin",
-    "latent_consistency_function",
     "lcm",
     "lms",
     "noise_floor",

@@ -5,11 +5,11 @@ from typing import Any
 import jax.numpy as jnp
 
 
-def _beta_integral(low: Any, high: Any, t: Any) -> Any:
+def beta_integral(low: Any, high: Any, t: Any) -> Any:
     """B(t) of beta = low + (high - low) t."""
     return t * (low + 0.5 * (high - low) * t)
 
 
-def _beta_time(low: Any, high: Any, integral: Any) -> Any:
+def beta_time(low: Any, high: Any, integral: Any) -> Any:
     """The t of B(t), the root of a quadratic in the form that survives high = low."""
     return 2 * integral / (low + jnp.sqrt(low**2 + 2 * (high - low) * integral))

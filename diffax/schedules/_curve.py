@@ -34,6 +34,11 @@ def early(f: Callable, *values: Any) -> Any:
     return f(jnp, *(as_float(v) for v in values))
 
 
+def floored(v: Any, least: Any) -> Any:
+    """V kept from 0 by a floor beyond the clip: float32 knows no time between 1 - 6e-8 and 1."""
+    return straight_through(v, jnp.maximum(v, least))
+
+
 def check_range(names: tuple[str, str], low: Any, high: Any, *, may_equal: bool = False) -> None:
     """0 < low < high, or <= where they may be equal."""
     check(names[0], low, "> 0", lambda v: v > 0)

@@ -40,8 +40,3 @@ class Flow(Curve):
         t = as_float(t)
         alpha, sigma = straight_through(1 - t, level.alpha), straight_through(t, level.sigma)
         return Level(alpha, sigma, straight_through(2 * jnp.log(alpha / sigma), level.log_snr))
-
-
-def _floored(v: Any, least: Any) -> Any:
-    """V kept from 0 by a floor beyond the clip: float32 knows no time between 1 - 6e-8 and 1."""
-    return straight_through(v, jnp.maximum(v, least))

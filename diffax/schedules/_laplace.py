@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax._pytrees import check, pytree, static
-from diffax.schedules._curve import LOG_SNR_MAX, Curve, early
-from diffax.schedules._flow import _floored
+from diffax.schedules._curve import LOG_SNR_MAX, Curve, early, floored
 
 
 @pytree
@@ -43,7 +42,7 @@ class Laplace(Curve):
         """1 - 2 |t - 1/2|, and the sign of t - 1/2."""
         first_half = t < 0.5
         least = jnp.maximum(0.25 * jnp.exp(-(LOG_SNR_MAX + jnp.abs(self.mean)) / self.width), 1e-20)
-        tail = 2 * _floored(jnp.where(first_half, t, 1 - t), least)
+        tail = 2 * floored(jnp.where(first_half, t, 1 - t), least)
         return tail, jnp.where(first_half, -1.0, 1.0).astype(t.dtype)
 
     def curve(self, t):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax._pytrees import pytree, static
-from diffax.schedules._beta_integral import _beta_integral, _beta_time
+from diffax.schedules._beta_integral import beta_integral, beta_time
 from diffax.schedules._curve import Curve, check_range
 
 
@@ -38,10 +38,10 @@ class Linear(Curve):
         check_range(("beta_min", "beta_max"), self.beta_min, self.beta_max, may_equal=True)
 
     def curve(self, t):
-        return -jnp.log(jnp.expm1(_beta_integral(self.beta_min, self.beta_max, t)))
+        return -jnp.log(jnp.expm1(beta_integral(self.beta_min, self.beta_max, t)))
 
     def ratio(self, t):
-        return jnp.sqrt(jnp.expm1(_beta_integral(self.beta_min, self.beta_max, t)))
+        return jnp.sqrt(jnp.expm1(beta_integral(self.beta_min, self.beta_max, t)))
 
     def uncurve(self, log_snr):
-        return _beta_time(self.beta_min, self.beta_max, jax.nn.softplus(-log_snr))
+        return beta_time(self.beta_min, self.beta_max, jax.nn.softplus(-log_snr))

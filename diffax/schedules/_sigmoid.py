@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax._pytrees import check, concrete, pytree, static
-from diffax.schedules._curve import Curve, early
-from diffax.schedules._flow import _floored
+from diffax.schedules._curve import Curve, early, floored
 
 
 @pytree
@@ -61,7 +60,7 @@ class Sigmoid(Curve):
         return -2 * jnp.log(self.ratio(t))
 
     def ratio(self, t):
-        w, left = self._half_width, _floored(1 - t, 1e-12)
+        w, left = self._half_width, floored(1 - t, 1e-12)
         # sinh(x) = -exp(x) expm1(-2 x) / 2: no overflow, and digits kept at both ends.
         of_ends = jnp.expm1(-2 * w * t) / jnp.expm1(-2 * w * left)
         return jnp.sqrt(of_ends) * jnp.exp(w * (t - 0.5) + self._log_k / 2)

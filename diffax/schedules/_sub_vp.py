@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax._pytrees import pytree, static
-from diffax.schedules._beta_integral import _beta_integral, _beta_time
+from diffax.schedules._beta_integral import beta_integral, beta_time
 from diffax.schedules._curve import Curve, check_range
 
 
@@ -37,13 +37,13 @@ class SubVP(Curve):
         check_range(("beta_min", "beta_max"), self.beta_min, self.beta_max, may_equal=True)
 
     def curve(self, t):
-        integral = _beta_integral(self.beta_min, self.beta_max, t)
+        integral = beta_integral(self.beta_min, self.beta_max, t)
         return -2 * jnp.log(-jnp.expm1(-integral)) - integral
 
     def ratio(self, t):
-        integral = _beta_integral(self.beta_min, self.beta_max, t)
+        integral = beta_integral(self.beta_min, self.beta_max, t)
         return -jnp.expm1(-integral) * jnp.exp(integral / 2)
 
     def uncurve(self, log_snr):
         integral = 2 * jnp.arcsinh(jnp.exp(-log_snr / 2) / 2)
-        return _beta_time(self.beta_min, self.beta_max, integral)
+        return beta_time(self.beta_min, self.beta_max, integral)

@@ -28,11 +28,11 @@ def default_ends(schedule: Schedule) -> tuple[Any, Any]:
     1.0
     """
     zero = getattr(schedule, "zero_terminal_snr", False)
-    t_max = as_float(1.0) if zero is True else _noise_end(schedule, SIGMA_MAX)
-    return jnp.where(zero, 1.0, t_max), _data_end(schedule)
+    t_max = as_float(1.0) if zero is True else noise_end(schedule, SIGMA_MAX)
+    return jnp.where(zero, 1.0, t_max), data_end(schedule)
 
 
-def _noise_end(schedule: Schedule, sigma: Any) -> Any:
+def noise_end(schedule: Schedule, sigma: Any) -> Any:
     """The largest time at which sigma / alpha <= sigma. The inverse may round up, for `Laplace` to t = 1."""
     t = as_float(schedule.inverse(-2 * jnp.log(as_float(sigma))))
     bits = jnp.int64 if t.dtype == jnp.float64 else jnp.int32
@@ -45,7 +45,7 @@ def _noise_end(schedule: Schedule, sigma: Any) -> Any:
     return jnp.where(ratio[-1] > sigma * (1 + 1e-5), straight_through(t, largest), 1.0)
 
 
-def _data_end(schedule: Schedule) -> Any:
+def data_end(schedule: Schedule) -> Any:
     """The time at which sigma / alpha = 0.02, or the schedule's own end."""
     steps = getattr(schedule, "num_train_steps", None)
     own, log_snr = as_float(0.0 if steps is None else 1 / steps), -2 * math.log(SIGMA_MIN)

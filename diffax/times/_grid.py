@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax._pytrees import as_float, check, check_count, concrete, promoted
-from diffax.times._ends import SIGMA_MAX, _data_end, _noise_end, default_ends
+from diffax.times._ends import SIGMA_MAX, data_end, default_ends, noise_end
 from diffax.typing import Array, Float, Schedule, check_schedule
 
 
@@ -36,7 +36,7 @@ def _short(grid: np.ndarray) -> str:
     return np.array2string(grid, precision=4, threshold=8, edgeitems=3).replace("\n", "")
 
 
-def _grid(
+def entries(
     schedule: Schedule, n: int, t_max: Any, t_min: Any, inner: Callable[[Any, Any, Any], Any]
 ) -> Float[Array, " n"]:
     """Times from t_max to t_min, None for the default ends. Both ends are exact; powers and logs are smooth between.
@@ -51,23 +51,24 @@ def _grid(
             if np.ndim(value):
                 raise ValueError(f"{name} must have shape (), got {np.shape(value)}")
     if t_min is None:
-        t_min = _data_end(schedule)
+        t_min = data_end(schedule)
     zero = t_max is None and n > 1 and getattr(schedule, "zero_terminal_snr", False)
     if t_max is None:
-        t_max = _noise_end(schedule, SIGMA_MAX) if n > 1 else default_ends(schedule)[0]
+        t_max = noise_end(schedule, SIGMA_MAX) if n > 1 else default_ends(schedule)[0]
     low = concrete(t_min)
     if n > 1 and low is not None:
         check("t_max", t_max, f"> t_min = {low:.6g}", lambda v: v > low)
 
     def grid(from_noise):
-        times = _between(as_float(t_max), as_float(t_min), n - from_noise, inner)
+        times = between(as_float(t_max), as_float(t_min), n - from_noise, inner)
         return jnp.concatenate([jnp.ones(1, times.dtype), times]) if from_noise else times
 
     # With zero terminal SNR: t = 1, and the others from sigma / alpha = 80.
     return grid(zero) if isinstance(zero, bool) else jnp.where(zero, grid(True), grid(False))
 
 
-def _between(first: Any, last: Any, n: int, inner: Callable[[Any, Any, Any], Any]) -> Any:
+def between(first: Any, last: Any, n: int, inner: Callable[[Any, Any, Any], Any]) -> Any:
+    """Times from `first` to `last`, `inner` between them, cut to n entries."""
     dtype = promoted(first, last)
     parts = first[None], inner(first, last, jnp.linspace(0.0, 1.0, n)[1:-1]), last[None]
     return jnp.concatenate([v.astype(dtype) for v in parts])[:n]

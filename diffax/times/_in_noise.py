@@ -6,8 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax._pytrees import as_float, check, check_count, concrete
-from diffax.times._ends import SIGMA_MAX, SIGMA_MIN, _noise_end
-from diffax.times._grid import _between, _grid
+from diffax.times._ends import SIGMA_MAX, SIGMA_MIN, noise_end
+from diffax.times._grid import between, entries
 from diffax.typing import Array, Float, Schedule, check_schedule
 
 
@@ -144,7 +144,7 @@ def arctan(
         theta = low + (high - low) * ramp
         return schedule.inverse(-2 * (log_scale + power * jnp.log(jnp.tan(theta))))
 
-    return _grid(schedule, n, t_max, t_min, inner)
+    return entries(schedule, n, t_max, t_min, inner)
 
 
 def from_sigmas(schedule: Schedule, sigmas: Any) -> Float[Array, " n"]:
@@ -172,7 +172,7 @@ def path(schedule: Schedule, n: int, t: Any, s: Any) -> Float[Array, " n"]:
     [0.5, 0.75, 1.0]
     """
     check_count("n", n)
-    return _between(as_float(t), as_float(s), n, _by_log_snr(schedule, _log_linear))
+    return between(as_float(t), as_float(s), n, _by_log_snr(schedule, _log_linear))
 
 
 def _in_noise(
@@ -195,10 +195,10 @@ def _in_noise(
     elif n > 1 and sigma_min is not None and t_max is None:
         check("sigma_min", sigma_min, f"< sigma_max = {SIGMA_MAX:g}", lambda v: v < SIGMA_MAX)
     if sigma_max is not None:
-        t_max = _noise_end(schedule, sigma_max)
+        t_max = noise_end(schedule, sigma_max)
     if sigma_min is not None:
         t_min = schedule.inverse(-2 * jnp.log(as_float(sigma_min)))
-    return _grid(schedule, n, t_max, t_min, _by_log_snr(schedule, curve))
+    return entries(schedule, n, t_max, t_min, _by_log_snr(schedule, curve))
 
 
 def _by_log_snr(schedule: Schedule, curve: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:

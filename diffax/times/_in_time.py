@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from diffax._pytrees import check
 from diffax.times._beta_quantile import beta_quantile
-from diffax.times._grid import _grid
+from diffax.times._grid import entries
 from diffax.typing import Array, Float, Schedule
 
 
@@ -26,7 +26,7 @@ def uniform(schedule: Schedule, n: int, *, t_max: Any = None, t_min: Any = None)
     >>> uniform(Cosine(), 3, t_max=1.0, t_min=0.0).tolist()
     [1.0, 0.5, 0.0]
     """
-    return _grid(schedule, n, t_max, t_min, _even)
+    return entries(schedule, n, t_max, t_min, _even)
 
 
 def _even(first: Any, last: Any, ramp: Any) -> Any:
@@ -46,7 +46,7 @@ def quadratic(schedule: Schedule, n: int, *, t_max: Any = None, t_min: Any = Non
     def inner(first, last, ramp):
         return (jnp.sqrt(first) * (1 - ramp) + _root(last) * ramp) ** 2
 
-    return _grid(schedule, n, t_max, t_min, inner)
+    return entries(schedule, n, t_max, t_min, inner)
 
 
 def _root(t: Any) -> Any:
@@ -83,4 +83,4 @@ def beta(
     def inner(first, last, ramp):
         return last + (first - last) * beta_quantile(1 - ramp, a, b)
 
-    return _grid(schedule, n, t_max, t_min, inner)
+    return entries(schedule, n, t_max, t_min, inner)

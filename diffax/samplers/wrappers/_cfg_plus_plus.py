@@ -12,15 +12,8 @@ import jax.numpy as jnp
 
 from diffax._pytrees import check_per_example, check_weight, combine
 from diffax.denoisers import like_x, x0_of
-from diffax.samplers.base import Sampler, check_of_data, check_sampler
+from diffax.samplers._base import Sampler, check_of_data, check_open
 from diffax.typing import Denoiser, Schedule, check_function, check_schedule
-
-
-def check_open(sampler: Sampler) -> None:
-    """Refuses a sampler that renoises, since it calls its denoiser inside a branch, where nobody can listen."""
-    check_sampler(sampler)
-    if sampler.renoises:
-        raise ValueError("sampler must not renoise, got one that does; put its wrapper outside: restart(wrapped, ..)")
 
 
 def cfg_plus_plus(sampler: Sampler, schedule: Schedule, conditional: Denoiser, weight: Any) -> Sampler:

@@ -15,14 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax._pytrees import choose, combine, expand, of_rank, promoted, widen
-from diffax.samplers.base import Sampler
-from diffax.samplers.forms import FORMS, begins_in_noise, check_order, cross, evaluate
-from diffax.typing import Schedule, check_schedule
+from diffax._pytrees import combine, expand, of_rank, promoted, widen
+from diffax.samplers._base import Sampler
+from diffax.samplers.engines.forms import FORMS, begins_in_noise, cross, evaluate
+from diffax.typing import check_schedule
 
 WEIGHTS = np.array(
     [[1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 / 12, 5 / 12, 0], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
 )
+
+
 EPS = FORMS["eps"]
 
 
@@ -48,67 +50,8 @@ class Start(NamedTuple):
     calls: int
 
 
-def ipndm(schedule: Schedule, *, order: int = 4) -> Sampler:
-    """Improved PNDM: the weights of order 1, 2 .. p from the first step on (Zhang & Chen 2023, section 4), order 2.
-
-    One call a step; order=1 is `ddim`.
-
-    Args:
-      schedule: noise schedule.
-      order: of the weights, 1 to 4.
-
-    Raises:
-      ValueError: for another order.
-    """
-    return _pseudo(schedule, check_order(order, 4), None)
-
-
-def pndm(schedule: Schedule, *, start: str = "plms") -> Sampler:
-    """PNDM (Liu et al. 2022), order 2, one call a step but for the start.
-
-    Args:
-      schedule: noise schedule.
-      start: "plms": the first step is repeated with the mean of eps at both ends, one call more in all (the setting of
-        Stable Diffusion). "prk": the first three steps are pseudo Runge-Kutta of order 4, three calls more each
-        (F-PNDM, algorithm 2); its midpoints are in t.
-
-    Raises:
-      ValueError: for another start.
-
-    >>> import diffax
-    >>> pndm(diffax.Cosine()).order
-    2
-    """
-    return _pseudo(
-        schedule, 4, choose("start", start, {"plms": Start(1, _improved_euler, 1), "prk": Start(3, _runge_kutta, 3)})
-    )
-
-
-def _transfer(level_t, level_s):
-    """The factors of x and e in phi."""
-    return level_s.alpha / level_t.alpha, cross(level_t, level_s) / level_t.alpha
-
-
-def _eps_after(schedule, denoise, x, e, t, s):
-    """The eps at s, where phi moves x."""
-    level_s = schedule(s)
-    of_x, of_e = _transfer(schedule(t), level_s)
-    return evaluate(EPS, schedule, denoise, combine((of_x, x), (of_e, e)), s, level_s)
-
-
-def _improved_euler(schedule, denoise, x, e, t, s):
-    return combine((0.5, e), (0.5, _eps_after(schedule, denoise, x, e, t, s)))
-
-
-def _runge_kutta(schedule, denoise, x, e, t, s):
-    middle = (t + s) / 2
-    e_2 = _eps_after(schedule, denoise, x, e, t, middle)
-    e_3 = _eps_after(schedule, denoise, x, e_2, t, middle)
-    e_4 = _eps_after(schedule, denoise, x, e_3, t, s)
-    return combine((1 / 6, e), (1 / 3, e_2), (1 / 3, e_3), (1 / 6, e_4))
-
-
-def _pseudo(schedule, order, start):
+def pseudo_multistep(schedule: Schedule, order: int, start: Start | None) -> Sampler:
+    """The method at the head of this module, with its first steps as `start` takes them."""
     check_schedule(schedule)
 
     def init(x, times):
@@ -150,6 +93,18 @@ def _pseudo(schedule, order, start):
     return Sampler(
         init, step, order=min(order, 2), calls=1, start_calls=start_calls, memory=order > 1, schedule=schedule
     )
+
+
+def _transfer(level_t, level_s):
+    """The factors of x and e in phi."""
+    return level_s.alpha / level_t.alpha, cross(level_t, level_s) / level_t.alpha
+
+
+def eps_after(schedule, denoise, x, e, t, s):
+    """The eps at s, where phi moves x."""
+    level_s = schedule(s)
+    of_x, of_e = _transfer(schedule(t), level_s)
+    return evaluate(EPS, schedule, denoise, combine((of_x, x), (of_e, e)), s, level_s)
 
 
 def _put(ring, value, place):

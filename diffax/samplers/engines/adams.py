@@ -1,7 +1,7 @@
 r"""One exponential Adams method, of which most multistep samplers are special cases.
 
-In a form of `diffax.samplers.forms` (integrand f, node y, carry, gain, moments M_j), with previous nodes y_1, y_2 ...
-and Newton's divided differences, a step of order p is
+In a form of `diffax.samplers.engines.forms` (integrand f, node y, carry, gain, moments M_j), with previous nodes y_1,
+y_2 ... and Newton's divided differences, a step of order p is
 
     predictor   x_s = carry x_t + gain_s sum_(m < p) N_m f[y_t, y_1 .. y_m],     N_m = int prod_(i < m) (y - y_i)
     corrector   x_t += gain_t N_k f[y_1 .. y_k, y_t]     for the step of order k that led to t, once f(x_t) is known
@@ -39,11 +39,13 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax._pytrees import check, check_per_example, choose, combine, expand, safe_sqrt, widen
-from diffax.samplers.base import Sampler
-from diffax.samplers.forms import Form, begins_in_noise, check_order, evaluate, form_of
+from diffax.samplers._base import Sampler
+from diffax.samplers.engines.forms import Form, begins_in_noise, check_order, evaluate, form_of
 from diffax.typing import Schedule, check_schedule
 
 FORM_NAMES = ("x0", "eps", "rho", "flow", "time")
+
+
 RULES: dict[str, Callable] = {
     "exact": lambda h, moments: moments[1],
     "bh1": lambda h, moments: h * h / 2,

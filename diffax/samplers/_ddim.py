@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax._pytrees import check, check_per_example, combine, safe_sqrt
-from diffax.samplers.base import Sampler, State, init
-from diffax.samplers.forms import cross, log_step
+from diffax.samplers._base import Sampler, State, init
+from diffax.samplers.engines.forms import cross, log_step
 from diffax.typing import Schedule, check_schedule
 
 

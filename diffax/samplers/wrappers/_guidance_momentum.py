@@ -10,8 +10,7 @@ import jax.numpy as jnp
 
 from diffax._pytrees import check, check_per_example, combine, expand, widen
 from diffax.denoisers import like_x, x0_of
-from diffax.samplers.base import Sampler, check_of_data
-from diffax.samplers.cfg_plus_plus import check_open
+from diffax.samplers._base import Sampler, check_of_data, check_open
 from diffax.typing import Denoiser, check_function
 
 

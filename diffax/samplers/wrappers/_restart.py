@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax._pytrees import as_float, check, check_per_example, combine, expand
-from diffax.samplers.base import Sampler, check_sampler
+from diffax.samplers._base import Sampler, check_sampler
 from diffax.schedules import transition
 from diffax.typing import Schedule, check_schedule
 
@@ -39,7 +39,7 @@ def restart(sampler: Sampler, schedule: Schedule, *, noise_scale: Any = 1.0) -> 
 
     Source: Xu et al. 2023, eq. 3 and 4, algorithm 1; S is S_noise of their appendix.
 
-    >>> from diffax.samplers.ddim import ddim
+    >>> from diffax.samplers._ddim import ddim
     >>> from diffax.schedules import Cosine
     >>> restart(ddim(Cosine()), Cosine()).renoises
     True

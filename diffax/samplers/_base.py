@@ -69,3 +69,20 @@ def check_sampler(sampler: Any) -> None:
     if not isinstance(sampler, Sampler):
         made = "a Sampler, as ddim(schedule) or Sampler(init, step, order, calls) is"
         raise ValueError(f"sampler must be {made}, got {described(sampler)}")
+
+
+def check_single_step(sampler):
+    """Refuses multistep samplers: what they remember is of another path, and is divided by the length of a step."""
+    check_sampler(sampler)
+    if sampler.memory:
+        raise ValueError(
+            "sampler must be without memory, which new noise would make another path's, got one of order "
+            f"{sampler.order} with it; stochastic multistep samplers are dpmpp_2m_sde, dpmpp_3m_sde and sa_solver"
+        )
+
+
+def check_open(sampler: Sampler) -> None:
+    """Refuses a sampler that renoises, since it calls its denoiser inside a branch, where nobody can listen."""
+    check_sampler(sampler)
+    if sampler.renoises:
+        raise ValueError("sampler must not renoise, got one that does; put its wrapper outside: restart(wrapped, ..)")

@@ -23,11 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import check, check_count, check_like, check_per_example, combine, expand, promoted, safe_sqrt
-from diffax.samplers.base import Sampler, State, check_sampler, init
+from diffax._pytrees import check, check_count, check_per_example, combine, promoted, safe_sqrt
+from diffax.samplers._base import Sampler, State, init
 from diffax.typing import Schedule, check_schedule
-
-SALT = 0x1A9E0000  # keeps a corrector's draws apart from those of the sampler that it corrects
 
 
 class Corrector(NamedTuple):
@@ -102,48 +100,6 @@ def langevin(schedule: Schedule, *, snr: Any = None, step_size: Any = None, num_
         return x
 
     return Corrector(move, calls=num_steps)
-
-
-def corrected(sampler: Sampler, corrector: Corrector) -> Sampler:
-    """Sampler -> sampler: after each step t -> s of the sampler the corrector moves x at level s.
-
-    The move is an edit of x, so any sampler, multistep ones too, goes on from the corrected x. Without steps, or
-    with steps of size 0, it is the bare sampler, noise included. A step of length zero stays one: it is not corrected.
-
-    Order: that of the sampler, for what the sampler does; the bias of the corrector's own step size, O(k^2) as at
-    the head of this module, does not fall with the number of steps. Calls: those of both.
-
-    Source: Song et al. 2021, algorithm 1 (predictor-corrector sampling).
-
-    >>> from diffax.samplers.ddim import ddim
-    >>> from diffax.schedules import Cosine
-    >>> corrected(ddim(Cosine()), langevin(Cosine(), snr=0.16, num_steps=2)).calls
-    3
-    """
-    check_sampler(sampler)
-    if corrector.calls == 0:
-        return sampler
-
-    def step(key, denoise, state, t, s):
-        state = sampler.step(key, denoise, state, t, s)
-        # The calls of what is inside tell correctors around correctors apart.
-        x = corrector.move(random.fold_in(key, SALT + sampler.calls), denoise, state.x, s)
-        check_like("corrector.move(key, denoise, x, t)", x, state.x)
-        moves = jnp.asarray(t) != s
-        return state._replace(x=jax.tree.map(lambda new, old: jnp.where(expand(moves, old), new, old), x, state.x))
-
-    return sampler._replace(step=step, calls=sampler.calls + corrector.calls)
-
-
-def predictor_corrector(sampler: Sampler, schedule: Schedule, *, snr: Any = 0.16, num_steps: int = 1) -> Sampler:
-    """`corrected(sampler, langevin(schedule, snr=snr, num_steps=num_steps))`: Song et al. 2021, with their r = 0.16.
-
-    >>> from diffax.samplers.ddpm import ddpm
-    >>> from diffax.schedules import LogLinear
-    >>> predictor_corrector(ddpm(LogLinear(0.01, 50.0)), LogLinear(0.01, 50.0)).calls
-    2
-    """
-    return corrected(sampler, langevin(schedule, snr=snr, num_steps=num_steps))
 
 
 def annealed_langevin(schedule: Schedule, *, step_size: Any = None, snr: Any = None) -> Sampler:

@@ -1,4 +1,4 @@
-r"""What the first two moments of the data, or their noise floor, are worth to a sampler of few steps.
+r"""Adams methods that are exact for data N(mean, std^2 I).
 
 With rho = sigma / alpha and theta = atan(rho / std), z = (x - alpha mean) / c, c^2 = alpha^2 std^2 + sigma^2, the
 probability-flow ODE is
@@ -7,27 +7,19 @@ probability-flow ODE is
 
 and the right-hand side is 0 for data N(mean, std^2 I): nothing is left to integrate, however long the step.
 `gaussian_adams` is the Adams-Bashforth-Moulton method in theta, which ends at sigma = 0 as at any other point.
-
-Data x0 = y + floor n, n ~ N(0, I), are diffused centres y: x_t = alpha y + sigma' n with sigma'^2 = sigma^2 + alpha^2
-floor^2, and E[y | x_t] = x0 + alpha floor^2 score(x_t). `noise_floor` has any sampler solve for y instead, under the
-schedule (alpha, sigma') whose log-SNR is finite at t = 0: it ends there, with neither a truncation nor a denoising
-step, and is exact from order 1 on for N(m, floor^2 I) whatever m is. `diffax.times.arctan` is a grid for both.
+`diffax.times.arctan` is a grid for it.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from diffax._pytrees import as_float, check, check_per_example, choose, combine, expand, of_rank, plus, times, widen
-from diffax.samplers.base import Sampler, check_sampler
-from diffax.samplers.exponential import RULES, Method, adams, corrector
-from diffax.samplers.forms import trig
-from diffax.schedules._noise_floor import NoiseFloor
-from diffax.typing import Denoiser, Schedule
-
-ENDS = {"open": False, "smooth": True}
+from diffax.samplers._base import Sampler
+from diffax.samplers.engines.adams import RULES, Method, adams, corrector
+from diffax.samplers.engines.forms import trig
+from diffax.typing import Schedule
 
 
 def gaussian_adams(
@@ -105,18 +97,6 @@ def gaussian_adams(
     return inner._replace(init=init, step=step)
 
 
-def _check_mean(mean: Any, x: Any) -> None:
-    def leaf(m, v):
-        if jnp.broadcast_shapes(jnp.shape(m), jnp.shape(v)) != jnp.shape(v):
-            raise ValueError
-
-    try:
-        jax.tree.map(leaf, _means(mean, x), x)
-    except ValueError:
-        shapes = tuple(jax.tree.map(jnp.shape, v) for v in (mean, x))
-        raise ValueError(f"mean must broadcast to x, {shapes[1]}, got {shapes[0]}") from None
-
-
 def _interpolated(method: Method, y: Any, gain: Any, state: Any, at_end: Any) -> Any:
     """The state corrected with f = 0 at its own end y, where `at_end`; no later corrector does it again."""
     weights = [jnp.where(at_end, gain * w, 0.0) for w in corrector(method, y, state)[1:]]
@@ -140,55 +120,16 @@ def _means(mean: Any, x: Any) -> Any:
     return jax.tree.map(lambda _: mean, x) if jax.tree_util.all_leaves([mean]) else mean
 
 
-def centres(denoise: Denoiser, schedule: Schedule, std: Any) -> Denoiser:
-    """(x, t) -> E[y | x_t = x] = x0 + alpha std^2 / sigma^2 (alpha x0 - x), for data x0 = y + std n."""
+def _check_mean(mean: Any, x: Any) -> None:
+    def leaf(m, v):
+        if jnp.broadcast_shapes(jnp.shape(m), jnp.shape(v)) != jnp.shape(v):
+            raise ValueError
 
-    def of_y(x, t):
-        level = schedule(t)
-        weight = level.alpha * jnp.square(std / level.sigma)
-        return combine((1 + weight * level.alpha, denoise(x, t)), (-weight, x))
+    try:
+        jax.tree.map(leaf, _means(mean, x), x)
+    except ValueError:
+        shapes = tuple(jax.tree.map(jnp.shape, v) for v in (mean, x))
+        raise ValueError(f"mean must broadcast to x, {shapes[1]}, got {shapes[0]}") from None
 
-    return of_y
 
-
-def noise_floor(make: Callable[[Schedule], Sampler], schedule: Schedule, std: Any) -> Sampler:
-    """Any sampler, made to diffuse the centres y of data x0 = y + std n: see the head of this module.
-
-    The ODE that it solves is the same; so are order and calls, and x means what it did. What changes is what the
-    sampler takes to be simple: under its linear part the noise of the data is noise. Made for `integrate` down to
-    t = 0, where x is the sample. std = 0 is the sampler as it was.
-
-    Args:
-      make: schedule -> sampler, such as `functools.partial(unipc, order=2, form="x0")`.
-      schedule: noise schedule; `make` is called with `NoiseFloor(schedule, std)`.
-      std: standard deviation of the finest structure of the data, the smallest of a mixture's; >= 0, may be traced.
-        Near t = 0 errors of the denoiser count (alpha std / sigma)^2 times, so that the last call wants sigma >= alpha
-        std or so. Above the true value a stochastic sampler has no law to be right for; the ODE remains what it is.
-
-    Wrappers that compare the denoiser's answer with an x0 (`cfg_plus_plus`, `guidance_momentum`, `inverse.dps`,
-    `inverse.replacement`, `inverse.repaint`) go around it: `cfg_plus_plus(noise_floor(..), schedule, ..)`. Inside
-    `make` they are refused, since there the answer is a centre.
-
-    Raises:
-      ValueError: if std is known to be negative, or `make` does not make a `Sampler`; while stepping, if the sampler
-        compares centres with an x0.
-
-    >>> import functools, diffax
-    >>> schedule, point = diffax.Linear(), jnp.array([0.7, -0.4])
-    >>> law = diffax.analytic.Gaussian.from_covariance(point, 0.3**2)
-    >>> sampler = noise_floor(diffax.ddim, schedule, 0.3)  # exact in one step, whatever the mean
-    >>> x = jnp.array([[0.5, -1.0]])
-    >>> state = diffax.integrate(jax.random.key(0), sampler, law.denoiser(schedule), x, jnp.array([0.9, 0.0]))
-    >>> bool(jnp.allclose(state.x, law.flow(x, schedule(0.9), schedule(0.0)), rtol=1e-5))
-    True
-    """
-    check("std", std, ">= 0", lambda v: v >= 0)
-    inner = make(NoiseFloor(schedule, std))
-    check_sampler(inner)
-
-    def step(key, denoise, state, t, s):
-        of_y = centres(denoise, schedule, std)
-        of_y.of_centres = True  # type: ignore[attr-defined]
-        return inner.step(key, of_y, state, t, s)
-
-    return inner._replace(step=step)
+ENDS = {"open": False, "smooth": True}

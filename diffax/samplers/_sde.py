@@ -22,9 +22,9 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax._pytrees import check, check_per_example, combine, expand, safe_sqrt
-from diffax.samplers.base import Sampler, State, init
-from diffax.samplers.ddim import ddim
-from diffax.samplers.forms import begins_in_noise
+from diffax.samplers._base import Sampler, State, init
+from diffax.samplers._ddim import ddim
+from diffax.samplers.engines.forms import begins_in_noise
 from diffax.sde import coefficients
 from diffax.typing import Schedule, check_schedule
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from diffax import random
 from diffax._pytrees import choose, combine, expand, safe_sqrt
 from diffax.denoisers import moments_of
-from diffax.samplers.base import Sampler, State, init
-from diffax.samplers.forms import log_step
+from diffax.samplers._base import Sampler, State, init
+from diffax.samplers.engines.forms import log_step
 from diffax.typing import Schedule, check_schedule
 
 VARIANCES = {

@@ -1,0 +1,28 @@
+"""The midpoint method in sigma / alpha."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from diffax.samplers._base import Sampler
+from diffax.samplers.engines.stages import two_stage
+from diffax.samplers.wrappers._ancestral import ancestral
+from diffax.samplers.wrappers._churn import with_churn
+from diffax.typing import Schedule
+
+
+def dpm2(
+    schedule: Schedule, *, s_churn: Any = 0.0, s_tmin: Any = 0.0, s_tmax: Any = jnp.inf, s_noise: Any = 1.0
+) -> Sampler:
+    """The midpoint method in rho with the midpoint in log rho (Karras et al. 2022, appendix; k-diffusion), order 2.
+
+        x_s / alpha_s = x_t / alpha_t + (rho_s - rho_t) eps(x_r, r),   rho_r = sqrt(rho_t rho_s)
+
+    s_churn, s_tmin, s_tmax and s_noise are those of `heun`.
+    """
+    return with_churn(two_stage(schedule, "rho", 0.5, rule="midpoint"), schedule, s_churn, s_tmin, s_tmax, s_noise)
+
+
+def dpm2_ancestral(schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0) -> Sampler:
+    """`dpm2` to a lower level, then noise back to s: see `ancestral`."""
+    return ancestral(dpm2(schedule), schedule, eta=eta, noise_scale=noise_scale)

@@ -1,0 +1,58 @@
+"""Euler's method."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from diffax._pytrees import choose, combine
+from diffax.samplers._base import Sampler, State, init
+from diffax.samplers._ddim import ddim
+from diffax.samplers.engines.forms import FORMS, evaluate
+from diffax.samplers.engines.stages import SPACES
+from diffax.samplers.wrappers._churn import with_churn
+from diffax.typing import Schedule, check_schedule
+
+
+def euler(
+    schedule: Schedule,
+    *,
+    space: str = "rho",
+    s_churn: Any = 0.0,
+    s_tmin: Any = 0.0,
+    s_tmax: Any = jnp.inf,
+    s_noise: Any = 1.0,
+) -> Sampler:
+    """Euler's method, order 1: in rho = sigma / alpha it is `ddim`; for a flow schedule it is the same in time.
+
+        x_s / alpha_s = x_t / alpha_t + (rho_s - rho_t) eps
+
+    Args:
+      schedule: noise schedule.
+      space: "rho", or "time" for Euler in t on dx / dt = alpha' x0 + sigma' eps.
+      s_churn: with s_tmin, s_tmax and s_noise, see `diffax.samplers.churn`.
+      s_tmin: lowest rho that is churned.
+      s_tmax: highest rho that is churned.
+      s_noise: factor of the noise.
+
+    Raises:
+      ValueError: for another space.
+    """
+    choose("space", space, SPACES)
+    check_schedule(schedule)
+    base = ddim(schedule) if space == "rho" else _euler_in_time(schedule)
+    return with_churn(base, schedule, s_churn, s_tmin, s_tmax, s_noise)
+
+
+def _euler_in_time(schedule):
+    form = FORMS["time"]
+
+    def step(key, denoise, state, t, s):
+        f = evaluate(form, schedule, denoise, state.x, t, schedule(t))
+        return State(combine((1.0, state.x), (s - t, f)))
+
+    return Sampler(init, step, order=1, calls=1, schedule=schedule)
+
+
+def euler_ancestral(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
+    """k-diffusion's Euler ancestral: another name of `ddim(schedule, eta=eta)`, which it equals for every eta."""
+    return ddim(schedule, eta=eta)

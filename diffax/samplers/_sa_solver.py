@@ -1,0 +1,36 @@
+"""SA-Solver, stochastic Adams methods."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from diffax._pytrees import check
+from diffax.samplers._base import Sampler
+from diffax.samplers.engines.adams import adams
+from diffax.samplers.engines.forms import check_order
+from diffax.typing import Schedule
+
+
+def sa_solver(schedule: Schedule, *, order: int = 3, tau: Any = 1.0, corrected: bool = True) -> Sampler:
+    """SA-Solver (Xue et al. 2023, algorithm 1): stochastic Adams predictor and corrector in x0.
+
+        x_s = e^(-tau^2 h) sigma_s / sigma_t x_t + alpha_s sum_j b_j x0_j + sigma_s sqrt(1 - e^(-2 tau^2 h)) z
+
+    tau = 0 is a predictor-corrector for the ODE, of order p + 1; tau = 1 solves the reverse SDE.
+
+    Args:
+      schedule: noise schedule.
+      order: p, 1, 2 or 3.
+      tau: >= 0, a number, () or (B,), or a function of t (the paper's tau is 1 in an interval, 0 outside).
+      corrected: whether the corrector is used.
+
+    Raises:
+      ValueError: for another order or a negative tau.
+    """
+    if callable(tau):
+        return adams(
+            schedule, form="x0", order=check_order(order, 3), corrected=corrected, eta=lambda t: jnp.square(tau(t))
+        )
+    check("tau", tau, ">= 0", lambda v: v >= 0)
+    eta = tau**2 if isinstance(tau, (int, float)) else jnp.square(tau)
+    return adams(schedule, form="x0", order=check_order(order, 3), corrected=corrected, eta=eta)

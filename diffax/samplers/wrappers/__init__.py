@@ -1,0 +1,1 @@
+"""Functions sampler -> sampler, one a file."""
