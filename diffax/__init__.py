@@ -15,7 +15,6 @@ Nouns are pytrees, verbs are functions, algorithms are pairs of functions.
                  likelihood.adaptive: the ODE by an adaptive solver (needs diffrax; import it)
     analytic     oracles with a known answer
     inverse      measurements y = A x0 + noise, and samplers of x0 given y
-    learned_grid a step grid learned for a sampler: learn_grid
     nn           Flax networks           (needs flax; import diffax.nn)
     training     step, EMA, checkpoints  (needs optax, orbax; import diffax.training)
     metrics      distances between sets of features (import diffax.metrics)
@@ -60,7 +59,6 @@ from diffax.guidance import (
     interval,
     rescale,
 )
-from diffax.learned_grid import LearnedGrid, learn_grid
 from diffax.likelihood import (
     Lattice,
     LogLikelihood,
@@ -152,7 +150,6 @@ __all__ = [
     "Laplace",
     "Lattice",
     "Learned",
-    "LearnedGrid",
     "Level",
     "Linear",
     "LogLikelihood",
@@ -220,7 +217,6 @@ __all__ = [
     "ipndm",
     "langevin",
     "lcm",
-    "learn_grid",
     "likelihood",
     "linear_betas",
     "lms",

@@ -22,7 +22,6 @@ LEVELS = [
     {"sampling"},
     {"analytic", "likelihood"},
     {"losses"},
-    {"learned_grid"},
     {"inverse"},
     {"nn", "training", "metrics"},
 ]

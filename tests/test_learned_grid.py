@@ -30,7 +30,7 @@ def exact(seed, size):
 def learner(make):
     def learn(x, target, first, learning_rate):
         denoise = mixture().denoiser(SCHEDULE)
-        return diffax.learn_grid(
+        return diffax.training.learn_grid(
             KEY, make(SCHEDULE), SCHEDULE, denoise, x, first, target=target, learning_rate=learning_rate
         )
 
@@ -115,7 +115,7 @@ def test_ends_stay_where_they_are_told_to():
 
     def run(first, floor):
         sampler = diffax.ddim(schedule)
-        grid, errors = diffax.learn_grid(
+        grid, errors = diffax.training.learn_grid(
             KEY, sampler, schedule, denoise, x, first, ending="integrate", learn_end=False, num_steps=60, floor=floor
         )
         return grid, errors, diffax.integrate(KEY, sampler, denoise, x, grid).x
@@ -152,6 +152,6 @@ def test_ends_stay_where_they_are_told_to():
 def test_bad_input(of, message):
     arguments = {"times": np.array([1.0, 0.5, 0.1])} | of
     with pytest.raises(ValueError, match=message):
-        diffax.learn_grid(
+        diffax.training.learn_grid(
             KEY, diffax.ddim(SCHEDULE), SCHEDULE, lambda x, t: x, jnp.ones((1, 2)), arguments.pop("times"), **arguments
         )

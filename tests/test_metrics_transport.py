@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from diffax.metrics import sets, sinkhorn_divergence, sliced_wasserstein
+from diffax.metrics import _sets as sets
+from diffax.metrics import sinkhorn_divergence, sliced_wasserstein
 
 pytestmark = pytest.mark.newest
 

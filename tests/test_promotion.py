@@ -129,7 +129,7 @@ def test_grids():
     strictly(lambda: diffax.times.from_timesteps(10, [3, 2]))
     strictly(lambda: diffax.times.restart(SCHEDULE, GRID, 0.1, 0.5))
     strictly(lambda: diffax.times.jumps(GRID, length=2, repeats=2))
-    strictly(lambda: diffax.learn_grid(KEY, diffax.ddim(SCHEDULE), SCHEDULE, half, X, GRID[1:], num_steps=2))
+    strictly(lambda: diffax.training.learn_grid(KEY, diffax.ddim(SCHEDULE), SCHEDULE, half, X, GRID[1:], num_steps=2))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -27,11 +27,11 @@ Which are exact: `pigdm` for data ~ N(m, v I), `mmps` for any Gaussian; all othe
 gives the exact law for Gaussian and mixture priors; docs/inverse.md has each method's error against it.
 """
 
-from diffax.inverse.exact import GaussianMixture, moments, posterior
-from diffax.inverse.guided import ddnm, diffpir, mmps, pigdm
-from diffax.inverse.linear_map import LinearMap, conjugate_residuals, linear
-from diffax.inverse.operators import Blur, BoxDownsample, Mask, Operator, gaussian_blur, project, pseudo_inverse
-from diffax.inverse.wrappers import ddnm_plus, dps, renoising, repaint, replacement
+from diffax.inverse._exact import GaussianMixture, moments, posterior
+from diffax.inverse._guided import ddnm, diffpir, mmps, pigdm
+from diffax.inverse._linear_map import LinearMap, conjugate_residuals, linear
+from diffax.inverse._operators import Blur, BoxDownsample, Mask, Operator, gaussian_blur, project, pseudo_inverse
+from diffax.inverse._wrappers import ddnm_plus, dps, renoising, repaint, replacement
 
 __all__ = [
     "Blur",

@@ -12,8 +12,8 @@ and the value for two sets of real data.
     images      PSNR and SSIM of reconstructions: jit, vmap and grad work
 """
 
-from diffax.metrics.classes import ClassBalance, accuracy, class_balance
-from diffax.metrics.frechet import (
+from diffax.metrics._classes import ClassBalance, accuracy, class_balance
+from diffax.metrics._frechet import (
     Extrapolation,
     FeatureMoments,
     frechet_distance,
@@ -22,9 +22,9 @@ from diffax.metrics.frechet import (
     merge,
     moments,
 )
-from diffax.metrics.images import psnr, ssim
-from diffax.metrics.kernel import KernelEstimate, kernel_distance, kernel_distance_subsets
-from diffax.metrics.manifold import (
+from diffax.metrics._images import psnr, ssim
+from diffax.metrics._kernel import KernelEstimate, kernel_distance, kernel_distance_subsets
+from diffax.metrics._manifold import (
     DensityCoverage,
     Neighbours,
     PrecisionRecall,
@@ -32,7 +32,7 @@ from diffax.metrics.manifold import (
     nearest_neighbours,
     precision_recall,
 )
-from diffax.metrics.transport import sinkhorn_divergence, sliced_wasserstein
+from diffax.metrics._transport import sinkhorn_divergence, sliced_wasserstein
 
 __all__ = [
     "ClassBalance",

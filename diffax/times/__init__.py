@@ -6,7 +6,7 @@ A grid is an ordinary array: write your own, differentiate through it, reverse i
     in time      uniform, quadratic, beta
     in noise     uniform_log_snr, karras, exponential, polyexponential, arctan; from_sigmas for a list of your own
     discrete     leading, trailing, linspace, lcm; from_timesteps for a list: timestep i of T is t = (i + 1) / T
-    learned      `diffax.learn_grid`
+    learned      `diffax.training.learn_grid`
 
     quadratic         sqrt(t) evenly spaced
     beta              t at evenly spaced quantiles of a Beta distribution

@@ -1,5 +1,6 @@
-"""The training state, the step, its parallel form, the optimiser and checkpoints."""
+"""The training state, the step, its parallel form, the optimiser and checkpoints; learned step grids."""
 
+from diffax.training._learned_grid import LearnedGrid, learn_grid
 from diffax.training.checkpoints import CheckpointError, Checkpoints
 from diffax.training.exports import load_export, save_export
 from diffax.training.optimizers import adamw
@@ -10,10 +11,12 @@ from diffax.training.step import train_step
 __all__ = [
     "CheckpointError",
     "Checkpoints",
+    "LearnedGrid",
     "TrainState",
     "adamw",
     "data_parallel",
     "init_state",
+    "learn_grid",
     "load_export",
     "make_mesh",
     "place",

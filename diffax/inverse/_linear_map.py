@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax._pytrees import check, check_count, combine, expand, promoted, pytree, static
-from diffax.inverse.operators import check_shape, float_array
+from diffax.inverse._operators import check_shape, float_array
 
 
 @pytree

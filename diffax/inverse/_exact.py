@@ -20,7 +20,7 @@ import numpy as np
 from diffax import random
 from diffax._pytrees import check, float_fields, pytree
 from diffax.analytic import CLEAN, Gaussian, Mixture
-from diffax.inverse.operators import Mask, Operator
+from diffax.inverse._operators import Mask, Operator
 from diffax.typing import Array, Denoiser, Key, Level, Schedule
 
 

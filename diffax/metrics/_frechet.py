@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from diffax._pytrees import check_count
-from diffax.metrics.sets import check_width, feature_set, feature_sets
+from diffax.metrics._sets import check_width, feature_set, feature_sets
 from diffax.typing import Float, Key
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax._pytrees import check, check_per_example, combine, expand, safe_sqrt
-from diffax.inverse.linear_map import squared_norm
-from diffax.inverse.operators import Mask, Operator, fit, measurement, project, pseudo_inverse, residual
+from diffax.inverse._linear_map import squared_norm
+from diffax.inverse._operators import Mask, Operator, fit, measurement, project, pseudo_inverse, residual
 from diffax.samplers._base import Sampler, State, check_of_data, check_sampler, init
 from diffax.samplers.wrappers._restart import restart
 from diffax.typing import Schedule, check_schedule, described

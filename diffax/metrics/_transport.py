@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax._pytrees import check, check_count
-from diffax.metrics.sets import blocks, feature_sets
+from diffax.metrics._sets import blocks, feature_sets
 from diffax.typing import Float, Key
 
 

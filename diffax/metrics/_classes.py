@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffax.metrics.sets import check_finite
+from diffax.metrics._sets import check_finite
 from diffax.typing import Float
 
 

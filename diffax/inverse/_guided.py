@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from diffax._pytrees import check, check_count, check_per_example, combine
 from diffax.denoisers import like_x
-from diffax.inverse.linear_map import conjugate_residuals
-from diffax.inverse.operators import Operator, measurement, project, residual
+from diffax.inverse._linear_map import conjugate_residuals
+from diffax.inverse._operators import Operator, measurement, project, residual
 from diffax.typing import Denoiser, Schedule, check_function, check_schedule
 
 
