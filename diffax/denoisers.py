@@ -213,7 +213,8 @@ def reschedule(denoise: Denoiser, schedule: Schedule, onto: Schedule) -> Denoise
     that `schedule` never reaches, t' is the nearest end and the answer is that of the nearest level.
 
     Args:
-      denoise: (x, t) -> x0, or any other function of x_t and t: a classifier's log-probability of `classifier`.
+      denoise: (x, t) -> x0, or any other function of x_t and t: a classifier's log-probability of
+        `classifier_guidance`.
       schedule: the schedule that it was trained with.
       onto: the schedule that is sampled with.
 

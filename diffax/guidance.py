@@ -2,12 +2,11 @@ r"""Guidance: functions from denoisers to a denoiser.
 
 With c and u the conditional and the unconditional x0, d = c - u their difference, w a weight:
 
-    classifier_free   u + w d
-    autoguidance      u from a worse model of the same condition
-    apg               c + (w - 1) (d_orthogonal + eta d_parallel),  d first cut to the norm r
-    interval          guided inside an interval of noise levels, plain outside
-    rescale           the guided answer with (part of) the conditional answer's standard deviation
-    classifier        x0 + w sigma^2 / alpha grad_x log p(y | x_t)
+    classifier_free_guidance      u + w d; with u of a worse model of the same condition it is autoguidance
+    adaptive_projected_guidance   c + (w - 1) (d_orthogonal + eta d_parallel),  d first cut to the norm r
+    guidance_interval             guided inside an interval of noise levels, plain outside
+    guidance_rescale              the guided answer with (part of) the conditional answer's standard deviation
+    classifier_guidance           x0 + w sigma^2 / alpha grad_x log p(y | x_t)
 
 On denoisers a linear rule is the same for every prediction kind, since x0 is affine in each of them. All of them act on
 x0 alone: of learned variances (`Moments`) that of the conditional or guided answer stays.
@@ -52,11 +51,12 @@ def _need(**branches: Any) -> None:
         check_function(name, branch, "a denoiser (x, t) -> x0")
 
 
-def classifier_free(conditional: Any, unconditional: Any, weight: Any) -> Denoiser:
+def classifier_free_guidance(conditional: Any, unconditional: Any, weight: Any) -> Denoiser:
     """Classifier-free guidance: x0 = u + w (c - u), c and u the two denoisers' answers.
 
     Ho & Salimans 2021, eq. 6, whose w is this one less 1. Where one network gives both answers,
-    `classifier_free_batched` asks it once.
+    `batched_classifier_free_guidance` calls it once. With `unconditional` a worse model of the same condition, less
+    trained or smaller, it is autoguidance (Karras et al. 2024, eq. 6).
 
     Args:
       conditional: (x, t) -> c with the condition bound.
@@ -68,10 +68,10 @@ def classifier_free(conditional: Any, unconditional: Any, weight: Any) -> Denois
       ValueError: if a branch that has a say is missing; on calling it, if an answer has not the shape of x, or the
         weight is neither () nor (B,), as of every guidance here.
 
-    >>> denoise = classifier_free(lambda x, t: 2.0 * x, lambda x, t: x, 3.0)
+    >>> denoise = classifier_free_guidance(lambda x, t: 2.0 * x, lambda x, t: x, 3.0)
     >>> denoise(jnp.ones(1), 0.5).tolist()
     [4.0]
-    >>> classifier_free(lambda x, t: 2.0 * x, lambda x, t: x, lambda t: 4 * t)(jnp.ones(1), 0.25).tolist()
+    >>> classifier_free_guidance(lambda x, t: 2.0 * x, lambda x, t: x, lambda t: 4 * t)(jnp.ones(1), 0.25).tolist()
     [2.0]
     """
     if _literal(weight, 1):
@@ -91,13 +91,16 @@ def classifier_free(conditional: Any, unconditional: Any, weight: Any) -> Denois
     return denoise
 
 
-def guide_batched(guide: Guide, denoise: Callable[[Any, Any, Any], Any], condition: Any, null: Any) -> Denoiser:
+def batched_guidance(guide: Guide, denoise: Callable[[Any, Any, Any], Any], condition: Any, null: Any) -> Denoiser:
     """Any guidance of two branches for the price of one call of a network, at twice the batch size.
 
     `guide` receives two denoisers that hold the answers c and u of this call, so it may ask each of them as often as
     it likes, but only at the (x, t) of the call:
 
-        guide_batched(lambda c, u: rescale(classifier_free(c, u, 7.5), c, 0.7), denoise, condition, null)
+        def guide(c, u):
+            return guidance_rescale(classifier_free_guidance(c, u, 7.5), c, 0.7)
+
+        batched_guidance(guide, denoise, condition, null)
 
     Args:
       guide: (conditional, unconditional) -> denoiser.
@@ -111,7 +114,7 @@ def guide_batched(guide: Guide, denoise: Callable[[Any, Any, Any], Any], conditi
       ValueError: if `null` is missing, another tree than `condition`, or does not broadcast to its shapes.
 
     >>> denoise = lambda x, t, label: x * label
-    >>> guided = guide_batched(lambda c, u: classifier_free(c, u, 3.0), denoise, jnp.array([2.0, 5.0]), 1.0)
+    >>> guided = batched_guidance(lambda c, u: classifier_free_guidance(c, u, 3.0), denoise, jnp.array([2.0, 5.0]), 1.0)
     >>> guided(jnp.ones(2), 0.5).tolist()
     [4.0, 13.0]
     """
@@ -151,21 +154,21 @@ def _check_null(condition: Any, null: Any) -> None:
             raise ValueError(f"null must broadcast to the condition's shape {shape}, got {jnp.shape(n)}")
 
 
-def classifier_free_batched(
+def batched_classifier_free_guidance(
     denoise: Callable[[Any, Any, Any], Any], condition: Any, null: Any, weight: Any
 ) -> Denoiser:
-    """`classifier_free` with one call of the network for both branches: x0 = u + w (c - u).
+    """`classifier_free_guidance` with one call of the network for both branches: x0 = u + w (c - u).
 
     Args:
-      denoise: (x, t, condition) -> x0, as in `guide_batched`; for x0 of half the batch at a Python weight of 0 or 1.
+      denoise: (x, t, condition) -> x0, as in `batched_guidance`; for x0 of half the batch at a Python weight of 0 or 1.
       condition: a tree with leaves (B, ...) or ().
       null: its value for the unconditional branch.
       weight: w.
 
     Raises:
-      ValueError: as in `guide_batched`, unless the weight is the number 1, which needs no null.
+      ValueError: as in `batched_guidance`, unless the weight is the number 1, which needs no null.
 
-    >>> guided = classifier_free_batched(lambda x, t, label: x * label, jnp.array([2.0, 5.0]), 1.0, 3.0)
+    >>> guided = batched_classifier_free_guidance(lambda x, t, label: x * label, jnp.array([2.0, 5.0]), 1.0, 3.0)
     >>> guided(jnp.ones(2), 0.5).tolist()
     [4.0, 13.0]
     """
@@ -174,31 +177,12 @@ def classifier_free_batched(
     _check_null(condition, null)
     if _literal(weight, 0):
         return lambda x, t: denoise(x, t, jax.tree.map(lambda c, n: jnp.broadcast_to(n, jnp.shape(c)), condition, null))
-    return guide_batched(lambda c, u: classifier_free(c, u, weight), denoise, condition, null)
+    return batched_guidance(lambda c, u: classifier_free_guidance(c, u, weight), denoise, condition, null)
 
 
-def autoguidance(good: Denoiser, bad: Denoiser, weight: Any) -> Denoiser:
-    """Autoguidance: x0 = b + w (g - b), a model guided by a worse version of itself.
-
-    Karras et al. 2024 ("Guiding a Diffusion Model with a Bad Version of Itself"), eq. 6. It is `classifier_free` whose
-    other branch has the same condition, but less capacity or training.
-
-    Args:
-      good: (x, t) -> g.
-      bad: (x, t) -> b.
-      weight: w; 1 is the good model alone.
-
-    Raises:
-      ValueError: if a model that has a say is missing.
-
-    >>> autoguidance(lambda x, t: 2.0 * x, lambda x, t: x, 2.0)(jnp.ones(1), 0.5).tolist()
-    [3.0]
-    """
-    _need(**({} if _literal(weight, 0) else {"good": good}), **({} if _literal(weight, 1) else {"bad": bad}))
-    return classifier_free(good, bad, weight)
-
-
-def interval(guided: Denoiser, plain: Denoiser, low: Any = 0.0, high: Any = 1.0, *, of: Any = None) -> Denoiser:
+def guidance_interval(
+    guided: Denoiser, plain: Denoiser, low: Any = 0.0, high: Any = 1.0, *, of: Any = None
+) -> Denoiser:
     """Guidance where low <= t <= high, the plain denoiser elsewhere.
 
     Kynkäänniemi et al. 2024, eq. 6, who choose an interval of sigma. Where t and the bounds are one number for the
@@ -216,7 +200,7 @@ def interval(guided: Denoiser, plain: Denoiser, low: Any = 0.0, high: Any = 1.0,
       ValueError: if a denoiser is missing, or the bounds are known to be nan; on calling it, if one denoiser alone
         gives `Moments`.
 
-    >>> denoise = interval(lambda x, t: 2.0 * x, lambda x, t: x, 0.2, 0.8)
+    >>> denoise = guidance_interval(lambda x, t: 2.0 * x, lambda x, t: x, 0.2, 0.8)
     >>> denoise(jnp.ones(3), jnp.array([0.1, 0.2, 0.9])).tolist()
     [1.0, 2.0, 1.0]
     """
@@ -247,7 +231,7 @@ def interval(guided: Denoiser, plain: Denoiser, low: Any = 0.0, high: Any = 1.0,
     return denoise
 
 
-def rescale(
+def guidance_rescale(
     guided: Denoiser,
     conditional: Denoiser,
     strength: Any,
@@ -274,7 +258,7 @@ def rescale(
       ValueError: if a denoiser is missing, the strength is known to lie outside [0, 1], for an unknown kind, and for
         one that needs a schedule without one.
 
-    >>> denoise = rescale(lambda x, t: 3 * x, lambda x, t: x, 0.5)
+    >>> denoise = guidance_rescale(lambda x, t: 3 * x, lambda x, t: x, 0.5)
     >>> denoise(jnp.array([[-1.0, 1.0]]), 0.5).tolist()
     [[-2.0, 2.0]]
     """
@@ -312,7 +296,7 @@ def rescale(
     return denoise
 
 
-def apg(
+def adaptive_projected_guidance(
     conditional: Denoiser, unconditional: Denoiser, weight: Any, *, eta: Any = 0.0, threshold: Any = jnp.inf
 ) -> Denoiser:
     """Adaptive projected guidance: less of the part of guidance that only saturates.
@@ -321,7 +305,7 @@ def apg(
         x0 = c + (w - 1) (d_orthogonal + eta d_parallel),   d_parallel = <d, c> / <c, c> c
 
     Sadat et al. 2024, eq. 6 to 10, without momentum, which needs a memory: `guidance_momentum`. Norms and products
-    are those of an example, over all its axes and leaves. eta = 1 without a threshold is `classifier_free`.
+    are those of an example, over all its axes and leaves. eta = 1 without a threshold is `classifier_free_guidance`.
 
     Args:
       conditional: (x, t) -> c.
@@ -333,7 +317,7 @@ def apg(
     Raises:
       ValueError: if a branch is missing, or the threshold is known not to be positive.
 
-    >>> denoise = apg(lambda x, t: x, lambda x, t: x - jnp.array([[1.0, 1.0]]), 3.0)
+    >>> denoise = adaptive_projected_guidance(lambda x, t: x, lambda x, t: x - jnp.array([[1.0, 1.0]]), 3.0)
     >>> denoise(jnp.array([[1.0, 0.0]]), 0.5).tolist()
     [[1.0, 2.0]]
     """
@@ -365,7 +349,7 @@ def apg(
     return denoise
 
 
-def classifier(denoise: Denoiser, log_prob: Predict, schedule: Schedule, scale: Any) -> Denoiser:
+def classifier_guidance(denoise: Denoiser, log_prob: Predict, schedule: Schedule, scale: Any) -> Denoiser:
     """Classifier guidance: x0 + w sigma^2 / alpha grad_x log p(y | x_t).
 
     The score of p(x_t) p(y | x_t)^w, by Tweedie's formula; Dhariwal & Nichol 2021, eq. 14 (algorithm 2, which does the
@@ -374,7 +358,7 @@ def classifier(denoise: Denoiser, log_prob: Predict, schedule: Schedule, scale: 
     Args:
       denoise: (x, t) -> x0.
       log_prob: (x, t) -> (B,), the log-probability of the label under a classifier of noisy x_t; for one that was
-        trained with another schedule see `diffax.reschedule`.
+        trained with another schedule see `diffax.denoisers.reschedule`.
       schedule: the schedule of `denoise`.
       scale: w; the Python number 0 saves the classifier's call.
 
@@ -382,7 +366,7 @@ def classifier(denoise: Denoiser, log_prob: Predict, schedule: Schedule, scale: 
       ValueError: if the denoiser or the classifier is missing.
 
     >>> import diffax
-    >>> guided = classifier(lambda x, t: 0 * x, lambda x, t: 3 * x.sum(-1), diffax.LogLinear(0.01, 1.0), 2.0)
+    >>> guided = classifier_guidance(lambda x, t: 0 * x, lambda x, t: 3 * x.sum(-1), diffax.LogLinear(0.01, 1.0), 2.0)
     >>> guided(jnp.ones((1, 2)), 1.0).tolist()
     [[6.0, 6.0]]
     """

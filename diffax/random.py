@@ -106,7 +106,7 @@ def noise(key: Key, like: Any) -> Any:
     return jax.tree.unflatten(treedef, [draw(i, leaf) for i, leaf in enumerate(leaves)])
 
 
-def uniform(key: Key, size: int, dtype: Any = jnp.float32) -> Float[Array, " {size}"]:
+def unit_interval(key: Key, size: int, dtype: Any = jnp.float32) -> Float[Array, " {size}"]:
     """Uniform draws on [0, 1), one for each example: shape (size,). The key is consumed."""
     keys = per_example(stream(key, "uniform"), size)
     return jax.vmap(lambda k: jax.random.uniform(k, (), dtype))(keys)

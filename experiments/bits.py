@@ -57,14 +57,14 @@ class Case(NamedTuple):
     curve: Any
     denoise: Any
     x0: Any
-    lattice: diffax.Lattice
+    lattice: diffax.likelihood.Lattice
     variances: Sequence[str]
     t_min: float
 
 
 def summary(nats, dimensions, bin_width=1.0):
     """{"bits": mean, "stderr": of it} from (N,) log-probabilities in nats."""
-    bits = np.asarray(diffax.bits_per_dim(nats, dimensions, bin_width=bin_width))
+    bits = np.asarray(diffax.likelihood.bits_per_dim(nats, dimensions, bin_width=bin_width))
     return {"bits": float(bits.mean()), "stderr": float(bits.std(ddof=1) / math.sqrt(len(bits)))}
 
 
@@ -83,7 +83,7 @@ def by_bound(key, case, settings):
             return diffax.Moments(given[0][0], jnp.stack([v for _, v in given])[index])
 
         options = {"variance": "learned", "lattice": lattice}
-        return diffax.variational_bound(key, curve, with_variance, x0, times, **options)
+        return diffax.likelihood.variational_bound(key, curve, with_variance, x0, times, **options)
 
     bounds = jax.jit(jax.vmap(one, (0, None)))(jnp.arange(len(case.variances)), x0)
     found = {}
@@ -102,7 +102,7 @@ def in_continuous_time(key, case, settings):
         u = diffax.losses.training_times.stratified(diffax.random.fold_in(key, 9), len(x0))
         options = {"t_min": t_min, "lattice": case.lattice}
         t = t_min + (1 - t_min) * u
-        return diffax.continuous_bound(key, case.curve, case.denoise, x0, t, **options).total
+        return diffax.likelihood.continuous_bound(key, case.curve, case.denoise, x0, t, **options).total
 
     found = {}
     for name, t_min in (("continuous", jnp.asarray(case.t_min, float)), ("continuous, quarter bin", _quarter(case))):
@@ -126,7 +126,7 @@ def by_ode(key, case, settings):
 
     @jax.jit
     def run(x0):
-        x = alpha * diffax.dequantize(noise, x0, lattice)
+        x = alpha * diffax.likelihood.dequantize(noise, x0, lattice)
         found = diffax.log_likelihood(probes, curve, denoise, x, times, probes=settings.probes)
         return found.log_prob + x0[0].size * jnp.log(alpha), found.stderr
 
@@ -170,7 +170,7 @@ def open_case(model: Any, dataset: Any, variances: Sequence[str], settings: Sett
     if config.text.enabled:
         label = jnp.asarray(text.tokens(model, dataset, config.dataset.test_split)[: settings.num])
     low, high = model.range
-    lattice = diffax.Lattice(2 / (high - low))
+    lattice = diffax.likelihood.Lattice(2 / (high - low))
     lattice.check("dataset", images)
     # What is computed of them goes where they are; all devices, or as many as divide them.
     mesh = make_mesh(jax.devices()[: max(n for n in range(1, jax.device_count() + 1) if settings.num % n == 0)])

@@ -29,22 +29,26 @@ SCHEDULES = {
     "shifted_cosine": lambda *, shift, scaling="vp": diffax.shifted(diffax.Cosine(scaling), shift),
     "shifted_flow": lambda *, shift, scaling="flow": diffax.shifted(diffax.Flow(scaling), shift),
     "linear_betas": lambda *, num_steps=1000, beta_start=1e-4, beta_end=0.02: diffax.from_betas(
-        diffax.linear_betas(num_steps, beta_start=beta_start, beta_end=beta_end)
+        diffax.schedules.linear_betas(num_steps, beta_start=beta_start, beta_end=beta_end)
     ),
     "quadratic_betas": lambda *, num_steps=1000, beta_start=0.00085, beta_end=0.012: diffax.from_betas(
-        diffax.quadratic_betas(num_steps, beta_start=beta_start, beta_end=beta_end)
+        diffax.schedules.quadratic_betas(num_steps, beta_start=beta_start, beta_end=beta_end)
     ),
     "cosine_betas": lambda *, num_steps=1000, offset=0.008, beta_max=0.999: diffax.from_betas(
-        diffax.cosine_betas(num_steps, offset=offset, beta_max=beta_max)
+        diffax.schedules.cosine_betas(num_steps, offset=offset, beta_max=beta_max)
     ),
     "sigmoid_betas": lambda *, num_steps=1000, start=-3.0, end=3.0, tau=1.0: diffax.from_betas(
-        diffax.sigmoid_betas(num_steps, start=start, end=end, tau=tau)
+        diffax.schedules.sigmoid_betas(num_steps, start=start, end=end, tau=tau)
     ),
     "zero_terminal_linear_betas": lambda *, num_steps=1000, beta_start=1e-4, beta_end=0.02: diffax.from_betas(
-        diffax.zero_terminal_snr(diffax.linear_betas(num_steps, beta_start=beta_start, beta_end=beta_end))
+        diffax.schedules.zero_terminal_snr(
+            diffax.schedules.linear_betas(num_steps, beta_start=beta_start, beta_end=beta_end)
+        )
     ),
     "zero_terminal_quadratic_betas": lambda *, num_steps=1000, beta_start=0.00085, beta_end=0.012: diffax.from_betas(
-        diffax.zero_terminal_snr(diffax.quadratic_betas(num_steps, beta_start=beta_start, beta_end=beta_end))
+        diffax.schedules.zero_terminal_snr(
+            diffax.schedules.quadratic_betas(num_steps, beta_start=beta_start, beta_end=beta_end)
+        )
     ),
     "learned": lambda *, log_snr_max=13.3, log_snr_min=-5.0, units=64, scaling="vp": diffax.Learned.init(
         jax.random.key(0), log_snr_max=log_snr_max, log_snr_min=log_snr_min, units=int(units), scaling=scaling
@@ -173,9 +177,9 @@ def denoiser(
     if label is not None and null is not None:
         denoise = _guided(config, params, of, label, null, weight)
     if log_prob is not None:
-        denoise = diffax.on_x0(lambda d: diffax.classifier(d, log_prob, curve, scale), denoise)
-    denoise = diffax.on_x0(diffax.clip_static, denoise) if config.sampling.clip else denoise
-    return denoise if config.sampling.sampler == "ddpm_learned" else diffax.mean_only(denoise)
+        denoise = diffax.denoisers.on_x0(lambda d: diffax.classifier_guidance(d, log_prob, curve, scale), denoise)
+    denoise = diffax.denoisers.on_x0(diffax.denoisers.clip_static, denoise) if config.sampling.clip else denoise
+    return denoise if config.sampling.sampler == "ddpm_learned" else diffax.denoisers.mean_only(denoise)
 
 
 def _guided(config: Any, params: Any, of: Callable, label: Any, null: Any, weight: Any) -> Callable:
@@ -187,17 +191,19 @@ def _guided(config: Any, params: Any, of: Callable, label: Any, null: Any, weigh
 
     def guide(conditional, unconditional):
         kind = {"kind": config.prediction, "schedule": schedule(config, params), "sigma_data": config.sigma_data}
-        return diffax.rescale(diffax.classifier_free(conditional, unconditional, weight), conditional, phi, **kind)
+        return diffax.guidance_rescale(
+            diffax.classifier_free_guidance(conditional, unconditional, weight), conditional, phi, **kind
+        )
 
     if isinstance(weight, (int, float)) and weight == 1:
         return plain
     if config.network.learned_variance:
-        guided = diffax.on_x0(guide, plain, lambda x, t: of(x, t, None))
+        guided = diffax.denoisers.on_x0(guide, plain, lambda x, t: of(x, t, None))
     elif phi:
-        guided = diffax.guide_batched(guide, of, label, null)
+        guided = diffax.batched_guidance(guide, of, label, null)
     else:
-        guided = diffax.classifier_free_batched(of, label, null, weight)
-    return guided if (low, high) == (0, 1) else diffax.interval(guided, plain, low, high)
+        guided = diffax.batched_classifier_free_guidance(of, label, null, weight)
+    return guided if (low, high) == (0, 1) else diffax.guidance_interval(guided, plain, low, high)
 
 
 def grid(config: Any, params: Any = None) -> Any:

@@ -167,9 +167,9 @@ def generator(
 
         condition = jax.tree.map(lambda v: jnp.broadcast_to(v, (len(keys), *v.shape)), tokens) | {"label": label}
         unconditional = null_tokens | {"label": label if null is None else null}
-        denoise = diffax.classifier_free_batched(answer, condition, unconditional, sampling.guidance)
+        denoise = diffax.batched_classifier_free_guidance(answer, condition, unconditional, sampling.guidance)
         if clip is not None:
-            denoise = diffax.clip_static(denoise, -clip, clip)
+            denoise = diffax.denoisers.clip_static(denoise, -clip, clip)
         start, stepping = diffax.random.fold_in(keys, 0), diffax.random.fold_in(keys, 1)
         x = diffax.initial_noise(start, schedule, (len(keys), *found.shape), times[0])
         sampler = samplers.SAMPLERS[sampling.sampler](schedule, sampling.eta)

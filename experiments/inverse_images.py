@@ -183,9 +183,9 @@ def compiled(method: Method, model: Model) -> tuple[Callable, Callable]:
     def parts(params, setting, label, measured):
         guidance, network, result = setting
         denoise = build.denoiser(model.config, model.network, params, label, weight=guidance)
-        denoise = diffax.clip_static(denoise, -network, network)
+        denoise = diffax.denoisers.clip_static(denoise, -network, network)
         sampler, denoise = method.build(Problem(denoise, schedule, *measured))
-        return sampler, diffax.clip_static(denoise, -result, result)
+        return sampler, diffax.denoisers.clip_static(denoise, -result, result)
 
     @jax.jit
     def step(params, setting, label, measured, key, state, t, s):

@@ -85,7 +85,7 @@ def loss(config: Any, net: NoisyClassifier) -> Callable:
 
     def per_example(params, batch, keys):
         noise, time, dropout = (diffax.random.fold_in(keys, i) for i in range(3))
-        t = diffax.random.uniform(time, len(batch["image"]))
+        t = diffax.random.unit_interval(time, len(batch["image"]))
         x = diffax.diffuse(curve, batch["image"], diffax.random.noise(noise, batch["image"]), t)
         scores = jax.nn.log_softmax(logits(config, net, params, x, t, key=dropout))
         return -jnp.take_along_axis(scores, batch["label"][:, None], 1)[:, 0]
@@ -133,4 +133,4 @@ def log_prob(model: Classifier, label: Any, *, onto: Any) -> Callable:
         scores = jax.nn.log_softmax(logits(model.config, model.network, model.params, x, t))
         return jnp.take_along_axis(scores, jnp.asarray(label)[:, None], 1)[:, 0]
 
-    return diffax.reschedule(own, build.schedule(model.config), onto)
+    return diffax.denoisers.reschedule(own, build.schedule(model.config), onto)

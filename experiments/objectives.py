@@ -19,7 +19,7 @@ WEIGHTINGS = {
     "p2": diffax.losses.weightings.p2,
     "edm": diffax.losses.weightings.edm,
     "sigmoid": diffax.losses.weightings.sigmoid,
-    "likelihood": diffax.losses.weightings.likelihood,
+    "likelihood": diffax.losses.weightings.elbo,
 }
 PER_LOG_SNR = ("sigmoid", "likelihood")  # weightings of equal steps of log-SNR
 LAWS = {
@@ -82,7 +82,7 @@ def _condition(config, net, batch, key):
     if null is None:
         return None
     given = batch["tokens" if config.text.enabled else "label"]
-    kept = diffax.drop_labels(key, jnp.ones(len(given), bool), False, p_uncond=config.loss.p_uncond)
+    kept = diffax.losses.drop_labels(key, jnp.ones(len(given), bool), False, p_uncond=config.loss.p_uncond)
     return jnp.where(kept.reshape(-1, *[1] * (given.ndim - 1)), given, null)
 
 
@@ -97,7 +97,9 @@ def objective(config: Any, net: Any) -> Objective:
         noise, time, drop, dropout = (diffax.random.fold_in(keys, i) for i in range(4))
         image, label = batch["image"], _condition(config, net, batch, drop)
         place = {"index": batch["index"], "total": config.dataset.batch_size}
-        drawn = diffax.losses.training_times.draw(time, len(image), of_times, way=functools.partial(spread, **place))
+        drawn = diffax.losses.training_times.draw(
+            time, len(image), of_times, uniforms=functools.partial(spread, **place)
+        )
         f = build.predict(config, net, params, label, key=dropout, **of_time)
         return of_example(noise, f, image, drawn, params), drawn
 
@@ -105,7 +107,7 @@ def objective(config: Any, net: Any) -> Objective:
         return Objective(lambda params, batch, keys: per_example(params, batch, keys, chosen)[0])
 
     def weighted(params, batch, keys, past):
-        losses, (t, weight) = per_example(params, batch, keys, chosen.law(past))
+        losses, (t, weight) = per_example(params, batch, keys, chosen.distribution(past))
         return weight * losses, (t, losses)
 
     return Objective(weighted, chosen.init(), lambda past, seen: chosen.update(past, *seen))
@@ -127,10 +129,10 @@ def _denoising(config):
 
 def _bounded(config):
     curve = build.schedule(config)
-    num_steps, lattice = diffax.times.table_length(curve), diffax.Lattice(config.loss.bin_width)
+    num_steps, lattice = diffax.times.table_length(curve), diffax.likelihood.Lattice(config.loss.bin_width)
     settings = {"num_steps": num_steps, "lattice": lattice, "sigma_data": config.sigma_data}
     weights = {"weight": config.loss.vlb_weight} if config.loss.objective == "hybrid" else {}
-    compute = diffax.hybrid_loss if weights else diffax.vlb_loss
+    compute = diffax.losses.hybrid_loss if weights else diffax.losses.vlb_loss
 
     def of_example(key, f, image, drawn, params):
         t = diffax.losses.training_times.discrete(drawn, num_steps).t
@@ -140,11 +142,11 @@ def _bounded(config):
 
 
 def _vdm(config):
-    settings = {"learn_ends": config.loss.learn_ends, "lattice": diffax.Lattice(config.loss.bin_width)}
+    settings = {"learn_ends": config.loss.learn_ends, "lattice": diffax.likelihood.Lattice(config.loss.bin_width)}
 
     def of_example(key, f, image, drawn, params):
         curve = build.schedule(config, params)
-        return diffax.vdm_loss(key, f, curve, config.prediction, image, drawn.t, **settings)
+        return diffax.losses.vdm_loss(key, f, curve, config.prediction, image, drawn.t, **settings)
 
     return of_example
 

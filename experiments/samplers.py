@@ -44,7 +44,6 @@ def _noise_floor(schedule: Any) -> diffax.Sampler:
 
 WITH_ETA = {
     "ddim": _noisy(diffax.ddim),
-    "euler_ancestral": _noisy(diffax.euler_ancestral),
     "euler_maruyama": _noisy(diffax.euler_maruyama),
     "stochastic_heun": _noisy(diffax.stochastic_heun),
     "dpm2_ancestral": _dpm2_ancestral,
@@ -61,7 +60,9 @@ NOISY = {  # without an eta, but with noise
     "ddpm_learned": _fixed(diffax.ddpm, variance="learned"),
     # The noise for CIFAR-10, VP, of Karras et al. 2022, table 5.
     "heun_churn": _fixed(diffax.heun, s_churn=30.0, s_tmin=0.01, s_tmax=1.0, s_noise=1.007),
-    "predictor_corrector": _fixed(lambda schedule: diffax.predictor_corrector(diffax.ddpm(schedule), schedule)),
+    "predictor_corrector": _fixed(
+        lambda schedule: diffax.corrected(diffax.ddpm(schedule), diffax.langevin(schedule, snr=0.16))
+    ),
     "annealed_langevin": _fixed(diffax.annealed_langevin, snr=0.16),
     "restart": _fixed(_restart),
     "consistency": _fixed(diffax.consistency),
@@ -88,7 +89,6 @@ SAMPLERS = {**WITH_ETA, **NOISY, **DETERMINISTIC}
 
 GRIDS: dict[str, Callable[[Any, int], Any]] = {
     "uniform_log_snr": diffax.times.uniform_log_snr,
-    "exponential": diffax.times.exponential,
     "polyexponential": functools.partial(diffax.times.polyexponential, rho=2.0),
     "karras": diffax.times.karras,
     "karras_80": functools.partial(diffax.times.karras, sigma_max=80.0, sigma_min=0.002),  # the paper's ends

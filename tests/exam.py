@@ -18,7 +18,7 @@ from diffax.samplers.wrappers._noise_floor import noise_floor
 
 KEY = jax.random.key(0)
 
-BETAS = diffax.linear_betas(1000)
+BETAS = diffax.schedules.linear_betas(1000)
 
 SCHEDULES = {
     "linear": diffax.Linear(),
@@ -34,8 +34,8 @@ SCHEDULES = {
     "edm": diffax.EDM(),
     "edm-flow": diffax.EDM(scaling="flow"),
     "linear_betas": diffax.from_betas(BETAS),
-    "cosine_betas": diffax.from_betas(diffax.cosine_betas(1000)),
-    "zero_terminal_snr": diffax.from_betas(diffax.zero_terminal_snr(BETAS)),
+    "cosine_betas": diffax.from_betas(diffax.schedules.cosine_betas(1000)),
+    "zero_terminal_snr": diffax.from_betas(diffax.schedules.zero_terminal_snr(BETAS)),
     "shifted": diffax.shifted(diffax.Linear(beta_min=0.2, beta_max=15.0, scaling="flow"), 3.0),
 }
 FEW_SCHEDULES = ("linear", "flow", "edm", "zero_terminal_snr")

@@ -65,7 +65,7 @@ def test_the_flow_of_a_gaussian_keeps_the_law_and_solves_the_ode():
     x = jnp.asarray(START)
     path = lambda v: oracle.flow(x, SCHEDULE(t), SCHEDULE(v))
     velocity = jax.jacfwd(path)(s)
-    level, (d_alpha, d_sigma) = SCHEDULE(s), diffax.rates(SCHEDULE, s)
+    level, (d_alpha, d_sigma) = SCHEDULE(s), diffax.schedules.rates(SCHEDULE, s)
     f = d_alpha / level.alpha
     g2 = 2 * level.sigma * d_sigma - 2 * f * level.sigma**2
     np.testing.assert_allclose(velocity, f * path(s) - g2 / 2 * oracle.score(path(s), level), rtol=1e-8)

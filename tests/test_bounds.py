@@ -45,11 +45,14 @@ def test_the_objectives_are_the_library_s():
     noise, u = diffax.random.fold_in(keys, 0), diffax.losses.training_times.draw(diffax.random.fold_in(keys, 1), SIZE).t
     image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
     t = (jnp.floor(u * 1000) + 1) / 1000
-    curve, predict = diffax.from_betas(diffax.cosine_betas(1000)), lambda x, t: diffax.Moments(0.5 * x, 0.1 * x)
-    settings = {"num_steps": 1000, "lattice": diffax.Lattice(2 / 16)}
-    by_hand = diffax.hybrid_loss(noise, predict, curve, "eps", image, t, **settings)
+    curve, predict = (
+        diffax.from_betas(diffax.schedules.cosine_betas(1000)),
+        lambda x, t: diffax.Moments(0.5 * x, 0.1 * x),
+    )
+    settings = {"num_steps": 1000, "lattice": diffax.likelihood.Lattice(2 / 16)}
+    by_hand = diffax.losses.hybrid_loss(noise, predict, curve, "eps", image, t, **settings)
     np.testing.assert_allclose(losses(config), by_hand, rtol=1e-5)
-    bound = diffax.vlb_loss(noise, predict, curve, "eps", image, t, **settings)
+    bound = diffax.losses.vlb_loss(noise, predict, curve, "eps", image, t, **settings)
     config = changed(digits_vlb, loss__spread="independent", loss__times="uniform")
     np.testing.assert_allclose(losses(config), bound, rtol=1e-4)
 
@@ -88,13 +91,15 @@ def test_vdm_s_network_is_told_the_level():
     keys = jax.random.split(jax.random.key(0), SIZE)
     noise, t = diffax.random.fold_in(keys, 0), diffax.losses.training_times.draw(diffax.random.fold_in(keys, 1), SIZE).t
     image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
-    by_hand = diffax.vdm_loss(
+    by_hand = diffax.losses.vdm_loss(
         noise, lambda x, log_snr: network(None, x, log_snr, None, None), made, "eps", image, t,
-        learn_ends=True, lattice=diffax.Lattice(2 / 16),
+        learn_ends=True, lattice=diffax.likelihood.Lattice(2 / 16),
     )  # fmt: skip
     np.testing.assert_allclose(losses(config, network, {"network": {}, "schedule": leaves}), by_hand, rtol=1e-5)
     other = lambda x, log_snr: network(None, x, 0.5 * log_snr, None, None)
-    assert not np.allclose(diffax.vdm_loss(noise, other, made, "eps", image, t, learn_ends=True), by_hand, rtol=1e-2)
+    assert not np.allclose(
+        diffax.losses.vdm_loss(noise, other, made, "eps", image, t, learn_ends=True), by_hand, rtol=1e-2
+    )
 
 
 @pytest.mark.parametrize("module", [digits_hybrid, digits_vlb, digits_vdm])

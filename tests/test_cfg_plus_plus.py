@@ -86,7 +86,7 @@ def test_the_exam_fails_ordinary_guidance(monkeypatch):
     right = diffax.integrate
 
     def guided(key, sampler, denoise, x, times):
-        return right(key, diffax.ddim(SCHEDULE), diffax.classifier_free(conditional, denoise, 0.6), x, times)
+        return right(key, diffax.ddim(SCHEDULE), diffax.classifier_free_guidance(conditional, denoise, 0.6), x, times)
 
     monkeypatch.setattr(diffax, "integrate", guided)
     with pytest.raises(AssertionError):
@@ -98,7 +98,7 @@ def test_the_weight_that_ordinary_guidance_has():
     lam = np.log(alpha_bar(GRID) / (1 - alpha_bar(GRID)))
     shares = jnp.asarray(2.5 * (1 - np.exp((lam[:-1] - lam[1:]) / 2)))
     weight = lambda t: shares[jnp.argmin(jnp.abs(GRID[:-1] - t))]
-    cfg = diffax.classifier_free(conditional, unconditional, 2.5)
+    cfg = diffax.classifier_free_guidance(conditional, unconditional, 2.5)
     plain = run(diffax.ddim(SCHEDULE), denoise=cfg)
     np.testing.assert_allclose(run(wrapped(diffax.ddim(SCHEDULE), weight)), plain, rtol=1e-9)
 
@@ -174,7 +174,7 @@ def test_weights_are_traced_by_example_and_differentiable():
 
 
 def with_momentum(sampler, beta, **kwargs):
-    guide = lambda c, u: diffax.apg(c, u, 4.0, **kwargs)
+    guide = lambda c, u: diffax.adaptive_projected_guidance(c, u, 4.0, **kwargs)
     return diffax.guidance_momentum(sampler, conditional, guide, momentum=beta)
 
 
@@ -204,7 +204,7 @@ def test_the_exam_fails_a_momentum_that_forgets(monkeypatch):
 
 
 def test_without_momentum_it_is_the_sampler_on_the_guided_denoiser():
-    guided = diffax.apg(conditional, unconditional, 4.0)
+    guided = diffax.adaptive_projected_guidance(conditional, unconditional, 4.0)
     np.testing.assert_allclose(run(with_momentum(two_step(), 0.0)), run(two_step(), denoise=guided), rtol=1e-10)
 
 

@@ -57,14 +57,16 @@ def zero():
 # Neutral: denoiser -> denoiser, and sampler -> sampler.
 
 GUIDANCE = {
-    "classifier_free": lambda d: diffax.classifier_free(d, other(), 1 + zero()),
-    "interval": lambda d: diffax.guidance.interval(diffax.classifier_free(d, other(), 3.0), d, 0.9 + zero(), 0.1),
-    "rescale": lambda d: diffax.guidance.rescale(d, other(), zero()),
-    "apg": lambda d: diffax.apg(d, other(), 1 + zero(), eta=1.0),
-    "autoguidance": lambda d: diffax.autoguidance(d, other(), 1 + zero()),
-    "classifier": lambda d: diffax.guidance.classifier(d, lambda x, t: jnp.sin(x).sum(-1), SCHEDULE, zero()),
-    "clip_static": lambda d: diffax.clip_static(d, -50.0, 50.0),
-    "clip_dynamic": lambda d: diffax.clip_dynamic(d, limit=50.0),
+    "classifier_free": lambda d: diffax.classifier_free_guidance(d, other(), 1 + zero()),
+    "interval": lambda d: diffax.guidance.guidance_interval(
+        diffax.classifier_free_guidance(d, other(), 3.0), d, 0.9 + zero(), 0.1
+    ),
+    "rescale": lambda d: diffax.guidance.guidance_rescale(d, other(), zero()),
+    "apg": lambda d: diffax.adaptive_projected_guidance(d, other(), 1 + zero(), eta=1.0),
+    "autoguidance": lambda d: diffax.classifier_free_guidance(d, other(), 1 + zero()),
+    "classifier": lambda d: diffax.guidance.classifier_guidance(d, lambda x, t: jnp.sin(x).sum(-1), SCHEDULE, zero()),
+    "clip_static": lambda d: diffax.denoisers.clip_static(d, -50.0, 50.0),
+    "clip_dynamic": lambda d: diffax.denoisers.clip_dynamic(d, limit=50.0),
 }
 INVERSE = {
     "pigdm": lambda d: inverse.pigdm(d, SCHEDULE, matrix(), jnp.ones((1, 1)), std=jnp.inf),
@@ -79,7 +81,7 @@ WRAPPERS = {
     "restart": lambda s: samplers.restart(s, SCHEDULE),
     "cfg_plus_plus": lambda s: samplers.cfg_plus_plus(s, SCHEDULE, other(), zero()),
     "momentum": lambda s: samplers.guidance_momentum(
-        s, other(), lambda c, u: diffax.classifier_free(c, u, zero()), momentum=zero()
+        s, other(), lambda c, u: diffax.classifier_free_guidance(c, u, zero()), momentum=zero()
     ),
     "replacement": lambda s: inverse.replacement(s, SCHEDULE, inverse.Mask(np.zeros(2)), jnp.ones((1, 2))),
     "repaint": lambda s: inverse.repaint(s, SCHEDULE, inverse.Mask(np.zeros(2)), jnp.ones((1, 2))),
@@ -160,13 +162,13 @@ def by_classifier(law, denoise):
         return -0.5 * (0.3 - denoise(x, t)[..., 0]) ** 2 / (r2 + 0.2**2)
 
     measured = inverse.posterior(law, MASK, jnp.array([[0.3, 0.0]]), std=0.2)
-    return measured, diffax.guidance.classifier(denoise, log_prob, SCHEDULE, 1.0)
+    return measured, diffax.guidance.classifier_guidance(denoise, log_prob, SCHEDULE, 1.0)
 
 
 def by_free_guidance(law, denoise):
     away = prior((-0.5, 0.9))
     moved = np.asarray(away.mean + 1.8 * (law.mean - away.mean))
-    return prior(moved), diffax.classifier_free(denoise, away.denoiser(SCHEDULE), 1.8)
+    return prior(moved), diffax.classifier_free_guidance(denoise, away.denoiser(SCHEDULE), 1.8)
 
 
 EXACT = {

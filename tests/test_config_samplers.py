@@ -28,7 +28,7 @@ def test_every_sampler_of_the_catalogue_has_a_name():
 
 
 def test_every_grid_has_a_name():
-    grids = {"arctan", "exponential", "polyexponential", "karras", "beta", "quadratic", "trailing", "lcm"}
+    grids = {"arctan", "polyexponential", "karras", "beta", "quadratic", "trailing", "lcm"}
     assert grids <= samplers.GRIDS.keys()
     for name in samplers.GRIDS:
         assert build.grid(config_of(grid=name, num_steps=4)).shape == (4,)

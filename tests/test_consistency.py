@@ -74,7 +74,7 @@ def consistency_setting(case):
         scaled, step = x / jnp.sqrt(sigma**2 + 0.25), 250 * jnp.log(sigma)
         return scaled * (step / (step + 1))
 
-    function = diffax.clip_static(diffax.denoisers.consistency_function(model, schedule))
+    function = diffax.denoisers.clip_static(diffax.denoisers.consistency_function(model, schedule))
     return lambda x: diffax.sample(KEY, diffax.consistency(schedule), function, x, times), high
 
 

@@ -235,7 +235,7 @@ def test_an_example_does_not_see_its_batch():
     run = jax.jit(
         lambda key, x: diffax.sample(
             key,
-            diffax.predictor_corrector(diffax.ddpm(schedule), schedule),
+            diffax.corrected(diffax.ddpm(schedule), diffax.langevin(schedule, snr=0.16)),
             oracle.denoiser(schedule),
             x,
             jnp.array(GRID),
@@ -295,7 +295,7 @@ def test_a_method_with_a_memory_goes_on_from_the_corrected_x(monkeypatch):
     schedule, oracle, x = Plain(), mixture(), np.array(START)
     z = np.array(jax.random.normal(KEY, (3, *x.shape)))
     folds(monkeypatch, lambda key, like: jnp.asarray(z)[key[0]])
-    sampler = diffax.predictor_corrector(two_step(schedule), schedule, snr=0.2)
+    sampler = diffax.corrected(two_step(schedule), diffax.langevin(schedule, snr=0.2))
     found = diffax.integrate(KEY, sampler, oracle.denoiser(schedule), jnp.asarray(x), jnp.array(GRID)).x
     before = None
     for i, (t, s) in enumerate(itertools.pairwise(GRID)):
@@ -321,7 +321,7 @@ def test_correctors_around_correctors_draw_apart(monkeypatch):
 def test_the_contract():
     schedule, calls = diffax.Cosine(), []
     denoise = lambda x, t: calls.append(t) or 0.5 * x
-    sampler = diffax.predictor_corrector(diffax.ddim(schedule), schedule, num_steps=3)
+    sampler = diffax.corrected(diffax.ddim(schedule), diffax.langevin(schedule, snr=0.16, num_steps=3))
     state = sampler.init(jnp.asarray(START), jnp.array([1.0, 0.5]))
     assert type(sampler.step(KEY, denoise, state, 1.0, 0.5)) is type(state)
     assert calls == [1.0, 0.5, 0.5, 0.5]
@@ -341,7 +341,7 @@ def test_traced_sizes_compile_once_are_swept_and_differentiated(monkeypatch):
     schedule, oracle, traces = Plain(), mixture(), []
 
     def end(snr, k, times):
-        sampler = diffax.predictor_corrector(diffax.ddim(schedule), schedule, snr=snr)
+        sampler = diffax.corrected(diffax.ddim(schedule), diffax.langevin(schedule, snr=snr))
         sampler = diffax.corrected(sampler, diffax.langevin(schedule, step_size=k))
         return diffax.sample(KEY, sampler, oracle.denoiser(schedule), jnp.asarray(START), times)
 
@@ -374,7 +374,7 @@ def test_finite_and_of_the_same_dtype_from_pure_noise_to_data(schedule, monkeypa
     @jax.jit
     def run(x):
         denoise = diffax.denoiser(lambda x, t: 0.3 * x, schedule, "v")
-        pc = diffax.predictor_corrector(diffax.ddpm(schedule), schedule)
+        pc = diffax.corrected(diffax.ddpm(schedule), diffax.langevin(schedule, snr=0.16))
         samplers = pc, diffax.annealed_langevin(schedule, step_size=0.2)
         return [diffax.unroll(KEY, sampler, denoise, x, times)[1] for sampler in samplers]
 
@@ -449,7 +449,7 @@ def test_annealed_langevin_dynamics_ends_near_the_law():
         (lambda s: diffax.langevin(s, snr=-0.1), "snr must be >= 0, got -0.1"),
         (lambda s: diffax.langevin(s, snr=0.1, num_steps=1.5), "num_steps must be an int >= 0, got 1.5"),
         (lambda s: diffax.annealed_langevin(s, step_size=-1.0), "step_size must be >= 0, got -1.0"),
-        (lambda s: diffax.predictor_corrector(diffax.ddim(s), s, snr=-1), "snr must be >= 0, got -1"),
+        (lambda s: diffax.corrected(diffax.ddim(s), diffax.langevin(s, snr=-1)), "snr must be >= 0, got -1"),
     ],
 )
 def test_bad_input(make, message):

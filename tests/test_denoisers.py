@@ -16,7 +16,7 @@ SCHEDULES = {
     "flow": diffax.Flow(),
     "log_linear": diffax.LogLinear(0.002, 80.0),
     "linear-sub_vp": diffax.Linear(scaling="sub_vp"),
-    "cosine_betas": diffax.from_betas(diffax.cosine_betas(1000)),
+    "cosine_betas": diffax.from_betas(diffax.schedules.cosine_betas(1000)),
 }
 WIDE = np.random.default_rng(0).normal(size=(4, 3, 5)) * np.array([0.2, 1.0, 3.0, 30.0])[:, None, None]
 
@@ -24,7 +24,7 @@ WIDE = np.random.default_rng(0).normal(size=(4, 3, 5)) * np.array([0.2, 1.0, 3.0
 def test_dynamic_clipping_is_imagen_s():
     """Against numpy's quantile, example by example (Saharia et al. 2022, section 2.3)."""
     for quantile, limit in ((0.9, 1.0), (0.5, 0.7), (1.0, 1.0), (0.0, 1.0)):
-        ours = diffax.clip_dynamic(identity, quantile=quantile, limit=limit)(jnp.asarray(WIDE), 0.5)
+        ours = diffax.denoisers.clip_dynamic(identity, quantile=quantile, limit=limit)(jnp.asarray(WIDE), 0.5)
         for x, y in zip(WIDE, ours, strict=True):
             s = max(limit, np.quantile(np.abs(x), quantile))
             np.testing.assert_allclose(y, np.clip(x, -s, s) / s * limit, rtol=1e-12)
@@ -43,7 +43,9 @@ def test_the_exam_fails_clipping_by_the_batch(monkeypatch):
 
 
 def test_dynamic_clipping_traced_by_example_on_trees_and_in_half_precision():
-    f = lambda quantile, limit: diffax.clip_dynamic(identity, quantile=quantile, limit=limit)(jnp.asarray(WIDE), 0.5)
+    f = lambda quantile, limit: diffax.denoisers.clip_dynamic(identity, quantile=quantile, limit=limit)(
+        jnp.asarray(WIDE), 0.5
+    )
     quantiles = jnp.array([0.1, 0.5, 0.9, 0.99])
     swept = jax.jit(jax.vmap(f, (0, None)))(quantiles, 1.0)
     by_example = f(quantiles, jnp.ones(4))
@@ -51,12 +53,12 @@ def test_dynamic_clipping_traced_by_example_on_trees_and_in_half_precision():
     slopes = jax.grad(lambda *a: f(*a).sum(), (0, 1))(0.9, 1.0)
     assert all(np.isfinite(v) for v in slopes)
     tree = {"a": jnp.asarray(WIDE, jnp.bfloat16), "b": jnp.full((4,), 3.0)}
-    clipped = diffax.clip_dynamic(identity)(tree, 0.5)
+    clipped = diffax.denoisers.clip_dynamic(identity)(tree, 0.5)
     assert clipped["a"].dtype == jnp.bfloat16
     assert clipped["b"].tolist() == [1.0] * 4
     for name, value in (("quantile", 1.5), ("limit", 0.0)):
         with pytest.raises(ValueError, match=f"{name} must be .* got {value}"):
-            diffax.clip_dynamic(identity, **{name: value})
+            diffax.denoisers.clip_dynamic(identity, **{name: value})
 
 
 @jax.jit
@@ -64,7 +66,7 @@ def moved_and_exact(trained, onto):
     """The mixture's denoiser moved from one schedule to the other, and the other's own, at nine times."""
     oracle, t = mixture(), jnp.linspace(0.1, 0.9, 9)
     x = onto(t).alpha[:, None, None] * 0.5 + onto(t).sigma[:, None, None] * START
-    moved = jax.vmap(diffax.reschedule(oracle.denoiser(trained), trained, onto))(x, t)
+    moved = jax.vmap(diffax.denoisers.reschedule(oracle.denoiser(trained), trained, onto))(x, t)
     return moved, jax.vmap(oracle.denoiser(onto))(x, t)
 
 
@@ -91,7 +93,7 @@ def test_the_exam_fails_a_denoiser_that_is_not_rescaled(monkeypatch):
 def test_sampling_with_a_rescheduled_denoiser_ends_at_the_same_data():
     """The flow map of x / alpha is the same under both schedules."""
     vp, flow, oracle = diffax.Cosine(), diffax.Flow(), gaussian()
-    denoise = diffax.reschedule(oracle.denoiser(vp), vp, flow)
+    denoise = diffax.denoisers.reschedule(oracle.denoiser(vp), vp, flow)
     times = diffax.times.uniform_log_snr(flow, 300, t_max=0.9, t_min=0.02)
     end = jax.jit(lambda x: diffax.integrate(jax.random.key(0), diffax.ddim(flow), denoise, x, times).x)(START)
     np.testing.assert_allclose(end, oracle.flow(START, flow(0.9), flow(0.02)), atol=0.02)
@@ -99,9 +101,9 @@ def test_sampling_with_a_rescheduled_denoiser_ends_at_the_same_data():
 
 def test_where_the_other_schedule_never_goes_the_nearest_level_answers():
     narrow, oracle = diffax.LogLinear(0.1, 10.0), mixture()
-    moved = diffax.reschedule(oracle.denoiser(narrow), narrow, diffax.LogLinear(0.01, 100.0))
+    moved = diffax.denoisers.reschedule(oracle.denoiser(narrow), narrow, diffax.LogLinear(0.01, 100.0))
     np.testing.assert_allclose(moved(START, 0.0), oracle.denoise(START, narrow(0.0)), rtol=1e-12)
     x = jnp.asarray(START, jnp.float32)
     for t in (0.0, 1.0):
-        flow = diffax.reschedule(oracle.denoiser(narrow), narrow, diffax.Flow())(x, t)
+        flow = diffax.denoisers.reschedule(oracle.denoiser(narrow), narrow, diffax.Flow())(x, t)
         assert np.isfinite(flow).all()

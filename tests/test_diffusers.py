@@ -14,6 +14,7 @@ Cases of theirs that are not here, and why:
     LCM, TCD, CMStochasticIterative                             are in test_consistency.py
 """
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,11 +71,11 @@ def model(x, timestep):
 def betas(config):
     start, end, n = config["beta_start"], config["beta_end"], config["num_train_timesteps"]
     if config["beta_schedule"] == "squaredcos_cap_v2":
-        return diffax.cosine_betas(n)
+        return diffax.schedules.cosine_betas(n)
     if config["beta_schedule"] == "linear":
-        return diffax.linear_betas(n, beta_start=start, beta_end=end)
+        return diffax.schedules.linear_betas(n, beta_start=start, beta_end=end)
     scaled = np.linspace(start**0.5, end**0.5, n) ** 2
-    return diffax.zero_terminal_snr(scaled) if config.get("rescale_betas_zero_snr") else scaled
+    return diffax.schedules.zero_terminal_snr(scaled) if config.get("rescale_betas_zero_snr") else scaled
 
 
 # Discrete time, in the scaling vp: (sampler, grid, how it ends).
@@ -146,7 +147,7 @@ def discrete(case, clipped=False):
 
     kind = "v" if config.get("prediction_type") == "v_prediction" else "eps"
     denoise = diffax.denoiser(lambda x, t: model(x, seen(t)), schedule, kind)
-    denoise = diffax.clip_static(denoise) if config.get("clip_sample") else denoise
+    denoise = diffax.denoisers.clip_static(denoise) if config.get("clip_sample") else denoise
     if end == "pairs":
         segments = [(on_grid(grid)(schedule), grid[::2])]
     elif end == "pairs, then order 1":
@@ -163,7 +164,7 @@ def discrete(case, clipped=False):
 K = {
     "EulerDiscreteScheduler/no_noise": samplers.euler,
     "EulerDiscreteScheduler/spacing_leading": samplers.euler,
-    "EulerAncestralDiscreteScheduler/no_noise_injected": samplers.euler_ancestral,
+    "EulerAncestralDiscreteScheduler/no_noise_injected": functools.partial(samplers.ddim, eta=1.0),
     "LMSDiscreteScheduler/no_noise": samplers.lms,
     "HeunDiscreteScheduler/no_noise": samplers.heun,
     "KDPM2DiscreteScheduler/no_noise": samplers.dpm2,
@@ -354,7 +355,7 @@ def test_a_wrong_weight_is_noticed(monkeypatch):
 def test_variances(steps, variance, monkeypatch):
     """What DDIM with eta = 1 adds, and so DDPM with its small variance: asserted by diffusers to 1e-5."""
     monkeypatch.setattr(diffax.random, "noise", lambda key, like: jnp.ones_like(like))
-    schedule, zero = diffax.from_betas(diffax.linear_betas(1000)), jnp.zeros((1, 1))
+    schedule, zero = diffax.from_betas(diffax.schedules.linear_betas(1000)), jnp.zeros((1, 1))
     grid = times.from_timesteps(1000, steps)
     for sampler in (samplers.ddim(schedule, eta=1.0), samplers.ddpm(schedule)):
         state = sampler.step(KEY, lambda x, t: 0 * x, sampler.init(zero, grid), *grid)

@@ -62,7 +62,7 @@ def test_a_law_is_the_inverse_of_its_cdf(name):
 def test_the_weight_is_one_over_the_density(name):
     """Where there is no closed form: against the difference quotient of the CDF."""
     law, cdf, density = LAWS[name]
-    t, weight = training_times.draw(KEY, len(U), law, way=lambda key, size: jnp.asarray(U))
+    t, weight = training_times.draw(KEY, len(U), law, uniforms=lambda key, size: jnp.asarray(U))
     t = np.asarray(t)
     exact = density(t) if density else (cdf(t + 1e-6) - cdf(t - 1e-6)) / 2e-6
     np.testing.assert_allclose(1 / weight, exact, rtol=1e-9 if density else 1e-5)
@@ -109,7 +109,7 @@ def test_hyperparameters_are_traced_and_the_ends_are_finite(name):
     u = jnp.array([0.0, 1e-30, 0.3, 1.0], jnp.float32)
 
     def drawn(v):
-        return training_times.draw(KEY, 4, make(v), way=lambda key, size: u)
+        return training_times.draw(KEY, 4, make(v), uniforms=lambda key, size: u)
 
     (t, weight), slope = jax.jit(jax.vmap(lambda v: jax.jvp(drawn, (v,), (jnp.ones_like(v),))))(
         jnp.array([value, value + 0.1], jnp.float32)
@@ -192,7 +192,7 @@ def test_ways_cut_the_variance():
     """
 
     def variance(way, keys):
-        mean = lambda key: jnp.mean(training_times.draw(key, 32, way=way).t ** 2)
+        mean = lambda key: jnp.mean(training_times.draw(key, 32, uniforms=way).t ** 2)
         return float(jnp.var(jax.jit(jax.vmap(mean))(keys)))
 
     one, own = jax.random.split(KEY, 4000), jax.random.split(KEY, (4000, 32))
@@ -204,9 +204,9 @@ def test_ways_cut_the_variance():
 
 def test_discrete():
     """Levels of a table of 10, uniform: each as often as any other; a law keeps its weights."""
-    t, _ = training_times.discrete(training_times.draw(KEY, 1000, way=training_times.stratified), 10)
+    t, _ = training_times.discrete(training_times.draw(KEY, 1000, uniforms=training_times.stratified), 10)
     assert np.unique(np.round(10 * np.asarray(t, np.float64), 5), return_counts=True)[1].tolist() == [100] * 10
-    drawn = training_times.draw(KEY, 1000, training_times.cosmap(), way=training_times.stratified)
+    drawn = training_times.draw(KEY, 1000, training_times.cosmap(), uniforms=training_times.stratified)
     t, weight = training_times.discrete(drawn, 10)
     assert (t >= drawn.t).all()
     np.testing.assert_allclose(np.mean(weight * t**3), np.mean((np.arange(1, 11) / 10) ** 3), rtol=5e-3)
@@ -228,11 +228,14 @@ def test_losses_of_a_table_s_levels_move_the_distribution():
     update, state = jax.jit(resampler.update), resampler.init()
     for i in range(8):
         t, _ = training_times.discrete(
-            training_times.draw(jax.random.fold_in(KEY, i), 16, resampler.law(state), way=training_times.stratified), 4
+            training_times.draw(
+                jax.random.fold_in(KEY, i), 16, resampler.distribution(state), uniforms=training_times.stratified
+            ),
+            4,
         )
         state = update(state, t, jnp.where(t < 0.3, 9.0, 1.0))
     assert (state.counts >= 2).all()
-    assert resampler.law(state)(0.5) < 0.25
+    assert resampler.distribution(state)(0.5) < 0.25
 
 
 BINS, HISTORY, FRACTION = 5, 3, 0.01
@@ -241,7 +244,7 @@ BINS, HISTORY, FRACTION = 5, 3, 0.01
 def resampler_of(*args, **keywords):
     """Compiled: its many small steps are slow to compile one by one."""
     made = resampling.loss_aware(*args, **keywords)
-    evaluate = jax.jit(lambda state, u: made.law(state)(u))
+    evaluate = jax.jit(lambda state, u: made.distribution(state)(u))
     law = lambda state: lambda u: evaluate(state, u)
     return resampling.Resampler(made.init, jax.jit(made.update), law)
 
@@ -266,7 +269,7 @@ def batches(count, size=16):
 
 def probabilities(resampler, state):
     """From the law itself: how much u each bin takes, by the weights within the bins, 1 / (bins p)."""
-    edges = np.asarray(resampler.law(state)(np.linspace(0, 1, 100_001)))
+    edges = np.asarray(resampler.distribution(state)(np.linspace(0, 1, 100_001)))
     return np.histogram(edges, np.linspace(0, 1, BINS + 1))[0] / 100_001
 
 
@@ -277,7 +280,7 @@ def check_resampler(resampler=None, **keywords):
         state = update(state, jnp.asarray(t), jnp.asarray(losses))
         expected = by_hand(batches(count), **keywords)
         np.testing.assert_allclose(probabilities(resampler, state), expected, atol=2e-5)
-        t, weight = training_times.draw(KEY, 64, resampler.law(state), way=training_times.stratified)
+        t, weight = training_times.draw(KEY, 64, resampler.distribution(state), uniforms=training_times.stratified)
         chosen = np.floor(np.asarray(t, np.float64) * BINS).astype(int)
         np.testing.assert_allclose(weight, 1 / (BINS * expected[chosen]), rtol=1e-5)
     assert count == 6
@@ -305,11 +308,11 @@ def test_the_resampler_is_uniform_until_every_bin_is_full():
     state = resampler.init()
     for _ in range(5):
         state = resampler.update(state, t, jnp.array([1.0, 2.0, 3.0]))
-    np.testing.assert_allclose(resampler.law(state)(U), U, rtol=1e-12)
+    np.testing.assert_allclose(resampler.distribution(state)(U), U, rtol=1e-12)
     assert state.counts.max() < 4
     for _ in range(2):
         state = resampler.update(state, jnp.array([1.0]), jnp.array([0.0]))
-    assert not np.allclose(resampler.law(state)(U), U)
+    assert not np.allclose(resampler.distribution(state)(U), U)
 
 
 def test_resampling_cuts_the_variance_and_keeps_the_mean():
@@ -317,7 +320,7 @@ def test_resampling_cuts_the_variance_and_keeps_the_mean():
     resampler = resampler_of(4, history=1, uniform_fraction=0.0)
     level = jnp.array([8.0, 1.0, 0.5, 2.5])
     state = resampler.update(resampler.init(), (jnp.arange(4) + 0.5) / 4, level)
-    t, weight = training_times.draw(KEY, 100, resampler.law(state))
+    t, weight = training_times.draw(KEY, 100, resampler.distribution(state))
     np.testing.assert_allclose(weight * level[jnp.floor(4 * t).astype(int)], 3.0, rtol=1e-5)
 
 
@@ -327,7 +330,7 @@ def test_a_loss_that_is_not_finite_is_left_out():
     state = resampler.update(full, jnp.array([0.1, 0.9]), jnp.array([jnp.nan, jnp.inf]))
     assert state.squares.tolist() == full.squares.tolist()
     zero = resampler.update(full, jnp.array([0.1, 0.9]), jnp.zeros(2))
-    np.testing.assert_allclose(resampler.law(zero)(U), U, rtol=1e-12)
+    np.testing.assert_allclose(resampler.distribution(zero)(U), U, rtol=1e-12)
 
 
 def test_the_resampler_runs_inside_a_compiled_loop():
@@ -336,11 +339,11 @@ def test_the_resampler_runs_inside_a_compiled_loop():
     true = jnp.where(jnp.arange(8) == 2, 7.0, 1.0)
 
     def step(state, key):
-        t, _ = training_times.draw(key, 64, resampler.law(state), way=training_times.stratified)
+        t, _ = training_times.draw(key, 64, resampler.distribution(state), uniforms=training_times.stratified)
         return resampler.update(state, t, true[jnp.floor(8 * t).astype(int)]), None
 
     state, _ = jax.jit(lambda keys: jax.lax.scan(step, resampler.init(), keys))(jax.random.split(KEY, 20))
-    edges = resampler.law(state)(np.linspace(0, 1, 10_001))
+    edges = resampler.distribution(state)(np.linspace(0, 1, 10_001))
     np.testing.assert_allclose(np.mean((edges >= 0.25) & (edges < 0.375)), 0.5, atol=2e-3)
 
 

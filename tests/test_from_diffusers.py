@@ -269,7 +269,7 @@ def test_guidance_calls_the_network_once_a_step(parts, lengths, tmp_path, monkey
             f = found.predict(label, None if context is None else jnp.broadcast_to(context, (2, *context.shape)))
             return diffax.denoiser(lambda x, t: f(x, t)[..., : x.shape[-1]], schedule, found.scheduler.kind)
 
-        denoise = diffax.classifier_free(of(label, tokens[0]), of(null, tokens[1]), 3.0)
+        denoise = diffax.classifier_free_guidance(of(label, tokens[0]), of(null, tokens[1]), 3.0)
         start, steps = diffax.random.fold_in(keys, 0), diffax.random.fold_in(keys, 1)
         x = diffax.initial_noise(start, schedule, (2, *found.shape), times[0])
         return diffax.sample(steps, diffax.ddim(schedule), denoise, x, times)

@@ -19,10 +19,10 @@ def test_the_weights_ends_are_its_denoisers():
     x = jnp.asarray(START)
     for weight, known in ((1.0, conditional), (0.0, unconditional)):
         for value in (weight, jnp.asarray(weight)):
-            guided = diffax.classifier_free(conditional, unconditional, value)
+            guided = diffax.classifier_free_guidance(conditional, unconditional, value)
             np.testing.assert_allclose(guided(x, 0.5), known(x, 0.5), atol=1e-15)
-    assert diffax.classifier_free(conditional, unconditional, 1) is conditional
-    assert diffax.classifier_free(conditional, unconditional, 0.0) is unconditional
+    assert diffax.classifier_free_guidance(conditional, unconditional, 1) is conditional
+    assert diffax.classifier_free_guidance(conditional, unconditional, 0.0) is unconditional
 
 
 @pytest.mark.parametrize("kind", ["eps", "v", "velocity", "score"])
@@ -31,7 +31,7 @@ def test_guiding_denoisers_is_guiding_any_prediction(kind):
     nets = [lambda x, t: jnp.sin(x), lambda x, t: 0.3 * x]
     of = [diffax.denoiser(net, SCHEDULE, kind) for net in nets]
     mixed = diffax.denoiser(lambda x, t: 3.5 * nets[0](x, t) - 2.5 * nets[1](x, t), SCHEDULE, kind)
-    np.testing.assert_allclose(diffax.classifier_free(*of, 3.5)(START, 0.4), mixed(START, 0.4), rtol=1e-10)
+    np.testing.assert_allclose(diffax.classifier_free_guidance(*of, 3.5)(START, 0.4), mixed(START, 0.4), rtol=1e-10)
 
 
 def test_the_guided_score_is_the_score_of_the_sharpened_law():
@@ -39,7 +39,7 @@ def test_the_guided_score_is_the_score_of_the_sharpened_law():
     spread, w = np.array([[0.4, 0.1], [0.1, 0.3]]), 2.5
     laws = [analytic.Gaussian.from_covariance(np.array(m), spread) for m in ([1.0, 0.2], [-0.3, 0.5])]
     moved = analytic.Gaussian.from_covariance(laws[1].mean + w * (laws[0].mean - laws[1].mean), spread)
-    guided = diffax.classifier_free(*(law.denoiser(SCHEDULE) for law in laws), w)
+    guided = diffax.classifier_free_guidance(*(law.denoiser(SCHEDULE) for law in laws), w)
     np.testing.assert_allclose(guided(START, 0.6), moved.denoise(START, SCHEDULE(0.6)), rtol=1e-10)
     times = diffax.times.uniform_log_snr(SCHEDULE, 200, t_max=0.9, t_min=0.05)
     end = diffax.integrate(jax.random.key(0), diffax.ddim(SCHEDULE), guided, START, times).x
@@ -48,7 +48,7 @@ def test_the_guided_score_is_the_score_of_the_sharpened_law():
 
 def test_the_exam_fails_swapped_denoisers(monkeypatch):
     """Negative control."""
-    right = diffax.classifier_free
+    right = diffax.classifier_free_guidance
     monkeypatch.setattr(diffax, "classifier_free", lambda c, u, w: right(u, c, w))
     for exam in (test_the_weights_ends_are_its_denoisers, test_the_guided_score_is_the_score_of_the_sharpened_law):
         with pytest.raises(AssertionError):
@@ -57,7 +57,7 @@ def test_the_exam_fails_swapped_denoisers(monkeypatch):
 
 def test_the_weight_may_be_a_function_of_time():
     times = jnp.linspace(0.1, 0.9, len(START))
-    guided = diffax.classifier_free(lambda x, t: 2 * x, lambda x, t: -x, lambda t: 5 * t)
+    guided = diffax.classifier_free_guidance(lambda x, t: 2 * x, lambda x, t: -x, lambda t: 5 * t)
     expected = START * (-1 + 15 * np.asarray(times))[:, None]
     np.testing.assert_allclose(guided(jnp.asarray(START), times), expected, rtol=1e-12)
     np.testing.assert_allclose(guided(jnp.asarray(START), 0.3), START * 3.5, rtol=1e-12)
@@ -66,29 +66,35 @@ def test_the_weight_may_be_a_function_of_time():
 def test_guidance_needs_its_branches():
     denoise = lambda x, t: x
     for make in (
-        lambda: diffax.classifier_free(denoise, None, 2.0),
-        lambda: diffax.classifier_free(denoise, None, 0),
-        lambda: diffax.apg(denoise, None, 2.0),
+        lambda: diffax.classifier_free_guidance(denoise, None, 2.0),
+        lambda: diffax.classifier_free_guidance(denoise, None, 0),
+        lambda: diffax.adaptive_projected_guidance(denoise, None, 2.0),
     ):
         with pytest.raises(ValueError, match=r"unconditional must be a denoiser \(x, t\) -> x0, got None"):
             make()
-    assert diffax.classifier_free(denoise, None, 1.0) is denoise
+    assert diffax.classifier_free_guidance(denoise, None, 1.0) is denoise
     labels = jnp.arange(3)
     for null, message in ((None, "null must be the condition"), ({"a": 1}, "a tree like"), (jnp.ones(2), "broadcast")):
         with pytest.raises(ValueError, match=message):
-            diffax.classifier_free_batched(lambda x, t, label: x, labels, null, 2.0)
+            diffax.batched_classifier_free_guidance(lambda x, t, label: x, labels, null, 2.0)
     for wrong, message in (
-        (lambda: diffax.interval(None, denoise), "guided must be a denoiser"),
-        (lambda: diffax.rescale(denoise, denoise, 1.5), r"strength must be in \[0, 1\], got 1.5"),
-        (lambda: diffax.rescale(denoise, denoise, 0.5, kind="w"), "kind must be one of"),
-        (lambda: diffax.rescale(denoise, denoise, 0.5, kind="v"), "schedule must be given to rescale kind 'v'"),
-        (lambda: diffax.apg(denoise, denoise, 2.0, threshold=0.0), "threshold must be > 0, got 0"),
-        (lambda: diffax.classifier(denoise, None, SCHEDULE, 1.0), "log_prob must be a function"),
-        (lambda: diffax.classifier_free(denoise, denoise, None), "weight must be a number, .* got None"),
-        (lambda: diffax.classifier_free(denoise, denoise, float("nan")), "weight must be a number, got nan"),
-        (lambda: diffax.apg(denoise, denoise, "big"), "weight must be a number, .* got 'big'"),
-        (lambda: diffax.apg(denoise, denoise, 2.0, eta="x"), "eta must be a number, got 'x'"),
-        (lambda: diffax.classifier(denoise, denoise, SCHEDULE, None), "scale must be a number, .* got None"),
+        (lambda: diffax.guidance_interval(None, denoise), "guided must be a denoiser"),
+        (lambda: diffax.guidance_rescale(denoise, denoise, 1.5), r"strength must be in \[0, 1\], got 1.5"),
+        (lambda: diffax.guidance_rescale(denoise, denoise, 0.5, kind="w"), "kind must be one of"),
+        (
+            lambda: diffax.guidance_rescale(denoise, denoise, 0.5, kind="v"),
+            "schedule must be given to rescale kind 'v'",
+        ),
+        (
+            lambda: diffax.adaptive_projected_guidance(denoise, denoise, 2.0, threshold=0.0),
+            "threshold must be > 0, got 0",
+        ),
+        (lambda: diffax.classifier_guidance(denoise, None, SCHEDULE, 1.0), "log_prob must be a function"),
+        (lambda: diffax.classifier_free_guidance(denoise, denoise, None), "weight must be a number, .* got None"),
+        (lambda: diffax.classifier_free_guidance(denoise, denoise, float("nan")), "weight must be a number, got nan"),
+        (lambda: diffax.adaptive_projected_guidance(denoise, denoise, "big"), "weight must be a number, .* got 'big'"),
+        (lambda: diffax.adaptive_projected_guidance(denoise, denoise, 2.0, eta="x"), "eta must be a number, got 'x'"),
+        (lambda: diffax.classifier_guidance(denoise, denoise, SCHEDULE, None), "scale must be a number, .* got None"),
     ):
         with pytest.raises(ValueError, match=message):
             wrong()
@@ -114,19 +120,19 @@ def check_one_call(time, *, mix):
     calls, text = [], np.arange(15.0).reshape(5, 3)
     condition = {"label": jnp.arange(5), "text": jnp.asarray(text)}
     denoise, null = network(calls, mix), {"label": 10, "text": jnp.zeros(3)}
-    guided = diffax.classifier_free_batched(denoise, condition, null, W)(jnp.asarray(START), time)
+    guided = diffax.batched_classifier_free_guidance(denoise, condition, null, W)(jnp.asarray(START), time)
     assert calls == [(10, 2)]
     wave = np.sin(START + np.broadcast_to(time, 5)[:, None])
     c, u = wave * (np.arange(5) + text.sum(1))[:, None], wave * 10
     np.testing.assert_allclose(guided, u + W * (c - u), rtol=1e-12)
     for weight, alone in ((1, c), (0.0, u)):
         calls.clear()
-        one = diffax.classifier_free_batched(denoise, condition, null, weight)(jnp.asarray(START), time)
+        one = diffax.batched_classifier_free_guidance(denoise, condition, null, weight)(jnp.asarray(START), time)
         np.testing.assert_allclose(one, alone, rtol=1e-12)
         assert calls == [(5, 2)]
     calls.clear()
-    guide = lambda c, u: diffax.rescale(diffax.classifier_free(c, u, W), c, 1.0)
-    rescaled = diffax.guide_batched(guide, denoise, condition, null)(jnp.asarray(START), time)
+    guide = lambda c, u: diffax.guidance_rescale(diffax.classifier_free_guidance(c, u, W), c, 1.0)
+    rescaled = diffax.batched_guidance(guide, denoise, condition, null)(jnp.asarray(START), time)
     np.testing.assert_allclose(np.std(rescaled, 1), np.std(c, 1), rtol=1e-12)
     assert len(calls) == 1
 
@@ -145,7 +151,7 @@ def test_the_exam_fails_a_network_that_mixes_examples():
 def test_one_call_takes_a_tree_for_x_and_one_label_for_all():
     x = {"a": jnp.ones((3, 2)), "b": jnp.ones((3, 1, 4))}
     denoise = lambda x, t, label: jax.tree.map(lambda v: v * label.reshape(-1, *[1] * (v.ndim - 1)), x)
-    x0 = diffax.classifier_free_batched(denoise, jnp.asarray(3), 7, 0.5)(x, 0.5)
+    x0 = diffax.batched_classifier_free_guidance(denoise, jnp.asarray(3), 7, 0.5)(x, 0.5)
     assert jax.tree.map(lambda v: (v.shape, float(v.min()), float(v.max())), x0) == {
         "a": ((3, 2), 5.0, 5.0),
         "b": ((3, 1, 4), 5.0, 5.0),
@@ -167,13 +173,13 @@ def test_guidance_within_an_interval():
 
         @jax.jit
         def run(t, low, high, of=of[name]):
-            return diffax.interval(guided, plain, low, high, of=of)(x, t)
+            return diffax.guidance_interval(guided, plain, low, high, of=of)(x, t)
 
         for t, which in zip(times, expected, strict=True):
             np.testing.assert_array_equal(run(t, low, high), answers[which])
         by_example = run(jnp.asarray(times), low, high)
         np.testing.assert_array_equal(by_example, np.where(expected[:, None], answers[1], answers[0]))
-    swept = jax.vmap(lambda low, high: diffax.interval(guided, plain, low, high)(x, 0.5))
+    swept = jax.vmap(lambda low, high: diffax.guidance_interval(guided, plain, low, high)(x, 0.5))
     ends = jnp.array([0.4, 0.5, 0.6])  # the bounds belong to the interval
     np.testing.assert_array_equal(swept(0 * ends, ends), [answers[1], answers[0], answers[0]])
     np.testing.assert_array_equal(swept(ends, 0 * ends + 1), [answers[0], answers[0], answers[1]])
@@ -187,7 +193,7 @@ def test_outside_the_interval_guidance_is_not_computed():
         return x
 
     run = jax.jit(
-        lambda t: diffax.interval(guided, lambda x, t: x.astype(jnp.float32), 0.4, 0.6)(jnp.asarray(START), t)
+        lambda t: diffax.guidance_interval(guided, lambda x, t: x.astype(jnp.float32), 0.4, 0.6)(jnp.asarray(START), t)
     )
     for t in (0.2, 0.5, 0.8):
         assert run(t).dtype == jnp.float64
@@ -199,14 +205,16 @@ def test_outside_the_interval_guidance_is_not_computed():
 
 
 RULES = {
-    "classifier_free": lambda c, u, w, k: diffax.classifier_free(c, u, w),
-    "autoguidance": lambda c, u, w, k: diffax.autoguidance(c, u, w),
-    "interval": lambda c, u, w, k: diffax.interval(diffax.classifier_free(c, u, w), c, 0.1, 0.5 + k),
-    "rescale": lambda c, u, w, k: diffax.rescale(diffax.classifier_free(c, u, w), c, k),
-    "rescale-v": lambda c, u, w, k: diffax.rescale(diffax.classifier_free(c, u, w), c, k, kind="v", schedule=SCHEDULE),
-    "apg": lambda c, u, w, k: diffax.apg(c, u, w, eta=k, threshold=1.0 + k),
-    "apg-inf": lambda c, u, w, k: diffax.apg(c, u, w, eta=k, threshold=jnp.inf),
-    "classifier": lambda c, u, w, k: diffax.classifier(u, lambda x, t: -((x - k) ** 2).sum(-1), SCHEDULE, w),
+    "classifier_free": lambda c, u, w, k: diffax.classifier_free_guidance(c, u, w),
+    "autoguidance": lambda c, u, w, k: diffax.classifier_free_guidance(c, u, w),
+    "interval": lambda c, u, w, k: diffax.guidance_interval(diffax.classifier_free_guidance(c, u, w), c, 0.1, 0.5 + k),
+    "rescale": lambda c, u, w, k: diffax.guidance_rescale(diffax.classifier_free_guidance(c, u, w), c, k),
+    "rescale-v": lambda c, u, w, k: diffax.guidance_rescale(
+        diffax.classifier_free_guidance(c, u, w), c, k, kind="v", schedule=SCHEDULE
+    ),
+    "apg": lambda c, u, w, k: diffax.adaptive_projected_guidance(c, u, w, eta=k, threshold=1.0 + k),
+    "apg-inf": lambda c, u, w, k: diffax.adaptive_projected_guidance(c, u, w, eta=k, threshold=jnp.inf),
+    "classifier": lambda c, u, w, k: diffax.classifier_guidance(u, lambda x, t: -((x - k) ** 2).sum(-1), SCHEDULE, w),
 }
 
 
@@ -230,14 +238,14 @@ def test_every_rule_is_traced_by_example_and_differentiable(rule):
 def test_an_interval_has_a_variance_on_both_sides_or_on_none(t):
     x, plain = jnp.ones((2, 1), jnp.float32), lambda x, t: x
     with_v = lambda x, t: diffax.Moments(2 * x, x.astype(jnp.bfloat16))
-    found = diffax.interval(with_v, lambda x, t: diffax.Moments(x, 0.5 * x), 0.2, 0.5)(x, jnp.asarray(t))
+    found = diffax.guidance_interval(with_v, lambda x, t: diffax.Moments(x, 0.5 * x), 0.2, 0.5)(x, jnp.asarray(t))
     inside = jnp.asarray(t).ravel() < 0.5
     for leaf, values in ((found.x0, (2.0, 1.0)), (found.v, (1.0, 0.5))):
         assert leaf.dtype == jnp.float32
         assert leaf.ravel().tolist() == [values[0 if i else 1] for i in np.broadcast_to(inside, 2)]
     for guided, other, message in ((with_v, plain, "Moments .*, got x0"), (plain, with_v, "x0 .*, got Moments")):
         with pytest.raises(ValueError, match=f"plain must give {message}"):
-            diffax.interval(guided, other, 0.2, 0.5)(x, jnp.asarray(t))
+            diffax.guidance_interval(guided, other, 0.2, 0.5)(x, jnp.asarray(t))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -265,7 +273,7 @@ def test_every_rule_is_finite_in_single_precision_and_keeps_dtypes(rule):
 
 def test_the_weight_may_be_traced_batched_and_differentiated():
     denoise = gaussian().denoiser(SCHEDULE)
-    f = lambda w: diffax.classifier_free(denoise, lambda x, t: 0 * x, w)(jnp.asarray(START), 0.5)
+    f = lambda w: diffax.classifier_free_guidance(denoise, lambda x, t: 0 * x, w)(jnp.asarray(START), 0.5)
     swept = jax.vmap(f)(jnp.array([0.0, 1.0, 4.0]))
     np.testing.assert_allclose(swept[2], 4 * swept[1], rtol=1e-12)
     by_example = f(jnp.array([0.0, 1.0, 2.0, 3.0, 4.0]))

@@ -21,7 +21,9 @@ constant = lambda value: lambda x, t: jnp.asarray(value)
 
 def rescaled(strength, **kwargs):
     c, u = (constant(v) for v in PAIR)
-    return diffax.rescale(diffax.classifier_free(c, u, W), c, strength, **kwargs)(jnp.zeros((5, 3, 2)), 0.4)
+    return diffax.guidance_rescale(diffax.classifier_free_guidance(c, u, W), c, strength, **kwargs)(
+        jnp.zeros((5, 3, 2)), 0.4
+    )
 
 
 def test_rescaling_by_lin_et_al():
@@ -46,7 +48,9 @@ def test_rescaling_the_network_s_own_prediction():
     cfg = neg + W * (pos - neg)
     ratio = (np.std(pos, (1, 2)) / np.std(cfg, (1, 2)))[:, None, None]
     c, u = (diffax.denoiser(constant(v), SCHEDULE, "v") for v in PAIR)
-    ours = diffax.rescale(diffax.classifier_free(c, u, W), c, phi, kind="v", schedule=SCHEDULE)(jnp.asarray(x), t)
+    ours = diffax.guidance_rescale(diffax.classifier_free_guidance(c, u, W), c, phi, kind="v", schedule=SCHEDULE)(
+        jnp.asarray(x), t
+    )
     np.testing.assert_allclose(ours, alpha * x - sigma * cfg * (phi * ratio + 1 - phi), rtol=1e-10)
 
 
@@ -69,7 +73,7 @@ def test_the_exam_fails_rescaling_by_the_batch(monkeypatch):
 
 
 def projected(weight, **kwargs):
-    return diffax.apg(*(constant(v) for v in PAIR), weight, **kwargs)(jnp.zeros((5, 3, 2)), 0.4)
+    return diffax.adaptive_projected_guidance(*(constant(v) for v in PAIR), weight, **kwargs)(jnp.zeros((5, 3, 2)), 0.4)
 
 
 def test_projected_guidance_of_sadat_et_al():
@@ -90,7 +94,7 @@ def test_projected_guidance_of_sadat_et_al():
 
 def test_the_exam_fails_a_projection_on_the_other_branch(monkeypatch):
     """Negative control: the parallel part taken along u."""
-    right = diffax.apg
+    right = diffax.adaptive_projected_guidance
     monkeypatch.setattr(diffax, "apg", lambda c, u, w, **kwargs: right(u, c, 1 - w, **kwargs))
     with pytest.raises(AssertionError):
         test_projected_guidance_of_sadat_et_al()
@@ -103,11 +107,11 @@ def test_autoguidance_of_gaussians():
     """A model guided by one that is too wide: the score is that of the precision w / c_good + (1 - w) / c_bad."""
     alpha, sigma, _ = SCHEDULE(0.5)
     good, bad = (diffax.analytic.Gaussian.from_covariance([0.7, -0.4], v) for v in (0.2, 0.9))
-    guided = diffax.autoguidance(good.denoiser(SCHEDULE), bad.denoiser(SCHEDULE), 2.0)(START, 0.5)
+    guided = diffax.classifier_free_guidance(good.denoiser(SCHEDULE), bad.denoiser(SCHEDULE), 2.0)(START, 0.5)
     precision = 2 / (alpha**2 * 0.2 + sigma**2) - 1 / (alpha**2 * 0.9 + sigma**2)
     score = -precision * (START - alpha * np.array([0.7, -0.4]))
     np.testing.assert_allclose(guided, (START + sigma**2 * score) / alpha, rtol=1e-10)
-    same = diffax.autoguidance(good.denoiser(SCHEDULE), good.denoiser(SCHEDULE), 7.0)
+    same = diffax.classifier_free_guidance(good.denoiser(SCHEDULE), good.denoiser(SCHEDULE), 7.0)
     np.testing.assert_allclose(same(START, 0.5), good.denoise(START, SCHEDULE(0.5)), rtol=1e-12)
 
 
@@ -134,19 +138,22 @@ def log_prob(schedule, labels):
 def test_a_true_classifier_gives_the_conditional_law(schedule):
     """Scale 1 and the exact p(y | x_t): the denoiser of the components of class y alone."""
     law, labels, t = mixture(), np.array([0, 1, 0, 1, 1]), np.linspace(0.1, 0.95, 5)
-    guided = diffax.classifier(law.denoiser(schedule), log_prob(schedule, labels), schedule, 1.0)
+    guided = diffax.classifier_guidance(law.denoiser(schedule), log_prob(schedule, labels), schedule, 1.0)
     ours = jax.jit(guided)(jnp.asarray(START), t)
     weights = np.where(np.arange(2)[:, None] == CLASS, law.weights, 0)
     weights = weights / weights.sum(1, keepdims=True)
     for i, y in enumerate(labels):
         alone = analytic.Mixture(weights[y], law.means, law.std)
         np.testing.assert_allclose(ours[i], alone.denoise(START[i], schedule(t[i])), rtol=1e-8)
-    assert diffax.classifier(law.denoiser(schedule), log_prob(schedule, labels), schedule, 0)(START, 0.5) is not None
+    assert (
+        diffax.classifier_guidance(law.denoiser(schedule), log_prob(schedule, labels), schedule, 0)(START, 0.5)
+        is not None
+    )
 
 
 def test_the_exam_fails_a_classifier_with_the_wrong_factor(monkeypatch):
     """Negative control: sigma / alpha in place of sigma^2 / alpha."""
-    right = diffax.classifier
+    right = diffax.classifier_guidance
     wrong = lambda f, p, schedule, w: right(f, p, schedule, lambda t: w / schedule(t).sigma)
     monkeypatch.setattr(diffax, "classifier", wrong)
     with pytest.raises(AssertionError):
@@ -155,8 +162,11 @@ def test_the_exam_fails_a_classifier_with_the_wrong_factor(monkeypatch):
 
 def test_a_classifier_of_another_schedule():
     law, ve, labels = mixture(), diffax.LogLinear(0.01, 50.0), np.array([0, 1, 0, 1, 1])
-    moved = diffax.reschedule(log_prob(ve, labels), ve, SCHEDULE)
-    guided = [diffax.classifier(law.denoiser(SCHEDULE), p, SCHEDULE, 2.0) for p in (moved, log_prob(SCHEDULE, labels))]
+    moved = diffax.denoisers.reschedule(log_prob(ve, labels), ve, SCHEDULE)
+    guided = [
+        diffax.classifier_guidance(law.denoiser(SCHEDULE), p, SCHEDULE, 2.0)
+        for p in (moved, log_prob(SCHEDULE, labels))
+    ]
     np.testing.assert_allclose(*(f(jnp.asarray(START), 0.4) for f in guided), rtol=1e-9)
 
 
@@ -195,7 +205,8 @@ KEY = jax.random.key(0)
 
 
 @pytest.mark.parametrize("clip", [
-    lambda d: diffax.clip_static(d, -1.2, 1.2), lambda d: diffax.clip_dynamic(d, quantile=0.9, limit=1.2),
+    lambda d: diffax.denoisers.clip_static(d, -1.2, 1.2),
+    lambda d: diffax.denoisers.clip_dynamic(d, quantile=0.9, limit=1.2),
 ])  # fmt: skip
 def test_clipping_leaves_data_within_the_range_alone_and_no_other(clip):
     """Points near -0.9 and 0.9; and outside of it, near -1.8 and 1.8, where the law must be another one."""
@@ -234,8 +245,13 @@ def test_guidance_with_a_norm_s_threshold_has_the_law_it_should():
     start = np.array([0.1, -0.2])
     mean = float(last.alpha) * (a * start / float(first.alpha) + b)
     variance = (float(last.alpha) * a / float(first.alpha)) ** 2
-    assert far(draws(diffax.apg(c, u, w, eta=1.0, threshold=r), (start, 1.0), GRID), mean, variance) < 4
-    assert far(draws(diffax.apg(c, u, w, eta=1.0), (start, 1.0), GRID), mean, variance) > 10
+    assert (
+        far(
+            draws(diffax.adaptive_projected_guidance(c, u, w, eta=1.0, threshold=r), (start, 1.0), GRID), mean, variance
+        )
+        < 4
+    )
+    assert far(draws(diffax.adaptive_projected_guidance(c, u, w, eta=1.0), (start, 1.0), GRID), mean, variance) > 10
 
 
 def test_rescaled_guidance_has_the_law_it_should():
@@ -246,5 +262,5 @@ def test_rescaled_guidance_has_the_law_it_should():
     a, _ = linear_flow(lambda rho: 1.5 * v / (v + rho**2), np.zeros_like, GRID[0], GRID[-1])
     variance = (float(SCHEDULE(GRID[-1]).alpha) * a / float(SCHEDULE(GRID[0]).alpha)) ** 2
     for strength, near in ((phi, True), (0.4, False)):
-        found = draws(diffax.rescale(doubled, c, strength), (np.zeros(64), 1.0), GRID, 1000, 64).reshape(-1, 1)
+        found = draws(diffax.guidance_rescale(doubled, c, strength), (np.zeros(64), 1.0), GRID, 1000, 64).reshape(-1, 1)
         assert (far(found, 0.0, variance) < 4) == near

@@ -33,11 +33,11 @@ WRAPPED = {
     "annealed_langevin": samplers.annealed_langevin(SCHEDULE, step_size=0.1),
     "ancestral": samplers.ancestral(diffax.heun(SCHEDULE), SCHEDULE, eta=0.5),
     "churn": samplers.churn(diffax.ddim(SCHEDULE), SCHEDULE, 2.0),
-    "corrected": samplers.predictor_corrector(diffax.ddim(SCHEDULE), SCHEDULE),
+    "corrected": samplers.corrected(diffax.ddim(SCHEDULE), samplers.langevin(SCHEDULE, snr=0.16)),
     "restart": samplers.restart(diffax.dpmpp_2m(SCHEDULE), SCHEDULE),
     "cfg_plus_plus": samplers.cfg_plus_plus(diffax.ddim(SCHEDULE), SCHEDULE, DENOISE, 0.3),
     "guidance_momentum": samplers.guidance_momentum(
-        diffax.ddim(SCHEDULE), DENOISE, lambda c, u: diffax.classifier_free(c, u, 2.0)
+        diffax.ddim(SCHEDULE), DENOISE, lambda c, u: diffax.classifier_free_guidance(c, u, 2.0)
     ),
     "pndm-prk": samplers.pndm(SCHEDULE, start="prk"),
     "runge_kutta": runge_kutta(SCHEDULE),
@@ -146,11 +146,12 @@ def test_the_bounds_that_train_are_those_of_the_same_x_in_float32():
 
 
 def test_the_adaptive_solver_gives_back_the_dtype():
-    ode = pytest.importorskip("diffax.likelihood.adaptive")
     pytest.importorskip("diffrax")
+    from diffax.likelihood import adaptive
+
     x = diffax.initial_noise(KEY, SCHEDULE, jax.ShapeDtypeStruct((8, 2), jnp.bfloat16), 0.9)
     exact = LAW.flow(x.astype(jnp.float32), SCHEDULE(0.9), SCHEDULE(0.1))
-    for f, right in ((ode.integrate, exact), (ode.sample, DENOISE(exact, 0.1))):
+    for f, right in ((adaptive.solve, exact), (adaptive.solve_and_denoise, DENOISE(exact, 0.1))):
         found = f(SCHEDULE, DENOISE, x, (0.9, 0.1))
         assert found.converged
         assert found.x.dtype == x.dtype

@@ -94,7 +94,7 @@ def test_a_chain_of_ddim_is_the_pipeline_s():
     def generate(x):
         chains = [
             diffax.sample(jax.random.key(0), diffax.ddim(schedule), denoise, x, times(20))
-            for denoise in (plain, diffax.clip_static(plain))
+            for denoise in (plain, diffax.denoisers.clip_static(plain))
         ]
         return jnp.stack(chains)
 

@@ -23,7 +23,7 @@ ZEROS = jnp.zeros((SIZE, 1), jnp.float32)
 TABLE = {"num_steps": 4}
 GAUSSIAN = analytic.Gaussian(jnp.zeros(1), jnp.eye(1), jnp.ones(1))
 MIXTURE = analytic.Mixture(jnp.ones(1), jnp.zeros((1, 1)), jnp.ones(()))
-POSTERIOR = inverse.exact.GaussianMixture(jnp.ones(1), jax.tree.map(lambda v: v[None], GAUSSIAN))
+POSTERIOR = inverse._exact.GaussianMixture(jnp.ones(1), jax.tree.map(lambda v: v[None], GAUSSIAN))
 
 
 def seen(run):
@@ -52,22 +52,24 @@ def probes(key):
     """The slope of the trace's estimate e J e in J is e^2 for a Gaussian probe e: its size ranks the draws."""
     denoise = lambda x, t: 0.1 * x
     times = jnp.array([0.1, 0.2])
-    run = lambda x: log_likelihood(key, SCHEDULE, denoise, x, times, probe_law="gaussian")
+    run = lambda x: log_likelihood(key, SCHEDULE, denoise, x, times, probe_distribution="gaussian")
     return jnp.sqrt(jnp.maximum(run(ZEROS).log_prob.max() - run(ZEROS).log_prob, 0.0))
 
 
 # name -> draw: key -> (B,), an increasing or decreasing function of the first number that each example's key gives
 DRAWS = {
     "noise": lambda key: random.noise(key, ZEROS),
-    "uniform": lambda key: random.uniform(key, SIZE),
+    "unit_interval": lambda key: random.unit_interval(key, SIZE),
     "draw": lambda key: training_times.draw(key, SIZE).t,
-    "draw-own-way": lambda key: training_times.draw(key, SIZE, way=lambda key, size: random.noise(key, ZEROS)[:, 0]).t,
+    "draw-own-way": lambda key: (
+        training_times.draw(key, SIZE, uniforms=lambda key, size: random.noise(key, ZEROS)[:, 0]).t
+    ),
     "independent": lambda key: training_times.independent(key, SIZE),
     "antithetic": lambda key: training_times.antithetic(key, SIZE),
     "stratified": lambda key: SIZE * training_times.stratified(random.per_example(key, SIZE), SIZE) % 1,
     "initial_noise": lambda key: diffax.initial_noise(key, SCHEDULE, (SIZE, 1)),
     "denoising_loss": lambda key: seen(lambda f: diffax.denoising_loss(key, f, SCHEDULE, "eps", ZEROS, T)),
-    "drop_labels": lambda key: diffax.drop_labels(key, jnp.zeros(SIZE, int), 1, p_uncond=0.5),
+    "drop_labels": lambda key: diffax.losses.drop_labels(key, jnp.zeros(SIZE, int), 1, p_uncond=0.5),
     "hybrid_loss": lambda key: hybrid(key, losses.hybrid_loss),
     "vlb_loss": lambda key: hybrid(key, losses.vlb_loss),
     "vdm_loss": learned,
@@ -119,9 +121,9 @@ def test_an_example_depends_on_its_own_key_alone_whatever_the_implementation(imp
     key, label = jax.random.key(3, impl=implementation), jnp.zeros(SIZE, int)
     draw = {
         "noise": lambda k, n: random.noise(k, ZEROS[:n]),
-        "uniform": lambda k, n: random.uniform(k, n),
+        "uniform": lambda k, n: random.unit_interval(k, n),
         "fold_in": lambda k, n: random.noise(random.fold_in(k, 1), ZEROS[:n]),
-        "drop_labels": lambda k, n: diffax.drop_labels(k, label[:n], 1, p_uncond=0.5),
+        "drop_labels": lambda k, n: diffax.losses.drop_labels(k, label[:n], 1, p_uncond=0.5),
         "dropout": lambda k, n: dropout(k, jnp.ones((n, 40)), 0.5),
         "dequantize": lambda k, n: dequantize(k, ZEROS[:n], Lattice(0.5)),
     }

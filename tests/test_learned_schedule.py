@@ -87,14 +87,14 @@ def plain(made, theta):
 
 def loss(made, theta, **options):
     predict, x0, t = parts(theta)
-    return diffax.vdm_loss(KEY, predict, made, "eps", x0, t, **options)
+    return diffax.losses.vdm_loss(KEY, predict, made, "eps", x0, t, **options)
 
 
 def bound_of(made, theta):
     """(B,) The bound in nats."""
     predict, x0, t = parts(theta)
     denoise = diffax.denoiser(lambda x, t: predict(x, made.log_snr(t)), made, "eps")
-    return diffax.continuous_bound(KEY, made, denoise, x0, jnp.asarray(t), t_max=1.0, t_min=0.0).total
+    return diffax.likelihood.continuous_bound(KEY, made, denoise, x0, jnp.asarray(t), t_max=1.0, t_min=0.0).total
 
 
 @pytest.mark.usefixtures("one_stream")
@@ -132,7 +132,7 @@ def test_training_the_curve_lowers_the_variance_and_leaves_the_mean():
 
     def values(made, key):
         u = diffax.losses.training_times.stratified(jax.random.fold_in(key, 7), 256)
-        return diffax.vdm_loss(key, eps_of(0.8), made, "eps", x0, u)
+        return diffax.losses.vdm_loss(key, eps_of(0.8), made, "eps", x0, u)
 
     @jax.jit
     def step(made, key):
@@ -161,9 +161,9 @@ def test_ends_that_training_moved_too_far_are_clipped():
         (lambda: diffax.Learned.init(KEY, log_snr_max=30.0), r"log_snr_max must be in \[-20, 20\], got 30.0"),
         (lambda: diffax.Learned.init(KEY, log_snr_max=-6.0), "log_snr_min must be <= log_snr_max - 0.1 = -6"),
         (lambda: diffax.Learned.init(KEY, units=0), "units must be an int >= 1, got 0"),
-        (lambda: diffax.vdm_loss(KEY, None, diffax.Cosine(), "eps", None, None),
+        (lambda: diffax.losses.vdm_loss(KEY, None, diffax.Cosine(), "eps", None, None),
          "schedule must be Learned, got Cosine"),
-        (lambda: diffax.vdm_loss(KEY, None, schedule(), "velocity", None, None),
+        (lambda: diffax.losses.vdm_loss(KEY, None, schedule(), "velocity", None, None),
          "kind must be one of x0, eps, score, v, edm, got 'velocity'"),
     ],
 )  # fmt: skip

@@ -10,7 +10,7 @@ from exam import SCHEDULES, gaussian, mixture, spread
 import diffax
 from diffax import analytic, likelihood
 from diffax.likelihood import adaptive
-from diffax.likelihood._flow import LAWS
+from diffax.likelihood._flow import PROBES
 from diffax.schedules._scalings import SCALINGS
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -51,7 +51,7 @@ def test_it_is_the_exact_density(name):
 
         @jax.jit
         def both(x, law=law):
-            solve = adaptive.adaptive(rtol=1e-7, atol=1e-7)
+            solve = adaptive.solver(rtol=1e-7, atol=1e-7)
             return [found(law, schedule, x, n).log_prob for n in (400, 800)], found(law, schedule, x, solve=solve)
 
         (coarse, fine), solved = both(x)
@@ -85,7 +85,7 @@ def test_in_any_dimension_on_any_schedule(name, dimension):
     for law in wide(dimension):
         x = data_at(law, schedule, FIRST, 3)
         exact = law.log_prob(x, schedule(FIRST))
-        solve = adaptive.adaptive(rtol=1e-7, atol=1e-7)
+        solve = adaptive.solver(rtol=1e-7, atol=1e-7)
 
         @jax.jit
         def both(x, law=law, solve=solve):
@@ -96,7 +96,7 @@ def test_in_any_dimension_on_any_schedule(name, dimension):
             np.testing.assert_array_equal(answer.stderr, 0)
 
 
-@pytest.mark.parametrize("law_of_probes", LAWS)
+@pytest.mark.parametrize("law_of_probes", PROBES)
 def test_hutchinson_is_right_within_its_standard_error(law_of_probes):
     """For both laws of probes, in 16 dimensions; and the error that it states is the one that it has."""
     schedule, law = SCHEDULES["linear"], wide(16)[1]
@@ -106,7 +106,7 @@ def test_hutchinson_is_right_within_its_standard_error(law_of_probes):
     @jax.jit
     @jax.vmap
     def estimates(key):
-        answer = found(law, schedule, x, key=key, divergence="hutchinson", probes=32, probe_law=law_of_probes)
+        answer = found(law, schedule, x, key=key, divergence="hutchinson", probes=32, probe_distribution=law_of_probes)
         return answer.log_prob, answer.stderr
 
     values, stderrs = (np.asarray(v) for v in estimates(jax.random.split(KEY, 24)))
@@ -138,7 +138,7 @@ def test_a_denoiser_may_give_its_variance_too():
     times = np.linspace(FIRST, LAST, 5)
     run = lambda denoise: diffax.log_likelihood(KEY, schedule, denoise, x, times).log_prob
     np.testing.assert_array_equal(run(both), run(law.denoiser(schedule)))
-    flow = lambda denoise: adaptive.sample(schedule, denoise, x, (LAST, FIRST)).x
+    flow = lambda denoise: adaptive.solve_and_denoise(schedule, denoise, x, (LAST, FIRST)).x
     np.testing.assert_array_equal(flow(both), flow(law.denoiser(schedule)))
 
 
@@ -203,7 +203,7 @@ def test_traced_and_differentiated():
     assert len(traces) == 1
     exact = jax.grad(lambda x: law.log_prob(x, diffax.Linear()(FIRST)).sum())(x)
     for adjoint in (diffrax.RecursiveCheckpointAdjoint(), diffrax.BacksolveAdjoint()):
-        solve = adaptive.adaptive(rtol=1e-8, atol=1e-8, adjoint=adjoint, max_steps=256)
+        solve = adaptive.solver(rtol=1e-8, atol=1e-8, adjoint=adjoint, max_steps=256)
         np.testing.assert_allclose(jax.jit(jax.grad(lambda x: total(20.0, x, 0.8, solve)))(x), exact, rtol=1e-4)  # noqa: B023
 
 
@@ -217,12 +217,12 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in SCHEDULES if name
 def test_the_adaptive_flow_is_the_exact_one_in_both_directions(name):
     schedule, law = SCHEDULES[name], gaussian()
     x = data_at(law, schedule, LAST)
-    down = adaptive.integrate(schedule, law.denoiser(schedule), x, (LAST, FIRST), rtol=1e-8, atol=1e-8)
+    down = adaptive.solve(schedule, law.denoiser(schedule), x, (LAST, FIRST), rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(down.x, law.flow(x, schedule(LAST), schedule(FIRST)), rtol=1e-6, atol=1e-7)
-    up = adaptive.integrate(schedule, law.denoiser(schedule), down.x, (FIRST, LAST), rtol=1e-8, atol=1e-8)
+    up = adaptive.solve(schedule, law.denoiser(schedule), down.x, (FIRST, LAST), rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(up.x, x, rtol=1e-6, atol=1e-6)
     assert down.converged
-    x0 = adaptive.sample(schedule, law.denoiser(schedule), x, (LAST, FIRST)).x
+    x0 = adaptive.solve_and_denoise(schedule, law.denoiser(schedule), x, (LAST, FIRST)).x
     np.testing.assert_allclose(x0, law.denoise(down.x, schedule(FIRST)), atol=1e-3)
 
 
@@ -234,7 +234,7 @@ def test_parameters_get_the_same_gradient_by_both_adjoints():
     def total(scale, adjoint):
         denoise = lambda x, t: scale * law.denoise(x, schedule(t))
         options = {"rtol": 1e-9, "atol": 1e-9, "adjoint": adjoint}
-        return jnp.sum(adaptive.integrate(schedule, denoise, x, (0.9, 0.1), **options).x ** 2)
+        return jnp.sum(adaptive.solve(schedule, denoise, x, (0.9, 0.1), **options).x ** 2)
 
     slope = (total(0.9 + 1e-5, None) - total(0.9 - 1e-5, None)) / 2e-5
     for adjoint in (None, diffrax.BacksolveAdjoint()):
@@ -245,11 +245,11 @@ def test_what_does_not_converge_cannot_be_overlooked():
     schedule, law = diffax.Cosine(), mixture()
     x = data_at(law, schedule, FIRST)
     with pytest.raises(Exception, match="maximum number of solver steps"):
-        jax.block_until_ready(adaptive.integrate(schedule, law.denoiser(schedule), x, (0.9, 0.1), max_steps=3).x)
-    silent = adaptive.integrate(schedule, law.denoiser(schedule), x, (0.9, 0.1), max_steps=3, throw=False)
+        jax.block_until_ready(adaptive.solve(schedule, law.denoiser(schedule), x, (0.9, 0.1), max_steps=3).x)
+    silent = adaptive.solve(schedule, law.denoiser(schedule), x, (0.9, 0.1), max_steps=3, throw=False)
     assert not silent.converged
     assert np.isnan(silent.x).all()
-    answer = found(law, schedule, x, solve=adaptive.adaptive(max_steps=3, throw=False))
+    answer = found(law, schedule, x, solve=adaptive.solver(max_steps=3, throw=False))
     assert not answer.converged.any()
     assert np.isnan(answer.log_prob).all()
     # On a grid one bad example is its own matter.
@@ -265,11 +265,11 @@ def test_one_example_s_tolerance_is_its_own():
     schedule, law = diffax.Cosine(), mixture()
     hard = data_at(law, schedule, LAST, 1)
     crowd = jnp.concatenate([hard, jnp.zeros((63, 2))])
-    run = lambda x: adaptive.integrate(schedule, law.denoiser(schedule), x, (LAST, FIRST), rtol=1e-6, atol=1e-6).x[0]
+    run = lambda x: adaptive.solve(schedule, law.denoiser(schedule), x, (LAST, FIRST), rtol=1e-6, atol=1e-6).x[0]
     np.testing.assert_allclose(run(crowd), run(hard), atol=1e-5)
     hard = data_at(law, schedule, FIRST, 1)
     crowd = jnp.concatenate([hard, jnp.zeros((1023, 2))])
-    solve = adaptive.adaptive(rtol=1e-5, atol=1e-5)
+    solve = adaptive.solver(rtol=1e-5, atol=1e-5)
     errors = [
         abs(float(found(law, schedule, x, solve=solve).log_prob[0] - law.log_prob(hard, schedule(FIRST))[0]))
         for x in (hard, crowd)
@@ -287,8 +287,8 @@ def test_bits_per_dimension_of_a_law_that_is_known():
     """Uniform on 4 of 17 levels: 2 bits, whatever the units; dequantized it has the density 1 / (4 bin_width)."""
     for bin_width in (2 / 16, 1.0):
         log_density = -3 * np.log(4 * bin_width)
-        np.testing.assert_allclose(diffax.bits_per_dim(log_density, 3, bin_width=bin_width), 2.0, rtol=1e-12)
-    x = diffax.dequantize(KEY, jnp.zeros((1, 20000)), diffax.Lattice(0.5))
+        np.testing.assert_allclose(diffax.likelihood.bits_per_dim(log_density, 3, bin_width=bin_width), 2.0, rtol=1e-12)
+    x = diffax.likelihood.dequantize(KEY, jnp.zeros((1, 20000)), diffax.likelihood.Lattice(0.5))
     assert float(jnp.abs(x).max()) <= 0.25
     np.testing.assert_allclose([float(x.mean()), float(x.var())], [0, 0.25 / 12], atol=3e-3)
 
@@ -297,7 +297,7 @@ def test_bits_per_dimension_of_a_law_that_is_known():
     ("options", "message"),
     [
         ({"divergence": "trace"}, "divergence must be one of exact, hutchinson, got 'trace'"),
-        ({"probe_law": "uniform"}, "probe_law must be one of rademacher, gaussian, got 'uniform'"),
+        ({"probe_distribution": "uniform"}, "probe_distribution must be one of rademacher, gaussian, got 'uniform'"),
         ({"probes": 0}, "probes must be an int >= 1, got 0"),
         ({"probes": 1.5}, "probes must be an int >= 1, got 1.5"),
         ({"times": np.array([0.9, 0.1])}, r"times must rise from data to noise, got \[0.9, 0.1\]"),
@@ -325,11 +325,11 @@ def test_bad_input(options, message):
 )
 def test_bad_tolerances(options, message):
     with pytest.raises(ValueError, match=message):
-        adaptive.adaptive(**options)
+        adaptive.solver(**options)
     with pytest.raises(ValueError, match="times must have at least two entries, got 1"):
-        adaptive.integrate(diffax.Cosine(), lambda x, t: x, jnp.zeros((1, 2)), (0.5,))
+        adaptive.solve(diffax.Cosine(), lambda x, t: x, jnp.zeros((1, 2)), (0.5,))
     with pytest.raises(ValueError, match=r"times must lie in \[0, 1\], got 1.9"):
-        adaptive.integrate(diffax.Cosine(), lambda x, t: x, jnp.zeros((1, 2)), (1.9, 0.1))
+        adaptive.solve(diffax.Cosine(), lambda x, t: x, jnp.zeros((1, 2)), (1.9, 0.1))
     for wrong in (0.0, -1.0):
         with pytest.raises(ValueError, match="bin_width must be > 0"):
-            diffax.Lattice(wrong)
+            diffax.likelihood.Lattice(wrong)

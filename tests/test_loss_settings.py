@@ -36,7 +36,7 @@ def losses(config, part=slice(None)):
 def uniform(spread="independent"):
     """The u of the examples, from key 1 of each."""
     key = diffax.random.fold_in(jax.random.split(jax.random.key(0), SIZE), 1)
-    return diffax.random.uniform(diffax.random.stream(diffax.random.stream(key, "draw"), spread), SIZE)
+    return diffax.random.unit_interval(diffax.random.stream(diffax.random.stream(key, "draw"), spread), SIZE)
 
 
 def by_hand(config, t_of_u=lambda u: u, spread="independent", **keywords):
@@ -60,7 +60,7 @@ def test_each_setting_reaches_the_loss():
     np.testing.assert_allclose(
         losses(config), by_hand(config, weighting=lambda log_snr: jnp.minimum(1, 2 * jnp.exp(-log_snr))), rtol=1e-6
     )
-    config = config_of(weighting="likelihood")
+    config = config_of(weighting="elbo")
     slope = lambda t: jnp.pi / jnp.sin(jnp.pi * t)  # half of -d log_snr / dt of the cosine schedule
     plain = by_hand(config, weighting=lambda log_snr: 1.0)
     np.testing.assert_allclose(losses(config), slope(uniform()) * plain, rtol=1e-4)
@@ -78,7 +78,7 @@ def test_loss_aware_times_follow_the_losses_and_are_divided_out():
     loss, memory, remember = objectives.objective(config, NET)
     assert losses(config).tolist() == losses(config_of()).tolist()  # without a past
     past = remember(memory, (jnp.array([0.2, 0.7]), jnp.array([1.0, 3.0])))
-    chosen = diffax.losses.resampling.loss_aware(2, history=1).law(past)  # three times in four above t = 1/2
+    chosen = diffax.losses.resampling.loss_aware(2, history=1).distribution(past)  # three times in four above t = 1/2
     keys = jax.random.split(jax.random.key(0), SIZE)
     t, weight = diffax.losses.training_times.draw(diffax.random.fold_in(keys, 1), SIZE, chosen)
     assert {round(w, 2) for w in weight.tolist()} == {0.67, 2.0}

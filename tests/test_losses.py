@@ -22,7 +22,7 @@ def perfect(kind, shift=0.0):
         level = SCHEDULE(t)
         x0 = LAW.denoise(x, level) + shift
         eps = (x - level.alpha[:, None] * x0) / level.sigma[:, None]
-        return diffax.target(kind, SCHEDULE, x0, eps, t)
+        return diffax.predictions.target(kind, SCHEDULE, x0, eps, t)
 
     return predict
 
@@ -78,7 +78,7 @@ def test_the_loss_of_an_example_depends_on_its_own_key():
 
 
 def test_eps_is_refused_where_no_signal_is_left():
-    table = diffax.from_betas(diffax.zero_terminal_snr(diffax.linear_betas(100)))
+    table = diffax.from_betas(diffax.schedules.zero_terminal_snr(diffax.schedules.linear_betas(100)))
     with pytest.raises(ValueError, match="kind must be x0, v, velocity or edm with zero terminal SNR, got 'eps'"):
         diffax.denoising_loss(KEY, lambda x, t: x, table, "eps", jnp.ones((2, 3)), 0.5)
 
@@ -91,10 +91,10 @@ def test_trees():
 
 def test_label_dropout():
     labels = jnp.arange(10_000) % 10
-    dropped = diffax.drop_labels(KEY, labels, 10, p_uncond=0.2)
+    dropped = diffax.losses.drop_labels(KEY, labels, 10, p_uncond=0.2)
     assert abs(float((dropped == 10).mean()) - 0.2) < 0.02
     assert (jnp.where(dropped == 10, labels, dropped) == labels).all()
-    assert (diffax.drop_labels(KEY, labels, 10, p_uncond=0.0) == labels).all()
-    assert (diffax.drop_labels(KEY, labels, 10, p_uncond=1.0) == 10).all()
+    assert (diffax.losses.drop_labels(KEY, labels, 10, p_uncond=0.0) == labels).all()
+    assert (diffax.losses.drop_labels(KEY, labels, 10, p_uncond=1.0) == 10).all()
     with pytest.raises(ValueError, match=r"p_uncond must be in \[0, 1\], got 1.2"):
-        diffax.drop_labels(KEY, labels, 10, p_uncond=1.2)
+        diffax.losses.drop_labels(KEY, labels, 10, p_uncond=1.2)

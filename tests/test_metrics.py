@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from diffax import metrics
-from diffax.metrics import frechet_distance, sets
+from diffax.metrics import _sets as sets
+from diffax.metrics import frechet_distance
 
 pytestmark = pytest.mark.newest
 

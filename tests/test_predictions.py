@@ -28,11 +28,11 @@ def test_round_trips(name):
     def worst(x0, eps):
         x, errors = diffax.diffuse(schedule, x0, eps, T), []
         for first in KINDS:
-            y = diffax.target(first, schedule, x0, eps, T)
-            again = diffax.split(first, schedule, y, x, T)
+            y = diffax.predictions.target(first, schedule, x0, eps, T)
+            again = diffax.predictions.split(first, schedule, y, x, T)
             for second in KINDS:
-                z = diffax.target(second, schedule, *again, T)
-                pairs = zip(diffax.split(second, schedule, z, x, T), (x0, eps), strict=True)
+                z = diffax.predictions.target(second, schedule, *again, T)
+                pairs = zip(diffax.predictions.split(second, schedule, z, x, T), (x0, eps), strict=True)
                 errors += [jnp.abs(u - v).max() for u, v in pairs]
         return jnp.stack(errors).max()
 
@@ -56,7 +56,7 @@ def test_edm_row_is_karras_preconditioning(sigma_data):
     c_skip = sigma_data**2 / (sigma**2 + sigma_data**2)
     c_out = sigma * sigma_data / np.sqrt(sigma**2 + sigma_data**2)
     x = x0 + sigma * eps
-    f = diffax.target("edm", schedule, x0, eps, T, sigma_data=sigma_data)
+    f = diffax.predictions.target("edm", schedule, x0, eps, T, sigma_data=sigma_data)
     np.testing.assert_allclose(c_skip * x + c_out * f, x0, atol=1e-11)
     a, b = row("edm", schedule, T, sigma_data=sigma_data)
     np.testing.assert_allclose(a**2 * sigma_data**2 + b**2, 1.0)  # a target of unit variance
@@ -71,7 +71,7 @@ def test_a_perfect_network_of_any_kind_gives_the_posterior_mean(kind, oracle):
     def network(x, t):
         alpha, sigma, _ = schedule(t)
         x0 = oracle.denoise(x, schedule(t))
-        return diffax.target(kind, schedule, x0, (x - alpha[:, None] * x0) / sigma[:, None], t)
+        return diffax.predictions.target(kind, schedule, x0, (x - alpha[:, None] * x0) / sigma[:, None], t)
 
     x0 = diffax.denoiser(network, schedule, kind)(x, t)
     np.testing.assert_allclose(x0, oracle.denoise(x, schedule(t)), atol=1e-9)
@@ -84,15 +84,15 @@ def test_a_perfect_network_of_any_kind_gives_the_posterior_mean(kind, oracle):
 def test_scalar_and_batched_times_agree():
     schedule, (x0, eps) = diffax.Linear(), random_pair()
     for kind in KINDS:
-        one = diffax.target(kind, schedule, x0, eps, 0.4)
-        many = diffax.target(kind, schedule, x0, eps, jnp.full(len(x0), 0.4))
+        one = diffax.predictions.target(kind, schedule, x0, eps, 0.4)
+        many = diffax.predictions.target(kind, schedule, x0, eps, jnp.full(len(x0), 0.4))
         np.testing.assert_allclose(one, many, rtol=1e-13)
 
 
 def test_dtype_is_kept_and_trees_are_welcome():
     tree = {"position": jnp.ones((2, 3), jnp.float32), "feature": jnp.ones((2, 4, 1), jnp.bfloat16)}
     x = diffax.diffuse(diffax.Cosine(), tree, tree, jnp.array([0.1, 0.9]))
-    x0, eps = diffax.split("v", diffax.Cosine(), x, x, 0.5)
+    x0, eps = diffax.predictions.split("v", diffax.Cosine(), x, x, 0.5)
     for value in (x, x0, eps):
         assert jax.tree.map(lambda v: (v.shape, v.dtype), value) == jax.tree.map(lambda v: (v.shape, v.dtype), tree)
 
@@ -109,7 +109,7 @@ def test_initial_noise_has_the_schedule_s_scale():
 
 def test_unknown_kind():
     with pytest.raises(ValueError, match="kind must be one of x0, eps, score, v, velocity, edm, got 'epsilon'"):
-        diffax.target("epsilon", diffax.Cosine(), 1.0, 1.0, 0.5)
+        diffax.predictions.target("epsilon", diffax.Cosine(), 1.0, 1.0, 0.5)
     with pytest.raises(ValueError, match="got 'noise'"):
         diffax.denoiser(lambda x, t: x, diffax.Cosine(), "noise")
 
@@ -120,22 +120,22 @@ def test_zero_terminal_snr_needs_another_kind(kind):
     with pytest.raises(ValueError, match=f"zero terminal SNR, got '{kind}'"):
         diffax.denoiser(lambda x, t: x, schedule, kind)
     diffax.denoiser(lambda x, t: x, schedule, "v")
-    for other in (SCHEDULES["linear_betas"], diffax.from_betas(diffax.cosine_betas(4000))):
+    for other in (SCHEDULES["linear_betas"], diffax.from_betas(diffax.schedules.cosine_betas(4000))):
         diffax.denoiser(lambda x, t: x, other, kind)
 
 
 def test_clip_static():
-    clipped = diffax.clip_static(lambda x, t: x, -1.0, 0.5)
+    clipped = diffax.denoisers.clip_static(lambda x, t: x, -1.0, 0.5)
     assert clipped(jnp.array([-3.0, 0.2, 3.0]), 0.5).tolist() == [-1.0, 0.2, 0.5]
     with pytest.raises(ValueError, match="high must be > low = 1, got -1"):
-        diffax.clip_static(lambda x, t: x, 1, -1)
+        diffax.denoisers.clip_static(lambda x, t: x, 1, -1)
     with pytest.raises(ValueError, match="low must be a number, got None"):
-        diffax.clip_static(lambda x, t: x, None, 1.0)
+        diffax.denoisers.clip_static(lambda x, t: x, None, 1.0)
 
 
 def test_the_exam_fails_a_wrong_solve(monkeypatch):
     """Negative control: `split` with the opposite sign of v."""
-    split = diffax.split
+    split = diffax.predictions.split
     monkeypatch.setattr(diffax, "split", lambda kind, s, y, *rest: split(kind, s, -y if kind == "v" else y, *rest))
     with pytest.raises(AssertionError):
         test_round_trips("linear")

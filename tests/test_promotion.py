@@ -26,7 +26,7 @@ from diffax.nn.unet import UNet
 from diffax.predictions import KINDS
 from diffax.samplers.engines.adams import adams
 
-SCHEDULE, LATTICE = diffax.Cosine(), diffax.Lattice(2 / 255)
+SCHEDULE, LATTICE = diffax.Cosine(), diffax.likelihood.Lattice(2 / 255)
 X, IMAGES = jnp.ones((4, 2)), jnp.ones((4, 8, 8, 3))
 TREE = {"a": X, "b": jnp.ones((4, 3, 3))}
 GRID = jnp.linspace(1.0, 0.0, 6)
@@ -77,11 +77,14 @@ OTHERS = {
     "lcm": lambda: samplers.lcm(SCHEDULE),
     "tcd": lambda: samplers.tcd(SCHEDULE, num_train_steps=100),
     "annealed_langevin": lambda: samplers.annealed_langevin(SCHEDULE, snr=0.1),
-    "predictor_corrector": lambda: samplers.predictor_corrector(samplers.ddpm(SCHEDULE), SCHEDULE),
+    "predictor_corrector": lambda: samplers.corrected(samplers.ddpm(SCHEDULE), samplers.langevin(SCHEDULE, snr=0.16)),
     "restart": lambda: samplers.restart(samplers.dpmpp_2m(SCHEDULE), SCHEDULE),
     "cfg_plus_plus": lambda: samplers.cfg_plus_plus(samplers.ddim(SCHEDULE), SCHEDULE, half, T),
     "guidance_momentum": lambda: samplers.guidance_momentum(
-        samplers.ddim(SCHEDULE), half, lambda c, u: diffax.apg(c, u, 3.0, threshold=2.5), momentum=-T
+        samplers.ddim(SCHEDULE),
+        half,
+        lambda c, u: diffax.adaptive_projected_guidance(c, u, 3.0, threshold=2.5),
+        momentum=-T,
     ),
     "gaussian_adams-mean": lambda: samplers.gaussian_adams(SCHEDULE, mean=jnp.ones(2), std=0.5, end="smooth", start=1),
     "sa_solver-tau": lambda: samplers.sa_solver(SCHEDULE, tau=lambda t: jnp.where(t > 0.5, 1.0, 0.0)),
@@ -107,11 +110,11 @@ def test_schedules(name):
     schedule = diffax.Learned.init(KEY) if name == "learned" else SCHEDULES[name]
 
     def every(t):
-        values = schedule(t), schedule.inverse(schedule.log_snr(t)), diffax.rates(schedule, t)
+        values = schedule(t), schedule.inverse(schedule.log_snr(t)), diffax.schedules.rates(schedule, t)
         return (
             *values,
             sde.coefficients(schedule, t),
-            diffax.transition(schedule, t, t),
+            diffax.schedules.transition(schedule, t, t),
             sde.score(half, schedule, X, t),
         )
 
@@ -136,10 +139,10 @@ def test_grids():
 def test_predictions(kind):
     strictly(lambda: diffax.denoising_loss(KEYS, half, SCHEDULE, kind, TREE, T, weighting=weightings.sigmoid()))
     strictly(lambda: diffax.denoiser(two, SCHEDULE, kind)(X.astype(jnp.bfloat16), T))
-    strictly(lambda: diffax.rescale(half, half, T, kind=kind, schedule=SCHEDULE)(X, T))
+    strictly(lambda: diffax.guidance_rescale(half, half, T, kind=kind, schedule=SCHEDULE)(X, T))
 
 
-WEIGHTINGS = ("simple", "min_snr", "truncated_snr", "p2", "edm", "sigmoid", "likelihood")
+WEIGHTINGS = ("simple", "min_snr", "truncated_snr", "p2", "edm", "sigmoid", "elbo")
 
 
 def test_losses():
@@ -150,23 +153,21 @@ def test_losses():
         weighting = getattr(weightings, name)()
         strictly(lambda w=weighting: diffax.denoising_loss(KEY, half, SCHEDULE, "v", X, T, weighting=w))
     strictly(
-        lambda: diffax.denoising_loss(
-            KEY, in_half, SCHEDULE, "v", X, T, weighting=weightings.likelihood(), measure="log_snr"
-        )
+        lambda: diffax.denoising_loss(KEY, in_half, SCHEDULE, "v", X, T, weighting=weightings.elbo(), measure="log_snr")
     )
-    strictly(lambda: diffax.drop_labels(KEY, jnp.arange(4), 10, p_uncond=0.1))
+    strictly(lambda: diffax.losses.drop_labels(KEY, jnp.arange(4), 10, p_uncond=0.1))
     for lattice in (None, LATTICE):
         common = {"num_steps": 100, "lattice": lattice}
-        strictly(lambda c=common: diffax.hybrid_loss(KEY, two, SCHEDULE, "v", X, T, **c))
-        strictly(lambda c=common: diffax.vlb_loss(KEY, two, SCHEDULE, "v", X, T, **c))
-        strictly(lambda v=lattice: diffax.vdm_loss(KEY, half, diffax.Learned.init(KEY), "v", X, T, lattice=v))
+        strictly(lambda c=common: diffax.losses.hybrid_loss(KEY, two, SCHEDULE, "v", X, T, **c))
+        strictly(lambda c=common: diffax.losses.vlb_loss(KEY, two, SCHEDULE, "v", X, T, **c))
+        strictly(lambda v=lattice: diffax.losses.vdm_loss(KEY, half, diffax.Learned.init(KEY), "v", X, T, lattice=v))
     strictly(lambda: autoencoder_loss(KEY, lambda x: (x, x), lambda z: z, IMAGES))
 
 
 def test_draws():
     def followed():
         resampler = resampling.loss_aware(10)
-        t, weight = training_times.draw(KEY, 6, resampler.law(resampler.init()))
+        t, weight = training_times.draw(KEY, 6, resampler.distribution(resampler.init()))
         return resampler.update(resampler.init(), t, weight)
 
     strictly(followed)
@@ -179,38 +180,40 @@ def test_draws():
     ):
         strictly(
             lambda law=law: training_times.discrete(
-                training_times.draw(KEY, 4, law, way=training_times.stratified), 100
+                training_times.draw(KEY, 4, law, uniforms=training_times.stratified), 100
             )
         )
     for way in (training_times.independent, training_times.stratified, training_times.antithetic):
-        strictly(lambda way=way: training_times.draw(KEYS, 4, way=way))
+        strictly(lambda way=way: training_times.draw(KEYS, 4, uniforms=way))
 
 
 def test_bounds_and_likelihood():
     for variance, denoise in (("small", half), ("learned", two)):
-        strictly(lambda v=variance, d=denoise: diffax.variational_bound(KEY, SCHEDULE, d, X, GRID, variance=v))
-    strictly(lambda: diffax.continuous_bound(KEY, SCHEDULE, half, X, T, lattice=LATTICE))
-    strictly(lambda: diffax.posterior(SCHEDULE, X, X, T, T))
-    strictly(lambda: diffax.dequantize(KEY, X, LATTICE))
+        strictly(
+            lambda v=variance, d=denoise: diffax.likelihood.variational_bound(KEY, SCHEDULE, d, X, GRID, variance=v)
+        )
+    strictly(lambda: diffax.likelihood.continuous_bound(KEY, SCHEDULE, half, X, T, lattice=LATTICE))
+    strictly(lambda: diffax.likelihood.forward_posterior(SCHEDULE, X, X, T, T))
+    strictly(lambda: diffax.likelihood.dequantize(KEY, X, LATTICE))
     for divergence in ("hutchinson", "exact"):
         options = {"divergence": divergence, "probes": 3}
         strictly(lambda o=options: likelihood.log_likelihood(KEY, SCHEDULE, half, TREE, GRID[::-1], **o))
-    strictly(lambda: adaptive.sample(SCHEDULE, half, X, (0.9, 0.1)))
+    strictly(lambda: adaptive.solve_and_denoise(SCHEDULE, half, X, (0.9, 0.1)))
 
 
 @pytest.mark.parametrize("weight", [3, jnp.full(4, 3.0), lambda t: 2 * t], ids=["int", "by_example", "function"])
 @pytest.mark.parametrize("t", [0.5, T], ids=["one", "by_example"])
 def test_guidance(weight, t):
     def every(x):
-        with_label = diffax.classifier_free_batched(lambda x, t, label: half(x, t), jnp.arange(4), 10, weight)
-        yield diffax.classifier_free(half, half, weight)(x, t)
+        with_label = diffax.batched_classifier_free_guidance(lambda x, t, label: half(x, t), jnp.arange(4), 10, weight)
+        yield diffax.classifier_free_guidance(half, half, weight)(x, t)
         yield with_label(x, t)
-        yield diffax.apg(half, half, weight, eta=T, threshold=2)(x, t)
-        yield diffax.classifier(half, lambda x, t: x.sum((1, 2, 3)), SCHEDULE, weight)(x, t)
-        yield diffax.interval(half, half, -1, T, of=SCHEDULE.log_snr)(x, t)
-        yield diffax.clip_static(half, -1, T)(x, t)
-        yield diffax.clip_dynamic(half, quantile=T, limit=1)(x, t)
-        yield diffax.reschedule(half, SCHEDULE, diffax.Flow())(x, t)
+        yield diffax.adaptive_projected_guidance(half, half, weight, eta=T, threshold=2)(x, t)
+        yield diffax.classifier_guidance(half, lambda x, t: x.sum((1, 2, 3)), SCHEDULE, weight)(x, t)
+        yield diffax.guidance_interval(half, half, -1, T, of=SCHEDULE.log_snr)(x, t)
+        yield diffax.denoisers.clip_static(half, -1, T)(x, t)
+        yield diffax.denoisers.clip_dynamic(half, quantile=T, limit=1)(x, t)
+        yield diffax.denoisers.reschedule(half, SCHEDULE, diffax.Flow())(x, t)
         yield diffax.denoisers.consistency_function(half, SCHEDULE)(x, t)
         yield diffax.denoisers.latent_consistency_function(half)(x, t)
 

@@ -108,7 +108,7 @@ def k_diffusion(name, args):
         "dpm_2": lambda: samplers.dpm2(schedule),
         "dpmpp_2m": lambda: samplers.dpmpp_2m(schedule),
         "dpmpp_2m_sde": lambda: samplers.dpmpp_2m_sde(schedule, eta=args["eta"], solver=args["solver_type"]),
-        "euler_ancestral": lambda: samplers.euler_ancestral(schedule, eta=args["eta"]),
+        "euler_ancestral": lambda: samplers.ddim(schedule, eta=args["eta"]),
         "dpm_2_ancestral": lambda: samplers.dpm2_ancestral(schedule, eta=args["eta"]),
         "dpmpp_2s_ancestral": lambda: samplers.dpmpp_2s_ancestral(schedule, eta=args["eta"]),
         "dpmpp_sde": lambda: samplers.dpmpp_sde(schedule, eta=args["eta"]),

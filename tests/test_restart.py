@@ -210,7 +210,7 @@ def test_a_method_with_a_memory_starts_afresh_after_a_jump(name, monkeypatch):
     for high in (0.7, 0.399):
         second = jnp.linspace(high, 0.1, 6)
         found = run(jnp.asarray(START), jnp.concatenate([first, second]), True)
-        scale, std = diffax.transition(schedule, high, 0.2)
+        scale, std = diffax.schedules.transition(schedule, high, 0.2)
         x = scale * run(jnp.asarray(START), first, False) + 0.3 * std
         np.testing.assert_allclose(found, run(x, second, False), rtol=1e-9, atol=1e-12)
 

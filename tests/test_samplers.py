@@ -199,7 +199,7 @@ def test_ddpm_towards_noise_is_the_forward_transition(monkeypatch):
     mean, covariance = affine(
         diffax.ddpm(schedule), lambda x, t: 0 * x + 9.0, x, jnp.array([0.1, 0.3, 0.7]), monkeypatch
     )
-    scale, std = diffax.transition(schedule, 0.7, 0.1)
+    scale, std = diffax.schedules.transition(schedule, 0.7, 0.1)
     np.testing.assert_allclose(mean, scale * x[0], rtol=1e-12)
     np.testing.assert_allclose(covariance, [[std**2]], rtol=1e-12)
 

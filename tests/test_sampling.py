@@ -53,7 +53,9 @@ SAMPLERS = {
     "dpmpp_sde": diffax.dpmpp_sde,
     "unipc": diffax.unipc,
     "sa_solver": diffax.sa_solver,
-    "predictor_corrector": lambda schedule: diffax.predictor_corrector(diffax.dpmpp_2m_sde(schedule), schedule),
+    "predictor_corrector": lambda schedule: diffax.corrected(
+        diffax.dpmpp_2m_sde(schedule), diffax.langevin(schedule, snr=0.16)
+    ),
 }
 FEW = tuple(SAMPLERS)
 SAMPLERS |= {name: partial(make, **values) for name, (make, values, _) in exam.SAMPLERS.items() if name not in FEW}
@@ -74,7 +76,9 @@ by_name = exam.spread(SAMPLERS, FEW)
 def guided(x, t):
     """A denoiser that takes norms and quantiles, each example's own."""
     conditional, plain = (lambda x, t: jnp.tanh(x) + 0.1), (lambda x, t: 0.5 * x)
-    return diffax.clip_dynamic(diffax.apg(conditional, plain, 1.5, threshold=1.0), limit=2.0)(x, t)
+    return diffax.denoisers.clip_dynamic(
+        diffax.adaptive_projected_guidance(conditional, plain, 1.5, threshold=1.0), limit=2.0
+    )(x, t)
 
 
 def generate(name, keys, x):
@@ -242,6 +246,6 @@ def test_an_nnx_network_is_sampled():
     net = nnx.merge(graph, params)
     grid = diffax.times.uniform(SCHEDULE, 6)
     for t, s in zip(grid, [*grid[1:], None], strict=True):
-        x0, eps = diffax.split("v", SCHEDULE, net(by_hand, t), by_hand, t)
+        x0, eps = diffax.predictions.split("v", SCHEDULE, net(by_hand, t), by_hand, t)
         by_hand = x0 if s is None else diffax.diffuse(SCHEDULE, x0, eps, s)
     np.testing.assert_allclose(x, by_hand, atol=1e-4)

@@ -55,7 +55,7 @@ def test_every_scaling_has_an_identity():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_ends_are_finite_and_so_are_slopes(schedule, dtype):
     t = jnp.asarray([0.0, 1e-7, 0.5, 1 - 1e-7, 1.0], dtype)
-    of = lambda t: (schedule(t), jax.vmap(jax.grad(schedule.log_snr))(t), diffax.rates(schedule, t))
+    of = lambda t: (schedule(t), jax.vmap(jax.grad(schedule.log_snr))(t), diffax.schedules.rates(schedule, t))
     level, slope, rates = jax.jit(of)(t)
     for value in (*level, slope, *rates):
         assert value.dtype == dtype
@@ -92,7 +92,7 @@ def test_alpha_and_sigma_in_float32(schedule):
 @every_schedule
 def test_rates_are_the_slopes_of_alpha_and_sigma(schedule):
     t, h = np.linspace(0.0505, 0.9505, 19), 1e-6
-    of = jax.jit(lambda t: (schedule(t - h), schedule(t + h), diffax.rates(schedule, t)))
+    of = jax.jit(lambda t: (schedule(t - h), schedule(t + h), diffax.schedules.rates(schedule, t)))
     before, after, (d_alpha, d_sigma) = of(t)
     np.testing.assert_allclose(d_alpha, (after.alpha - before.alpha) / (2 * h), atol=2e-6)
     np.testing.assert_allclose(d_sigma, (after.sigma - before.sigma) / (2 * h), rtol=1e-6, atol=2e-6)
@@ -192,7 +192,7 @@ def test_quadratic_is_the_limit_of_its_betas():
     """Stable Diffusion's betas, 1,000 of them, and with a hundred times as many steps of a hundredth."""
     t = np.array([0.1, 0.4, 1.0])
     for times, tolerance in ((1, 4e-2), (100, 4e-4)):
-        betas = diffax.quadratic_betas(1000 * times, beta_start=0.85e-3 / times, beta_end=12e-3 / times)
+        betas = diffax.schedules.quadratic_betas(1000 * times, beta_start=0.85e-3 / times, beta_end=12e-3 / times)
         alpha = np.sqrt(np.cumprod(1 - betas))[np.round(t * len(betas)).astype(int) - 1]
         np.testing.assert_allclose(diffax.Quadratic()(t).alpha, alpha, rtol=tolerance)
 
@@ -218,7 +218,7 @@ def test_sigmoid(of):
     gamma = (last - 1 / (1 + np.exp(-(t * (end - start) + start) / tau))) / (last - first)
     schedule = diffax.Sigmoid(**of)
     np.testing.assert_allclose(schedule(t).alpha, np.sqrt(gamma), rtol=1e-9)
-    betas = diffax.sigmoid_betas(100, **of)
+    betas = diffax.schedules.sigmoid_betas(100, **of)
     np.testing.assert_allclose(
         np.cumprod(1 - betas)[:99], np.square(schedule(np.arange(1, 100) / 100).alpha), rtol=1e-9
     )
@@ -321,7 +321,7 @@ def test_a_shift_of_any_schedule():
 
 def test_zero_terminal_snr():
     """Lin et al. 2024, algorithm 1, step by step."""
-    betas = diffax.quadratic_betas(1000)
+    betas = diffax.schedules.quadratic_betas(1000)
     alphas_bar, total = [], 1.0
     for beta in betas:
         total *= 1 - beta
@@ -329,11 +329,11 @@ def test_zero_terminal_snr():
     root = np.sqrt(alphas_bar)
     first, last = root[0], root[-1]
     root = (root - last) * first / (first - last)
-    rescaled = diffax.zero_terminal_snr(betas)
+    rescaled = diffax.schedules.zero_terminal_snr(betas)
     assert rescaled[-1] == 1
     np.testing.assert_allclose(rescaled[0], betas[0], rtol=1e-12)
     np.testing.assert_allclose(np.sqrt(np.cumprod(1 - rescaled))[:-1], root[:-1], rtol=1e-9)
-    np.testing.assert_allclose(diffax.zero_terminal_snr(rescaled), rescaled, rtol=1e-9)
+    np.testing.assert_allclose(diffax.schedules.zero_terminal_snr(rescaled), rescaled, rtol=1e-9)
     schedule = diffax.from_betas(rescaled)
     assert schedule.zero_terminal_snr
     t = np.arange(1, 1000) / 1000
@@ -344,12 +344,12 @@ def test_zero_terminal_snr():
 def drift_and_diffusion(schedule, t):
     """f = d log alpha / dt and g^2 = d sigma^2 / dt - 2 f sigma^2 of dx = f x dt + g dw."""
     level = schedule(t)
-    d_alpha, d_sigma = diffax.rates(schedule, t)
+    d_alpha, d_sigma = diffax.schedules.rates(schedule, t)
     f = d_alpha / level.alpha
     return f, 2 * level.sigma * d_sigma - 2 * f * level.sigma**2
 
 
-@pytest.mark.parametrize("betas", [BETAS, diffax.cosine_betas(100), np.full(7, 0.1)])
+@pytest.mark.parametrize("betas", [BETAS, diffax.schedules.cosine_betas(100), np.full(7, 0.1)])
 def test_a_table_holds_the_levels_of_ddpm(betas):
     schedule = diffax.from_betas(betas)
     level_at = jax.jit(lambda t: schedule(t))
@@ -366,7 +366,7 @@ def test_a_table_holds_the_levels_of_ddpm(betas):
 
 def test_a_time_by_a_rounded_reciprocal_is_its_level():
     """XLA divides i + 1 by T as a product with 1 / T, off by two units in the last place: levels are levels still."""
-    schedule = diffax.from_betas(diffax.cosine_betas(1000))
+    schedule = diffax.from_betas(diffax.schedules.cosine_betas(1000))
     level = np.arange(1, 1001)
     exact, product = (level / 1000).astype(np.float32), level.astype(np.float32) * np.float32(1 / 1000)
     assert (exact != product).sum() > 500
@@ -381,12 +381,12 @@ def test_the_paper_s_betas():
     f = np.cos((np.arange(n + 1) / n + s) / (1 + s) * np.pi / 2) ** 2
     expected = np.sqrt((f / f[0])[1:-1])  # before the last beta, which is capped
     t = np.arange(1, n) / n
-    np.testing.assert_allclose(diffax.from_betas(diffax.cosine_betas(n))(t).alpha, expected, rtol=1e-9)
+    np.testing.assert_allclose(diffax.from_betas(diffax.schedules.cosine_betas(n))(t).alpha, expected, rtol=1e-9)
 
 
 def test_transition_is_ddpm_s_single_step():
     schedule, t = diffax.from_betas(BETAS), (np.arange(1000) + 1) / 1000
-    scale, std = diffax.transition(schedule, t[1:], t[:-1])
+    scale, std = diffax.schedules.transition(schedule, t[1:], t[:-1])
     np.testing.assert_allclose(scale, np.sqrt(1 - BETAS[1:]), rtol=1e-9)
     np.testing.assert_allclose(std, np.sqrt(BETAS[1:]), rtol=1e-7)
 
@@ -394,12 +394,15 @@ def test_transition_is_ddpm_s_single_step():
 @every_schedule
 def test_transitions_compose(schedule):
     r, s, t = 0.2, 0.55, 0.9
-    (scale_1, std_1), (scale_2, std_2) = diffax.transition(schedule, s, r), diffax.transition(schedule, t, s)
-    scale, std = diffax.transition(schedule, t, r)
+    (scale_1, std_1), (scale_2, std_2) = (
+        diffax.schedules.transition(schedule, s, r),
+        diffax.schedules.transition(schedule, t, s),
+    )
+    scale, std = diffax.schedules.transition(schedule, t, r)
     np.testing.assert_allclose(scale, scale_1 * scale_2, rtol=1e-12)
     np.testing.assert_allclose(std**2, std_2**2 + scale_2**2 * std_1**2, rtol=1e-9)
-    assert diffax.transition(schedule, t, t)[1] == 0
-    assert np.isfinite(jax.grad(lambda s: diffax.transition(schedule, t, s)[1])(t))
+    assert diffax.schedules.transition(schedule, t, t)[1] == 0
+    assert np.isfinite(jax.grad(lambda s: diffax.schedules.transition(schedule, t, s)[1])(t))
 
 
 @pytest.mark.parametrize(
@@ -426,10 +429,10 @@ def test_transitions_compose(schedule):
         (lambda: diffax.EDM(80.0, 0.002), "sigma_max must be > sigma_min = 80.0, got 0.002"),
         (lambda: diffax.shifted(diffax.Flow(), 0.0), "shift must be > 0, got 0.0"),
         (lambda: diffax.shifted(lambda t: t, 2.0), "schedule must have a scaling out of vp, ve, sub_vp, flow, got"),
-        (lambda: diffax.zero_terminal_snr([0.1]), r"betas must have shape \(T,\) with T >= 2, got \(1,\)"),
-        (lambda: diffax.zero_terminal_snr([0.1, 1.5]), r"betas\[1\] = 1.5"),
-        (lambda: diffax.sigmoid_betas(10, tau=-1.0), "tau must be > 0, got -1.0"),
-        (lambda: diffax.transition(diffax.Cosine(), 0.2, 0.3), "transition goes from s to a later t"),
+        (lambda: diffax.schedules.zero_terminal_snr([0.1]), r"betas must have shape \(T,\) with T >= 2, got \(1,\)"),
+        (lambda: diffax.schedules.zero_terminal_snr([0.1, 1.5]), r"betas\[1\] = 1.5"),
+        (lambda: diffax.schedules.sigmoid_betas(10, tau=-1.0), "tau must be > 0, got -1.0"),
+        (lambda: diffax.schedules.transition(diffax.Cosine(), 0.2, 0.3), "transition goes from s to a later t"),
     ],
 )
 def test_bad_input(make, message):

@@ -118,7 +118,7 @@ def test_the_marginals_are_approached_at_the_claimed_order(name, make, eta):
 def test_a_twentieth_too_much_noise_is_noticed(monkeypatch):
     """Negative control."""
     schedule = SCHEDULES["linear"]
-    exact = diffax.samplers.sde.coefficients
+    exact = diffax.samplers._sde.coefficients
     wrong = lambda schedule, t: exact(schedule, t)._replace(diffusion2=1.05 * exact(schedule, t).diffusion2)
     monkeypatch.setattr(diffax.samplers.sde, "coefficients", wrong)
     with pytest.raises(AssertionError, match="in law, measured"):
@@ -129,7 +129,7 @@ def test_a_twentieth_too_much_noise_is_noticed(monkeypatch):
 def test_over_a_rising_grid_it_simulates_the_forward_sde(name):
     """Whatever the denoiser: mean and variance of q(x_t | x_s), at order 1 and 2."""
     schedule, s, t = SCHEDULES[name], 0.1, 0.7
-    scale, std = diffax.transition(schedule, t, s)
+    scale, std = diffax.schedules.transition(schedule, t, s)
     for make, order in ((samplers.euler_maruyama, 1), (samplers.stochastic_heun, 2)):
         errors = []
         for n in (100, 200):

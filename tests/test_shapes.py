@@ -61,16 +61,28 @@ SHAPES = {
     "loss-t": (lambda: loss(t=T[:, None]), rf"t {PER_EXAMPLE} \(4, 1\)"),
     "loss-weighting": (lambda: loss(weighting=lambda log_snr: WEIGHTS), rf"weighting\(log_snr\) {PER_EXAMPLE} \(3,\)"),
     "loss-sigma_data": (lambda: loss(sigma_data=WEIGHTS), rf"sigma_data {PER_EXAMPLE} \(3,\)"),
-    "drop_labels": (lambda: diffax.drop_labels(KEY, jnp.arange(4), 9, p_uncond=WEIGHTS / 2), f"p_uncond {PER_EXAMPLE}"),
-    "hybrid": (lambda: diffax.hybrid_loss(KEY, learned, SCHEDULE, "v", X, T, num_steps=9), rf"predict\(x, t\) {OF_X}"),
-    "vlb": (lambda: diffax.vlb_loss(KEY, learned, SCHEDULE, "v", X, T, num_steps=9), rf"predict\(x, t\) {OF_X}"),
-    "vdm": (lambda: diffax.vdm_loss(KEY, narrow, diffax.Learned.init(KEY), "v", X, T), rf"predict\(x, t\) {OF_X}"),
+    "drop_labels": (
+        lambda: diffax.losses.drop_labels(KEY, jnp.arange(4), 9, p_uncond=WEIGHTS / 2),
+        f"p_uncond {PER_EXAMPLE}",
+    ),
+    "hybrid": (
+        lambda: diffax.losses.hybrid_loss(KEY, learned, SCHEDULE, "v", X, T, num_steps=9),
+        rf"predict\(x, t\) {OF_X}",
+    ),
+    "vlb": (lambda: diffax.losses.vlb_loss(KEY, learned, SCHEDULE, "v", X, T, num_steps=9), rf"predict\(x, t\) {OF_X}"),
+    "vdm": (
+        lambda: diffax.losses.vdm_loss(KEY, narrow, diffax.Learned.init(KEY), "v", X, T),
+        rf"predict\(x, t\) {OF_X}",
+    ),
     "vlb-t": (
-        lambda: diffax.vlb_loss(KEY, learned, SCHEDULE, "v", X, T[:, None], num_steps=9),
+        lambda: diffax.losses.vlb_loss(KEY, learned, SCHEDULE, "v", X, T[:, None], num_steps=9),
         rf"t {PER_EXAMPLE} \(4, 1\)",
     ),
-    "variational": (lambda: diffax.variational_bound(KEY, SCHEDULE, narrow, X, GRID), rf"denoise\(x, t\) {OF_X}"),
-    "continuous": (lambda: diffax.continuous_bound(KEY, SCHEDULE, narrow, X, T), rf"denoise\(x, t\) {OF_X}"),
+    "variational": (
+        lambda: diffax.likelihood.variational_bound(KEY, SCHEDULE, narrow, X, GRID),
+        rf"denoise\(x, t\) {OF_X}",
+    ),
+    "continuous": (lambda: diffax.likelihood.continuous_bound(KEY, SCHEDULE, narrow, X, T), rf"denoise\(x, t\) {OF_X}"),
     "likelihood": (
         lambda: diffax.log_likelihood(KEY, SCHEDULE, narrow, X, GRID[::-1]),
         rf"denoise\(x, t\) {OF_X} \(4, 1\)",
@@ -100,23 +112,32 @@ SHAPES = {
     "denoiser-t": (lambda: diffax.denoiser(good, SCHEDULE, "v")(X, T[:, None]), rf"t {PER_EXAMPLE} \(4, 1\)"),
     "diffuse": (lambda: diffax.diffuse(SCHEDULE, X, X[:, :1], T), "arrays to combine must have one shape"),
     "score": (lambda: sde.score(narrow, SCHEDULE, X, T), "arrays to combine must have one shape"),
-    "guidance": (lambda: guided(diffax.classifier_free, second=narrow), rf"unconditional\(x, t\) {OF_X} \(4, 1\)"),
-    "guidance-weight": (lambda: guided(diffax.classifier_free, WEIGHTS), rf"weight {PER_EXAMPLE} \(3,\)"),
-    "guidance-function": (lambda: guided(diffax.classifier_free, lambda t: WEIGHTS), rf"weight {PER_EXAMPLE} \(3,\)"),
+    "guidance": (
+        lambda: guided(diffax.classifier_free_guidance, second=narrow),
+        rf"unconditional\(x, t\) {OF_X} \(4, 1\)",
+    ),
+    "guidance-weight": (lambda: guided(diffax.classifier_free_guidance, WEIGHTS), rf"weight {PER_EXAMPLE} \(3,\)"),
+    "guidance-function": (
+        lambda: guided(diffax.classifier_free_guidance, lambda t: WEIGHTS),
+        rf"weight {PER_EXAMPLE} \(3,\)",
+    ),
     "guidance-batched": (
-        lambda: diffax.classifier_free_batched(lambda x, t, c: x[:4], jnp.arange(4), 9, 2.0)(X, T),
+        lambda: diffax.batched_classifier_free_guidance(lambda x, t, c: x[:4], jnp.arange(4), 9, 2.0)(X, T),
         r"denoise\(x, t\) must have the shape of x, \(8, 2\), got \(4, 2\)",
     ),
-    "apg": (lambda: guided(diffax.apg, first=narrow), rf"conditional\(x, t\) {OF_X} \(4, 1\)"),
-    "apg-eta": (lambda: diffax.apg(good, good, 2.0, eta=WEIGHTS)(X, T), rf"eta {PER_EXAMPLE} \(3,\)"),
-    "rescale": (lambda: guided(diffax.rescale, WEIGHTS / 2), rf"strength {PER_EXAMPLE} \(3,\)"),
-    "interval": (lambda: guided(diffax.interval, WEIGHTS / 4), rf"low {PER_EXAMPLE} \(3,\)"),
+    "apg": (lambda: guided(diffax.adaptive_projected_guidance, first=narrow), rf"conditional\(x, t\) {OF_X} \(4, 1\)"),
+    "apg-eta": (
+        lambda: diffax.adaptive_projected_guidance(good, good, 2.0, eta=WEIGHTS)(X, T),
+        rf"eta {PER_EXAMPLE} \(3,\)",
+    ),
+    "rescale": (lambda: guided(diffax.guidance_rescale, WEIGHTS / 2), rf"strength {PER_EXAMPLE} \(3,\)"),
+    "interval": (lambda: guided(diffax.guidance_interval, WEIGHTS / 4), rf"low {PER_EXAMPLE} \(3,\)"),
     "classifier": (
-        lambda: diffax.classifier(good, narrow, SCHEDULE, 1.0)(X, T),
+        lambda: diffax.classifier_guidance(good, narrow, SCHEDULE, 1.0)(X, T),
         r"log_prob\(x, t\) must have shape \(4,\), got \(4, 1\)",
     ),
-    "clip_static": (lambda: diffax.clip_static(good, -WEIGHTS)(X, T), rf"low {PER_EXAMPLE} \(3,\)"),
-    "clip_dynamic": (lambda: diffax.clip_dynamic(good, limit=WEIGHTS)(X, T), rf"limit {PER_EXAMPLE} \(3,\)"),
+    "clip_static": (lambda: diffax.denoisers.clip_static(good, -WEIGHTS)(X, T), rf"low {PER_EXAMPLE} \(3,\)"),
+    "clip_dynamic": (lambda: diffax.denoisers.clip_dynamic(good, limit=WEIGHTS)(X, T), rf"limit {PER_EXAMPLE} \(3,\)"),
     "cfg_plus_plus": (
         lambda: run(diffax.cfg_plus_plus(diffax.ddim(SCHEDULE), SCHEDULE, narrow, 0.5)),
         rf"conditional\(x, t\) {OF_X} \(4, 1\)",
@@ -136,7 +157,7 @@ SHAPES = {
         r"law\(u\) must have shape \(4,\), got \(4, 1\)",
     ),
     "draw-way": (
-        lambda: training_times.draw(KEY, 4, way=lambda key, size: jnp.ones((size, 1))),
+        lambda: training_times.draw(KEY, 4, uniforms=lambda key, size: jnp.ones((size, 1))),
         r"way\(key, size\) must have shape \(4,\), got \(4, 1\)",
     ),
     "loss_aware": (
@@ -172,7 +193,7 @@ def test_shapes_that_fit_are_left_alone():
         lambda x: run(x=x),
         lambda x: diffax.log_likelihood(KEY, SCHEDULE, good, x, GRID[::-1]),
         lambda x: loss(x0=x),
-        lambda x: diffax.variational_bound(KEY, SCHEDULE, good, x, GRID),
+        lambda x: diffax.likelihood.variational_bound(KEY, SCHEDULE, good, x, GRID),
     ],
 )
 def test_integers_in_place_of_data(call):
@@ -182,7 +203,7 @@ def test_integers_in_place_of_data(call):
 
 def test_integers_on_a_lattice_become_data_with_a_density():
     pixels = jnp.arange(8, dtype=jnp.uint8).reshape(2, 4)
-    moved = diffax.dequantize(KEY, pixels, diffax.Lattice(1, 0, 255))
+    moved = diffax.likelihood.dequantize(KEY, pixels, diffax.likelihood.Lattice(1, 0, 255))
     assert (abs(moved - pixels) <= 0.5).all()
     assert (moved != pixels).any()
 
@@ -302,7 +323,7 @@ ARGUMENTS = {
     ),
     "loss-t": (lambda: diffax.denoising_loss(KEY, good, SCHEDULE, "v", T, X), rf"t {PER_EXAMPLE} \(4, 2\)"),
     "array": (
-        lambda: diffax.classifier_free(good, X, 2.0),
+        lambda: diffax.classifier_free_guidance(good, X, 2.0),
         r"unconditional must be a denoiser .* got an array of shape \(4, 2\) and dtype float32",
     ),
 }

@@ -61,7 +61,6 @@ ENDS = {"sigma_max": 10.0, "sigma_min": 0.02}
         (diffax.EDM(), lambda s: times.uniform(s, 5, t_min=0.0), KARRAS_EDM),
         (diffax.LogLinear(0.02, 10.0), lambda s: times.karras(s, 10, t_max=1.0, t_min=0.0), KARRAS),
         (diffax.Flow(), lambda s: times.karras(s, 10, **ENDS), KARRAS),
-        (WIDE, lambda s: times.exponential(s, 10, **ENDS), EXPONENTIAL),
         (WIDE, lambda s: times.uniform_log_snr(s, 10, **ENDS), EXPONENTIAL),
         (WIDE, lambda s: times.polyexponential(s, 10, rho=2.0, **ENDS), POLYEXPONENTIAL),
         (diffax.Linear(), lambda s: times.uniform(s, 10, t_max=1.0, t_min=1e-3), VP),
@@ -162,7 +161,6 @@ CONTINUOUS = {
     "quadratic": times.quadratic,
     "beta": times.beta,
     "uniform_log_snr": times.uniform_log_snr,
-    "exponential": times.exponential,
     "polyexponential": partial(times.polyexponential, rho=2.0),
     "karras": times.karras,
     "arctan": times.arctan,
@@ -190,10 +188,10 @@ def test_a_path_goes_either_way():
 # The default ends: sigma / alpha = 80 and 0.02, as far as a schedule reaches.
 
 TABLES = {
-    "DDPM": diffax.from_betas(diffax.linear_betas(1000)),
-    "Stable Diffusion": diffax.from_betas(diffax.quadratic_betas(1000)),
-    "cosine_betas": diffax.from_betas(diffax.cosine_betas(1000)),
-    "zero terminal SNR": diffax.from_betas(diffax.zero_terminal_snr(diffax.linear_betas(1000))),
+    "DDPM": diffax.from_betas(diffax.schedules.linear_betas(1000)),
+    "Stable Diffusion": diffax.from_betas(diffax.schedules.quadratic_betas(1000)),
+    "cosine_betas": diffax.from_betas(diffax.schedules.cosine_betas(1000)),
+    "zero terminal SNR": diffax.from_betas(diffax.schedules.zero_terminal_snr(diffax.schedules.linear_betas(1000))),
 }
 REACHING = {
     "linear": diffax.Linear(),
@@ -265,7 +263,7 @@ def test_sigma_max_is_not_exceeded():
 
 
 def test_discrete_grids_take_the_length_of_the_table():
-    table = diffax.from_betas(diffax.linear_betas(50))
+    table = diffax.from_betas(diffax.schedules.linear_betas(50))
     for make in (times.leading, times.trailing, times.linspace):
         np.testing.assert_array_equal(make(table, 5), make(COSINE, 5, num_train_steps=50))
     assert times.trailing(diffax.NoiseFloor(table, 0.1), 50)[-1] == 1 / 50
@@ -275,8 +273,6 @@ def test_discrete_grids_take_the_length_of_the_table():
 @pytest.mark.parametrize("make", [*CONTINUOUS.values(), times.leading, times.trailing, times.linspace, times.lcm])
 def test_every_grid_has_one_signature(make):
     signature = inspect.signature(make)
-    if make is times.exponential:
-        return
     names = list(signature.parameters)
     assert names[:2] == ["schedule", "n"]
     for name, parameter in list(signature.parameters.items())[2:]:
@@ -413,7 +409,10 @@ def test_wrong_types(make, message):
         assert re.search(message, str(error.value))
 
 
-@pytest.mark.parametrize("betas", [diffax.zero_terminal_snr(diffax.linear_betas(100)), diffax.cosine_betas(100)])
+@pytest.mark.parametrize(
+    "betas",
+    [diffax.schedules.zero_terminal_snr(diffax.schedules.linear_betas(100)), diffax.schedules.cosine_betas(100)],
+)
 def test_a_traced_table_gives_the_same_grids_and_steps(betas):
     """A schedule that is an argument of the jitted function, as in sweeps over its parameters."""
 

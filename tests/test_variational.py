@@ -11,7 +11,7 @@ from exam import BETAS, FEW_SCHEDULES, SCHEDULES, mixture, spread
 import diffax
 from diffax import analytic
 from diffax.denoisers import Moments
-from diffax.likelihood import _bound
+from diffax.likelihood import Lattice, _bound
 
 pytestmark = pytest.mark.usefixtures("x64")
 KEY = jax.random.key(0)
@@ -26,7 +26,9 @@ def test_the_posterior_is_ho_et_al_s_in_betas():
     """Equations 6 and 7, for neighbours in a table, and beta-tilde."""
     schedule, bars = diffax.from_betas(BETAS), np.cumprod(1 - BETAS)
     for i in (1, 10, 500, 999):
-        mean, std = diffax.posterior(schedule, jnp.array([[0.7]]), jnp.array([[-1.1]]), (i + 1) / 1000, i / 1000)
+        mean, std = diffax.likelihood.forward_posterior(
+            schedule, jnp.array([[0.7]]), jnp.array([[-1.1]]), (i + 1) / 1000, i / 1000
+        )
         of_x0 = np.sqrt(bars[i - 1]) * BETAS[i] / (1 - bars[i])
         of_x = np.sqrt(1 - BETAS[i]) * (1 - bars[i - 1]) / (1 - bars[i])
         np.testing.assert_allclose(mean[0, 0], of_x0 * 0.7 + of_x * -1.1, rtol=1e-9)
@@ -43,8 +45,8 @@ def test_the_posterior_is_bayes_rule(name):
         return float((-0.5 * ((x - mean) / std) ** 2 - jnp.log(std)).sum())
 
     level_t, level_s = schedule(t), schedule(s)
-    scale, std = diffax.transition(schedule, t, s)
-    left = log_normal(x_s, *diffax.posterior(schedule, x0, x_t, t, s)) + log_normal(
+    scale, std = diffax.schedules.transition(schedule, t, s)
+    left = log_normal(x_s, *diffax.likelihood.forward_posterior(schedule, x0, x_t, t, s)) + log_normal(
         x_t, level_t.alpha * x0, level_t.sigma
     )
     right = log_normal(x_t, scale * x_s, std) + log_normal(x_s, level_s.alpha * x0, level_s.sigma)
@@ -56,8 +58,8 @@ def test_a_step_s_term_is_the_divergence_of_its_gaussians(v):
     """Means and variances by the definitions, the formula of KL by `gaussian_kl`, that by quadrature."""
     schedule, t, s = diffax.Cosine(), 0.6, 0.5
     x0, x, x0_hat = (jnp.asarray(np.random.default_rng(i).normal(size=(4, 3))) for i in range(3))
-    mean, std = diffax.posterior(schedule, x0, x, t, s)
-    mean_p, _ = diffax.posterior(schedule, x0_hat, x, t, s)
+    mean, std = diffax.likelihood.forward_posterior(schedule, x0, x, t, s)
+    mean_p, _ = diffax.likelihood.forward_posterior(schedule, x0_hat, x, t, s)
     large = schedule(t).sigma * jnp.sqrt(-jnp.expm1(schedule(t).log_snr - schedule(s).log_snr))
     kl = _bound.gaussian_kl(mean, std, mean_p, std ** (1 - v) * large**v)
     found = _bound.step_term(schedule, lambda x, t: Moments(x0_hat, 0 * x + v), x0, x, t, s, "learned")
@@ -97,7 +99,9 @@ def test_every_term_is_the_closed_form(name, variance, monkeypatch):
     schedule, times = SCHEDULES[name], np.linspace(0.95, 0.1, 12)
     x0, weights = quadrature(monkeypatch)
     bound = jax.jit(
-        lambda x0: diffax.variational_bound(KEY, schedule, ORACLE.denoiser(schedule), x0, times, variance=variance)
+        lambda x0: diffax.likelihood.variational_bound(
+            KEY, schedule, ORACLE.denoiser(schedule), x0, times, variance=variance
+        )
     )(x0)
     prior, steps, decoder = closed_form(schedule, times, {"small": 0.0, "large": 1.0}[variance])
     np.testing.assert_allclose(bound.prior @ weights, prior, rtol=1e-8)
@@ -110,7 +114,9 @@ def test_the_exam_fails_another_denoiser(monkeypatch):
     """Negative control."""
     x0, weights = quadrature(monkeypatch)
     schedule, times = diffax.Cosine(), np.linspace(0.95, 0.1, 12)
-    wrong = diffax.variational_bound(KEY, schedule, lambda x, t: 1.05 * ORACLE.denoise(x, schedule(t)), x0, times)
+    wrong = diffax.likelihood.variational_bound(
+        KEY, schedule, lambda x, t: 1.05 * ORACLE.denoise(x, schedule(t)), x0, times
+    )
     assert np.abs(np.asarray(wrong.steps @ weights) / closed_form(schedule, times, 0.0)[1] - 1).min() > 1e-3
 
 
@@ -127,7 +133,7 @@ def test_with_more_steps_it_tends_to_continuous_time_and_never_below_the_likelih
     x0, weights = quadrature(monkeypatch)
     t, dt = np.polynomial.legendre.leggauss(40)
     t = t_min + (t_max - t_min) * (t + 1) / 2
-    run = jax.jit(jax.vmap(lambda t: diffax.continuous_bound(
+    run = jax.jit(jax.vmap(lambda t: diffax.likelihood.continuous_bound(
         KEY, schedule, ORACLE.denoiser(schedule), x0, jnp.full(len(x0), t), t_max=t_max, t_min=t_min
     )))  # fmt: skip
     terms = run(jnp.asarray(t))
@@ -155,7 +161,7 @@ def test_it_is_above_the_exact_negative_log_likelihood_of_a_mixture(schedule):
     for variance in ("small", "large", "learned"):
         for n in (5, 40):
             times = diffax.times.uniform_log_snr(schedule, n, t_max=1.0, t_min=0.01)
-            bound = diffax.variational_bound(KEY, schedule, moments, x0, times, variance=variance)
+            bound = diffax.likelihood.variational_bound(KEY, schedule, moments, x0, times, variance=variance)
             gap = np.asarray(bound.total) - exact
             assert gap.mean() > 3 * gap.std() / np.sqrt(len(gap))
 
@@ -164,7 +170,7 @@ def test_it_is_above_the_exact_negative_log_likelihood_of_a_mixture(schedule):
 def test_a_grid_may_repeat_its_last_point(variance):
     """Nothing is added, and nothing is NaN, nor its gradient; beyond the clip all times are one level."""
     x0 = jnp.linspace(-1, 1, 6)[:, None]
-    run = lambda scale, times: diffax.variational_bound(
+    run = lambda scale, times: diffax.likelihood.variational_bound(
         KEY, COSINE, lambda x, t: scale * x, x0, np.array(times), variance=variance
     )
     plain, repeated = run(0.5, [0.9, 0.5, 0.1]), run(0.5, [0.9, 0.5, 0.1, 0.1])
@@ -181,21 +187,21 @@ def test_a_grid_may_repeat_its_last_point(variance):
 def test_the_lattice_s_probabilities_add_up_and_keep_their_digits():
     lattice = jnp.linspace(-1, 1, 17)
     for mean, std in ((0.0, 0.01), (0.93, 0.3), (-3.0, 0.2), (0.1, 5.0)):
-        log_p = _bound.decoder_log_prob(lattice, mean, std, diffax.Lattice(2 / 16))
+        log_p = _bound.decoder_log_prob(lattice, mean, std, Lattice(2 / 16))
         assert np.isfinite(log_p).all()
         np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-9)
-    centre = _bound.decoder_log_prob(lattice[8:9], 0.013, 0.02, diffax.Lattice(2 / 16))
+    centre = _bound.decoder_log_prob(lattice[8:9], 0.013, 0.02, Lattice(2 / 16))
     phi = lambda u: 0.5 * (1 + math.erf(u / math.sqrt(2)))
     np.testing.assert_allclose(
         np.exp(centre[0]), phi((0.0625 - 0.013) / 0.02) - phi((-0.0625 - 0.013) / 0.02), rtol=1e-9
     )
-    slope = jax.grad(lambda m: _bound.decoder_log_prob(lattice, m, 1e-3, diffax.Lattice(2 / 16)).sum())(0.3)
+    slope = jax.grad(lambda m: _bound.decoder_log_prob(lattice, m, 1e-3, Lattice(2 / 16)).sum())(0.3)
     assert np.isfinite(slope)
 
 
 def test_a_fine_lattice_is_a_density():
     x0, bin_width = jnp.array([0.25, -0.5]), 1e-4
-    of_bins = _bound.decoder_log_prob(x0, 0.2, 0.3, diffax.Lattice(bin_width))
+    of_bins = _bound.decoder_log_prob(x0, 0.2, 0.3, Lattice(bin_width))
     np.testing.assert_allclose(of_bins - np.log(bin_width), _bound.decoder_log_prob(x0, 0.2, 0.3), rtol=1e-5)
 
 
@@ -238,7 +244,7 @@ def test_the_variance_that_minimises_the_bound_is_the_exact_one():
     for _ in range(20):  # Newton's
         v = v - jax.grad(bound)(v) / jax.grad(jax.grad(bound))(v)
     level_t, level_s = schedule(t), schedule(s)
-    _, std = diffax.posterior(schedule, x0, x, t, s)
+    _, std = diffax.likelihood.forward_posterior(schedule, x0, x, t, s)
     h = level_t.log_snr - level_s.log_snr
     exact = std**2 + (level_s.alpha * jnp.expm1(h)) ** 2 * V * level_t.sigma**2 / (
         level_t.alpha**2 * V + level_t.sigma**2
@@ -249,12 +255,12 @@ def test_the_variance_that_minimises_the_bound_is_the_exact_one():
 @pytest.mark.usefixtures("one_stream")
 def test_the_hybrid_loss_is_its_parts_and_trains_the_variance_alone():
     """Nichol & Dhariwal's L_simple + 0.001 L_vlb; the second's gradient does not reach the mean."""
-    schedule, steps = diffax.from_betas(diffax.linear_betas(100, beta_end=0.2)), 100
+    schedule, steps = diffax.from_betas(diffax.schedules.linear_betas(100, beta_end=0.2)), 100
     x0, t = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4))), jnp.array([1, 2, 10, 50, 99, 100]) / steps
 
     def loss(a, b, weight=0.001):
         predict = lambda x, t: Moments(a * x, jnp.sin(x) + b)
-        return diffax.hybrid_loss(KEY, predict, schedule, "eps", x0, t, num_steps=steps, weight=weight)
+        return diffax.losses.hybrid_loss(KEY, predict, schedule, "eps", x0, t, num_steps=steps, weight=weight)
 
     simple = diffax.denoising_loss(KEY, lambda x, t: 0.3 * x, schedule, "eps", x0, t)
     np.testing.assert_allclose(loss(0.3, 0.1, 0.0), simple, rtol=1e-10)
@@ -272,14 +278,14 @@ def test_the_hybrid_loss_is_its_parts_and_trains_the_variance_alone():
 
 def test_guidance_acts_on_x0_alone():
     moments = lambda scale: lambda x, t: Moments(scale * x, 0 * x + scale)
-    guided = diffax.on_x0(lambda c, u: diffax.classifier_free(c, u, 3.0), moments(2.0), moments(1.0))
+    guided = diffax.denoisers.on_x0(lambda c, u: diffax.classifier_free_guidance(c, u, 3.0), moments(2.0), moments(1.0))
     answer = guided(jnp.ones((1, 2)), 0.5)
     np.testing.assert_allclose(answer.x0, 4.0)
     np.testing.assert_allclose(answer.v, 2.0)
     x = jnp.ones((2, 2))
     times = diffax.times.uniform(diffax.Cosine(), 4, t_max=1.0, t_min=1e-3)
     ends = [diffax.sample(KEY, diffax.ddim(diffax.Cosine()), d, x, times) for d in (
-        diffax.mean_only(moments(0.5)), lambda x, t: 0.5 * x,
+        diffax.denoisers.mean_only(moments(0.5)), lambda x, t: 0.5 * x,
     )]  # fmt: skip
     np.testing.assert_array_equal(*ends)
 
@@ -295,30 +301,30 @@ FALLING = np.array([0.9, 0.1])
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda: diffax.variational_bound(KEY, COSINE, plain, X0, FALLING, variance="beta"),
+        (lambda: diffax.likelihood.variational_bound(KEY, COSINE, plain, X0, FALLING, variance="beta"),
          "variance must be one of small, large, learned, got 'beta'"),
-        (lambda: diffax.variational_bound(KEY, COSINE, plain, X0, FALLING[::-1]),
+        (lambda: diffax.likelihood.variational_bound(KEY, COSINE, plain, X0, FALLING[::-1]),
          r"times must fall from noise to data, n >= 2 of them, got \[0.1 0.9\]"),
-        (lambda: diffax.variational_bound(KEY, COSINE, plain, X0, FALLING, variance="learned"),
+        (lambda: diffax.likelihood.variational_bound(KEY, COSINE, plain, X0, FALLING, variance="learned"),
          r"denoise must give Moments\(x0, v\) for a learned variance, got"),
-        (lambda: diffax.variational_bound(KEY, COSINE, plain, X0, FALLING, lattice=diffax.Lattice(0.0)),
+        (lambda: diffax.likelihood.variational_bound(KEY, COSINE, plain, X0, FALLING, lattice=Lattice(0.0)),
          "bin_width must be > 0, got 0.0"),
-        (lambda: diffax.variational_bound(KEY, COSINE, plain, 200 * X0, FALLING, lattice=diffax.Lattice(2 / 255)),
+        (lambda: diffax.likelihood.variational_bound(KEY, COSINE, plain, 200 * X0, FALLING, lattice=Lattice(2 / 255)),
          r"x0 must be in \[-1.0, 1.0\], got 200.0"),
-        (lambda: diffax.dequantize(KEY, 1.5 * X0, diffax.Lattice(2 / 255)), r"x must be in \[-1.0, 1.0\], got 1.5"),
-        (lambda: diffax.dequantize(KEY, jnp.nan * X0, diffax.Lattice(1.0)), r"x must be in \[-1.0, 1.0\], got nan"),
-        (lambda: diffax.Lattice(1.0, 3.0, 2.0), "high must be >= low = 3.0, got 2.0"),
-        (lambda: diffax.posterior(COSINE, X0, X0, 0.2, 0.3), "s must be <= t = 0.2, got 0.3"),
+        (lambda: diffax.likelihood.dequantize(KEY, 1.5 * X0, Lattice(2 / 255)), r"x must be in \[-1.0, 1.0\], got 1.5"),
+        (lambda: diffax.likelihood.dequantize(KEY, jnp.nan * X0, Lattice(1.0)), r"x must be in \[-1.0, 1.0\], got nan"),
+        (lambda: Lattice(1.0, 3.0, 2.0), "high must be >= low = 3.0, got 2.0"),
+        (lambda: diffax.likelihood.forward_posterior(COSINE, X0, X0, 0.2, 0.3), "s must be <= t = 0.2, got 0.3"),
         (lambda: _bound.step_term(COSINE, plain, X0, X0, 0.2, 0.3), "s must be <= t = 0.2, got 0.3"),
-        (lambda: diffax.continuous_bound(KEY, COSINE, plain, X0, HALF, t_max=0.4),
+        (lambda: diffax.likelihood.continuous_bound(KEY, COSINE, plain, X0, HALF, t_max=0.4),
          r"t must be in \[t_min, t_max\] = \[0.001, 0.4\], got 0.5"),
         (lambda: diffax.integrate(KEY, diffax.ddpm(COSINE, variance="learned"), plain, X0, FALLING),
          r"denoise must give Moments\(x0, v\) for a learned variance, got"),
-        (lambda: diffax.continuous_bound(KEY, COSINE, plain, X0, HALF, t_max=0.1, t_min=0.2),
+        (lambda: diffax.likelihood.continuous_bound(KEY, COSINE, plain, X0, HALF, t_max=0.1, t_min=0.2),
          "t_max must be > t_min = 0.2, got 0.1"),
-        (lambda: diffax.hybrid_loss(KEY, plain, COSINE, "eps", X0, HALF, num_steps=10),
+        (lambda: diffax.losses.hybrid_loss(KEY, plain, COSINE, "eps", X0, HALF, num_steps=10),
          r"denoise must give Moments\(x0, v\) for a learned variance, got"),
-        (lambda: diffax.hybrid_loss(KEY, plain, COSINE, "eps", X0, HALF, num_steps=1),
+        (lambda: diffax.losses.hybrid_loss(KEY, plain, COSINE, "eps", X0, HALF, num_steps=1),
          "num_steps must be an int >= 2, got 1"),
     ],
 )  # fmt: skip

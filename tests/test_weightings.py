@@ -81,14 +81,14 @@ def test_likelihood_is_g_squared_on_the_score():
     """Song et al. 2021: g(t)^2 / 2 on the error of the score; g^2 = beta(t) for the linear VP schedule."""
     beta = 0.1 + (20 - 0.1) * T
     expected = beta / 2 * loss("score", None, diffax.Linear())
-    found = loss("score", weightings.likelihood(), diffax.Linear(), measure="log_snr")
+    found = loss("score", weightings.elbo(), diffax.Linear(), measure="log_snr")
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_likelihood_is_the_slope_of_snr_on_x0():
     """Kingma et al. 2021: -SNR'(t) / 2 on the error of x0; SNR = cot^2(pi t / 2)."""
     slope = -np.pi * np.cos(np.pi / 2 * T) / np.sin(np.pi / 2 * T) ** 3
-    found = loss("x0", weightings.likelihood(), measure="log_snr")
+    found = loss("x0", weightings.elbo(), measure="log_snr")
     np.testing.assert_allclose(found, -slope / 2 * loss("x0", None), rtol=1e-9)
 
 
@@ -98,7 +98,7 @@ SCHEDULES = {
     "linear": diffax.Linear(),
     "flow": diffax.Flow(),
     "log_linear": diffax.LogLinear(1e-3, 200.0),
-    "table": diffax.from_betas(diffax.linear_betas(1000)),
+    "table": diffax.from_betas(diffax.schedules.linear_betas(1000)),
 }
 
 
@@ -112,7 +112,7 @@ def expected_loss(schedule, weighting, monkeypatch, law=None, measure="log_snr",
 
     @jax.jit
     def mean():
-        t, weight = training_times.draw(KEY, size, law, way=lambda key, n: (jnp.arange(n) + 0.5) / n)
+        t, weight = training_times.draw(KEY, size, law, uniforms=lambda key, n: (jnp.arange(n) + 0.5) / n)
 
         def of_sign(sign):
             monkeypatch.setattr(random, "noise", lambda key, like: sign * jnp.ones_like(like))
@@ -133,7 +133,7 @@ def check_information(schedule, monkeypatch, **keywords):
     law = training_times.uniform(t_min=0.01, t_max=0.99)
     ends = np.asarray(schedule.log_snr(jnp.array([0.01, 0.99])))
     information = 0.5 * np.log1p(VARIANCE * np.exp(ends))
-    found = expected_loss(schedule, weightings.likelihood(), monkeypatch, law, **keywords)
+    found = expected_loss(schedule, weightings.elbo(), monkeypatch, law, **keywords)
     np.testing.assert_allclose(found, information[0] - information[1], rtol=1e-4)
 
 
@@ -227,7 +227,7 @@ def test_it_is_finite_in_float32_at_both_ends(measure):
 
 def test_the_schedule_may_be_trained():
     """d loss / d beta_max through the rate, against finite differences."""
-    f = lambda b: loss("eps", weightings.likelihood(), diffax.Linear(beta_max=b), measure="log_snr").sum()
+    f = lambda b: loss("eps", weightings.elbo(), diffax.Linear(beta_max=b), measure="log_snr").sum()
     value, up, down = jax.jit(lambda b: (jax.grad(f)(b), f(b + 1e-3), f(b - 1e-3)))(20.0)
     np.testing.assert_allclose(value, (up - down) / 2e-3, rtol=1e-6)
 

@@ -36,8 +36,8 @@ LIBRARY = {  # where the command line's sampler is not the library's default
 }
 SCHEDULES = {
     "cosine": diffax.Cosine(),
-    "cosine_betas": diffax.from_betas(diffax.cosine_betas(1000)),
-    "zero terminal SNR": diffax.from_betas(diffax.zero_terminal_snr(diffax.linear_betas(1000))),
+    "cosine_betas": diffax.from_betas(diffax.schedules.cosine_betas(1000)),
+    "zero terminal SNR": diffax.from_betas(diffax.schedules.zero_terminal_snr(diffax.schedules.linear_betas(1000))),
 }
 
 

@@ -45,7 +45,7 @@ def denoiser(schedule, params, label, *, guidance=GUIDANCE):
         predict = lambda x, t: NETWORK.apply({"params": params}, x, schedule.log_snr(t), label)
         return diffax.denoiser(predict, schedule, "v")(x, t)
 
-    return diffax.clip_static(diffax.classifier_free_batched(of, label, 10, guidance))
+    return diffax.denoisers.clip_static(diffax.batched_classifier_free_guidance(of, label, 10, guidance))
 
 
 def load():
@@ -72,7 +72,7 @@ def train(num_steps=12_000, batch_size=256):
         of_t, of_eps, of_label, of_dropout = jax.random.split(key, 4)
         t, eps = jax.random.uniform(of_t, (len(x0),)), jax.random.normal(of_eps, x0.shape)
         label = jnp.where(jax.random.uniform(of_label, label.shape) < 0.1, 10, label)
-        x, y = diffax.diffuse(schedule, x0, eps, t), diffax.target("v", schedule, x0, eps, t)
+        x, y = diffax.diffuse(schedule, x0, eps, t), diffax.predictions.target("v", schedule, x0, eps, t)
         found = NETWORK.apply({"params": params}, x, schedule.log_snr(t), label, key=of_dropout)
         return jnp.mean(jnp.square(found - y))
 

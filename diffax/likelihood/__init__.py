@@ -7,7 +7,7 @@ continuous_bound     the ELBO in continuous time
 Lattice              data on a lattice, as pixels are: dequantize, bits_per_dim
 """
 
-from diffax.likelihood._bound import Bound, continuous_bound, posterior, variational_bound
+from diffax.likelihood._bound import Bound, continuous_bound, forward_posterior, variational_bound
 from diffax.likelihood._flow import LogLikelihood, log_likelihood
 from diffax.likelihood._lattice import Lattice, bits_per_dim, dequantize
 
@@ -18,7 +18,7 @@ __all__ = [
     "bits_per_dim",
     "continuous_bound",
     "dequantize",
+    "forward_posterior",
     "log_likelihood",
-    "posterior",
     "variational_bound",
 ]

@@ -65,7 +65,7 @@ class Bound(NamedTuple):
     decoder: Any
 
 
-def posterior(schedule: Schedule, x0: Any, x: Any, t: Any, s: Any) -> tuple[Any, Any]:
+def forward_posterior(schedule: Schedule, x0: Any, x: Any, t: Any, s: Any) -> tuple[Any, Any]:
     """(mean, std) of q(x_s | x_t, x0), s <= t. mean: (B, ...), like x; std, the root of beta-tilde: like t.
 
     Raises:
@@ -74,7 +74,7 @@ def posterior(schedule: Schedule, x0: Any, x: Any, t: Any, s: Any) -> tuple[Any,
     Source: Ho et al. 2020, eq. 6 and 7; Kingma et al. 2021, appendix A.2.
 
     >>> from diffax.schedules import Cosine
-    >>> mean, std = posterior(Cosine(), jnp.ones((1, 1)), jnp.zeros((1, 1)), 1.0, 0.5)
+    >>> mean, std = forward_posterior(Cosine(), jnp.ones((1, 1)), jnp.zeros((1, 1)), 1.0, 0.5)
     >>> [round(float(v), 4) for v in (mean[0, 0], std)]  # all of x_t is noise: q(x_s | x0)
     [0.7071, 0.7071]
     """

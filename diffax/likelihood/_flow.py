@@ -50,7 +50,7 @@ class LogLikelihood(NamedTuple):
     latent: (B, ...) the examples at the noise end.
     steps: steps taken.
     converged: (B,) whether the ODE was solved; of a fixed grid, which has no error estimate, whether all is finite. Its
-      error falls with the square of the step: compare two grids, or use `diffax.likelihood.adaptive.adaptive`.
+      error falls with the square of the step: compare two grids, or use `diffax.likelihood.adaptive.solver`.
     """
 
     log_prob: Any
@@ -83,7 +83,7 @@ def log_likelihood(
     prior_log_prob: Callable[[Any], Any] | None = None,
     divergence: str = "hutchinson",
     probes: int = 1,
-    probe_law: str = "rademacher",
+    probe_distribution: str = "rademacher",
     solve: Callable | None = None,
 ) -> LogLikelihood:
     """log p_t(x) at t = times[0], for each example.
@@ -101,17 +101,17 @@ def log_likelihood(
         variance, 2e-4 for `LogLinear` at sigma_max = 50. It is an error of log_prob, not of the flow.
       divergence: "hutchinson", or "exact" for up to EXACT_LIMIT dimensions.
       probes: P, how many e, an int >= 1; the standard error falls as P^-1/2.
-      probe_law: "rademacher" (never of more variance) or "gaussian", of e.
+      probe_distribution: "rademacher" (never of more variance) or "gaussian", of e.
       solve: how the ODE is solved: (schedule, field, x, times) -> (Flow, steps, converged). None is Heun's method on
-        the grid; `diffax.likelihood.adaptive.adaptive()` takes the ends of `times` alone.
+        the grid; `diffax.likelihood.adaptive.solver()` takes the ends of `times` alone.
 
     Returns:
       log_prob, stderr, latent, steps, converged; see `LogLikelihood`.
 
     Raises:
-      ValueError: for an unknown divergence or probe_law, probes < 1, times that fall or leave [0, 1], or too many
-        dimensions for "exact"; for an x that is not of a float type, a denoiser's answer that has not the shape of x,
-        or a prior_log_prob that does not give (B,).
+      ValueError: for an unknown divergence or probe_distribution, probes < 1, times that fall or leave [0, 1], or too
+        many dimensions for "exact"; for an x that is not of a float type, a denoiser's answer that has not the shape of
+        x, or a prior_log_prob that does not give (B,).
 
     >>> import diffax
     >>> data = diffax.analytic.Gaussian.from_covariance([0.5, -0.5], 0.25)
@@ -125,7 +125,7 @@ def log_likelihood(
     check_function("denoise", denoise)
     check_float("x", x)
     choose("divergence", divergence, ("exact", "hutchinson"))
-    choose("probe_law", probe_law, LAWS)
+    choose("probe_distribution", probe_distribution, PROBES)
     check_count("probes", probes)
     _check_rising(times)
     size, given, times = batch_size(x), jax.tree.map(jnp.asarray, x), as_float(times)
@@ -133,7 +133,9 @@ def log_likelihood(
     dimensions = _dimensions(x)
     if divergence == "exact" and dimensions > EXACT_LIMIT:
         raise ValueError(f"divergence 'exact' takes at most {EXACT_LIMIT} dimensions, got {dimensions}")
-    drawn = None if divergence == "exact" else LAWS[probe_law](random.stream(key, "log_likelihood"), x, probes)
+    drawn = (
+        None if divergence == "exact" else PROBES[probe_distribution](random.stream(key, "log_likelihood"), x, probes)
+    )
     field = _flow(schedule, mean_only(like_x("denoise", denoise)), drawn, dimensions)
     first, last = size_of(schedule, times[0]), size_of(schedule, times[-1])
     start = Flow(combine((1 / first, x)), jnp.zeros((size, 1 if drawn is None else probes)))
@@ -245,7 +247,7 @@ def _draw(of_key):
     return probes
 
 
-LAWS = {"rademacher": _draw(jax.random.rademacher), "gaussian": _draw(jax.random.normal)}
+PROBES = {"rademacher": _draw(jax.random.rademacher), "gaussian": _draw(jax.random.normal)}
 
 
 def _stderr(values):

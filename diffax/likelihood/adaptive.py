@@ -32,19 +32,19 @@ class Solution(NamedTuple):
     converged: Any
 
 
-def adaptive(
+def solver(
     *,
-    solver: Any = None,
+    method: Any = None,
     rtol: Any = 1e-5,
     atol: Any = 1e-5,
     max_steps: int = 4096,
     adjoint: Any = None,
     throw: bool = True,
 ) -> Callable:
-    """An adaptive `solve` for `diffax.log_likelihood`, and what `integrate` and `sample` here call.
+    """An adaptive `solve` for `diffax.log_likelihood`, and what `solve` and `solve_and_denoise` call.
 
     Args:
-      solver: a Diffrax solver with an error estimate; None is `diffrax.Tsit5()`.
+      method: a Diffrax solver with an error estimate; None is `diffrax.Tsit5()`.
       rtol: relative tolerance of a step, > 0, may be traced.
       atol: absolute tolerance, > 0, in y, which is of order 1.
       max_steps: beyond which it has not converged.
@@ -60,7 +60,7 @@ def adaptive(
         check(name, value, "> 0", lambda v: v > 0)
     check_count("max_steps", max_steps)
     diffrax, equinox = _modules()
-    solver = diffrax.Tsit5() if solver is None else solver
+    method = diffrax.Tsit5() if method is None else method
     controller = diffrax.PIDController(rtol=rtol, atol=atol, norm=_worst)
     adjoint = diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
 
@@ -74,7 +74,7 @@ def adaptive(
         slope = equinox.filter_closure_convert(slope, first, start, None)
         found = diffrax.diffeqsolve(
             diffrax.ODETerm(slope),
-            solver,
+            method,
             first,
             last,
             None,
@@ -91,7 +91,7 @@ def adaptive(
     return solve
 
 
-def integrate(schedule: Schedule, denoise: Denoiser, x: Any, times: Any, **options: Any) -> Solution:
+def solve(schedule: Schedule, denoise: Denoiser, x: Any, times: Any, **options: Any) -> Solution:
     """The probability-flow ODE from times[0] to times[-1], in either direction; what lies between is not looked at.
 
     Args:
@@ -99,18 +99,18 @@ def integrate(schedule: Schedule, denoise: Denoiser, x: Any, times: Any, **optio
       denoise: (x, t) -> x0, or `Moments`.
       x: (B, ...) at times[0]; of half precision it is carried in float32 and comes back in its own dtype.
       times: (n,), n >= 2.
-      **options: those of `adaptive`.
+      **options: those of `solver`.
 
     Returns:
       x, steps, converged; see `Solution`.
 
     Raises:
-      ValueError: for fewer than two times, or times outside [0, 1], and as `adaptive`.
+      ValueError: for fewer than two times, or times outside [0, 1], and as `solver`.
 
     >>> import diffax
     >>> data = diffax.analytic.Gaussian.from_covariance([0.5, -0.5], 0.25)
     >>> schedule, x = diffax.Cosine(), jnp.array([[0.2, 0.1]])
-    >>> found = integrate(schedule, data.denoiser(schedule), x, (0.9, 0.1))
+    >>> found = solve(schedule, data.denoiser(schedule), x, (0.9, 0.1))
     >>> bool(jnp.allclose(found.x, data.flow(x, schedule(0.9), schedule(0.1)), atol=1e-4))
     True
     """
@@ -120,7 +120,7 @@ def integrate(schedule: Schedule, denoise: Denoiser, x: Any, times: Any, **optio
 
 
 def _solution(schedule, denoise, x, times, options):
-    """`integrate` with x as it is carried, at least in float32."""
+    """`solve` with x as it is carried, at least in float32."""
     if len(times) < 2:
         raise ValueError(f"times must have at least two entries, got {len(times)}")
     check_schedule(schedule)
@@ -128,7 +128,7 @@ def _solution(schedule, denoise, x, times, options):
     check_float("x", x)
     times = as_float(times)
     check_grid(times)
-    solve, x, denoise = adaptive(**options), widen(x), mean_only(like_x("denoise", denoise))
+    solve, x, denoise = solver(**options), widen(x), mean_only(like_x("denoise", denoise))
 
     def field(y, t):
         alpha, c = schedule(t).alpha, size_of(schedule, t)
@@ -139,11 +139,11 @@ def _solution(schedule, denoise, x, times, options):
     return Solution(combine((size_of(schedule, times[-1]), y)), steps, converged)
 
 
-def sample(schedule: Schedule, denoise: Denoiser, x: Any, times: Any, **options: Any) -> Solution:
-    """`integrate`, then one denoiser call at times[-1], as `diffax.sample` ends; arguments as there.
+def solve_and_denoise(schedule: Schedule, denoise: Denoiser, x: Any, times: Any, **options: Any) -> Solution:
+    """`solve`, then one denoiser call at times[-1], as `diffax.sample` ends; arguments as there.
 
     >>> import diffax
-    >>> found = sample(diffax.Cosine(), lambda x, t: 0 * x + 0.5, jnp.ones((1, 2)), (1.0, 0.0))
+    >>> found = solve_and_denoise(diffax.Cosine(), lambda x, t: 0 * x + 0.5, jnp.ones((1, 2)), (1.0, 0.0))
     >>> found.x.tolist(), bool(found.converged)
     ([[0.5, 0.5]], True)
     """

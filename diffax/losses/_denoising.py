@@ -121,5 +121,5 @@ def drop_labels(key: Key, labels: Shaped[Any, " batch"], null_label: int, *, p_u
     """
     check("p_uncond", p_uncond, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
     check_per_example(labels, p_uncond=p_uncond)
-    drop = random.uniform(random.stream(key, "drop_labels"), batch_size(labels)) < p_uncond
+    drop = random.unit_interval(random.stream(key, "drop_labels"), batch_size(labels)) < p_uncond
     return jnp.where(drop, null_label, labels)

@@ -32,12 +32,12 @@ class Resampler(NamedTuple):
 
     init() -> state
     update(state, t, losses) -> state       t, losses: (B,), the losses not multiplied by the draw's weight
-    law(state) -> Law                       what to draw the next times with
+    distribution(state) -> Distribution                       what to draw the next times with
     """
 
     init: Callable[[], Losses]
     update: Callable[[Losses, Any, Any], Losses]
-    law: Callable[[Losses], Callable[[Any], Any]]
+    distribution: Callable[[Losses], Callable[[Any], Any]]
 
 
 def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Any = 1e-3) -> Resampler:
@@ -51,7 +51,7 @@ def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Any = 1e-3
         resampler = resampling.loss_aware(100)
         state = resampler.init()
         time_key, noise_key = jax.random.split(key)
-        t, weight = training_times.draw(time_key, len(x0), resampler.law(state))
+        t, weight = training_times.draw(time_key, len(x0), resampler.distribution(state))
         losses = denoising_loss(noise_key, predict, schedule, kind, x0, t)     # train on weight * losses
         state = resampler.update(state, t, losses)
 
@@ -67,7 +67,7 @@ def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Any = 1e-3
 
     >>> resampler = loss_aware(2, history=1, uniform_fraction=0.0)
     >>> state = resampler.update(resampler.init(), jnp.array([0.2, 0.7]), jnp.array([1.0, 3.0]))
-    >>> [round(float(resampler.law(state)(u)), 3) for u in (0.125, 0.25, 1.0)]
+    >>> [round(float(resampler.distribution(state)(u)), 3) for u in (0.125, 0.25, 1.0)]
     [0.25, 0.5, 1.0]
     """
     check_count("num_bins", num_bins)
@@ -94,7 +94,7 @@ def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Any = 1e-3
         # Kept small: only its remainder and whether the bin is full matter.
         return Losses(written, jnp.where(counts >= history, history + counts % history, counts))
 
-    def law(state):
+    def distribution(state):
         size = jnp.sqrt(jnp.mean(state.squares, axis=1))
         ready = jnp.all(state.counts >= history) & (size.sum() > 0)
         size = jnp.where(ready, size, 1.0)
@@ -109,4 +109,4 @@ def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Any = 1e-3
 
         return quantile
 
-    return Resampler(init, update, law)
+    return Resampler(init, update, distribution)

@@ -11,7 +11,7 @@ Any law combines with any way, and any increasing function of u is a law. A law 
 
     time_key, noise_key = jax.random.split(key)
     t, weight = training_times.draw(
-        time_key, len(x0), training_times.logit_normal(), way=training_times.stratified
+        time_key, len(x0), training_times.logit_normal(), uniforms=training_times.stratified
     )
     loss = weight * denoising_loss(noise_key, predict, schedule, kind, x0, t)
 """
@@ -28,8 +28,8 @@ from diffax._pytrees import as_float, check, check_count, concrete
 from diffax.losses.resampling import bin_of
 from diffax.typing import Array, Float, Key, Schedule
 
-Law = Callable[[Any], Any]  # u -> t, increasing, any shape
-Way = Callable[[Key, int], Any]  # (key, size) -> (size,) u
+Distribution = Callable[[Any], Any]  # u -> t, increasing, any shape
+Uniforms = Callable[[Key, int], Any]  # (key, size) -> (size,) u
 
 
 class Draw(NamedTuple):
@@ -39,25 +39,25 @@ class Draw(NamedTuple):
     weight: Any
 
 
-def draw(key: Key, size: int, law: Law | None = None, *, way: Way | None = None) -> Draw:
-    """Draws training times t = law(u), u = way(key, size). The key is consumed.
+def draw(key: Key, size: int, distribution: Distribution | None = None, *, uniforms: Uniforms | None = None) -> Draw:
+    """Draws training times t = distribution(u), u = uniforms(key, size). The key is consumed.
 
     Args:
       key: shape () or (B,), one for each example.
       size: B.
-      law: a quantile function u -> t; None is `uniform()`.
-      way: (key, size) -> u; None is `independent`.
+      distribution: a quantile function u -> t; None is `uniform()`.
+      uniforms: (key, size) -> u; None is `independent`.
 
     Raises:
-      ValueError: for a law or a way that does not give (B,).
+      ValueError: if the distribution or `uniforms` does not give (B,).
 
-    >>> t, weight = draw(jax.random.key(0), 4, logit_normal(mean=-0.5), way=stratified)
+    >>> t, weight = draw(jax.random.key(0), 4, logit_normal(mean=-0.5), uniforms=stratified)
     >>> t.shape, weight.shape
     ((4,), (4,))
     """
-    u = (way or independent)(random.stream(key, "draw"), size)
-    drawn = Draw(*jax.jvp(law or uniform(), (u,), (jnp.ones_like(u),)))
-    for name, value in (("way(key, size)", u), ("law(u)", drawn.t)):
+    u = (uniforms or independent)(random.stream(key, "draw"), size)
+    drawn = Draw(*jax.jvp(distribution or uniform(), (u,), (jnp.ones_like(u),)))
+    for name, value in (("uniforms(key, size)", u), ("distribution(u)", drawn.t)):
         if jnp.shape(value) != (size,):
             raise ValueError(f"{name} must have shape ({size},), got {jnp.shape(value)}")
     return drawn
@@ -65,7 +65,7 @@ def draw(key: Key, size: int, law: Law | None = None, *, way: Way | None = None)
 
 def independent(key: Key, size: int) -> Float[Array, " {size}"]:
     """(B,) independent u. The key, () or (B,), is consumed."""
-    return random.uniform(random.stream(key, "independent"), size)
+    return random.unit_interval(random.stream(key, "independent"), size)
 
 
 def stratified(key: Key, size: int, *, index: Any = None, total: int | None = None) -> Float[Array, " {size}"]:
@@ -103,7 +103,7 @@ def stratified(key: Key, size: int, *, index: Any = None, total: int | None = No
         place = total * jax.random.uniform(key, (), jnp.float32)
         offset, cell = place - jnp.floor(place), (index + jnp.floor(place).astype(int)) % total
     else:
-        offset, cell = random.uniform(key, size), index
+        offset, cell = random.unit_interval(key, size), index
     # Away from the walls by what rounding may do to the sum and the quotient.
     margin = min(0.5, 2 * total * float(jnp.finfo(offset.dtype).eps))
     return ((cell.astype(float) + margin).astype(offset.dtype) + (1 - 2 * margin) * offset) / total
@@ -120,7 +120,7 @@ def antithetic(key: Key, size: int) -> Float[Array, " {size}"]:
     [1.0, 1.0]
     """
     place = jnp.arange(size)
-    u = random.uniform(random.per_example(random.stream(key, "antithetic"), size)[place - place % 2], size)
+    u = random.unit_interval(random.per_example(random.stream(key, "antithetic"), size)[place - place % 2], size)
     return jnp.where(place % 2 == 1, 1 - u, u)
 
 
@@ -131,7 +131,7 @@ def _probit(u: Any) -> Any:
     return jax.scipy.special.ndtri(jnp.clip(u, info.tiny, 1 - info.epsneg))
 
 
-def uniform(*, t_min: Any = 0.0, t_max: Any = 1.0) -> Law:
+def uniform(*, t_min: Any = 0.0, t_max: Any = 1.0) -> Distribution:
     """t uniform on [t_min, t_max].
 
     Raises:
@@ -148,7 +148,7 @@ def uniform(*, t_min: Any = 0.0, t_max: Any = 1.0) -> Law:
     return lambda u: t_min + (t_max - t_min) * as_float(u)
 
 
-def logit_normal(*, mean: Any = 0.0, std: Any = 1.0) -> Law:
+def logit_normal(*, mean: Any = 0.0, std: Any = 1.0) -> Distribution:
     """logit(t) ~ N(mean, std^2): the middle times; a negative mean leans to the data.
 
     The importance weight 1 / p(t) is unbounded at both ends.
@@ -165,7 +165,7 @@ def logit_normal(*, mean: Any = 0.0, std: Any = 1.0) -> Law:
     return lambda u: jax.nn.sigmoid(mean + std * _probit(u))
 
 
-def mode(*, scale: Any = 1.29) -> Law:
+def mode(*, scale: Any = 1.29) -> Distribution:
     """Q(u) = u - scale (sin^2(pi u / 2) - u): heavy tails, and more (scale > 0) or less of the middle times.
 
     In the paper's direction of u: t = 1 - u - scale (cos^2(pi u / 2) - 1 + u). scale = 0 is `uniform`.
@@ -190,7 +190,7 @@ def mode(*, scale: Any = 1.29) -> Law:
     return quantile
 
 
-def cosmap() -> Law:
+def cosmap() -> Distribution:
     """p(t) = 2 / (pi (1 - 2 t + 2 t^2)): under `Flow` the log-SNRs of the cosine schedule at uniform t.
 
         Q(u) = 1 - 1 / (tan(pi u / 2) + 1)
@@ -210,7 +210,7 @@ def cosmap() -> Law:
     return quantile
 
 
-def log_normal_sigma(schedule: Schedule, *, mean: Any = -1.2, std: Any = 1.2) -> Law:
+def log_normal_sigma(schedule: Schedule, *, mean: Any = -1.2, std: Any = 1.2) -> Distribution:
     """ln(sigma / alpha) ~ N(mean, std^2), turned into t by the schedule. Beyond its ends t is 0 or 1, weight 0.
 
     Args:

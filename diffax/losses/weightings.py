@@ -12,7 +12,7 @@ Papers state their weighting on whatever they predict; the same one on each erro
     p2               (k + SNR)^-gamma         SNR (k + SNR)^-gamma    SNR (k + SNR)^-gamma / (SNR + 1)
     edm              1 + 1 / (s^2 SNR)        SNR + 1 / s^2           (SNR + 1 / s^2) / (SNR + 1)
     sigmoid *        sigmoid(b - lambda)      e^b sigmoid(lambda - b)
-    likelihood *     1 / 2                    SNR / 2
+    elbo *           1 / 2                    SNR / 2
 
 `denoising_loss(..., weighting=w)` converts for every kind of prediction. Those marked * weigh equal steps of
 log-SNR, not of t: pass them with `measure="log_snr"` (Kingma & Gao 2023, where the theory is).
@@ -126,7 +126,7 @@ def sigmoid(*, bias: Any = 0.0) -> Weighting:
     return lambda log_snr: jax.nn.sigmoid(bias - log_snr)
 
 
-def likelihood() -> Weighting:
+def elbo() -> Weighting:
     """w = 1/2 per unit of log-SNR: the diffusion term of the ELBO. Pass it with `measure="log_snr"`.
 
         -1/2 E int SNR'(t) |x0_hat - x0|^2 dt = 1/2 E int |eps_hat - eps|^2 dlambda = 1/2 E int g^2 |s_hat - s|^2 dt
@@ -137,7 +137,7 @@ def likelihood() -> Weighting:
     Source: Kingma et al. 2021, section 5; with g^2 on the score s, Song et al. 2021 (Maximum likelihood training of
     score-based diffusion models).
 
-    >>> float(likelihood()(jnp.array(3.0)))
+    >>> float(elbo()(jnp.array(3.0)))
     0.5
     """
     return lambda log_snr: jnp.full_like(log_snr, 0.5)

@@ -2,9 +2,8 @@
 
     here                order   calls  k-diffusion             diffusers                       source
     ddpm                1 law   1                              DDPM                            Ho et al. 2020
-    ddim                1       1      euler                   DDIM, EulerDiscrete             Song, Meng & Ermon 2021
+    ddim                1       1      euler, euler_ancestral  DDIM, EulerAncestralDiscrete    Song, Meng & Ermon 2021
     euler               1       1      euler                   EulerDiscrete, FlowMatchEuler   Karras et al. 2022
-    euler_ancestral     1 law   1      euler_ancestral         EulerAncestralDiscrete          ddim(eta)
     heun                2       2      heun                    HeunDiscrete, FlowMatchHeun     Karras et al. 2022
     dpm2                2       2      dpm_2                   KDPM2Discrete                   Karras et al. 2022
     dpm2_ancestral      2 law   2      dpm_2_ancestral         KDPM2AncestralDiscrete
@@ -37,8 +36,7 @@ ancestral             a step too far, and noise back: the ancestral form
 of any of the above:
 noise_floor           (schedule -> sampler) for the centres of data with a noise floor: ends at t = 0
 restart               jumps back to noise where the grid of `times.restart` turns
-corrected             Langevin steps behind each step: `corrected(sampler, langevin(schedule, step_size=k))`
-predictor_corrector   `corrected` with steps scaled by SNR
+corrected             Langevin steps behind each step: `corrected(sampler, langevin(schedule, snr=0.16))`
 cfg_plus_plus         classifier-free guidance of x0 alone, renoised with the unconditional eps
 guidance_momentum     any guidance of two branches, with a memory of their difference
 
@@ -61,7 +59,7 @@ from diffax.samplers._dpmpp import (
     dpmpp_3m_sde,
     dpmpp_sde,
 )
-from diffax.samplers._euler import euler, euler_ancestral
+from diffax.samplers._euler import euler
 from diffax.samplers._exponential_adams import exponential_adams
 from diffax.samplers._gaussian_adams import gaussian_adams
 from diffax.samplers._heun import heun
@@ -75,7 +73,7 @@ from diffax.samplers._unipc import unipc
 from diffax.samplers.wrappers._ancestral import ancestral
 from diffax.samplers.wrappers._cfg_plus_plus import cfg_plus_plus
 from diffax.samplers.wrappers._churn import churn
-from diffax.samplers.wrappers._corrected import corrected, predictor_corrector
+from diffax.samplers.wrappers._corrected import corrected
 from diffax.samplers.wrappers._guidance_momentum import guidance_momentum
 from diffax.samplers.wrappers._noise_floor import noise_floor
 from diffax.samplers.wrappers._restart import restart
@@ -104,7 +102,6 @@ __all__ = [
     "dpmpp_3m_sde",
     "dpmpp_sde",
     "euler",
-    "euler_ancestral",
     "euler_maruyama",
     "exponential_adams",
     "gaussian_adams",
@@ -116,7 +113,6 @@ __all__ = [
     "lms",
     "noise_floor",
     "pndm",
-    "predictor_corrector",
     "restart",
     "sa_solver",
     "stochastic_heun",

@@ -51,8 +51,3 @@ def _euler_in_time(schedule):
         return State(combine((1.0, state.x), (s - t, f)))
 
     return Sampler(init, step, order=1, calls=1, schedule=schedule)
-
-
-def euler_ancestral(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
-    """k-diffusion's Euler ancestral: another name of `ddim(schedule, eta=eta)`, which it equals for every eta."""
-    return ddim(schedule, eta=eta)

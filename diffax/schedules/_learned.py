@@ -4,7 +4,7 @@ r"""A learned noise schedule: a monotone network for -log-SNR, between end point
     f(t) = a t + sum_j c_j sigmoid(w_j t + b_j),     a, c_j, w_j > 0 as softplus of the parameters
 
 In continuous time the bound depends on the end points alone (Kingma et al. 2021, eq. 18); the curve between them only
-moves the variance of its estimate. `diffax.vdm_loss` trains both.
+moves the variance of its estimate. `diffax.losses.vdm_loss` trains both.
 """
 
 from typing import Any

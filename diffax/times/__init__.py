@@ -4,7 +4,7 @@ A grid is an ordinary array: write your own, differentiate through it, reverse i
 `sample` over n entries costs n denoiser calls of a one-call sampler.
 
     in time      uniform, quadratic, beta
-    in noise     uniform_log_snr, karras, exponential, polyexponential, arctan; from_sigmas for a list of your own
+    in noise     uniform_log_snr, karras, polyexponential, arctan; from_sigmas for a list of your own
     discrete     leading, trailing, linspace, lcm; from_timesteps for a list: timestep i of T is t = (i + 1) / T
     learned      `diffax.training.learn_grid`
 
@@ -35,7 +35,6 @@ from diffax.times._ends import SIGMA_MAX, SIGMA_MIN, default_ends
 from diffax.times._grid import check_grid
 from diffax.times._in_noise import (
     arctan,
-    exponential,
     from_sigmas,
     karras,
     path,
@@ -52,7 +51,6 @@ __all__ = [
     "beta",
     "check_grid",
     "default_ends",
-    "exponential",
     "from_sigmas",
     "from_timesteps",
     "jumps",

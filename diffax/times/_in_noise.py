@@ -31,16 +31,6 @@ def uniform_log_snr(
     return _in_noise(schedule, n, t_max, t_min, _log_linear, sigma_max, sigma_min)
 
 
-def exponential(schedule: Schedule, n: int, **ends: Any) -> Float[Array, " n"]:
-    """`uniform_log_snr`, under k-diffusion's name.
-
-    >>> from diffax.schedules import LogLinear
-    >>> [round(float(t), 4) for t in exponential(LogLinear(0.01, 100.0), 3, sigma_max=100.0, sigma_min=1.0)]
-    [1.0, 0.75, 0.5]
-    """
-    return uniform_log_snr(schedule, n, **ends)
-
-
 def polyexponential(
     schedule: Schedule,
     n: int,

@@ -47,7 +47,7 @@ PEERS = {
     "k-diffusion dpmpp_2s": _k("dpmpp_2s_ancestral", "dpmpp_2s", cost=2, eta=0.0),
     "k-diffusion dpmpp_2m": _k("dpmpp_2m", "dpmpp_2m"),
     "k-diffusion dpmpp_3m": _k("dpmpp_3m_sde", "dpmpp_3m", eta=0.0),
-    "k-diffusion euler_ancestral": _k("euler_ancestral", "euler_ancestral", stochastic=True),
+    "k-diffusion euler_ancestral": _k("euler_ancestral", "ddim-eta1", stochastic=True),
     "k-diffusion dpm_2_ancestral": _k("dpm_2_ancestral", "dpm2_ancestral", stochastic=True, cost=2),
     "k-diffusion dpmpp_2s_ancestral": _k("dpmpp_2s_ancestral", "dpmpp_2s_ancestral", stochastic=True, cost=2),
     "k-diffusion dpmpp_sde": _k("dpmpp_sde", "dpmpp_sde", stochastic=True, cost=2),
@@ -73,7 +73,7 @@ PEERS = {
     "diffusers DDPM-large": _d(
         "DDPM", "ddpm-large", stochastic=True, plain=True, clip_sample=False, variance_type="fixed_large"
     ),
-    "diffusers EulerAncestral": _d("EulerAncestralDiscrete", "euler_ancestral", stochastic=True, plain=True),
+    "diffusers EulerAncestral": _d("EulerAncestralDiscrete", "ddim-eta1", stochastic=True, plain=True),
     "diffusers KDPM2Ancestral": _d("KDPM2AncestralDiscrete", "dpm2_ancestral", stochastic=True, cost=2),
     "diffusers DPM++2M-SDE": _d(
         "DPMSolverMultistep", "dpmpp_2m_sde", stochastic=True, algorithm_type="sde-dpmsolver++"

@@ -95,7 +95,7 @@ STOCHASTIC = {
     "ddpm": _row(samplers.ddpm),
     "ddpm-large": _row(samplers.ddpm, variance="large"),
     "ddim-eta0.5": _row(samplers.ddim, eta=0.5),
-    "euler_ancestral": _row(samplers.euler_ancestral),
+    "ddim-eta1": _row(samplers.ddim, eta=1.0),
     "heun-churn10": _churned(10.0),
     "dpm2_ancestral": _row(samplers.dpm2_ancestral),
     "dpmpp_2s_ancestral": _row(samplers.dpmpp_2s_ancestral),

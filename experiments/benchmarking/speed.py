@@ -21,7 +21,7 @@ SHAPE, STEPS, LONG = (4, 3, 32, 32), 50, 500
 CALLS = 4  # of one before the next has its turn: the first finds the caches full of the other's data
 SCHEDULES: dict[str, Callable[[], Any]] = {
     "linear": diffax.Linear,
-    "table": lambda: diffax.from_betas(diffax.linear_betas(1000)),
+    "table": lambda: diffax.from_betas(diffax.schedules.linear_betas(1000)),
 }
 
 

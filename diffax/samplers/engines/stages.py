@@ -13,7 +13,7 @@ fraction r of the way in lambda = log(alpha / sigma):
     dpm_solver   eps    1/2   1, 2, 3   Lu et al. 2022, algorithms 1 and 2
     dpmpp_sde    x0     1/2   2         k-diffusion
 
-Euler in rho is `ddim` with eta = 0, and its ancestral form is `ddim` with eta: `euler` and `euler_ancestral` are names.
+Euler in rho is `ddim` with eta = 0, and its ancestral form is `ddim` with eta.
 """
 
 from collections.abc import Callable

@@ -1,15 +1,12 @@
 """Predictor-corrector sampling: a corrector behind each step."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from diffax import random
 from diffax._pytrees import check_like, expand
 from diffax.samplers._base import Sampler, check_sampler
-from diffax.samplers._langevin import Corrector, langevin
-from diffax.typing import Schedule
+from diffax.samplers._langevin import Corrector
 
 SALT = 0x1A9E0000  # keeps a corrector's draws apart from those of the sampler that it corrects
 
@@ -43,14 +40,3 @@ def corrected(sampler: Sampler, corrector: Corrector) -> Sampler:
         return state._replace(x=jax.tree.map(lambda new, old: jnp.where(expand(moves, old), new, old), x, state.x))
 
     return sampler._replace(step=step, calls=sampler.calls + corrector.calls)
-
-
-def predictor_corrector(sampler: Sampler, schedule: Schedule, *, snr: Any = 0.16, num_steps: int = 1) -> Sampler:
-    """`corrected(sampler, langevin(schedule, snr=snr, num_steps=num_steps))`: Song et al. 2021, with their r = 0.16.
-
-    >>> from diffax.samplers._ddpm import ddpm
-    >>> from diffax.schedules import LogLinear
-    >>> predictor_corrector(ddpm(LogLinear(0.01, 50.0)), LogLinear(0.01, 50.0)).calls
-    2
-    """
-    return corrected(sampler, langevin(schedule, snr=snr, num_steps=num_steps))

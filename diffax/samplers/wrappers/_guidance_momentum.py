@@ -25,15 +25,16 @@ class MomentumState(NamedTuple):
 def guidance_momentum(sampler: Sampler, conditional: Denoiser, guide: Any, *, momentum: Any = -0.5) -> Sampler:
     """Guidance that sees d_k = c_k - u_k + beta d_(k - 1) in place of c_k - u_k, with k the step.
 
-    Sadat et al. 2024, section 4.1: with beta < 0 ("reverse momentum") and `apg` it is their whole method. The sampler
-    is stepped with the unconditional denoiser, and what it sees is guide(c, c - d_k). Of a step with several calls
-    each adds beta d_(k - 1), and the first is remembered. momentum = 0 is the sampler on the guided denoiser. `sample`
-    ends with the unconditional denoiser; to end with a guided one, see `cfg_plus_plus`.
+    Sadat et al. 2024, section 4.1: with beta < 0 ("reverse momentum") and `adaptive_projected_guidance` it is their
+    whole method. The sampler is stepped with the unconditional denoiser, and what it sees is guide(c, c - d_k). Of a
+    step with several calls each adds beta d_(k - 1), and the first is remembered. momentum = 0 is the sampler on the
+    guided denoiser. `sample` ends with the unconditional denoiser; to end with a guided one, see `cfg_plus_plus`.
 
     Args:
       sampler: what to wrap; it must call its denoiser in the open, not inside a loop or another transformation.
       conditional: (x, t) -> c.
-      guide: (conditional, unconditional) -> denoiser: `lambda c, u: diffax.apg(c, u, 7.5, threshold=2.5)`.
+      guide: (conditional, unconditional) -> denoiser, for one
+        `lambda c, u: diffax.adaptive_projected_guidance(c, u, 7.5, threshold=2.5)`.
       momentum: beta, () or (B,), in (-1, 1), may be traced.
 
     Raises:
@@ -41,7 +42,7 @@ def guidance_momentum(sampler: Sampler, conditional: Denoiser, guide: Any, *, mo
         if the sampler renoises (`restart`); while stepping, if the sampler does not call its denoiser.
 
     >>> import diffax
-    >>> guide = lambda c, u: diffax.classifier_free(c, u, 2.0)
+    >>> guide = lambda c, u: diffax.classifier_free_guidance(c, u, 2.0)
     >>> sampler = guidance_momentum(diffax.ddim(diffax.Cosine()), lambda x, t: x + 1, guide, momentum=-0.5)
     >>> times = jnp.array([0.9, 0.5, 0.1])
     >>> end = diffax.integrate(jax.random.key(0), sampler, lambda x, t: x, jnp.zeros((1, 1)), times)

@@ -112,7 +112,7 @@ def loss_of(net: nn.Module) -> Callable[..., Any]:
         def predict(x, t):
             return net.apply({"params": params}, x, t, label, key=dropout)
 
-        t = diffax.random.uniform(time, len(batch["image"]))
+        t = diffax.random.unit_interval(time, len(batch["image"]))
         return diffax.denoising_loss(noise, predict, schedule, "v", batch["image"], t)
 
     return loss
