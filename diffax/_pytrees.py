@@ -79,6 +79,15 @@ def check(name: str, value: Any, condition: str, ok: Any) -> None:
         raise ValueError(f"{name} must be {condition}, got {known.tolist()}")
 
 
+def is_zero(value: Any) -> bool:
+    """Whether a hyperparameter is a literal 0, so that work may be skipped while tracing.
+
+    >>> is_zero(0.0), is_zero(jnp.zeros(())), is_zero(0.5)
+    (True, False, False)
+    """
+    return isinstance(value, (int, float)) and value == 0
+
+
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raises `ValueError` unless `value` is an int, of Python or NumPy, of at least `least`.
 

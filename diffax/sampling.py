@@ -21,7 +21,7 @@ import numpy as np
 
 from diffax import random
 from diffax._pytrees import as_float, batch_size, check_float, check_like, concrete, narrow, widen
-from diffax.denoisers import like_x, mean_only
+from diffax.denoisers import like_x
 from diffax.samplers._base import Sampler, check_sampler
 from diffax.times import check_grid
 from diffax.typing import Denoiser, Grid, Keys, check_function
@@ -100,7 +100,7 @@ def integrate(key: Keys, sampler: Sampler, denoise: Denoiser, x: Any, times: Gri
 
 
 def sample(key: Keys, sampler: Sampler, denoise: Denoiser, x: Any, times: Grid) -> Any:
-    """x0: `integrate`, then one denoiser call at times[-1]. Arguments as in `unroll`; returns the shape of x.
+    """x0: `integrate`, then `sampler.finish` at times[-1], one denoiser call. Arguments as in `unroll`.
 
     Raises:
       ValueError: as `unroll`, and for an x that is known not to be noise of the level at times[0].
@@ -116,7 +116,8 @@ def sample(key: Keys, sampler: Sampler, denoise: Denoiser, x: Any, times: Grid) 
     _check_start(sampler, x, times)
     x = jax.tree.map(jnp.asarray, x)
     state, _ = _walk(key, sampler, denoise, x, times, lambda state: None)
-    return narrow(mean_only(like_x("denoise", denoise))(state.x, as_float(times)[-1]), x)
+    key = random.fold_in(random.threefry(key), len(times) - 1)
+    return narrow(sampler.finish(key, like_x("denoise", denoise), state, as_float(times)[-1]), x)
 
 
 def _check_start(sampler: Sampler, x: Any, times: Grid) -> None:

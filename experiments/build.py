@@ -16,44 +16,7 @@ from diffax.nn.text import PADDING
 from diffax.training import adamw, data_parallel, sharded
 from experiments import samplers
 
-SCHEDULES = {
-    "linear": diffax.Linear,
-    "cosine": diffax.Cosine,
-    "flow": diffax.Flow,
-    "log_linear": diffax.LogLinear,
-    "edm": diffax.EDM,
-    "quadratic": diffax.Quadratic,
-    "sub_vp": diffax.SubVP,
-    "sigmoid": diffax.Sigmoid,
-    "laplace": diffax.Laplace,
-    "shifted_cosine": lambda *, shift, scaling="vp": diffax.shifted(diffax.Cosine(scaling), shift),
-    "shifted_flow": lambda *, shift, scaling="flow": diffax.shifted(diffax.Flow(scaling), shift),
-    "linear_betas": lambda *, num_steps=1000, beta_start=1e-4, beta_end=0.02: diffax.from_betas(
-        diffax.schedules.linear_betas(num_steps, beta_start=beta_start, beta_end=beta_end)
-    ),
-    "quadratic_betas": lambda *, num_steps=1000, beta_start=0.00085, beta_end=0.012: diffax.from_betas(
-        diffax.schedules.quadratic_betas(num_steps, beta_start=beta_start, beta_end=beta_end)
-    ),
-    "cosine_betas": lambda *, num_steps=1000, offset=0.008, beta_max=0.999: diffax.from_betas(
-        diffax.schedules.cosine_betas(num_steps, offset=offset, beta_max=beta_max)
-    ),
-    "sigmoid_betas": lambda *, num_steps=1000, start=-3.0, end=3.0, tau=1.0: diffax.from_betas(
-        diffax.schedules.sigmoid_betas(num_steps, start=start, end=end, tau=tau)
-    ),
-    "zero_terminal_linear_betas": lambda *, num_steps=1000, beta_start=1e-4, beta_end=0.02: diffax.from_betas(
-        diffax.schedules.zero_terminal_snr(
-            diffax.schedules.linear_betas(num_steps, beta_start=beta_start, beta_end=beta_end)
-        )
-    ),
-    "zero_terminal_quadratic_betas": lambda *, num_steps=1000, beta_start=0.00085, beta_end=0.012: diffax.from_betas(
-        diffax.schedules.zero_terminal_snr(
-            diffax.schedules.quadratic_betas(num_steps, beta_start=beta_start, beta_end=beta_end)
-        )
-    ),
-    "learned": lambda *, log_snr_max=13.3, log_snr_min=-5.0, units=64, scaling="vp": diffax.Learned.init(
-        jax.random.key(0), log_snr_max=log_snr_max, log_snr_min=log_snr_min, units=int(units), scaling=scaling
-    ),
-}
+SCHEDULES = {name: row.make for name, row in diffax.schedules.CATALOGUE.items()}
 # config.parallel: (step, mesh) -> step, and the layout of its state
 PARALLEL = {
     "pmap": (data_parallel, "replicate"),

@@ -29,8 +29,8 @@ def check_config(config: Any, num_devices: int) -> None:
     autoencoder.check(config)
     latents.check(config)
     choose("config.loss.spread", config.loss.spread, objectives.SPREADS)
-    choose("config.sampling.sampler", config.sampling.sampler, samplers.SAMPLERS)
-    choose("config.sampling.grid", config.sampling.grid, samplers.GRIDS)
+    samplers.check_sampler("config.sampling.sampler", config.sampling.sampler)
+    samplers.check_grid("config.sampling.grid", config.sampling.grid)
     if not config.sigma_data > 0:
         raise ValueError(f"config.sigma_data must be > 0, got {config.sigma_data}")
     diffax.denoiser(lambda x, t: x, build.schedule(config), config.prediction)

@@ -9,35 +9,25 @@ import jax.numpy as jnp
 
 import diffax
 from diffax._pytrees import choose
+from diffax.losses import training_times, weightings
 from experiments import build
 
 WEIGHTINGS = {
     "target": None,
-    "eps": diffax.losses.weightings.simple,
-    "min_snr": diffax.losses.weightings.min_snr,
-    "truncated_snr": diffax.losses.weightings.truncated_snr,
-    "p2": diffax.losses.weightings.p2,
-    "edm": diffax.losses.weightings.edm,
-    "sigmoid": diffax.losses.weightings.sigmoid,
-    "likelihood": diffax.losses.weightings.elbo,
+    "eps": weightings.simple,
+    **{name: row.make for name, row in weightings.CATALOGUE.items() if name != "simple"},
 }
-PER_LOG_SNR = ("sigmoid", "likelihood")  # weightings of equal steps of log-SNR
+PER_LOG_SNR = tuple(name for name, row in weightings.CATALOGUE.items() if row.measure == "log_snr")
 LAWS = {
-    "uniform": diffax.losses.training_times.uniform,
-    "logit_normal": diffax.losses.training_times.logit_normal,
-    "mode": diffax.losses.training_times.mode,
-    "cosmap": diffax.losses.training_times.cosmap,
-    "log_normal_sigma": diffax.losses.training_times.log_normal_sigma,
+    **training_times.DISTRIBUTIONS,
     "loss_aware": lambda *, num_bins=100, history=10, uniform_fraction=1e-3: diffax.losses.resampling.loss_aware(
         num_bins, history=history, uniform_fraction=uniform_fraction
     ),
 }
 SPREADS = {  # index: where these examples stand in the whole batch of `total`
-    "independent": lambda keys, size, index, total: diffax.losses.training_times.independent(keys, size),
-    "stratified": lambda keys, size, index, total: diffax.losses.training_times.stratified(
-        keys, size, index=index, total=total
-    ),
-    "antithetic": lambda keys, size, index, total: diffax.losses.training_times.antithetic(keys, size),
+    "independent": lambda keys, size, index, total: training_times.independent(keys, size),
+    "stratified": lambda keys, size, index, total: training_times.stratified(keys, size, index=index, total=total),
+    "antithetic": lambda keys, size, index, total: training_times.antithetic(keys, size),
 }
 
 
@@ -97,9 +87,7 @@ def objective(config: Any, net: Any) -> Objective:
         noise, time, drop, dropout = (diffax.random.fold_in(keys, i) for i in range(4))
         image, label = batch["image"], _condition(config, net, batch, drop)
         place = {"index": batch["index"], "total": config.dataset.batch_size}
-        drawn = diffax.losses.training_times.draw(
-            time, len(image), of_times, uniforms=functools.partial(spread, **place)
-        )
+        drawn = training_times.draw(time, len(image), of_times, uniforms=functools.partial(spread, **place))
         f = build.predict(config, net, params, label, key=dropout, **of_time)
         return of_example(noise, f, image, drawn, params), drawn
 
@@ -135,7 +123,7 @@ def _bounded(config):
     compute = diffax.losses.hybrid_loss if weights else diffax.losses.vlb_loss
 
     def of_example(key, f, image, drawn, params):
-        t = diffax.losses.training_times.discrete(drawn, num_steps).t
+        t = training_times.discrete(drawn, num_steps).t
         return compute(key, f, curve, config.prediction, image, t, **settings, **weights)
 
     return of_example

@@ -95,9 +95,8 @@ def override(config):
     for name, value in (("num", NUM.value), ("batch_size", BATCH.value), ("shard_size", SHARD.value)):
         if value < 1:
             raise ValueError(f"{name} must be >= 1, got {value}")
-    choose = diffax._pytrees.choose
-    choose("sampler", config.sampling.sampler, samplers.SAMPLERS)
-    choose("grid", config.sampling.grid, samplers.GRIDS)
+    samplers.check_sampler("sampler", config.sampling.sampler)
+    samplers.check_grid("grid", config.sampling.grid)
     checks.check_guidance("guidance", config.sampling.guidance, config)
     if ETA.value is not None:
         samplers.check_eta("eta", config.sampling.sampler, ETA.value)

@@ -10,101 +10,35 @@ from collections.abc import Callable
 from typing import Any
 
 import diffax
-from diffax._pytrees import check_count
+from diffax._pytrees import check_count, choose
 
-
-def _fixed(make: Callable, **settings: Any) -> Callable:
-    """(schedule, eta) -> sampler, for a sampler without eta."""
-    return lambda schedule, eta: make(schedule, **settings)
-
-
-def _noisy(make: Callable, name: str = "eta") -> Callable:
-    """(schedule, eta) -> sampler; eta = None is the sampler's own default."""
-    return lambda schedule, eta: make(schedule) if eta is None else make(schedule, **{name: eta})
-
-
-# UniPC as its authors recommend it under guidance: data prediction, order 2, lower orders in the last steps (their
-# README; Zhao et al. 2023, section 4). The library's default, noise prediction at order 3, is for unguided sampling.
-_unipc = functools.partial(diffax.unipc, form="x0", order=2, lower_order_final=True)
-
-
-def _dpm2_ancestral(schedule: Any, eta: float | None) -> diffax.Sampler:
-    """eta = None is 0.5 here: k-diffusion's 1 multiplies a change of x0 by 8 where 10 calls take 4 steps from 80."""
-    return diffax.dpm2_ancestral(schedule, eta=0.5 if eta is None else eta)
-
-
-def _restart(schedule: Any) -> diffax.Sampler:
-    """A multistep sampler at one call a step: with Heun's method few calls leave too few steps outside the interval."""
-    return diffax.restart(diffax.dpmpp_2m(schedule), schedule)
-
-
-def _noise_floor(schedule: Any) -> diffax.Sampler:
-    return diffax.noise_floor(_unipc, schedule, diffax.times.SIGMA_MIN)
-
-
-WITH_ETA = {
-    "ddim": _noisy(diffax.ddim),
-    "euler_maruyama": _noisy(diffax.euler_maruyama),
-    "stochastic_heun": _noisy(diffax.stochastic_heun),
-    "dpm2_ancestral": _dpm2_ancestral,
-    "dpmpp_2s_ancestral": _noisy(diffax.dpmpp_2s_ancestral),
-    "dpmpp_sde": _noisy(diffax.dpmpp_sde),
-    "dpmpp_2m_sde": _noisy(diffax.dpmpp_2m_sde),
-    "dpmpp_3m_sde": _noisy(diffax.dpmpp_3m_sde),
-    "sa_solver": _noisy(diffax.sa_solver, "tau"),
-    "tcd": _noisy(diffax.tcd, "gamma"),
+# name -> (schedule, eta) -> sampler; eta = None is the sampler's own noise level.
+SAMPLERS: dict[str, Callable[[Any, Any], diffax.Sampler]] = {
+    name: functools.partial(diffax.samplers.by_name, name) for name in diffax.samplers.names()
 }
-NOISY = {  # without an eta, but with noise
-    "ddpm": _fixed(diffax.ddpm),
-    "ddpm_large": _fixed(diffax.ddpm, variance="large"),
-    "ddpm_learned": _fixed(diffax.ddpm, variance="learned"),
-    # The noise for CIFAR-10, VP, of Karras et al. 2022, table 5.
-    "heun_churn": _fixed(diffax.heun, s_churn=30.0, s_tmin=0.01, s_tmax=1.0, s_noise=1.007),
-    "predictor_corrector": _fixed(
-        lambda schedule: diffax.corrected(diffax.ddpm(schedule), diffax.langevin(schedule, snr=0.16))
-    ),
-    "annealed_langevin": _fixed(diffax.annealed_langevin, snr=0.16),
-    "restart": _fixed(_restart),
-    "consistency": _fixed(diffax.consistency),
-    "lcm": _fixed(diffax.lcm),
-}
-DETERMINISTIC = {
-    "euler": _fixed(diffax.euler),
-    "heun": _fixed(diffax.heun),
-    "dpm2": _fixed(diffax.dpm2),
-    "dpmpp_2s": _fixed(diffax.dpmpp_2s),
-    "dpmpp_2m": _fixed(diffax.dpmpp_2m),
-    "dpmpp_3m": _fixed(diffax.dpmpp_3m),
-    "dpm_solver": _fixed(diffax.dpm_solver),
-    "deis": _fixed(diffax.deis),
-    "lms": _fixed(diffax.lms),
-    "pndm": _fixed(diffax.pndm),
-    "ipndm": _fixed(diffax.ipndm),
-    "exponential_adams": _fixed(diffax.exponential_adams),
-    "unipc": _fixed(_unipc),
-    "gaussian_adams": _fixed(diffax.gaussian_adams, std=0.5),  # EDM's sigma_data, for data in [-1, 1]
-    "noise_floor": _fixed(_noise_floor),  # unipc for data with a noise floor of the grids' last sigma / alpha
-}
-SAMPLERS = {**WITH_ETA, **NOISY, **DETERMINISTIC}
-
-GRIDS: dict[str, Callable[[Any, int], Any]] = {
-    "uniform_log_snr": diffax.times.uniform_log_snr,
-    "polyexponential": functools.partial(diffax.times.polyexponential, rho=2.0),
-    "karras": diffax.times.karras,
-    "karras_80": functools.partial(diffax.times.karras, sigma_max=80.0, sigma_min=0.002),  # the paper's ends
-    "arctan": diffax.times.arctan,
-    "uniform": diffax.times.uniform,
-    "quadratic": diffax.times.quadratic,
-    "beta": diffax.times.beta,
-    "leading": diffax.times.leading,
-    "trailing": diffax.times.trailing,
-    "linspace": diffax.times.linspace,
-    "lcm": diffax.times.lcm,
-}
+WITH_ETA = {name for name, row in diffax.samplers.CATALOGUE.items() if row.noise}
+GRIDS: dict[str, Callable[[Any, int], Any]] = {name: row.build for name, row in diffax.times.CATALOGUE.items()}
 
 # The sampler `restart` goes back once, from sigma / alpha = 0.06 to 0.3, and down again in two steps (Xu et al. 2023,
 # their first interval for CIFAR-10).
 RESTART = {"sigma_min": 0.06, "sigma_max": 0.3, "num_restarts": 1, "num_steps": 2}
+
+
+def check_sampler(name: str, value: Any) -> None:
+    """Raises `ValueError` for the name of a sampler that is unknown, with what it is here if another library has it."""
+    _check_name(name, value, SAMPLERS, diffax.samplers.suggestion)
+
+
+def check_grid(name: str, value: Any) -> None:
+    """Raises `ValueError` for the name of a step grid that is unknown, as `check_sampler`."""
+    _check_name(name, value, GRIDS, diffax.times.suggestion)
+
+
+def _check_name(name: str, value: Any, known: dict[str, Any], suggestion: Callable[[str], str | None]) -> None:
+    ours = suggestion(value) if isinstance(value, str) and value not in known else None
+    if ours:
+        raise ValueError(f"{name} must be a name of diffax, got {value!r}, which is {ours!r} here")
+    choose(name, value, known)
 
 
 def check_eta(name: str, of: str, eta: Any) -> None:
@@ -119,9 +53,7 @@ def check_eta(name: str, of: str, eta: Any) -> None:
 
 def draws_noise(name: str, eta: float | None) -> bool:
     """Whether a sampler draws noise at this eta; ddim does not at its default, 0."""
-    if name in WITH_ETA:
-        return name != "ddim" if eta is None else eta > 0
-    return name in NOISY
+    return SAMPLERS[name](diffax.Linear(), eta).noisy
 
 
 def spent(name: str, schedule: Any, entries: int) -> int:

@@ -13,8 +13,6 @@ import pytest
 
 import diffax
 from diffax import analytic, samplers
-from diffax.samplers._gaussian_adams import gaussian_adams
-from diffax.samplers.wrappers._noise_floor import noise_floor
 
 KEY = jax.random.key(0)
 
@@ -49,80 +47,83 @@ def spread(names, few, argument="name"):
 
 FLOORED = partial(samplers.unipc, order=2, form="x0")
 
-# name -> (sampler of a schedule and its float hyperparameters, their values, deterministic)
+# name -> (sampler of a schedule and its float hyperparameters, their values, deterministic): the catalogue's rows
+# (euler is ddim; an order of 0 claims nothing), then other settings.
 SAMPLERS = {
-    "ddim": (diffax.ddim, {"eta": 0.0}, True),
+    **{
+        name: (row.make, dict(row.exam), not row.noisy)
+        for name, row in samplers.CATALOGUE.items()
+        if row.order and name != "euler"
+    },
     "ddim-eta": (diffax.ddim, {"eta": 0.6}, False),
-    "ddpm": (diffax.ddpm, {}, False),
     "ddpm-large": (partial(diffax.ddpm, variance="large"), {}, False),
-    "euler_maruyama": (diffax.euler_maruyama, {"eta": 0.7}, False),
-    "stochastic_heun": (diffax.stochastic_heun, {"eta": 0.7}, False),
     "euler-time": (partial(samplers.euler, space="time"), {}, True),
-    "heun": (samplers.heun, {}, True),
     "heun-alpha": (samplers.heun, {"alpha": 0.7}, True),
     "heun-time": (partial(samplers.heun, space="time"), {}, True),
     "heun-churn": (samplers.heun, {"s_churn": 3.0, "s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.003}, False),
-    "dpm2": (samplers.dpm2, {}, True),
-    "dpm2_ancestral": (samplers.dpm2_ancestral, {"eta": 0.8, "noise_scale": 1.0}, False),
-    "dpmpp_2s": (samplers.dpmpp_2s, {}, True),
-    "dpmpp_2s_ancestral": (samplers.dpmpp_2s_ancestral, {"eta": 0.8, "noise_scale": 1.0}, False),
-    "dpmpp_sde": (samplers.dpmpp_sde, {"eta": 0.8, "noise_scale": 1.0, "r": 0.5}, False),
-    "dpm_solver": (samplers.dpm_solver, {}, True),
-    "dpmpp_2m": (samplers.dpmpp_2m, {}, True),
-    "dpmpp_3m": (samplers.dpmpp_3m, {}, True),
-    "dpmpp_2m_sde": (samplers.dpmpp_2m_sde, {"eta": 0.8, "noise_scale": 1.0}, False),
-    "dpmpp_3m_sde": (samplers.dpmpp_3m_sde, {"eta": 0.8, "noise_scale": 1.0}, False),
-    "deis": (samplers.deis, {}, True),
-    "lms": (samplers.lms, {}, True),
     "flow_adams": (partial(samplers.exponential_adams, form="flow", order=3, corrected=True), {}, True),
-    "unipc": (samplers.unipc, {}, True),
     "unipc-final": (partial(samplers.unipc, form="x0", variant="bh1", lower_order_final=True), {}, True),
-    "sa_solver": (samplers.sa_solver, {"tau": 0.8}, False),
-    "pndm": (samplers.pndm, {}, True),
-    "ipndm": (samplers.ipndm, {}, True),
-    "gaussian_adams": (gaussian_adams, {"std": 1.3}, True),
-    "noise_floor": (lambda schedule, std: noise_floor(FLOORED, schedule, std), {"std": 0.2}, True),
+    "noise_floor": (lambda schedule, std: samplers.noise_floor(FLOORED, schedule, std), {"std": 0.2}, True),
 }
 
-# Every deterministic setting whose order is claimed.
-ORDERS = {
-    **{name: partial(make, **values) for name, (make, values, exact) in SAMPLERS.items() if exact},
-    "dpm_solver-2": partial(samplers.dpm_solver, order=2),
-    "dpm_solver-2-x0": partial(samplers.dpm_solver, order=2, form="x0"),
-    "dpm_solver-3-x0": partial(samplers.dpm_solver, form="x0"),
-    "dpm_solver-3-taylor": partial(samplers.dpm_solver, taylor=True),
-    "dpm_solver-3-time": partial(samplers.dpm_solver, space="time"),
-    "dpmpp_2m-heun": partial(samplers.dpmpp_2m, solver="heun"),
-    "dpmpp_2m_sde-0": partial(samplers.dpmpp_2m_sde, eta=0.0),
-    "dpmpp_3m-cold": partial(samplers.dpmpp_3m, start="cold"),
-    "dpmpp_sde-0": partial(samplers.dpmpp_sde, eta=0.0),
-    **{f"sa_solver-0-{p}": partial(samplers.sa_solver, tau=0.0, order=p) for p in (1, 2, 3)},
-    "pndm-prk": partial(samplers.pndm, start="prk"),
-    **{f"deis-{p}": partial(samplers.deis, order=p) for p in (1, 2)},
-    **{f"lms-{p}": partial(samplers.lms, order=p) for p in (1, 2, 3)},
-    **{
-        f"unipc-{p}-{variant}-{form}": partial(samplers.unipc, order=p, variant=variant, form=form)
-        for p in (1, 2, 3)
-        for variant in ("bh1", "bh2")
-        for form in ("eps", "x0")
-    },
-    **{f"unip-{p}": partial(samplers.unipc, order=p, corrected=False) for p in (1, 2, 3)},
-    **{
-        f"adams-{p}-{form}": partial(samplers.exponential_adams, order=p, form=form)
-        for p, form in ((1, "x0"), (3, "x0"), (4, "x0"), (4, "eps"), (4, "rho"), (1, "flow"), (3, "flow"), (2, "time"))
-    },
+# Every deterministic setting whose order is claimed, and the order that its source claims, so that no code can lower
+# its own claim. Those of the catalogue's defaults are in its rows. unipc's are p + 1: its corrector raises them.
+SETTINGS = {
+    "euler-time": (partial(samplers.euler, space="time"), 1),
+    "heun-alpha": (partial(samplers.heun, alpha=0.7), 2),
+    "heun-time": (partial(samplers.heun, space="time"), 2),
+    "flow_adams": (partial(samplers.exponential_adams, form="flow", order=3, corrected=True), 4),
+    "unipc-final": (partial(samplers.unipc, form="x0", variant="bh1", lower_order_final=True), 2),
+    "noise_floor": (lambda schedule: samplers.noise_floor(FLOORED, schedule, 0.2), 3),
+    "dpm_solver-2": (partial(samplers.dpm_solver, order=2), 2),
+    "dpm_solver-2-x0": (partial(samplers.dpm_solver, order=2, form="x0"), 2),
+    "dpm_solver-3-x0": (partial(samplers.dpm_solver, form="x0"), 3),
+    "dpm_solver-3-taylor": (partial(samplers.dpm_solver, taylor=True), 3),
+    "dpm_solver-3-time": (partial(samplers.dpm_solver, space="time"), 3),
+    "dpmpp_2m-heun": (partial(samplers.dpmpp_2m, solver="heun"), 2),
+    "dpmpp_2m_sde-0": (partial(samplers.dpmpp_2m_sde, eta=0.0), 2),
+    "dpmpp_3m-cold": (partial(samplers.dpmpp_3m, start="cold"), 3),
+    "dpmpp_sde-0": (partial(samplers.dpmpp_sde, eta=0.0), 2),
+    "sa_solver-0-1": (partial(samplers.sa_solver, tau=0.0, order=1), 2),
+    "sa_solver-0-2": (partial(samplers.sa_solver, tau=0.0, order=2), 3),
+    "sa_solver-0-3": (partial(samplers.sa_solver, tau=0.0, order=3), 4),
+    "pndm-prk": (partial(samplers.pndm, start="prk"), 2),
+    "deis-1": (partial(samplers.deis, order=1), 1),
+    "deis-2": (partial(samplers.deis, order=2), 2),
+    "lms-1": (partial(samplers.lms, order=1), 1),
+    "lms-2": (partial(samplers.lms, order=2), 2),
+    "lms-3": (partial(samplers.lms, order=3), 3),
+    "unipc-1-bh1-eps": (partial(samplers.unipc, order=1, variant="bh1"), 2),
+    "unipc-1-bh1-x0": (partial(samplers.unipc, order=1, variant="bh1", form="x0"), 2),
+    "unipc-1-bh2-eps": (partial(samplers.unipc, order=1, variant="bh2"), 2),
+    "unipc-1-bh2-x0": (partial(samplers.unipc, order=1, variant="bh2", form="x0"), 2),
+    "unipc-2-bh1-eps": (partial(samplers.unipc, order=2, variant="bh1"), 3),
+    "unipc-2-bh1-x0": (partial(samplers.unipc, order=2, variant="bh1", form="x0"), 3),
+    "unipc-2-bh2-eps": (partial(samplers.unipc, order=2, variant="bh2"), 3),
+    "unipc-2-bh2-x0": (partial(samplers.unipc, order=2, variant="bh2", form="x0"), 3),
+    "unipc-3-bh1-eps": (partial(samplers.unipc, order=3, variant="bh1"), 4),
+    "unipc-3-bh1-x0": (partial(samplers.unipc, order=3, variant="bh1", form="x0"), 4),
+    "unipc-3-bh2-eps": (partial(samplers.unipc, order=3, variant="bh2"), 4),
+    "unipc-3-bh2-x0": (partial(samplers.unipc, order=3, variant="bh2", form="x0"), 4),
+    "unip-1": (partial(samplers.unipc, order=1, corrected=False), 1),
+    "unip-2": (partial(samplers.unipc, order=2, corrected=False), 2),
+    "unip-3": (partial(samplers.unipc, order=3, corrected=False), 3),
+    "adams-1-x0": (partial(samplers.exponential_adams, order=1, form="x0"), 1),
+    "adams-3-x0": (partial(samplers.exponential_adams, order=3, form="x0"), 3),
+    "adams-4-x0": (partial(samplers.exponential_adams, order=4, form="x0"), 4),
+    "adams-4-eps": (partial(samplers.exponential_adams, order=4, form="eps"), 4),
+    "adams-4-rho": (partial(samplers.exponential_adams, order=4, form="rho"), 4),
+    "adams-1-flow": (partial(samplers.exponential_adams, order=1, form="flow"), 1),
+    "adams-3-flow": (partial(samplers.exponential_adams, order=3, form="flow"), 3),
+    "adams-2-time": (partial(samplers.exponential_adams, order=2, form="time"), 2),
 }
-
-# The orders that papers claim (unipc's are p + 1: its corrector raises them), so that no code can lower its own claim.
-CLAIMED = {"ddim": 1, "deis-1": 1, "lms-1": 1, "unip-1": 1, "euler-time": 1, "adams-1-x0": 1, "adams-1-flow": 1}
-CLAIMED |= dict.fromkeys(
-    ("dpmpp_3m", "dpmpp_3m-cold", "deis", "lms-3", "unip-3", "adams-3-x0", "adams-3-flow", "noise_floor"), 3
-)
-CLAIMED |= {name: 3 for name in ORDERS if name.startswith(("dpm_solver", "unipc-2", "sa_solver-0-2"))}
-CLAIMED |= {name: 2 for name in ORDERS if name.startswith("dpm_solver-2")}
-CLAIMED |= {name: 4 for name in ORDERS if name.startswith(("unipc-3", "adams-4", "sa_solver-0-3"))}
-CLAIMED |= dict.fromkeys(("unipc", "lms", "flow_adams", "gaussian_adams"), 4)
-CLAIMED = {name: CLAIMED.get(name, 2) for name in ORDERS}  # all the others are methods of order 2
+_DEFAULTS = {
+    name: (partial(make, **values), samplers.CATALOGUE[name].order)
+    for name, (make, values, exact) in SAMPLERS.items()
+    if exact and name in samplers.CATALOGUE
+}
+ORDERS = {name: make for name, (make, _) in {**_DEFAULTS, **SETTINGS}.items()}
+CLAIMED = {name: order for name, (_, order) in {**_DEFAULTS, **SETTINGS}.items()}
 
 START = np.array([[0.5, -1.0], [1.2, 0.3], [-0.7, 0.8], [0.1, 0.1], [-1.3, -0.4]])
 

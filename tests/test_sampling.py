@@ -249,3 +249,26 @@ def test_an_nnx_network_is_sampled():
         x0, eps = diffax.predictions.split("v", SCHEDULE, net(by_hand, t), by_hand, t)
         by_hand = x0 if s is None else diffax.diffuse(SCHEDULE, x0, eps, s)
     np.testing.assert_allclose(x, by_hand, atol=1e-4)
+
+
+def wrapped_finish(name):
+    """A sampler whose `finish` marks what it was given, inside a wrapper that holds its state."""
+    schedule = diffax.Cosine()
+    inner = diffax.ddim(schedule)._replace(finish=lambda key, denoise, state, t: 100 + state.x * t)
+    if name == "churn":
+        return diffax.churn(inner, schedule, 2.0)
+    if name == "guidance_momentum":
+        return diffax.guidance_momentum(
+            inner, lambda x, t: x / 2, lambda c, u: diffax.classifier_free_guidance(c, u, 2.0)
+        )
+    return inner
+
+
+@pytest.mark.parametrize("name", ["bare", "churn", "guidance_momentum"])
+def test_a_sampler_says_how_it_finishes(name):
+    times, x = jnp.array([0.8, 0.5, 0.25]), jnp.ones((2, 3))
+    sampler, denoise = wrapped_finish(name), lambda x, t: x / 3
+    key = jax.random.key(1)
+    end = diffax.integrate(key, sampler, denoise, x, times).x
+    np.testing.assert_allclose(diffax.sample(key, sampler, denoise, x, times), 100 + end / 4, rtol=1e-6)
+    assert sampler.finish is not diffax.ddim(diffax.Cosine()).finish

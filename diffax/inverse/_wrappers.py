@@ -60,7 +60,7 @@ def replacement(sampler: Sampler, schedule: Schedule, operator: Mask, y: Any) ->
         replaced = operator.select(known, state.x)
         return state._replace(x=jax.tree.map(lambda a, b: jnp.where(expand(moves, a), a, b), replaced, state.x))
 
-    return sampler._replace(step=step)
+    return sampler._replace(step=step, noisy=True)
 
 
 def repaint(sampler: Sampler, schedule: Schedule, operator: Mask, y: Any) -> Sampler:
@@ -182,7 +182,7 @@ def renoising(schedule: Schedule, *, zeta: Any) -> Sampler:
         terms = ((kept * level_s.sigma / level_t.sigma, state.x), (of_x0, denoise(state.x, t)))
         return State(combine(*terms, (fresh * level_s.sigma, random.noise(key, state.x))))
 
-    return Sampler(init, step, order=1, calls=1)
+    return Sampler(init, step, order=1, calls=1, noisy=True)
 
 
 def ddnm_plus(schedule: Schedule, operator: Any, y: Any, *, std: Any) -> Sampler:
@@ -239,4 +239,4 @@ def ddnm_plus(schedule: Schedule, operator: Any, y: Any, *, std: Any) -> Sampler
         of_x = jnp.exp(h / 2) * level_s.sigma / level_t.sigma
         return State(combine((of_x, state.x), (of_x0, x0), (tau, z), (rest - tau, z_range)))
 
-    return Sampler(init, step, order=1, calls=1)
+    return Sampler(init, step, order=1, calls=1, noisy=True)

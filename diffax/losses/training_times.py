@@ -245,3 +245,13 @@ def discrete(drawn: Draw, num_train_steps: int) -> Draw:
     """
     check_count("num_train_steps", num_train_steps)
     return drawn._replace(t=(bin_of(drawn.t, num_train_steps) + 1) / num_train_steps)
+
+
+DISTRIBUTIONS = {
+    "uniform": uniform,
+    "logit_normal": logit_normal,
+    "mode": mode,
+    "cosmap": cosmap,
+    "log_normal_sigma": log_normal_sigma,
+}
+UNIFORMS = {"independent": independent, "stratified": stratified, "antithetic": antithetic}

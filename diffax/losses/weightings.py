@@ -21,7 +21,7 @@ A weighting is any function of log_snr, shape () or (B,), so a lambda will do. H
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -141,3 +141,21 @@ def elbo() -> Weighting:
     0.5
     """
     return lambda log_snr: jnp.full_like(log_snr, 0.5)
+
+
+class Row(NamedTuple):
+    """What a weighting is. make: parameters -> weighting; measure: what it counts, see `denoising_loss`."""
+
+    make: Callable[..., Weighting]
+    measure: str = "t"
+
+
+CATALOGUE = {
+    "simple": Row(simple),
+    "min_snr": Row(min_snr),
+    "truncated_snr": Row(truncated_snr),
+    "p2": Row(p2),
+    "edm": Row(edm),
+    "sigmoid": Row(sigmoid, "log_snr"),
+    "elbo": Row(elbo, "log_snr"),
+}

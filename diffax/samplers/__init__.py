@@ -1,49 +1,55 @@
-"""Samplers: pairs of pure functions (init, step). One family a file.
+"""Samplers: pairs of pure functions (init, step). One algorithm or family a file: `_heun.py`.
 
-    here                order   calls  k-diffusion             diffusers                       source
-    ddpm                1 law   1                              DDPM                            Ho et al. 2020
-    ddim                1       1      euler, euler_ancestral  DDIM, EulerAncestralDiscrete    Song, Meng & Ermon 2021
-    euler               1       1      euler                   EulerDiscrete, FlowMatchEuler   Karras et al. 2022
-    heun                2       2      heun                    HeunDiscrete, FlowMatchHeun     Karras et al. 2022
-    dpm2                2       2      dpm_2                   KDPM2Discrete                   Karras et al. 2022
-    dpm2_ancestral      2 law   2      dpm_2_ancestral         KDPM2AncestralDiscrete
-    dpm_solver          1-3     1-3    dpm_fast                DPMSolverSinglestep             Lu et al. 2022
-    dpmpp_2s            2       2      dpmpp_2s_ancestral      DPMSolverSinglestep             Lu et al. 2022b
-    dpmpp_2s_ancestral  2 law   2      dpmpp_2s_ancestral
-    dpmpp_sde           1 law   2      dpmpp_sde               DPMSolverSDE
-    dpmpp_2m            2       1      dpmpp_2m                DPMSolverMultistep              Lu et al. 2022b
-    dpmpp_3m            3       1                              DPMSolverMultistep (order 2)    Lu et al. 2022b
-    dpmpp_2m_sde        2 law   1      dpmpp_2m_sde            DPMSolverMultistep (sde-)       Lu et al. 2022b
-    dpmpp_3m_sde        2 law   1      dpmpp_3m_sde
-    deis                p       1                              DEISMultistep                   Zhang & Chen 2023
-    lms                 p       1      lms                     LMSDiscrete                     Zhang & Chen 2023
-    exponential_adams   p, p+1  1                                                              azula's zAB .. xEAB
-    unipc               p+1     1                              UniPCMultistep                  Zhao et al. 2023
-    sa_solver           2 law   1                              SASolver                        Xue et al. 2023
-    pndm                2       1                              PNDM                            Liu et al. 2022
-    ipndm               2       1                              IPNDM                           Zhang & Chen 2023
-    gaussian_adams      p+1     1      exact for data N(mean, std^2 I)                         trig of Lu & Song 2025
+    here                order   calls  k-diffusion         diffusers              source
+    ddpm                1 weak  1                          DDPM                   Ho et al. 2020
+    ddim                1       1      euler_ancestral     DDIM, EulerAncestral   Song, Meng & Ermon 2021
+    euler               1       1      euler               Euler, FlowMatchEuler  Karras et al. 2022
+    heun                2       2      heun                Heun, FlowMatchHeun    Karras et al. 2022
+    dpm2                2       2      dpm_2               KDPM2                  Karras et al. 2022
+    dpm2_ancestral      2 weak  2      dpm_2_ancestral     KDPM2Ancestral         Crowson 2022
+    dpm_solver          3       3      dpm_fast            DPMSolverSinglestep    Lu et al. 2022
+    dpmpp_2s            2       2                          DPMSolverSinglestep    Lu et al. 2022b
+    dpmpp_2s_ancestral  2 weak  2      dpmpp_2s_ancestral                         Crowson 2022
+    dpmpp_sde           1 weak  2      dpmpp_sde           DPMSolverSDE           Crowson 2022
+    dpmpp_2m            2       1      dpmpp_2m            DPMSolverMultistep     Lu et al. 2022b
+    dpmpp_3m            3       1                          DPMSolverMultistep     Lu et al. 2022b
+    dpmpp_2m_sde        2 weak  1      dpmpp_2m_sde        DPMSolverMultistep     Lu et al. 2022b
+    dpmpp_3m_sde        2 weak  1      dpmpp_3m_sde                               Crowson 2022
+    deis                3       1                          DEISMultistep          Zhang & Chen 2023
+    lms                 4       1      lms                 LMS                    Zhang & Chen 2023
+    exponential_adams   2       1                                                 Hochbruck & Ostermann 2010
+    unipc               4       1                          UniPCMultistep         Zhao et al. 2023
+    sa_solver           2 weak  1                          SASolver               Xue et al. 2023
+    pndm                2       1                          PNDM                   Liu et al. 2022
+    ipndm               2       1                          IPNDM                  Zhang & Chen 2023
+    gaussian_adams      4       1                                                 trig of Lu & Song 2025
+    euler_maruyama      1 weak  1                                                 Song et al. 2021
+    stochastic_heun     2 weak  2                                                 Kloeden & Platen 1992
+    consistency         0       1                          CMStochasticIterative  Song et al. 2023
+    lcm                 0       1                          LCM                    Luo et al. 2023
+    tcd                 0       1                          TCD                    Zheng et al. 2024
+    annealed_langevin   0       1                                                 Song & Ermon 2019
 
-with a consistency function in place of the denoiser, exact at any number of steps if it is (order 0), 1 call:
-consistency   Song et al. 2023      lcm   Luo et al. 2023      tcd   Zheng et al. 2024
+Order: of convergence, in distribution ("weak") for the SDE; 0 for samplers of consistency functions, which are exact at
+any number of steps if the function is, and for Langevin dynamics. Names of k-diffusion are `sample_*`, those of
+diffusers `*Scheduler` or `*DiscreteScheduler`; ddim is euler_ancestral with eta=1.
 
-euler_maruyama      1 law   1                                                              Song et al. 2021
-stochastic_heun     2 law   2      both in t and x, eta between ODE and SDE                Kloeden & Platen 1992
+Wrappers, sampler -> sampler, of single-step samplers:
 
-wrappers, sampler -> sampler, of single-step samplers:
 churn                 noise before each step: EDM's stochastic sampler (s_churn)
 ancestral             a step too far, and noise back: the ancestral form
-of any of the above:
+
+of any sampler:
+
 noise_floor           (schedule -> sampler) for the centres of data with a noise floor: ends at t = 0
 restart               jumps back to noise where the grid of `times.restart` turns
 corrected             Langevin steps behind each step: `corrected(sampler, langevin(schedule, snr=0.16))`
 cfg_plus_plus         classifier-free guidance of x0 alone, renoised with the unconditional eps
 guidance_momentum     any guidance of two branches, with a memory of their difference
-
-annealed_langevin     Langevin's corrector alone, a sampler of order 0, 1 call
 """
 
 from diffax.samplers._base import Sampler, State
+from diffax.samplers._catalogue import CATALOGUE, NAMED, by_name, names, suggestion
 from diffax.samplers._consistency import consistency, lcm, tcd
 from diffax.samplers._ddim import ddim
 from diffax.samplers._ddpm import ddpm
@@ -79,11 +85,14 @@ from diffax.samplers.wrappers._noise_floor import noise_floor
 from diffax.samplers.wrappers._restart import restart
 
 __all__ = [
+    "CATALOGUE",
+    "NAMED",
     "Corrector",
     "Sampler",
     "State",
     "ancestral",
     "annealed_langevin",
+    "by_name",
     "cfg_plus_plus",
     "churn",
     "consistency",
@@ -111,11 +120,13 @@ __all__ = [
     "langevin",
     "lcm",
     "lms",
+    "names",
     "noise_floor",
     "pndm",
     "restart",
     "sa_solver",
     "stochastic_heun",
+    "suggestion",
     "tcd",
     "unipc",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from diffax._pytrees import widen
+from diffax.denoisers import mean_only
 from diffax.typing import described
 
 
@@ -21,15 +22,22 @@ def init(x: Any, times: Any) -> State:
     return State(widen(x))
 
 
+def denoise_last(key: Any, denoise: Any, state: Any, t: Any) -> Any:
+    """The `finish` of most samplers: x0 of one denoiser call at the last time. It draws nothing."""
+    return mean_only(denoise)(state.x, t)
+
+
 class Sampler(NamedTuple):
     """A sampler. It holds functions, so it is built inside the function that is jitted.
 
     init: (x, times) -> state, a NamedTuple whose first field is x, in float32 where x is of half precision; it sees the
       whole grid.
     step: (key, denoise, state, t, s) -> state at time s.
-    order: the order of convergence, in the number of steps, to the law or the ODE it solves.
-    calls: denoiser calls that a step makes.
-    start_calls: denoiser calls that the first step or steps make beside these, all in all: 1 for `pndm`.
+    order: the order of convergence, in the number of steps, to the distribution or the ODE that it solves.
+    calls: denoiser calls of a step.
+    finish: (key, denoise, state, t) -> x0, how `sample` ends at times[-1]: by default one denoiser call.
+    start_calls: the extra denoiser calls of the first step or steps: 1 for `pndm`.
+    noisy: whether it draws noise at its settings; a traced noise level counts as noise.
     renoises: whether its step may go back towards noise by adding noise, so that its grid may turn back.
     memory: whether a step looks at earlier ones of the same path, as multistep methods do.
     schedule: the noise schedule that it steps along, by which `sample` checks the start; None for no check.
@@ -43,7 +51,9 @@ class Sampler(NamedTuple):
     step: Callable[[Any, Any, Any, Any, Any], Any]
     order: int
     calls: int
+    finish: Callable[[Any, Any, Any, Any], Any] = denoise_last
     start_calls: int = 0
+    noisy: bool = False
     renoises: bool = False
     memory: bool = False
     schedule: Any = None

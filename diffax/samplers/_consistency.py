@@ -19,13 +19,13 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import as_float, check, check_count, check_per_example, combine
+from diffax._pytrees import as_float, check, check_count, check_per_example, combine, is_zero
 from diffax.samplers._base import Sampler, State, init
 from diffax.schedules import transition
 from diffax.typing import Schedule, check_schedule
 
 
-def _sampler(schedule, coefficients, order=0, **per_example):
+def _sampler(schedule, coefficients, order=0, noisy=True, **per_example):
     """A sampler x_s = c_1 x + c_2 f + c_3 z, coefficients (t, s) -> c, that leaves x as it is where t = s."""
     check_schedule(schedule)
 
@@ -37,7 +37,7 @@ def _sampler(schedule, coefficients, order=0, **per_example):
         )
         return State(combine((of_x, state.x), (of_f, denoise(state.x, t)), (std, random.noise(key, state.x))))
 
-    return Sampler(init, step, order=order, calls=1, schedule=schedule)
+    return Sampler(init, step, order=order, calls=1, noisy=noisy, schedule=schedule)
 
 
 def consistency(schedule: Schedule, *, t_min: Any = 0.0) -> Sampler:
@@ -131,5 +131,4 @@ def tcd(schedule: Schedule, *, gamma: Any = 0.3, num_train_steps: int | None = N
         of_f = -level.alpha * jnp.expm1((level_t.log_snr - level.log_snr) / 2)
         return scale * level.sigma / level_t.sigma, scale * of_f, std
 
-    exact = isinstance(gamma, (int, float)) and gamma == 0
-    return _sampler(schedule, coefficients, order=1 if exact else 0, gamma=gamma)
+    return _sampler(schedule, coefficients, order=int(is_zero(gamma)), noisy=not is_zero(gamma), gamma=gamma)

@@ -18,7 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import check, check_per_example, combine, safe_sqrt
+from diffax._pytrees import check, check_per_example, combine, is_zero, safe_sqrt
 from diffax.samplers._base import Sampler, State, init
 from diffax.samplers.engines.forms import cross, log_step
 from diffax.typing import Schedule, check_schedule
@@ -51,7 +51,7 @@ def ddim(schedule: Schedule, *, eta: Any = 0.0) -> Sampler:
     def step(key, denoise, state, t, s):
         check_per_example(state.x, eta=eta)
         level_t, level_s = schedule(t), schedule(s)
-        if isinstance(eta, (int, float)) and eta == 0:
+        if is_zero(eta):
             of_x, of_x0 = level_s.sigma / level_t.sigma, -cross(level_t, level_s) / level_t.sigma
             return State(combine((of_x, state.x), (of_x0, denoise(state.x, t))))
         h = -2 * log_step(level_t, level_s)
@@ -62,4 +62,4 @@ def ddim(schedule: Schedule, *, eta: Any = 0.0) -> Sampler:
         tau = jnp.asarray(eta) * level_s.sigma * safe_sqrt(-jnp.expm1(h))
         return State(combine((of_x, state.x), (of_x0, denoise(state.x, t)), (tau, random.noise(key, state.x))))
 
-    return Sampler(init, step, order=1, calls=1, schedule=schedule)
+    return Sampler(init, step, order=1, calls=1, noisy=not is_zero(eta), schedule=schedule)

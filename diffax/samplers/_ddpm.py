@@ -70,4 +70,4 @@ def ddpm(schedule: Schedule, *, variance: str = "small") -> Sampler:
         z = jax.tree.map(lambda n, v: (n * jnp.exp(v * expand(ratio, v))).astype(n.dtype), z, v)
         return State(combine((of_x, state.x), (of_x0, x0), (std, z)))
 
-    return Sampler(init, step, order=1, calls=1, schedule=schedule)
+    return Sampler(init, step, order=1, calls=1, noisy=True, schedule=schedule)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from diffax import random
-from diffax._pytrees import check, check_per_example, choose, combine
+from diffax._pytrees import check, check_per_example, choose, combine, is_zero
 from diffax.samplers._base import Sampler, State, init
 from diffax.samplers.engines.adams import adams
 from diffax.samplers.engines.forms import higher_order
@@ -67,7 +67,7 @@ def dpmpp_sde(schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0, r: 
         weight = higher_order(schedule, t, 1 / (2 * r))
         return State(stage(random.fold_in(key, 1), level_t, level_s, state.x, (1 - weight, x0), (weight, x0_r)))
 
-    return Sampler(init, step, order=1 + (isinstance(eta, (int, float)) and eta == 0), calls=2, schedule=schedule)
+    return Sampler(init, step, order=1 + is_zero(eta), calls=2, noisy=not is_zero(eta), schedule=schedule)
 
 
 SOLVERS = {"midpoint": "bh2", "heun": "exact"}

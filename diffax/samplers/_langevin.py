@@ -135,4 +135,4 @@ def annealed_langevin(schedule: Schedule, *, step_size: Any = None, snr: Any = N
         x = combine((schedule(s).alpha / schedule(t).alpha, state.x))
         return State(corrector.move(key, denoise, x, s))
 
-    return Sampler(init, step, order=0, calls=1, schedule=schedule)
+    return Sampler(init, step, order=0, calls=1, noisy=True, schedule=schedule)

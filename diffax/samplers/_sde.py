@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import check, check_per_example, combine, expand, safe_sqrt
+from diffax._pytrees import check, check_per_example, combine, expand, is_zero, safe_sqrt
 from diffax.samplers._base import Sampler, State, init
 from diffax.samplers._ddim import ddim
 from diffax.samplers.engines.forms import begins_in_noise
@@ -81,7 +81,7 @@ def euler_maruyama(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
         std = jnp.asarray(eta) * safe_sqrt(jnp.abs(h) * g2)
         return combine((1.0, x), (h, drift), (std, random.noise(key, x)))
 
-    return Sampler(init, _step(schedule, eta, plain), order=1, calls=1, schedule=schedule)
+    return Sampler(init, _step(schedule, eta, plain), order=1, calls=1, noisy=not is_zero(eta), schedule=schedule)
 
 
 def stochastic_heun(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
@@ -116,4 +116,4 @@ def stochastic_heun(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
         second = _drift(schedule, denoise(ahead, s), ahead, s, h, eta)
         return combine((1.0, x), (h / 2, first), (h / 2, second), noise)
 
-    return Sampler(init, _step(schedule, eta, plain), order=2, calls=2, schedule=schedule)
+    return Sampler(init, _step(schedule, eta, plain), order=2, calls=2, noisy=not is_zero(eta), schedule=schedule)

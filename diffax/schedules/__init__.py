@@ -14,24 +14,32 @@ The scaling turns r into (alpha, sigma); any curve combines with any scaling:
 |lambda| is clipped to 20, so alpha and sigma are never 0 and t = 0 and t = 1 are ordinary points. The
 derivatives at and beyond the clip are the one-sided ones from inside.
 
-    curve        r(t)                                            scaling   where from
-    Linear       sqrt(exp(B) - 1), beta linear in t              vp        Song et al. 2021; DDPM's betas
-    Quadratic    the same, sqrt(beta) linear in t                vp        Stable Diffusion, "scaled_linear"
-    SubVP        2 sinh(B / 2), beta linear in t                 sub_vp    Song et al. 2021
-    Cosine       tan(pi t / 2)                                   vp        Nichol & Dhariwal 2021
-    Sigmoid      alpha^2 a falling sigmoid                       vp        Jabri et al. 2022, Chen 2023
-    Laplace      lambda the quantile of a Laplace law            vp        Hang et al. 2024
-    Flow         t / (1 - t)                                     flow      rectified flow, Liu et al. 2023
-    LogLinear    sigma_min (sigma_max / sigma_min)^t             ve        Song & Ermon 2019
-    EDM          r^(1 / rho) linear in t                         ve        Karras et al. 2022
-    Tabulated    a table, as `from_betas` makes one              vp        discrete time
-    Learned      a monotone network, trained                     vp        Kingma et al. 2021
-    shifted(.)   shift times another's                           its       for resolution
+    name                           here        r(t)                                 scaling  source
+    linear                         Linear      sqrt(exp(B) - 1), beta linear in t   vp       Song et al. 2021
+    quadratic                      Quadratic   the same, sqrt(beta) linear in t     vp       Rombach et al. 2022
+    sub_vp                         SubVP       2 sinh(B / 2), beta linear in t      sub_vp   Song et al. 2021
+    cosine                         Cosine      tan(pi t / 2)                        vp       Nichol & Dhariwal 2021
+    sigmoid                        Sigmoid     alpha^2 a falling sigmoid            vp       Jabri et al. 2022
+    laplace                        Laplace     lambda a quantile of Laplace's       vp       Hang et al. 2024
+    flow                           Flow        t / (1 - t)                          flow     Liu et al. 2023
+    log_linear                     LogLinear   sigma_min (sigma_max / sigma_min)^t  ve       Song & Ermon 2019
+    edm                            EDM         r^(1 / rho) linear in t              ve       Karras et al. 2022
+    learned                        Learned     a monotone network, trained          vp       Kingma et al. 2021
+    shifted_cosine                 shifted     shift times that of Cosine           vp       Hoogeboom et al. 2023
+    shifted_flow                   shifted     shift times that of Flow             flow     Esser et al. 2024
+    linear_betas                   from_betas  a table, betas linear                vp       Ho et al. 2020
+    quadratic_betas                from_betas  a table, sqrt(beta) linear           vp       Rombach et al. 2022
+    cosine_betas                   from_betas  a table of Cosine, capped            vp       Nichol & Dhariwal 2021
+    sigmoid_betas                  from_betas  a table of Sigmoid, capped           vp       Chen 2023
+    zero_terminal_linear_betas     from_betas  the linear table, ending in noise    vp       Lin et al. 2024
+    zero_terminal_quadratic_betas  from_betas  the quadratic one, ending in noise   vp       Lin et al. 2024
 
-with B(t) the integral of beta from 0 to t.
+with B(t) the integral of beta from 0 to t. `name` is that of configs; `quadratic` is
+Stable Diffusion's "scaled_linear".
 """
 
 from diffax.schedules._betas import cosine_betas, linear_betas, quadratic_betas, sigmoid_betas, zero_terminal_snr
+from diffax.schedules._catalogue import CATALOGUE
 from diffax.schedules._cosine import Cosine
 from diffax.schedules._edm import EDM
 from diffax.schedules._flow import Flow
@@ -48,6 +56,7 @@ from diffax.schedules._tabulated import Tabulated, from_betas
 from diffax.schedules._transition import rates, transition
 
 __all__ = [
+    "CATALOGUE",
     "EDM",
     "Cosine",
     "Flow",

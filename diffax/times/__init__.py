@@ -3,17 +3,21 @@
 A grid is an ordinary array: write your own, differentiate through it, reverse it for inversion.
 `sample` over n entries costs n denoiser calls of a one-call sampler.
 
-    in time      uniform, quadratic, beta
-    in noise     uniform_log_snr, karras, polyexponential, arctan; from_sigmas for a list of your own
-    discrete     leading, trailing, linspace, lcm; from_timesteps for a list: timestep i of T is t = (i + 1) / T
-    learned      `diffax.training.learn_grid`
+    here             kind      evenly spaced                               source
+    uniform_log_snr  noise     log(sigma / alpha)                          Lu et al. 2022, section 3.4
+    karras           noise     (sigma / alpha)^(1 / rho)                   Karras et al. 2022, eq. 5
+    polyexponential  noise     log(sigma / alpha) a power of an even ramp  Crowson 2022, k-diffusion
+    arctan           noise     atan((sigma / alpha / scale)^(1 / power))   docs/best.md
+    uniform          time      t                                           Ho et al. 2020
+    quadratic        time      sqrt(t)                                     Song, Meng & Ermon 2021
+    beta             time      quantiles of a Beta distribution            Lee et al. 2024, section 4.1
+    leading          discrete  k floor(T / n)                              Ho et al. 2020
+    trailing         discrete  T - k T / n - 1                             Lin et al. 2024
+    linspace         discrete  T - 1 to 0                                  Nichol & Dhariwal 2021
+    lcm              discrete  n of the 50 of the distillation             Luo et al. 2023
 
-    quadratic         sqrt(t) evenly spaced
-    beta              t at evenly spaced quantiles of a Beta distribution
-    uniform_log_snr   log(sigma / alpha) evenly spaced; k-diffusion's `exponential`
-    polyexponential   log(sigma / alpha) a power of an even ramp
-    karras            (sigma / alpha)^(1 / rho) evenly spaced
-    arctan            atan((sigma / alpha / scale)^(1 / power)) evenly spaced
+`from_sigmas` and `from_timesteps` take lists of your own: timestep i of T is t = (i + 1) / T. `restart` and `jumps`
+turn a grid back towards noise, for samplers that renoise; `diffax.training.learn_grid` learns one for a sampler.
 
 Every grid is called `(schedule, n, *, t_max=None, t_min=None)`, the discrete ones `(schedule, n, *,
 num_train_steps=None)`. The grids in time and in noise run from t_max to t_min, both included. Their default ends, those
@@ -30,6 +34,7 @@ The discrete names are those of Lin et al. 2024, table 2, and of the diffusers l
 k-diffusion's, whose `vp` is `uniform` under a `Linear` schedule from t_max=1 to t_min=1e-3.
 """
 
+from diffax.times._catalogue import CATALOGUE, suggestion
 from diffax.times._discrete import from_timesteps, lcm, leading, linspace, table_length, trailing
 from diffax.times._ends import SIGMA_MAX, SIGMA_MIN, default_ends
 from diffax.times._grid import check_grid
@@ -45,6 +50,7 @@ from diffax.times._in_time import beta, quadratic, uniform
 from diffax.times._turning import jumps, restart
 
 __all__ = [
+    "CATALOGUE",
     "SIGMA_MAX",
     "SIGMA_MIN",
     "arctan",
@@ -62,6 +68,7 @@ __all__ = [
     "polyexponential",
     "quadratic",
     "restart",
+    "suggestion",
     "table_length",
     "trailing",
     "uniform",

@@ -108,6 +108,12 @@ STOCHASTIC = {
     "ddim-langevin": _corrected(samplers.ddim, 0.3),
 }
 
+# Samplers of the catalogue without a row above; euler is ddim, and an order of 0 claims nothing.
+_COVERED = {name.partition("-")[0] for name in (*DETERMINISTIC, *STOCHASTIC)} | {"euler"}
+for _name, _entry in samplers.CATALOGUE.items():
+    if _entry.order and _name not in _COVERED:
+        (STOCHASTIC if _entry.noisy else DETERMINISTIC)[_name] = _row(_entry.make, published=False)
+
 ROWS = {**DETERMINISTIC, **STOCHASTIC}
 
 

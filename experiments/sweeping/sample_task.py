@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffax._pytrees import choose
 from diffax.training import make_mesh
 from experiments import build, checks, latents, samplers
 from experiments.checkpoint import Model, load_model
@@ -58,8 +57,8 @@ def _settings(config: Any, model: Model) -> tuple[ConfigDict, Any, int]:
 def check(config: Any) -> None:
     """Raises `ValueError` for what is wrong with a run."""
     sampling = config.sampling
-    choose("config.sampling.sampler", sampling.sampler, samplers.SAMPLERS)
-    choose("config.sampling.grid", sampling.grid, samplers.GRIDS)
+    samplers.check_sampler("config.sampling.sampler", sampling.sampler)
+    samplers.check_grid("config.sampling.grid", sampling.grid)
     samplers.check_eta("config.sampling.eta", sampling.sampler, sampling.eta)
     model = _model(config.checkpoint)
     if model.words is not None:

@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import check, check_per_example, choose, combine, expand, safe_sqrt, widen
+from diffax._pytrees import check, check_per_example, choose, combine, expand, is_zero, safe_sqrt, widen
 from diffax.samplers._base import Sampler
 from diffax.samplers.engines.forms import Form, begins_in_noise, check_order, evaluate, form_of
 from diffax.typing import Schedule, check_schedule
@@ -152,7 +152,7 @@ def corrector(method: Method, y: Any, state: History) -> list:
 
 def _check_noise(form, eta, noise_scale):
     """Whether there may be noise; `ValueError` for settings of it that fit no method."""
-    noisy = callable(eta) or not (isinstance(eta, (int, float)) and eta == 0)
+    noisy = not is_zero(eta)
     if noisy and form != "x0":
         raise ValueError(f"eta must be 0 in form {form}, got {eta}")
     check("noise_scale", noise_scale, ">= 0", lambda v: v >= 0)
@@ -256,6 +256,7 @@ def adams(
         step,
         order=min(reached, 2) if noisy or lower_order_final else reached,
         calls=1,
+        noisy=noisy,
         memory=length > 0,
         schedule=schedule,
     )

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import check, check_per_example, combine, safe_sqrt
+from diffax._pytrees import check, check_per_example, combine, is_zero, safe_sqrt
 from diffax.samplers._base import Sampler, check_single_step
 from diffax.samplers.engines.forms import log_step
 from diffax.typing import Schedule, check_schedule
@@ -36,7 +36,7 @@ def ancestral(sampler: Sampler, schedule: Schedule, *, eta: Any = 1.0, noise_sca
     check("eta", eta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
     check("noise_scale", noise_scale, ">= 0", lambda v: v >= 0)
     check_single_step(sampler)
-    if isinstance(eta, (int, float)) and eta == 0:
+    if is_zero(eta):
         return sampler
 
     def step(key, denoise, state, t, s):
@@ -53,7 +53,7 @@ def ancestral(sampler: Sampler, schedule: Schedule, *, eta: Any = 1.0, noise_sca
         drawn = random.noise(random.fold_in(key, 1), state.x)
         return state._replace(x=combine((level_s.alpha / below.alpha, state.x), (noise_scale * added, drawn)))
 
-    return sampler._replace(step=step)
+    return sampler._replace(step=step, noisy=True)
 
 
 def ancestral_levels(level_t: Any, level_s: Any, eta: Any) -> tuple[Any, Any]:

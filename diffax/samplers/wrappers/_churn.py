@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import as_float, check, check_per_example, combine, concrete, safe_sqrt, widen
+from diffax._pytrees import as_float, check, check_per_example, combine, concrete, is_zero, safe_sqrt, widen
 from diffax.samplers._base import Sampler, check_single_step
 from diffax.samplers.engines.forms import log_step
 from diffax.typing import Schedule, check_schedule
@@ -77,7 +77,10 @@ def churn(
         inner = sampler.step(random.fold_in(key, 1), denoise, state.inner._replace(x=x), churned, s)
         return Churned(inner.x, inner._replace(x=None), state.gamma)
 
-    return sampler._replace(init=init, step=step)
+    def finish(key, denoise, state, t):
+        return sampler.finish(key, denoise, state.inner._replace(x=state.x), t)
+
+    return sampler._replace(init=init, step=step, finish=finish, noisy=sampler.noisy or not is_zero(s_churn))
 
 
 def check_churn(s_churn: Any, s_tmin: Any, s_tmax: Any, s_noise: Any) -> None:
@@ -92,6 +95,6 @@ def check_churn(s_churn: Any, s_tmin: Any, s_tmax: Any, s_noise: Any) -> None:
 
 def with_churn(base, schedule, s_churn, s_tmin, s_tmax, s_noise):
     check_churn(s_churn, s_tmin, s_tmax, s_noise)
-    if isinstance(s_churn, (int, float)) and s_churn == 0:
+    if is_zero(s_churn):
         return base
     return churn(base, schedule, s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)

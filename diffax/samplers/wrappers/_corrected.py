@@ -39,4 +39,4 @@ def corrected(sampler: Sampler, corrector: Corrector) -> Sampler:
         moves = jnp.asarray(t) != s
         return state._replace(x=jax.tree.map(lambda new, old: jnp.where(expand(moves, old), new, old), x, state.x))
 
-    return sampler._replace(step=step, calls=sampler.calls + corrector.calls)
+    return sampler._replace(step=step, calls=sampler.calls + corrector.calls, noisy=True)

@@ -79,4 +79,7 @@ def guidance_momentum(sampler: Sampler, conditional: Denoiser, guide: Any, *, mo
         kept = jax.tree.map(lambda old, new: jnp.where(expand(stays, old), old, new), state.difference, seen[0])
         return MomentumState(inner.x, inner._replace(x=None), kept)
 
-    return sampler._replace(init=init, step=step)
+    def finish(key, denoise, state, t):
+        return sampler.finish(key, denoise, state.inner._replace(x=state.x), t)
+
+    return sampler._replace(init=init, step=step, finish=finish)

@@ -67,4 +67,4 @@ def restart(sampler: Sampler, schedule: Schedule, *, noise_scale: Any = 1.0) -> 
         jumped, new = jump(state), base(state, jnp.where(up, t, s))
         return new._replace(x=jax.tree.map(lambda a, b: jnp.where(expand(up, a), a, b), jumped.x, new.x))
 
-    return sampler._replace(step=step, renoises=True)
+    return sampler._replace(step=step, noisy=True, renoises=True)

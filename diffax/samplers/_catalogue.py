@@ -1,0 +1,255 @@
+"""The catalogue of samplers: one row a name, and the only place that says what a sampler is.
+
+The tables of the documentation, the names of configs, rows of the benchmark and of the exam are made from it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from diffax.samplers._base import Sampler
+from diffax.samplers._consistency import consistency, lcm, tcd
+from diffax.samplers._ddim import ddim
+from diffax.samplers._ddpm import ddpm
+from diffax.samplers._deis import deis
+from diffax.samplers._dpm2 import dpm2, dpm2_ancestral
+from diffax.samplers._dpm_solver import dpm_solver
+from diffax.samplers._dpmpp import (
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_2s,
+    dpmpp_2s_ancestral,
+    dpmpp_3m,
+    dpmpp_3m_sde,
+    dpmpp_sde,
+)
+from diffax.samplers._euler import euler
+from diffax.samplers._exponential_adams import exponential_adams
+from diffax.samplers._gaussian_adams import gaussian_adams
+from diffax.samplers._heun import heun
+from diffax.samplers._ipndm import ipndm
+from diffax.samplers._langevin import annealed_langevin, langevin
+from diffax.samplers._lms import lms
+from diffax.samplers._pndm import pndm
+from diffax.samplers._sa_solver import sa_solver
+from diffax.samplers._sde import euler_maruyama, stochastic_heun
+from diffax.samplers._unipc import unipc
+from diffax.samplers.wrappers._corrected import corrected
+from diffax.samplers.wrappers._noise_floor import noise_floor
+from diffax.samplers.wrappers._restart import restart
+from diffax.times import SIGMA_MIN
+
+
+class Row(NamedTuple):
+    """What a sampler is, at its defaults.
+
+    make: (schedule, **settings) -> sampler.
+    order: what its source claims and the exam measures, in distribution for an SDE; 0 where nothing converges.
+    calls: denoiser calls of a step.
+    source: authors and year.
+    start_calls: extra calls of the first steps.
+    noise: the keyword of its noise level; None without one.
+    noisy: whether it draws noise by default.
+    exam: the float hyperparameters that the exam traces, sweeps and differentiates, with a value for each.
+    settings: what the commands pass, where its default is not what a guided network wants.
+    k_diffusion: its names in k-diffusion (`sample_*`).
+    diffusers: its names in diffusers (`*Scheduler`).
+    """
+
+    make: Callable[..., Sampler]
+    order: int
+    calls: int
+    source: str
+    start_calls: int = 0
+    noise: str | None = None
+    noisy: bool = False
+    exam: Mapping[str, float] = {}
+    settings: Mapping[str, Any] = {}
+    k_diffusion: tuple[str, ...] = ()
+    diffusers: tuple[str, ...] = ()
+
+    def build(self, schedule: Any, noise: Any = None) -> Sampler:
+        """The sampler with its `settings`, at a noise level; None for that of the settings or the default."""
+        level = {} if noise is None or self.noise is None else {self.noise: noise}
+        return self.make(schedule, **{**self.settings, **level})
+
+
+ETA = {"eta": 0.8, "noise_scale": 1.0}
+
+CATALOGUE = {
+    "ddpm": Row(ddpm, 1, 1, "Ho et al. 2020", noisy=True, diffusers=("DDPM",)),
+    "ddim": Row(
+        ddim,
+        1,
+        1,
+        "Song, Meng & Ermon 2021",
+        noise="eta",
+        exam={"eta": 0.0},
+        k_diffusion=("euler_ancestral",),
+        diffusers=("DDIM", "EulerAncestralDiscrete"),
+    ),
+    "euler": Row(
+        euler,
+        1,
+        1,
+        "Karras et al. 2022",
+        k_diffusion=("euler",),
+        diffusers=("EulerDiscrete", "FlowMatchEulerDiscrete"),
+    ),
+    "heun": Row(
+        heun,
+        2,
+        2,
+        "Karras et al. 2022",
+        k_diffusion=("heun",),
+        diffusers=("HeunDiscrete", "FlowMatchHeunDiscrete"),
+    ),
+    "dpm2": Row(dpm2, 2, 2, "Karras et al. 2022", k_diffusion=("dpm_2",), diffusers=("KDPM2Discrete",)),
+    "dpm2_ancestral": Row(
+        dpm2_ancestral,
+        2,
+        2,
+        "Crowson 2022",
+        noise="eta",
+        noisy=True,
+        exam=ETA,
+        settings={"eta": 0.5},  # at 1, ten calls take 4 steps from 80, each multiplying a change of x0 by 8
+        k_diffusion=("dpm_2_ancestral",),
+        diffusers=("KDPM2AncestralDiscrete",),
+    ),
+    "dpm_solver": Row(
+        dpm_solver, 3, 3, "Lu et al. 2022", k_diffusion=("dpm_fast",), diffusers=("DPMSolverSinglestep",)
+    ),
+    "dpmpp_2s": Row(dpmpp_2s, 2, 2, "Lu et al. 2022b", diffusers=("DPMSolverSinglestep",)),
+    "dpmpp_2s_ancestral": Row(
+        dpmpp_2s_ancestral,
+        2,
+        2,
+        "Crowson 2022",
+        noise="eta",
+        noisy=True,
+        exam=ETA,
+        k_diffusion=("dpmpp_2s_ancestral",),
+    ),
+    "dpmpp_sde": Row(
+        dpmpp_sde,
+        1,
+        2,
+        "Crowson 2022",
+        noise="eta",
+        noisy=True,
+        exam={**ETA, "r": 0.5},
+        k_diffusion=("dpmpp_sde",),
+        diffusers=("DPMSolverSDE",),
+    ),
+    "dpmpp_2m": Row(dpmpp_2m, 2, 1, "Lu et al. 2022b", k_diffusion=("dpmpp_2m",), diffusers=("DPMSolverMultistep",)),
+    "dpmpp_3m": Row(dpmpp_3m, 3, 1, "Lu et al. 2022b", diffusers=("DPMSolverMultistep",)),
+    "dpmpp_2m_sde": Row(
+        dpmpp_2m_sde,
+        2,
+        1,
+        "Lu et al. 2022b",
+        noise="eta",
+        noisy=True,
+        exam=ETA,
+        k_diffusion=("dpmpp_2m_sde",),
+        diffusers=("DPMSolverMultistep",),
+    ),
+    "dpmpp_3m_sde": Row(
+        dpmpp_3m_sde,
+        2,
+        1,
+        "Crowson 2022",
+        noise="eta",
+        noisy=True,
+        exam=ETA,
+        k_diffusion=("dpmpp_3m_sde",),
+    ),
+    "deis": Row(deis, 3, 1, "Zhang & Chen 2023", diffusers=("DEISMultistep",)),
+    "lms": Row(lms, 4, 1, "Zhang & Chen 2023", k_diffusion=("lms",), diffusers=("LMSDiscrete",)),
+    "exponential_adams": Row(exponential_adams, 2, 1, "Hochbruck & Ostermann 2010"),
+    # Their README recommends these settings under guidance; the default, noise prediction at order 3, is for a network
+    # without it (Zhao et al. 2023, section 4).
+    "unipc": Row(
+        unipc,
+        4,
+        1,
+        "Zhao et al. 2023",
+        settings={"form": "x0", "order": 2, "lower_order_final": True},
+        diffusers=("UniPCMultistep",),
+    ),
+    "sa_solver": Row(
+        sa_solver, 2, 1, "Xue et al. 2023", noise="tau", noisy=True, exam={"tau": 0.8}, diffusers=("SASolver",)
+    ),
+    "pndm": Row(pndm, 2, 1, "Liu et al. 2022", start_calls=1, diffusers=("PNDM",)),
+    "ipndm": Row(ipndm, 2, 1, "Zhang & Chen 2023", diffusers=("IPNDM",)),
+    # EDM's sigma_data, for data in [-1, 1].
+    "gaussian_adams": Row(gaussian_adams, 4, 1, "trig of Lu & Song 2025", exam={"std": 1.3}, settings={"std": 0.5}),
+    "euler_maruyama": Row(euler_maruyama, 1, 1, "Song et al. 2021", noise="eta", noisy=True, exam={"eta": 0.7}),
+    "stochastic_heun": Row(stochastic_heun, 2, 2, "Kloeden & Platen 1992", noise="eta", noisy=True, exam={"eta": 0.7}),
+    "consistency": Row(consistency, 0, 1, "Song et al. 2023", noisy=True, diffusers=("CMStochasticIterative",)),
+    "lcm": Row(lcm, 0, 1, "Luo et al. 2023", noisy=True, diffusers=("LCM",)),
+    "tcd": Row(tcd, 0, 1, "Zheng et al. 2024", noise="gamma", noisy=True, diffusers=("TCD",)),
+    "annealed_langevin": Row(annealed_langevin, 0, 1, "Song & Ermon 2019", noisy=True, settings={"snr": 0.16}),
+}
+
+
+def _predictor_corrector(schedule):
+    return corrected(ddpm(schedule), langevin(schedule, snr=0.16))
+
+
+def _floored(schedule):
+    return unipc(schedule, **CATALOGUE["unipc"].settings)
+
+
+# Settings and compositions with names of their own, which configs and commands know beside the samplers.
+NAMED: dict[str, Callable[[Any], Sampler]] = {
+    "ddpm_large": lambda schedule: ddpm(schedule, variance="large"),
+    "ddpm_learned": lambda schedule: ddpm(schedule, variance="learned"),
+    # The noise for CIFAR-10, VP, of Karras et al. 2022, table 5.
+    "heun_churn": lambda schedule: heun(schedule, s_churn=30.0, s_tmin=0.01, s_tmax=1.0, s_noise=1.007),
+    # Song et al. 2021, algorithm 1, with their signal-to-noise ratio.
+    "predictor_corrector": _predictor_corrector,
+    # One call a step: with Heun's method few calls leave too few steps outside the restart interval.
+    "restart": lambda schedule: restart(dpmpp_2m(schedule), schedule),
+    # For data with a noise floor of the grids' last sigma / alpha.
+    "noise_floor": lambda schedule: noise_floor(_floored, schedule, SIGMA_MIN),
+}
+
+
+def by_name(name: str, schedule: Any, noise: Any = None) -> Sampler:
+    """The sampler of a name in `CATALOGUE` or `NAMED`, at a noise level; None for its own.
+
+    >>> import diffax
+    >>> by_name("heun", diffax.Cosine()).calls, by_name("restart", diffax.Cosine()).renoises
+    (2, True)
+    """
+    return CATALOGUE[name].build(schedule, noise) if name in CATALOGUE else NAMED[name](schedule)
+
+
+def names() -> tuple[str, ...]:
+    """Every name of a sampler, the catalogue's first."""
+    return (*CATALOGUE, *NAMED)
+
+
+def suggestion(name: str) -> str | None:
+    """The name here of a sampler of k-diffusion or diffusers.
+
+    >>> suggestion("euler_ancestral"), suggestion("DPMSolverMultistepScheduler"), suggestion("magic")
+    ('ddim', 'dpmpp_2m', None)
+    """
+    bare = name.removeprefix("sample_").removesuffix("Scheduler")
+    return next((ours for ours, row in CATALOGUE.items() if bare in (*row.k_diffusion, *row.diffusers)), None)
+
+
+def table() -> str:
+    """The table of samplers in the docstring of `diffax.samplers`."""
+    lines = [("here", "order", "calls", "k-diffusion", "diffusers", "source")]
+    for name, row in CATALOGUE.items():
+        order = f"{row.order} weak" if row.noisy and row.order else str(row.order)
+        theirs = ", ".join(row.k_diffusion), ", ".join(v.removesuffix("Discrete") for v in row.diffusers)
+        lines.append((name, order, str(row.calls), *theirs, row.source))
+    widths = [max(len(line[i]) for line in lines) for i in range(5)]
+    return "\n".join(
+        ("    " + "  ".join(cell.ljust(width) for cell, width in zip(line, [*widths, 0], strict=True))).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,111 @@
+"""Writes the tables that are made from the catalogues into docstrings, README.md and docs/coming_from.md.
+
+    python docs/tables.py            # writes them
+    python docs/tables.py --check    # exits with 1 and names the files that are not up to date
+
+A new sampler is a file and a row of `diffax/samplers/_catalogue.py`; this adds its name to the lists of exports too.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from diffax.samplers import _catalogue as samplers
+from diffax.schedules import _catalogue as schedules
+from diffax.times import _catalogue as times
+
+ROOT = Path(__file__).parents[1]
+
+
+def block(text: str, first: str, table: str) -> str:
+    """The text with the lines from the one that starts with `first` to the next blank line replaced."""
+    return re.sub(rf"^{re.escape(first)}.*?(?=\n\n)", lambda _: table, text, count=1, flags=re.M | re.S)
+
+
+def section(text: str, name: str, table: str) -> str:
+    """The text with what is between <!-- name --> and <!-- end --> replaced."""
+    return re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: m[1] + table + m[2], text, flags=re.S)
+
+
+def row(text: str, title: str, cell: str) -> str:
+    """The text with the second cell of a two-column row replaced up to its first comma."""
+    return re.sub(rf"^\| {title} \| [^,|]*(?=[,|])", lambda _: f"| {title} | {cell}", text, count=1, flags=re.M)
+
+
+def names(catalogue) -> str:
+    """The names of rows whose function is called so."""
+    return " ".join(f"`{name}`" for name, row in catalogue.items() if row.make.__name__ == name)
+
+
+def markdown(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    """A table of Markdown."""
+    rule = ("---",) * len(head)
+    return "".join("| " + " | ".join(line) + " |\n" for line in (head, rule, *lines))
+
+
+def ticks(values: tuple[str, ...], suffix: str = "") -> str:
+    """Names in backticks."""
+    return ", ".join(f"`{value}{suffix}`" for value in values)
+
+
+def exported(text: str, path: str) -> str:
+    """An `__init__.py` whose import of the catalogue's functions, and `__all__`, hold every name."""
+    for name, entry in samplers.CATALOGUE.items():
+        if f'"{name}"' in text:
+            continue
+        module = entry.make.__module__ if path == "diffax/samplers/__init__.py" else "diffax.samplers"
+        text = text.replace("\n__all__ = [\n", f'from {module} import {name}\n\n__all__ = [\n    "{name}",\n', 1)
+    return text
+
+
+def texts() -> dict[str, str]:
+    """The files, as they should be."""
+    of = lambda path: (ROOT / path).read_text()  # noqa: E731
+    coming = section(
+        of("docs/coming_from.md"),
+        "samplers",
+        markdown(
+            ("diffax", "k-diffusion `sample_*`", "diffusers `*Scheduler`"),
+            [
+                (f"`{name}`", ticks(entry.k_diffusion), ticks(entry.diffusers))
+                for name, entry in samplers.CATALOGUE.items()
+            ],
+        ),
+    )
+    coming = section(
+        coming,
+        "grids",
+        markdown(
+            ("`diffax.times`", "k-diffusion `get_sigmas_*`", "diffusers"),
+            [
+                (f"`{name}`", ticks(entry.k_diffusion), ticks(entry.diffusers))
+                for name, entry in times.CATALOGUE.items()
+                if entry.make.__name__ == name
+            ],
+        ),
+    )
+    files = {
+        "diffax/samplers/__init__.py": block(of("diffax/samplers/__init__.py"), "    here ", samplers.table()),
+        "diffax/schedules/__init__.py": block(of("diffax/schedules/__init__.py"), "    name ", schedules.table()),
+        "diffax/times/__init__.py": block(of("diffax/times/__init__.py"), "    here ", times.table()),
+        "diffax/__init__.py": of("diffax/__init__.py"),
+        "docs/coming_from.md": coming,
+        "README.md": row(row(of("README.md"), "samplers", names(samplers.CATALOGUE)), "grids", names(times.CATALOGUE)),
+    }
+    for path in ("diffax/samplers/__init__.py", "diffax/__init__.py"):
+        files[path] = exported(files[path], path)
+    return files
+
+
+def main() -> None:
+    """Writes, or checks."""
+    stale = {path: text for path, text in texts().items() if text != (ROOT / path).read_text()}
+    if "--check" in sys.argv:
+        sys.exit(f"not up to date, run python docs/tables.py: {', '.join(stale)}" if stale else 0)
+    for path, text in stale.items():
+        (ROOT / path).write_text(text)
+        print("wrote", path)
+
+
+if __name__ == "__main__":
+    main()
