@@ -1,9 +1,7 @@
 """Small tools for pytrees: frozen dataclasses, broadcasting over the batch, safe roots, linear combinations."""
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Mapping
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -64,21 +62,6 @@ def concrete(value: Any) -> Any:
     return array if np.issubdtype(array.dtype, np.number) or array.dtype.kind == "V" else None
 
 
-def check(name: str, value: Any, condition: str, ok: Any) -> None:
-    """Raises `ValueError` if `ok(value)` is known now to be false somewhere.
-
-    >>> check("beta_min", -1.0, "> 0", lambda v: v > 0)
-    Traceback (most recent call last):
-    ...
-    ValueError: beta_min must be > 0, got -1.0
-    """
-    known = concrete(value)
-    if value is None or isinstance(value, str):
-        raise ValueError(f"{name} must be {condition}, got {value!r}")
-    if known is not None and not np.all(ok(known)):
-        raise ValueError(f"{name} must be {condition}, got {known.tolist()}")
-
-
 def is_zero(value: Any) -> bool:
     """Whether a hyperparameter is a literal 0, so that work may be skipped while tracing.
 
@@ -86,47 +69,6 @@ def is_zero(value: Any) -> bool:
     (True, False, False)
     """
     return isinstance(value, (int, float)) and value == 0
-
-
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raises `ValueError` unless `value` is an int, of Python or NumPy, of at least `least`.
-
-    >>> check_count("probes", 2.5)
-    Traceback (most recent call last):
-    ...
-    ValueError: probes must be an int >= 1, got 2.5
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
-
-
-def check_weight(name: str, value: Any) -> None:
-    """Raises `ValueError` unless `value` is a number, an array or a function of t; a traced one passes.
-
-    >>> check_weight("weight", "7.5")
-    Traceback (most recent call last):
-    ...
-    ValueError: weight must be a number, an array or a function of t, got '7.5'
-    """
-    if value is None or isinstance(value, str):
-        raise ValueError(f"{name} must be a number, an array or a function of t, got {value!r}")
-    if not callable(value):
-        check(name, value, "a number", lambda v: v == v)
-
-
-def choose(name: str, value: Any, known: Any) -> Any:
-    """`known[value]` (the value itself where `known` is no mapping), or a `ValueError` with the nearest known name.
-
-    >>> choose("scaling", "vpp", {"vp": 1, "ve": 2})
-    Traceback (most recent call last):
-    ...
-    ValueError: scaling must be one of vp, ve, got 'vpp'; did you mean 'vp'?
-    """
-    if not isinstance(value, str) or value not in known:
-        nearest = difflib.get_close_matches(value, known, 1) if isinstance(value, str) else []
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")
-    return known[value] if isinstance(known, Mapping) else value
 
 
 def promoted(*values: Any) -> Any:
@@ -262,46 +204,6 @@ def safe_sqrt(v: Any) -> Any:
     """
     positive = v > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, v, 1.0)), 0.0)
-
-
-def check_per_example(x: Any, **values: Any) -> None:
-    """Raises `ValueError` for a value that is neither () nor (B,), B the batch of x; None and functions pass.
-
-    >>> check_per_example(jnp.ones((4, 2)), eta=jnp.ones(3))
-    Traceback (most recent call last):
-    ...
-    ValueError: eta must have shape () or (4,), got (3,)
-    """
-    for name, value in values.items():
-        if value is not None and not callable(value) and jnp.ndim(value) and jnp.shape(value) != (batch_size(x),):
-            raise ValueError(f"{name} must have shape () or ({batch_size(x)},), got {jnp.shape(value)}")
-
-
-def check_like(name: str, value: Any, x: Any) -> None:
-    """Raises `ValueError` unless `value` is a tree like x with leaves of the same shapes.
-
-    >>> check_like("denoise(x, t)", jnp.ones((4, 1)), jnp.ones((4, 2)))
-    Traceback (most recent call last):
-    ...
-    ValueError: denoise(x, t) must have the shape of x, (4, 2), got (4, 1)
-    """
-    shapes = tuple(jax.tree.map(jnp.shape, v) for v in (x, value))
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"{name} must have the shape of x, {shapes[0]}, got {shapes[1]}")
-
-
-def check_float(name: str, x: Any) -> None:
-    """Raises `ValueError` for leaves of x that are not of a float type.
-
-    >>> check_float("x", jnp.ones(2, int))
-    Traceback (most recent call last):
-    ...
-    ValueError: x must be of a float type, got int32
-    """
-    for leaf in jax.tree.leaves(x):
-        dtype = jnp.asarray(leaf).dtype
-        if not jnp.issubdtype(dtype, jnp.inexact):
-            raise ValueError(f"{name} must be of a float type, got {dtype}")
 
 
 def batch_size(x: Any) -> int:

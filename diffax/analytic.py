@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import random
-from diffax._pytrees import check, concrete, expand, float_fields, floating, of_rank, promoted, pytree
+from diffax._checks import Condition, check, positive
+from diffax._pytrees import concrete, expand, float_fields, floating, of_rank, promoted, pytree
 from diffax.samplers._base import Sampler, State, init
 from diffax.sampling import integrate
 from diffax.times import path
@@ -122,8 +123,8 @@ class Mixture:
 
     def __post_init__(self):
         float_fields(self)
-        check("weights", self.weights, "a law", lambda w: (w >= 0) & np.isclose(w.sum(), 1))
-        check("std", self.std, "> 0", lambda v: v > 0)
+        check("weights", self.weights, Condition("a law", lambda w: (w >= 0) & np.isclose(w.sum(), 1)))
+        check("std", self.std, positive)
         shapes = np.shape(self.weights), np.shape(self.means)
         if len(shapes[1]) != 2 or shapes[0] != shapes[1][:1]:
             raise ValueError(f"means must have shape (K, D) beside weights (K,), got {shapes[1]} beside {shapes[0]}")

@@ -16,20 +16,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffax._pytrees import (
-    as_float,
+from diffax._checks import (
+    above,
     check,
     check_count,
+    check_function,
     check_like,
     check_per_example,
-    combine,
-    concrete,
-    expand,
-    promoted,
-    times,
+    check_schedule,
+    interval,
+    number,
+    positive,
 )
+from diffax._pytrees import as_float, combine, concrete, expand, promoted, times
 from diffax.predictions import check_kind, split
-from diffax.typing import Denoiser, Predict, Schedule, check_function, check_schedule
+from diffax.typing import Denoiser, Predict, Schedule
 
 
 class Moments(NamedTuple):
@@ -126,7 +127,7 @@ def denoiser(predict: Predict, schedule: Schedule, kind: str, *, sigma_data: Any
     """
     check_function("predict", predict, "a function (x, t) -> y")
     check_kind(kind, schedule)
-    check("sigma_data", sigma_data, "> 0", lambda v: v > 0)
+    check("sigma_data", sigma_data, positive)
     predict = like_x("predict", predict)
 
     def denoise(x, t):
@@ -147,10 +148,10 @@ def clip_static(denoise: Denoiser, low: Any = -1.0, high: Any = 1.0) -> Denoiser
     Raises:
       ValueError: if low >= high, or either is no number.
     """
-    check("low", low, "a number", lambda v: v == v)
+    check("low", low, number)
     known = concrete(low)
     if known is not None:
-        check("high", high, f"> low = {known.tolist()}", lambda v: v > known)
+        check("high", high, above(known, "low"))
 
     def clip(v):
         check_per_example(v, low=low, high=high)
@@ -176,8 +177,8 @@ def clip_dynamic(denoise: Denoiser, *, quantile: Any = 0.995, limit: Any = 1.0) 
     >>> clip_dynamic(lambda x, t: x, quantile=1.0)(jnp.array([[-4.0, 1.0], [0.5, 1.0]]), 0.5).tolist()
     [[-1.0, 0.25], [0.5, 1.0]]
     """
-    check("quantile", quantile, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
-    check("limit", limit, "> 0", lambda v: v > 0)
+    check("quantile", quantile, interval("[0, 1]"))
+    check("limit", limit, positive)
 
     def clip(v):
         check_per_example(v, quantile=quantile, limit=limit)

@@ -20,20 +20,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax._pytrees import (
-    batch_size,
+from diffax._checks import (
     check,
+    check_function,
     check_per_example,
+    check_schedule,
     check_weight,
     choose,
-    combine,
-    expand,
-    promoted,
-    safe_sqrt,
+    interval,
+    number,
+    positive,
 )
+from diffax._pytrees import batch_size, combine, expand, promoted, safe_sqrt
 from diffax.denoisers import Moments, like_x, with_x0, x0_of
 from diffax.predictions import KINDS, check_kind, split, target
-from diffax.typing import Denoiser, Guide, Predict, Schedule, check_function, check_schedule
+from diffax.typing import Denoiser, Guide, Predict, Schedule
 
 
 def _at(name: str, weight: Any, x: Any, t: Any) -> Any:
@@ -207,7 +208,7 @@ def guidance_interval(
     _need(guided=guided, plain=plain)
     guided, plain = like_x("guided", guided), like_x("plain", plain)
     for name, bound in (("low", low), ("high", high)):
-        check(name, bound, "a number", lambda v: v == v)
+        check(name, bound, number)
 
     def denoise(x, t):
         level = jnp.asarray(t if of is None else of(t))
@@ -266,7 +267,7 @@ def guidance_rescale(
     guided, conditional = like_x("guided", guided), like_x("conditional", conditional)
     choose("kind", kind, KINDS) if schedule is None else check_kind(kind, schedule)
     if not callable(strength):
-        check("strength", strength, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+        check("strength", strength, interval("[0, 1]"))
     if kind != "x0" and schedule is None:
         raise ValueError(f"schedule must be given to rescale kind {kind!r}, got None")
 
@@ -324,8 +325,8 @@ def adaptive_projected_guidance(
     _need(conditional=conditional, unconditional=unconditional)
     conditional, unconditional = like_x("conditional", conditional), like_x("unconditional", unconditional)
     check_weight("weight", weight)
-    check("eta", eta, "a number", lambda v: v == v)
-    check("threshold", threshold, "> 0", lambda v: v > 0)
+    check("eta", eta, number)
+    check("threshold", threshold, positive)
 
     def dot(a, b):
         def leaf(u, v):

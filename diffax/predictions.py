@@ -25,10 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import random
-from diffax._pytrees import check_per_example, choose, combine
+from diffax._checks import check_per_example, check_schedule, choose
+from diffax._pytrees import combine
 from diffax.schedules import rates
 from diffax.times import default_ends
-from diffax.typing import Key, Level, Schedule, check_schedule
+from diffax.typing import Key, Level, Schedule
 
 
 def _edm(level: Level, sigma_data: Any) -> tuple[Any, Any]:

@@ -20,11 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import random
-from diffax._pytrees import as_float, batch_size, check_float, check_like, concrete, narrow, widen
+from diffax._checks import check_float, check_function, check_like
+from diffax._pytrees import as_float, batch_size, concrete, narrow, widen
 from diffax.denoisers import like_x
 from diffax.samplers._base import Sampler, check_sampler
 from diffax.times import check_grid
-from diffax.typing import Denoiser, Grid, Keys, check_function
+from diffax.typing import Denoiser, Grid, Keys
 
 
 def unroll(

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffax._pytrees import as_float, check_per_example, combine
-from diffax.typing import Denoiser, Schedule, check_schedule
+from diffax._checks import check_per_example, check_schedule
+from diffax._pytrees import as_float, combine
+from diffax.typing import Denoiser, Schedule
 
 
 class Coefficients(NamedTuple):

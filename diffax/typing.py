@@ -7,25 +7,41 @@
     Denoiser  (x, t) -> x0    the posterior mean E[x0 | x_t = x]
     Guide     (conditional, unconditional) -> guided denoiser
 
+    Scalar      a number or an array, of shape () unless its argument says otherwise; may be traced
+    PerExample  a number or an array of shape () or (B,); may be traced
+    Times       t, of shape () or (B,)
+    Weight      a number, an array of shape () or (B,), or a function of t
+    Tree        an array (B, ...), or a pytree of arrays with the same leading axis
+    Params      the parameters of a network, a pytree
+    Kind        a kind of prediction
+
 x: `(B, ...)`; t: `()` or `(B,)`, always a float in [0, 1] (0 is data, 1 is noise).
 """
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 
 Array = jax.Array
 Key = jax.Array
 
-# `check_function` raises a one-line error for a value that is not callable, so run-time type checks skip these.
+# For type checkers. At run time they are `Any`, so that bad input reaches the library's own one-line errors.
 if TYPE_CHECKING:
     Predict = Callable[[Any, Any], Any]
     Denoiser = Callable[[Any, Any], Any]
     Guide = Callable[[Denoiser, Denoiser], Denoiser]
+    Scalar = float | Array | np.ndarray[Any, Any]
+    PerExample = float | Array | np.ndarray[Any, Any]
+    Times = float | Array | np.ndarray[Any, Any]
+    Weight = PerExample | Callable[[Any], Any]
+    Tree = Any
+    Params = Any
+    Kind = Literal["x0", "eps", "score", "v", "velocity", "edm"]
 else:
-    Predict = Denoiser = Guide = Any
+    Predict = Denoiser = Guide = Scalar = PerExample = Times = Weight = Tree = Params = Kind = Any
 
 # Shapes in annotations are jaxtyping's, which is no dependency of the library: they are live where
 # jaxtyping was imported first (under pytest, whose plugin checks them) and plain names elsewhere.
@@ -54,20 +70,6 @@ class Level(NamedTuple):
     log_snr: Any
 
 
-def described(value: Any) -> str:
-    """A value as text for a one-line error: the repr of numbers and strings, the kind and shape of other values."""
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    if isinstance(value, jax.Array) or type(value).__module__ == "numpy":
-        return f"an array of shape {value.shape} and dtype {value.dtype}"
-    if callable(value) and hasattr(value, "__name__"):
-        return f"the function {value.__name__}"
-    if isinstance(value, tuple):
-        return f"a {type(value).__name__} of {len(value)}"
-    text = repr(value)
-    return text if len(text) <= 80 and "\n" not in text else f"a {type(value).__name__}"
-
-
 @runtime_checkable
 class Schedule(Protocol):
     """What every noise schedule provides. `log_snr` decreases in t and `inverse` undoes it."""
@@ -83,27 +85,3 @@ class Schedule(Protocol):
     def __call__(self, t: Any) -> Level:
         """The noise level at time t; any shape."""
         ...
-
-
-def check_schedule(schedule: Any, name: str = "schedule") -> None:
-    """Raises `ValueError` for a value without the methods of a schedule, or for a class of schedules.
-
-    >>> check_schedule("cosine")
-    Traceback (most recent call last):
-    ...
-    ValueError: schedule must be a noise schedule, such as diffax.Cosine(), got 'cosine'
-    """
-    if isinstance(schedule, type) or not (callable(schedule) and hasattr(schedule, "log_snr")):
-        raise ValueError(f"{name} must be a noise schedule, such as diffax.Cosine(), got {described(schedule)}")
-
-
-def check_function(name: str, value: Any, kind: str = "a function (x, t) -> x0") -> None:
-    """Raises `ValueError` for a value that is not callable, or for a schedule in a function's place.
-
-    >>> check_function("denoise", 3)
-    Traceback (most recent call last):
-    ...
-    ValueError: denoise must be a function (x, t) -> x0, got 3
-    """
-    if not callable(value) or isinstance(value, Schedule):
-        raise ValueError(f"{name} must be {kind}, got {described(value)}")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffax
-from diffax._pytrees import choose
+from diffax._checks import choose
 from diffax.nn.autoencoder import Autoencoder
 from diffax.nn.autoencoding import RECONSTRUCTIONS, autoencoder_loss
 from diffax.training import Checkpoints

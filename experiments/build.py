@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 import diffax
-from diffax._pytrees import choose
+from diffax._checks import choose
 from diffax.nn.edm2 import forced_weight_norm
 from diffax.nn.text import PADDING
 from diffax.training import adamw, data_parallel, sharded

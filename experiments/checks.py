@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 import diffax
-from diffax._pytrees import choose
+from diffax._checks import choose
 from diffax.predictions import KINDS
 from experiments import autoencoder, build, latents, lora, networks, objectives, samplers, text
 from experiments.configs import default

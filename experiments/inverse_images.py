@@ -39,7 +39,7 @@ import numpy as np
 
 import diffax
 from diffax import inverse
-from diffax._pytrees import choose
+from diffax._checks import choose
 from experiments import build, images, score
 from experiments.checkpoint import Model, load_model
 from experiments.data.datasets import open_dataset

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from diffax import metrics as library
-from diffax._pytrees import check_count, choose
+from diffax._checks import check_count, choose
 from experiments.extractors import Extractor
 
 HELD = 10_000  # images of a set whose features are in memory at once; random ones, where there are more

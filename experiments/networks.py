@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from diffax._pytrees import check_count, choose
+from diffax._checks import check_count, choose
 from diffax.nn import EDM2, MLP, DiT, UNet
 from diffax.nn.text import Captioned, TextEncoder
 from experiments.build import DTYPES, TIMES

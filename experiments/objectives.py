@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 import diffax
-from diffax._pytrees import choose
+from diffax._checks import choose
 from diffax.losses import training_times, weightings
 from experiments import build
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import diffax
-from diffax._pytrees import check_count, choose
+from diffax._checks import check_count, choose
 
 # name -> (schedule, eta) -> sampler; eta = None is the sampler's own noise level.
 SAMPLERS: dict[str, Callable[[Any, Any], diffax.Sampler]] = {

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffax._pytrees import check_count, choose
+from diffax._checks import check_count, choose
 from experiments.data.datasets import Dataset, open_dataset
 from experiments.extractors import DIMENSIONS, MAKERS, Extractor, Options, make_extractor
 from experiments.measures import BY_LABEL, HELD, Measures, Real, check_counts, check_names, least_count, measure

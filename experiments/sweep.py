@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from diffax._pytrees import check_count, choose
+from diffax._checks import check_count, choose
 from experiments import devices
 from experiments.sweeping import definition, together, worker
 from experiments.sweeping.folder import Folder

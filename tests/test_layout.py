@@ -12,7 +12,9 @@ import diffax
 pytestmark = pytest.mark.newest
 ROOT = Path(diffax.__file__).parent
 LEVELS = [
-    {"typing", "_pytrees"},
+    {"typing"},
+    {"_pytrees"},
+    {"_checks"},
     {"random"},
     {"schedules"},
     {"times"},

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import random
-from diffax._pytrees import check, float_fields, pytree
+from diffax._checks import check, non_negative
+from diffax._pytrees import float_fields, pytree
 from diffax.analytic import CLEAN, Gaussian, Mixture
 from diffax.inverse._operators import Mask, Operator
 from diffax.typing import Array, Denoiser, Key, Level, Schedule
@@ -89,7 +90,7 @@ def posterior(prior: Gaussian | Mixture, operator: Operator, y: Any, *, std: Any
     >>> moments(law)[0].round(4).tolist(), moments(law)[1].round(4).tolist()
     ([2.0, 1.0], [[0.0, 0.0], [0.0, 0.75]])
     """
-    check("std", std, ">= 0", lambda v: v >= 0)
+    check("std", std, non_negative)
     operator.check(y)
     if not isinstance(prior, (Gaussian, Mixture)):
         raise ValueError(f"prior must be a Gaussian or a Mixture, got {type(prior).__name__}")

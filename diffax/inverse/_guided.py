@@ -5,11 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax._pytrees import check, check_count, check_per_example, combine
+from diffax._checks import check, check_count, check_function, check_per_example, check_schedule, non_negative, positive
+from diffax._pytrees import combine
 from diffax.denoisers import like_x
 from diffax.inverse._linear_map import conjugate_residuals
 from diffax.inverse._operators import Operator, measurement, project, residual
-from diffax.typing import Denoiser, Schedule, check_function, check_schedule
+from diffax.typing import Denoiser, Schedule
 
 
 def ddnm(denoise: Denoiser, operator: Operator, y: Any) -> Denoiser:
@@ -81,8 +82,8 @@ def pigdm(
     """
     check_schedule(schedule)
     y, denoise = measurement(operator, y), _checked(denoise)
-    check("std", std, ">= 0", lambda v: v >= 0)
-    check("data_variance", data_variance, "> 0", lambda v: v > 0)
+    check("std", std, non_negative)
+    check("data_variance", data_variance, positive)
 
     def guided(x, t):
         check_per_example(x, std=std, data_variance=data_variance)
@@ -141,7 +142,7 @@ def mmps(
     """
     check_schedule(schedule)
     y, denoise = measurement(operator, y), _checked(denoise)
-    check("std", std, ">= 0", lambda v: v >= 0)
+    check("std", std, non_negative)
     check_count("iterations", iterations)
 
     def guided(x, t):
@@ -199,8 +200,8 @@ def diffpir(
     """
     check_schedule(schedule)
     y, denoise = measurement(operator, y), _checked(denoise)
-    check("std", std, ">= 0", lambda v: v >= 0)
-    check("weight", weight, "> 0", lambda v: v > 0)
+    check("std", std, non_negative)
+    check("weight", weight, positive)
 
     def guided(x, t):
         check_per_example(x, std=std, weight=weight)

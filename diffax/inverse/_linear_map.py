@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax._pytrees import check, check_count, combine, expand, promoted, pytree, static
+from diffax._checks import Condition, check, check_count
+from diffax._pytrees import combine, expand, promoted, pytree, static
 from diffax.inverse._operators import check_shape, float_array
 
 
@@ -72,7 +73,7 @@ def linear(f: Any, example: Any, *, iterations: int = 64) -> LinearMap:
         raise ValueError(f"f must be linear, got {f.func}: {str(error).splitlines()[0]}") from error
     at_zero = f(jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), struct))
     for leaf in jax.tree.leaves(at_zero):
-        check("f(0)", leaf, "0 for a linear f", lambda v: v == 0)
+        check("f(0)", leaf, Condition("0 for a linear f", lambda v: v == 0))
     return LinearMap(f, _structure(struct), _structure(out), iterations)
 
 

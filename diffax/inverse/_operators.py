@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax._pytrees import check, check_count, combine, expand, float_fields, floating, promoted, pytree, static
-from diffax.typing import described
+from diffax._checks import Condition, check, check_count, described, non_negative, positive
+from diffax._pytrees import combine, expand, float_fields, floating, promoted, pytree, static
 
 
 @runtime_checkable
@@ -67,7 +67,7 @@ class Mask:
 
     def __post_init__(self):
         for leaf in jax.tree.leaves(self.known):
-            check("known", leaf, "0 or 1", lambda v: (v == 0) | (v == 1))
+            check("known", leaf, Condition("0 or 1", lambda v: (v == 0) | (v == 1)))
 
     gain = 1.0  # the squared singular values that are not zero
 
@@ -198,7 +198,7 @@ class Blur:
         size, room = np.shape(self.kernel), tuple(self.shape[axis] for axis in self.axes)
         if len(size) != len(room) or any(k > n or k < 1 for k, n in zip(size, room, strict=True)):
             raise ValueError(f"kernel must have {len(room)} axes of lengths up to {room}, got shape {size}")
-        check("cutoff", self.cutoff, ">= 0", lambda v: v >= 0)
+        check("cutoff", self.cutoff, non_negative)
         float_fields(self)
 
     def _transfer(self, dtype):
@@ -259,7 +259,7 @@ def gaussian_blur(
     >>> gaussian_blur(1.0, (8, 8, 3), radius=2).kernel.shape
     (5, 5)
     """
-    check("std", std, "> 0", lambda v: v > 0)
+    check("std", std, positive)
     check_count("radius", radius, 0)
     line = jnp.exp(-0.5 * jnp.square(jnp.arange(-radius, radius + 1) / jnp.asarray(std)))
     line = line / line.sum()

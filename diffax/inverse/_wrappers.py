@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import check, check_per_example, combine, expand, safe_sqrt
+from diffax._checks import check, check_per_example, check_schedule, described, interval, non_negative
+from diffax._pytrees import combine, expand, safe_sqrt
 from diffax.inverse._linear_map import squared_norm
 from diffax.inverse._operators import Mask, Operator, fit, measurement, project, pseudo_inverse, residual
 from diffax.samplers._base import Sampler, State, check_of_data, check_sampler, init
 from diffax.samplers.wrappers._restart import restart
-from diffax.typing import Schedule, check_schedule, described
+from diffax.typing import Schedule
 
 # What `replacement` folds into the step's key for its own noise; the wrapped sampler gets the key as it is.
 SALT = 0x4B4E4F57
@@ -124,7 +125,7 @@ def dps(sampler: Sampler, operator: Any, y: Any, *, scale: Any = 1.0) -> Sampler
     [[0.5, 0.0]]
     """
     check_sampler(sampler)
-    check("scale", scale, ">= 0", lambda v: v >= 0)
+    check("scale", scale, non_negative)
     if isinstance(operator, Operator):
         y = measurement(operator, y)
     elif not callable(operator):
@@ -169,7 +170,7 @@ def renoising(schedule: Schedule, *, zeta: Any) -> Sampler:
     (2, 3)
     """
     check_schedule(schedule)
-    check("zeta", zeta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    check("zeta", zeta, interval("[0, 1]"))
 
     def step(key, denoise, state, t, s):
         check_per_example(state.x, zeta=zeta)
@@ -217,7 +218,7 @@ def ddnm_plus(schedule: Schedule, operator: Any, y: Any, *, std: Any) -> Sampler
     check_schedule(schedule)
     if getattr(operator, "gain", None) is None:
         raise ValueError(f"operator must be a Mask or BoxDownsample, got {type(operator).__name__}")
-    check("std", std, ">= 0", lambda v: v >= 0)
+    check("std", std, non_negative)
     y = measurement(operator, y)
 
     def step(key, denoise, state, t, s):

@@ -30,25 +30,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import random
-from diffax._pytrees import (
-    as_float,
-    batch_size,
+from diffax._checks import (
+    above,
     check,
     check_float,
+    check_function,
     check_like,
     check_per_example,
+    check_schedule,
     choose,
-    combine,
-    concrete,
-    expand,
-    safe_sqrt,
-    widen,
 )
+from diffax._pytrees import as_float, batch_size, combine, concrete, expand, safe_sqrt, widen
 from diffax.denoisers import Moments, like_x, moments_of
 from diffax.likelihood._lattice import Lattice, decoder_log_prob
 from diffax.samplers._base import Sampler
 from diffax.sampling import unroll
-from diffax.typing import Denoiser, Keys, Schedule, check_function, check_schedule
+from diffax.typing import Denoiser, Keys, Schedule
 
 VARIANCES = {"small": 0.0, "large": 1.0, "learned": None}
 
@@ -274,7 +271,7 @@ def continuous_bound(
 def _check_inside(t, t_min, t_max):
     low, high, known = concrete(t_min), concrete(t_max), concrete(t)
     if low is not None:
-        check("t_max", t_max, f"> t_min = {low}", lambda v: v > low)
+        check("t_max", t_max, above(low, "t_min"))
     if not any(v is None for v in (low, high, known)):
         outside = (np.float32(known) < np.float32(low)) | (np.float32(known) > np.float32(high))
         if outside.any():

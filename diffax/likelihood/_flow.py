@@ -21,23 +21,13 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import (
-    as_float,
-    batch_size,
-    check_count,
-    check_float,
-    choose,
-    combine,
-    concrete,
-    narrow,
-    safe_sqrt,
-    widen,
-)
+from diffax._checks import check_count, check_float, check_function, check_schedule, choose
+from diffax._pytrees import as_float, batch_size, combine, concrete, narrow, safe_sqrt, widen
 from diffax.denoisers import like_x, mean_only
 from diffax.samplers._base import Sampler
 from diffax.sampling import integrate
 from diffax.times import check_grid
-from diffax.typing import Denoiser, Grid, Keys, Schedule, check_function, check_schedule
+from diffax.typing import Denoiser, Grid, Keys, Schedule
 
 EXACT_LIMIT = 4096  # dimensions: the products with unit vectors cost as many network calls, at every step
 

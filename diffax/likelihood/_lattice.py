@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import batch_size, check, concrete, float_fields, floating, pytree
+from diffax._checks import Condition, at_least, check, positive
+from diffax._pytrees import batch_size, concrete, float_fields, floating, pytree
 from diffax.typing import Keys
 
 
@@ -30,10 +31,10 @@ class Lattice:
 
     def __post_init__(self):
         float_fields(self)
-        check("bin_width", self.bin_width, "> 0", lambda v: v > 0)
+        check("bin_width", self.bin_width, positive)
         low = concrete(self.low)
         if low is not None:
-            check("high", self.high, f">= low = {low}", lambda v: v >= low)
+            check("high", self.high, at_least(low, "low"))
 
     def check(self, name: str, x: Any) -> None:
         """Raises `ValueError` if x, arrays or a pytree of them, is known to reach beyond the first or the last bin.
@@ -96,8 +97,8 @@ def bits_per_dim(log_prob: Any, dimensions: int, *, bin_width: Any) -> Any:
     >>> round(float(bits_per_dim(-2 * jnp.log(2.0), 2, bin_width=2 / 256)), 4)  # uniform on [-1, 1]^2, 256 levels
     8.0
     """
-    check("bin_width", bin_width, "> 0", lambda v: v > 0)
-    check("dimensions", dimensions, ">= 1", lambda v: v >= 1)
+    check("bin_width", bin_width, positive)
+    check("dimensions", dimensions, Condition(">= 1", lambda v: v >= 1))
     return -(jnp.asarray(log_prob) / dimensions + jnp.log(bin_width)) / math.log(2)
 
 

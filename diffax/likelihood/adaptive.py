@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffax._pytrees import as_float, check, check_count, check_float, combine, narrow, widen
+from diffax._checks import check, check_count, check_float, check_function, check_schedule, positive
+from diffax._pytrees import as_float, combine, narrow, widen
 from diffax.denoisers import like_x, mean_only
 from diffax.likelihood._flow import size_of
 from diffax.times import check_grid
-from diffax.typing import Denoiser, Schedule, check_function, check_schedule
+from diffax.typing import Denoiser, Schedule
 
 
 class Solution(NamedTuple):
@@ -57,7 +58,7 @@ def solver(
       ImportError: without Diffrax.
     """
     for name, value in (("rtol", rtol), ("atol", atol)):
-        check(name, value, "> 0", lambda v: v > 0)
+        check(name, value, positive)
     check_count("max_steps", max_steps)
     diffrax, equinox = _modules()
     method = diffrax.Tsit5() if method is None else method

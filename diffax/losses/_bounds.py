@@ -15,14 +15,24 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import as_float, check, check_count, check_float, check_per_example, choose, combine, widen
+from diffax._checks import (
+    check,
+    check_count,
+    check_float,
+    check_function,
+    check_per_example,
+    check_schedule,
+    choose,
+    non_negative,
+)
+from diffax._pytrees import as_float, combine, widen
 from diffax.denoisers import Moments, denoiser, like_x, moments_of
 from diffax.likelihood import Lattice
 from diffax.likelihood._bound import decoder_at, decoder_term, integrand, prior_term, step_term, total
 from diffax.predictions import KINDS, target
 from diffax.schedules import Learned
 from diffax.schedules._scalings import SCALINGS
-from diffax.typing import Keys, Level, Schedule, check_function, check_schedule
+from diffax.typing import Keys, Level, Schedule
 
 
 def vdm_loss(
@@ -130,7 +140,7 @@ def hybrid_loss(
     """
     check_function("predict", predict, "a function (x, t) -> Moments(y, raw)")
     check_schedule(schedule)
-    check("weight", weight, ">= 0", lambda v: v >= 0)
+    check("weight", weight, non_negative)
     check_count("num_steps", num_steps, 2)
     check_float("x0", x0)
     check_per_example(x0, t=t, weight=weight, sigma_data=sigma_data)

@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import as_float, batch_size, check, check_float, check_like, check_per_example, choose, promoted
+from diffax._checks import check, check_float, check_function, check_like, check_per_example, choose, interval
+from diffax._pytrees import as_float, batch_size, promoted
 from diffax.predictions import check_kind, diffuse, row
 from diffax.predictions import target as prediction_target
 from diffax.schedules._curve import LOG_SNR_MAX
-from diffax.typing import Array, Float, Key, Predict, Schedule, Shaped, check_function
+from diffax.typing import Array, Float, Key, Predict, Schedule, Shaped
 
 
 def _rate(schedule: Schedule, t: Any) -> Any:
@@ -119,7 +120,7 @@ def drop_labels(key: Key, labels: Shaped[Any, " batch"], null_label: int, *, p_u
     Raises:
       ValueError: if p_uncond is known to lie outside [0, 1].
     """
-    check("p_uncond", p_uncond, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    check("p_uncond", p_uncond, interval("[0, 1]"))
     check_per_example(labels, p_uncond=p_uncond)
     drop = random.unit_interval(random.stream(key, "drop_labels"), batch_size(labels)) < p_uncond
     return jnp.where(drop, null_label, labels)

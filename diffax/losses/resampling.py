@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from diffax._pytrees import as_float, check, check_count, promoted
+from diffax._checks import check, check_count, interval
+from diffax._pytrees import as_float, promoted
 
 
 def bin_of(t: Any, count: int) -> Any:
@@ -72,7 +73,7 @@ def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Any = 1e-3
     """
     check_count("num_bins", num_bins)
     check_count("history", history)
-    check("uniform_fraction", uniform_fraction, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    check("uniform_fraction", uniform_fraction, interval("[0, 1]"))
 
     def init():
         return Losses(jnp.zeros((num_bins, history)), jnp.zeros(num_bins, jnp.int32))

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import random
-from diffax._pytrees import as_float, check, check_count, concrete
+from diffax._checks import Condition, at_least, check, check_count, interval, positive
+from diffax._pytrees import as_float, concrete
 from diffax.losses.resampling import bin_of
 from diffax.typing import Array, Float, Key, Schedule
 
@@ -141,10 +142,10 @@ def uniform(*, t_min: Any = 0.0, t_max: Any = 1.0) -> Distribution:
     [0.2, 0.6, 1.0]
     """
     for name, value in (("t_min", t_min), ("t_max", t_max)):
-        check(name, value, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+        check(name, value, interval("[0, 1]"))
     known = concrete(t_min)
     if known is not None:
-        check("t_max", t_max, f">= t_min = {known}", lambda v: v >= known)
+        check("t_max", t_max, at_least(known, "t_min"))
     return lambda u: t_min + (t_max - t_min) * as_float(u)
 
 
@@ -161,7 +162,7 @@ def logit_normal(*, mean: Any = 0.0, std: Any = 1.0) -> Distribution:
     >>> [round(float(logit_normal()(u)), 3) for u in (0.1, 0.5, 0.9)]
     [0.217, 0.5, 0.783]
     """
-    check("std", std, "> 0", lambda v: v > 0)
+    check("std", std, positive)
     return lambda u: jax.nn.sigmoid(mean + std * _probit(u))
 
 
@@ -181,7 +182,7 @@ def mode(*, scale: Any = 1.29) -> Distribution:
     >>> [round(float(mode()(u)), 3) for u in (0.0, 0.25, 0.5, 1.0)]
     [0.0, 0.384, 0.5, 1.0]
     """
-    check("scale", scale, "in [-1, 2 / (pi - 2)]", lambda v: (v >= -1) & (v <= 2 / (np.pi - 2)))
+    check("scale", scale, Condition("in [-1, 2 / (pi - 2)]", lambda v: (v >= -1) & (v <= 2 / (np.pi - 2))))
 
     def quantile(u):
         u = as_float(u)
@@ -228,7 +229,7 @@ def log_normal_sigma(schedule: Schedule, *, mean: Any = -1.2, std: Any = 1.2) ->
     >>> round(float(jnp.log(schedule(log_normal_sigma(schedule)(0.5)).sigma)), 3)
     -1.2
     """
-    check("std", std, "> 0", lambda v: v > 0)
+    check("std", std, positive)
     return lambda u: schedule.inverse(-2 * (mean + std * _probit(u)))
 
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffax._pytrees import check
+from diffax._checks import check, non_negative, positive
 
 Weighting = Callable[[Any], Any]
 
@@ -54,7 +54,7 @@ def min_snr(*, gamma: Any = 5.0) -> Weighting:
     >>> [round(float(min_snr()(jnp.log(snr))), 3) for snr in (0.1, 5.0, 20.0)]
     [1.0, 1.0, 0.25]
     """
-    check("gamma", gamma, "> 0", lambda v: v > 0)
+    check("gamma", gamma, positive)
     return lambda log_snr: jnp.minimum(1.0, gamma * jnp.exp(-log_snr))
 
 
@@ -84,8 +84,8 @@ def p2(*, gamma: Any = 1.0, k: Any = 1.0) -> Weighting:
     >>> [round(float(p2()(jnp.log(snr))), 3) for snr in (0.1, 1.0, 20.0)]
     [0.909, 0.5, 0.048]
     """
-    check("gamma", gamma, ">= 0", lambda v: v >= 0)
-    check("k", k, ">= 0", lambda v: v >= 0)
+    check("gamma", gamma, non_negative)
+    check("k", k, non_negative)
     return lambda log_snr: jnp.exp(-gamma * jnp.log(k + jnp.exp(log_snr)))
 
 
@@ -106,7 +106,7 @@ def edm(*, sigma_data: Any = 0.5) -> Weighting:
     >>> [round(float(edm(sigma_data=0.5)(jnp.log(snr))), 3) for snr in (0.1, 1.0, 20.0)]
     [41.0, 5.0, 1.2]
     """
-    check("sigma_data", sigma_data, "> 0", lambda v: v > 0)
+    check("sigma_data", sigma_data, positive)
     return lambda log_snr: 1.0 + jnp.exp(-log_snr) / jnp.square(sigma_data)
 
 

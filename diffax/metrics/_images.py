@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax._pytrees import as_float, check, check_count
+from diffax._checks import Condition, check, check_count, positive
+from diffax._pytrees import as_float
 from diffax.typing import Array, Float
 
 
@@ -73,7 +74,7 @@ def ssim(
     check_count("window", window)
     if window % 2 == 0:
         raise ValueError(f"window must be odd, got {window}")
-    check("sigma", sigma, "> 0", lambda v: v > 0)
+    check("sigma", sigma, positive)
     if min(x.shape[1:-1]) < window:
         raise ValueError(f"window must fit into images of shape {x.shape[1:-1]}, got {window}")
     return _similarity(x, y, (k1 * data_range) ** 2, (k2 * data_range) ** 2, window, sigma)
@@ -98,7 +99,7 @@ def _blur(x: Float[Array, "maps batch *space c"], window: int, sigma: Any) -> Fl
 
 
 def _pair(first: Any, second: Any, data_range: Any) -> tuple[Array, Array]:
-    check("data_range", data_range, "> 0 and finite", lambda v: (v > 0) & np.isfinite(v))
+    check("data_range", data_range, Condition("> 0 and finite", lambda v: (v > 0) & np.isfinite(v)))
     x, y = as_float(first), as_float(second)
     if x.ndim < 3:
         raise ValueError(f"first must have shape (B, *space, C), got {x.shape}")

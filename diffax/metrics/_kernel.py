@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffax._pytrees import check_count
+from diffax._checks import check_count
 from diffax.metrics._sets import blocks, feature_sets
 from diffax.typing import Float, Key
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffax._pytrees import check_count
+from diffax._checks import check_count
 from diffax.metrics._sets import feature_sets, squared_distances
 from diffax.typing import Float
 

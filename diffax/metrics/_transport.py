@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax._pytrees import check, check_count
+from diffax._checks import Condition, check, check_count, positive
 from diffax.metrics._sets import blocks, feature_sets
 from diffax.typing import Float, Key
 
@@ -42,7 +42,7 @@ def sliced_wasserstein(key: Key, first: Any, second: Any, *, projections: int = 
     """
     first, second = feature_sets(first=first, second=second)
     check_count("projections", projections)
-    check("order", order, ">= 1 and finite", lambda p: (p >= 1) & np.isfinite(p))
+    check("order", order, Condition(">= 1 and finite", lambda p: (p >= 1) & np.isfinite(p)))
     theta = np.asarray(jax.random.normal(key, (projections, first.shape[1]), "float32"), np.float64)
     theta /= np.linalg.norm(theta, axis=1, keepdims=True)
     width = len(first) + len(second)
@@ -86,8 +86,8 @@ def sinkhorn_divergence(
     """
     first, second = feature_sets(first=first, second=second)
     epsilon = 0.1 * second.var(0).sum() if epsilon is None else epsilon
-    check("epsilon", epsilon, "> 0 and finite", lambda e: (e > 0) & np.isfinite(e))
-    check("threshold", threshold, "> 0", lambda v: v > 0)
+    check("epsilon", epsilon, Condition("> 0 and finite", lambda e: (e > 0) & np.isfinite(e)))
+    check("threshold", threshold, positive)
     check_count("max_iterations", max_iterations)
     # Of the means alone the cost is |m_x - m_y|^2, exactly; without them far fewer iterations are needed.
     means = first.mean(0), second.mean(0)

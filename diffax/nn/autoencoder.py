@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from diffax._pytrees import check_count
+from diffax._checks import check_count
 from diffax.nn.attention import AttentionBlock
 from diffax.nn.autoencoding import reparameterise
 from diffax.nn.layers import Downsample, ResBlock, Upsample, conv, group_norm

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import check, check_like, choose
+from diffax._checks import check, check_like, choose, non_negative
 from diffax.typing import Array, Float, Key
 
 RECONSTRUCTIONS = {"squared": jnp.square, "absolute": jnp.abs}
@@ -83,7 +83,7 @@ def autoencoder_loss(
     Raises:
       ValueError: for a negative weight, or another reconstruction.
     """
-    check("kl_weight", kl_weight, ">= 0", lambda v: v >= 0)
+    check("kl_weight", kl_weight, non_negative)
     error = choose("reconstruction", reconstruction, RECONSTRUCTIONS)
     mean, log_variance = encode(x)
     check_like("the log-variance of encode(x)", log_variance, mean)

@@ -5,7 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffax._pytrees import check, check_count, check_per_example, concrete
+from diffax._checks import check, check_count, check_per_example, interval
+from diffax._pytrees import concrete
 
 
 def check_space(x: Any) -> None:
@@ -35,7 +36,7 @@ def check_label(label: Any, num_classes: int | None) -> None:
     if label is not None and num_classes is None:
         raise ValueError("label was given to a network without classes: set num_classes")
     if label is not None:
-        check("label", label, f"in [0, {num_classes}]", lambda v: (v >= 0) & (v <= num_classes))
+        check("label", label, interval(f"[0, {num_classes}]"))
 
 
 def level_widths(channels: int, multipliers: tuple[int | float, ...]) -> list[int]:

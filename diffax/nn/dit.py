@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import check, check_count, choose
+from diffax._checks import Condition, check, check_count, choose, interval
 from diffax.nn.attention import Attention, Implementation
 from diffax.nn.checks import check_label, check_shapes, check_space, check_time, per_axis, with_mask
 from diffax.nn.layers import ZEROS, dropout, labels_or_null, sinusoidal
@@ -108,8 +108,8 @@ class DiT(nn.Module):
         for name in ("out_channels", "context_dim", "vector_dim", "num_classes"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
-        check("mlp_ratio", self.mlp_ratio, "at least 1 / channels", lambda v: v * self.channels >= 1)
-        check("dropout_rate", self.dropout_rate, "in [0, 1)", lambda v: (v >= 0) & (v < 1))
+        check("mlp_ratio", self.mlp_ratio, Condition("at least 1 / channels", lambda v: v * self.channels >= 1))
+        check("dropout_rate", self.dropout_rate, interval("[0, 1)"))
         if self.context_dim is not None and not self.cross_attention:
             raise ValueError(f"context_dim must be given with cross_attention alone, got {self.context_dim}")
         if self.position_grid is not None and self._positions() == "none":

@@ -31,7 +31,8 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import check, check_count, promoted, safe_sqrt
+from diffax._checks import check, check_count, interval
+from diffax._pytrees import promoted, safe_sqrt
 from diffax.nn.attention import Implementation, attend, split_heads
 from diffax.nn.checks import check_label, check_levels, check_space, check_time, level_widths
 from diffax.nn.layers import ZEROS, double, dropout, halve, labels_or_null
@@ -196,7 +197,7 @@ class EDM2(nn.Module):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         check_count("num_res_blocks", self.num_res_blocks, 0)
-        check("dropout_rate", self.dropout_rate, "in [0, 1)", lambda v: (v >= 0) & (v < 1))
+        check("dropout_rate", self.dropout_rate, interval("[0, 1)"))
         check_space(x)
         check_label(label, self.num_classes)
         check_levels(x, len(self.widths), self.attention_levels)

@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import check_count, promoted
+from diffax._checks import check_count
+from diffax._pytrees import promoted
 from diffax.typing import Key
 
 TABLE = "embedding"

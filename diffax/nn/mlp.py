@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import check_count
+from diffax._checks import check_count
 from diffax.nn.checks import check_label, check_time
 from diffax.nn.layers import ZEROS, dropout, labels_or_null, sinusoidal
 from diffax.typing import Array, Float, Key

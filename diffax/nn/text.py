@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from diffax._pytrees import check, check_count
+from diffax._checks import Condition, check, check_count, interval
 from diffax.nn.attention import Attention
 from diffax.nn.layers import sinusoidal
 from diffax.typing import Array, Float, Key, Num
@@ -50,11 +50,11 @@ class TextEncoder(nn.Module):
         for name in ("vocab_size", "width", "num_heads"):
             check_count(name, getattr(self, name))
         check_count("depth", self.depth, 0)
-        check("width", self.width, "even and at least 4", lambda v: (v >= 4) & (v % 2 == 0))
+        check("width", self.width, Condition("even and at least 4", lambda v: (v >= 4) & (v % 2 == 0)))
         given, tokens = tokens, jnp.asarray(tokens)
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(f"tokens must be ints of shape (B, m), got {tokens.dtype} of shape {tokens.shape}")
-        check("tokens", given, f"in [0, {self.vocab_size})", lambda v: (v >= 0) & (v < self.vocab_size))
+        check("tokens", given, interval(f"[0, {self.vocab_size})"))
         mask = tokens != PADDING
         # Words as large as the sinusoids beside them: at Flax's 1 / sqrt(width) a caption is mostly its length.
         init = nn.initializers.normal(1.0)

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import check, check_count, choose
+from diffax._checks import Condition, check, check_count, choose, interval, positive
 from diffax.nn.attention import AttentionBlock, CrossAttentionBlock, Implementation
 from diffax.nn.checks import check_label, check_levels, check_shapes, check_space, check_time, level_widths, with_mask
 from diffax.nn.layers import ZEROS, Downsample, ResBlock, Upsample, conv, group_norm, labels_or_null, sinusoidal
@@ -104,9 +104,9 @@ class UNet(nn.Module):
                 check_count(name, getattr(self, name))
         for name in ("num_res_blocks", "image_channels"):
             check_count(name, getattr(self, name), 0)
-        check("channels", self.channels, "even and at least 4", lambda v: (v >= 4) & (v % 2 == 0))
-        check("rescale", self.rescale, "> 0", lambda v: v > 0)
-        check("dropout_rate", self.dropout_rate, "in [0, 1)", lambda v: (v >= 0) & (v < 1))
+        check("channels", self.channels, Condition("even and at least 4", lambda v: (v >= 4) & (v % 2 == 0)))
+        check("rescale", self.rescale, positive)
+        check("dropout_rate", self.dropout_rate, interval("[0, 1)"))
         choose("attention", self.attention, ("self", "cross"))
         choose("resample", self.resample, ("conv", "block"))
         if (self.attention == "cross") != (self.context_dim is not None):

@@ -6,9 +6,9 @@ t is now, s is next. Generating goes t > s; over a reversed grid the same sample
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from diffax._checks import described
 from diffax._pytrees import widen
 from diffax.denoisers import mean_only
-from diffax.typing import described
 
 
 class State(NamedTuple):

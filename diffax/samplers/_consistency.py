@@ -19,10 +19,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import as_float, check, check_count, check_per_example, combine, is_zero
+from diffax._checks import check, check_count, check_per_example, check_schedule, interval
+from diffax._pytrees import as_float, combine, is_zero
 from diffax.samplers._base import Sampler, State, init
 from diffax.schedules import transition
-from diffax.typing import Schedule, check_schedule
+from diffax.typing import Schedule
 
 
 def _sampler(schedule, coefficients, order=0, noisy=True, **per_example):
@@ -62,7 +63,7 @@ def consistency(schedule: Schedule, *, t_min: Any = 0.0) -> Sampler:
     >>> step(jax.random.key(0), lambda x, t: 0.5 * x, State(jnp.ones((1, 1))), 1.0, 0.0).x.tolist()  # ends at f
     [[0.5]]
     """
-    check("t_min", t_min, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    check("t_min", t_min, interval("[0, 1]"))
 
     def coefficients(t, s):
         return 0.0, *transition(schedule, jnp.maximum(s, t_min), t_min)
@@ -115,7 +116,7 @@ def tcd(schedule: Schedule, *, gamma: Any = 0.3, num_train_steps: int | None = N
     >>> round(float(x[0, 0]), 4)  # sigma(0.5) / sigma(1)
     0.7071
     """
-    check("gamma", gamma, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    check("gamma", gamma, interval("[0, 1]"))
     if num_train_steps is not None:
         check_count("num_train_steps", num_train_steps)
 

@@ -18,10 +18,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import check, check_per_example, combine, is_zero, safe_sqrt
+from diffax._checks import check, check_per_example, check_schedule, interval
+from diffax._pytrees import combine, is_zero, safe_sqrt
 from diffax.samplers._base import Sampler, State, init
 from diffax.samplers.engines.forms import cross, log_step
-from diffax.typing import Schedule, check_schedule
+from diffax.typing import Schedule
 
 
 def ddim(schedule: Schedule, *, eta: Any = 0.0) -> Sampler:
@@ -46,7 +47,7 @@ def ddim(schedule: Schedule, *, eta: Any = 0.0) -> Sampler:
     0.7071
     """
     check_schedule(schedule)
-    check("eta", eta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    check("eta", eta, interval("[0, 1]"))
 
     def step(key, denoise, state, t, s):
         check_per_example(state.x, eta=eta)

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import choose, combine, expand, safe_sqrt
+from diffax._checks import check_schedule, choose
+from diffax._pytrees import combine, expand, safe_sqrt
 from diffax.denoisers import moments_of
 from diffax.samplers._base import Sampler, State, init
 from diffax.samplers.engines.forms import log_step
-from diffax.typing import Schedule, check_schedule
+from diffax.typing import Schedule
 
 VARIANCES = {
     "small": lambda level_t, level_s: level_s.sigma,

@@ -1,11 +1,11 @@
 """DPM-Solver, single-step."""
 
-from diffax._pytrees import choose
+from diffax._checks import check_schedule, choose
 from diffax.samplers._base import Sampler
 from diffax.samplers._ddim import ddim
 from diffax.samplers.engines.forms import FORMS, check_order
 from diffax.samplers.engines.stages import in_lambda, in_time, three_stage, two_stage
-from diffax.typing import Schedule, check_schedule
+from diffax.typing import Schedule
 
 
 def dpm_solver(

@@ -3,13 +3,14 @@
 from typing import Any
 
 from diffax import random
-from diffax._pytrees import check, check_per_example, choose, combine, is_zero
+from diffax._checks import check, check_per_example, check_schedule, choose, interval, non_negative
+from diffax._pytrees import combine, is_zero
 from diffax.samplers._base import Sampler, State, init
 from diffax.samplers.engines.adams import adams
 from diffax.samplers.engines.forms import higher_order
 from diffax.samplers.engines.stages import in_lambda, two_stage
 from diffax.samplers.wrappers._ancestral import ancestral, ancestral_levels
-from diffax.typing import Schedule, check_schedule
+from diffax.typing import Schedule
 
 
 def dpmpp_2s(schedule: Schedule) -> Sampler:
@@ -45,9 +46,9 @@ def dpmpp_sde(schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0, r: 
       ValueError: if eta, r or noise_scale is known to lie outside its range.
     """
     check_schedule(schedule)
-    check("eta", eta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
-    check("r", r, "in (0, 1]", lambda v: (v > 0) & (v <= 1))
-    check("noise_scale", noise_scale, ">= 0", lambda v: v >= 0)
+    check("eta", eta, interval("[0, 1]"))
+    check("r", r, interval("(0, 1]"))
+    check("noise_scale", noise_scale, non_negative)
 
     def stage(key, level_t, level_s, x, *terms):
         """An ancestral step from t to s with data sum_i w_i x0_i, the w_i summing to 1."""

@@ -4,13 +4,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffax._pytrees import choose, combine
+from diffax._checks import check_schedule, choose
+from diffax._pytrees import combine
 from diffax.samplers._base import Sampler, State, init
 from diffax.samplers._ddim import ddim
 from diffax.samplers.engines.forms import FORMS, evaluate
 from diffax.samplers.engines.stages import SPACES
 from diffax.samplers.wrappers._churn import with_churn
-from diffax.typing import Schedule, check_schedule
+from diffax.typing import Schedule
 
 
 def euler(

@@ -15,7 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax._pytrees import as_float, check, check_per_example, choose, combine, expand, of_rank, plus, times, widen
+from diffax._checks import check, check_per_example, choose, interval, positive
+from diffax._pytrees import as_float, combine, expand, of_rank, plus, times, widen
 from diffax.samplers._base import Sampler
 from diffax.samplers.engines.adams import RULES, Method, adams, corrector
 from diffax.samplers.engines.forms import trig
@@ -63,9 +64,9 @@ def gaussian_adams(
     >>> bool(jnp.allclose(state.x, law.flow(x, schedule(0.9), schedule(0.0)), rtol=1e-5))
     True
     """
-    check("std", std, "> 0", lambda v: v > 0)
+    check("std", std, positive)
     if start is not None:
-        check("start", start, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+        check("start", start, interval("[0, 1]"))
     smooth = choose("end", end, ENDS)
     form = trig(std)
     inner = adams(schedule, form=form, order=order, corrected=True)

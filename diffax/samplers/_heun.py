@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffax._pytrees import check, choose
+from diffax._checks import check, choose, interval
 from diffax.samplers._base import Sampler
 from diffax.samplers.engines.stages import SPACES, two_stage
 from diffax.samplers.wrappers._churn import with_churn
@@ -43,5 +43,5 @@ def heun(
     2
     """
     base = two_stage(schedule, space, alpha, place=choose("space", space, SPACES))
-    check("alpha", alpha, "in (0, 1]", lambda v: (v > 0) & (v <= 1))
+    check("alpha", alpha, interval("(0, 1]"))
     return with_churn(base, schedule, s_churn, s_tmin, s_tmax, s_noise)

@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import check, check_count, check_per_example, combine, promoted, safe_sqrt
+from diffax._checks import check, check_count, check_per_example, check_schedule, non_negative
+from diffax._pytrees import combine, promoted, safe_sqrt
 from diffax.samplers._base import Sampler, State, init
-from diffax.typing import Schedule, check_schedule
+from diffax.typing import Schedule
 
 
 class Corrector(NamedTuple):
@@ -82,7 +83,7 @@ def langevin(schedule: Schedule, *, snr: Any = None, step_size: Any = None, num_
         raise ValueError(f"one of snr and step_size must be given, got snr = {snr} and step_size = {step_size}")
     check_count("num_steps", num_steps, 0)
     name, size = ("step_size", step_size) if snr is None else ("snr", snr)
-    check(name, size, ">= 0", lambda v: v >= 0)
+    check(name, size, non_negative)
 
     def move(key, denoise, x, t):
         alpha, sigma, _ = schedule(t)

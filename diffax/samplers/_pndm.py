@@ -1,6 +1,7 @@
 """PNDM."""
 
-from diffax._pytrees import choose, combine
+from diffax._checks import choose
+from diffax._pytrees import combine
 from diffax.samplers._base import Sampler
 from diffax.samplers.engines.pseudo import Start, eps_after, pseudo_multistep
 from diffax.typing import Schedule

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffax._pytrees import check
+from diffax._checks import check, non_negative
 from diffax.samplers._base import Sampler
 from diffax.samplers.engines.adams import adams
 from diffax.samplers.engines.forms import check_order
@@ -31,6 +31,6 @@ def sa_solver(schedule: Schedule, *, order: int = 3, tau: Any = 1.0, corrected: 
         return adams(
             schedule, form="x0", order=check_order(order, 3), corrected=corrected, eta=lambda t: jnp.square(tau(t))
         )
-    check("tau", tau, ">= 0", lambda v: v >= 0)
+    check("tau", tau, non_negative)
     eta = tau**2 if isinstance(tau, (int, float)) else jnp.square(tau)
     return adams(schedule, form="x0", order=check_order(order, 3), corrected=corrected, eta=eta)

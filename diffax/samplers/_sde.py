@@ -21,12 +21,13 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import check, check_per_example, combine, expand, is_zero, safe_sqrt
+from diffax._checks import check, check_per_example, check_schedule, interval
+from diffax._pytrees import combine, expand, is_zero, safe_sqrt
 from diffax.samplers._base import Sampler, State, init
 from diffax.samplers._ddim import ddim
 from diffax.samplers.engines.forms import begins_in_noise
 from diffax.sde import coefficients
-from diffax.typing import Schedule, check_schedule
+from diffax.typing import Schedule
 
 
 def _drift(schedule, x0, x, t, h, eta):
@@ -72,7 +73,7 @@ def euler_maruyama(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
     (1, 1)
     """
     check_schedule(schedule)
-    check("eta", eta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    check("eta", eta, interval("[0, 1]"))
 
     def plain(key, denoise, x0, x, t, s):
         check_per_example(x, eta=eta)
@@ -104,7 +105,7 @@ def stochastic_heun(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
     (2, 2)
     """
     check_schedule(schedule)
-    check("eta", eta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    check("eta", eta, interval("[0, 1]"))
 
     def plain(key, denoise, x0, x, t, s):
         check_per_example(x, eta=eta)

@@ -1,6 +1,6 @@
 """UniPC."""
 
-from diffax._pytrees import choose
+from diffax._checks import choose
 from diffax.samplers._base import Sampler
 from diffax.samplers.engines.adams import adams
 from diffax.samplers.engines.forms import check_order

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diffax._pytrees import check, check_count
+from diffax._checks import above, check, check_count, interval, non_negative, positive
 
 
 def linear_betas(num_steps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
@@ -45,7 +45,7 @@ def cosine_betas(num_steps: int, *, offset: float = 0.008, beta_max: float = 0.9
     0.999
     """
     _check(num_steps, beta_max=beta_max)
-    check("offset", offset, ">= 0", lambda v: v >= 0)
+    check("offset", offset, non_negative)
     t = np.arange(num_steps + 1, dtype=np.float64) / num_steps
     return _capped(np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2, beta_max)
 
@@ -65,8 +65,8 @@ def sigmoid_betas(
     [0.5, 0.999]
     """
     _check(num_steps, beta_max=beta_max)
-    check("tau", tau, "> 0", lambda v: v > 0)
-    check("end", end, f"> start = {start}", lambda v: v > start)
+    check("tau", tau, positive)
+    check("end", end, above(start, "start"))
     t = np.arange(num_steps + 1, dtype=np.float64) / num_steps
     s = 1 / (1 + np.exp(-(start + (end - start) * t) / tau))
     return _capped((s[-1] - s) / (s[-1] - s[0]), beta_max)
@@ -75,7 +75,7 @@ def sigmoid_betas(
 def _check(num_steps: int, **betas: float) -> None:
     check_count("num_steps", num_steps)
     for name, beta in betas.items():
-        check(name, beta, "in (0, 1]", lambda v: (v > 0) & (v <= 1))
+        check(name, beta, interval("(0, 1]"))
 
 
 def _capped(alpha2: np.ndarray, beta_max: float) -> np.ndarray:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax._pytrees import as_float, check, choose, concrete, float_fields
+from diffax._checks import Condition, check, choose, positive
+from diffax._pytrees import as_float, concrete, float_fields
 from diffax.schedules._scalings import SCALINGS
 from diffax.typing import Level
 
@@ -41,11 +42,13 @@ def floored(v: Any, least: Any) -> Any:
 
 def check_range(names: tuple[str, str], low: Any, high: Any, *, may_equal: bool = False) -> None:
     """0 < low < high, or <= where they may be equal."""
-    check(names[0], low, "> 0", lambda v: v > 0)
+    check(names[0], low, positive)
     known = concrete(low)
     if known is not None:
         sign = ">=" if may_equal else ">"
-        check(names[1], high, f"{sign} {names[0]} = {known}", lambda v: v >= known if may_equal else v > known)
+        check(
+            names[1], high, Condition(f"{sign} {names[0]} = {known}", lambda v: v >= known if may_equal else v > known)
+        )
 
 
 class Curve(abc.ABC):

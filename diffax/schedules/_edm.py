@@ -4,7 +4,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffax._pytrees import check, pytree, static
+from diffax._checks import check, positive
+from diffax._pytrees import pytree, static
 from diffax.schedules._curve import Curve, check_range, early
 
 
@@ -38,7 +39,7 @@ class EDM(Curve):
     def __post_init__(self):
         super().__post_init__()
         check_range(("sigma_min", "sigma_max"), self.sigma_min, self.sigma_max)
-        check("rho", self.rho, "> 0", lambda v: v > 0)
+        check("rho", self.rho, positive)
 
     @property
     def _ends(self):

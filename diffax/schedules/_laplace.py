@@ -3,9 +3,9 @@
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
-from diffax._pytrees import check, pytree, static
+from diffax._checks import check, finite, positive
+from diffax._pytrees import pytree, static
 from diffax.schedules._curve import LOG_SNR_MAX, Curve, early, floored
 
 
@@ -35,8 +35,8 @@ class Laplace(Curve):
 
     def __post_init__(self):
         super().__post_init__()
-        check("mean", self.mean, "finite", np.isfinite)
-        check("width", self.width, "> 0", lambda v: v > 0)
+        check("mean", self.mean, finite)
+        check("width", self.width, positive)
 
     def _tail(self, t):
         """1 - 2 |t - 1/2|, and the sign of t - 1/2."""

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import as_float, check, check_count, of_rank, pytree, static
+from diffax._checks import Condition, check, check_count, interval
+from diffax._pytrees import as_float, of_rank, pytree, static
 from diffax.schedules._curve import LOG_SNR_MAX, Curve, straight_through
 
 BISECTIONS = 40
@@ -67,9 +68,11 @@ class Learned(Curve):
           ValueError: for units < 1, ends outside [-20, 20] or less than 0.1 apart, an unknown scaling.
         """
         for name, value in (("log_snr_max", log_snr_max), ("log_snr_min", log_snr_min)):
-            check(name, value, f"in [-{LOG_SNR_MAX:g}, {LOG_SNR_MAX:g}]", lambda v: abs(v) <= LOG_SNR_MAX)
+            check(name, value, interval(f"[-{LOG_SNR_MAX:g}, {LOG_SNR_MAX:g}]"))
         most = log_snr_max - SMALLEST_RANGE
-        check("log_snr_min", log_snr_min, f"<= log_snr_max - {SMALLEST_RANGE} = {most:g}", lambda v: v <= most)
+        check(
+            "log_snr_min", log_snr_min, Condition(f"<= log_snr_max - {SMALLEST_RANGE} = {most:g}", lambda v: v <= most)
+        )
         check_count("units", units)
         of_weights, of_biases = jax.random.split(random.threefry(key))
         weights = 2.0 + jax.random.normal(of_weights, (units,))

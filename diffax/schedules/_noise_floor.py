@@ -4,8 +4,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffax._pytrees import as_float, check, float_fields, pytree
-from diffax.typing import Level, check_schedule
+from diffax._checks import check, check_schedule, non_negative
+from diffax._pytrees import as_float, float_fields, pytree
+from diffax.typing import Level
 
 
 @pytree
@@ -33,7 +34,7 @@ class NoiseFloor:
         """Checks the floor; an integer becomes a float."""
         float_fields(self)
         check_schedule(self.base)
-        check("std", self.std, ">= 0", lambda v: v >= 0)
+        check("std", self.std, non_negative)
 
     @property
     def zero_terminal_snr(self) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffax._pytrees import check, concrete, pytree
+from diffax._checks import check, positive
+from diffax._pytrees import concrete, pytree
 from diffax.schedules._curve import Curve, early
 from diffax.schedules._scalings import SCALINGS
 from diffax.schedules._tabulated import Tabulated
@@ -66,7 +67,7 @@ def shifted(schedule: Any, shift: Any) -> Schedule:
     >>> round(float(shifted(Flow(), 3.0)(0.5).sigma), 4)  # t' = 3 / 2 / (1 + 1)
     0.75
     """
-    check("shift", shift, "> 0", lambda v: v > 0)
+    check("shift", shift, positive)
     if getattr(schedule, "scaling", None) not in SCALINGS:
         raise ValueError(f"schedule must have a scaling out of {', '.join(SCALINGS)}, got {schedule!r}")
     if not isinstance(schedule, Tabulated):

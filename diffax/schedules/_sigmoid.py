@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax._pytrees import check, concrete, pytree, static
+from diffax._checks import above, check, positive
+from diffax._pytrees import concrete, pytree, static
 from diffax.schedules._curve import Curve, early, floored
 
 
@@ -39,10 +40,10 @@ class Sigmoid(Curve):
 
     def __post_init__(self):
         super().__post_init__()
-        check("tau", self.tau, "> 0", lambda v: v > 0)
+        check("tau", self.tau, positive)
         start = concrete(self.start)
         if start is not None:
-            check("end", self.end, f"> start = {start}", lambda v: v > start)
+            check("end", self.end, above(start, "start"))
 
     @property
     def _half_width(self):

@@ -5,8 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffax._pytrees import check, check_count
-from diffax.typing import Array, Float, Schedule, check_schedule
+from diffax._checks import Condition, check, check_count, check_schedule, interval, whole
+from diffax.typing import Array, Float, Schedule
 
 
 def leading(schedule: Schedule, n: int, *, num_train_steps: int | None = None, offset: int = 0) -> Float[Array, " n"]:
@@ -52,8 +52,8 @@ def linspace(schedule: Schedule, n: int, *, num_train_steps: int | None = None, 
     [999, 666, 333, 0]
     """
     count = _check_table(schedule, n, num_train_steps)
-    check("offset", offset, "a whole number", lambda v: v == np.round(v))
-    check("offset", offset, f"in [0, {count - 1}]", lambda v: (v >= 0) & (v < count))
+    check("offset", offset, whole)
+    check("offset", offset, interval(f"[0, {count - 1}]"))
     return _discrete(np.round(np.linspace(count - 1, offset, n)), count)
 
 
@@ -99,8 +99,8 @@ def from_timesteps(num_train_steps: int, timesteps: Any) -> Float[Array, " n"]:
     [1.0, 0.5, 0.001]
     """
     check_count("num_train_steps", num_train_steps)
-    check("timesteps", timesteps, "whole numbers", lambda v: v == np.round(v))
-    check("timesteps", timesteps, f"in [0, {num_train_steps - 1}]", lambda v: (v >= 0) & (v < num_train_steps))
+    check("timesteps", timesteps, Condition("whole numbers", lambda v: v == np.round(v)))
+    check("timesteps", timesteps, interval(f"[0, {num_train_steps - 1}]"))
     return _discrete(np.asarray(timesteps), num_train_steps)
 
 
@@ -126,7 +126,7 @@ def _check_table(schedule: Schedule, n: int, num_train_steps: int | None) -> int
 
 
 def _offset(steps: np.ndarray, offset: int, num_train_steps: int) -> Array:
-    check("offset", offset, "a whole number", lambda v: v == np.round(v))
+    check("offset", offset, whole)
     steps = steps + offset
     if steps[-1] < 0 or steps[0] >= num_train_steps:
         raise ValueError(f"offset must keep timesteps in [0, {num_train_steps - 1}], got {offset}")

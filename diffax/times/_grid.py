@@ -6,9 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffax._pytrees import as_float, check, check_count, concrete, promoted
+from diffax._checks import above, check, check_count, check_schedule, interval
+from diffax._pytrees import as_float, concrete, promoted
 from diffax.times._ends import SIGMA_MAX, data_end, default_ends, noise_end
-from diffax.typing import Array, Float, Schedule, check_schedule
+from diffax.typing import Array, Float, Schedule
 
 
 def check_grid(times: Any, *, may_turn: bool = False) -> None:
@@ -47,7 +48,7 @@ def entries(
     check_count("n", n)
     for name, value in (("t_max", t_max), ("t_min", t_min)):
         if value is not None:
-            check(name, value, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+            check(name, value, interval("[0, 1]"))
             if np.ndim(value):
                 raise ValueError(f"{name} must have shape (), got {np.shape(value)}")
     if t_min is None:
@@ -57,7 +58,7 @@ def entries(
         t_max = noise_end(schedule, SIGMA_MAX) if n > 1 else default_ends(schedule)[0]
     low = concrete(t_min)
     if n > 1 and low is not None:
-        check("t_max", t_max, f"> t_min = {low:.6g}", lambda v: v > low)
+        check("t_max", t_max, above(low, "t_min"))
 
     def grid(from_noise):
         times = between(as_float(t_max), as_float(t_min), n - from_noise, inner)

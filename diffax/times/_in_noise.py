@@ -5,10 +5,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffax._pytrees import as_float, check, check_count, concrete
+from diffax._checks import above, below, check, check_count, check_schedule, positive
+from diffax._pytrees import as_float, concrete
 from diffax.times._ends import SIGMA_MAX, SIGMA_MIN, noise_end
 from diffax.times._grid import between, entries
-from diffax.typing import Array, Float, Schedule, check_schedule
+from diffax.typing import Array, Float, Schedule
 
 
 def uniform_log_snr(
@@ -53,7 +54,7 @@ def polyexponential(
     >>> [round(float(t), 4) for t in polyexponential(LogLinear(0.01, 100.0), 3, rho=2.0, t_max=1.0, t_min=0.0)]
     [1.0, 0.25, 0.0]
     """
-    check("rho", rho, "> 0", lambda v: v > 0)
+    check("rho", rho, positive)
 
     def curve(ramp, first, last):
         return last + (1 - ramp) ** rho * (first - last)
@@ -91,7 +92,7 @@ def karras(
     >>> [round(float(t), 4) for t in karras(EDM(), 3, t_min=0.0)]
     [1.0, 0.5, 0.0]
     """
-    check("rho", rho, "> 0", lambda v: v > 0)
+    check("rho", rho, positive)
 
     def curve(ramp, first, last):
         # exp(first / rho) times what the bracket adds up to, so that nothing overflows for a small rho.
@@ -126,7 +127,7 @@ def arctan(
     [1.0, 0.75, 0.5, 0.25, 0.0]
     """
     for name, value in (("scale", scale), ("power", power)):
-        check(name, value, "> 0", lambda v: v > 0)
+        check(name, value, positive)
     log_scale = jnp.log(as_float(scale))
 
     def inner(first, last, ramp):
@@ -150,7 +151,7 @@ def from_sigmas(schedule: Schedule, sigmas: Any) -> Float[Array, " n"]:
     [1.0, 0.5]
     """
     check_schedule(schedule)
-    check("sigmas", sigmas, "> 0", lambda v: v > 0)
+    check("sigmas", sigmas, positive)
     return schedule.inverse(-2 * jnp.log(as_float(sigmas)))
 
 
@@ -178,12 +179,12 @@ def _in_noise(
     check_schedule(schedule)
     for name, value in (("sigma_max", sigma_max), ("sigma_min", sigma_min)):
         if value is not None:
-            check(name, value, "> 0", lambda v: v > 0)
+            check(name, value, positive)
     low = concrete(SIGMA_MIN if sigma_min is None and t_min is None else sigma_min)
     if n > 1 and sigma_max is not None and low is not None:
-        check("sigma_max", sigma_max, f"> sigma_min = {low}", lambda v: v > low)
+        check("sigma_max", sigma_max, above(low, "sigma_min"))
     elif n > 1 and sigma_min is not None and t_max is None:
-        check("sigma_min", sigma_min, f"< sigma_max = {SIGMA_MAX:g}", lambda v: v < SIGMA_MAX)
+        check("sigma_min", sigma_min, below(SIGMA_MAX, "sigma_max"))
     if sigma_max is not None:
         t_max = noise_end(schedule, sigma_max)
     if sigma_min is not None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffax._pytrees import check
+from diffax._checks import check, positive
 from diffax.times._beta_quantile import beta_quantile
 from diffax.times._grid import entries
 from diffax.typing import Array, Float, Schedule
@@ -78,7 +78,7 @@ def beta(
     [1.0, 0.8536, 0.5, 0.1464, 0.0]
     """
     for name, value in (("a", a), ("b", b)):
-        check(name, value, "> 0", lambda v: v > 0)
+        check(name, value, positive)
 
     def inner(first, last, ramp):
         return last + (first - last) * beta_quantile(1 - ramp, a, b)

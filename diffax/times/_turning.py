@@ -5,9 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffax._pytrees import as_float, check, check_count, concrete
+from diffax._checks import Condition, below, check, check_count, check_schedule, interval
+from diffax._pytrees import as_float, concrete
 from diffax.times._in_noise import path
-from diffax.typing import Array, Schedule, check_schedule
+from diffax.typing import Array, Schedule
 
 
 def restart(
@@ -42,16 +43,18 @@ def restart(
         check_count(name, value, least)
     if jnp.ndim(times) != 1 or not len(times):
         raise ValueError(f"times must have shape (n,) with n >= 1, got {jnp.shape(times)}")
-    check("t_max", t_max, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    check("t_max", t_max, interval("[0, 1]"))
     known_t_max, known_times = concrete(t_max), concrete(times)
     if known_t_max is not None:
-        check("t_min", t_min, f"< t_max = {known_t_max}", lambda v: v < known_t_max)
+        check("t_min", t_min, below(known_t_max, "t_max"))
     if known_times is not None:
-        check("t_min", t_min, f">= the last of times, {known_times.min():g}", lambda v: v >= known_times.min())
+        check(
+            "t_min", t_min, Condition(f">= the last of times, {known_times.min():g}", lambda v: v >= known_times.min())
+        )
     times = as_float(times)
     n, extra = len(times), num_restarts * (num_steps + 1)
-    below = times <= t_min
-    first = jnp.where(below.any(), jnp.argmax(below), n - 1)
+    reached = times <= t_min
+    first = jnp.where(reached.any(), jnp.argmax(reached), n - 1)
     way = path(schedule, num_steps + 1, t_max, times[first])
     j = jnp.arange(n + extra)
     inside = (j > first) & (j <= first + extra)

@@ -13,12 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax._pytrees import as_float, check, check_count, choose, widen
+from diffax._checks import (
+    Condition,
+    check,
+    check_count,
+    check_schedule,
+    choose,
+    interval,
+)
+from diffax._pytrees import as_float, widen
 from diffax.analytic import flow
 from diffax.samplers._base import Sampler
 from diffax.sampling import integrate, sample
 from diffax.times import check_grid
-from diffax.typing import Array, Denoiser, Grid, Keys, Schedule, check_schedule
+from diffax.typing import Array, Denoiser, Grid, Keys, Schedule
 
 ENDINGS = {
     "sample": lambda key, sampler, denoise, x, times: sample(key, sampler, denoise, x, times),
@@ -110,12 +118,12 @@ def _check(x: Any, times: Any, target: Any, ending: str, learn_end: bool, num_st
     if jnp.ndim(times) != 1 or len(times) < 3:
         raise ValueError(f"times must have shape (n,) with n >= 3, got {jnp.shape(times)}")
     check_grid(times)
-    check("times", times, "falling", lambda v: np.diff(v) < 0)
+    check("times", times, Condition("falling", lambda v: np.diff(v) < 0))
     check_count("num_steps", num_steps)
     if target is not None and jax.tree.map(jnp.shape, target) != jax.tree.map(jnp.shape, x):
         shapes = tuple(jax.tree.map(jnp.shape, v) for v in (x, target))
         raise ValueError(f"target must have the shape of x, {shapes[0]}, got {shapes[1]}")
-    check("floor", floor, "in (0, 1)", lambda v: (v > 0) & (v < 1))
+    check("floor", floor, interval("(0, 1)"))
 
 
 def _first(schedule: Schedule, times: Any, floor: Any) -> tuple[Any, Any]:

@@ -23,7 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from diffax._pytrees import check_count
+from diffax._checks import check_count
 from diffax.training import manifest
 from diffax.training.arrays import abstract, by_itself, check_arrays, describe, filled
 from diffax.training.manifest import CheckpointError

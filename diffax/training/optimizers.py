@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from diffax._pytrees import check
+from diffax._checks import check, interval, non_negative, positive
 
 
 def adamw(
@@ -36,10 +36,10 @@ def adamw(
     Source: Loshchilov & Hutter 2019.
     """
     for name, value in (("learning_rate", learning_rate), ("clip_norm", clip_norm), ("num_steps", num_steps)):
-        check(name, value, "> 0", lambda v: v > 0)
+        check(name, value, positive)
     for name, value in (("b1", b1), ("b2", b2)):
-        check(name, value, "in [0, 1)", lambda v: (v >= 0) & (v < 1))
-    check("weight_decay", weight_decay, ">= 0", lambda v: v >= 0)
+        check(name, value, interval("[0, 1)"))
+    check("weight_decay", weight_decay, non_negative)
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps must be >= 0, got {warmup_steps}")
     after = {

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffax._pytrees import choose
+from diffax._checks import choose
 
 AXIS = "data"
 SMALL = 1024  # entries: what is smaller is not worth a message between devices

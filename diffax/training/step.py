@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from diffax import random
-from diffax._pytrees import check, check_count
+from diffax._checks import check, check_count, interval
 from diffax.training.state import TrainState
 
 Loss = Callable[..., Any]  # (params, batch, keys (B,)) -> (B,); with a memory see `train_step`
@@ -47,7 +47,7 @@ def train_step(
       ValueError: if ema_decay lies outside [0, 1), accumulate is no int >= 1, or (from the step) the batch is no
         multiple of it.
     """
-    check("ema_decay", ema_decay, "in [0, 1)", lambda v: (v >= 0) & (v < 1))
+    check("ema_decay", ema_decay, interval("[0, 1)"))
     check_count("accumulate", accumulate)
 
     def mean_loss(params, batch, keys, memory):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffax._pytrees import choose
+from diffax._checks import choose
 from experiments import classifier
 from experiments.batches import in_batches
 from experiments.extractors import efficientnet, inception

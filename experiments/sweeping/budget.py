@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from diffax._pytrees import check_count
+from diffax._checks import check_count
 from experiments import samplers
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import random
-from diffax._pytrees import check_count, choose
+from diffax._checks import check_count, choose
 from experiments import extractors, images, measures, score
 from experiments.data.datasets import Dataset, open_dataset
 from experiments.extractors import efficientnet

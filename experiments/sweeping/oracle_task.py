@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffax
-from diffax._pytrees import check_count, choose
+from diffax._checks import check_count, choose
 from experiments import samplers
 from experiments.benchmarking import accuracy, law, problems
 from experiments.sweeping import budget, together

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import schedules
-from diffax._pytrees import check_count
+from diffax._checks import check_count
 from diffax.nn.interop import fields
 from diffax.nn.interop.scheduler_classes import CLASSES, FIELDS, IGNORED, KINDS, Law
 from diffax.typing import Array

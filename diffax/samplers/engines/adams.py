@@ -38,10 +38,11 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import check, check_per_example, choose, combine, expand, is_zero, safe_sqrt, widen
+from diffax._checks import check, check_per_example, check_schedule, choose, non_negative
+from diffax._pytrees import combine, expand, is_zero, safe_sqrt, widen
 from diffax.samplers._base import Sampler
 from diffax.samplers.engines.forms import Form, begins_in_noise, check_order, evaluate, form_of
-from diffax.typing import Schedule, check_schedule
+from diffax.typing import Schedule
 
 FORM_NAMES = ("x0", "eps", "rho", "flow", "time")
 
@@ -155,9 +156,9 @@ def _check_noise(form, eta, noise_scale):
     noisy = not is_zero(eta)
     if noisy and form != "x0":
         raise ValueError(f"eta must be 0 in form {form}, got {eta}")
-    check("noise_scale", noise_scale, ">= 0", lambda v: v >= 0)
+    check("noise_scale", noise_scale, non_negative)
     if not callable(eta):
-        check("eta", eta, ">= 0", lambda v: v >= 0)
+        check("eta", eta, non_negative)
     return noisy
 
 

@@ -31,7 +31,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from diffax._pytrees import choose, combine
+from diffax._checks import choose
+from diffax._pytrees import combine
 from diffax.schedules import rates
 from diffax.typing import Denoiser, Level, Schedule
 

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffax._checks import check_schedule
 from diffax._pytrees import combine, expand, of_rank, promoted, widen
 from diffax.samplers._base import Sampler
 from diffax.samplers.engines.forms import FORMS, begins_in_noise, cross, evaluate
-from diffax.typing import Schedule, check_schedule
+from diffax.typing import Schedule
 
 WEIGHTS = np.array(
     [[1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 / 12, 5 / 12, 0], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]

@@ -21,10 +21,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from diffax._checks import check_schedule
 from diffax._pytrees import combine
 from diffax.samplers._base import Sampler, State, init
 from diffax.samplers.engines.forms import FORMS, Form, evaluate, higher_order
-from diffax.typing import Schedule, check_schedule
+from diffax.typing import Schedule
 
 
 def in_lambda(schedule, t, level_t, s, level_s, fraction):

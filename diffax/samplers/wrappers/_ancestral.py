@@ -11,10 +11,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import check, check_per_example, combine, is_zero, safe_sqrt
+from diffax._checks import check, check_per_example, check_schedule, interval, non_negative
+from diffax._pytrees import combine, is_zero, safe_sqrt
 from diffax.samplers._base import Sampler, check_single_step
 from diffax.samplers.engines.forms import log_step
-from diffax.typing import Schedule, check_schedule
+from diffax.typing import Schedule
 
 
 def ancestral(sampler: Sampler, schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0) -> Sampler:
@@ -33,8 +34,8 @@ def ancestral(sampler: Sampler, schedule: Schedule, *, eta: Any = 1.0, noise_sca
       ValueError: if eta is known to lie outside [0, 1] or noise_scale to be negative, or the sampler has a memory.
     """
     check_schedule(schedule)
-    check("eta", eta, "in [0, 1]", lambda v: (v >= 0) & (v <= 1))
-    check("noise_scale", noise_scale, ">= 0", lambda v: v >= 0)
+    check("eta", eta, interval("[0, 1]"))
+    check("noise_scale", noise_scale, non_negative)
     check_single_step(sampler)
     if is_zero(eta):
         return sampler

@@ -10,10 +10,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffax._pytrees import check_per_example, check_weight, combine
+from diffax._checks import check_function, check_per_example, check_schedule, check_weight
+from diffax._pytrees import combine
 from diffax.denoisers import like_x, x0_of
 from diffax.samplers._base import Sampler, check_of_data, check_open
-from diffax.typing import Denoiser, Schedule, check_function, check_schedule
+from diffax.typing import Denoiser, Schedule
 
 
 def cfg_plus_plus(sampler: Sampler, schedule: Schedule, conditional: Denoiser, weight: Any) -> Sampler:

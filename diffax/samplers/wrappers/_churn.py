@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import as_float, check, check_per_example, combine, concrete, is_zero, safe_sqrt, widen
+from diffax._checks import at_least, check, check_per_example, check_schedule, non_negative, number
+from diffax._pytrees import as_float, combine, concrete, is_zero, safe_sqrt, widen
 from diffax.samplers._base import Sampler, check_single_step
 from diffax.samplers.engines.forms import log_step
-from diffax.typing import Schedule, check_schedule
+from diffax.typing import Schedule
 
 
 class Churned(NamedTuple):
@@ -85,12 +86,12 @@ def churn(
 
 def check_churn(s_churn: Any, s_tmin: Any, s_tmax: Any, s_noise: Any) -> None:
     """Raises `ValueError` for settings of `churn` that are known to lie outside their range."""
-    check("s_churn", s_churn, ">= 0", lambda v: v >= 0)
-    check("s_noise", s_noise, ">= 0", lambda v: v >= 0)
-    check("s_tmin", s_tmin, "a number", lambda v: v == v)
+    check("s_churn", s_churn, non_negative)
+    check("s_noise", s_noise, non_negative)
+    check("s_tmin", s_tmin, number)
     lowest = concrete(s_tmin)
     if lowest is not None:
-        check("s_tmax", s_tmax, f">= s_tmin = {lowest.tolist()}", lambda v: v >= lowest)
+        check("s_tmax", s_tmax, at_least(lowest, "s_tmin"))
 
 
 def with_churn(base, schedule, s_churn, s_tmin, s_tmax, s_noise):

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import check_like, expand
+from diffax._checks import check_like
+from diffax._pytrees import expand
 from diffax.samplers._base import Sampler, check_sampler
 from diffax.samplers._langevin import Corrector
 

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffax._pytrees import check, check_per_example, combine, expand, widen
+from diffax._checks import check, check_function, check_per_example, interval
+from diffax._pytrees import combine, expand, widen
 from diffax.denoisers import like_x, x0_of
 from diffax.samplers._base import Sampler, check_of_data, check_open
-from diffax.typing import Denoiser, check_function
+from diffax.typing import Denoiser
 
 
 class MomentumState(NamedTuple):
@@ -53,7 +54,7 @@ def guidance_momentum(sampler: Sampler, conditional: Denoiser, guide: Any, *, mo
     check_function("conditional", conditional, "a function (x, t) -> x0")
     check_function("guide", guide, "a function")
     conditional = like_x("conditional", conditional)
-    check("momentum", momentum, "in (-1, 1)", lambda v: (v > -1) & (v < 1))
+    check("momentum", momentum, interval("(-1, 1)"))
 
     def init(x, times):
         check_per_example(x, momentum=momentum)

@@ -9,7 +9,7 @@ step, and is exact from order 1 on for N(m, floor^2 I) whatever m is. `diffax.ti
 from collections.abc import Callable
 from typing import Any
 
-from diffax._pytrees import check
+from diffax._checks import check, non_negative
 from diffax.denoisers import centres
 from diffax.samplers._base import Sampler, check_sampler
 from diffax.schedules._noise_floor import NoiseFloor
@@ -48,7 +48,7 @@ def noise_floor(make: Callable[[Schedule], Sampler], schedule: Schedule, std: An
     >>> bool(jnp.allclose(state.x, law.flow(x, schedule(0.9), schedule(0.0)), rtol=1e-5))
     True
     """
-    check("std", std, ">= 0", lambda v: v >= 0)
+    check("std", std, non_negative)
     inner = make(NoiseFloor(schedule, std))
     check_sampler(inner)
 

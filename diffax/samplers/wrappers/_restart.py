@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._pytrees import as_float, check, check_per_example, combine, expand
+from diffax._checks import check, check_per_example, check_schedule, non_negative
+from diffax._pytrees import as_float, combine, expand
 from diffax.samplers._base import Sampler, check_sampler
 from diffax.schedules import transition
-from diffax.typing import Schedule, check_schedule
+from diffax.typing import Schedule
 
 
 def restart(sampler: Sampler, schedule: Schedule, *, noise_scale: Any = 1.0) -> Sampler:
@@ -46,7 +47,7 @@ def restart(sampler: Sampler, schedule: Schedule, *, noise_scale: Any = 1.0) -> 
     """
     check_sampler(sampler)
     check_schedule(schedule)
-    check("noise_scale", noise_scale, ">= 0", lambda v: v >= 0)
+    check("noise_scale", noise_scale, non_negative)
 
     def step(key, denoise, state, t, s):
         check_per_example(state.x, noise_scale=noise_scale)

@@ -1,0 +1,201 @@
+"""One-line errors for bad input: NAME must be CONDITION, got VALUE."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffax._pytrees import batch_size, concrete
+from diffax.typing import Schedule
+
+
+def described(value: Any) -> str:
+    """A value as text for a one-line error: the repr of numbers and strings, the kind and shape of other values."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, jax.Array) or type(value).__module__ == "numpy":
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}"
+    if isinstance(value, tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= 80 and "\n" not in text else f"a {type(value).__name__}"
+
+
+def check_schedule(schedule: Any, name: str = "schedule") -> None:
+    """Raises `ValueError` for a value without the methods of a schedule, or for a class of schedules.
+
+    >>> check_schedule("cosine")
+    Traceback (most recent call last):
+    ...
+    ValueError: schedule must be a noise schedule, such as diffax.Cosine(), got 'cosine'
+    """
+    if isinstance(schedule, type) or not (callable(schedule) and hasattr(schedule, "log_snr")):
+        raise ValueError(f"{name} must be a noise schedule, such as diffax.Cosine(), got {described(schedule)}")
+
+
+def check_function(name: str, value: Any, kind: str = "a function (x, t) -> x0") -> None:
+    """Raises `ValueError` for a value that is not callable, or for a schedule in a function's place.
+
+    >>> check_function("denoise", 3)
+    Traceback (most recent call last):
+    ...
+    ValueError: denoise must be a function (x, t) -> x0, got 3
+    """
+    if not callable(value) or isinstance(value, Schedule):
+        raise ValueError(f"{name} must be {kind}, got {described(value)}")
+
+
+class Condition(NamedTuple):
+    """says: the condition in words, after "must be"; holds: NumPy array -> bool array."""
+
+    says: str
+    holds: Callable[[np.ndarray], Any]
+
+
+positive = Condition("> 0", lambda v: v > 0)
+non_negative = Condition(">= 0", lambda v: v >= 0)
+number = Condition("a number", lambda v: v == v)
+finite = Condition("finite", np.isfinite)
+whole = Condition("a whole number", lambda v: v == np.round(v))
+
+
+def interval(text: str) -> Condition:
+    """The condition to lie in an interval, as "[0, 1)" has 0 but not 1.
+
+    >>> interval("[0, 1)").holds(np.array([0.0, 1.0])).tolist()
+    [True, False]
+    """
+    low, high = (float(bound) for bound in text[1:-1].split(","))
+
+    def holds(v):
+        return (v >= low if text[0] == "[" else v > low) & (v <= high if text[-1] == "]" else v < high)
+
+    return Condition(f"in {text}", holds)
+
+
+def _rounded(bound: Any) -> Any:
+    """A bound in six digits, for an error."""
+    value = np.asarray(bound).tolist()
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def above(bound: Any, name: str) -> Condition:
+    """The condition to exceed another argument, whose name the error says.
+
+    >>> check("t_max", 0.1, above(0.2, "t_min"))
+    Traceback (most recent call last):
+    ...
+    ValueError: t_max must be > t_min = 0.2, got 0.1
+    """
+    return Condition(f"> {name} = {_rounded(bound)}", lambda v: v > bound)
+
+
+def at_least(bound: Any, name: str) -> Condition:
+    """The condition to be no less than another argument."""
+    return Condition(f">= {name} = {_rounded(bound)}", lambda v: v >= bound)
+
+
+def below(bound: Any, name: str) -> Condition:
+    """The condition to be less than another argument."""
+    return Condition(f"< {name} = {_rounded(bound)}", lambda v: v < bound)
+
+
+def check(name: str, value: Any, condition: Condition) -> None:
+    """Raises `ValueError` if the condition is known now to be false somewhere; a traced value passes.
+
+    >>> check("beta_min", -1.0, positive)
+    Traceback (most recent call last):
+    ...
+    ValueError: beta_min must be > 0, got -1.0
+    """
+    known = concrete(value)
+    if value is None or isinstance(value, str):
+        raise ValueError(f"{name} must be {condition.says}, got {value!r}")
+    if known is not None and not np.all(condition.holds(known)):
+        raise ValueError(f"{name} must be {condition.says}, got {known.tolist()}")
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raises `ValueError` unless `value` is an int, of Python or NumPy, of at least `least`.
+
+    >>> check_count("probes", 2.5)
+    Traceback (most recent call last):
+    ...
+    ValueError: probes must be an int >= 1, got 2.5
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
+
+
+def check_weight(name: str, value: Any) -> None:
+    """Raises `ValueError` unless `value` is a number, an array or a function of t; a traced one passes.
+
+    >>> check_weight("weight", "7.5")
+    Traceback (most recent call last):
+    ...
+    ValueError: weight must be a number, an array or a function of t, got '7.5'
+    """
+    if value is None or isinstance(value, str):
+        raise ValueError(f"{name} must be a number, an array or a function of t, got {value!r}")
+    if not callable(value):
+        check(name, value, number)
+
+
+def choose(name: str, value: Any, known: Any) -> Any:
+    """`known[value]` (the value itself where `known` is no mapping), or a `ValueError` with the nearest known name.
+
+    >>> choose("scaling", "vpp", {"vp": 1, "ve": 2})
+    Traceback (most recent call last):
+    ...
+    ValueError: scaling must be one of vp, ve, got 'vpp'; did you mean 'vp'?
+    """
+    if not isinstance(value, str) or value not in known:
+        nearest = difflib.get_close_matches(value, known, 1) if isinstance(value, str) else []
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")
+    return known[value] if isinstance(known, Mapping) else value
+
+
+def check_per_example(x: Any, **values: Any) -> None:
+    """Raises `ValueError` for a value that is neither () nor (B,), B the batch of x; None and functions pass.
+
+    >>> check_per_example(jnp.ones((4, 2)), eta=jnp.ones(3))
+    Traceback (most recent call last):
+    ...
+    ValueError: eta must have shape () or (4,), got (3,)
+    """
+    for name, value in values.items():
+        if value is not None and not callable(value) and jnp.ndim(value) and jnp.shape(value) != (batch_size(x),):
+            raise ValueError(f"{name} must have shape () or ({batch_size(x)},), got {jnp.shape(value)}")
+
+
+def check_like(name: str, value: Any, x: Any) -> None:
+    """Raises `ValueError` unless `value` is a tree like x with leaves of the same shapes.
+
+    >>> check_like("denoise(x, t)", jnp.ones((4, 1)), jnp.ones((4, 2)))
+    Traceback (most recent call last):
+    ...
+    ValueError: denoise(x, t) must have the shape of x, (4, 2), got (4, 1)
+    """
+    shapes = tuple(jax.tree.map(jnp.shape, v) for v in (x, value))
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{name} must have the shape of x, {shapes[0]}, got {shapes[1]}")
+
+
+def check_float(name: str, x: Any) -> None:
+    """Raises `ValueError` for leaves of x that are not of a float type.
+
+    >>> check_float("x", jnp.ones(2, int))
+    Traceback (most recent call last):
+    ...
+    ValueError: x must be of a float type, got int32
+    """
+    for leaf in jax.tree.leaves(x):
+        dtype = jnp.asarray(leaf).dtype
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise ValueError(f"{name} must be of a float type, got {dtype}")
