@@ -4,7 +4,6 @@ import gc
 import os
 import tempfile
 from importlib.metadata import version
-from pathlib import Path
 
 # Most programs here run once: what LLVM's passes take is never won back, nor what MLIR's take, where JAX still has the
 # emitters before it. CI's run on the newest JAX, which sets the level in XLA_FLAGS, compiles as users do.
@@ -24,7 +23,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax
 import pytest
 
-collect_ignore_glob = ["interop/make_*.py"]  # they need torch
+collect_ignore_glob = ["nn/interop/make_*.py"]  # they need torch
 
 
 def pytest_addoption(parser):
@@ -33,18 +32,22 @@ def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=4, help="processes killed")
 
 
-# Cases that are slow tests as if marked: each takes seconds to compile, and of its test others stay. By measurement
-# (--durations=0), so not said at each test; a name without brackets stands for all cases of a test.
-DEAR = frozenset((Path(__file__).parent / "dear.txt").read_text().splitlines())
-
-
 @pytest.hookimpl(tryfirst=True)  # before the marks are looked at
-def pytest_collection_modifyitems(items):
-    """Marks what is listed as dear."""
+def pytest_collection_modifyitems(config, items):
+    """Marks the cases that `slow_cases` names as slow: each takes seconds to compile, and others of its test stay."""
+    whole = not any("::" in argument for argument in config.args)
+    named = {}
     for item in items:
-        case = item.nodeid.removeprefix("tests/")
-        if not DEAR.isdisjoint({case, case.partition("[")[0]}):
+        mark = item.get_closest_marker("slow_cases")
+        if mark is None:
+            continue
+        case, but = item.name.partition("[")[2].removesuffix("]"), mark.kwargs.get("but")
+        if case not in but if but is not None else case in mark.args:
             item.add_marker(pytest.mark.slow)
+        named.setdefault(item.nodeid.partition("[")[0], set(mark.args if but is None else but)).discard(case)
+    missing = {test: cases for test, cases in named.items() if cases}
+    if missing and whole:
+        raise pytest.UsageError(f"slow_cases names cases that are not there: {missing}")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.newest]
 SCHEDULE = diffax.Linear()
 
 
+@pytest.mark.slow_cases("None-mixture", "0.05-mixture")
 @pytest.mark.parametrize("oracle", ORACLES)
 @pytest.mark.parametrize("t", [None, 0.05, 0.4, 0.9])
 def test_score_is_the_gradient_of_log_prob(oracle, t):
@@ -29,6 +30,7 @@ def test_tweedie(oracle, t):
     np.testing.assert_allclose(oracle.denoise(START, level), tweedie, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow_cases("mixture")
 @pytest.mark.parametrize("oracle", ORACLES)
 def test_posterior_mean_and_density_by_quadrature(oracle):
     """p_t(x) and E[x0 | x] as sums over a fine grid of x0."""
@@ -84,6 +86,7 @@ def test_the_numerical_flow_of_a_mixture_matches_quantiles():
     np.testing.assert_allclose(cdf(end, SCHEDULE(0.05)), cdf(x, SCHEDULE(0.9)), atol=1e-8)
 
 
+@pytest.mark.slow_cases("mixture")
 @pytest.mark.parametrize("oracle", ORACLES)
 def test_samples_have_the_law_s_mean_and_entropy(oracle):
     oracle = ORACLES[oracle]()

@@ -138,6 +138,7 @@ def check_neutral(combination):
     np.testing.assert_allclose(run(sampler, denoise, 8), bare(name), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow_cases(but=["deis-interval-ddnm-dps-momentum"])
 @pytest.mark.newest
 @pytest.mark.parametrize("i", range(0, len(SAMPLERS), 4), ids=lambda i: "-".join(neutral(i)))
 def test_neutral_parts_leave_the_sampler_as_it_is(i):
@@ -198,6 +199,7 @@ CASES = [(n, g, p) for n in SAMPLERS for g in EXACT for p in MEASURED]
 FEW = [CASES[i] for i in range(0, len(CASES), 11)]
 
 
+@pytest.mark.slow_cases(but=["dpm2-classifier-all"])
 @pytest.mark.parametrize("case", FEW, ids="-".join)
 def test_exact_parts_follow_the_exact_posterior(case):
     check_exact(*case)
@@ -244,6 +246,7 @@ def check_edits(name, wrapper):
 EDITS = [(n, w) for n in SAMPLERS for w in WRAPPERS if fits(w, SAMPLERS[n](SCHEDULE))]
 
 
+@pytest.mark.slow_cases(but=["heun-cfg_plus_plus"])
 @pytest.mark.newest
 @pytest.mark.parametrize(
     "case",
@@ -310,6 +313,7 @@ OWN = [(n, w) for n in SAMPLERS for w in ACTIVE]
 FEW_OWN = [(n, w) for n, w in OWN if n in ("unipc", "pndm")]
 
 
+@pytest.mark.slow_cases(but=["pndm-repaint"])
 @pytest.mark.parametrize("case", FEW_OWN, ids="-".join)
 def test_a_wrapper_s_own_edit_is_kept(case, monkeypatch):
     check_own_edit(*case, monkeypatch)

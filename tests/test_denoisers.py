@@ -70,6 +70,7 @@ def moved_and_exact(trained, onto):
     return moved, jax.vmap(oracle.denoiser(onto))(x, t)
 
 
+@pytest.mark.slow_cases("linear-linear")
 @spread(SCHEDULES, ("linear", "edm"), "trained")
 @pytest.mark.parametrize("onto", ["linear", "cosine-ve", "flow", "linear-sub_vp"])
 def test_a_denoiser_of_any_schedule_serves_any_other(trained, onto):

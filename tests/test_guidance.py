@@ -25,6 +25,7 @@ def test_the_weights_ends_are_its_denoisers():
     assert diffax.classifier_free_guidance(conditional, unconditional, 0.0) is unconditional
 
 
+@pytest.mark.slow_cases("velocity")
 @pytest.mark.parametrize("kind", ["eps", "v", "velocity", "score"])
 def test_guiding_denoisers_is_guiding_any_prediction(kind):
     """Ho & Salimans 2021 guide eps; x0 is affine in every kind, so it makes no difference."""
@@ -218,6 +219,7 @@ RULES = {
 }
 
 
+@pytest.mark.slow_cases(but=["autoguidance", "interval", "apg-inf"])
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_is_traced_by_example_and_differentiable(rule):
     """A weight for each example is that example's weight; slopes are finite, also where c = u and x = 0."""

@@ -132,6 +132,7 @@ def log_prob(schedule, labels):
     return of
 
 
+@pytest.mark.slow_cases(but=["flow"])
 @pytest.mark.parametrize(
     "schedule", [diffax.Linear(), diffax.LogLinear(0.01, 20.0), diffax.Flow()], ids=["vp", "ve", "flow"]
 )
@@ -204,6 +205,7 @@ GRID = np.linspace(0.98, 0.02, 60)
 KEY = jax.random.key(0)
 
 
+@pytest.mark.slow_cases("<lambda>0")
 @pytest.mark.parametrize("clip", [
     lambda d: diffax.denoisers.clip_static(d, -1.2, 1.2),
     lambda d: diffax.denoisers.clip_dynamic(d, quantile=0.9, limit=1.2),

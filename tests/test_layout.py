@@ -85,12 +85,3 @@ def test_every_public_name_exists_and_is_documented():
     for name in diffax.__all__:
         value = getattr(diffax, name)
         assert not callable(value) or value.__doc__ or name in ("Denoiser", "Predict"), name
-
-
-def test_what_is_listed_as_dear_is_there():
-    """A test that was renamed would be run again by everyone, and nobody would know why."""
-    tests = Path(__file__).parent
-    listed = (tests / "dear.txt").read_text().splitlines()
-    assert listed == sorted(set(listed))
-    for name, _, case in (line.partition("::") for line in listed):
-        assert f"\ndef {case.partition('[')[0]}(" in (tests / name).read_text(), (name, case)

@@ -19,6 +19,7 @@ def random_pair():
     return x0, eps
 
 
+@pytest.mark.slow_cases("linear", "flow", "zero_terminal_snr")
 @spread(SCHEDULES, FEW_SCHEDULES)
 def test_round_trips(name):
     """x0, eps -> any kind -> x0, eps -> any other kind -> x0, eps, to 1e-12."""
@@ -62,6 +63,7 @@ def test_edm_row_is_karras_preconditioning(sigma_data):
     np.testing.assert_allclose(a**2 * sigma_data**2 + b**2, 1.0)  # a target of unit variance
 
 
+@pytest.mark.slow_cases("x0-mixture", "velocity-gaussian")
 @pytest.mark.parametrize("oracle", ORACLES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_perfect_network_of_any_kind_gives_the_posterior_mean(kind, oracle):

@@ -26,6 +26,7 @@ def off(x, components):
     return np.min(np.linalg.norm(np.asarray(x)[:, None] - components, axis=-1), axis=1) / 0.3
 
 
+@pytest.mark.slow
 def test_sdedit(names):
     sketch, edited, components = names["sketch"], names["edited"], np.asarray(names["data"].means)
     assert float(jnp.abs(edited[0.02] - sketch).max()) < 0.3  # as it was

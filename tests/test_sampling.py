@@ -88,6 +88,7 @@ def generate(name, keys, x):
     ).x
 
 
+@pytest.mark.slow_cases("key-ddpm", "key-churn", "key-dpmpp_sde", "key-sa_solver", "key-predictor_corrector")
 @by_name
 @pytest.mark.parametrize("single", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["key", "keys"])
 def test_an_example_does_not_depend_on_its_batch(name, single):
@@ -100,6 +101,7 @@ def test_an_example_does_not_depend_on_its_batch(name, single):
     assert len(np.unique(np.asarray(all_of_them))) == all_of_them.size
 
 
+@pytest.mark.slow_cases("ddpm", "churn", "unipc", "sa_solver", "predictor_corrector")
 @by_name
 def test_noise_by_example_does_not_depend_on_the_devices(name):
     """Eight devices, a key for each example, by pmap and by jit over a mesh: the same numbers as on one."""
@@ -124,6 +126,7 @@ def test_a_grid_for_each_example():
         np.testing.assert_allclose(both[i : i + 1], alone, rtol=1e-6)
 
 
+@pytest.mark.slow_cases(but=["ipndm"])
 @pytest.mark.parametrize("make", [diffax.unipc, diffax.pndm, diffax.ipndm, diffax.dpmpp_3m])
 def test_a_grid_for_each_example_is_its_own_also_with_a_memory(make):
     """One of them repeats a point, where the other moves."""
@@ -135,6 +138,7 @@ def test_a_grid_for_each_example_is_its_own_also_with_a_memory(make):
         np.testing.assert_allclose(both[i], run(x[i : i + 1], grids[:, i])[0], rtol=1e-5)
 
 
+@pytest.mark.slow_cases(but=["<lambda>4"])
 @pytest.mark.parametrize("make", [
     lambda eta: samplers.dpmpp_3m_sde(SCHEDULE, eta=eta),
     lambda eta: samplers.sa_solver(SCHEDULE, tau=eta),

@@ -43,6 +43,7 @@ TEXTBOOK = {  # name: (f, g^2)
 }
 
 
+@pytest.mark.slow_cases("linear")
 @pytest.mark.parametrize("name", TEXTBOOK)
 def test_the_textbook_s_coefficients(name):
     found = sde.coefficients(SCHEDULES[name], T)
@@ -50,6 +51,7 @@ def test_the_textbook_s_coefficients(name):
         np.testing.assert_allclose(value, known(T), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow_cases("laplace-sub_vp", "linear_betas", "cosine_betas")
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_they_carry_alpha_and_sigma(name):
     """d alpha = f alpha dt and d sigma^2 = (2 f sigma^2 + g^2) dt, by central differences away from a table's nodes."""
@@ -98,6 +100,7 @@ def by_hand(schedule, times, eta, heun):
     return Law(offset, slope, variance)
 
 
+@pytest.mark.slow_cases(but=["edm-euler_maruyama"])
 @pytest.mark.parametrize("make", [samplers.euler_maruyama, samplers.stochastic_heun])
 @pytest.mark.parametrize("name", ["linear", "sub_vp", "flow", "edm"])
 def test_the_scheme_s_recursion(name, make):
@@ -108,6 +111,14 @@ def test_the_scheme_s_recursion(name, make):
         np.testing.assert_allclose(found, by_hand(schedule, times, 0.7, make is samplers.stochastic_heun), rtol=1e-9)
 
 
+@pytest.mark.slow_cases(
+    "linear-euler_maruyama-0.6",
+    "linear-stochastic_heun-0.6",
+    "sub_vp-euler_maruyama-0.6",
+    "sub_vp-stochastic_heun-0.6",
+    "edm-euler_maruyama-0.6",
+    "edm-stochastic_heun-0.6",
+)
 @pytest.mark.parametrize("eta", [0.6, *(pytest.param(eta, marks=pytest.mark.slow) for eta in (0.0, 1.0))])
 @pytest.mark.parametrize("make", [samplers.euler_maruyama, samplers.stochastic_heun])
 @pytest.mark.parametrize("name", ["linear", "sub_vp", "flow", "edm"])
@@ -125,6 +136,7 @@ def test_a_twentieth_too_much_noise_is_noticed(monkeypatch):
         check_limit(samplers.stochastic_heun(schedule), schedule, t_max=0.8, steps=(200, 400))
 
 
+@pytest.mark.slow_cases(but=["log_linear"])
 @pytest.mark.parametrize("name", ["linear", "sub_vp", "log_linear", "flow"])
 def test_over_a_rising_grid_it_simulates_the_forward_sde(name):
     """Whatever the denoiser: mean and variance of q(x_t | x_s), at order 1 and 2."""
@@ -199,6 +211,7 @@ def exact(schedule, t):
     return np.exp(np.asarray(law_of_mixture().log_prob(GRID[:, None], schedule(t))))
 
 
+@pytest.mark.slow
 def test_the_reverse_sde_reaches_the_mixture_s_law_at_order_1():
     """Mean, variance and the modes' weights."""
     schedule, (t, s) = SCHEDULES["linear"], (0.7, 0.12)
@@ -246,6 +259,7 @@ def test_stochastic_heun_reaches_the_mixture_s_law_at_order_2():
     assert abs(np.log2(np.max(errors[0]) / np.max(errors[1])) - 2) < 0.3
 
 
+@pytest.mark.slow
 def test_in_two_dimensions_the_covariance_and_the_weights_are_right():
     """By Monte Carlo, 40,000 paths of 150 steps: mean, covariance and weights, the floor printed."""
     law = analytic.Mixture(np.array([0.3, 0.7]), np.array([[-1.0, 0.5], [0.8, -0.4]]), 0.1)

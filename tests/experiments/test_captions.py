@@ -1,0 +1,315 @@
+"""Captions: words and tokens, emoji from a font made here, batches, runs of a model of captions."""
+
+import io
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from test_experiments import call
+
+from diffax import training
+from experiments import build, caption_score, checks, networks, objectives, opening, text
+from experiments import training as run_training
+from experiments.configs import emoji_text, smoke
+from experiments.data import emoji
+from experiments.data.captions import Tokenizer, split, vocabulary
+from experiments.data.datasets import open_dataset
+from experiments.data.pipeline import batches
+
+CAPTIONS = ["Red heart", "blue HEART", "cat-face with heart eyes", "red circle"]
+
+
+@pytest.mark.newest
+def test_the_vocabulary_is_of_the_most_frequent_words_in_any_order_of_the_captions():
+    words = vocabulary(CAPTIONS, 100)
+    assert words == ["heart", "red", "blue", "cat", "circle", "eyes", "face", "with"]
+    assert vocabulary(CAPTIONS[::-1], 100) == words
+    assert vocabulary(CAPTIONS, 5) == words[:3]
+    assert split("Keycap: 10, o'clock — Ünïcode_x") == ["keycap", "10", "o", "clock", "ünïcode", "x"]
+
+
+@pytest.mark.newest
+def test_tokens_are_padding_unknown_and_words():
+    known = Tokenizer(vocabulary(CAPTIONS, 6), 4)
+    tokens = known.encode(["red heart", "Blue cat", "", "heart heart heart heart heart", "!"])
+    assert tokens.tolist() == [[3, 2, 0, 0], [4, 5, 0, 0], [0, 0, 0, 0], [2, 2, 2, 2], [0, 0, 0, 0]]
+    assert tokens.dtype == np.int32
+    assert known.encode(["green heart"]).tolist() == [[1, 2, 0, 0]]
+    assert known.unknown(["green heart", "Green moon"]) == ["green", "moon"]
+
+
+COLOURS = {  # colours of the whole picture, by code point; the last has no name, the second no place among emoji
+    0x1F600: (255, 200, 0),
+    0x0023: (1, 2, 3),
+    0x2764: (255, 0, 0),
+    0x1F691: (200, 0, 0),
+    0x1F49A: (0, 255, 0),
+    0x1F499: (0, 0, 255),
+    0x1F9E1: (255, 128, 0),
+    0x1F49B: (255, 255, 0),
+    0x1F49C: (128, 0, 128),
+    0x1F100: (9, 9, 9),
+    0x1F1E6: (0, 100, 200),
+    0x10FFFD: (7, 7, 7),
+}
+
+
+def write_font(path, colours):
+    """A font of coloured bitmaps, 12x10 of one colour but for transparent left columns, as PNG in CBDT."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.ttLib import newTable
+    from fontTools.ttLib.tables import C_B_D_T_, E_B_L_C_
+    from fontTools.ttLib.tables.BitmapGlyphMetrics import SmallGlyphMetrics
+
+    names = {code: f"u{code:X}" for code in sorted(colours)}
+    builder = FontBuilder(1024, isTTF=True)
+    builder.setupGlyphOrder([".notdef", *names.values()])
+    builder.setupCharacterMap({**names, 0x20: ".notdef"})
+    strike, glyphs = E_B_L_C_.Strike(), {}
+    size = strike.bitmapSizeTable
+    lines = E_B_L_C_.SbitLineMetrics()
+    metrics = "widthMax caretSlopeNumerator caretSlopeDenominator caretOffset minOriginSB minAdvanceSB maxBeforeBL"
+    for field in f"ascender descender {metrics} minAfterBL pad1 pad2".split():
+        setattr(lines, field, 0)
+    size.hori = size.vert = lines
+    size.colorRef, size.startGlyphIndex, size.endGlyphIndex = 0, 1, len(names)
+    size.ppemX = size.ppemY = 12
+    size.bitDepth, size.flags = 32, 1
+    index = E_B_L_C_.eblc_index_sub_table_1(b"", builder.font)
+    index.names, index.indexFormat, index.imageFormat = list(names.values()), 1, 17
+    index.firstGlyphIndex, index.lastGlyphIndex = 1, len(names)
+    strike.indexSubTables = [index]
+    for code, name in names.items():
+        pixels = np.zeros((10, 12, 4), np.uint8)
+        pixels[:, 3:] = (*colours[code], 255)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        glyph = C_B_D_T_.cbdt_bitmap_format_17(b"", builder.font)
+        glyph.metrics = SmallGlyphMetrics()
+        for field, value in {"height": 10, "width": 12, "BearingX": 0, "BearingY": 0, "Advance": 12}.items():
+            setattr(glyph.metrics, field, value)
+        glyph.imageData = file.getvalue()
+        glyphs[name] = glyph
+    locations, data = newTable("CBLC"), newTable("CBDT")
+    locations.version, locations.strikes = 3.0, [strike]
+    data.version, data.strikeData = 3.0, [glyphs]
+    builder.font["CBLC"], builder.font["CBDT"] = locations, data
+    builder.font.save(path)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The folder of an emoji data set made from a font of a dozen characters."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_font(folder / "font.ttf", COLOURS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NOTO_COLOR_EMOJI", str(folder / "font.ttf"))
+        open_dataset("emoji", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny):
+    return open_dataset("emoji", str(tiny))
+
+
+def test_emoji_are_the_font_s_pictures_with_their_names(dataset):
+    records = {}
+    for part in ("train", "test"):
+        for record in dataset.source(part):
+            records[record["caption"].decode()] = (part, record["image"], record["label"])
+    names = {
+        "grinning face": (0x1F600, "emoticons"),
+        "heavy black heart": (0x2764, "symbols"),
+        "ambulance": (0x1F691, "transport"),
+        "green heart": (0x1F49A, "pictographs"),
+        "blue heart": (0x1F499, "pictographs"),
+        "yellow heart": (0x1F49B, "pictographs"),
+        "purple heart": (0x1F49C, "pictographs"),
+        "orange heart": (0x1F9E1, "supplement"),
+        "digit zero full stop": (0x1F100, "letters"),
+        "regional indicator symbol letter a": (0x1F1E6, "letters"),
+    }
+    assert set(records) == set(names)
+    for name, (code, block) in names.items():
+        part, image, label = records[name]
+        assert part == ("test" if emoji.is_test(code) else "train")
+        assert list(emoji.BLOCKS)[label] == block
+        assert image[16, 16:].tolist() == [list(COLOURS[code])] * 16  # the glyph, resized
+        for white in (image[:, :7], image[:2], image[-2:]):  # what is transparent, and the pad above and below
+            assert (white == 255).all()
+    assert (dataset.shape, dataset.num_classes, dataset.low, dataset.high) == ((32, 32, 3), 6, 0, 255)
+
+
+def test_an_eighth_is_held_out():
+    share = np.mean([emoji.is_test(code) for code in range(0x1F300, 0x1FAFF)])
+    assert abs(share - 1 / 8) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("font", "message"),
+    [
+        (
+            "nowhere.ttf",
+            "needs the font .*nowhere.ttf: apt-get install fonts-noto-color-emoji, or set NOTO_",
+        ),
+        ("text.ttf", r"NOTO_COLOR_EMOJI must be a font with pictures \(table CBDT\), got .*text.ttf"),
+    ],
+)
+def test_what_to_install_is_said(font, message, tmp_path, monkeypatch):
+    (tmp_path / "text.ttf").write_text("no font")
+    monkeypatch.setenv("NOTO_COLOR_EMOJI", str(tmp_path / font))
+    with pytest.raises(ValueError, match=message):
+        open_dataset("emoji", str(tmp_path))
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fontTools.ttLib", None)
+    with pytest.raises(ValueError, match=r"dataset.name = 'emoji' needs a package: pip install fonttools"):
+        next(emoji.read_font("font.ttf"))
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_batches_hold_the_tokens_of_their_images(dataset, cache):
+    captions = dataset.captions("train")
+    known = Tokenizer(vocabulary(captions, 100), 6)
+    batch = next(batches(dataset, "train", len(captions), seed=0, cache=cache, encode=known.encode))
+    images, _ = dataset.arrays("train")
+    expected = {image.tobytes(): tokens for image, tokens in zip(images, known.encode(captions), strict=True)}
+    assert batch["tokens"].shape == (len(captions), 6)
+    for image, tokens in zip(batch["image"], batch["tokens"], strict=True):
+        np.testing.assert_array_equal(tokens, expected[image.tobytes()])
+    assert "tokens" not in next(batches(dataset, "train", 2, seed=0))
+
+
+def test_a_set_without_captions_says_so(data_dir):
+    with pytest.raises(ValueError, match=r"dataset.name = 'digits' has no captions \(a feature 'caption'\)"):
+        open_dataset("digits", str(data_dir)).captions("train")
+
+
+def settings(folder, **changes):
+    """The smallest model of captions."""
+    config = smoke.get_config()
+    config.dataset.update({"name": "emoji", "data_dir": str(folder), "batch_size": 8, "test_split": "train"})
+    config.network.update(
+        {"conditional": False, "channel_multipliers": (1, 1, 1, 1), "attention_levels": (3,), "dropout_rate": 0.0}
+    )
+    config.text.update({"enabled": True, "vocab_size": 12, "max_length": 5, "width": 8, "depth": 1, "num_heads": 2})
+    config.text.update(changes)
+    return config
+
+
+def test_dropped_captions_are_empty(tiny):
+    """With p_uncond = 1 the network never sees a word; with 0 always."""
+    seen = []
+
+    class Spy:
+        def apply(self, params, x, t, tokens, key=None):
+            seen.append(np.asarray(tokens))
+            return x
+
+    batch = {
+        "image": np.zeros((64, 2, 2, 1), np.float32),
+        "tokens": np.tile(np.array([[3, 4, 0]], np.int32), (64, 1)),
+        "index": np.arange(64),
+    }
+    for p_uncond in (0.0, 0.25, 1.0):
+        config = settings(tiny)
+        config.loss.p_uncond = p_uncond
+        config.dataset.batch_size = 64
+        objectives.objective(config, Spy()).loss({}, batch, jax.random.split(jax.random.key(0), 64))
+    assert (seen[0] == batch["tokens"]).all()
+    whole = (seen[1] == batch["tokens"]).all(1)
+    assert (whole | (seen[1] == 0).all(1)).all()
+    assert 36 < whole.sum() < 60
+    assert not seen[2].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "conditional", "message"),
+    [
+        ({}, True, "config.network.conditional must be False with config.text.enabled"),
+        ({"vocab_size": 2}, False, "config.text.vocab_size must be >= 3, got 2"),
+        ({"max_length": 0}, False, "config.text.max_length must be >= 1, got 0"),
+        ({"num_heads": 3}, False, "config.text.width must be even and a multiple of num_heads, got 8"),
+    ],
+)
+def test_settings_are_checked(changes, conditional, message, tiny):
+    config = settings(tiny, **changes)
+    config.network.conditional = conditional
+    with pytest.raises(ValueError, match=message):
+        checks.check_config(config, 1)
+
+
+@pytest.mark.newest
+def test_the_experiment_s_config_is_sound():
+    checks.check_config(emoji_text.get_config(), 1)
+    for word in ("python -m experiments.train", "Hardware", "Time", "Metric"):
+        assert word in emoji_text.__doc__
+
+
+def test_no_others_keep_their_caption():
+    for count in (2, 3, 50):
+        order = caption_score.moved(np.random.default_rng(0), count)
+        assert sorted(order) == list(range(count))
+        assert (order != np.arange(count)).all()
+
+
+@pytest.mark.slow
+def test_a_run_learns_its_captions_is_sampled_and_scored(tiny, tmp_path):
+    """train, sample --captions, export, caption_score and what they refuse, as a person runs them."""
+    flags = [
+        "--config=experiments/configs/emoji_text.py",
+        f"--config.dataset.data_dir={tiny}",
+        "--config.dataset.batch_size=4",
+        "--config.dataset.test_split=train",
+        "--config.network.channels=8",
+        "--config.network.num_heads=2",
+        "--config.text.width=16",
+        "--config.text.num_heads=2",
+        "--config.text.vocab_size=64",
+        "--config.train.num_steps=400",
+        "--config.train.sample_every=1000",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    call("train", *flags)
+    assert "holds a run with config.text.width = 16, got 8" in call("train", *flags, "--config.text.width=8", ok=False)
+    export, out = tmp_path / "export", tmp_path / "out"
+    call("export", f"--checkpoint={tmp_path / 'run'}", f"--out={export}")
+    report = call("caption_score", f"--checkpoint={export}", "--num=6", "--draws=10")
+    gain, error = report.split("others - right")[1].split()[0:3:2]
+    assert float(gain) > 2 * float(error) > 0
+    flags = (f"--checkpoint={export}", f"--out={out}", "--num_steps=20", "--guidance=1")
+    call("sample", *flags, "--num=16", "--captions=green heart,blue heart")
+    drawn = np.load(out / "shard_00000.npz")
+    colours = drawn["samples"][:, 14:18, 18:26].mean((1, 2))
+    assert (colours[::2, 1] - colours[::2, 2]).mean() > 30  # greener than blue
+    assert (colours[1::2, 2] - colours[1::2, 1]).mean() > 30
+    assert (drawn["labels"] == -1).all()
+    for more, message in (
+        (["--labels=3"], "labels must be empty for a model of captions, got 3"),
+        (["--captions=" + "heart " * 13], "captions must have at most 12 words, got 13"),
+        (["--captions=blue heart"], "holds samples with captions = ['green heart', 'blue heart'], got ['blue heart']"),
+    ):
+        assert message in call("sample", *flags, "--num=16", *more, ok=False)
+
+
+@pytest.mark.slow
+def test_a_vocabulary_is_of_the_training_captions_and_kept(tiny, dataset, tmp_path):
+    """A run makes it and records it; what is continued or adapted takes the one there is."""
+    config = settings(tiny)
+    run = opening.prepare(config, tmp_path, networks.network, "diffusion")
+    words = vocabulary(dataset.captions("train"), 12)
+    assert run.tokenizer.words == words
+    assert len(words) == 10
+    assert run_training._record(run, {}, {})["words"] == words
+    assert text.tokenizer(config, dataset, ["other"]).words == ["other"]
+    state = jax.eval_shape(
+        lambda key: training.init_state(key, run.init(key), build.optimizer(config)), jax.random.key(0)
+    )
+    step = training.train_step(objectives.objective(config, run.net).loss, build.optimizer(config), ema_decay=0.9)
+    after, metrics = jax.eval_shape(step, state, next(run.data))
+    assert metrics["loss"].shape == ()
+    assert jax.tree.map(lambda v: v.shape, after.params) == jax.tree.map(lambda v: v.shape, state.params)

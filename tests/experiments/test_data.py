@@ -1,0 +1,137 @@
+"""Data sets without TensorFlow, and the input pipeline."""
+
+import sys
+
+import numpy as np
+import pytest
+from mock_cifar10 import Cifar10
+
+from experiments.data.datasets import open_dataset
+from experiments.data.pipeline import batches
+
+
+@pytest.fixture(scope="module")
+def digits(data_dir):
+    return open_dataset("digits", str(data_dir))
+
+
+def test_digits_are_scikit_learn_s(digits):
+    from sklearn.datasets import load_digits
+
+    images, labels = (
+        np.concatenate(parts) for parts in zip(digits.arrays("train"), digits.arrays("test"), strict=True)
+    )
+    raw = load_digits()
+    assert images.shape == (1797, 8, 8, 1)
+    assert (images.min(), images.max()) == (-1, 1)
+    assert np.bincount(labels).tolist() == np.bincount(raw.target).tolist()
+    ours = np.concatenate([np.round((images.reshape(1797, -1) + 1) * 8), labels[:, None]], 1)
+    theirs = np.concatenate([raw.data, raw.target[:, None]], 1)
+    assert (ours[np.lexsort(ours.T)] == theirs[np.lexsort(theirs.T)]).all()
+    assert (digits.num_classes, digits.shape, digits.low, digits.high) == (10, (8, 8, 1), 0, 16)
+
+
+def test_mnist5k(data_dir):
+    dataset = open_dataset("mnist5k", str(data_dir))
+    images, labels = dataset.arrays("test")
+    assert images.shape == (2000, 28, 28, 1)
+    assert len(dataset.source("train")) == 3000
+    assert np.bincount(labels).min() > 150  # shuffled: the file is sorted by class
+    assert len(dataset.source("test[:50%]")) == 1000
+
+
+def test_tensorflow_was_never_loaded(digits):
+    assert "tensorflow" not in sys.modules
+
+
+def test_batches_cover_an_epoch_in_another_order_each_time(digits):
+    stream = batches(digits, "test[:64]", 16, seed=0)
+    epochs = [np.concatenate([b["image"] for b in (next(stream) for _ in range(4))]) for _ in range(2)]
+    known = digits.arrays("test[:64]")[0].reshape(64, -1)
+    order = lambda x: x.reshape(64, -1)[np.lexsort(x.reshape(64, -1).T)]
+    for epoch in epochs:
+        np.testing.assert_array_equal(order(epoch), order(known))
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert next(stream)["index"].tolist() == list(range(16))
+
+
+def test_the_position_is_restored_exactly(digits):
+    stream = batches(digits, "train", 32, seed=1, flip=True)
+    for _ in range(40):  # past an epoch
+        next(stream)
+    state = stream.get_state()
+    ahead = [next(stream) for _ in range(5)]
+    again = batches(digits, "train", 32, seed=1, flip=True, cache=True)
+    again.set_state(state)
+    for batch in ahead:
+        for name, value in next(again).items():
+            np.testing.assert_array_equal(value, batch[name])
+
+
+def test_flips_mirror_half_of_the_images(digits):
+    plain, flipped = (next(batches(digits, "train", 500, seed=0, flip=flip))["image"] for flip in (False, True))
+    same = (plain == flipped).all((1, 2, 3))
+    mirrored = (plain[:, :, ::-1] == flipped).all((1, 2, 3))
+    assert (same | mirrored).all()
+    assert 180 < mirrored.sum() < 320
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda d: open_dataset("celeb_a", d),
+            "dataset.name = 'celeb_a' is not prepared in .*; to prepare it: python -m",
+        ),
+        (
+            lambda d: open_dataset("digits", d).source("validation"),
+            "split must be one of train, test .* got 'validation'",
+        ),
+        (lambda d: open_dataset("digits", d).source("test[:0]"), r"split .*'test\[:0\]'"),
+        (
+            lambda d: batches(open_dataset("digits", d), "test[:9]", 10, seed=0),
+            r"batch_size must be at most the 9 examples of split 'test\[:9\]', got 10",
+        ),
+    ],
+)
+def test_bad_input(make, message, data_dir):
+    with pytest.raises(ValueError, match=message):
+        make(str(data_dir))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["traced", "compiled"])
+def test_one_step_of_the_paper_s_cifar10_on_mock_data(tmp_path, compiled):
+    import jax
+
+    from diffax import training
+    from experiments import build, checks, networks, objectives
+    from experiments.configs import cifar10_ddpm
+
+    Cifar10(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    dataset = open_dataset("cifar10", str(tmp_path))
+    assert (dataset.low, dataset.high, dataset.shape) == (0, 255, (32, 32, 3))
+    config = cifar10_ddpm.get_config()
+    config.dataset.batch_size = 2
+    checks.check_config(config, 1)
+    net, optimizer = networks.network(config, dataset.num_classes), build.optimizer(config)
+
+    def first_state(key):
+        return training.init_state(key, build.init_params(config, net, dataset.shape, key), optimizer)
+
+    step = training.train_step(objectives.objective(config, net).loss, optimizer, ema_decay=config.optimizer.ema_decay)
+    batch = next(batches(dataset, "train", 2, seed=0, flip=True))
+    state = jax.eval_shape(first_state, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == 35_746_307
+    if not compiled:
+        after, metrics = jax.eval_shape(step, state, batch)
+        assert metrics["loss"].shape == ()
+        for u, v in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+            assert (u.shape, u.dtype) == (v.shape, v.dtype)
+        return
+    here = jax.devices()[:1]
+    state = training.replicate(first_state(jax.random.key(0)), here)
+    state, metrics = training.data_parallel(step, here)(state, batch)
+    # The first answer is zero, so the loss is that of eps against zero.
+    assert abs(float(metrics["loss"]) - 1) < 0.1
+    assert int(state.step) == 1

@@ -1,0 +1,383 @@
+"""Runs that are disturbed: signals, losses that are not finite, bad data, full disks. As processes: test_processes."""
+
+import os
+import re
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_experiments import metrics
+from test_training import batch_of, on
+
+from diffax.training import Checkpoints, init_state, manifest, train_step
+from experiments import build, checks, distributed, metrics_log, opening, training
+from experiments.configs import smoke
+from experiments.data.datasets import open_dataset
+from experiments.data.pipeline import RecordError, batches, places
+from experiments.objectives import Objective
+
+NOTHING = lambda step, last, params, log, say: {}
+
+
+def small(data_dir, **settings):
+    """A config of few steps, whose network the tests replace."""
+    config = smoke.get_config()
+    config.dataset.data_dir = str(data_dir)
+    config.train.update({"num_steps": 12, "log_every": 4, "checkpoint_every": 4, "compile_cache": False, **settings})
+    return config
+
+
+class Net:
+    """A network of one number, quick to compile."""
+
+    def init(self, key, x, t):
+        return {"params": {"w": jnp.ones(())}}
+
+
+OBJECTIVE = Objective(lambda params, batch, keys: (params["w"] - batch["image"].mean((1, 2, 3))) ** 2)
+
+
+@pytest.fixture
+def prepared(data_dir, tmp_path, monkeypatch):
+    """start(data=..., workdir=..., **settings) -> the workdir, after training; a thing to do at each batch."""
+    monkeypatch.setattr(build, "init_params", lambda config, net, shape, key: net.init(key, None, None)["params"])
+
+    def start(workdir="run", at_batch=lambda n, batch: batch, **settings):
+        run = opening.prepare(small(data_dir, **settings), tmp_path / workdir, lambda *_: Net(), "diffusion")
+
+        class Data:
+            def __init__(self):
+                self.get_state, self.set_state = run.data.get_state, run.data.set_state
+
+            def __next__(self):
+                batch = next(run.data)
+                return at_batch(run.data.get_state()["next_index"], batch)
+
+        training.train(run._replace(data=Data()), OBJECTIVE, NOTHING)
+        return tmp_path / workdir
+
+    return start
+
+
+def end_of(workdir):
+    """[step, w, the optimiser's numbers ..] of the newest checkpoint."""
+    state = init_state(jax.random.key(0), {"w": jnp.ones(())}, build.optimizer(smoke.get_config()))
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        found = checkpoints.restore_latest(state)
+    return [found.step, *(float(v) for v in jax.tree.leaves((found.state.params, found.state.opt_state)))]
+
+
+def log_of(workdir):
+    """metrics.jsonl without what depends on the clock."""
+    return [{k: v for k, v in line.items() if "second" not in k} for line in metrics(workdir)]
+
+
+def nan_at(*places):
+    return lambda n, batch: {**batch, "image": batch["image"] * (np.nan if n in places else 1)}
+
+
+def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_had_been(prepared, tmp_path):
+    """Within one step; by a status of its own; parameters, optimiser and log are those of a straight run."""
+
+    def terminate(n, batch):
+        if n == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch
+
+    with pytest.raises(SystemExit) as stopped:
+        prepared(at_batch=terminate)
+    assert end_of(tmp_path / "run")[0] == 6
+    assert stopped.value.code == distributed.STOPPED == 75
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    workdir, straight = prepared(), prepared("straight")
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps == [8, 12]
+    assert end_of(workdir) == end_of(straight)
+    assert log_of(workdir) == log_of(straight)
+    assert [line["step"] for line in log_of(workdir)] == [1, 4, 8, 12]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(prepared, capsys, tmp_path):
+    """With the step, the batch and what is left; parameters of before, no checkpoint after."""
+    with pytest.raises(SystemExit) as stopped:
+        prepared(at_batch=nan_at(7))
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert "error: step 7 is not finite (grad_norm nan, loss nan), the 1. in a row; its batch has the records " in error
+    assert re.search(r"records( \d+){16} of split 'train'; step 4 is kept", error)
+    step, w, *_ = end_of(tmp_path / "run")
+    assert (step, np.isfinite(w)) == (4, True)
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_record_that_cannot_be_read_ends_the_run_in_a_line(prepared, capsys, tmp_path):
+    """What was saved is kept."""
+
+    def at_batch(n, batch):
+        if n == 7:
+            raise RecordError("record 3 of split 'train' of digits cannot be read")
+        return batch
+
+    with pytest.raises(SystemExit) as stopped:
+        prepared(at_batch=at_batch)
+    assert stopped.value.code == 1
+    assert "error: record 3 of split 'train' of digits cannot be read" in capsys.readouterr().err
+    assert end_of(tmp_path / "run")[0] == 4
+
+
+def test_the_best_is_by_the_newest_value_of_the_log(prepared, capsys):
+    """Also where no line was due at a checkpoint, and after a restart between the two."""
+    settings = {"log_every": 5, "checkpoint_every": 3, "keep_best": "loss"}
+    prepared(num_steps=6, **settings)
+    workdir = prepared(num_steps=12, **settings)
+    for step in (9, 12):
+        newest = [line["loss"] for line in log_of(workdir) if line["step"] <= step][-1]
+        assert manifest.read(workdir / "checkpoints" / str(step))["best"] == newest
+    with pytest.raises(SystemExit):
+        prepared("other", keep_best="-fid")
+    assert "keep_best must be \"\", or one of loss, grad_norm or -one, got '-fid'" in capsys.readouterr().err
+
+
+def test_some_may_be_left_out(prepared, capsys):
+    """As many in a row as allowed; the log counts them, and they change nothing."""
+    workdir = prepared(at_batch=nan_at(2, 3, 7), max_skipped=2)
+    assert [line.get("skipped") for line in log_of(workdir)] == [None, 2, 1, None]
+    assert all(np.isfinite(line["loss"]) for line in log_of(workdir))
+    assert end_of(workdir)[0] == 12
+    with pytest.raises(SystemExit):
+        prepared("five", at_batch=nan_at(5, 6, 7, 8, 9), max_skipped=4)
+    assert "step 9 is not finite" in capsys.readouterr().err
+    assert np.isfinite(end_of(workdir.parent / "five")[1])
+
+
+@pytest.mark.slow_cases("pmap")
+@pytest.mark.newest
+@pytest.mark.parametrize("form", build.PARALLEL)
+def test_a_gradient_that_is_not_finite_moves_nothing(form):
+    """The loss may be finite: sqrt(0)'s slope is not. In any layout, with and without parts."""
+
+    def loss(params, batch, keys):
+        return jnp.sqrt(jnp.sum((params["w"] * batch["x"]) ** 2, -1)) + params["w"].sum()
+
+    for accumulate in (1, 2):
+        optimizer = optax.adam(0.1)
+        state = init_state(jax.random.key(0), {"w": jnp.ones(8)}, optimizer)
+        step = train_step(loss, optimizer, ema_decay=0.9, accumulate=accumulate)
+        state, run = on(form, 8, state, step)
+        state, _ = run(state, batch_of(16))
+        before = jax.tree.map(np.asarray, (state.params, state.ema, state.opt_state))
+        bad = batch_of(16)
+        bad["x"] = bad["x"].copy()
+        bad["x"][3] = 0
+        state, found = run(state, bad)
+        assert np.isfinite(found["loss"])
+        assert not found["finite"]
+        jax.tree.map(np.testing.assert_array_equal, (state.params, state.ema, state.opt_state), before)
+        state, found = run(state, batch_of(16))
+        assert found["finite"]
+        assert int(state.step) == 3
+        assert (np.asarray(state.params["w"]) != before[0]["w"]).all()
+
+
+def test_nothing_is_read_between_lines_of_the_log(prepared, monkeypatch):
+    """No step waits for the host: the devices are asked when a line is due or a checkpoint, and only then.
+
+    Whoever reads an array asks for its `_value`, be it `float`, `if`, NumPy or `device_get`.
+    """
+    kind, read, now = type(jnp.ones(1)), [], [0]
+    value = kind._value
+    monkeypatch.setattr(kind, "_value", property(lambda array: (read.append(now[0]), value.fget(array))[1]))
+    assert float(jnp.ones(())) == 1
+    assert read == [0]  # the control
+
+    def at_batch(n, batch):
+        now[0] = n
+        return batch
+
+    prepared(num_steps=12, log_every=6, checkpoint_every=6, at_batch=at_batch)
+    assert set(read) - {0} == {1, 6, 12}
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on(prepared, monkeypatch, capsys):
+    """A checkpoint and lines of the log that find no room: the next have it."""
+    save, writes = training.Checkpoints._commit, []
+
+    def commit(self, response, part, body):
+        if body["step"] == 8:
+            response.result()
+            raise OSError(28, "No space left on device")
+        return save(self, response, part, body)
+
+    class File:
+        def __init__(self, file):
+            self._file = file
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def write(self, data):
+            writes.append(data)
+            if len(writes) in (2, 3):
+                self._file.write(data[:5])
+                raise OSError(28, "No space left on device")
+            return self._file.write(data)
+
+    start = metrics_log.MetricsLog.__init__
+    monkeypatch.setattr(
+        metrics_log.MetricsLog,
+        "__init__",
+        lambda self, *args: (start(self, *args), setattr(self, "_file", File(self._file)))[0],
+    )
+    monkeypatch.setattr(training.Checkpoints, "_commit", commit)
+    workdir = prepared()
+    said = capsys.readouterr()
+    assert "warning: step 8 could not be saved, step 4 is kept: [Errno 28] No space" in said.out
+    assert "warning: metrics.jsonl cannot be written now (No space left on device)" in said.err
+    assert end_of(workdir)[0] == 12
+    assert [line["step"] for line in log_of(workdir)] == [1, 4, 8, 12]
+
+
+def test_a_run_of_another_network_is_refused(prepared, monkeypatch, capsys):
+    prepared(num_steps=4)
+    monkeypatch.setattr(Net, "init", lambda self, *_: {"params": {"w": jnp.ones((2,))}})
+    with pytest.raises(SystemExit):
+        prepared()
+    assert "['w'] = float32[2], got float32[]" in capsys.readouterr().err
+
+
+def test_a_run_of_other_data_is_refused(prepared, monkeypatch, capsys):
+    """A data set that has grown since."""
+    workdir = prepared(num_steps=4)
+    described = opening._data
+    grown = lambda *args: described(*args) | {"length": 10_000}
+    monkeypatch.setattr(opening, "_data", grown)
+    with pytest.raises(SystemExit) as stopped:
+        prepared()
+    assert stopped.value.code == 1
+    assert re.search(r"the data's length must be that of step 4, \d+, got 10000", capsys.readouterr().err)
+    assert end_of(workdir)[0] == 4
+
+
+def test_a_run_that_went_further_is_left_alone(prepared, capsys):
+    workdir = prepared(num_steps=8)
+    prepared(num_steps=4)
+    assert "done: step 8" in capsys.readouterr().out
+    assert end_of(workdir)[0] == 8
+
+
+def test_no_sound_checkpoint_is_no_new_run(prepared, capsys):
+    workdir = prepared(num_steps=8)
+    for step in (4, 8):
+        (workdir / "checkpoints" / str(step) / "MANIFEST").unlink()
+    before = (workdir / "metrics.jsonl").read_text()
+    with pytest.raises(SystemExit) as stopped:
+        prepared()
+    assert stopped.value.code == 2
+    assert "is sound: step 8: MANIFEST cannot be read (No such file or directory); step 4: " in capsys.readouterr().err
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_a_damaged_checkpoint_is_passed_over(prepared, capsys):
+    straight, workdir = prepared("straight"), prepared(num_steps=8)
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps == [4, 8]
+    (workdir / "checkpoints" / "8" / "MANIFEST").write_text("")
+    prepared()
+    text = capsys.readouterr()
+    assert "warning: checkpoint 8 is damaged and was moved aside: MANIFEST is not what was written" in text.out
+    assert "restored step 4" in text.out
+    assert end_of(workdir) == end_of(straight)
+    assert log_of(workdir) == log_of(straight)
+
+
+# Data
+
+
+class Source(list):
+    """Records that may not be readable."""
+
+    def __getitem__(self, place):
+        record = super().__getitem__(place)
+        if record is None:
+            raise OSError("checksum mismatch")
+        return record
+
+
+def dataset_of(data_dir, records):
+    """The digits' description over other records."""
+    digits = open_dataset("digits", str(data_dir))
+
+    class Builder:
+        def as_data_source(self, split):
+            return Source(records)
+
+    return digits._replace(builder=Builder())
+
+
+def record(value=0, shape=(8, 8, 1)):
+    return {"image": np.full(shape, value, np.uint8), "label": value % 10}
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([], "split 'train' of dataset 'digits' is empty"),
+        ([record()] * 3, "dataset.batch_size must be at most the 3 examples of split 'train', got 4"),
+        ([record(), None] * 4, "record [1357] of split 'train' of digits cannot be read: OSError: checksum mismatch"),
+        ([record(), record(shape=(8, 7, 1))] * 4, r"record [1357] .* must have shape \(8, 8, 1\), got \(8, 7, 1\)"),
+        ([{"image": record()["image"]}] * 8, "record . of split 'train' of digits cannot be read: KeyError: 'label'"),
+    ],
+)
+def test_bad_data_is_a_named_error(records, message, data_dir):
+    with pytest.raises(ValueError, match=message):
+        next(batches(dataset_of(data_dir, records), "train", 4, seed=0))
+
+
+def test_epochs_follow_each_other_without_a_gap(data_dir):
+    """10 examples in batches of 4: two epochs in five batches, each example twice."""
+    data = batches(dataset_of(data_dir, [record(i) for i in range(10)]), "train", 4, seed=0)
+    drawn = [next(data)["label"] for _ in range(5)]
+    assert [label.tolist() for label in drawn] == [places(10, 4, 0, n) for n in range(5)]
+    labels = np.concatenate(drawn)
+    assert sorted(labels[:10]) == sorted(labels[10:]) == list(range(10))
+
+
+def test_shares_are_the_whole_batch(data_dir):
+    """Any number of processes reads the same batches, from any position; an uneven share is refused."""
+    dataset = dataset_of(data_dir, [record(i) for i in range(10)])
+    whole = batches(dataset, "train", 4, seed=0)
+    parts = [batches(dataset, "train", 4, seed=0, share=(p, 2)) for p in range(2)]
+    for _ in range(4):
+        expected, found = next(whole), [next(part) for part in parts]
+        both = {k: np.concatenate([f[k] for f in found]) for k in expected}
+        order = np.argsort(both["index"])
+        for name, value in expected.items():
+            np.testing.assert_array_equal(both[name][order], value)
+    assert whole.get_state() == parts[1].get_state()
+    with pytest.raises(ValueError, match=r"dataset.batch_size must be a multiple of the 3 processes, got 4"):
+        batches(dataset, "train", 4, seed=0, share=(0, 3))
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value", "message"),
+    [
+        ("train", "max_skipped", -1, "config.train.max_skipped must be >= 0, got -1"),
+        ("train", "profile", (3, 2), r"config.train.profile must be \(\) or two steps \(first, last\), got \(3, 2\)"),
+        ("optimizer", "accumulate", 0, "config.optimizer.accumulate must be >= 1, got 0"),
+        ("optimizer", "accumulate", 3, "config.optimizer.accumulate must divide the 2 examples of a device, got 3"),
+    ],
+)
+def test_bad_settings(group, key, value, message):
+    config = smoke.get_config()
+    config[group][key] = value
+    with pytest.raises(ValueError, match=message):
+        checks.check_config(config, 8)
+    config.parallel = "tpu"
+    with pytest.raises(ValueError, match=r"config.parallel must be one of pmap, jit, fsdp, got 'tpu'"):
+        checks.check_config(config, 8)

@@ -1,0 +1,153 @@
+"""config.loss.*: what each setting builds, and what is refused."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffax
+from experiments import checks, objectives
+from experiments.configs import default
+
+# Half the input, whatever the parameters: the loss asks a network for no more.
+NET = types.SimpleNamespace(apply=lambda params, x, *args, key: x / 2, num_classes=10)
+SIZE = 8
+
+
+def config_of(**loss):
+    config = default.get_config()
+    config.dataset.batch_size = SIZE
+    config.loss.update(loss)
+    return config
+
+
+def losses(config, part=slice(None)):
+    """Of a batch, or of the part of it that one device holds."""
+    image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
+    batch = {"image": image, "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE, dtype=np.int32)}
+    keys = jax.random.split(jax.random.key(0), SIZE)
+    loss, memory, remember = objectives.objective(config, NET)
+    given = ({}, jax.tree.map(lambda v: v[part], batch), keys[part])
+    return loss(*given) if remember is None else loss(*given, memory)[0]
+
+
+def uniform(spread="independent"):
+    """The u of the examples, from key 1 of each."""
+    key = diffax.random.fold_in(jax.random.split(jax.random.key(0), SIZE), 1)
+    return diffax.random.unit_interval(diffax.random.stream(diffax.random.stream(key, "draw"), spread), SIZE)
+
+
+def by_hand(config, t_of_u=lambda u: u, spread="independent", **keywords):
+    """The same from the library alone: key 1 of each example draws u, key 0 the noise."""
+    keys = jax.random.split(jax.random.key(0), SIZE)
+    image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
+    t = t_of_u(uniform(spread))
+    noise, predict = diffax.random.fold_in(keys, 0), lambda x, t: x / 2
+    return diffax.denoising_loss(noise, predict, diffax.Cosine(), config.prediction, image, t, **keywords)
+
+
+@pytest.mark.newest
+def test_the_defaults_are_what_they_always_were():
+    """Uniform independent times and the plain mean square, to the last bit."""
+    assert losses(config_of()).tolist() == by_hand(config_of()).tolist()
+
+
+@pytest.mark.newest
+def test_each_setting_reaches_the_loss():
+    config = config_of(weighting="min_snr", weighting_parameters={"gamma": 2.0})
+    np.testing.assert_allclose(
+        losses(config), by_hand(config, weighting=lambda log_snr: jnp.minimum(1, 2 * jnp.exp(-log_snr))), rtol=1e-6
+    )
+    config = config_of(weighting="elbo")
+    slope = lambda t: jnp.pi / jnp.sin(jnp.pi * t)  # half of -d log_snr / dt of the cosine schedule
+    plain = by_hand(config, weighting=lambda log_snr: 1.0)
+    np.testing.assert_allclose(losses(config), slope(uniform()) * plain, rtol=1e-4)
+    config = config_of(times="cosmap")
+    expected = by_hand(config, lambda u: 1 - 1 / (jnp.tan(jnp.pi / 2 * u) + 1))
+    np.testing.assert_allclose(losses(config), expected, rtol=1e-5)
+    config = config_of(times="uniform", spread="stratified")
+    expected = by_hand(config, lambda u: (np.arange(SIZE) + u) / SIZE, "stratified")
+    np.testing.assert_allclose(losses(config), expected, rtol=1e-4)
+
+
+@pytest.mark.newest
+def test_loss_aware_times_follow_the_losses_and_are_divided_out():
+    config = config_of(times="loss_aware", times_parameters={"num_bins": 2, "history": 1})
+    loss, memory, remember = objectives.objective(config, NET)
+    assert losses(config).tolist() == losses(config_of()).tolist()  # without a past
+    past = remember(memory, (jnp.array([0.2, 0.7]), jnp.array([1.0, 3.0])))
+    chosen = diffax.losses.resampling.loss_aware(2, history=1).distribution(past)  # three times in four above t = 1/2
+    keys = jax.random.split(jax.random.key(0), SIZE)
+    t, weight = diffax.losses.training_times.draw(diffax.random.fold_in(keys, 1), SIZE, chosen)
+    assert {round(w, 2) for w in weight.tolist()} == {0.67, 2.0}
+    batch = {"image": jnp.ones((SIZE, 2, 2, 1)), "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE)}
+    found, seen = loss({}, batch, keys, past)
+    noise = diffax.random.fold_in(keys, 0)
+    plain = diffax.denoising_loss(noise, lambda x, t: x / 2, diffax.Cosine(), "v", batch["image"], t)
+    np.testing.assert_allclose(found, weight * plain, rtol=1e-5)
+    for ours, theirs in zip(seen, (t, plain), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.slow_cases("independent")
+@pytest.mark.parametrize("spread", objectives.SPREADS)
+def test_losses_do_not_depend_on_the_layout(spread):
+    config = config_of(spread=spread)
+    parts = [losses(config, slice(start, start + 4)) for start in (0, 4)]
+    np.testing.assert_allclose(losses(config), jnp.concatenate(parts), rtol=1e-6)
+
+
+@pytest.mark.slow_cases("times")
+@pytest.mark.parametrize(
+    "setting", [("weighting", objectives.WEIGHTINGS), ("times", objectives.LAWS)], ids=["weighting", "times"]
+)
+def test_every_name_builds_and_is_finite(setting):
+    key, names = setting
+    for name in names:
+        config = config_of(**{key: name})
+        checks.check_config(config, 1)
+        assert np.isfinite(losses(config)).all()
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ({"weighting": "snr"}, "config.loss.weighting must be one of target, eps, .* got 'snr'"),
+        ({"times": "gamma"}, "config.loss.times must be one of uniform, logit_normal, .* got 'gamma'"),
+        ({"spread": "sobol"}, "config.loss.spread must be one of independent, .* got 'sobol'"),
+        (
+            {"weighting": "p2", "weighting_parameters": {"sigma": 1.0}},
+            "config.loss.weighting_parameters.sigma is no parameter of p2; those are gamma, k",
+        ),
+        (
+            {"weighting_parameters": {"gamma": 1.0}},
+            "config.loss.weighting_parameters.gamma is no parameter of target; those are none",
+        ),
+        (
+            {"weighting": "edm", "weighting_parameters": {"sigma_data": 1.0}},
+            "config.loss.weighting_parameters.sigma_data is no parameter of edm; those are none",
+        ),
+        (
+            {"times": "logit_normal", "times_parameters": {"mean": "0"}},
+            "config.loss.times_parameters.mean must be a number, got '0'",
+        ),
+        ({"weighting": "min_snr", "weighting_parameters": {"gamma": -1.0}}, "gamma must be > 0, got -1.0"),
+        ({"times": "loss_aware", "times_parameters": {"num_bins": 0}}, "num_bins must be an int >= 1, got 0"),
+    ],
+)
+def test_bad_settings(loss, message):
+    with pytest.raises(ValueError, match=message):
+        checks.check_config(config_of(**loss), 1)
+
+
+def test_antithetic_pairs_stay_on_one_device():
+    checks.check_config(config_of(spread="antithetic"), 4)
+    with pytest.raises(ValueError, match=r"batch_size must be even on each device, .* got 8 on 8 in 1"):
+        checks.check_config(config_of(spread="antithetic"), 8)
+    config = config_of(spread="antithetic")
+    config.optimizer.accumulate = 4
+    with pytest.raises(ValueError, match=r"in each of config\.optimizer\.accumulate parts, .* got 8 on 2 in 4"):
+        checks.check_config(config, 2)

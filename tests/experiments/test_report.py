@@ -1,0 +1,459 @@
+"""Tables of sweeps: intervals, what is best, what is refused, what is wrong in a folder, two sweeps in pairs."""
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+from commands import parse
+
+from experiments import report
+from experiments.reporting import compare, document, plots, summary, tables
+from experiments.reporting.reading import read_curve, read_sweep
+from experiments.reporting.statistics import estimate, half_width, marks, rule
+
+ROOT = Path(__file__).parents[2]
+ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+CONDITIONS = {"extractor": "classifier 64", "extractor_hash": "ab12", "num_samples": 1000}
+
+
+def result(metrics, seconds=1.0, floors=(), conditions=CONDITIONS, **cost):
+    return {
+        "metrics": metrics,
+        "floors": dict(floors),
+        "conditions": conditions,
+        "cost": {**cost, "seconds": seconds},
+    }
+
+
+def sweep_folder(folder, runs, *, base=(), seed_keys=("config.seed",), name="losses", title="Which loss?"):
+    """Writes a sweep of (overrides, result | text of a result.json | [error] of failed.json | None); its ids."""
+    ids = {}
+    for overrides, found in runs:
+        id = hashlib.sha256(json.dumps(overrides).encode()).hexdigest()[:12]
+        ids[id] = overrides
+        where = folder / "runs" / id
+        where.mkdir(parents=True)
+        if isinstance(found, dict):
+            (where / "result.json").write_text(json.dumps({"id": id, **found}))
+        elif isinstance(found, str):
+            (where / "result.json").write_text(found)
+        elif isinstance(found, list):
+            (where / "failed.json").write_text(json.dumps({"error": found[0], "traceback": "..."}))
+        else:
+            where.rmdir()
+    about = {"name": name, "task": "train", "base": dict(base), "seed_keys": list(seed_keys), "title": title}
+    (folder / "sweep.json").write_text(json.dumps({**about, "runs": ids}))
+    return list(ids)
+
+
+def known(shift=0.0, seeds=(0, 1, 2), kinds=("eps", "v", "x0"), **more):
+    """Three kinds: v is best by 1, eps is behind by 1 on every seed, x0 by 0.1 with differences of both signs."""
+    fd = {"eps": [3.0, 4.0, 5.0, 6.0], "v": [2.0, 3.0, 4.0, 5.0], "x0": [2.6, 2.7, 4.0, 5.0]}
+    return [
+        (
+            {"config.loss.prediction": kind, "config.train.num_steps": 100, "config.seed": seed, **more},
+            result({"fd": fd[kind][seed] + shift, "accuracy": 0.9, "hue": 1.0 + seed}, floors={"fd": 1.64}),
+        )
+        for kind, seed in itertools.product(kinds, seeds)
+    ]
+
+
+def shown(folder, metrics=(), by=None, **settings):
+    """The report, as a text."""
+    sweep = read_sweep(folder)
+    metrics = summary.chosen_metrics(metrics, sweep)
+    grids = [tables.pivot(sweep, m, by) for m in metrics] if by else [tables.flat(sweep, metrics)]
+    return document.report(sweep, metrics, grids, [], **settings)
+
+
+def cells(report):
+    """Lines of the table, without padding."""
+    return [[c.strip() for c in line.strip("| ").split(" | ")] for line in report.splitlines() if line[:1] == "|"]
+
+
+# Statistics
+
+
+@pytest.mark.newest
+def test_the_interval_is_students():
+    of = estimate([1.0, 2.0, 3.0])
+    assert (of.mean, of.std, of.n) == (2.0, 1.0, 3)
+    assert of.half == pytest.approx(4.30265272991 / np.sqrt(3), rel=1e-10)  # t_{0.975, 2} as tables have it
+    assert of.interval == pytest.approx((2 - 2.48413771175, 2 + 2.48413771175), rel=1e-10)
+    ten = np.arange(10.0)
+    assert estimate(ten).half == pytest.approx(2.26215716280 * np.sqrt(82.5 / 9) / np.sqrt(10), rel=1e-10)
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("n", [3, 5, 12])
+def test_intervals_cover_the_expectation_as_often_as_they_say(n):
+    x = np.random.default_rng(n).normal(3.0, 2.0, (100_000, n))
+    covered = np.abs(x.mean(-1) - 3.0) <= half_width(x)
+    assert covered.mean() == pytest.approx(0.95, abs=0.0028)  # 4 standard errors
+
+
+@pytest.mark.newest
+def test_fewer_than_three_values_have_no_interval():
+    assert estimate([1.0]) == (1.0, None, None, 1)
+    assert estimate([1.0, 2.0]).half is None
+    assert estimate([0.1] * 3) == (0.1, 0.0, 0.0, 3)
+    assert estimate([1.0, 2.0, 3.0], interval=False).half is None
+
+
+@pytest.mark.newest
+def test_which_way_is_better_goes_by_words():
+    for name in ("loss", "fd", "fd_infinity", "FD(classifier)", "kid", "rms", "error of x0", "seconds", "calls"):
+        assert rule(name) == "lower", name
+    for name in ("accuracy", "precision", "recall", "density", "coverage", "psnr", "ssim"):
+        assert rule(name) == "higher", name
+    for name in ("sliced_wasserstein", "sinkhorn", "class_balance", "fd_infinity"):
+        assert rule(name) == "lower", name
+    assert rule("nn_ratio") == rule("memorisation") == 1.0
+    assert rule("hue") is None
+    assert rule("accuracy_loss") is None
+
+
+@pytest.mark.newest
+def test_marks():
+    best, behind, near = {0: 1.0, 1: 2.0, 2: 3.0}, {0: 1.1, 1: 2.1, 2: 3.11}, {0: 1.4, 1: 1.9, 2: 3.1}
+    assert marks([behind, best, near], "lower") == ["", "best", "alike"]
+    assert marks([behind, best, near], "higher") == ["alike", "alike", "best"]
+    other_seeds = {seed + 5: value for seed, value in behind.items()}
+    assert marks([other_seeds, best], "lower") == ["alike", "best"]  # no pairs: intervals overlap
+    assert marks([{0: 0.9}, {0: 1.2}, {}], 1.0) == ["best", "", ""]
+    assert marks([best, best], "lower") == ["best", "best"]
+    assert marks([best, behind], None) == marks([best, {}], "lower") == ["", ""]
+    ratios = [{i: m + d for i, d in enumerate((-0.01, 0, 0.01))} for m in (0.9, 1.11, 1.5)]
+    assert marks(ratios, 1.0) == ["best", "alike", ""]  # on both sides of 1
+    wide = {0: 0.87, 1: 0.95, 2: 1.03}  # 0.95 ± 0.2
+    assert marks([{0: 1.0, 1: 1.0, 2: 1.0001}, wide], 1.0) == ["best", "alike"]
+
+
+# The table
+
+
+@pytest.mark.newest
+def test_a_table_whose_best_is_known(tmp_path):
+    sweep_folder(tmp_path, known())
+    found = shown(tmp_path)
+    head, _, eps, v, x0, floor = cells(found)
+    assert head == ["prediction", "fd", "accuracy", "hue", "n"]
+    assert eps == ["eps", "4.0 ± 2.5", "**0.9000 ± 0**", "2.0 ± 2.5", "3"]
+    assert v == ["v", "**3.0 ± 2.5**", "**0.9000 ± 0**", "2.0 ± 2.5", "3"]
+    assert x0[1] == "*3.1 ± 1.9*"
+    assert floor[:2] == ["*real against real*", "1.640"]
+    for line in (
+        "9 of 9 runs are done.",
+        "Lower is better: fd.",
+        "Higher is better: accuracy.",
+        "Not marked, for which way is better is not known: hue.",
+        "extractor classifier 64, extractor_hash ab12, num_samples 1000.",
+        "In all runs `config.train.num_steps` = 100.",
+        "accuracy: all seeds agree in every bit in 3 of 3 settings",
+    ):
+        assert line in found, line
+
+
+def test_too_few_seeds_make_no_interval_and_the_report_says_so(tmp_path):
+    sweep_folder(tmp_path, known(seeds=(0, 1)))
+    found = shown(tmp_path, ["fd"])
+    assert [row[1:] for row in cells(found)[2:]] == [["3.500", "2"], ["**2.500**", "2"], ["2.650", "2"], ["1.640"]]
+    assert "±" not in found
+    assert "n < 3: no setting has an interval" in found
+    assert "bold goes by the mean alone" in found
+
+
+def test_results_decide_the_report_and_nothing_else(tmp_path):
+    for i, folder in enumerate(("a", "b")):
+        runs = [(o, {**r, "cost": {"seconds": 1.0 + i + j}}) for j, (o, r) in enumerate(known())]
+        sweep_folder(tmp_path / folder, runs)
+    assert shown(tmp_path / "a") == shown(tmp_path / "b")
+    head, *rows = cells(shown(tmp_path / "a", ["fd", "seconds"]))
+    # Of costs there is neither interval nor best: runs may have shared them.
+    costs = [row[head.index("seconds")] for row in rows[1:] if len(row) == len(head)]
+    assert costs
+    assert not any("±" in one or "*" in one for one in costs), costs
+    sweep_folder(tmp_path / "c", known(shift=1.0))
+    assert shown(tmp_path / "a") != shown(tmp_path / "c")
+
+
+def test_other_conditions_are_said_loudly_and_nothing_is_best(tmp_path):
+    runs = known()
+    runs[4][1]["conditions"] = {**CONDITIONS, "extractor_hash": "ff00"}
+    ids = sweep_folder(tmp_path, runs)
+    found = shown(tmp_path)
+    assert found.index("WARNING") < found.index("| prediction")
+    assert f"`extractor_hash`: **ab12** in 8 ({ids[0]}" in found
+    assert f"**ff00** in 1 ({ids[4]})" in found
+    assert not any(c.startswith("*") for row in cells(found)[:-1] for c in row)
+    assert cells(found)[3][1] == "3"  # its seeds are not comparable: no interval
+    assert "No interval over seeds that were measured under different conditions." in found
+
+
+def test_overrides_that_a_run_lacks_are_the_bases(tmp_path):
+    runs = [
+        ({"config.seed": s, **more}, result({"fd": 1.0 + s})) for more in ({}, {"config.eta": 0.5}) for s in range(3)
+    ]
+    sweep_folder(tmp_path, runs, base={"eta": 0.25, "seed": 0})
+    assert [row[0] for row in cells(shown(tmp_path))] == ["eta", "----", "0.25", "0.5"]
+
+
+def test_a_metric_that_some_runs_lack_says_so(tmp_path):
+    runs = known()
+    del runs[1][1]["metrics"]["fd"]
+    for _, of in runs[3:6]:
+        del of["metrics"]["hue"]
+    ids = sweep_folder(tmp_path, runs)
+    found = shown(tmp_path)
+    assert cells(found)[2][1] == "4 (n = 2)"
+    assert cells(found)[3][3] == "-"
+    assert f"fd: 1 runs lack what other seeds of their setting have ({ids[1]})." in found
+    assert "hue: 1 of 3 settings do not have it." in found
+
+
+def test_a_long_table_is_cut_to_the_best(tmp_path):
+    sweep_folder(tmp_path, [({"lr": i, "seed": 0}, result({"fd": 100.0 - i})) for i in range(70)], seed_keys=["seed"])
+    rows = cells(shown(tmp_path, top=3))[2:]
+    assert [row[0] for row in rows] == ["69", "68", "67"]
+    assert len(cells(shown(tmp_path))) == 72
+
+
+def test_a_pivot_marks_the_best_of_each_column(tmp_path):
+    runs = [
+        ({"sampler": s, "steps": n, "seed": i}, result({"rms": (1 + i / 100) * (n if s == "a" else 20 / n)}))
+        for s, n, i in itertools.product("ab", (2, 10), range(3))
+    ]
+    sweep_folder(tmp_path, runs, seed_keys=["seed"])
+    head, _, a, b = cells(shown(tmp_path, by="steps"))
+    assert head == ["sampler", "steps 2", "steps 10"]
+    assert a == ["a", "**2.020 ± 0.050**", "10.10 ± 0.25"]
+    assert b == ["b", "10.10 ± 0.25", "**2.020 ± 0.050**"]
+
+
+def test_csv_has_a_line_for_each_setting_and_metric(tmp_path):
+    sweep_folder(tmp_path, known())
+    lines = list(csv.DictReader(io.StringIO(tables.csv_text(read_sweep(tmp_path)))))
+    assert len(lines) == 3 * 4
+    v = next(line for line in lines if line["config.loss.prediction"] == "v" and line["metric"] == "fd")
+    assert (float(v["mean"]), float(v["std"]), v["n"], v["floor"], v["mark"]) == (3.0, 1.0, "3", "1.64", "best")
+    assert float(v["low"]) == pytest.approx(3 - 2.48413771175)
+
+
+# What is wrong in a folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("{", "result.json is not JSON"),
+        ("[]", "result.json must be an object, got list"),
+        (lambda r: r.pop("metrics"), "result.json lacks the key metrics"),
+        (lambda r: r["cost"].pop("seconds"), "lacks the key cost.seconds"),
+        (lambda r: r["metrics"].update(fd=float("nan")), "metrics.fd must be finite, got nan"),
+        (lambda r: r["metrics"].update(fd="low"), "metrics.fd must be a number, got 'low'"),
+        (lambda r: r["floors"].update(fd=float("inf")), "floors.fd must be finite, got inf"),
+        (lambda r: r.update(id="0" * 12), "the result of another run"),
+    ],
+)
+def test_a_corrupt_result_names_its_key_and_hides_no_other(tmp_path, change, message):
+    runs = known()
+    if callable(change):
+        change(runs[0][1])
+    else:
+        runs[0] = (runs[0][0], change)
+    ids = sweep_folder(tmp_path, runs)
+    corrupt = read_sweep(tmp_path).having("corrupt")
+    assert [run.id for run in corrupt] == ids[:1]
+    assert message in corrupt[0].error
+    found = shown(tmp_path)
+    assert f"- {ids[0]} (prediction=eps, num_steps=100, seed=0): {corrupt[0].error}" in found
+    assert cells(found)[2][-1] == "2 of 3"
+    assert cells(found)[3][1] == "**3.0 ± 2.5**"
+
+
+def test_failed_and_missing_runs_are_listed(tmp_path):
+    runs = known()
+    runs[0], runs[1] = (runs[0][0], ["loss is\nnot finite"]), (runs[1][0], None)
+    runs.append(({**runs[8][0], "config.loss.prediction": "score"}, None))
+    ids = sweep_folder(tmp_path, runs)
+    (tmp_path / "runs" / ids[2] / "result.json").unlink()
+    (tmp_path / "runs" / ("f" * 12)).mkdir()
+    found = shown(tmp_path)
+    assert "6 of 10 runs are done, 1 failed, 1 begun, 2 not begun." in found
+    assert f"## Failed: 1\n\n- {ids[0]} (prediction=eps, num_steps=100, seed=0): loss is not finite" in found
+    assert f"## Not begun: 2\n\n- {ids[1]}" in found
+    assert f"running, or killed): 1\n\n- {ids[2]}" in found
+    assert f"left out: 1\n\n- {'f' * 12}" in found
+    assert [row[0] for row in cells(found)[2:]] == ["eps", "v", "x0", "*real against real*"]
+    assert cells(found)[2] == ["eps", "-", "-", "-", "0 of 3"]
+    assert "1 setting of which no run has ended yet is not in the table." in found
+
+
+def test_a_folder_without_a_result_has_a_report(tmp_path):
+    sweep_folder(tmp_path, [({"lr": 1, "seed": 0}, None)], seed_keys=["seed"])
+    assert "0 of 1 runs are done, 1 not begun." in shown(tmp_path)
+    assert plots.draw(read_sweep(tmp_path), []) == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"name": "a", "seed_keys": [], "runs": {"..": {}}}'])
+def test_what_is_no_sweep_is_refused(tmp_path, text):
+    with pytest.raises(ValueError, match=r"holds no sweep\.json"):
+        read_sweep(tmp_path)
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(ValueError, match=r"sweep\.json"):
+        read_sweep(tmp_path)
+
+
+# Two sweeps
+
+
+def changes(tmp_path, a, b, **settings):
+    for name, runs in (("a", a), ("b", b)):
+        sweep_folder(tmp_path / name, runs, **settings)
+    sweeps = read_sweep(tmp_path / "a"), read_sweep(tmp_path / "b")
+    pairs = compare.pair(*sweeps)
+    found = compare.changes(pairs, ["fd"])
+    return pairs, found, compare.comparison(*sweeps, pairs, found)
+
+
+def test_differences_are_taken_pair_by_pair(tmp_path):
+    b = known(kinds=("v", "eps"))
+    for (_, of), shift in zip(b, (-0.3, -0.4, -0.5, 1.0, -1.0, 0.5), strict=True):
+        of["metrics"]["fd"] += shift
+    pairs, found, text = changes(tmp_path, known(), b)
+    eps, v = found  # x0 is in A alone
+    assert (v.a.mean, v.b.mean, v.change.n, v.verdict) == (3.0, pytest.approx(2.6), 3, "better")
+    assert v.change.mean == pytest.approx(-0.4)
+    assert v.change.half == pytest.approx(0.248413771175)  # of 0.3, 0.4, 0.5: not of the 2.5 of either
+    assert eps.verdict == "undecided"
+    assert [len(alone) for alone in pairs.alone] == [3, 0]
+    assert cells(text)[3] == ["v", "fd", "3", "2.600", "-0.40 ± 0.25", "**better**", "3"]
+    assert "Done in A alone: 3" in text
+
+
+def test_two_pairs_make_no_interval(tmp_path):
+    _, found, text = changes(tmp_path, known(seeds=(0, 1)), known(shift=1.0, seeds=(1, 0)))
+    assert {(c.change.n, c.change.half, c.verdict) for c in found} == {(2, None, "")}
+    assert "±" not in text
+    assert "n < 3: no interval" in text
+
+
+def test_what_the_sweeps_differ_in_does_not_part_the_pairs_but_seeds_do(tmp_path):
+    more = {"config.ema": 0.99}
+    pairs, found, text = changes(tmp_path, known(), known(shift=1.0, **more), base={"ema": 0.9, "lr": 0.1, "seed": 7})
+    assert [c.change.n for c in found] == [3, 3, 3]
+    assert pairs.between == {"config.ema": (0.9, 0.99)}
+    assert "`config.ema`: A 0.9, B 0.99" in text
+    a, b = read_sweep(tmp_path / "a"), read_sweep(tmp_path / "b")
+    one = [run for run in a.runs if run.overrides["config.seed"] == 0]
+    two = [run for run in b.runs if run.overrides["config.seed"] == 1]
+    assert compare.pair(a._replace(runs=one), b._replace(runs=two)).settings == []
+    assert compare.pair(a, b._replace(base={"lr": 0.2, "seed": 8})).between == {
+        "config.ema": (0.9, 0.99),
+        "lr": (0.1, 0.2),
+    }
+
+
+def test_pairs_under_different_conditions_are_said_loudly(tmp_path):
+    b = known()
+    for _, of in b:
+        of["conditions"] = {**CONDITIONS, "num_samples": 400}
+    _, found, text = changes(tmp_path, known(), b)
+    assert "WARNING" in text
+    assert "**400** in 9" in text
+    assert all(c.verdict == "" for c in found)
+
+
+# Plots
+
+
+def test_the_front():
+    assert plots.front([(1, 5), (2, 3), (3, 4), (2, 6), (4, 1), (5, 1)]) == [0, 1, 4]
+
+
+def test_curves_are_means_over_the_seeds(tmp_path):
+    sweep_folder(tmp_path, known())
+    runs = read_sweep(tmp_path).runs[:3]
+    for i, run in enumerate(runs):
+        lines = [json.dumps({"step": step, "loss": step + i, "bad": float("nan")}) for step in (10, 20, 20)]
+        (run.folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 30, "lo']))
+    assert read_curve(runs[1]) == {10: {"loss": 11.0}, 20: {"loss": 21.0}}
+    steps, mean, low, high = plots.mean_curve([read_curve(run) for run in runs], "loss")
+    assert [list(v) for v in (steps, mean, low, high)] == [[10, 20], [11, 21], [10, 20], [12, 22]]
+    assert plots.draw(read_sweep(tmp_path), ["fd"]) == ["curves", "pareto_seconds"]
+
+
+# The command
+
+
+def run(capsys, *argv):
+    """Status, and what was printed, of the command in this process."""
+    with flagsaver.flagsaver():
+        status = report.main(parse(["report", *map(str, argv)]))
+    return status, *capsys.readouterr()
+
+
+def test_the_command_writes_and_its_status_tells(tmp_path, capsys):
+    runs = known()
+    sweep_folder(tmp_path / "b", known(shift=-0.5))
+    assert run(capsys, tmp_path / "b")[0] == 0
+    runs[0] = (runs[0][0], '{"id": ')
+    (id, *_) = sweep_folder(tmp_path / "a", runs)
+    status, out, err = run(capsys, tmp_path / "a", "--metrics=fd", "--by=prediction")
+    assert status == 1
+    assert err.startswith(f"error: run {id}: result.json is not JSON")
+    assert "**3.0 ± 2.5**" in out
+    written = {path.name for path in (tmp_path / "a").iterdir()} - {"runs", "sweep.json"}
+    assert written == {"report.md", "report.csv", "report.json", "pareto_seconds.png"}
+    assert "prediction v" in (tmp_path / "a" / "report.md").read_text()
+    assert json.loads((tmp_path / "a" / "report.json").read_text())["corrupt"][0]["id"] == id
+
+
+def test_the_command_compares(tmp_path, capsys):
+    for name, shift in (("a", 0.0), ("b", 0.5)):
+        sweep_folder(tmp_path / name, known(shift=shift))
+    status, out, _ = run(capsys, tmp_path / "a", tmp_path / "b", "--metrics=fd")
+    assert status == 0
+    assert "+0.5000 ± 0" in out
+    assert (tmp_path / "a" / "comparison_b.md").read_text() in out
+    assert len(json.loads((tmp_path / "a" / "comparison_b.json").read_text())) == 3
+    assert (tmp_path / "a" / "comparison_b.csv").read_text().startswith("config.loss.prediction,metric,a,b,difference")
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--metrics=fid", "metrics must be of fd, accuracy, hue, seconds, got 'fid'"),
+        ("--by=seed", "by must be one of the keys that vary (config.loss.prediction), got 'seed'"),
+    ],
+)
+def test_what_the_command_does_not_know_is_one_line(tmp_path, capsys, flag, message):
+    sweep_folder(tmp_path, known())
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as raised:
+        report.main(parse(["report", str(tmp_path), flag]))
+    assert raised.value.code == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_folder_of_no_sweep_is_one_line_and_status_2(tmp_path):
+    command = [sys.executable, "-m", "experiments.report", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr == f"error: DIR must be the workdir of a sweep, got {tmp_path}, which holds no sweep.json\n"
+
+
+def test_settings_without_the_metric_are_left_out(tmp_path):
+    runs = [({"a": a, "seed": seed}, result({"fd": 2.0} if a else {"kid": 1.0})) for a in (0, 1) for seed in range(3)]
+    sweep_folder(tmp_path, runs, seed_keys=["seed"])
+    sweep = read_sweep(tmp_path)
+    assert [line[0] for line in tables.flat(sweep, ["fd"]).lines] == ["1"]
+    assert [line[0] for line in tables.flat(sweep, ["fd", "kid"]).lines] == ["0", "1"]

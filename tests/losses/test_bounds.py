@@ -1,0 +1,176 @@
+"""The objectives of the bound: what the configs build, what is refused, and the command that measures bits."""
+
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_experiments import call
+
+import diffax
+from diffax.training import Checkpoints, init_state
+from experiments import build, checks, networks, objectives
+from experiments.configs import digits, digits_hybrid, digits_vdm, digits_vlb
+
+SIZE = 8
+
+
+def changed(module, **changes):
+    config = module.get_config()
+    config.dataset.batch_size = SIZE
+    for path, value in changes.items():
+        group, key = path.split("__")
+        config[group][key] = value
+    return config
+
+
+def doubled(params, x, t, label, key):
+    """A network with a second output where one is asked for."""
+    return jnp.concatenate([0.5 * x, 0.1 * x], -1)
+
+
+def losses(config, apply=doubled, params=None):
+    image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
+    batch = {"image": image, "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE, dtype=np.int32)}
+    net = types.SimpleNamespace(apply=apply, num_classes=10)
+    return objectives.objective(config, net).loss(params or {}, batch, jax.random.split(jax.random.key(0), SIZE))
+
+
+@pytest.mark.slow
+@pytest.mark.newest
+def test_the_objectives_are_the_library_s():
+    config = changed(digits_hybrid)
+    keys = jax.random.split(jax.random.key(0), SIZE)
+    noise, u = diffax.random.fold_in(keys, 0), diffax.losses.training_times.draw(diffax.random.fold_in(keys, 1), SIZE).t
+    image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
+    t = (jnp.floor(u * 1000) + 1) / 1000
+    curve, predict = (
+        diffax.from_betas(diffax.schedules.cosine_betas(1000)),
+        lambda x, t: diffax.Moments(0.5 * x, 0.1 * x),
+    )
+    settings = {"num_steps": 1000, "lattice": diffax.likelihood.Lattice(2 / 16)}
+    by_hand = diffax.losses.hybrid_loss(noise, predict, curve, "eps", image, t, **settings)
+    np.testing.assert_allclose(losses(config), by_hand, rtol=1e-5)
+    bound = diffax.losses.vlb_loss(noise, predict, curve, "eps", image, t, **settings)
+    config = changed(digits_vlb, loss__spread="independent", loss__times="uniform")
+    np.testing.assert_allclose(losses(config), bound, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_learned_schedule_is_trained_with_the_network():
+    """Its leaves stand beside the network's parameters; samples are drawn by the trained one."""
+    config = changed(digits_vdm)
+    net = networks.network(config, 10)
+    shapes = jax.eval_shape(lambda: build.init_params(config, net, (8, 8, 1), jax.random.key(0)))
+    assert set(shapes) == {"network", "schedule"}
+    assert set(shapes["schedule"]) == {"ends", "slope", "weights", "biases", "heights"}
+    first = build.schedule(config)
+    leaves = {name: getattr(first, name) for name in shapes["schedule"]}
+    moved = leaves | {"slope": leaves["slope"] + 1, "heights": leaves["heights"] + 3}
+    assert abs(float(build.schedule(config, {"schedule": moved}).log_snr(0.3) - first.log_snr(0.3))) > 0.01
+
+    def total(schedule):
+        return losses(config, lambda params, x, t, label, key: 0.5 * x, {"network": {}, "schedule": schedule}).sum()
+
+    slopes = jax.grad(total)(leaves)
+    assert all(np.isfinite(v).all() for v in slopes.values())
+    assert np.abs(slopes["heights"]).max() > 0
+    assert np.abs(slopes["ends"]).min() > 0
+
+
+def test_vdm_s_network_is_told_the_level():
+    """The config's loss is the library's on a network that depends on what it is told."""
+    config = changed(digits_vdm, loss__spread="independent")
+    made = build.schedule(config)
+    leaves = {name: getattr(made, name) for name in ("ends", "slope", "weights", "biases", "heights")}
+
+    def network(params, x, told, label, key):
+        return 0.5 * x + 0.1 * diffax._pytrees.expand(jnp.tanh(told), x)
+
+    keys = jax.random.split(jax.random.key(0), SIZE)
+    noise, t = diffax.random.fold_in(keys, 0), diffax.losses.training_times.draw(diffax.random.fold_in(keys, 1), SIZE).t
+    image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
+    by_hand = diffax.losses.vdm_loss(
+        noise, lambda x, log_snr: network(None, x, log_snr, None, None), made, "eps", image, t,
+        learn_ends=True, lattice=diffax.likelihood.Lattice(2 / 16),
+    )  # fmt: skip
+    np.testing.assert_allclose(losses(config, network, {"network": {}, "schedule": leaves}), by_hand, rtol=1e-5)
+    other = lambda x, log_snr: network(None, x, 0.5 * log_snr, None, None)
+    assert not np.allclose(
+        diffax.losses.vdm_loss(noise, other, made, "eps", image, t, learn_ends=True), by_hand, rtol=1e-2
+    )
+
+
+@pytest.mark.parametrize("module", [digits_hybrid, digits_vlb, digits_vdm])
+def test_the_configs_are_right(module):
+    checks.check_config(module.get_config(), 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            lambda: changed(digits, loss__objective="elbo"),
+            "config.loss.objective must be one of denoising, hybrid, vlb",
+        ),
+        (lambda: changed(digits, loss__bin_width=0.1), "config.loss.bin_width must be 0 for denoising, got 0.1"),
+        (lambda: changed(digits_vlb, loss__bin_width=0.0), "config.loss.bin_width must be > 0 for vlb, got 0.0"),
+        (lambda: changed(digits, network__learned_variance=True), "learned_variance must be False for denoising"),
+        (lambda: changed(digits_hybrid, network__learned_variance=False), "learned_variance must be True for hybrid"),
+        (lambda: changed(digits_vdm, schedule__name="cosine"), "config.schedule"),
+        (lambda: changed(digits_vdm, network__time="t"), "config.network.time must be log_snr for vdm, got 't'"),
+        (lambda: changed(digits_hybrid, loss__vlb_weight=-1.0), "config.loss.vlb_weight must be >= 0, got -1.0"),
+        (lambda: changed(digits, sampling__sampler="ddpm_learned"), "must not be ddpm_learned without"),
+    ],
+)
+def test_bad_input(config, message):
+    with pytest.raises(ValueError, match=message):
+        checks.check_config(config(), 1)
+
+
+def test_the_bins_are_the_data_s():
+    dataset = types.SimpleNamespace(name="digits", low=0, high=16)
+    checks.check_data(digits_vlb.get_config(), dataset)
+    checks.check_data(digits.get_config(), dataset)
+    dataset.high = 255
+    with pytest.raises(ValueError, match=r"loss\.bin_width must be 0\.00784314 for digits, got 0\.125"):
+        checks.check_data(digits_vlb.get_config(), dataset)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [digits_vdm, digits_hybrid])
+def test_bits_of_a_model_that_knows_nothing(module, data_dir, tmp_path):
+    """Every route reports; and says no of bad input in a line."""
+    config = module.get_config()
+    config.network.channels, config.network.num_res_blocks, config.dataset.data_dir = 8, 1, str(data_dir)
+    net = networks.network(config, 10)
+    params = jax.jit(lambda: build.init_params(config, net, (8, 8, 1), jax.random.key(0)))()
+    record = {"config": config.to_dict(), "data": {"range": [0.0, 16.0], "shape": [8, 8, 1]}, "num_classes": 10}
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, init_state(jax.random.key(0), params, build.optimizer(config)), record)
+    flags = (f"--checkpoint={tmp_path}", "--num=4", "--levels=5", "--draws=2", "--steps=3", "--probes=2")
+    alone = call("evaluate", *flags, f"--data_dir={data_dir}")
+    text = call("evaluate", *flags, f"--data_dir={data_dir}", devices=4)
+    assert text == alone  # to all digits that it prints
+    found = json.loads((tmp_path / "bits.json").read_text())["routes"]
+    assert all(np.isfinite(v["bits"]) and v["stderr"] > 0 for v in found.values())
+    for name in found:
+        assert name in text
+    for name in (name for name in found if name.startswith("vlb")):
+        parts = found[name]
+        assert len(parts["steps"]) == 4
+        assert np.isclose(parts["prior"] + sum(parts["steps"]) + parts["decoder"], parts["bits"], rtol=1e-5)
+    if module is digits_vdm:  # its eps is 0: at the last level x0_hat is off by the noise alone, half a bin at the most
+        assert all(found[f"vlb, {variance}"]["decoder"] < 1 for variance in ("small", "large"))
+    assert "routes must be among vlb, continuous, ode, got 'fid'" in call("evaluate", *flags, "--routes=fid", ok=False)
+    expected = "learned" if module is digits_hybrid else "small, large"
+    message = call("evaluate", *flags, "--variances=none", ok=False)
+    assert f"variances must be among {expected}" in message
+    if module is digits_hybrid:
+        message = call("evaluate", *flags, "--levels=1001", ok=False)
+        assert "levels must be at most the 1000 of the model's schedule, got 1001" in message
+    assert "num must be at most the" in call("evaluate", *flags, "--num=1000", f"--data_dir={data_dir}", ok=False)
+    assert "probes must be >= 1, got 0" in call("evaluate", *flags, "--probes=0", ok=False)
+    assert "one of samples and checkpoint must be given" in call("evaluate", ok=False)

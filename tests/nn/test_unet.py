@@ -1,0 +1,351 @@
+"""The U-Net: its size, shapes, conditioning, dropout by example, precision."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffax.nn import UNet
+from diffax.nn.attention import AttentionBlock, CrossAttentionBlock, attend
+from diffax.nn.layers import ResBlock, double, dropout, halve, sinusoidal
+
+KEY = jax.random.key(0)
+SMALL = {"channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1, "attention_levels": (1,)}
+
+
+def count(tree):
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def shaken(net, x, **kwargs):
+    """Parameters with nothing left at zero."""
+    params = jax.jit(net.init)(KEY, x, jnp.zeros(len(x)), **kwargs)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(p.dtype), params)
+
+
+@pytest.mark.newest
+def test_ddpm_s_cifar10_network_has_35_7_million_parameters():
+    """Ho et al. 2020, appendix B: 35.7M."""
+    net = UNet(channels=128, channel_multipliers=(1, 2, 2, 2), num_res_blocks=2, attention_levels=(1,))
+    params = jax.eval_shape(lambda: net.init(KEY, jnp.zeros((1, 32, 32, 3)), jnp.zeros(1)))
+    assert count(params) == 35_746_307
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.slow_cases("859520964-settings0-4")
+@pytest.mark.newest
+@pytest.mark.parametrize(
+    ("published", "settings", "channels"),
+    [
+        (
+            859_520_964,  # Stable Diffusion 1.5
+            {"channels": 320, "channel_multipliers": (1, 2, 4, 4), "attention_levels": (0, 1, 2), "attention": "cross"}
+            | {"context_dim": 768, "num_heads": 8},
+            4,
+        ),
+        (
+            865_910_724,  # Stable Diffusion 2.1
+            {"channels": 320, "channel_multipliers": (1, 2, 4, 4), "attention_levels": (0, 1, 2), "attention": "cross"}
+            | {"context_dim": 1024, "head_channels": 64},
+            4,
+        ),
+    ],
+)
+def test_published_sizes(published, settings, channels):
+    net = UNet(**settings)
+    assert count(jax.eval_shape(net.init, KEY, jnp.zeros((1, 64, 64, channels)), jnp.zeros(1))) == published
+
+
+def test_adm_s_imagenet_64_network_has_296_million_parameters():
+    """Dhariwal & Nichol 2021, table 4: 296M; with a variance, and a null label more than theirs."""
+    adm = {"channels": 192, "channel_multipliers": (1, 2, 3, 4), "num_res_blocks": 3, "attention_levels": (1, 2, 3)}
+    net = UNet(**adm, head_channels=64, resample="block", scale_shift=True, num_classes=1000, outputs=2)
+    found = count(jax.eval_shape(net.init, KEY, jnp.zeros((1, 64, 64, 3)), jnp.zeros(1)))
+    assert round(found / 1e6) == 296
+
+
+CONDITIONED = {"context_dim": 5, "vector_dim": 3, "image_channels": 2, "attention": "cross"}
+
+
+@pytest.fixture(scope="module")
+def conditioned():
+    """A network of all kinds of blocks and conditions: (params, x, conditions, the compiled call)."""
+    options = {"resample": "block", "scale_shift": True, "rescale": 2**0.5, "head_channels": 4}
+    net = UNet(**SMALL, **CONDITIONED, **options)
+    x = jax.random.normal(KEY, (3, 5, 6, 1))
+    keys = jax.random.split(KEY, 3)
+    conditions = {
+        "context": jax.random.normal(keys[0], (3, 4, 5)),
+        "context_mask": jnp.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool),
+        "vector": jax.random.normal(keys[1], (3, 3)),
+        "image": jax.random.normal(keys[2], (3, 5, 6, 2)),
+    }
+    params = shaken(net, x)
+    return params, x, conditions, jax.jit(net.apply)
+
+
+@pytest.mark.newest
+def test_each_condition_acts_on_its_own_example_alone(conditioned):
+    params, x, conditions, apply = conditioned
+    y = apply(params, x, 0.5, **conditions)
+    assert y.shape == x.shape
+    for name in ("context", "vector", "image"):
+        other = apply(params, x, 0.5, **{**conditions, name: conditions[name].at[0].add(1.0)})
+        assert float(jnp.abs(other[0] - y[0]).max()) > 1e-3, name
+        np.testing.assert_allclose(other[1:], y[1:], atol=1e-5)
+
+
+def test_tokens_that_are_not_there_change_nothing(conditioned):
+    """Those that are masked; and all of them is none, which is a network without context."""
+    params, x, conditions, apply = conditioned
+    y = apply(params, x, 0.5, **conditions)
+    context = conditions["context"].at[1, 2:].set(7.0).at[2].set(-7.0)
+    np.testing.assert_allclose(apply(params, x, 0.5, **{**conditions, "context": context}), y, atol=1e-5)
+    none = {**conditions, "context": None, "context_mask": None}
+    np.testing.assert_allclose(apply(params, x, 0.5, **none)[2], y[2], atol=1e-5)
+    short = {**conditions, "context": conditions["context"][:, :2], "context_mask": conditions["context_mask"][:, :2]}
+    np.testing.assert_allclose(apply(params, x, 0.5, **short)[1:], y[1:], atol=1e-5)
+
+
+TEXT = {"attention": "cross", "context_dim": 5}
+TOKENS = np.ones((2, 3, 5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "message"),
+    [
+        ({}, {"context": np.ones((2, 3, 4))}, "context was given to a network without it: set context_dim"),
+        ({"vector_dim": 3}, {"vector": np.ones((2, 4))}, r"vector must have shape \(2, 3\), got \(2, 4\)"),
+        ({"image_channels": 1}, {"image": np.ones((2, 4, 4, 1))}, r"image must have shape \(2, 8, 8, 1\), got"),
+        ({"attention": "cross"}, {}, "context_dim must be given with attention = 'cross' alone, got None"),
+        ({"attention": "linear"}, {}, "attention must be one of self, cross, got 'linear'"),
+        ({"resample": "pool"}, {}, "resample must be one of conv, block, got 'pool'"),
+        ({"head_channels": 3}, {}, "head_channels must divide the 16 channels, got 3"),
+        ({"norm_groups": 3}, {}, "norm_groups must divide the 8 channels, got 3"),
+        ({}, {"context_mask": np.ones((2, 3))}, "context_mask was given without a context"),
+        (TEXT, {"context_mask": np.ones((2, 3))}, "context_mask was given without a context"),
+        (
+            TEXT,
+            {"context": TOKENS, "context_mask": np.ones((1, 3))},
+            r"context_mask must have shape \(2, 3\), got \(1, 3",
+        ),
+        (
+            TEXT,
+            {"context": TOKENS, "context_mask": np.ones((2, 4))},
+            r"context_mask must have shape \(2, 3\), got \(2, 4",
+        ),
+        (TEXT, {"context": TOKENS[0]}, r"context must have shape \(2, any, 5\), got \(3, 5\)"),
+    ],
+)
+def test_bad_conditions_are_refused(settings, given, message):
+    net = UNet(**{**SMALL, **settings})
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda: net.init(KEY, jnp.ones((2, 8, 8, 1)), 0.5, **given))
+
+
+def test_an_empty_mask_has_a_value_and_a_gradient():
+    """Softmax over no token: zero; over the others as without the mask; and by the plain formula."""
+    q, k, v = (jax.random.normal(key, (2, 3, 1, 4)) for key in jax.random.split(KEY, 3))
+    mask = jnp.array([[True, False, True], [False, False, False]])
+    found = attend(q, k, v, mask)
+    kept = np.array([0, 2])
+    scores = np.einsum("nd,md->nm", q[0, :, 0], k[0, kept, 0]) / 2
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    np.testing.assert_allclose(found[0, :, 0], weights @ np.asarray(v)[0, kept, 0], atol=1e-6)
+    assert not found[1].any()
+    grads = jax.grad(lambda *a: attend(*a, mask).sum(), (0, 1, 2))(q, k, v)
+    assert all(np.isfinite(g).all() for g in grads)
+
+
+@pytest.mark.slow_cases(but=["block0"])
+@pytest.mark.parametrize("block", [ResBlock(8), AttentionBlock(2), CrossAttentionBlock(2)], ids=lambda b: b.name)
+def test_rescale_divides_the_sum_of_the_input_and_the_branch(block):
+    x, key = jax.random.normal(KEY, (2, 3, 8)), jax.random.key(1)
+    given = (jax.random.normal(key, (2, 4, 5)),) if isinstance(block, CrossAttentionBlock) else ()
+    params = jax.tree.map(lambda p: p + 0.2, jax.jit(block.init)(KEY, x, *given))
+    plain, divided = (jax.jit(block.clone(rescale=by).apply)(params, x, *given) for by in (1.0, 3.0))
+    assert float(jnp.abs(plain - x).min(-1).max()) > 1e-2
+    np.testing.assert_allclose(divided, (x + (plain - x)) / 3, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize(("options", "attention"), [({}, AttentionBlock), (CONDITIONED, CrossAttentionBlock)])
+def test_all_blocks_of_a_network_have_its_rescale(options, attention):
+    seen = []
+
+    def see(method, args, kwargs, context):
+        seen.append((type(context.module), getattr(context.module, "rescale", None)))
+        return method(*args, **kwargs)
+
+    net = UNet(**SMALL, **options, resample="block", rescale=3.0)
+    with nn.intercept_methods(see):
+        jax.eval_shape(net.init, KEY, jnp.ones((1, 4, 4, 1)), 0.5)
+    assert seen.count((ResBlock, 3.0)) == 10  # 2 down, 4 up, 2 in the middle, 2 between the levels
+    assert seen.count((attention, 3.0)) == 4
+    assert {by for _, by in seen} == {3.0, None}
+
+
+def test_halving_is_the_mean_of_what_is_there():
+    x = jnp.arange(5.0).reshape(1, 5, 1)
+    np.testing.assert_array_equal(halve(x)[0, :, 0], [0.5, 2.5, 4.0])
+    np.testing.assert_array_equal(double(halve(x), (5,))[0, :, 0], [0.5, 0.5, 2.5, 2.5, 4.0])
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A small conditional network, its parameters, an input, and the compiled call."""
+    net = UNet(num_classes=3, dropout_rate=0.5, **SMALL)
+    x = jax.random.normal(KEY, (4, 7, 5, 1))
+    params = shaken(net, x)
+    return net, params, x, jax.jit(net.apply)
+
+
+def test_the_first_answer_is_zero():
+    net = UNet(**SMALL)
+    x = jax.random.normal(KEY, (2, 8, 8, 3))
+    assert not jax.jit(lambda x: net.init_with_output(KEY, x, 0.5)[0])(x).any()
+
+
+@pytest.mark.slow_cases("shape3")
+@pytest.mark.newest
+@pytest.mark.parametrize("shape", [(2, 28, 28, 1), (2, 7, 5, 2), (2, 9, 3), (1, 5, 6, 7, 1)])
+def test_odd_sizes_and_one_to_three_dimensions(shape):
+    net = UNet(channels=8, channel_multipliers=(1, 1, 2), num_res_blocks=1, attention_levels=(2,))
+    x = jnp.ones(shape)
+    out = jax.eval_shape(lambda: net.init_with_output(KEY, x, jnp.zeros(shape[0]))[0])
+    assert out.shape == shape
+    assert out.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape", "label", "message"),
+    [
+        ({}, (2, 8), None, r"x must have shape \(B, \*space, C\)"),
+        (
+            {"channel_multipliers": (1, 1, 1, 1)},
+            (2, 4, 4, 1),
+            None,
+            "channel_multipliers has 4 levels, too many",
+        ),
+        ({"attention_levels": (2,)}, (2, 8, 8, 1), None, "attention_levels must lie below 2, got 2"),
+        ({}, (2, 8, 8, 1), 0, "label was given to a network without classes"),
+        ({"num_classes": 3}, (2, 8, 8, 1), np.array([0, 4]), r"label must be in \[0, 3\], got \[0, 4\]"),
+        (
+            {"channel_multipliers": ()},
+            (2, 8, 8, 1),
+            None,
+            r"numbers that give channels, got \(\)",
+        ),
+        ({"num_heads": 3}, (2, 8, 8, 1), None, "num_heads must divide the 16 channels, got 3"),
+        ({"channels": 5}, (2, 8, 8, 1), None, "channels must be even and at least 4, got 5"),
+    ],
+)
+def test_bad_shapes_are_refused(settings, shape, label, message):
+    net = UNet(**{**SMALL, **settings})
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda: net.init(KEY, jnp.ones(shape), 0.5, label))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        *(({name: 0}, f"{name} must be an int >= 1, got 0") for name in ("num_heads", "head_channels", "norm_groups")),
+        *(({name: 0}, f"{name} must be an int >= 1, got 0") for name in ("vector_dim", "outputs", "out_channels")),
+        *(({**TEXT, name: 0}, f"{name} must be an int >= 1, got 0") for name in ("context_dim", "transformer_depth")),
+        *(({name: -1}, f"{name} must be an int >= 0, got -1") for name in ("num_res_blocks", "image_channels")),
+        ({"num_heads": -1}, "num_heads must be an int >= 1, got -1"),
+        ({"head_channels": -4}, "head_channels must be an int >= 1, got -4"),
+        ({"rescale": 0}, "rescale must be > 0, got 0"),
+        ({"dropout_rate": 2}, r"dropout_rate must be in \[0, 1\), got 2"),
+    ],
+)
+def test_bad_settings_are_refused(setting, message):
+    net = UNet(**{**SMALL, **setting})
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(net.init, KEY, jnp.ones((2, 8, 8, 1)), 0.5)
+
+
+def test_an_example_depends_on_its_own_time_and_label_alone(small):
+    _, params, x, apply = small
+    t, label = jnp.array([0.1, 0.5, 0.5, 0.9]), jnp.array([0, 1, 2, 3])
+    y = apply(params, x, t, label)
+    np.testing.assert_allclose(apply(params, x, t[1], label[1])[1], y[1], atol=1e-5)
+    for other in (apply(params, x, t.at[0].set(0.3), label), apply(params, x, t, label.at[0].set(2))):
+        assert float(jnp.abs(other[0] - y[0]).max()) > 1e-3
+        np.testing.assert_allclose(other[1:], y[1:], atol=1e-5)
+
+
+def test_no_label_is_the_null_label(small):
+    _, params, x, apply = small
+    np.testing.assert_array_equal(apply(params, x, 0.5), apply(params, x, 0.5, jnp.full(4, 3)))
+    assert float(jnp.abs(apply(params, x, 0.5) - apply(params, x, 0.5, 0)).max()) > 1e-3
+
+
+@pytest.mark.slow
+def test_dropout_goes_by_example(small):
+    _, params, x, apply = small
+    keys = jax.random.split(KEY, 4)
+    y = apply(params, x, 0.5, 0, key=keys)
+    half = apply(params, x[:2], 0.5, 0, key=keys[:2])
+    np.testing.assert_allclose(half, y[:2], atol=1e-5)
+    assert float(jnp.abs(apply(params, x, 0.5, 0) - y).min(axis=(1, 2, 3)).max()) > 0
+    with_others = apply(params, x, 0.5, 0, key=keys.at[3].set(keys[0]))
+    np.testing.assert_allclose(with_others[:3], y[:3], atol=1e-5)
+
+
+def test_dropout_keeps_the_mean():
+    x = jnp.ones((8, 5000))
+    y = dropout(jax.random.split(KEY, 8), x, 0.25)
+    np.testing.assert_allclose(y.mean(1), 1, atol=0.05)
+    np.testing.assert_allclose(np.unique(y), [0, 1 / 0.75], rtol=1e-6)
+    assert len(np.unique(y, axis=0)) == 8
+    assert dropout(None, x, 0.25) is x
+
+
+def test_bfloat16_computes_near_float32_with_float32_parameters(small):
+    net, params, x, apply = small
+    y = apply(params, x, 0.5, 0)
+    short = jax.jit(net.clone(dtype=jnp.bfloat16).apply)(params, x, 0.5, 0)
+    assert short.dtype == jnp.float32
+    assert 0 < float(jnp.abs(short - y).max()) < 0.1 * float(jnp.abs(y).max())
+
+
+def test_the_time_embedding_is_ddpm_s():
+    """Ho et al.'s code: sin and cos of step * 10000^(-k / (half - 1))."""
+    step = np.array([0, 1, 500, 999])
+    frequency = np.exp(-np.log(10_000) / 3 * np.arange(4))
+    angles = step[:, None] * frequency
+    expected = np.concatenate([np.sin(angles), np.cos(angles)], -1)
+    np.testing.assert_allclose(sinusoidal(step / 1000, 8), expected, atol=1e-3)
+    assert len(np.unique(np.round(sinusoidal(jnp.linspace(0, 1, 200), 8), 4), axis=0)) == 200
+
+
+@pytest.mark.slow
+def test_remat_changes_the_memory_alone():
+    """The same parameters, by name, the same answer and gradient, with dropout."""
+    x, t = jax.random.normal(KEY, (2, 4, 4, 1)), jnp.array([0.2, 0.7])
+    net = UNet(channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_levels=(0,), dropout_rate=0.5)
+    params = shaken(net, x)
+    again = net.clone(remat=True)
+    keys = jax.random.split(jax.random.key(3), len(x))
+
+    def value(net, params):
+        return jnp.sum(net.apply(params, x, t, key=keys) ** 2)
+
+    shapes = jax.eval_shape(again.init, KEY, x, t)
+    assert jax.tree.structure(shapes) == jax.tree.structure(params)
+    ours, theirs = (jax.jit(jax.value_and_grad(lambda p, n=n: value(n, p)))(params) for n in (again, net))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), ours, theirs)
+    text = jax.jit(jax.grad(lambda p: value(again, p))).lower(params).as_text()
+    assert "optimization_barrier" in text  # what keeps XLA from merging the two computations
+
+
+def test_remat_of_blocks_that_resample():
+    """Down to odd sizes and up again, which the blocks are told."""
+    net = UNet(channels=8, channel_multipliers=(1, 1, 1), num_res_blocks=1, attention_levels=(), resample="block")
+    x = jnp.zeros((1, 5, 7, 1))
+    shapes = [jax.eval_shape(n.init_with_output, KEY, x, 0.5) for n in (net, net.clone(remat=True))]
+    assert shapes[0] == shapes[1]
+    assert shapes[1][0].shape == x.shape

@@ -1,0 +1,460 @@
+"""Langevin correctors: laws on a Gaussian, algorithm 4 of Song et al. 2021, and what wrapping must not change."""
+
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from exam import SCHEDULES, START, gaussian, mixture
+from injected import Plain, folds, law
+
+import diffax
+from diffax import analytic, samplers
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+KEY = jax.random.key(0)
+SCALINGS = {
+    "vp": diffax.Linear(),
+    "sub_vp": diffax.Linear(scaling="sub_vp"),
+    "flow": diffax.Flow(),
+    "ve": diffax.LogLinear(0.002, 80.0),
+}
+GRID = [0.9, 0.6, 0.35, 0.2]
+C0 = np.array([[0.4, 0.15], [0.15, 0.2]])
+M0 = np.array([0.7, -0.4])
+
+
+def level(schedule, t):
+    return (float(v) for v in schedule(t)[:2])
+
+
+def waves(key, like):
+    """Noise that is quick to compile."""
+    return jnp.sin(1.0 + jnp.arange(like.size) + sum(key)).reshape(like.shape).astype(like.dtype)
+
+
+def langevin_by_hand(schedule, t, k, mean, covariance, times=1):
+    """x + e g + sqrt(2 e) z, e = 2 (k sigma)^2, g = -C_t^-1 (x - alpha m): one matrix recursion, from the score."""
+    alpha, sigma = level(schedule, t)
+    inverse = np.linalg.inv(alpha**2 * C0 + sigma**2 * np.eye(2))
+    e = 2 * (k * sigma) ** 2
+    a = np.eye(2) - e * inverse
+    for _ in range(times):
+        mean = mean - e * inverse @ (mean - alpha * M0)
+        covariance = a @ covariance @ a.T + 2 * e * np.eye(2)
+    return mean, covariance
+
+
+def ddpm_by_hand(schedule, t, s, mean, covariance):
+    """A draw from q(x_s | x_t, x0 = E[x0 | x_t]), by completing the square."""
+    (alpha, sigma), (alpha_s, sigma_s) = level(schedule, t), level(schedule, s)
+    gain = alpha * C0 @ np.linalg.inv(alpha**2 * C0 + sigma**2 * np.eye(2))
+    forward = alpha / alpha_s
+    variance = sigma**2 - forward**2 * sigma_s**2
+    of_x, of_x0 = forward * sigma_s**2 / sigma**2, alpha_s * variance / sigma**2
+    slope = of_x * np.eye(2) + of_x0 * gain
+    mean = slope @ mean + of_x0 * (M0 - alpha * gain @ M0)
+    return mean, slope @ covariance @ slope.T + sigma_s**2 * variance / sigma**2 * np.eye(2)
+
+
+def close(found, wanted, rtol=1e-9):
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-13)
+
+
+# Laws
+
+
+def check_chain(schedule, k, monkeypatch, corrector=None):
+    oracle, t, mean, covariance = gaussian(), 0.5, np.array([0.3, -1.0]), np.array([[0.5, -0.2], [-0.2, 0.3]])
+    corrector = corrector or diffax.langevin(schedule, step_size=k, num_steps=4)
+    end = lambda x: corrector.move(KEY, oracle.denoiser(schedule), x, t)
+    found = law(end, mean, covariance, 4, lambda key: key[0], monkeypatch)
+    close(found, langevin_by_hand(schedule, t, k, mean, covariance, times=4))
+    # C / (1 - k^2 sigma^2 / C) is left as it is.
+    alpha, sigma = level(schedule, t)
+    c, basis = np.linalg.eigh(alpha**2 * C0 + sigma**2 * np.eye(2))
+    stationary = alpha * M0, basis @ np.diag(c / (1 - k**2 * sigma**2 / c)) @ basis.T
+    close(law(end, *stationary, 4, lambda key: key[0], monkeypatch), stationary)
+
+
+@pytest.mark.slow_cases(but=["ve"])
+@pytest.mark.parametrize("schedule", SCALINGS.values(), ids=SCALINGS)
+def test_the_chain_at_a_level_is_the_matrix_recursion(schedule, monkeypatch):
+    """Mean and covariance of four unadjusted Langevin steps, and the stationary law in closed form."""
+    check_chain(schedule, 0.4, monkeypatch)
+
+
+def slot(key):
+    """Row of a draw: 3 a step, the predictor's first, then the two of the corrector."""
+    return 3 * key[0] + (0 if len(key) == 1 else 1 + key[2])
+
+
+def check_predictor_corrector(monkeypatch, wrap=diffax.corrected):
+    schedule, oracle, k = diffax.Linear(), gaussian(), 0.3
+    sampler = wrap(diffax.ddpm(schedule), diffax.langevin(schedule, step_size=k, num_steps=2))
+    mean, covariance = np.array([0.3, -1.0]), np.diag([0.5, 0.3])
+    end = lambda x: diffax.integrate(KEY, sampler, oracle.denoiser(schedule), x, jnp.array(GRID)).x
+    found = law(end, mean, covariance, 9, slot, monkeypatch)
+    for t, s in itertools.pairwise(GRID):
+        mean, covariance = ddpm_by_hand(schedule, t, s, mean, covariance)
+        mean, covariance = langevin_by_hand(schedule, s, k, mean, covariance, times=2)
+    close(found, (mean, covariance))
+
+
+@pytest.mark.newest
+def test_a_corrected_run_is_the_matrix_recursion(monkeypatch):
+    """ddpm with two Langevin steps behind each of its steps, at the level reached."""
+    check_predictor_corrector(monkeypatch)
+
+
+def test_the_exam_fails_a_broken_corrector(monkeypatch):
+    schedule = diffax.Linear()
+    right = diffax.langevin(schedule, step_size=0.4, num_steps=4)
+
+    def weak(key, denoise, x, t):  # sqrt(epsilon) z in place of sqrt(2 epsilon) z
+        draw = diffax.random.noise
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(diffax.random, "noise", lambda key, like: draw(key, like) / np.sqrt(2))
+            return right.move(key, denoise, x, t)
+
+    def lost(sampler, corrector):  # the corrected x never reaches the state
+        wrapped = diffax.corrected(sampler, corrector)
+        return wrapped._replace(
+            step=lambda *a: wrapped.step(*a)._replace(x=sampler.step(*a).x),
+        )
+
+    def before(sampler, corrector):  # corrects at t, not at s
+        def step(key, denoise, state, t, s):
+            x = corrector.move(diffax.random.fold_in(key, 0), denoise, state.x, t)
+            return sampler.step(key, denoise, state._replace(x=x), t, s)
+
+        return sampler._replace(step=step)
+
+    with pytest.raises(AssertionError):
+        check_chain(schedule, 0.4, monkeypatch, right._replace(move=weak))
+    for wrap in (lost, before):
+        with pytest.raises(AssertionError):
+            check_predictor_corrector(monkeypatch, wrap)
+
+
+def test_a_corrector_mends_a_coarse_predictor(monkeypatch):
+    """Three steps of ddim leave the covariance too small; small Langevin steps at each level bring it back."""
+    schedule, oracle = diffax.Linear(), gaussian()
+    (alpha, sigma), (alpha_s, sigma_s) = level(schedule, GRID[0]), level(schedule, GRID[-1])
+    exact = alpha_s**2 * C0 + sigma_s**2 * np.eye(2)
+    errors = []
+    for n in (0, 2, 6):
+        sampler = diffax.corrected(diffax.ddim(schedule), diffax.langevin(schedule, step_size=0.3, num_steps=n))
+        end = lambda x, sampler=sampler: diffax.integrate(KEY, sampler, oracle.denoiser(schedule), x, jnp.array(GRID)).x
+        row = lambda key, n=n: n * key[0] + key[-1]
+        start = alpha * M0, alpha**2 * C0 + sigma**2 * np.eye(2)
+        errors.append(float(np.abs(law(end, *start, 3 * n + 1, row, monkeypatch)[1] - exact).max()))
+    print("covariance error with 0, 2, 6 corrections a step:", errors)
+    assert errors[1] < 0.6 * errors[0]
+    assert errors[2] < 0.3 * errors[0]
+
+
+# Steps scaled by the signal-to-noise ratio
+
+
+def algorithm_4(x, score, z, r):
+    """Song et al. 2021, algorithm 4, line by line, with the norms of one example."""
+    epsilon = 2 * (r * np.linalg.norm(z) / np.linalg.norm(score)) ** 2
+    return x + epsilon * score + np.sqrt(2 * epsilon) * z
+
+
+@pytest.mark.parametrize("schedule", ["vp", "ve"])
+def test_the_scaled_step_is_algorithm_4_for_each_example(schedule, monkeypatch):
+    schedule, oracle, x = SCALINGS[schedule], mixture(), np.array(START)
+    z = np.array(jax.random.normal(KEY, (2, *x.shape)))
+    folds(monkeypatch, lambda key, like: jnp.asarray(z[key[0]]))
+    found = diffax.langevin(schedule, snr=0.16, num_steps=2).move(KEY, oracle.denoiser(schedule), jnp.asarray(x), 0.4)
+    for step in range(2):
+        score = np.asarray(oracle.score(x, schedule(0.4)))
+        x = np.stack([algorithm_4(*row, 0.16) for row in zip(x, score, z[step], strict=True)])
+    np.testing.assert_allclose(found, x, rtol=1e-9)
+
+
+def test_norms_run_over_all_leaves_of_an_example():
+    schedule = diffax.Cosine()
+    x = np.asarray(jax.random.normal(KEY, (3, 6)))
+    tree = {"a": jnp.asarray(x[:, :2]), "b": jnp.asarray(x[:, 2:]).reshape(3, 2, 2)}
+    z = np.asarray(jax.random.normal(jax.random.key(1), (3, 6)))
+    parts = {"a": jnp.asarray(z[:, :2]), "b": jnp.asarray(z[:, 2:]).reshape(3, 2, 2)}
+    corrector = diffax.langevin(schedule, snr=0.2)
+    half = lambda x, t: jax.tree.map(lambda v: 0.5 * v, x)
+    ends = []
+    for start, draw in ((jnp.asarray(x), jnp.asarray(z)), (tree, parts)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(diffax.random, "noise", lambda key, like, draw=draw: draw)
+            ends.append(corrector.move(KEY, half, start, 0.3))
+    np.testing.assert_allclose(jnp.concatenate([ends[1]["a"], ends[1]["b"].reshape(3, 4)], 1), ends[0], rtol=1e-12)
+
+
+def test_the_scaled_step_has_the_law_it_should():
+    """N(0, c I) in D dimensions. Of one step from |x| = R, exactly:
+
+        E |x'|^2 = R^2 - 4 r^2 c D + 4 r^4 c^2 D (D + 2) / R^2 + 4 r^2 c^2 D (D + 2) / R^2
+
+    so that in the stationary law E 1 / |x|^2 = 1 / (c (1 + r^2) (D + 2)): the variance is c (1 + r^2) but for O(1 / D).
+    """
+    schedule, d, r, n = diffax.LogLinear(0.01, 10.0), 64, 0.3, 4000
+    oracle = analytic.Gaussian.from_covariance(np.zeros(d), 0.5)
+    t = 0.6
+    c = 0.5 + float(schedule(t).sigma) ** 2
+    x = np.sqrt(1.3 * c) * np.ones((n, d))
+    corrector = diffax.langevin(schedule, snr=r)
+    square = d * 1.3 * c
+    fourth = d * (d + 2)
+    wanted = square - 4 * r**2 * c * d + 4 * r**4 * c**2 * fourth / square + 4 * r**2 * c**2 * fourth / square
+
+    @jax.jit
+    def norms(key, x):
+        x = corrector.move(key, oracle.denoiser(schedule), x, t)
+        return x, jnp.sum(x**2, -1)
+
+    chain, found = norms(KEY, jnp.asarray(x))
+    floor = float(found.std()) / np.sqrt(n)
+    print(f"E|x'|^2: {float(found.mean()):.4f}, exactly {wanted:.4f}, Monte Carlo floor {floor:.4f}")
+    assert abs(float(found.mean()) - wanted) < 4 * floor
+    assert abs(wanted - square) > 15 * floor  # the floor is far below what is measured
+    for i in range(40):
+        chain, found = norms(jax.random.fold_in(KEY, i), chain)
+    found, wanted = 1 / found, 1 / (c * (1 + r**2) * (d + 2))
+    floor = float(found.std()) / np.sqrt(n)
+    print(f"E 1/|x|^2 at the end: {float(found.mean()):.6f}, exactly {wanted:.6f}, Monte Carlo floor {floor:.6f}")
+    assert abs(float(found.mean()) - wanted) < 4 * floor
+    assert abs(wanted * (1 + r**2) - wanted) > 15 * floor  # without the bias it would be seen
+
+
+def test_an_example_does_not_see_its_batch():
+    schedule, oracle = Plain(), mixture()
+    run = jax.jit(
+        lambda key, x: diffax.sample(
+            key,
+            diffax.corrected(diffax.ddpm(schedule), diffax.langevin(schedule, snr=0.16)),
+            oracle.denoiser(schedule),
+            x,
+            jnp.array(GRID),
+        )
+    )
+    x = jax.random.normal(KEY, (7, 2))
+    np.testing.assert_allclose(run(KEY, x)[:1], run(KEY, x[:1]), rtol=1e-9)
+
+
+# Neutral settings, and bases with a memory
+
+
+class History(NamedTuple):
+    """The state of `two_step`."""
+
+    x: jax.Array
+    x0: jax.Array
+    t: jax.Array
+
+
+def two_step(schedule):
+    """A two-step method with its history in the state: the answer before counts in the one now."""
+
+    def init(x, times):
+        return History(x, jnp.zeros_like(x), jnp.full((), -1.0, x.dtype))
+
+    def step(key, denoise, state, t, s):
+        x0 = denoise(state.x, t)
+        mixed = jnp.where(state.t < 0, x0, 1.5 * x0 - 0.5 * state.x0)
+        (alpha, sigma, _), (alpha_s, sigma_s, _) = schedule(t), schedule(s)
+        x = sigma_s / sigma * state.x + (alpha_s - alpha * sigma_s / sigma) * mixed
+        return History(x, x0, jnp.asarray(t, state.t.dtype))
+
+    return diffax.Sampler(init, step, order=1, calls=1)
+
+
+BASES = {"ddim": diffax.ddim, "ddpm": diffax.ddpm, "two_step": two_step, "unipc": samplers.unipc}
+
+
+@pytest.mark.slow_cases(but=["two_step"])
+@pytest.mark.parametrize("name", BASES)
+def test_a_step_of_size_zero_is_the_bare_sampler(name, monkeypatch):
+    """To the last bit, the sampler's own noise included; without steps it is the very same object."""
+    folds(monkeypatch, lambda key, like: waves((key[0], len(key)), like))
+    schedule, oracle, sampler = Plain(), mixture(), BASES[name](Plain())
+    assert diffax.corrected(sampler, diffax.langevin(schedule, snr=0.2, num_steps=0)) is sampler
+    run = lambda s: diffax.integrate(KEY, s, oracle.denoiser(schedule), jnp.asarray(START), jnp.array(GRID)).x
+    bare = run(sampler)
+    zero = lambda **k: run(diffax.corrected(sampler, diffax.langevin(schedule, **k)))
+    np.testing.assert_array_equal(zero(snr=0.0), bare)
+    np.testing.assert_array_equal(zero(step_size=lambda t: 0.0 * t), bare)
+    assert float(jnp.abs(zero(step_size=0.1) - bare).min()) > 1e-3
+
+
+@pytest.mark.newest
+def test_a_method_with_a_memory_goes_on_from_the_corrected_x(monkeypatch):
+    """The two-step method and algorithm 4 in NumPy, with the same noise."""
+    schedule, oracle, x = Plain(), mixture(), np.array(START)
+    z = np.array(jax.random.normal(KEY, (3, *x.shape)))
+    folds(monkeypatch, lambda key, like: jnp.asarray(z)[key[0]])
+    sampler = diffax.corrected(two_step(schedule), diffax.langevin(schedule, snr=0.2))
+    found = diffax.integrate(KEY, sampler, oracle.denoiser(schedule), jnp.asarray(x), jnp.array(GRID)).x
+    before = None
+    for i, (t, s) in enumerate(itertools.pairwise(GRID)):
+        (alpha, sigma), (alpha_s, sigma_s) = level(schedule, t), level(schedule, s)
+        x0 = np.asarray(oracle.denoise(x, schedule(t)))
+        mixed = x0 if before is None else 1.5 * x0 - 0.5 * before
+        x, before = sigma_s / sigma * x + (alpha_s - alpha * sigma_s / sigma) * mixed, x0
+        score = np.asarray(oracle.score(x, schedule(s)))
+        x = np.stack([algorithm_4(*row, 0.2) for row in zip(x, score, z[i], strict=True)])
+    np.testing.assert_allclose(found, x, rtol=1e-9)
+
+
+def test_correctors_around_correctors_draw_apart(monkeypatch):
+    schedule, drawn = diffax.Linear(), []
+    folds(monkeypatch, lambda key, like: drawn.append(key) or jnp.zeros_like(like))
+    corrector = diffax.langevin(schedule, snr=0.2, num_steps=2)
+    sampler = diffax.corrected(diffax.corrected(diffax.ddpm(schedule), corrector), corrector)
+    sampler.step(KEY, lambda x, t: 0.5 * x, sampler.init(jnp.ones((1, 2)), None), 0.6, 0.5)
+    assert len(drawn) == len({str(key) for key in drawn}) == sampler.calls == 5
+
+
+@pytest.mark.newest
+def test_the_contract():
+    schedule, calls = diffax.Cosine(), []
+    denoise = lambda x, t: calls.append(t) or 0.5 * x
+    sampler = diffax.corrected(diffax.ddim(schedule), diffax.langevin(schedule, snr=0.16, num_steps=3))
+    state = sampler.init(jnp.asarray(START), jnp.array([1.0, 0.5]))
+    assert type(sampler.step(KEY, denoise, state, 1.0, 0.5)) is type(state)
+    assert calls == [1.0, 0.5, 0.5, 0.5]
+    assert sampler.calls == 4
+    np.testing.assert_allclose(sampler.step(KEY, denoise, state, 0.5, 0.5).x, state.x, rtol=1e-15)  # length zero
+    both = jnp.array([0.5, 0.9, 0.5, 0.5, 0.5])  # a grid for each example: the second alone moves
+    moved = sampler.step(KEY, denoise, state, both, jnp.full(5, 0.5)).x
+    np.testing.assert_allclose(np.delete(moved, 1, 0), np.delete(START, 1, 0), rtol=1e-15)
+    assert float(jnp.abs(moved[1] - START[1]).min()) > 1e-3
+
+
+# Transformations
+
+
+def test_traced_sizes_compile_once_are_swept_and_differentiated(monkeypatch):
+    folds(monkeypatch, lambda key, like: waves((key[0], *key[2:]), like))
+    schedule, oracle, traces = Plain(), mixture(), []
+
+    def end(snr, k, times):
+        sampler = diffax.corrected(diffax.ddim(schedule), diffax.langevin(schedule, snr=snr))
+        sampler = diffax.corrected(sampler, diffax.langevin(schedule, step_size=k))
+        return diffax.sample(KEY, sampler, oracle.denoiser(schedule), jnp.asarray(START), times)
+
+    @jax.jit
+    def many(snr, k, grids):
+        traces.append(1)
+        value = lambda *a: jnp.sum(end(*a) ** 2)
+        return jax.vmap(jax.value_and_grad(value, (0, 1, 2)))(snr, k, grids)
+
+    grids = jnp.stack([jnp.linspace(1.0, low, 4) for low in (0.0, 0.02, 0.1)])
+    sizes = jnp.array([0.0, 0.1, 0.2]), jnp.array([0.0, 0.3, 0.0])
+    totals, slopes = many(*sizes, grids)
+    many(*(2 * v for v in sizes), grids * 0.9)
+    assert len(traces) == 1
+    assert all(np.isfinite(g).all() for g in slopes)
+    np.testing.assert_allclose(totals[1], jnp.sum(end(0.1, 0.3, grids[1]) ** 2), rtol=1e-9)
+    h = 1e-5
+    for i in range(2):
+        shift = lambda sign, i=i: sign * h * jnp.eye(3)[1]
+        up, down = (many(*(v + shift(g) * (j == i) for j, v in enumerate(sizes)), grids)[0][1] for g in (1, -1))
+        np.testing.assert_allclose(slopes[i][1], (up - down) / (2 * h), rtol=1e-4)
+
+
+@pytest.mark.slow_cases(but=["log_linear"])
+@pytest.mark.parametrize("schedule", ["linear", "flow", "log_linear", "zero_terminal_snr"])
+def test_finite_and_of_the_same_dtype_from_pure_noise_to_data(schedule, monkeypatch):
+    folds(monkeypatch, lambda key, like: waves((), like))
+    schedule = SCHEDULES[schedule]
+    times = jnp.asarray([1.0, 1.0, 0.5, 1e-6, 0.0, 0.0], jnp.float32)
+
+    @jax.jit
+    def run(x):
+        denoise = diffax.denoiser(lambda x, t: 0.3 * x, schedule, "v")
+        pc = diffax.corrected(diffax.ddpm(schedule), diffax.langevin(schedule, snr=0.16))
+        samplers = pc, diffax.annealed_langevin(schedule, step_size=0.2)
+        return [diffax.unroll(KEY, sampler, denoise, x, times)[1] for sampler in samplers]
+
+    for dtype in (jnp.float32, jnp.bfloat16):
+        for path in run(diffax.initial_noise(KEY, schedule, jax.ShapeDtypeStruct((8, 3), dtype))):
+            assert path.dtype == dtype
+            assert np.isfinite(np.asarray(path, np.float32)).all()
+
+
+def test_a_denoiser_that_answers_x_itself_does_not_break_the_scaled_step():
+    schedule = diffax.LogLinear(0.01, 10.0)
+    move = lambda r: diffax.langevin(schedule, snr=r).move(KEY, lambda x, t: x, jnp.ones((2, 3)), 0.5)
+    assert np.isfinite(move(0.2)).all()
+    assert np.isfinite(jax.grad(lambda r: jnp.sum(move(r)))(0.2))
+
+
+# Annealed Langevin dynamics
+
+
+@pytest.mark.parametrize("schedule", ["ve", "vp"])
+def test_annealed_langevin_dynamics_is_the_paper_s(schedule, monkeypatch):
+    """Song & Ermon 2019, algorithm 1, three levels with two steps each, in u = x / alpha, where data are N(m, C0)."""
+    schedule, k = SCALINGS[schedule], 0.35
+    times = np.repeat([0.6, 0.45, 0.3], 2)
+    oracle, sampler = gaussian(), diffax.annealed_langevin(schedule, step_size=k)
+    end = lambda x: diffax.integrate(KEY, sampler, oracle.denoiser(schedule), x, jnp.asarray(times)).x
+    start = np.array([0.3, -1.0]), np.diag([0.5, 0.3])
+    found = law(end, *start, 5, lambda key: key[0], monkeypatch)
+    alpha = float(schedule(times[0]).alpha)
+    mean, covariance = start[0] / alpha, start[1] / alpha**2
+    sigma_last = float(schedule(0.3).sigma / schedule(0.3).alpha)
+    epsilon = (2 * k * sigma_last) ** 2
+    for t in times[1:]:
+        sigma = float(schedule(t).sigma / schedule(t).alpha)
+        size = epsilon * sigma**2 / sigma_last**2  # the paper's alpha_i
+        inverse = np.linalg.inv(C0 + sigma**2 * np.eye(2))
+        a = np.eye(2) - size / 2 * inverse
+        mean = mean - size / 2 * inverse @ (mean - M0)
+        covariance = a @ covariance @ a.T + size * np.eye(2)
+    alpha = float(schedule(0.3).alpha)
+    close(found, (alpha * mean, alpha**2 * covariance))
+
+
+def test_annealed_langevin_dynamics_ends_near_the_law():
+    """From pure noise through 20 levels with 10 steps each: the mixture's moments, by Monte Carlo."""
+    schedule, oracle, n = diffax.LogLinear(0.05, 20.0), mixture(), 4000
+
+    @jax.jit
+    def run(key):
+        times = jnp.repeat(jnp.linspace(1.0, 0.0, 20), 10)
+        x = diffax.initial_noise(key, schedule, jnp.zeros((n, 2)))
+        sampler = diffax.annealed_langevin(schedule, step_size=0.3)
+        return diffax.integrate(key, sampler, oracle.denoiser(schedule), x, times).x
+
+    x = run(KEY)
+    weights, means = np.asarray(oracle.weights), np.asarray(oracle.means)
+    mean = weights @ means
+    covariance = (means - mean).T @ np.diag(weights) @ (means - mean) + (0.3**2 + 0.05**2) * np.eye(2)
+    floor = float(np.sqrt(np.trace(covariance) / n))
+    error = float(np.linalg.norm(x.mean(0) - mean))
+    spread = float(np.abs(np.cov(x.T) - covariance).max())
+    print(f"mean {error:.3f} off, covariance {spread:.3f} off, Monte Carlo floor of the mean {floor:.3f}")
+    assert error < 0.1
+    assert spread < 0.1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda s: diffax.langevin(s), "one of snr and step_size must be given, got snr = None and step_size = None"),
+        (lambda s: diffax.langevin(s, snr=0.1, step_size=0.1), "one of snr and step_size must be given, got snr = 0.1"),
+        (lambda s: diffax.langevin(s, snr=-0.1), "snr must be >= 0, got -0.1"),
+        (lambda s: diffax.langevin(s, snr=0.1, num_steps=1.5), "num_steps must be an int >= 0, got 1.5"),
+        (lambda s: diffax.annealed_langevin(s, step_size=-1.0), "step_size must be >= 0, got -1.0"),
+        (lambda s: diffax.corrected(diffax.ddim(s), diffax.langevin(s, snr=-1)), "snr must be >= 0, got -1"),
+    ],
+)
+def test_bad_input(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(diffax.Cosine())

@@ -1,0 +1,332 @@
+"""The step, its parallel form, the optimiser, EMA and checkpoints."""
+
+import dataclasses
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffax import training
+from diffax.training import parallel
+from diffax.training.exports import is_export
+from diffax.training.parallel import over_batch
+from experiments import build, networks
+from experiments.configs import digits
+
+KEY = jax.random.key(0)
+D = 8
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_small(monkeypatch):
+    """So that FSDP splits the eight parameters here."""
+    monkeypatch.setattr(parallel, "SMALL", 1)
+
+
+def quadratic(params, batch, keys):
+    """|w - x|^2 with a noisy x: a loss whose gradients and noise are known."""
+    eps = jax.vmap(lambda k: jax.random.normal(k, (D,)))(keys)
+    return jnp.sum((params["w"] - batch["x"] - 0.1 * eps) ** 2, -1)
+
+
+def batch_of(size, seed=0):
+    x = jax.random.normal(jax.random.key(seed), (size, D))
+    return {"x": np.asarray(x), "index": np.arange(size, dtype=np.int32)}
+
+
+def make(optimizer=None, ema_decay=0.9):
+    optimizer = optimizer or optax.adam(0.1)
+    state = training.init_state(jax.random.key(0), {"w": jnp.ones(D)}, optimizer)
+    return state, training.train_step(quadratic, optimizer, ema_decay=ema_decay)
+
+
+def on(form, count, state, step):
+    """(state, step) on so many devices."""
+    parallel, rule = build.PARALLEL[form]
+    mesh = training.make_mesh(jax.devices()[:count])
+    return training.place(state, mesh, rule), parallel(step, mesh)
+
+
+@pytest.mark.slow_cases(but=["jit-8"])
+@pytest.mark.newest
+@pytest.mark.parametrize(("form", "count"), [("pmap", 2), ("pmap", 8), ("jit", 8), ("fsdp", 8)])
+def test_devices_agree_with_one(form, count):
+    """30 steps on 1 and on several devices: losses to 1e-5, relatively, and the same leaf shapes."""
+    losses, ends = [], []
+    for case in (("pmap", 1), (form, count)):
+        state, run = on(*case, *make())
+        losses.append([])
+        for i in range(30):
+            state, metrics = run(state, batch_of(16, i))
+            losses[-1].append(float(metrics["loss"]))
+        ends.append(state)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    held = ends[1].params["w"].addressable_shards[0].data.size
+    assert held == (D // count if form == "fsdp" else D)
+    jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), *ends)
+    np.testing.assert_allclose(ends[1].params["w"], ends[0].params["w"], rtol=1e-5)
+    np.testing.assert_allclose(ends[1].ema["w"], ends[0].ema["w"], rtol=1e-5)
+
+
+@pytest.mark.newest
+def test_what_a_loss_remembers_does_not_depend_on_the_layout(tmp_path):
+    """The whole batch is seen, in its order, by each device; the memory is part of a checkpoint."""
+
+    def loss(params, batch, keys, memory):
+        value = quadratic(params, batch, keys)
+        return value + memory.sum(), (batch["index"], value)
+
+    def remember(memory, seen):
+        index, value = seen
+        return jnp.where(jnp.arange(16) == index, value, memory)
+
+    optimizer, ends = optax.adam(0.1), []
+    for count in (1, 8):
+        mesh = training.make_mesh(jax.devices()[:count])
+        state = training.init_state(KEY, {"w": jnp.ones(D)}, optimizer, jnp.zeros(16))
+        step = training.train_step(loss, optimizer, ema_decay=0.9, remember=remember)
+        state, run = training.place(state, mesh), training.data_parallel(step, mesh)
+        for i in range(3):
+            state, metrics = run(state, batch_of(16, i))
+        ends.append(state)
+    np.testing.assert_allclose(ends[1].memory, ends[0].memory, rtol=1e-5)
+    assert (ends[0].memory > 0).all()
+    assert float(metrics["loss"]) > float(ends[0].memory.mean())  # the loss saw the memory of the step before
+    with training.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, ends[1], {})
+        empty = dataclasses.replace(ends[1], memory=jnp.zeros_like(ends[1].memory))
+        np.testing.assert_array_equal(checkpoints.restore(3, empty).memory, ends[1].memory)
+        np.testing.assert_array_equal(checkpoints.restore_ema(3, {"w": jnp.zeros(D)})["w"], ends[1].ema["w"])
+        for other in ({}, {"v": jnp.zeros(D)}, {"v": jnp.zeros(D), "w": jnp.zeros(D)}):
+            with pytest.raises(ValueError, match=r"checkpoint .*3 must hold"):
+                checkpoints.restore_ema(3, other)
+
+
+def test_the_caller_s_arrays_survive_donation():
+    params = {"w": jnp.ones(D)}
+    state = training.init_state(KEY, params, optax.adam(0.1))
+    mesh = training.make_mesh(jax.devices()[:1])
+    training.data_parallel(make()[1], mesh)(training.place(state, mesh), batch_of(4))
+    assert params["w"].tolist() == [1] * D
+    jax.random.split(KEY)
+
+
+@pytest.mark.slow_cases("pmap-False-2")
+@pytest.mark.newest
+@pytest.mark.parametrize(
+    ("form", "placed", "count"), [("pmap", True, 1), ("jit", True, 1), ("fsdp", True, 1), ("pmap", False, 2)]
+)
+def test_the_step_compiles_once(form, placed, count, caplog):
+    """And twice, as the control, where the first state was not put on the devices."""
+    state, step = make()
+    there, run = on(form, 8, state, step)
+    state = there if placed else state
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        for i in range(4):
+            state, _ = run(state, batch_of(8, i))
+    batch = f"float32[8,1,{D}]" if form == "pmap" else f"float32[8,{D}]"
+    compiled = [r for r in caplog.messages if r.startswith("Compiling") and batch in r]
+    assert len(compiled) == count, compiled
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    state, step = make()
+    run = training.data_parallel(step)
+    with pytest.raises(ValueError, match="batch size must be a multiple of 8 devices, got 12"):
+        run(training.place(state, training.make_mesh()), batch_of(12))
+
+
+def test_noise_follows_the_index_and_the_step():
+    state, step = make(optax.sgd(0.0))
+    batch = batch_of(8)
+    shuffled = {k: v[::-1] for k, v in batch.items()}
+    first = step(state, batch)[1]["loss"]
+    np.testing.assert_allclose(step(state, shuffled)[1]["loss"], first, rtol=1e-6)
+    after, _ = step(state, batch)
+    assert step(after, batch)[1]["loss"] != first
+    assert jnp.array_equal(jax.random.key_data(after.key), jax.random.key_data(state.key))
+
+
+def test_ema_is_the_warmed_up_average():
+    state, step = make(optax.sgd(0.05), ema_decay=0.5)
+    average, params = np.ones(D), []
+    for i in range(12):
+        state, _ = step(state, batch_of(4, i))
+        params.append(np.asarray(state.params["w"]))
+        decay = min(0.5, (1 + i) / (10 + i))
+        average = decay * average + (1 - decay) * params[-1]
+    np.testing.assert_allclose(state.ema["w"], average, rtol=1e-5)
+    assert int(state.step) == 12
+
+
+def test_clipping_and_reported_norm():
+    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(1.0))
+    state, step = make(optimizer)
+    batch = {"x": np.full((4, D), 100.0, np.float32), "index": np.arange(4)}
+    after, metrics = step(state, batch)
+    np.testing.assert_allclose(jnp.linalg.norm(after.params["w"] - state.params["w"]), 0.5, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], 2 * 99 * np.sqrt(D), rtol=1e-2)
+
+
+@pytest.mark.slow_cases("cosine-0.0")
+@pytest.mark.parametrize(("decay", "end"), [("cosine", 0.0), ("constant", 0.1)])
+def test_adamw_warms_up_and_decays(decay, end):
+    """Adam's step is the learning rate where gradients are steady."""
+    optimizer = training.adamw(learning_rate=0.1, num_steps=100, warmup_steps=10, decay=decay, clip_norm=1e9)
+    state, params, sizes = optimizer.init(jnp.ones(1)), jnp.ones(1), []
+    for _ in range(101):
+        update, state = optimizer.update(jnp.ones(1), state, params)
+        sizes.append(-float(update[0]))
+    np.testing.assert_allclose(sizes[5], 0.05, rtol=1e-3)
+    np.testing.assert_allclose(sizes[10], 0.1, rtol=1e-3)
+    np.testing.assert_allclose(sizes[100], end, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": -1.0}, "learning_rate must be > 0, got -1.0"),
+        ({"clip_norm": 0.0}, "clip_norm must be > 0, got 0.0"),
+        ({"warmup_steps": -1}, "warmup_steps must be >= 0, got -1"),
+        ({"b1": 1.5}, r"b1 must be in \[0, 1\), got 1.5"),
+        ({"weight_decay": -1.0}, "weight_decay must be >= 0, got -1.0"),
+        ({"decay": "exponential"}, "decay must be one of constant, cosine, got 'exponential'"),
+    ],
+)
+def test_adamw_s_bad_input(changes, message):
+    with pytest.raises(ValueError, match=message):
+        training.adamw(**{"learning_rate": 1e-3, "num_steps": 10, **changes})
+
+
+def test_ema_decay_is_checked():
+    with pytest.raises(ValueError, match=r"ema_decay must be in \[0, 1\), got 1.0"):
+        make(ema_decay=1.0)
+
+
+def test_exports_round_trip(tmp_path):
+    params = {"w": jnp.arange(3.0)}
+    training.save_export(tmp_path / "export", params, {"step": 7})
+    found = training.load_export(tmp_path / "export", jax.eval_shape(lambda: params))
+    np.testing.assert_array_equal(found["w"], params["w"])
+    with pytest.raises(ValueError, match=r"\['w'\] = int32\[3\], got float32\[3\]"):
+        training.load_export(tmp_path / "export", {"w": jnp.arange(3)})
+    assert not (tmp_path / ".export.part").exists()
+    with training.Checkpoints(tmp_path / "run") as checkpoints:
+        checkpoints.save(1, make()[0], {})
+    assert [is_export(tmp_path / name) for name in ("export", "run/1", "run")] == [True, False, False]
+
+
+def test_a_damaged_export_is_refused(tmp_path):
+    params = {"w": jnp.arange(3.0)}
+    training.save_export(tmp_path / "export", params, {"step": 7})
+    files = [path for path in (tmp_path / "export").rglob("*") if path.is_file() and path.stat().st_size]
+    for path in files:
+        whole = path.read_bytes()
+        path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        with pytest.raises(training.CheckpointError, match=f"{path.name} is not what was written"):
+            training.load_export(tmp_path / "export", params)
+        path.write_bytes(whole)
+
+
+@pytest.mark.slow_cases(but=["pmap"])
+@pytest.mark.newest
+@pytest.mark.parametrize("form", build.PARALLEL)
+def test_parts_of_a_batch_are_the_whole(form):
+    """Gradient, loss and what is remembered, in any layout; 8 devices, 16 examples, two parts each."""
+
+    def loss(params, batch, keys, memory):
+        value = quadratic(params, batch, keys)
+        return value + memory.sum(), (batch["index"], value)
+
+    def remember(memory, seen):
+        index, value = seen
+        return memory.at[index].set(value)
+
+    ends = []
+    for accumulate in (1, 2):
+        optimizer = optax.sgd(0.1)
+        state = training.init_state(KEY, {"w": jnp.ones(D)}, optimizer, jnp.zeros(16))
+        step = training.train_step(loss, optimizer, ema_decay=0.9, remember=remember, accumulate=accumulate)
+        state, run = on(form, 8, state, step)
+        for i in range(2):
+            state, metrics = run(state, batch_of(16, i))
+        ends.append((state.params["w"], state.ema["w"], state.memory, metrics["loss"], metrics["grad_norm"]))
+    for whole, parts in zip(*ends, strict=True):
+        np.testing.assert_allclose(parts, whole, rtol=1e-5)
+
+
+def test_accumulate_is_checked():
+    step = training.train_step(quadratic, optax.adam(0.1), ema_decay=0.9, accumulate=3)
+    with pytest.raises(ValueError, match="accumulate must divide the 16 examples of a device, got 3"):
+        step(make()[0], batch_of(16))
+    with pytest.raises(ValueError, match="accumulate must be an int >= 1, got 0"):
+        training.train_step(quadratic, optax.sgd(0.1), ema_decay=0.9, accumulate=0)
+
+
+@pytest.mark.newest
+def test_fsdp_splits_the_state_of_the_digits_network(monkeypatch):
+    """Each of 8 devices holds at most a seventh of the bytes, with leaves under 1,024 entries on all of them."""
+    monkeypatch.setattr(parallel, "SMALL", 1024)
+    config = digits.get_config()
+    net, optimizer = networks.network(config, 10), optax.adam(0.1)
+
+    def make():
+        return training.init_state(KEY, build.init_params(config, net, (8, 8, 1), KEY), optimizer)
+
+    state = jax.eval_shape(make)
+    size = lambda shape, leaf: np.prod(shape, dtype=int) * leaf.dtype.itemsize
+    places = parallel.layout(state, training.make_mesh(), "fsdp")
+    held = jax.tree.map(lambda leaf, at: size(at.shard_shape(leaf.shape), leaf), state, places)
+    whole = jax.tree.map(lambda leaf: size(leaf.shape, leaf), state)
+    assert sum(jax.tree.leaves(held)) <= sum(jax.tree.leaves(whole)) / 7
+
+
+@pytest.mark.slow_cases("3")
+@pytest.mark.newest
+@pytest.mark.parametrize("size", [3, 8, 13])
+def test_over_batch_is_the_same_for_any_number_of_examples(size):
+    """Keys and None among them; on parameters in any layout."""
+    mesh = training.make_mesh()
+    params = training.place({"w": jnp.arange(2048.0)}, mesh, "fsdp")
+
+    @jax.jit
+    def f(params, keys, x, label):
+        assert label is None
+        return x + params["w"][:D] + jax.vmap(lambda k: jax.random.normal(k, (D,)))(keys)
+
+    keys, x = jax.random.split(KEY, size), np.arange(1.0 * D * size, dtype=np.float32).reshape(size, D)
+    found = over_batch(f, mesh)(params, keys, x, None)
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_allclose(found, f(jax.device_get(params), keys, x, None), rtol=1e-6)
+
+
+@pytest.mark.slow_cases("before0-after0")
+@pytest.mark.newest
+@pytest.mark.parametrize(("before", "after"), [(("pmap", 8), ("fsdp", 2)), (("fsdp", 8), ("jit", 2))])
+def test_a_checkpoint_goes_on_in_another_layout(before, after, tmp_path):
+    """Restored exactly; ten steps on, the loss is that of the run that stayed."""
+    optimizer = optax.adam(0.1)
+    state = training.init_state(KEY, {"w": jnp.ones((64, 32))}, optimizer)
+    loss = lambda params, batch, keys: jnp.sum((params["w"].sum(0)[:D] - batch["x"]) ** 2, -1)
+    step = training.train_step(loss, optimizer, ema_decay=0.9)
+    here, run = on(*before, state, step)
+    for i in range(5):
+        here, _ = run(here, batch_of(16, i))
+    with training.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(5, here, {})
+        there, run_there = on(*after, state, step)
+        there = checkpoints.restore_latest(there).state
+    data = lambda v: jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(data(a), data(b)), there, here)
+    for i in range(5, 15):
+        here, ours = run(here, batch_of(16, i))
+        there, theirs = run_there(there, batch_of(16, i))
+    np.testing.assert_allclose(theirs["loss"], ours["loss"], rtol=1e-6)
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(ValueError, match="rule must be one of replicate, fsdp, got 'zero'"):
+        training.sharded(make()[1], rule="zero")
