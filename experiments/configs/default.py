@@ -82,9 +82,9 @@ def get_config() -> ConfigDict:
     config.loss.vlb_weight = 0.001  # of the bound in `hybrid`
     config.loss.learn_ends = False  # of the learned schedule in `vdm`
     config.loss.weighting = "target"  # plain mean square of what is predicted; "eps": weight 1 on the error of eps;
-    # min_snr, truncated_snr, p2, edm, sigmoid, likelihood: see diffax/weightings.py
+    # min_snr, truncated_snr, p2, edm, sigmoid, elbo: see diffax/losses/weightings.py
     config.loss.weighting_parameters = ConfigDict()  # of that weighting: {"gamma": 5.0}
-    config.loss.times = "uniform"  # law of the training times: logit_normal, mode, cosmap, log_normal_sigma, loss_aware
+    config.loss.times = "uniform"  # distribution of t: logit_normal, mode, cosmap, log_normal_sigma, loss_aware
     config.loss.times_parameters = ConfigDict()  # of that law: {"mean": -0.5}
     config.loss.spread = "independent"  # of the times of a batch: or stratified, antithetic
     config.loss.p_uncond = 0.1  # how often the label is dropped; > 0 for classifier-free guidance
