@@ -334,7 +334,7 @@ def test_remat_changes_the_memory_alone():
     shapes = jax.eval_shape(again.init, KEY, x, t)
     assert jax.tree.structure(shapes) == jax.tree.structure(params)
     ours, theirs = (jax.jit(jax.value_and_grad(lambda p, n=n: value(n, p)))(params) for n in (again, net))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), ours, theirs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), ours, theirs)
     text = jax.jit(jax.grad(lambda p: value(again, p))).lower(params).as_text()
     assert "optimization_barrier" in text  # what keeps XLA from merging the two computations
 
