@@ -98,7 +98,7 @@ class AttentionBlock(nn.Module):
         return (x + h) / self.rescale if self.rescale != 1 else x + h
 
 
-class Attention(nn.Module):
+class MultiHeadAttention(nn.Module):
     """Multi-head attention of x (B, n, C) to a context (B, m, E), or to itself; returns (B, n, C).
 
     mask: (B, m) of the context. angles: of `rotary_angles`, by which queries and keys are turned, or None. bias and
@@ -145,7 +145,9 @@ class TransformerBlock(nn.Module):
     def __call__(self, x: Float[Array, "batch n c"], context: Any, mask: Any = None) -> Float[Array, "batch n c"]:
         """See the class."""
         norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
-        attention = functools.partial(Attention, self.num_heads, self.dtype, implementation=self.implementation)
+        attention = functools.partial(
+            MultiHeadAttention, self.num_heads, self.dtype, implementation=self.implementation
+        )
         x = x + attention(name="self")(norm(name="norm_1")(x))
         x = x + attention(name="cross")(norm(name="norm_2")(x), context, mask)
         h = nn.Dense(8 * x.shape[-1], dtype=self.dtype, name="gated")(norm(name="norm_3")(x))

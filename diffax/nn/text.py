@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from diffax.nn.attention import Attention
+from diffax.nn.attention import MultiHeadAttention
 from diffax.nn.layers import sinusoidal
 from diffax.pytrees import check, check_count
 from diffax.typing import Array, Float, Key, Num
@@ -62,7 +62,7 @@ class TextEncoder(nn.Module):
         h = h + sinusoidal(jnp.arange(tokens.shape[1]), self.width, scale=1.0).astype(self.dtype)[None]
         for i in range(self.depth):
             normed = self._norm(f"norm_{i}_1")(h)
-            h = h + Attention(self.num_heads, self.dtype, name=f"attention_{i}")(normed, mask=mask)
+            h = h + MultiHeadAttention(self.num_heads, self.dtype, name=f"attention_{i}")(normed, mask=mask)
             inner = nn.Dense(4 * self.width, dtype=self.dtype, name=f"dense_{i}_1")(self._norm(f"norm_{i}_2")(h))
             h = h + nn.Dense(self.width, dtype=self.dtype, name=f"dense_{i}_2")(nn.gelu(inner))
         h = self._norm("norm")(h)
