@@ -40,7 +40,8 @@ class DiT(nn.Module):
     """A transformer y = f(x, t, label, ...) on the patches of x.
 
     Attributes:
-      out_channels, outputs, vector_dim, num_classes, remat, implementation, dtype: as of `UNet`.
+      out_channels, outputs, vector_dim, num_classes, remat, dtype: as of `UNet`.
+      implementation: of attention, see `diffax.nn.attention.attend`.
       patch_size: places of a token along each axis, an int or one for each axis; each size of x is a multiple of it.
         None for a set of points x (B, n, C): no patches, no positions, and the result moves with the points.
       channels: width of the tokens.

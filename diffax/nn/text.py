@@ -75,9 +75,10 @@ class TextEncoder(nn.Module):
 class Captioned(nn.Module):
     """y = network(x, t, context = text(tokens)): a network with cross-attention and its text encoder as one.
 
-    network: called as `network(x, t, context=, context_mask=, key=)`: `UNet(attention="cross", context_dim=width)`, or
-      a `DiT`. One with vector_dim = width is given the mean of the words as `vector`, which reaches every block
-      beside the time, as an embedding of the whole caption does in GLIDE (Nichol et al. 2022).
+    network: called as `network(x, t, context=, context_mask=, key=)`: a `UNet` with
+      `attention=Attention(context_dim=width)`, or a `DiT`. One with vector_dim = width is given the mean of the words
+      as `vector`, which reaches every block beside the time, as an embedding of the whole caption does in GLIDE (Nichol
+      et al. 2022).
     The null caption, for guidance, has no words: zeros.
     """
 
