@@ -3,25 +3,27 @@
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
+from ml_collections import ConfigDict
+
 from diffax._checks import check_count, choose
-from diffax.nn import EDM2, MLP, DiT, UNet
+from diffax.nn import EDM2, MLP, Attention, DiT, TimeEmbedding, UNet, with_implementation
 from diffax.nn.text import Captioned, TextEncoder
 from experiments.build import DTYPES, TIMES
 
 
-def _unet(settings: Any, context_dim: int | None, **shared: Any) -> UNet:
+def _unet(settings: ConfigDict, context_dim: int | None, num_heads: int, time_scale: float, **shared: Any) -> UNet:
     return UNet(
         channel_multipliers=tuple(settings.channel_multipliers),
         num_res_blocks=settings.num_res_blocks,
-        attention_levels=tuple(settings.attention_levels),
-        attention="self" if context_dim is None else "cross",
-        context_dim=context_dim,
+        attention=Attention(tuple(settings.attention_levels), num_heads=num_heads, context_dim=context_dim),
+        time=TimeEmbedding(time_scale),
         vector_dim=context_dim,
         **shared,
     )
 
 
-def _dit(settings: Any, context_dim: int | None, **shared: Any) -> DiT:
+def _dit(settings: ConfigDict, context_dim: int | None, **shared: Any) -> DiT:
     return DiT(
         depth=settings.depth,
         patch_size=settings.patch_size,
@@ -33,7 +35,7 @@ def _dit(settings: Any, context_dim: int | None, **shared: Any) -> DiT:
     )
 
 
-def _edm2(settings: Any, context_dim: int | None, num_heads: int, time_scale: float, **shared: Any) -> EDM2:
+def _edm2(settings: ConfigDict, context_dim: int | None, num_heads: int, time_scale: float, **shared: Any) -> EDM2:
     return EDM2(
         channel_multipliers=tuple(settings.channel_multipliers),
         num_res_blocks=settings.num_res_blocks,
@@ -44,14 +46,14 @@ def _edm2(settings: Any, context_dim: int | None, num_heads: int, time_scale: fl
     )
 
 
-def _mlp(settings: Any, context_dim: int | None, num_heads: int, remat: bool, **shared: Any) -> MLP:
+def _mlp(settings: ConfigDict, context_dim: int | None, num_heads: int, remat: bool, **shared: Any) -> MLP:
     return MLP(depth=settings.depth, **shared)
 
 
-NETWORKS: dict[str, Callable[..., Any]] = {"unet": _unet, "dit": _dit, "edm2": _edm2, "mlp": _mlp}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": _unet, "dit": _dit, "edm2": _edm2, "mlp": _mlp}
 
 
-def check(config: Any) -> None:
+def check(config: ConfigDict) -> None:
     """Raises `ValueError` for a network that does not exist."""
     settings = config.network
     choose("config.network.name", settings.name, NETWORKS)
@@ -73,21 +75,21 @@ def check(config: Any) -> None:
         )
 
 
-def check_shape(config: Any, shape: tuple[int, ...]) -> None:
+def check_shape(config: ConfigDict, shape: tuple[int, ...]) -> None:
     """Raises `ValueError` for a network that cannot take examples (*space, C) of this shape."""
     patch = config.network.patch_size
     if config.network.name == "dit" and any(size % patch for size in shape[:-1]):
         raise ValueError(f"config.network.patch_size must divide the sizes of {shape}, got {patch}")
 
 
-def forwards(net: Any) -> Any:
-    """The network with attention that has forward-mode derivatives, which a GPU's fused kernel lacks."""
+def forwards(net: nn.Module) -> nn.Module:
+    """The network with XLA's attention, which has forward-mode derivatives; a GPU's fused kernel has none."""
     if isinstance(net, Captioned):
         return net.clone(network=forwards(net.network))
-    return net.clone(implementation="xla") if hasattr(net, "implementation") else net
+    return with_implementation(net, "xla")
 
 
-def network(config: Any, dataset_classes: int | None) -> Any:
+def network(config: ConfigDict, dataset_classes: int | None) -> nn.Module:
     """The network of a config, for a data set of so many classes."""
     settings, text = config.network, config.text
     if settings.conditional and not dataset_classes:
@@ -106,4 +108,4 @@ def network(config: Any, dataset_classes: int | None) -> Any:
     )
     if not text.enabled:
         return net
-    return Captioned(net, TextEncoder(text.vocab_size, text.width, text.depth, text.num_heads, net.dtype))
+    return Captioned(net, TextEncoder(text.vocab_size, text.width, text.depth, text.num_heads, DTYPES[settings.dtype]))

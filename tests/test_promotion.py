@@ -16,10 +16,12 @@ import diffax
 from diffax import analytic, inverse, likelihood, metrics, samplers, sde
 from diffax.likelihood import adaptive
 from diffax.losses import resampling, training_times, weightings
+from diffax.nn.attention import Attention
 from diffax.nn.autoencoder import Autoencoder
 from diffax.nn.autoencoding import autoencoder_loss
 from diffax.nn.dit import DiT
 from diffax.nn.edm2 import EDM2
+from diffax.nn.layers import Residual, TimeEmbedding
 from diffax.nn.mlp import MLP
 from diffax.nn.text import Captioned, TextEncoder
 from diffax.nn.unet import UNet
@@ -264,9 +266,12 @@ UNETS = {"channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1}
 DITS = {"channels": 16, "depth": 1, "num_heads": 2}
 NETWORKS = {
     "unet": (UNet(**UNETS, num_classes=10, dropout_rate=0.1), {"label": jnp.arange(4), "key": KEY}),
-    "unet-adm": (UNet(**UNETS, scale_shift=True, resample="block", rescale=2**0.5, remat=True), {}),
-    "unet-conditions": (UNet(**UNETS, vector_dim=3, image_channels=2, time_shift=0), {"vector": jnp.ones((4, 3))}),
-    "unet-cross": (UNet(**UNETS, attention="cross", context_dim=6), CONTEXT),
+    "unet-adm": (UNet(**UNETS, residual=Residual("block", scale_shift=True, rescale=2**0.5), remat=True), {}),
+    "unet-conditions": (
+        UNet(**UNETS, vector_dim=3, image_channels=2, time=TimeEmbedding(shift=0)),
+        {"vector": jnp.ones((4, 3))},
+    ),
+    "unet-cross": (UNet(**UNETS, attention=Attention(context_dim=6)), CONTEXT),
     "dit": (DiT(**DITS, num_classes=10, dropout_rate=0.1), {"label": 3, "key": KEY}),
     "dit-rope": (DiT(**DITS, positions="rope"), {}),
     "dit-points": (DiT(**DITS, patch_size=None), {"mask": jnp.ones((4, 6), bool)}),
@@ -286,7 +291,7 @@ def test_networks(name):
 
 def test_text_and_the_autoencoder():
     text, tokens = TextEncoder(vocab_size=20, width=16), jnp.ones((4, 5), int)
-    network = UNet(**UNETS, attention="cross", context_dim=16, vector_dim=16)
+    network = UNet(**UNETS, attention=Attention(context_dim=16), vector_dim=16)
     for words in (tokens, None):
         strictly(lambda w=words: Captioned(network, text).init(KEY, IMAGES, 0.5, w))
     autoencoder = Autoencoder(channels=8, channel_multipliers=(1, 2), num_res_blocks=1)

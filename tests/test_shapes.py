@@ -10,11 +10,11 @@ import pytest
 import diffax
 from diffax import analytic, inverse, samplers, sde
 from diffax.losses import resampling, training_times
+from diffax.nn import Attention, UNet
 from diffax.nn.autoencoding import autoencoder_loss
 from diffax.nn.dit import DiT
 from diffax.nn.edm2 import EDM2
 from diffax.nn.mlp import MLP
-from diffax.nn.unet import UNet
 
 KEY, SCHEDULE = jax.random.key(0), diffax.Cosine()
 X, T, WEIGHTS = jnp.ones((4, 2)), jnp.full(4, 0.5), jnp.ones(3)
@@ -258,7 +258,7 @@ def test_schedules_of_integers_can_be_differentiated(make, value):
 @pytest.mark.parametrize(
     "network",
     [
-        UNet(channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_levels=()),
+        UNet(channels=8, channel_multipliers=(1,), num_res_blocks=1, attention=Attention(())),
         DiT(channels=8, depth=1, num_heads=1),
         MLP(channels=8, depth=1),
         EDM2(channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_levels=(), head_channels=8),

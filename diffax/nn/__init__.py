@@ -4,10 +4,24 @@ In float32 they work under `jax_numpy_dtype_promotion=strict` and `jax_numpy_ran
 Flax's own norms and pooling promote to float32, which strict promotion refuses.
 """
 
+from diffax.nn.attention import Attention, with_implementation
 from diffax.nn.autoencoder import Autoencoder
 from diffax.nn.dit import DIT_SIZES, DiT
 from diffax.nn.edm2 import EDM2
+from diffax.nn.layers import Norm, Residual, TimeEmbedding
 from diffax.nn.mlp import MLP
 from diffax.nn.unet import UNet
 
-__all__ = ["DIT_SIZES", "EDM2", "MLP", "Autoencoder", "DiT", "UNet"]
+__all__ = [
+    "DIT_SIZES",
+    "EDM2",
+    "MLP",
+    "Attention",
+    "Autoencoder",
+    "DiT",
+    "Norm",
+    "Residual",
+    "TimeEmbedding",
+    "UNet",
+    "with_implementation",
+]

@@ -3,25 +3,97 @@
 All of it goes through `jax.nn.dot_product_attention`; `attend` says when a GPU's fused kernel is used.
 """
 
+import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer
+from jax.typing import ArrayLike, DTypeLike
 
-from diffax.nn.layers import ZEROS, group_norm
+from diffax._checks import Condition, check, check_count, choose
+from diffax.nn.layers import ZEROS, Norm, group_norm
 from diffax.nn.positions import rotate
 from diffax.typing import Array, Float
 
 Implementation = Literal["xla", "cudnn"] | None
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Settings of the attention in a U-Net: where it is, its heads, and the context that it reads.
+
+    Args:
+      levels: indices of the levels with attention; (1,) is 16x16 of a 32x32 input.
+      middle: whether the middle has attention.
+      num_heads: number of heads, which divides the channels.
+      head_channels: channels of a head, in place of `num_heads`.
+      context_dim: width E of the context (B, m, E). None for self-attention among the places alone
+        (`AttentionBlock`); else transformer blocks that also attend to the context (`CrossAttentionBlock`).
+      depth: transformer blocks in each attention; 1 without a context.
+      implementation: see `attend`.
+
+    Raises:
+      ValueError: if a setting is out of its range.
+
+    >>> Attention(head_channels=64).heads(320), Attention(num_heads=8).heads(320)
+    (5, 8)
+    """
+
+    levels: tuple[int, ...] = (1,)
+    middle: bool = True
+    num_heads: int = 1
+    head_channels: int | None = None
+    context_dim: int | None = None
+    depth: int = 1
+    implementation: Implementation = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", tuple(self.levels))  # a list would not be hashable
+        for level in self.levels:
+            check_count("levels", level, 0)
+        for name in ("num_heads", "depth"):
+            check_count(name, getattr(self, name))
+        for name in ("head_channels", "context_dim"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        if self.context_dim is None:
+            check("depth", self.depth, Condition("1 where context_dim is None", lambda v: v == 1))
+        if self.implementation is not None:
+            choose("implementation", self.implementation, ("xla", "cudnn"))
+
+    def heads(self, width: int) -> int:
+        """The number of heads of so many channels.
+
+        Raises:
+          ValueError: if `num_heads` or `head_channels` does not divide the channels.
+        """
+        if self.head_channels is None:
+            return check_heads(width, self.num_heads)
+        if width % self.head_channels:
+            raise ValueError(f"head_channels must divide the {width} channels, got {self.head_channels}")
+        return width // self.head_channels
+
+
+def with_implementation(net: Network, implementation: Implementation) -> Network:
+    """The same network with another implementation of attention; a network without attention is returned as it is.
+
+    The parameters are the same. `with_implementation(net, "xla")` has derivatives in forward mode.
+    """
+    settings = getattr(net, "attention", None)
+    if isinstance(settings, Attention):
+        return net.clone(attention=dataclasses.replace(settings, implementation=implementation))
+    return net.clone(implementation=implementation) if hasattr(net, "implementation") else net
 
 
 def attend(
     q: Float[Array, "batch n heads d"],
     k: Float[Array, "batch m heads d"],
     v: Float[Array, "batch m heads d"],
-    mask: Any = None,
+    mask: ArrayLike | None = None,
     *,
     implementation: Implementation = None,
 ) -> Float[Array, "batch n heads d"]:
@@ -32,9 +104,8 @@ def attend(
     implementation: "xla"; "cudnn", the fused kernel of NVIDIA GPUs, which fails where it is not supported; or None.
     None is "cudnn" for self-attention (q, k and v of one shape) without a mask, in half precision, on GPUs from Ampere
     on, with heads of a multiple of 8 up to 128 channels, 256 on Hopper. Else it is JAX's choice, which up to 0.12 is
-    "xla" everywhere. The kernel keeps no (n, m) scores in memory, but has derivatives in reverse mode alone: where
-    forward mode goes through a network, as in `diffax.log_likelihood`, make it with implementation = "xla". The
-    parameters are the same.
+    "xla" everywhere. The kernel keeps no (n, m) scores in memory, but has derivatives in reverse mode alone: for
+    forward mode through a network, as in `diffax.log_likelihood`, use `with_implementation(net, "xla")`.
     """
     if implementation is None and mask is None and q.shape == k.shape == v.shape and _fused(q.dtype, q.shape[-1]):
         implementation = "cudnn"
@@ -50,7 +121,7 @@ def attend(
     return jnp.where(some[:, None, None, None], found, jnp.zeros_like(found))
 
 
-def _fused(dtype: Any, head_size: int) -> bool:
+def _fused(dtype: DTypeLike, head_size: int) -> bool:
     """Whether cuDNN's kernel takes these here, forwards and backwards."""
     if jax.default_backend() != "gpu" or dtype not in (jnp.float16, jnp.bfloat16) or head_size % 8:
         return False
@@ -66,29 +137,44 @@ def split_heads(x: Float[Array, "batch n c"], num_heads: int) -> Float[Array, "b
     Raises:
       ValueError: if there are not so many.
     """
-    if num_heads < 1 or x.shape[-1] % num_heads:
-        raise ValueError(f"num_heads must divide the {x.shape[-1]} channels, got {num_heads}")
-    return x.reshape(*x.shape[:-1], num_heads, -1)
+    return x.reshape(*x.shape[:-1], check_heads(x.shape[-1], num_heads), -1)
+
+
+def check_heads(channels: int, num_heads: int) -> int:
+    """`num_heads`.
+
+    Raises:
+      ValueError: if it does not divide the channels.
+    """
+    if num_heads < 1 or channels % num_heads:
+        raise ValueError(f"num_heads must divide the {channels} channels, got {num_heads}")
+    return num_heads
 
 
 class AttentionBlock(nn.Module):
-    """norm, multi-head self-attention over all places, zero-initialised projection; plus the input.
+    """A self-attention block: norm, multi-head attention among all places, projection; plus the input.
 
-    x: (B, *space, C), C divisible by `num_heads`; returns the same shape. Other attributes as of `ResBlock`.
+    The projection starts at zero. x: (B, *space, C), C divisible by `num_heads`; returns the same shape.
+
+    Attributes:
+      num_heads: number of heads.
+      dtype: of the computation.
+      rescale: divisor of the sum, see `Residual`.
+      norm: of the group norm.
+      implementation: see `attend`.
     """
 
     num_heads: int = 1
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     rescale: float = 1.0
-    norm_groups: int | None = None
-    eps: float = 1e-5
+    norm: Norm = Norm()
     implementation: Implementation = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch *space c"]) -> Float[Array, "batch *space c"]:
         """See the class."""
         channels = x.shape[-1]
-        h = group_norm(channels, self.dtype, groups=self.norm_groups, eps=self.eps)(x)
+        h = group_norm(channels, self.dtype, self.norm)(x)
         h = h.reshape(x.shape[0], -1, channels)
         q, k, v = (
             split_heads(nn.Dense(channels, dtype=self.dtype, name=name)(h), self.num_heads) for name in ("q", "k", "v")
@@ -98,23 +184,34 @@ class AttentionBlock(nn.Module):
         return (x + h) / self.rescale if self.rescale != 1 else x + h
 
 
-class Attention(nn.Module):
+class MultiHeadAttention(nn.Module):
     """Multi-head attention of x (B, n, C) to a context (B, m, E), or to itself; returns (B, n, C).
 
-    mask: (B, m) of the context. angles: of `rotary_angles`, by which queries and keys are turned, or None. bias and
-    kernel_init: of the maps to queries, keys and values. out_init: of the last map.
+    mask: (B, m) of the context. angles: from `rotary_angles`, by which queries and keys are rotated, or None.
+
+    Attributes:
+      num_heads: number of heads.
+      dtype: of the computation.
+      bias: whether the maps to queries, keys and values have a bias.
+      implementation: see `attend`.
+      kernel_init: of the maps to queries, keys and values.
+      out_init: of the last map.
     """
 
     num_heads: int = 1
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     bias: bool = False
     implementation: Implementation = None
-    kernel_init: Any = nn.initializers.lecun_normal()
-    out_init: Any = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    out_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch n c"], context: Any = None, mask: Any = None, angles: Any = None
+        self,
+        x: Float[Array, "batch n c"],
+        context: Float[Array, "batch m e"] | None = None,
+        mask: ArrayLike | None = None,
+        angles: Float[Array, "n half"] | None = None,
     ) -> Float[Array, "batch n c"]:
         """See the class."""
         context = x if context is None else context.astype(self.dtype)
@@ -122,8 +219,8 @@ class Attention(nn.Module):
 
         dense = functools.partial(nn.Dense, channels, dtype=self.dtype)
         q, k, v = (
-            split_heads(dense(use_bias=self.bias, kernel_init=self.kernel_init, name=name)(of), self.num_heads)
-            for name, of in (("q", x), ("k", context), ("v", context))
+            split_heads(dense(use_bias=self.bias, kernel_init=self.kernel_init, name=name)(source), self.num_heads)
+            for name, source in (("q", x), ("k", context), ("v", context))
         )
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
@@ -134,18 +231,22 @@ class Attention(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, attention to a context, a gated feed-forward net, each after a norm; a sum (Rombach et al. 2022).
 
-    x: (B, n, C), context: (B, m, E), mask: (B, m) or None; returns (B, n, C).
+    x: (B, n, C), context: (B, m, E), mask: (B, m) or None; returns (B, n, C). The layer norms have an epsilon of 1e-5.
     """
 
     num_heads: int = 1
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     implementation: Implementation = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch n c"], context: Any, mask: Any = None) -> Float[Array, "batch n c"]:
+    def __call__(
+        self, x: Float[Array, "batch n c"], context: Float[Array, "batch m e"], mask: ArrayLike | None = None
+    ) -> Float[Array, "batch n c"]:
         """See the class."""
         norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
-        attention = functools.partial(Attention, self.num_heads, self.dtype, implementation=self.implementation)
+        attention = functools.partial(
+            MultiHeadAttention, self.num_heads, self.dtype, implementation=self.implementation
+        )
         x = x + attention(name="self")(norm(name="norm_1")(x))
         x = x + attention(name="cross")(norm(name="norm_2")(x), context, mask)
         h = nn.Dense(8 * x.shape[-1], dtype=self.dtype, name="gated")(norm(name="norm_3")(x))
@@ -155,27 +256,34 @@ class TransformerBlock(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """norm, `depth` transformer blocks over all places with a context, zero-initialised projection; plus the input.
+    """A cross-attention block: norm, dense, `depth` transformer blocks, projection; plus the input.
 
-    x: (B, *space, C), context: (B, m, E), mask: (B, m) or None; returns the shape of x (Rombach et al. 2022).
-    The last sum is divided by `rescale`, as that of `ResBlock`; those inside the transformer blocks are not. The norms
-    have an epsilon of 1e-6, and 1e-5 inside the transformer blocks, as published weights were trained with.
+    The projection starts at zero. x: (B, *space, C), context: (B, m, E), mask: (B, m) or None; returns the shape of x
+    (Rombach et al. 2022). The epsilon of the group norm is 1e-6 whatever that of `norm`, as in the published networks.
+
+    Attributes:
+      num_heads: number of heads.
+      dtype: of the computation.
+      depth: number of transformer blocks.
+      norm: of the group norm; its groups alone.
+      implementation: see `attend`.
+      rescale: divisor of the sum, see `Residual`.
     """
 
     num_heads: int = 1
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     depth: int = 1
-    norm_groups: int | None = None
+    norm: Norm = Norm()
     implementation: Implementation = None
     rescale: float = 1.0
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch *space c"], context: Any, mask: Any = None
+        self, x: Float[Array, "batch *space c"], context: Float[Array, "batch m e"], mask: ArrayLike | None = None
     ) -> Float[Array, "batch *space c"]:
         """See the class."""
         channels = x.shape[-1]
-        h = group_norm(channels, self.dtype, groups=self.norm_groups, eps=1e-6)(x)
+        h = group_norm(channels, self.dtype, dataclasses.replace(self.norm, eps=1e-6))(x)
         h = nn.Dense(channels, dtype=self.dtype, name="in")(h.reshape(x.shape[0], -1, channels))
         for _ in range(self.depth):
             h = TransformerBlock(self.num_heads, self.dtype, self.implementation)(h, context, mask)

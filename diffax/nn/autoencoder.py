@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from diffax._checks import check_count
 from diffax.nn.attention import AttentionBlock
 from diffax.nn.autoencoding import reparameterise
-from diffax.nn.layers import Downsample, ResBlock, Upsample, conv, group_norm
+from diffax.nn.layers import Downsample, Norm, ResBlock, Upsample, conv, group_norm
 from diffax.typing import Array, Float, Key
 
 LOG_VARIANCE = (-30.0, 20.0)
@@ -20,25 +20,24 @@ class Blocks(NamedTuple):
     widths: tuple[int, ...]
     num_res_blocks: int
     attention: bool
-    norm_groups: int | None
-    eps: float
+    norm: Norm
     pad_after: bool
     dtype: Any
 
     def residual(self, h: Any, width: int) -> Any:
         """A residual block."""
-        return ResBlock(width, dtype=self.dtype, norm_groups=self.norm_groups, eps=self.eps)(h)
+        return ResBlock(width, dtype=self.dtype, norm=self.norm)(h)
 
     def middle(self, h: Any) -> Any:
         """Two residual blocks around one attention."""
         h = self.residual(h, self.widths[-1])
         if self.attention:
-            h = AttentionBlock(dtype=self.dtype, norm_groups=self.norm_groups, eps=self.eps)(h)
+            h = AttentionBlock(dtype=self.dtype, norm=self.norm)(h)
         return self.residual(h, self.widths[-1])
 
     def last(self, h: Any, channels: int) -> Any:
         """norm, silu, the last convolution."""
-        h = nn.silu(group_norm(h.shape[-1], self.dtype, groups=self.norm_groups, eps=self.eps)(h))
+        h = nn.silu(group_norm(h.shape[-1], self.dtype, self.norm)(h))
         return conv(channels, h.ndim - 2, self.dtype, name="conv_out")(h)
 
 
@@ -135,8 +134,8 @@ class Autoencoder(nn.Module):
         for multiplier in self.channel_multipliers:
             check_count("channel_multipliers", multiplier)
         widths = tuple(self.channels * m for m in self.channel_multipliers)
-        norm = (self.norm_groups, self.eps)
-        blocks = Blocks(widths, self.num_res_blocks, self.attention, *norm, self.pad_after, self.dtype)
+        norm = Norm(self.norm_groups, self.eps)
+        blocks = Blocks(widths, self.num_res_blocks, self.attention, norm, self.pad_after, self.dtype)
         self.encoder = Encoder(blocks, self.latent_channels, self.quant_conv)
         self.decoder = Decoder(blocks, self.sample_channels, self.post_quant_conv)
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax._checks import Condition, check, check_count, choose, interval
-from diffax.nn.attention import Attention, Implementation
+from diffax.nn.attention import Implementation, MultiHeadAttention
 from diffax.nn.checks import check_label, check_shapes, check_space, check_time, per_axis, with_mask
 from diffax.nn.layers import ZEROS, dropout, labels_or_null, sinusoidal
 from diffax.nn.positions import rotary_angles, sincos
@@ -40,7 +40,8 @@ class DiT(nn.Module):
     """A transformer y = f(x, t, label, ...) on the patches of x.
 
     Attributes:
-      out_channels, outputs, vector_dim, num_classes, remat, implementation, dtype: as of `UNet`.
+      out_channels, outputs, vector_dim, num_classes, remat, dtype: as of `UNet`.
+      implementation: of attention, see `diffax.nn.attention.attend`.
       patch_size: places of a token along each axis, an int or one for each axis; each size of x is a multiple of it.
         None for a set of points x (B, n, C): no patches, no positions, and the result moves with the points.
       channels: width of the tokens.
@@ -259,10 +260,10 @@ class Block(nn.Module):
         options = (self.num_heads, self.dtype, self.attention_bias, self.implementation, THIRD)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = _modulation(emb, 6, self.dtype)
         h = _modulate(_norm(1e-6, self.dtype)(x), shift_1, scale_1)
-        x = x + gate_1 * Attention(*options, XAVIER, name="self")(h, None, mask, angles)
+        x = x + gate_1 * MultiHeadAttention(*options, XAVIER, name="self")(h, None, mask, angles)
         if context is not None:
             h = _norm(1e-6, self.dtype)(x)
-            x = x + Attention(*options, ZEROS, name="cross")(h, context, context_mask)
+            x = x + MultiHeadAttention(*options, ZEROS, name="cross")(h, context, context_mask)
         h = _modulate(_norm(self.norm_eps, self.dtype)(x), shift_2, scale_2)
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=XAVIER)
         h = nn.gelu(dense(int(self.mlp_ratio * channels), name="mlp_1")(h), approximate=True)

@@ -168,7 +168,8 @@ class EDM2(nn.Module):
       attention_levels: indices of the levels with attention; (2, 3) are 16x16 and 8x8 of a 64x64 input.
       head_channels: channels of an attention head.
       time_scale: what t is multiplied by: 4 for t in [0, 1], 1 for the paper's ln(sigma) / 4, 1/8 for log-SNR.
-      implementation, dtype: as of `UNet`; norms and the embedding of time and class stay float32.
+      implementation: of attention, see `diffax.nn.attention.attend`.
+      dtype: as of `UNet`; norms and the embedding of time and class stay float32.
     """
 
     out_channels: int | None = None

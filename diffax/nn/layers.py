@@ -3,30 +3,122 @@
 Layout is channels last, (B, *space, C), with one to three spatial axes.
 """
 
+import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 
 from diffax import random
+from diffax._checks import check, check_count, choose, positive
 from diffax.typing import Array, Float, Key
 
 ZEROS = nn.initializers.zeros_init()
 
 
-def labels_or_null(label: Any, num_classes: int, batch: int) -> Array:
-    """(B,) labels from one or all of them; of None the null label, `num_classes`."""
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """Settings of the group norms (Wu & He 2018): y = (h - mean) / sqrt(variance + eps) over the channels of a group.
+
+    Args:
+      groups: number of groups, which divides the channels; None for the largest divisor up to 32 that leaves at least
+        4 channels in each. A group of one channel would remove what an embedding adds to all places of that channel.
+      eps: added to the variance, > 0.
+
+    Raises:
+      ValueError: if a setting is out of its range.
+
+    >>> Norm().num_groups(320), Norm().num_groups(24), Norm(groups=4).num_groups(24)
+    (32, 6, 4)
+    """
+
+    groups: int | None = None
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.groups is not None:
+            check_count("groups", self.groups)
+        check("eps", self.eps, positive)
+
+    def num_groups(self, channels: int) -> int:
+        """The number of groups of so many channels.
+
+        Raises:
+          ValueError: if `groups` does not divide the channels.
+        """
+        if self.groups is None:
+            largest = max(1, min(32, channels // 4))
+            return max(g for g in range(1, largest + 1) if channels % g == 0)
+        if channels % self.groups:
+            raise ValueError(f"groups must divide the {channels} channels, got {self.groups}")
+        return self.groups
+
+
+DEFAULT_NORM = Norm()
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeEmbedding:
+    """Settings of the embedding of t: `sinusoidal(t, channels, ...)` in front of two dense layers (Ho et al. 2020).
+
+    Args:
+      scale: factor of t, > 0: 1000 for t in [0, 1]. A network of log-SNR in place of t takes about 1000 / 40.
+      shift: the frequencies are 10000^(-k / (channels / 2 - shift)), an int >= 0: 1 in DDPM, 0 in ADM and Stable
+        Diffusion.
+      cos_first: whether the cosines come before the sines, as in ADM and Stable Diffusion.
+
+    Raises:
+      ValueError: if a setting is out of its range.
+    """
+
+    scale: float = 1000.0
+    shift: int = 1
+    cos_first: bool = False
+
+    def __post_init__(self) -> None:
+        check("scale", self.scale, positive)
+        check_count("shift", self.shift, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Residual:
+    """Settings of the residual blocks, y = (x + branch(x, emb)) / rescale.
+
+    Args:
+      resample: the layer between two levels: "conv", a convolution of stride 2, or one after nearest-neighbour
+        doubling, padded on both sides (Stable Diffusion); "conv_pad_after", the same with the zeros of the halving
+        after the last place, for even sizes (DDPM); "block", a residual block that halves or doubles (ADM).
+      scale_shift: how the embedding acts, see `ResBlock`: False in DDPM and Stable Diffusion, True in ADM.
+      rescale: divisor of the sum, > 0; sqrt(2) keeps its variance (Song et al. 2021). It also divides the sum that
+        ends an attention block, but not the sums inside the transformer blocks.
+
+    Raises:
+      ValueError: if a setting is out of its range.
+    """
+
+    resample: Literal["conv", "conv_pad_after", "block"] = "conv"
+    scale_shift: bool = False
+    rescale: float = 1.0
+
+    def __post_init__(self) -> None:
+        choose("resample", self.resample, ("conv", "conv_pad_after", "block"))
+        check("rescale", self.rescale, positive)
+
+
+def labels_or_null(label: ArrayLike | None, num_classes: int, batch: int) -> Array:
+    """(B,) labels from one label or all of them; None becomes the null label, `num_classes`."""
     return jnp.broadcast_to(jnp.asarray(num_classes if label is None else label), (batch,))
 
 
 def sinusoidal(
-    t: Any,
+    t: ArrayLike,
     dim: int,
     *,
-    scale: Any = 1000.0,
+    scale: ArrayLike = 1000.0,
     max_period: float = 10_000.0,
     shift: int = 1,
     cos_first: bool = False,
@@ -48,21 +140,13 @@ def sinusoidal(
     return jnp.concatenate(parts[::-1] if cos_first else parts, -1)
 
 
-def group_norm(channels: int, dtype: Any, *, groups: int | None = None, eps: float = 1e-5) -> nn.GroupNorm:
-    """Group norm, statistics in float32.
-
-    groups: None for the most, up to 32, that divide the channels and leave 4 or more to each: a group of one channel
-    would take away again what an embedding adds to that channel everywhere.
+def group_norm(channels: int, dtype: DTypeLike, norm: Norm = DEFAULT_NORM) -> nn.GroupNorm:
+    """A group norm with these settings; its statistics are float32.
 
     Raises:
       ValueError: if the groups do not divide the channels.
     """
-    if groups is None:
-        most = max(1, min(32, channels // 4))
-        groups = max(g for g in range(1, most + 1) if channels % g == 0)
-    if groups < 1 or channels % groups:
-        raise ValueError(f"norm_groups must divide the {channels} channels, got {groups}")
-    return nn.GroupNorm(num_groups=groups, epsilon=eps, dtype=dtype)
+    return nn.GroupNorm(num_groups=norm.num_groups(channels), epsilon=norm.eps, dtype=dtype)
 
 
 def dropout(key: Key | None, x: Array, rate: float) -> Array:
@@ -77,7 +161,7 @@ def dropout(key: Key | None, x: Array, rate: float) -> Array:
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
-def conv(features: int, ndim: int, dtype: Any, *, size: int = 3, stride: int = 1, **kwargs: Any) -> nn.Conv:
+def conv(features: int, ndim: int, dtype: DTypeLike, *, size: int = 3, stride: int = 1, **kwargs: Any) -> nn.Conv:
     """A convolution over `ndim` spatial axes, zero-padded to keep ceil(space / stride)."""
     return nn.Conv(features, (size,) * ndim, strides=(stride,) * ndim, padding=size // 2, dtype=dtype, **kwargs)
 
@@ -96,29 +180,31 @@ def double(x: Float[Array, "batch *small c"], space: tuple[int, ...]) -> Float[A
 
 
 class ResBlock(nn.Module):
-    """norm, silu, conv, + embedding, norm, silu, dropout, zero-initialised conv; plus the input (Ho et al. 2020).
+    """A residual block: norm, silu, conv, + embedding, norm, silu, dropout, conv; plus the input (Ho et al. 2020).
 
-    x: (B, *space, C), emb: (B, E) or None, key: (B,) or None; returns (B, *space, features), space resampled.
+    The last convolution starts at zero. x: (B, *space, C), emb: (B, E) or None, key: (B,) or None; returns
+    (B, *space, features), with space halved or doubled where `resample` says so.
 
     Attributes:
       features: channels of the result.
-      scale_shift: the embedding scales and shifts after the second norm, h (1 + a) + b, rather than adding before it
-        (Dhariwal & Nichol 2021, "adaptive group norm").
-      resample: "down" halves, "up" doubles (to `space`, if given) input and branch before the first conv, as BigGAN's
-        blocks do.
-      rescale: what the sum is divided by; sqrt(2) keeps its variance (Song et al. 2021).
-      norm_groups, eps: of the norms, see `group_norm`.
+      dropout_rate: of the second convolution's input; active where a key is given.
+      dtype: of the computation.
+      scale_shift: the embedding scales and shifts after the second norm, h (1 + a) + b, in place of being added before
+        it (Dhariwal & Nichol 2021, "adaptive group norm").
+      resample: "down" halves, "up" doubles the input and the branch before the first convolution, as in BigGAN.
+      space: sizes after "up", for odd sizes; None for twice those of x.
+      rescale: see `Residual`.
+      norm: of both group norms.
     """
 
     features: int
     dropout_rate: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     scale_shift: bool = False
-    resample: str | None = None
+    resample: Literal["down", "up"] | None = None
     space: tuple[int, ...] | None = None
     rescale: float = 1.0
-    norm_groups: int | None = None
-    eps: float = 1e-5
+    norm: Norm = Norm()
 
     @nn.compact
     def __call__(
@@ -129,21 +215,23 @@ class ResBlock(nn.Module):
     ) -> Float[Array, "batch *resized out"]:
         """See the class."""
         ndim = x.ndim - 2
-        norm = functools.partial(group_norm, dtype=self.dtype, groups=self.norm_groups, eps=self.eps)
+        norm = functools.partial(group_norm, dtype=self.dtype, norm=self.norm)
         h = nn.silu(norm(x.shape[-1])(x))
         if self.resample is not None:
             space = tuple(2 * size for size in x.shape[1:-1]) if self.space is None else self.space
             x, h = (halve(v) if self.resample == "down" else double(v, space) for v in (x, h))
         h = conv(self.features, ndim, self.dtype)(h)
-        scale, shift = None, jnp.zeros((), h.dtype)
-        if emb is not None:
-            shift = nn.Dense(self.features * (1 + self.scale_shift), dtype=self.dtype)(nn.silu(emb))
-            shift = shift.reshape(shift.shape[:1] + (1,) * ndim + shift.shape[1:])
+        if emb is None:
+            h = norm(self.features)(h)
+        else:
+            emb = nn.Dense(self.features * (2 if self.scale_shift else 1), dtype=self.dtype)(nn.silu(emb))
+            emb = emb.reshape(emb.shape[0], *(1,) * ndim, -1)
             if self.scale_shift:
-                scale, shift = jnp.split(shift, 2, -1)
-        h = norm(self.features)(h if scale is not None else h + shift)
-        h = nn.silu(h if scale is None else h * (1 + scale) + shift)
-        h = dropout(key, h, self.dropout_rate)
+                scale, shift = jnp.split(emb, 2, -1)
+                h = norm(self.features)(h) * (1 + scale) + shift
+            else:
+                h = norm(self.features)(h + emb)
+        h = dropout(key, nn.silu(h), self.dropout_rate)
         h = conv(self.features, ndim, self.dtype, kernel_init=ZEROS)(h)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype)(x)
@@ -157,7 +245,7 @@ class Downsample(nn.Module):
     one zero on each side, as ADM's.
     """
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     pad_after: bool = False
 
     @nn.compact
@@ -174,7 +262,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Nearest neighbour by 2, cut to `space` (odd sizes), then a 3-wide convolution."""
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch *small c"], space: tuple[int, ...]) -> Float[Array, "batch *space c"]:

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffax._checks import Condition, check, check_count, interval
-from diffax.nn.attention import Attention
+from diffax.nn.attention import MultiHeadAttention
 from diffax.nn.layers import sinusoidal
 from diffax.typing import Array, Float, Key, Num
 
@@ -62,7 +62,7 @@ class TextEncoder(nn.Module):
         h = h + sinusoidal(jnp.arange(tokens.shape[1]), self.width, scale=1.0).astype(self.dtype)[None]
         for i in range(self.depth):
             normed = self._norm(f"norm_{i}_1")(h)
-            h = h + Attention(self.num_heads, self.dtype, name=f"attention_{i}")(normed, mask=mask)
+            h = h + MultiHeadAttention(self.num_heads, self.dtype, name=f"attention_{i}")(normed, mask=mask)
             inner = nn.Dense(4 * self.width, dtype=self.dtype, name=f"dense_{i}_1")(self._norm(f"norm_{i}_2")(h))
             h = h + nn.Dense(self.width, dtype=self.dtype, name=f"dense_{i}_2")(nn.gelu(inner))
         h = self._norm("norm")(h)
@@ -75,9 +75,10 @@ class TextEncoder(nn.Module):
 class Captioned(nn.Module):
     """y = network(x, t, context = text(tokens)): a network with cross-attention and its text encoder as one.
 
-    network: called as `network(x, t, context=, context_mask=, key=)`: `UNet(attention="cross", context_dim=width)`, or
-      a `DiT`. One with vector_dim = width is given the mean of the words as `vector`, which reaches every block
-      beside the time, as an embedding of the whole caption does in GLIDE (Nichol et al. 2022).
+    network: called as `network(x, t, context=, context_mask=, key=)`: a `UNet` with
+      `attention=Attention(context_dim=width)`, or a `DiT`. One with vector_dim = width is given the mean of the words
+      as `vector`, which reaches every block beside the time, as an embedding of the whole caption does in GLIDE (Nichol
+      et al. 2022).
     The null caption, for guidance, has no words: zeros.
     """
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from diffax.nn import EDM2, DiT, UNet
+from diffax.nn import EDM2, Attention, DiT, TimeEmbedding, UNet
 from diffax.nn.text import Captioned
 from experiments import build, checks, networks, objectives
 from experiments.configs import default
@@ -27,6 +27,29 @@ def test_each_name_is_its_network():
     assert isinstance(found, DiT)
     assert (found.depth, found.patch_size, found.positions, found.outputs) == (3, 4, "rope", 2)
     assert (found.channels, found.num_heads, found.num_classes) == (16, 2, 10)
+
+
+def test_each_key_of_a_u_net_is_a_setting_of_it():
+    keys = {"channels": 16, "channel_multipliers": (1, 1.5, 2), "num_res_blocks": 3, "attention_levels": (0, 2)}
+    options = {"num_heads": 4, "dropout_rate": 0.2, "time": "log_snr", "learned_variance": True, "remat": True}
+    settings = config(name="unet", dtype="bfloat16", **keys, **options)
+    expected = UNet(
+        channels=16,
+        channel_multipliers=(1, 1.5, 2),
+        num_res_blocks=3,
+        attention=Attention((0, 2), num_heads=4),
+        time=TimeEmbedding(25.0),
+        dropout_rate=0.2,
+        num_classes=10,
+        outputs=2,
+        remat=True,
+        dtype=jnp.bfloat16,
+    )
+    assert networks.network(settings, 10) == expected
+    settings.text.enabled, settings.network.conditional = True, False
+    attention = Attention((0, 2), num_heads=4, context_dim=128)
+    captioned = expected.clone(attention=attention, vector_dim=128, num_classes=None)
+    assert networks.network(settings, None).network == captioned
 
 
 @pytest.mark.parametrize(("time", "scale"), [("t", 4.0), ("log_snr", 0.1)])
@@ -53,6 +76,8 @@ def test_the_optimiser_puts_edm2_s_weights_back():
 def test_what_is_evaluated_has_forward_derivatives():
     plain = networks.network(config(), 10)
     assert networks.forwards(plain).implementation == "xla"
+    u_net = networks.network(config(name="unet"), 10)
+    assert networks.forwards(u_net) == u_net.clone(attention=Attention(num_heads=2, implementation="xla"))
     settings = config(conditional=False)
     settings.text.enabled = True
     captioned = networks.forwards(networks.network(settings, None))

@@ -438,7 +438,7 @@ def test_points_that_are_not_there_change_nothing(points):
         ({"patch_size": None, "position_grid": 4}, (2, 8, 1), {}, "position_grid must be None where there are no posi"),
         ({"channels": 9, "num_heads": 3}, (2, 8, 8, 1), {}, "channels must be even and at least 4 for positions on 2"),
         ({"num_heads": 4, "positions": "rope"}, (2, 8, 8, 1), {}, "channels of a head must be even and at least 4 for"),
-        ({}, (2, 8, 8, 1), {"label": 0}, "label was given to a network without classes: set num_classes"),
+        ({}, (2, 8, 8, 1), {"label": 0}, "label must be None where num_classes is None, got 0"),
         ({"num_classes": 3}, (2, 8, 8, 1), {"label": np.array([0, 4])}, r"label must be in \[0, 3\], got \[0, 4\]"),
         ({}, (2, 8, 8, 1), {"context": np.ones((2, 3, 4))}, "context was given to a network without it: set cross_att"),
         ({"cross_attention": True}, (2, 8, 8, 1), {}, "context must be given to a network with cross_attention, or"),
@@ -454,7 +454,12 @@ def test_points_that_are_not_there_change_nothing(points):
             {"context": np.ones((2, 3, 5)), "context_mask": np.ones((2, 4))},
             r"context_mask must have shape \(2, 3\), got \(2, 4\)",
         ),
-        (TEXT, (2, 8, 8, 1), {"context_mask": np.ones((2, 4))}, "context_mask was given without a context"),
+        (
+            TEXT,
+            (2, 8, 8, 1),
+            {"context_mask": np.ones((2, 4))},
+            "context_mask must be None without a context, got an array of shape",
+        ),
         ({}, (2, 8, 8, 1), {"vector": np.ones((2, 4))}, "vector was given to a network without it: set vector_dim"),
         (
             {"vector_dim": 3},

@@ -12,7 +12,7 @@ import pytest
 from test_experiments import call, training_flags
 
 from diffax import training
-from diffax.nn import UNet, lora
+from diffax.nn import Attention, UNet, lora
 from diffax.training import Checkpoints
 from experiments import build, checkpoint, checks, networks, objectives, opening
 from experiments import lora as run_lora
@@ -207,7 +207,7 @@ def test_the_example_trains_less_than_5_percent():
         channels=settings.channels,
         channel_multipliers=settings.channel_multipliers,
         num_res_blocks=settings.num_res_blocks,
-        attention_levels=settings.attention_levels,
+        attention=Attention(settings.attention_levels),
         num_classes=10,
     )
     params = jax.eval_shape(lambda: net.init(KEY, jnp.zeros((1, 8, 8, 1)), jnp.zeros(1)))["params"]

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import diffax
-from diffax.nn import DiT, UNet
+from diffax.nn import Attention, DiT, UNet
 
 KEY = jax.random.key(0)
 
@@ -51,7 +51,7 @@ def test_an_equinox_network_is_sampled():
     np.testing.assert_allclose(generated(predict), expected, rtol=1e-5)
 
 
-UNET = UNet(channels=8, channel_multipliers=(1, 1), num_res_blocks=1, attention_levels=(), num_classes=4)
+UNET = UNet(channels=8, channel_multipliers=(1, 1), num_res_blocks=1, attention=Attention(()), num_classes=4)
 DIT = DiT(channels=32, depth=1, num_heads=2, positions="rope", num_classes=4)
 SHAPES = {1: (8, 8), 2: (8, 8, 1), 3: (4, 4, 4, 1)}
 

@@ -9,7 +9,7 @@ import pytest
 
 import diffax
 from diffax import training
-from diffax.nn import DiT, UNet
+from diffax.nn import Attention, DiT, UNet
 from diffax.nn.attention import CrossAttentionBlock
 from diffax.nn.layers import sinusoidal
 from diffax.nn.text import Captioned, TextEncoder
@@ -106,8 +106,8 @@ def captioned():
 
 
 def test_a_u_net_with_captions_has_the_parameters_of_both():
-    settings = {"channels": 8, "channel_multipliers": (1, 2), "attention": "cross", "context_dim": 8}
-    network, encoder = UNet(**settings), TextEncoder(vocab_size=7, width=8)
+    network = UNet(channels=8, channel_multipliers=(1, 2), attention=Attention(context_dim=8))
+    encoder = TextEncoder(vocab_size=7, width=8)
     x, context = jnp.zeros((3, 8, 8, 3)), jnp.zeros((3, 4, 8))
     both = jax.eval_shape(Captioned(network, encoder).init, KEY, x, 0.5, TOKENS)["params"]
     alone = jax.eval_shape(lambda: network.init(KEY, x, 0.5, context=context))["params"]
@@ -119,8 +119,11 @@ def test_a_u_net_with_captions_has_the_parameters_of_both():
 @pytest.mark.parametrize("kind", [pytest.param(UNet, marks=pytest.mark.slow), DiT])
 def test_the_mean_of_the_words_is_the_vector(kind):
     """Of those that are there."""
-    settings = {UNet: {"channel_multipliers": (1, 2), "attention": "cross"}, DiT: {"depth": 1, "cross_attention": True}}
-    network = kind(channels=8, num_heads=2, context_dim=8, vector_dim=8, **settings[kind])
+    settings = {
+        UNet: {"channel_multipliers": (1, 2), "attention": Attention(num_heads=2, context_dim=8)},
+        DiT: {"depth": 1, "num_heads": 2, "cross_attention": True, "context_dim": 8},
+    }
+    network = kind(channels=8, vector_dim=8, **settings[kind])
     encoder = TextEncoder(vocab_size=7, width=8, depth=1, num_heads=2)
     module, x = Captioned(network, encoder), jax.random.normal(KEY, (3, 4, 4, 1))
 

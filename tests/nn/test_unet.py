@@ -1,17 +1,22 @@
 """The U-Net: its size, shapes, conditioning, dropout by example, precision."""
 
+import json
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffax.nn import UNet
-from diffax.nn.attention import AttentionBlock, CrossAttentionBlock, attend
-from diffax.nn.layers import ResBlock, double, dropout, halve, sinusoidal
+from diffax.nn import DiT, UNet
+from diffax.nn.attention import Attention, AttentionBlock, CrossAttentionBlock, attend, with_implementation
+from diffax.nn.interop import unet
+from diffax.nn.layers import Norm, ResBlock, Residual, TimeEmbedding, double, dropout, halve, sinusoidal
 
 KEY = jax.random.key(0)
-SMALL = {"channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1, "attention_levels": (1,)}
+SMALL = {"channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1}
+FOLDERS = Path(__file__).parent / "interop"
 
 
 def count(tree):
@@ -25,55 +30,96 @@ def shaken(net, x, **kwargs):
     return jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(p.dtype), params)
 
 
+# (network, shape of x, parameters, in millions where the paper gives no more digits). The null label of ADM adds a row
+# of 4 * channels, which the published networks do not have.
+PUBLISHED = {
+    "DDPM, CIFAR-10": (UNet.ddpm(), (32, 32, 3), 35_746_307),
+    "ADM, ImageNet 64": (UNet.adm(), (64, 64, 3), 296),
+    "Stable Diffusion 1.5": (UNet.stable_diffusion(), (64, 64, 4), 859_520_964),
+    "Stable Diffusion 2.1": (UNet.stable_diffusion(context_dim=1024, head_channels=64), (64, 64, 4), 865_910_724),
+    "ADM, ImageNet 128": (
+        UNet.adm(channels=256, channel_multipliers=(1, 1, 2, 3, 4), num_res_blocks=2, attention_levels=(2, 3, 4)),
+        (128, 128, 3),
+        422,
+    ),
+    "ADM, ImageNet 256": (
+        UNet.adm(channels=256, channel_multipliers=(1, 1, 2, 2, 4, 4), num_res_blocks=2, attention_levels=(3, 4, 5)),
+        (256, 256, 3),
+        554,
+    ),
+    "ADM, ImageNet 512": (
+        UNet.adm(
+            channels=256, channel_multipliers=(0.5, 1, 1, 2, 2, 4, 4), num_res_blocks=2, attention_levels=(4, 5, 6)
+        ),
+        (512, 512, 3),
+        559,
+    ),
+    "DDPM, 256": (
+        UNet.ddpm(channel_multipliers=(1, 1, 2, 2, 4, 4), attention_levels=(4,), dropout_rate=0.0),
+        (256, 256, 3),
+        114,
+    ),
+}
+FAST = ("DDPM, CIFAR-10", "ADM, ImageNet 64", "Stable Diffusion 1.5")
+
+
 @pytest.mark.newest
-def test_ddpm_s_cifar10_network_has_35_7_million_parameters():
-    """Ho et al. 2020, appendix B: 35.7M."""
-    net = UNet(channels=128, channel_multipliers=(1, 2, 2, 2), num_res_blocks=2, attention_levels=(1,))
-    params = jax.eval_shape(lambda: net.init(KEY, jnp.zeros((1, 32, 32, 3)), jnp.zeros(1)))
-    assert count(params) == 35_746_307
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in PUBLISHED])
+def test_published_sizes(name):
+    """Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, table 4; the released weights of Stable Diffusion."""
+    net, shape, published = PUBLISHED[name]
+    params = jax.eval_shape(net.init, KEY, jnp.zeros((1, *shape)), jnp.zeros(1))
+    size = count(params)
+    assert published == (size if published > 1000 else round(size / 1e6))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.slow_cases("859520964-settings0-4")
-@pytest.mark.newest
 @pytest.mark.parametrize(
-    ("published", "settings", "channels"),
+    ("folder", "net"),
     [
-        (
-            859_520_964,  # Stable Diffusion 1.5
-            {"channels": 320, "channel_multipliers": (1, 2, 4, 4), "attention_levels": (0, 1, 2), "attention": "cross"}
-            | {"context_dim": 768, "num_heads": 8},
-            4,
-        ),
-        (
-            865_910_724,  # Stable Diffusion 2.1
-            {"channels": 320, "channel_multipliers": (1, 2, 4, 4), "attention_levels": (0, 1, 2), "attention": "cross"}
-            | {"context_dim": 1024, "head_channels": 64},
-            4,
-        ),
+        ("unet_cifar10", UNet.ddpm(out_channels=3, dropout_rate=0.0, norm=Norm(32, eps=1e-6))),
+        ("unet_sd15", UNet.stable_diffusion(channels=32, context_dim=24, out_channels=4, norm=Norm(32))),
     ],
 )
-def test_published_sizes(published, settings, channels):
-    net = UNet(**settings)
-    assert count(jax.eval_shape(net.init, KEY, jnp.zeros((1, 64, 64, channels)), jnp.zeros(1))) == published
+def test_the_constructors_are_the_networks_of_diffusers_configs(folder, net):
+    """google/ddpm-cifar10-32, and Stable Diffusion 1.5 a tenth as wide, both with 32 groups."""
+    assert unet.build(json.loads((FOLDERS / folder / "config.json").read_text())) == net
 
 
-def test_adm_s_imagenet_64_network_has_296_million_parameters():
-    """Dhariwal & Nichol 2021, table 4: 296M; with a variance, and a null label more than theirs."""
-    adm = {"channels": 192, "channel_multipliers": (1, 2, 3, 4), "num_res_blocks": 3, "attention_levels": (1, 2, 3)}
-    net = UNet(**adm, head_channels=64, resample="block", scale_shift=True, num_classes=1000, outputs=2)
-    found = count(jax.eval_shape(net.init, KEY, jnp.zeros((1, 64, 64, 3)), jnp.zeros(1)))
-    assert round(found / 1e6) == 296
+@pytest.mark.parametrize("net", [UNet.ddpm(), UNet.adm(), UNet.stable_diffusion()], ids=["ddpm", "adm", "sd"])
+def test_published_widths_have_32_groups(net):
+    assert {net.norm.num_groups(width) for width in net.widths} == {32}
 
 
-CONDITIONED = {"context_dim": 5, "vector_dim": 3, "image_channels": 2, "attention": "cross"}
+def test_adm_has_the_settings_of_its_code():
+    """guided-diffusion: timestep_embedding, --resblock_updown, --use_scale_shift_norm, --num_head_channels 64."""
+    net = UNet.adm()
+    assert net.time == TimeEmbedding(1000.0, shift=0, cos_first=True)
+    assert net.residual == Residual("block", scale_shift=True)
+    assert [net.attention.heads(width) for width in net.widths] == [3, 6, 9, 12]
+
+
+def test_settings_replace_the_published_ones():
+    net = UNet.adm(channels=8, head_channels=4, num_classes=None, residual=Residual())
+    assert (net.widths, net.num_classes, net.residual) == ([8, 16, 24, 32], None, Residual())
+    assert net.attention == Attention((1, 2, 3), head_channels=4)
+
+
+def test_a_network_is_hashable_and_equal_by_its_settings():
+    """So that a network can be a static argument of jit."""
+    nets = {UNet.ddpm(), UNet.ddpm(), UNet.ddpm(attention_levels=[1]), UNet.adm()}
+    assert len(nets) == 2
+
+
+CONDITIONED = {"attention": Attention(context_dim=5), "vector_dim": 3, "image_channels": 2}
 
 
 @pytest.fixture(scope="module")
 def conditioned():
     """A network of all kinds of blocks and conditions: (params, x, conditions, the compiled call)."""
-    options = {"resample": "block", "scale_shift": True, "rescale": 2**0.5, "head_channels": 4}
-    net = UNet(**SMALL, **CONDITIONED, **options)
+    residual = Residual("block", scale_shift=True, rescale=2**0.5)
+    attention = Attention(head_channels=4, context_dim=5)
+    net = UNet(**SMALL, **CONDITIONED | {"attention": attention}, residual=residual)
     x = jax.random.normal(KEY, (3, 5, 6, 1))
     keys = jax.random.split(KEY, 3)
     conditions = {
@@ -109,23 +155,22 @@ def test_tokens_that_are_not_there_change_nothing(conditioned):
     np.testing.assert_allclose(apply(params, x, 0.5, **short)[1:], y[1:], atol=1e-5)
 
 
-TEXT = {"attention": "cross", "context_dim": 5}
+TEXT = {"attention": Attention(context_dim=5)}
 TOKENS = np.ones((2, 3, 5))
 
 
 @pytest.mark.parametrize(
     ("settings", "given", "message"),
     [
-        ({}, {"context": np.ones((2, 3, 4))}, "context was given to a network without it: set context_dim"),
+        (
+            {},
+            {"context": np.ones((2, 3, 4))},
+            r"context must be None for a network without context_dim, got shape \(2, 3, 4\)",
+        ),
         ({"vector_dim": 3}, {"vector": np.ones((2, 4))}, r"vector must have shape \(2, 3\), got \(2, 4\)"),
         ({"image_channels": 1}, {"image": np.ones((2, 4, 4, 1))}, r"image must have shape \(2, 8, 8, 1\), got"),
-        ({"attention": "cross"}, {}, "context_dim must be given with attention = 'cross' alone, got None"),
-        ({"attention": "linear"}, {}, "attention must be one of self, cross, got 'linear'"),
-        ({"resample": "pool"}, {}, "resample must be one of conv, block, got 'pool'"),
-        ({"head_channels": 3}, {}, "head_channels must divide the 16 channels, got 3"),
-        ({"norm_groups": 3}, {}, "norm_groups must divide the 8 channels, got 3"),
-        ({}, {"context_mask": np.ones((2, 3))}, "context_mask was given without a context"),
-        (TEXT, {"context_mask": np.ones((2, 3))}, "context_mask was given without a context"),
+        ({}, {"context_mask": np.ones((2, 3))}, "context_mask must be None without a context, got an array"),
+        (TEXT, {"context_mask": np.ones((2, 3))}, "context_mask must be None without a context, got an array"),
         (
             TEXT,
             {"context": TOKENS, "context_mask": np.ones((1, 3))},
@@ -179,7 +224,7 @@ def test_all_blocks_of_a_network_have_its_rescale(options, attention):
         seen.append((type(context.module), getattr(context.module, "rescale", None)))
         return method(*args, **kwargs)
 
-    net = UNet(**SMALL, **options, resample="block", rescale=3.0)
+    net = UNet(**SMALL, **options, residual=Residual("block", rescale=3.0))
     with nn.intercept_methods(see):
         jax.eval_shape(net.init, KEY, jnp.ones((1, 4, 4, 1)), 0.5)
     assert seen.count((ResBlock, 3.0)) == 10  # 2 down, 4 up, 2 in the middle, 2 between the levels
@@ -212,7 +257,7 @@ def test_the_first_answer_is_zero():
 @pytest.mark.newest
 @pytest.mark.parametrize("shape", [(2, 28, 28, 1), (2, 7, 5, 2), (2, 9, 3), (1, 5, 6, 7, 1)])
 def test_odd_sizes_and_one_to_three_dimensions(shape):
-    net = UNet(channels=8, channel_multipliers=(1, 1, 2), num_res_blocks=1, attention_levels=(2,))
+    net = UNet(channels=8, channel_multipliers=(1, 1, 2), num_res_blocks=1, attention=Attention((2,)))
     x = jnp.ones(shape)
     out = jax.eval_shape(lambda: net.init_with_output(KEY, x, jnp.zeros(shape[0]))[0])
     assert out.shape == shape
@@ -227,19 +272,10 @@ def test_odd_sizes_and_one_to_three_dimensions(shape):
             {"channel_multipliers": (1, 1, 1, 1)},
             (2, 4, 4, 1),
             None,
-            "channel_multipliers has 4 levels, too many",
+            r"channel_multipliers must have at most 3 levels for x of shape \(2, 4, 4, 1\), got 4",
         ),
-        ({"attention_levels": (2,)}, (2, 8, 8, 1), None, "attention_levels must lie below 2, got 2"),
-        ({}, (2, 8, 8, 1), 0, "label was given to a network without classes"),
+        ({}, (2, 8, 8, 1), 0, "label must be None where num_classes is None, got 0"),
         ({"num_classes": 3}, (2, 8, 8, 1), np.array([0, 4]), r"label must be in \[0, 3\], got \[0, 4\]"),
-        (
-            {"channel_multipliers": ()},
-            (2, 8, 8, 1),
-            None,
-            r"numbers that give channels, got \(\)",
-        ),
-        ({"num_heads": 3}, (2, 8, 8, 1), None, "num_heads must divide the 16 channels, got 3"),
-        ({"channels": 5}, (2, 8, 8, 1), None, "channels must be even and at least 4, got 5"),
     ],
 )
 def test_bad_shapes_are_refused(settings, shape, label, message):
@@ -249,22 +285,57 @@ def test_bad_shapes_are_refused(settings, shape, label, message):
 
 
 @pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        *((lambda n=n: Attention(**{n: 0}), f"{n} must be an int >= 1, got 0") for n in ("num_heads", "depth")),
+        *(
+            (lambda n=n: Attention(**{n: 0}), f"{n} must be an int >= 1, got 0")
+            for n in ("head_channels", "context_dim")
+        ),
+        (lambda: Attention(num_heads=-1), "num_heads must be an int >= 1, got -1"),
+        (lambda: Attention((-1,)), "levels must be an int >= 0, got -1"),
+        (lambda: Attention(depth=2), "depth must be 1 where context_dim is None, got 2"),
+        (lambda: Attention(implementation="flash"), "implementation must be one of xla, cudnn, got 'flash'"),
+        (lambda: Norm(groups=0), "groups must be an int >= 1, got 0"),
+        (lambda: Norm(eps=0.0), "eps must be > 0, got 0"),
+        (lambda: TimeEmbedding(scale=0.0), "scale must be > 0, got 0"),
+        (lambda: TimeEmbedding(shift=-1), "shift must be an int >= 0, got -1"),
+        (lambda: Residual(rescale=0), "rescale must be > 0, got 0"),
+        (lambda: Residual("pool"), "resample must be one of conv, conv_pad_after, block, got 'pool'"),
+    ],
+)
+def test_bad_specifications_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
     ("setting", "message"),
     [
-        *(({name: 0}, f"{name} must be an int >= 1, got 0") for name in ("num_heads", "head_channels", "norm_groups")),
         *(({name: 0}, f"{name} must be an int >= 1, got 0") for name in ("vector_dim", "outputs", "out_channels")),
-        *(({**TEXT, name: 0}, f"{name} must be an int >= 1, got 0") for name in ("context_dim", "transformer_depth")),
         *(({name: -1}, f"{name} must be an int >= 0, got -1") for name in ("num_res_blocks", "image_channels")),
-        ({"num_heads": -1}, "num_heads must be an int >= 1, got -1"),
-        ({"head_channels": -4}, "head_channels must be an int >= 1, got -4"),
-        ({"rescale": 0}, "rescale must be > 0, got 0"),
         ({"dropout_rate": 2}, r"dropout_rate must be in \[0, 1\), got 2"),
+        ({"channels": 5}, "channels must be even and at least 4, got 5"),
+        ({"channel_multipliers": ()}, r"channel_multipliers must give each level at least one channel, got \(\)"),
+        ({"attention": Attention((2,))}, r"attention.levels must be in \[0, 2\), the levels of .*, got 2"),
+        ({"attention": Attention(num_heads=3)}, "num_heads must divide the 16 channels, got 3"),
+        ({"attention": Attention((), num_heads=3)}, "num_heads must divide the 16 channels, got 3"),  # the middle's
+        ({"attention": Attention(head_channels=3)}, "head_channels must divide the 16 channels, got 3"),
+        ({"norm": Norm(3)}, "groups must divide the 8 channels, got 3"),
     ],
 )
 def test_bad_settings_are_refused(setting, message):
-    net = UNet(**{**SMALL, **setting})
+    """By the constructor, before there is an input."""
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(net.init, KEY, jnp.ones((2, 8, 8, 1)), 0.5)
+        UNet(**{**SMALL, **setting})
+
+
+@pytest.mark.parametrize("net", [UNet(**SMALL), DiT(channels=8, num_heads=2, depth=1)], ids=["unet", "dit"])
+def test_another_implementation_is_all_that_changes(net):
+    changed = with_implementation(net, "xla")
+    assert changed != net
+    assert with_implementation(changed, None) == net
+    assert with_implementation(nn.Dense(3), "xla") == nn.Dense(3)
 
 
 def test_an_example_depends_on_its_own_time_and_label_alone(small):
@@ -326,7 +397,7 @@ def test_the_time_embedding_is_ddpm_s():
 def test_remat_changes_the_memory_alone():
     """The same parameters, by name, the same answer and gradient, with dropout."""
     x, t = jax.random.normal(KEY, (2, 4, 4, 1)), jnp.array([0.2, 0.7])
-    net = UNet(channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_levels=(0,), dropout_rate=0.5)
+    net = UNet(channels=8, channel_multipliers=(1,), num_res_blocks=1, attention=Attention((0,)), dropout_rate=0.5)
     params = shaken(net, x)
     again = net.clone(remat=True)
     keys = jax.random.split(jax.random.key(3), len(x))
@@ -337,14 +408,15 @@ def test_remat_changes_the_memory_alone():
     shapes = jax.eval_shape(again.init, KEY, x, t)
     assert jax.tree.structure(shapes) == jax.tree.structure(params)
     ours, theirs = (jax.jit(jax.value_and_grad(lambda p, n=n: value(n, p)))(params) for n in (again, net))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), ours, theirs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), ours, theirs)
     text = jax.jit(jax.grad(lambda p: value(again, p))).lower(params).as_text()
     assert "optimization_barrier" in text  # what keeps XLA from merging the two computations
 
 
 def test_remat_of_blocks_that_resample():
     """Down to odd sizes and up again, which the blocks are told."""
-    net = UNet(channels=8, channel_multipliers=(1, 1, 1), num_res_blocks=1, attention_levels=(), resample="block")
+    plain = UNet(channels=8, channel_multipliers=(1, 1, 1), num_res_blocks=1, attention=Attention(()))
+    net = plain.clone(residual=Residual("block"))
     x = jnp.zeros((1, 5, 7, 1))
     shapes = [jax.eval_shape(n.init_with_output, KEY, x, 0.5) for n in (net, net.clone(remat=True))]
     assert shapes[0] == shapes[1]

@@ -4,6 +4,7 @@ A pipeline's folder works as well: its `unet` or `transformer`, `vae` (or `vqvae
 safety checkers in it are not read; a part that alters what is sampled, and is not known here, is refused.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -11,12 +12,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffax.nn.interop import autoencoder, dit, fields, unet, weights
 from diffax.nn.interop import scheduler as schedulers
+from diffax.nn.unet import UNet
 
 WEIGHTS = f"{weights.NAME}.safetensors"
 CLASSES: dict[str, ModuleType] = {
@@ -53,7 +56,7 @@ class Pretrained(NamedTuple):
         """
         count = self.scheduler.count if self.scheduler else self.config.get("num_train_timesteps") or 1000
         given = {"context": context, "context_mask": mask} if context is not None else {}
-        net = self.network.clone(time_scale=float(count))
+        net = _with_time_scale(self.network, float(count))
         return lambda x, t: net.apply(self.params, x, jnp.asarray(t) - 1 / count, label, **given)
 
 
@@ -127,6 +130,13 @@ def shapes(net: Any, shape: tuple[int, ...]) -> Any:
     x, key = jnp.empty((1, *shape)), jax.random.key(0)
     last = key if type(net).__name__ == "Autoencoder" else jnp.zeros(1)
     return jax.eval_shape(net.init, key, x, last)
+
+
+def _with_time_scale(net: nn.Module, scale: float) -> nn.Module:
+    """The network for times t that the factor `scale` makes timesteps of."""
+    if isinstance(net, UNet):
+        return net.clone(time=dataclasses.replace(net.time, scale=scale))
+    return net.clone(time_scale=scale)
 
 
 def _is_unet(config):

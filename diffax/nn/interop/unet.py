@@ -1,9 +1,9 @@
 """diffusers' `UNet2DModel` and `UNet2DConditionModel` (Stable Diffusion 1 and 2) as `UNet`."""
 
-import functools
-from collections.abc import Callable
+import collections
 from typing import Any
 
+from diffax.nn.attention import Attention
 from diffax.nn.interop import fields
 from diffax.nn.interop.fields import (
     ANY,
@@ -28,6 +28,7 @@ from diffax.nn.interop.fields import (
     single,
 )
 from diffax.nn.interop.weights import Link
+from diffax.nn.layers import Norm, Residual, TimeEmbedding
 from diffax.nn.unet import UNet
 
 KINDS = {
@@ -162,57 +163,55 @@ def build(config: dict[str, Any]) -> UNet:
     Raises:
       ValueError: for what is missing, of a wrong type or not supported; lists it all.
     """
-    of = read(config)
-    if "cross_attention_dim" in of:
-        return _conditioned(of)
+    values = read(config)
+    kinds = KINDS["UNet2DConditionModel" if "cross_attention_dim" in values else "UNet2DModel"]
+    levels = tuple(level for level, name in enumerate(values["down_block_types"]) if kinds[name])
+    widths, classes = values["block_out_channels"], values["num_class_embeds"]
     return UNet(
-        **_shared(of, KINDS["UNet2DModel"]),
-        middle_attention=of["add_attention"],
-        head_channels=of["attention_head_dim"],
-        resample={"conv": "conv", "resnet": "block"}[of["downsample_type"]],
-        scale_shift=of["resnet_time_scale_shift"] == "scale_shift",
+        out_channels=values["out_channels"],
+        channels=widths[0],
+        channel_multipliers=tuple(width / widths[0] for width in widths),
+        num_res_blocks=single(values["layers_per_block"]),
+        residual=_residual_settings(values),
+        attention=_cross_attention(values, levels) if "cross_attention_dim" in values else _attention(values, levels),
+        norm=Norm(values["norm_num_groups"], values["norm_eps"]),
+        time=TimeEmbedding(shift=values["freq_shift"], cos_first=values["flip_sin_to_cos"]),
+        dropout_rate=values["dropout"],
+        num_classes=None if classes is None else classes - 1,
     )
 
 
-def _conditioned(of):
-    heads = of["attention_head_dim"]
+def _residual_settings(values):
+    padded_after = values["downsample_padding"] == 0
+    by_block = values.get("downsample_type") == "resnet"  # a field of UNet2DModel alone
+    return Residual(
+        resample="block" if by_block else "conv_pad_after" if padded_after else "conv",
+        scale_shift=values["resnet_time_scale_shift"] == "scale_shift",
+    )
+
+
+def _attention(values, levels):
+    return Attention(levels, middle=values["add_attention"], head_channels=values["attention_head_dim"])
+
+
+def _cross_attention(values, levels):
+    heads = values["attention_head_dim"]
     by_width = not equal(heads)
-    return UNet(
-        **_shared(of, KINDS["UNet2DConditionModel"]),
-        attention="cross",
-        context_dim=single(of["cross_attention_dim"]),
-        transformer_depth=single(of["transformer_layers_per_block"]),
+    return Attention(
+        levels,
         num_heads=1 if by_width else single(heads),
-        head_channels=int(_heads(of["block_out_channels"], heads)[0]) if by_width else None,
+        head_channels=int(_heads(values["block_out_channels"], heads)[0]) if by_width else None,
+        context_dim=single(values["cross_attention_dim"]),
+        depth=single(values["transformer_layers_per_block"]),
     )
-
-
-def _shared(of, kinds):
-    widths, classes = of["block_out_channels"], of["num_class_embeds"]
-    return {
-        "out_channels": of["out_channels"],
-        "channels": widths[0],
-        "channel_multipliers": tuple(width / widths[0] for width in widths),
-        "num_res_blocks": single(of["layers_per_block"]),
-        "attention_levels": tuple(level for level, name in enumerate(of["down_block_types"]) if kinds[name]),
-        "norm_groups": of["norm_num_groups"],
-        "norm_eps": of["norm_eps"],
-        "pad_after": of["downsample_padding"] == 0,
-        "dropout_rate": of["dropout"],
-        "num_classes": None if classes is None else classes - 1,
-        "time_shift": of["freq_shift"],
-        "time_cos_first": of["flip_sin_to_cos"],
-    }
 
 
 def links(config: dict[str, Any]) -> list[Link]:
-    """Where each module of theirs is in the parameters of `build(config)`."""
+    """The place of each module of theirs in the parameters of `build(config)`."""
     net = build(config)
-    cross, places = net.attention == "cross", 0 if config.get("use_linear_projection") else 2
-    of_attention: Callable = _attention
-    if cross:
-        of_attention = functools.partial(_transformer, depth=net.transformer_depth, places=places)
-    found = [
+    places = 0 if config.get("use_linear_projection") else 2
+    last = len(net.widths) - 1
+    result = [
         Link("conv_in", ("conv_in",)),
         Link("time_embedding.linear_1", ("time_1",)),
         Link("time_embedding.linear_2", ("time_2",)),
@@ -220,41 +219,43 @@ def links(config: dict[str, Any]) -> list[Link]:
         Link("conv_norm_out", ("GroupNorm_0",)),
         Link("conv_out", ("conv_out",)),
     ]
-    count = {"ResBlock": 0, "attention": 0, "Downsample": 0, "Upsample": 0}
+    count: collections.Counter[str] = collections.Counter()  # the networks number their blocks in order
 
-    def number(kind):
+    def add(theirs, kind):
+        number = count[kind]
         count[kind] += 1
-        return count[kind] - 1
-
-    def blocks(theirs, how_many, attended):
-        for i in range(how_many):
-            found.extend(_residual(f"{theirs}.resnets.{i}", number("ResBlock")))
-            if attended:
-                found.extend(of_attention(f"{theirs}.attentions.{i}", number("attention")))
-
-    def between(theirs, kind):
-        if net.resample == "conv":
-            found.append(Link(f"{theirs}.conv", (f"{kind}_{number(kind)}", "Conv_0")))
+        if kind == "residual":
+            result.extend(_residual_links(theirs, number))
+        elif kind == "attention" and net.context_dim is None:
+            result.extend(_attention_links(theirs, number))
+        elif kind == "attention":
+            result.extend(_transformer_links(theirs, number, depth=net.attention.depth, places=places))
         else:
-            found.extend(_residual(theirs, number("ResBlock")))
+            result.append(Link(f"{theirs}.conv", (f"{kind}_{number}", "Conv_0")))
 
-    last = len(net.widths) - 1
+    def add_level(theirs, level, blocks):
+        for i in range(blocks):
+            add(f"{theirs}.resnets.{i}", "residual")
+            if level in net.attention.levels:
+                add(f"{theirs}.attentions.{i}", "attention")
+
+    by_block = net.residual.resample == "block"
     for level in range(last + 1):
-        blocks(f"down_blocks.{level}", net.num_res_blocks, level in net.attention_levels)
+        add_level(f"down_blocks.{level}", level, net.num_res_blocks)
         if level < last:
-            between(f"down_blocks.{level}.downsamplers.0", "Downsample")
-    found.extend(_residual("mid_block.resnets.0", number("ResBlock")))
-    if net.middle_attention:
-        found.extend(of_attention("mid_block.attentions.0", number("attention")))
-    found.extend(_residual("mid_block.resnets.1", number("ResBlock")))
+            add(f"down_blocks.{level}.downsamplers.0", "residual" if by_block else "Downsample")
+    add("mid_block.resnets.0", "residual")
+    if net.attention.middle:
+        add("mid_block.attentions.0", "attention")
+    add("mid_block.resnets.1", "residual")
     for level in reversed(range(last + 1)):
-        blocks(f"up_blocks.{last - level}", net.num_res_blocks + 1, level in net.attention_levels)
+        add_level(f"up_blocks.{last - level}", level, net.num_res_blocks + 1)
         if level > 0:
-            between(f"up_blocks.{last - level}.upsamplers.0", "Upsample")
-    return found
+            add(f"up_blocks.{last - level}.upsamplers.0", "residual" if by_block else "Upsample")
+    return result
 
 
-def _residual(theirs, number):
+def _residual_links(theirs, number):
     ours = f"ResBlock_{number}"
     names = {
         "norm1": "GroupNorm_0",
@@ -267,14 +268,14 @@ def _residual(theirs, number):
     return [*(Link(f"{theirs}.{a}", (ours, b)) for a, b in names.items()), shortcut]
 
 
-def _attention(theirs, number):
+def _attention_links(theirs, number):
     names = {"group_norm": "GroupNorm_0", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
     return [Link(f"{theirs}.{a}", (f"AttentionBlock_{number}", b)) for a, b in names.items()]
 
 
-def _transformer(theirs, number, *, depth, places):
+def _transformer_links(theirs, number, *, depth, places):
     ours = f"CrossAttentionBlock_{number}"
-    found = [
+    result = [
         Link(f"{theirs}.norm", (ours, "GroupNorm_0")),
         Link(f"{theirs}.proj_in", (ours, "in"), places),
         Link(f"{theirs}.proj_out", (ours, "out"), places),
@@ -283,7 +284,7 @@ def _transformer(theirs, number, *, depth, places):
         there, here = f"{theirs}.transformer_blocks.{i}", (ours, f"TransformerBlock_{i}")
         for a, b in {"attn1": "self", "attn2": "cross"}.items():
             maps = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
-            found += [Link(f"{there}.{a}.{c}", (*here, b, d)) for c, d in maps.items()]
-        found += [Link(f"{there}.norm{j}", (*here, f"norm_{j}")) for j in (1, 2, 3)]
-        found += [Link(f"{there}.ff.net.0.proj", (*here, "gated")), Link(f"{there}.ff.net.2", (*here, "out"))]
-    return found
+            result += [Link(f"{there}.{a}.{c}", (*here, b, d)) for c, d in maps.items()]
+        result += [Link(f"{there}.norm{j}", (*here, f"norm_{j}")) for j in (1, 2, 3)]
+        result += [Link(f"{there}.ff.net.0.proj", (*here, "gated")), Link(f"{there}.ff.net.2", (*here, "out"))]
+    return result

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffax
-from diffax.nn import EDM2, DiT, UNet
+from diffax.nn import EDM2, Attention, DiT, UNet
 from diffax.nn.dit import DIT_SIZES
 from diffax.training import TrainState, adamw, init_state, train_step
 
@@ -35,16 +35,14 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "ddpm": Case(
-        UNet(channels=128, channel_multipliers=(1, 2, 2, 2), attention_levels=(1,), dropout_rate=0.1), (32, 32, 3), 512
-    ),
+    "ddpm": Case(UNet(dropout_rate=0.1), (32, 32, 3), 512),
     "dit_b2": Case(DiT(**DIT_SIZES["B"], patch_size=2, num_classes=1000), (32, 32, 4), 512, 1000),
     "dit_xl2": Case(DiT(**DIT_SIZES["XL"], patch_size=2, num_classes=1000, remat=True), (32, 32, 4), 512, 1000),
     "edm2_xs": Case(EDM2(channels=128, num_classes=1000), (32, 32, 4), 512, 1000),
 }
 TOYS = {
     "ddpm": Case(
-        UNet(channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_levels=(), dropout_rate=0.1),
+        UNet(channels=8, channel_multipliers=(1,), num_res_blocks=1, attention=Attention(()), dropout_rate=0.1),
         (8, 8, 3),
         8,
     ),

@@ -28,7 +28,7 @@ COLUMNS = (
 )
 NETWORKS: dict[str, nn.Module] = {
     "MLP": MLP(channels=128, depth=6),
-    "digits U-Net": UNet(channels=32, channel_multipliers=(1, 2), attention_levels=(1,), dropout_rate=0.1),
+    "digits U-Net": UNet(channels=32, channel_multipliers=(1, 2), dropout_rate=0.1),
 }
 TOY = MLP(channels=8, depth=1)
 SHAPE, BATCH, BOUND = (8, 8, 1), 64, 2e-2

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffax.nn import with_implementation
 from experiments import devices
 from experiments.benchmarking.accelerator import networks
 from experiments.benchmarking.accelerator.worker import Context, one_line
@@ -79,7 +80,7 @@ def without_fused_attention(case: networks.Case, dtype: str, quick: bool, error:
     if jax.default_backend() != "gpu" or dtype == "float32":
         return failed
     try:
-        row = fitting(case._replace(net=case.net.clone(implementation="xla")), dtype, quick)
+        row = fitting(case._replace(net=with_implementation(case.net, "xla")), dtype, quick)
     except Exception:
         return failed
     return row | {"note": f"with XLA's attention: {failed['error'][:120]}"}

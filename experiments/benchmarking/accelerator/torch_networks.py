@@ -216,7 +216,7 @@ class UNet(nn.Module):
         super().__init__()
         from diffusers import UNet2DModel
 
-        attends = [level in net.attention_levels for level in range(len(net.channel_multipliers))]
+        attends = [level in net.attention.levels for level in range(len(net.channel_multipliers))]
         self.net = UNet2DModel(
             sample_size=shape[0],
             in_channels=shape[-1],
