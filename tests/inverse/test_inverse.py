@@ -1,4 +1,4 @@
-"""Inverse problems: operators against dense matrices, methods against exact posteriors and the papers' own steps."""
+"""Inverse problems: operators against dense matrices, methods against exact posteriors and the steps of the papers."""
 
 import functools
 
@@ -19,10 +19,10 @@ RNG = np.random.default_rng(0)
 
 
 def posterior_by_precision(mean, covariance, matrix, y, std):
-    """The textbook's other form: precisions add. Needs std > 0."""
+    """(mean, covariance) of a Gaussian posterior in the form where precisions add; std > 0."""
     precision = np.linalg.inv(covariance) + matrix.T @ matrix / std**2
-    after = np.linalg.inv(precision)
-    return after @ (np.linalg.solve(covariance, mean) + matrix.T @ y / std**2), after
+    posterior_covariance = np.linalg.inv(precision)
+    return posterior_covariance @ (np.linalg.solve(covariance, mean) + matrix.T @ y / std**2), posterior_covariance
 
 
 def dense(forward, shape):
@@ -66,23 +66,23 @@ def test_adjoint_solve_and_pseudo_inverse_are_those_of_the_matrix(name):
     a, b = np.array([0.5, 2.0, 1.0]), np.array([0.3, 1e-3, 2.0])
     solved = np.asarray(operator.solve(y, jnp.asarray(a), jnp.asarray(b))).reshape(3, -1)
     for i in range(3):
-        known = np.linalg.solve(a[i] * matrix @ matrix.T + b[i] * np.eye(len(matrix)), flat[i])
-        np.testing.assert_allclose(matrix.T @ solved[i], matrix.T @ known, atol=1e-9)
+        expected = np.linalg.solve(a[i] * matrix @ matrix.T + b[i] * np.eye(len(matrix)), flat[i])
+        np.testing.assert_allclose(matrix.T @ solved[i], matrix.T @ expected, atol=1e-9)
     assert not np.any(np.asarray(operator.solve(y, 0.7, jnp.inf)))
     operator.check(y)
     operator.check(y[:1])
 
 
-def test_forwards_are_what_their_names_say():
+def test_forward_operators_equal_their_definitions():
     x = RNG.normal(size=(2, 4, 6, 3))
     blocks = x.reshape(2, 2, 2, 3, 2, 3).mean((2, 4))
     np.testing.assert_allclose(inverse.BoxDownsample(2, (4, 6, 3)).forward(x), blocks, rtol=1e-12)
     kernel = RNG.normal(size=(3, 2))
-    known = np.zeros_like(x)
+    expected = np.zeros_like(x)
     for i in range(3):
         for j in range(2):
-            known += kernel[i, j] * np.roll(x, (i - 1, j - 1), axis=(1, 2))
-    np.testing.assert_allclose(inverse.Blur(kernel, (4, 6, 3)).forward(x), known, atol=1e-12)
+            expected += kernel[i, j] * np.roll(x, (i - 1, j - 1), axis=(1, 2))
+    np.testing.assert_allclose(inverse.Blur(kernel, (4, 6, 3)).forward(x), expected, atol=1e-12)
     blur = inverse.gaussian_blur(1.3, (8, 8), radius=3)
     line = np.exp(-0.5 * (np.arange(-3, 4) / 1.3) ** 2)
     np.testing.assert_allclose(blur.kernel, np.outer(line, line) / line.sum() ** 2, rtol=1e-12)
@@ -92,24 +92,24 @@ def test_forwards_are_what_their_names_say():
     assert masked["b"].tolist() == [[0]]
 
 
-def test_conjugate_residuals_solve_each_example_by_itself():
+def test_conjugate_residuals_solve_each_example_separately():
     square = RNG.normal(size=(3, 5, 5))
     matrices = jnp.asarray(square @ square.transpose(0, 2, 1) * np.array([1.0, 1e4, 1e-4])[:, None, None])
     y = jnp.asarray(RNG.normal(size=(3, 5)))
     apply = lambda matrices: lambda v: (v, jnp.einsum("bij,bj->bi", matrices, v))
-    solved, rest = inverse.conjugate_residuals(apply(matrices), y, 40)
+    solved, residual = inverse.conjugate_residuals(apply(matrices), y, 40)
     for i in range(3):
         np.testing.assert_allclose(solved[i], np.linalg.solve(matrices[i], y[i]), rtol=1e-6)
-    np.testing.assert_allclose(rest, 0, atol=1e-9)
-    few, _ = inverse.conjugate_residuals(apply(matrices), y, 2)
-    alone, _ = inverse.conjugate_residuals(apply(matrices[1:2]), y[1:2], 2)
-    np.testing.assert_allclose(few[1:2], alone, rtol=1e-12)
+    np.testing.assert_allclose(residual, 0, atol=1e-9)
+    in_batch, _ = inverse.conjugate_residuals(apply(matrices), y, 2)
+    single, _ = inverse.conjugate_residuals(apply(matrices[1:2]), y[1:2], 2)
+    np.testing.assert_allclose(in_batch[1:2], single, rtol=1e-12)
     assert not np.any(inverse.conjugate_residuals(apply(matrices), 0 * y, 3)[0])
 
 
 def test_conjugate_residuals_stop_at_a_matrix_that_is_not_positive():
-    """Known answers; the residual never grows, whatever the matrix; a bad example does not touch a good one."""
-    square = np.array(
+    """Known results; the residual never grows, for any matrix; a bad example does not affect the others."""
+    examples = np.array(
         [
             [[0.0, 1.0], [-1.0, 0.0]],  # <r, M r> = 0 at once: z = 0
             [[2.0, 0.0], [0.0, -1.0]],  # positive in the first step, a = 1 / 5, negative in the second
@@ -119,18 +119,18 @@ def test_conjugate_residuals_stop_at_a_matrix_that_is_not_positive():
     )
     solve = functools.partial(inverse.conjugate_residuals, iterations=2)
     apply = lambda matrices: lambda r: (r, jnp.einsum("bij,bj->bi", matrices, r))
-    z, rest = solve(apply(jnp.asarray(square)), jnp.ones((4, 2)))
+    z, residual = solve(apply(jnp.asarray(examples)), jnp.ones((4, 2)))
     np.testing.assert_allclose(z, [[0, 0], [0.2, 0.2], [0.4, 0.2], [0, 0]], atol=1e-14)
-    np.testing.assert_allclose(rest, [[1, 1], [0.6, 1.2], [0, 0], [1, 1]], atol=1e-14)
-    np.testing.assert_array_equal(solve(apply(jnp.asarray(square[2:3])), jnp.ones((1, 2)))[0][0], z[2])
+    np.testing.assert_allclose(residual, [[1, 1], [0.6, 1.2], [0, 0], [1, 1]], atol=1e-14)
+    np.testing.assert_array_equal(solve(apply(jnp.asarray(examples[2:3])), jnp.ones((1, 2)))[0][0], z[2])
     matrices, y = jnp.asarray(RNG.normal(size=(500, 6, 6))), jnp.asarray(RNG.normal(size=(500, 6)))
-    rests = [inverse.conjugate_residuals(apply(matrices), y, n)[1] for n in (1, 2, 4, 8)]
-    norms = np.linalg.norm([y, *rests], axis=-1)
+    residuals = [inverse.conjugate_residuals(apply(matrices), y, n)[1] for n in (1, 2, 4, 8)]
+    norms = np.linalg.norm([y, *residuals], axis=-1)
     assert (np.diff(norms, axis=0) <= 1e-12).all()
 
 
-def test_the_pseudo_inverse_of_what_the_operator_cannot_reach_is_least_squares():
-    """Two unknowns, four noisy measurements of them."""
+def test_the_pseudo_inverse_is_least_squares_where_y_is_not_in_the_range():
+    """Four noisy measurements of two unknowns."""
     matrix, y = RNG.normal(size=(4, 2)), RNG.normal(size=(20, 4))
     for dtype, atol in ((jnp.float64, 1e-12), (jnp.float32, 1e-5)):
         operator = inverse.linear(functools.partial(jnp.matmul, jnp.asarray(matrix, dtype)), jnp.zeros(2, dtype))
@@ -153,48 +153,48 @@ def test_operators_are_pytrees():
 
 
 @pytest.mark.parametrize("std", [0.3, 1.5])
-def test_the_posterior_of_a_gaussian_is_the_textbooks(std):
+def test_the_posterior_of_a_gaussian_adds_precisions(std):
     for problem in problems()[1:3]:
         matrix = dense(problem.operator.forward, (4,))
         y = np.asarray(problem.y)[0]
-        law = inverse.posterior(problem.prior, problem.operator, problem.y, std=std)
-        known = posterior_by_precision(*inverse.moments(problem.prior), matrix, y, std)
-        for ours, theirs in zip(inverse.moments(law), known, strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-12)
+        posterior = inverse.posterior(problem.prior, problem.operator, problem.y, std=std)
+        expected = posterior_by_precision(*inverse.moments(problem.prior), matrix, y, std)
+        for result, value in zip(inverse.moments(posterior), expected, strict=True):
+            np.testing.assert_allclose(result, value, atol=1e-12)
 
 
 def test_the_posterior_of_a_mixture_is_that_of_bayes_rule_on_a_grid():
-    """Prior times likelihood, integrated by the trapezoidal rule in two dimensions, and E[x0 | x_t, y] likewise."""
+    """Moments and E[x0 | x_t, y] against sums of prior times likelihood over a grid of two dimensions."""
     prior, std, row = mixture(), 0.4, np.array([[1.0, -0.6]])
     operator = inverse.linear(lambda x: jnp.asarray(row) @ x, jnp.zeros(2))
-    law = inverse.posterior(prior, operator, np.array([[0.7]]), std=std)
+    posterior = inverse.posterior(prior, operator, np.array([[0.7]]), std=std)
     line = np.linspace(-5, 5, 201)
     x = np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
     log_joint = np.asarray(prior.log_prob(x)) - 0.5 * ((x @ row[0] - 0.7) / std) ** 2
     weights = np.exp(log_joint) / np.exp(log_joint).sum()
     mean = weights @ x
-    ours = inverse.moments(law)
-    np.testing.assert_allclose(ours[0], mean, atol=1e-8)
-    np.testing.assert_allclose(ours[1], (weights[:, None] * (x - mean)).T @ (x - mean), atol=1e-8)
+    moments = inverse.moments(posterior)
+    np.testing.assert_allclose(moments[0], mean, atol=1e-8)
+    np.testing.assert_allclose(moments[1], (weights[:, None] * (x - mean)).T @ (x - mean), atol=1e-8)
     level, point = SCHEDULE(0.4), np.array([0.2, -0.5])
-    log_seen = log_joint - 0.5 * (((point - float(level.alpha) * x) / float(level.sigma)) ** 2).sum(-1)
-    weights = np.exp(log_seen - log_seen.max())
-    np.testing.assert_allclose(law.denoise(point[None], level)[0], weights @ x / weights.sum(), atol=1e-8)
-    slope = jax.grad(lambda v: law.log_prob(v, level))(jnp.asarray(point))
+    log_joint_t = log_joint - 0.5 * (((point - float(level.alpha) * x) / float(level.sigma)) ** 2).sum(-1)
+    weights = np.exp(log_joint_t - log_joint_t.max())
+    np.testing.assert_allclose(posterior.denoise(point[None], level)[0], weights @ x / weights.sum(), atol=1e-8)
+    slope = jax.grad(lambda v: posterior.log_prob(v, level))(jnp.asarray(point))
     tweedie = (point + level.sigma**2 * slope) / level.alpha
-    np.testing.assert_allclose(law.denoise(point[None], level)[0], tweedie, rtol=1e-10)
-    draws = jax.jit(lambda key: law.sample(key, 20000))(KEY)
-    np.testing.assert_allclose(draws.mean(0), ours[0], atol=0.02)
-    np.testing.assert_allclose(np.cov(draws.T), ours[1], atol=0.02)
+    np.testing.assert_allclose(posterior.denoise(point[None], level)[0], tweedie, rtol=1e-10)
+    draws = jax.jit(lambda key: posterior.sample(key, 20000))(KEY)
+    np.testing.assert_allclose(draws.mean(0), moments[0], atol=0.02)
+    np.testing.assert_allclose(np.cov(draws.T), moments[1], atol=0.02)
 
 
-def test_measuring_everything_or_nothing():
+def test_no_measurement_gives_the_prior_and_a_full_one_gives_y():
     for prior in (gaussian(), mixture()):
-        before, y = inverse.moments(prior), np.array([[0.4, -0.2]])
+        prior_moments, y = inverse.moments(prior), np.array([[0.4, -0.2]])
         for known, std in (([0, 0], 0.1), ([1, 1], np.inf)):
-            after = inverse.moments(inverse.posterior(prior, inverse.Mask(np.array(known)), y, std=std))
-            np.testing.assert_allclose(after[0], before[0], atol=1e-14)
-            np.testing.assert_allclose(after[1], before[1], atol=1e-14)
+            posterior_moments = inverse.moments(inverse.posterior(prior, inverse.Mask(np.array(known)), y, std=std))
+            np.testing.assert_allclose(posterior_moments[0], prior_moments[0], atol=1e-14)
+            np.testing.assert_allclose(posterior_moments[1], prior_moments[1], atol=1e-14)
         mean, covariance = inverse.moments(inverse.posterior(prior, inverse.Mask(np.array([1, 1])), y, std=0.0))
         np.testing.assert_allclose(mean, y[0], atol=1e-12)
         np.testing.assert_allclose(covariance, 0, atol=1e-12)
@@ -203,10 +203,10 @@ def test_measuring_everything_or_nothing():
 # --- exact methods
 
 
-def denoisers_of(method, problem, **more):
-    """The method's denoiser and the exact posterior's."""
+def denoisers_of(method, problem, **settings):
+    """(the method's denoiser, the denoiser of the exact posterior)."""
     prior = problem.prior
-    guided = method(prior.denoiser(SCHEDULE), SCHEDULE, problem.operator, problem.y, std=problem.std, **more)
+    guided = method(prior.denoiser(SCHEDULE), SCHEDULE, problem.operator, problem.y, std=problem.std, **settings)
     exact = inverse.posterior(prior, problem.operator, problem.y, std=problem.std).denoiser(SCHEDULE)
     return guided, exact
 
@@ -217,8 +217,8 @@ def check_denoiser(guided, exact):
     np.testing.assert_allclose(*both(), atol=1e-8)
 
 
-def isotropic():
-    """Every kind of measurement of a N(m, v I)."""
+def isotropic_problems():
+    """Problems with the prior N(m, v I), one for each kind of measurement."""
     problem = problems()[0]
     matrix = problems()[2]
     yield problem
@@ -229,36 +229,38 @@ def isotropic():
 
 @pytest.mark.newest
 def test_pigdm_is_exact_for_isotropic_gaussians():
-    for problem in isotropic():
+    for problem in isotropic_problems():
         check_denoiser(*denoisers_of(inverse.pigdm, problem, data_variance=0.4))
 
 
 @pytest.mark.newest
 def test_mmps_is_exact_for_every_gaussian():
-    for problem in (*isotropic(), *problems()[1:3]):
+    for problem in (*isotropic_problems(), *problems()[1:3]):
         check_denoiser(*denoisers_of(inverse.mmps, problem))
 
 
-def test_the_exam_fails_another_variance_and_a_missing_factor(monkeypatch):
+def test_a_wrong_variance_and_a_missing_factor_fail_the_check(monkeypatch):
     """Negative controls: v = 1 for data of variance 0.4; Tweedie's factor sigma^2 / alpha without its 1 / alpha."""
     with pytest.raises(AssertionError):
         check_denoiser(*denoisers_of(inverse.pigdm, problems()[0], data_variance=1.0))
     with pytest.raises(AssertionError):
         check_denoiser(*denoisers_of(inverse.pigdm, problems()[1], data_variance=0.4))
 
-    class Wrong(type(SCHEDULE)):
+    class UnitAlpha(type(SCHEDULE)):
         def __call__(self, t):
             level = super().__call__(t)
             return level._replace(alpha=jnp.ones_like(level.alpha))
 
     problem = problems()[0]
-    guided = inverse.pigdm(problem.prior.denoiser(SCHEDULE), Wrong(), problem.operator, problem.y, data_variance=0.4)
+    guided = inverse.pigdm(
+        problem.prior.denoiser(SCHEDULE), UnitAlpha(), problem.operator, problem.y, data_variance=0.4
+    )
     with pytest.raises(AssertionError):
         check_denoiser(guided, denoisers_of(inverse.pigdm, problem)[1])
 
 
-def bad_jacobians(x, t):
-    """One example each: the Jacobian of a Gaussian's denoiser, two negative ones, one that is far from symmetric."""
+def denoise_with_bad_jacobians(x, t):
+    """A denoiser with a Jacobian for each example: a Gaussian's, two that are not positive, one far from symmetric."""
     matrices = np.array(
         [
             [[0.6, 0.2, 0.0], [0.2, 0.5, 0.1], [0.0, 0.1, 0.4]],
@@ -272,21 +274,21 @@ def bad_jacobians(x, t):
 
 
 def test_mmps_falls_back_where_the_jacobian_is_no_covariance():
-    """x0 and slopes stay finite and near; where the first iteration fails it is the isotropic answer."""
+    """x0 and slopes stay finite and bounded; x0 is that of an isotropic covariance where the first iteration fails."""
     mask, t, x = inverse.Mask(np.array([1, 1, 0])), 0.9, jnp.asarray(RNG.normal(size=(4, 3)))
     y = np.array([[0.7, -0.4, 0.0]])
 
     @jax.jit
     def guided(x, std):
-        return inverse.mmps(bad_jacobians, SCHEDULE, mask, y, std=std)(x, t)
+        return inverse.mmps(denoise_with_bad_jacobians, SCHEDULE, mask, y, std=std)(x, t)
 
     for std in (0.0, 0.2):
-        x0, bare = np.asarray(guided(x, std)), np.asarray(bad_jacobians(x, t))
-        spread = 1 / (1 + float(np.exp(SCHEDULE(t).log_snr)))
-        isotropic = bare + np.where([1, 1, 0], spread / (spread + std**2), 0) * (y - bare)
+        x0, unguided = np.asarray(guided(x, std)), np.asarray(denoise_with_bad_jacobians(x, t))
+        variance = 1 / (1 + float(np.exp(SCHEDULE(t).log_snr)))
+        isotropic = unguided + np.where([1, 1, 0], variance / (variance + std**2), 0) * (y - unguided)
         np.testing.assert_allclose(x0[1:3], isotropic[1:3], rtol=1e-12)
-        before, after = (np.abs((v - y)[:, :2]).max(1) for v in (bare, x0))
-        assert (after <= before + 1e-12).all()
+        error_before, error_after = (np.abs((v - y)[:, :2]).max(1) for v in (unguided, x0))
+        assert (error_after <= error_before + 1e-12).all()
         assert np.abs(x0).max() < 10
         np.testing.assert_allclose(x0[:1], guided(x[:1], std), rtol=1e-12)
     slopes = jax.grad(lambda x, std: jnp.sum(guided(x, std) ** 2), (0, 1))(x, 0.2)
@@ -295,27 +297,27 @@ def test_mmps_falls_back_where_the_jacobian_is_no_covariance():
 
 
 @pytest.mark.slow
-def test_pigdm_and_mmps_reach_the_posterior_law_at_order_one():
-    """Ancestral sampling by Jacobians: the error in mean and covariance halves with the step."""
+def test_pigdm_and_mmps_reach_the_posterior_distribution_at_order_one():
+    """Ancestral sampling, its mean and covariance by Jacobians: their error halves with the step."""
     from experiments.inverse import _mmps, _pigdm
 
     for problem, build in ((problems()[0], _pigdm), (problems()[2], _mmps)):
         posterior = inverse.posterior(problem.prior, problem.operator, problem.y, std=problem.std)
-        law = jax.jit(functools.partial(affine_law, functools.partial(build, problem)))
-        off = [
-            errors(*law(diffax.times.uniform(SCHEDULE, n, t_max=0.999, t_min=1e-3).astype(float)), posterior)
+        moments = jax.jit(functools.partial(affine_law, functools.partial(build, problem)))
+        differences = [
+            errors(*moments(diffax.times.uniform(SCHEDULE, n, t_max=0.999, t_min=1e-3).astype(float)), posterior)
             for n in (100, 200)
         ]
-        assert off[1][0] < 1e-3
-        assert off[1][1] < 0.05
-        assert 0.8 < np.log2(off[0][1] / off[1][1]) < 1.3
+        assert differences[1][0] < 1e-3
+        assert differences[1][1] < 0.05
+        assert 0.8 < np.log2(differences[0][1] / differences[1][1]) < 1.3
 
 
-# --- biased methods: the papers' steps, written down by hand
+# --- biased methods: the steps of the papers in NumPy
 
 
 def inject(monkeypatch):
-    """Noise from a fixed table, told apart by what was folded into the key."""
+    """Replaces noise by fixed tables, one for each tuple of integers that was folded into the key."""
     tables = {}
 
     def noise(key, like):
@@ -354,38 +356,38 @@ def step(sampler, denoise, x=X, t=T, s=S):
 
 
 @pytest.mark.newest
-def test_replacement_is_song_et_als(monkeypatch):
+def test_replacement_is_the_step_of_song_et_al(monkeypatch):
     tables = inject(monkeypatch)
     denoise = gaussian().denoiser(SCHEDULE)
     end = step(inverse.replacement(diffax.ddpm(SCHEDULE), SCHEDULE, inverse.Mask(FIRST), Y), denoise)
-    (own,) = tables.keys() - {()}
+    (measurement_key,) = tables.keys() - {()}
     mean, noise = ancestral(np.asarray(denoise(X, T)), tables[()])
     _, _, a_s, s_s = levels()
-    known = np.where(FIRST, a_s * Y + s_s * tables[own], mean + noise)
-    np.testing.assert_allclose(end, known, rtol=1e-12)
+    expected = np.where(FIRST, a_s * Y + s_s * tables[measurement_key], mean + noise)
+    np.testing.assert_allclose(end, expected, rtol=1e-12)
 
 
-def test_repaint_goes_back_by_the_forward_process(monkeypatch):
+def test_repaint_jumps_back_by_the_forward_process(monkeypatch):
     tables = inject(monkeypatch)
     sampler = inverse.repaint(diffax.ddpm(SCHEDULE), SCHEDULE, inverse.Mask(FIRST), Y)
     plain = inverse.replacement(diffax.ddpm(SCHEDULE), SCHEDULE, inverse.Mask(FIRST), Y)
     denoise = gaussian().denoiser(SCHEDULE)
     np.testing.assert_allclose(step(sampler, denoise), step(plain, denoise), rtol=1e-14)
     a_t, _, a_s, _ = levels()
-    beta = 1 - (a_t / a_s) ** 2  # of one step from S up to T
+    beta = 1 - (a_t / a_s) ** 2  # of one forward step from S to T
     up = step(sampler, lambda x, t: jnp.full_like(x, jnp.nan), t=S, s=T)
     np.testing.assert_allclose(up, np.sqrt(1 - beta) * X + np.sqrt(beta) * tables[()], rtol=1e-12)
 
 
 def repaint_schedule(num, length, repeats):
-    """The paper's figure: walk down, and at each multiple of the length go up again while jumps are left."""
-    left = dict.fromkeys(range(0, num - length, length), repeats - 1)
+    """Times as in the code of the paper: steps down, and at each multiple of `length` `repeats` - 1 jumps up."""
+    jumps_left = dict.fromkeys(range(0, num - length, length), repeats - 1)
     t, path = num, []
     while t >= 1:
         t -= 1
         path.append(t)
-        if left.get(t, 0) > 0:
-            left[t] -= 1
+        if jumps_left.get(t, 0) > 0:
+            jumps_left[t] -= 1
             for _ in range(length):
                 t += 1
                 path.append(t)
@@ -393,14 +395,14 @@ def repaint_schedule(num, length, repeats):
 
 
 @pytest.mark.parametrize(("num", "length", "repeats"), [(250, 10, 10), (10, 3, 2), (7, 6, 3), (5, 1, 4), (6, 2, 1)])
-def test_the_jumps_are_the_papers(num, length, repeats):
+def test_jumps_are_those_of_the_paper(num, length, repeats):
     path = diffax.times.jumps(jnp.arange(num)[::-1], length=length, repeats=repeats)
     assert path.tolist() == repaint_schedule(num, length, repeats)
     assert len(path) == num + 2 * length * (repeats - 1) * -(-(num - length) // length)
 
 
-def test_dps_is_chung_et_als(monkeypatch):
-    """The gradient by finite differences of the norm, each example by itself."""
+def test_dps_is_the_step_of_chung_et_al(monkeypatch):
+    """The gradient is a finite difference of the norm, separately for each example."""
     tables = inject(monkeypatch)
     denoise = mixture().denoiser(SCHEDULE)
     matrix = np.array([[1.0, -0.6]])
@@ -421,21 +423,21 @@ def test_dps_is_chung_et_als(monkeypatch):
 
 
 @pytest.mark.newest
-def test_ddnm_is_wang_et_als():
-    """Eq. 13 with NumPy's pseudo-inverse; the corrected x0 measures y."""
+def test_ddnm_is_that_of_wang_et_al():
+    """Eq. 13 with NumPy's pseudo-inverse; a measurement of the corrected x0 is y."""
     for problem in problems()[1:3]:
         matrix = dense(problem.operator.forward, (4,))
         pinv, x = np.linalg.pinv(matrix), RNG.normal(size=(3, 4))
         denoise = problem.prior.denoiser(SCHEDULE)
-        ours = inverse.ddnm(denoise, problem.operator, problem.y)(x, T)
+        result = inverse.ddnm(denoise, problem.operator, problem.y)(x, T)
         x0 = np.asarray(denoise(x, T))
-        np.testing.assert_allclose(ours, problem.y @ pinv.T + x0 @ (np.eye(4) - pinv @ matrix).T, atol=1e-12)
-        np.testing.assert_allclose(problem.operator.forward(ours), np.repeat(problem.y, 3, 0), atol=1e-12)
+        np.testing.assert_allclose(result, problem.y @ pinv.T + x0 @ (np.eye(4) - pinv @ matrix).T, atol=1e-12)
+        np.testing.assert_allclose(problem.operator.forward(result), np.repeat(problem.y, 3, 0), atol=1e-12)
 
 
 @pytest.mark.parametrize("std", [0.0, 0.2, 5.0])
-def test_ddnm_plus_is_wang_et_als(std, monkeypatch):
-    """Eq. 17 to 19 for a mask, in whose range the noise is what the measurement's leaves over."""
+def test_ddnm_plus_is_the_step_of_wang_et_al(std, monkeypatch):
+    """Eq. 17 to 19 for a mask: in its range the noise of the measurement replaces a part of the added noise."""
     tables = inject(monkeypatch)
     denoise = gaussian().denoiser(SCHEDULE)
     end = step(inverse.ddnm_plus(SCHEDULE, inverse.Mask(FIRST), Y, std=std), denoise)
@@ -447,7 +449,7 @@ def test_ddnm_plus_is_wang_et_als(std, monkeypatch):
     mean, _ = ancestral(np.where(FIRST, x0 + scale * (Y - x0), x0), 0)
     phi = np.where(FIRST, tau**2 - (a * scale * std) ** 2, tau**2)
     np.testing.assert_allclose(end, mean + np.sqrt(np.maximum(phi, 0)) * tables[()], rtol=1e-7, atol=1e-7)
-    # With y's own noise a draw's variance is that of ddpm in the range too: what the method is made for.
+    # In the range of the mask the noise of y and the added noise together have the variance of ddpm.
     np.testing.assert_allclose(phi + np.where(FIRST, (a * scale * std) ** 2, 0), tau**2)
 
 
@@ -456,16 +458,16 @@ def test_ddnm_plus_without_noise_is_ddpm_with_ddnm(monkeypatch):
     denoise = mixture().denoiser(SCHEDULE)
     x, y = RNG.normal(size=(2, 4, 2)), RNG.normal(size=(2, 2, 1))
     boxes = inverse.BoxDownsample(2, (4, 2))
-    both = (
+    ends = (
         step(inverse.ddnm_plus(SCHEDULE, boxes, y, std=0.0), denoise, x),
         step(diffax.ddpm(SCHEDULE), inverse.ddnm(denoise, boxes, y), x),
     )
-    np.testing.assert_allclose(*both, rtol=1e-10)
+    np.testing.assert_allclose(*ends, rtol=1e-10)
 
 
 @pytest.mark.newest
-def test_diffpir_is_zhu_et_als(monkeypatch):
-    """The proximal step by NumPy's least squares on the stacked system; the renoising by the paper's formula."""
+def test_diffpir_is_the_step_of_zhu_et_al(monkeypatch):
+    """The proximal step by NumPy's least squares of the stacked system, the renoising by the paper's formula."""
     tables = inject(monkeypatch)
     problem = problems()[2]
     matrix, x = dense(problem.operator.forward, (4,)), RNG.normal(size=(2, 4))
@@ -473,22 +475,22 @@ def test_diffpir_is_zhu_et_als(monkeypatch):
     guided = inverse.diffpir(denoise, SCHEDULE, problem.operator, problem.y, std=std, weight=weight)
     a_t, s_t, a_s, s_s = levels()
     root = np.sqrt(weight * std**2 * a_t**2 / s_t**2)
-    known = []
+    x0_proximal = []
     for x0 in np.asarray(denoise(x, T)):
         stacked = np.concatenate([matrix, root * np.eye(4)]), np.concatenate([problem.y[0], root * x0])
-        known.append(np.linalg.lstsq(*stacked, rcond=None)[0])
-    known = np.array(known)
-    np.testing.assert_allclose(guided(x, T), known, atol=1e-10)
+        x0_proximal.append(np.linalg.lstsq(*stacked, rcond=None)[0])
+    x0_proximal = np.array(x0_proximal)
+    np.testing.assert_allclose(guided(x, T), x0_proximal, atol=1e-10)
     end = step(inverse.renoising(SCHEDULE, zeta=zeta), guided, x)
-    eps = (x - a_t * known) / s_t
-    by_hand = a_s * known + s_s * (np.sqrt(1 - zeta) * eps + np.sqrt(zeta) * tables[()])
-    np.testing.assert_allclose(end, by_hand, rtol=1e-10)
+    eps = (x - a_t * x0_proximal) / s_t
+    expected = a_s * x0_proximal + s_s * (np.sqrt(1 - zeta) * eps + np.sqrt(zeta) * tables[()])
+    np.testing.assert_allclose(end, expected, rtol=1e-10)
     plain = step(diffax.ddim(SCHEDULE), guided, x)
     np.testing.assert_allclose(step(inverse.renoising(SCHEDULE, zeta=0.0), guided, x), plain, rtol=1e-12)
 
 
-def test_replacement_has_the_law_of_its_own_recursion():
-    """Mean and covariance of the unknown half, propagated step by step in NumPy for a Gaussian of two dimensions."""
+def test_replacement_has_the_moments_of_its_recursion():
+    """Mean and covariance of both entries, propagated step by step in NumPy for a Gaussian of two dimensions."""
     prior, y = gaussian(), 1.2
     m, c = inverse.moments(prior)
     times = np.linspace(0.98, 0.05, 30)
@@ -497,12 +499,12 @@ def test_replacement_has_the_law_of_its_own_recursion():
     for i in range(len(times) - 1):
         gain = alpha[i] * c @ np.linalg.inv(alpha[i] ** 2 * c + sigma[i] ** 2 * np.eye(2))
         beta = 1 - (alpha[i] / alpha[i + 1]) ** 2
-        of_x0 = alpha[i + 1] * beta / sigma[i] ** 2
-        of_x = alpha[i] / alpha[i + 1] * sigma[i + 1] ** 2 / sigma[i] ** 2
-        move = of_x * np.eye(2) + of_x0 * gain
-        mean = move @ mean + of_x0 * (m - alpha[i] * gain @ m)
+        c_x0 = alpha[i + 1] * beta / sigma[i] ** 2
+        c_x = alpha[i] / alpha[i + 1] * sigma[i + 1] ** 2 / sigma[i] ** 2
+        move = c_x * np.eye(2) + c_x0 * gain
+        mean = move @ mean + c_x0 * (m - alpha[i] * gain @ m)
         cov = move @ cov @ move.T + (sigma[i + 1] / sigma[i]) ** 2 * beta * np.eye(2)
-        mean[0], cov[0], cov[:, 0] = alpha[i + 1] * y, 0, 0  # the known one starts anew, bound to nothing
+        mean[0], cov[0], cov[:, 0] = alpha[i + 1] * y, 0, 0  # the known entry is redrawn independently
         cov[0, 0] = sigma[i + 1] ** 2
 
     def run(key):
@@ -515,17 +517,17 @@ def test_replacement_has_the_law_of_its_own_recursion():
     np.testing.assert_allclose(np.cov(x.T), cov, atol=0.015)
 
 
-# --- neutral settings, and everything known
+# --- neutral settings and full measurements
 
 
 def methods(operator, y, *, std, scale):
-    """name -> (sampler, denoiser) on the mixture, all of one signature."""
+    """name -> (sampler, denoiser), for the mixture or for an isotropic Gaussian."""
     denoise = mixture().denoiser(SCHEDULE)
     ddpm = diffax.ddpm(SCHEDULE)
     iso = analytic.Gaussian.from_covariance(np.array([0.2, 0.1]), np.array(0.4)).denoiser(SCHEDULE)
     return {
-        "bare": (ddpm, denoise),
-        "bare, isotropic": (ddpm, iso),
+        "unguided": (ddpm, denoise),
+        "unguided, isotropic": (ddpm, iso),
         "ddnm": (ddpm, inverse.ddnm(denoise, operator, y)),
         "pigdm": (ddpm, inverse.pigdm(denoise, SCHEDULE, operator, y, std=std)),
         "pigdm, isotropic": (ddpm, inverse.pigdm(iso, SCHEDULE, operator, y, std=std, data_variance=0.4)),
@@ -539,8 +541,8 @@ def methods(operator, y, *, std, scale):
 
 
 @functools.partial(jax.jit, static_argnames="names")
-def ends(known, y, std, scale, x, times, names=None):
-    """What every method makes of x; the mask, the noise and the scale are traced."""
+def samples_of(known, y, std, scale, x, times, names=None):
+    """name -> samples from x; the mask `known`, the noise level and the scale are traced."""
     pairs = methods(inverse.Mask(known), y, std=std, scale=scale)
     return {name: diffax.sample(KEY, *pairs[name], x, times) for name in names or pairs}
 
@@ -549,34 +551,34 @@ NOISY = ("pigdm", "mmps", "diffpir", "ddnm_plus")
 
 
 def results(known, *, y=Y, std=0.1, scale=0.7, grid=(0.95, 0.6, 0.3, 0.1, 0.02)):
-    return ends(jnp.asarray(known), jnp.asarray(y), std, scale, jnp.asarray(X), jnp.asarray(grid))
+    return samples_of(jnp.asarray(known), jnp.asarray(y), std, scale, jnp.asarray(X), jnp.asarray(grid))
 
 
-def bare(found, name):
-    return found["bare, isotropic" if "isotropic" in name else "bare"]
-
-
-@pytest.mark.newest
-def test_nothing_measured_is_the_bare_sampler():
-    found = results([0, 0])
-    for name, x0 in found.items():
-        np.testing.assert_allclose(x0, bare(found, name), rtol=1e-14, err_msg=name)
+def unguided(samples, name):
+    return samples["unguided, isotropic" if "isotropic" in name else "unguided"]
 
 
 @pytest.mark.newest
-def test_what_is_not_known_may_be_anything():
-    """Nothing that y holds where the mask is 0 counts, not even nan."""
+def test_without_measurements_every_method_is_the_unguided_sampler():
+    samples = results([0, 0])
+    for name, x0 in samples.items():
+        np.testing.assert_allclose(x0, unguided(samples, name), rtol=1e-14, err_msg=name)
+
+
+@pytest.mark.newest
+def test_entries_outside_the_mask_are_ignored():
+    """Where the mask is 0, y may have any value, also NaN."""
     for std in (0.0, 0.1):
         plain, filled = (results([1, 0], y=np.stack([Y[:, 0], v], 1), std=std) for v in (Y[:, 1], [7.0, np.nan]))
         for name, x0 in plain.items():
             np.testing.assert_array_equal(filled[name], x0, err_msg=name)
     mask, prior = inverse.Mask(np.array([1, 0])), gaussian()
-    laws = [inverse.posterior(prior, mask, np.array([[0.9, v]]), std=0.1) for v in (0.0, np.nan)]
-    np.testing.assert_array_equal(laws[0].mean, laws[1].mean)
+    posteriors = [inverse.posterior(prior, mask, np.array([[0.9, v]]), std=0.1) for v in (0.0, np.nan)]
+    np.testing.assert_array_equal(posteriors[0].mean, posteriors[1].mean)
 
 
-def test_mmps_without_noise_in_single_precision():
-    """Entries that are not known made the inverse diverge; far out, |r|^2 vanished."""
+def test_mmps_is_finite_in_single_precision_for_any_noise():
+    """Entries outside the mask once made the inverse diverge, and |r|^2 once underflowed at a large std."""
     mask, x = inverse.Mask(np.array([1, 0, 1, 0])), jnp.ones((2, 4), jnp.float32)
     total = lambda std: inverse.mmps(lambda x, t: 0.4 * jnp.tanh(x), SCHEDULE, mask, x, std=std)(x, 0.5).sum()
     values, slopes = jax.vmap(jax.value_and_grad(total))(jnp.array([0.0, 1e-3, 1e9, 1e25, jnp.inf], jnp.float32))
@@ -586,10 +588,10 @@ def test_mmps_without_noise_in_single_precision():
     assert np.isfinite(slopes).all()
 
 
-def test_infinite_noise_is_the_bare_sampler():
-    found = results([1, 0], std=jnp.inf, scale=0.0)
+def test_infinite_noise_is_the_unguided_sampler():
+    samples = results([1, 0], std=jnp.inf, scale=0.0)
     for name in ("pigdm", "pigdm, isotropic", "mmps", "diffpir", "dps"):
-        np.testing.assert_allclose(found[name], bare(found, name), rtol=1e-14, err_msg=name)
+        np.testing.assert_allclose(samples[name], unguided(samples, name), rtol=1e-14, err_msg=name)
     matrix = inverse.linear(lambda x: jnp.array([[1.0, -0.6]]) @ x, jnp.zeros(2))
     boxes = inverse.BoxDownsample(2, (2,), axes=(0,))
     denoise, y = mixture().denoiser(SCHEDULE), np.array([[0.4]])
@@ -601,8 +603,8 @@ def test_infinite_noise_is_the_bare_sampler():
 
 def test_infinite_noise_has_finite_slopes():
     def total(std, grid):
-        found = ends(jnp.asarray([1, 0]), jnp.asarray(Y), std, 0.0, jnp.asarray(X), grid, names=NOISY)
-        return sum(jnp.sum(x0**2) for x0 in found.values())
+        samples = samples_of(jnp.asarray([1, 0]), jnp.asarray(Y), std, 0.0, jnp.asarray(X), grid, names=NOISY)
+        return sum(jnp.sum(x0**2) for x0 in samples.values())
 
     slopes = jax.grad(total, (0, 1))(jnp.inf, jnp.asarray([0.9, 0.6, 0.3, 0.1]))
     assert slopes[0] == 0
@@ -611,34 +613,34 @@ def test_infinite_noise_has_finite_slopes():
 
 
 @pytest.mark.newest
-def test_everything_known_without_noise_is_the_measurement():
+def test_samples_equal_a_full_measurement_without_noise():
     y = np.array([[0.9, 0.3], [-0.5, 1.4]])
-    found = results([1, 1], y=y, std=0.0, grid=(0.9, 0.6, 0.4, 0.1, 0.0))
+    samples = results([1, 1], y=y, std=0.0, grid=(0.9, 0.6, 0.4, 0.1, 0.0))
     for name in ("ddnm", "diffpir", "mmps", "pigdm, isotropic"):
-        np.testing.assert_allclose(found[name], y, atol=1e-8, err_msg=name)
+        np.testing.assert_allclose(samples[name], y, atol=1e-8, err_msg=name)
     for name in ("replacement", "repaint", "ddnm_plus"):
-        np.testing.assert_allclose(found[name], y, atol=3e-4, err_msg=name)  # sigma(0) is exp(-10)
-        np.testing.assert_allclose(inverse.project(inverse.Mask(np.array([1, 1])), y, found[name]), y, rtol=1e-12)
+        np.testing.assert_allclose(samples[name], y, atol=3e-4, err_msg=name)  # sigma(0) is exp(-10)
+        np.testing.assert_allclose(inverse.project(inverse.Mask(np.array([1, 1])), y, samples[name]), y, rtol=1e-12)
 
 
-def test_the_exam_fails_where_something_is_measured():
-    """Negative control: with an entry known no method is the bare sampler, which a lost edit of x would make it."""
-    found = results([1, 0])
-    for name in found.keys() - {"bare", "bare, isotropic"}:
-        assert np.abs(np.asarray(found[name] - bare(found, name))).max() > 0.05, name
+def test_a_measurement_changes_the_samples_of_every_method():
+    """Negative control: with one known entry no method equals the unguided sampler."""
+    samples = results([1, 0])
+    for name in samples.keys() - {"unguided", "unguided, isotropic"}:
+        assert np.abs(np.asarray(samples[name] - unguided(samples, name))).max() > 0.05, name
 
 
 def test_a_step_of_length_zero_changes_nothing():
-    found = results([1, 0], grid=(0.1,) * 5)
-    for name in ("bare", "replacement", "repaint", "dps", "ddnm_plus"):
-        known = mixture().denoise(X, SCHEDULE(0.1))  # the last call, on the x that came in
-        np.testing.assert_allclose(found[name], known, rtol=1e-12, err_msg=name)
+    samples = results([1, 0], grid=(0.1,) * 5)
+    for name in ("unguided", "replacement", "repaint", "dps", "ddnm_plus"):
+        expected = mixture().denoise(X, SCHEDULE(0.1))  # the last call denoises the initial x
+        np.testing.assert_allclose(samples[name], expected, rtol=1e-12, err_msg=name)
     sampler = inverse.renoising(SCHEDULE, zeta=0.5)
-    np.testing.assert_allclose(step_of(sampler, T), X, rtol=1e-14)
-    assert np.abs(step_of(sampler, S) - X).max() > 0.1
+    np.testing.assert_allclose(step_to(sampler, T), X, rtol=1e-14)
+    assert np.abs(step_to(sampler, S) - X).max() > 0.1
 
 
-def step_of(sampler, s):
+def step_to(sampler, s):
     state = sampler.init(jnp.asarray(X), jnp.array([T, s]))
     return np.asarray(sampler.step(KEY, mixture().denoiser(SCHEDULE), state, T, s).x)
 
@@ -646,23 +648,23 @@ def step_of(sampler, s):
 # --- traced, batched, any shape
 
 
-def images(hyper, y, known):
-    """Every method on images of 4 x 4 x 2: the sum of squares of each example, by method; (4,) or (4, B) hypers."""
+def squared_norms(hyper, y, known):
+    """(methods, B) squared norms of the samples of every method, images of 4 x 4 x 2; `hyper` is (4,) or (4, B)."""
     std, scale, weight, zeta = hyper
     shape = (4, 4, 2)
     mask, boxes = inverse.Mask(known), inverse.BoxDownsample(2, shape)
     blur = inverse.gaussian_blur(0.7, shape, radius=1)
-    small, blurred = boxes.forward(y), blur.forward(y)
+    downsampled, blurred = boxes.forward(y), blur.forward(y)
     denoise = lambda x, t: jnp.tanh(x) * 0.8
     times = jnp.array([0.9, 0.5, 0.1], y.dtype)
     ddpm, ddim = diffax.ddpm(SCHEDULE), diffax.ddim(SCHEDULE)
     proximal = inverse.diffpir(denoise, SCHEDULE, mask, y, std=std, weight=weight)
     runs = [
         (inverse.replacement(ddim, SCHEDULE, mask, y), denoise),
-        (inverse.dps(ddpm, boxes, small, scale=scale), denoise),
-        (inverse.ddnm_plus(SCHEDULE, boxes, small, std=std), denoise),
+        (inverse.dps(ddpm, boxes, downsampled, scale=scale), denoise),
+        (inverse.ddnm_plus(SCHEDULE, boxes, downsampled, std=std), denoise),
         (ddim, inverse.pigdm(denoise, SCHEDULE, blur, blurred, std=std, data_variance=weight)),
-        (ddim, inverse.mmps(denoise, SCHEDULE, boxes, small, std=std, iterations=3)),
+        (ddim, inverse.mmps(denoise, SCHEDULE, boxes, downsampled, std=std, iterations=3)),
         (inverse.renoising(SCHEDULE, zeta=zeta), proximal),
     ]
     x = jnp.linspace(-1, 1, y.size, dtype=y.dtype).reshape(y.shape)
@@ -676,7 +678,7 @@ def test_hyperparameters_may_be_traced_swept_and_differentiated():
 
     def run(hyper, y):
         traces.append(1)
-        return images(hyper, y, known)
+        return squared_norms(hyper, y, known)
 
     @jax.jit
     @functools.partial(jax.grad, has_aux=True)
@@ -686,57 +688,57 @@ def test_hyperparameters_may_be_traced_swept_and_differentiated():
 
     hyper, other, zero = (jnp.array(v) for v in ((0.3, 0.5, 2.0, 0.4), (0.1, 0.2, 1.0, 0.9), (0.0, 0.0, 1.0, 0.0)))
     assert np.all(np.isfinite(slopes(zero)[0]))
-    slope, alone = slopes(hyper)
+    slope, norms_at_hyper = slopes(hyper)
     h = 1e-5
     for i in range(4):
         step = h * jnp.eye(4)[i]
-        by_hand = (slopes(hyper + step)[1].sum() - slopes(hyper - step)[1].sum()) / (2 * h)
-        np.testing.assert_allclose(slope[i], by_hand, rtol=1e-5)
-    assert len(traces) == 1  # of all of them
-    # Examples with hyperparameters of their own, and a third one that differs in y: nothing mixes.
+        difference = (slopes(hyper + step)[1].sum() - slopes(hyper - step)[1].sum()) / (2 * h)
+        np.testing.assert_allclose(slope[i], difference, rtol=1e-5)
+    assert len(traces) == 1  # one compilation for all values
+    # In the second sweep one example has other hyperparameters and one another y: the examples stay independent.
     cases = jnp.stack([jnp.stack([a, b, c], 1) for a, b, c in ((hyper, hyper, hyper), (hyper, other, hyper))])
     swept = jax.jit(jax.vmap(run))(cases, jnp.stack([y, y.at[2].mul(100.0)]))
-    np.testing.assert_allclose(alone, swept[0], rtol=1e-9)
-    np.testing.assert_allclose(swept[1, :, 0], alone[:, 0], rtol=1e-9)
+    np.testing.assert_allclose(norms_at_hyper, swept[0], rtol=1e-9)
+    np.testing.assert_allclose(swept[1, :, 0], norms_at_hyper[:, 0], rtol=1e-9)
     np.testing.assert_allclose(swept[1, :, 1], slopes(other)[1][:, 1], rtol=1e-9)
     assert np.all(np.asarray(swept[0, :, 2] != swept[1, :, 2]))
 
 
-def test_trees_and_grids_for_each_example():
+def test_methods_take_trees_and_a_grid_for_each_example():
     x = {"a": jnp.asarray(X), "b": jnp.asarray(RNG.normal(size=(2, 3, 1)))}
     y = jax.tree.map(lambda v: 0.5 * v, x)
     known = {"a": np.array([1, 0]), "b": np.array([[1], [0], [1]])}
     denoise = lambda x, t: jax.tree.map(lambda v: 0.5 * jnp.sin(v), x)
     mask = inverse.Mask(known)
     matrix = inverse.linear(lambda v: v["a"].sum() + 2 * v["b"][:, 0], jax.tree.map(lambda v: v[0], x))
-    seen = matrix.forward(y)
+    measured = matrix.forward(y)
     times = jnp.stack([jnp.linspace(0.9, 0.1, 4), jnp.linspace(0.8, 0.2, 4)], 1)
     ddim = diffax.ddim(SCHEDULE)
     runs = [
         (inverse.repaint(ddim, SCHEDULE, mask, y), denoise),
-        (inverse.dps(ddim, matrix, seen, scale=0.3), denoise),
+        (inverse.dps(ddim, matrix, measured, scale=0.3), denoise),
         (ddim, inverse.pigdm(denoise, SCHEDULE, mask, y, std=0.1)),
-        (ddim, inverse.mmps(denoise, SCHEDULE, matrix, seen, std=0.1, iterations=2)),
-        (ddim, inverse.diffpir(denoise, SCHEDULE, matrix, seen, std=0.1)),
+        (ddim, inverse.mmps(denoise, SCHEDULE, matrix, measured, std=0.1, iterations=2)),
+        (ddim, inverse.diffpir(denoise, SCHEDULE, matrix, measured, std=0.1)),
     ]
     for end in jax.jit(lambda x: [diffax.sample(KEY, *run, x, times) for run in runs])(x):
         assert jax.tree.map(jnp.shape, end) == jax.tree.map(jnp.shape, x)
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(end))
-    exact = inverse.ddnm(denoise, matrix, seen)(x, 0.5)
-    np.testing.assert_allclose(matrix.forward(exact), seen, atol=1e-10)
+    exact = inverse.ddnm(denoise, matrix, measured)(x, 0.5)
+    np.testing.assert_allclose(matrix.forward(exact), measured, atol=1e-10)
 
 
-def test_float32_at_both_ends():
-    law = analytic.Gaussian.from_covariance(np.array([0.2, 0.1], np.float32), np.float32(0.4))
+def test_methods_are_finite_in_float32_at_both_ends():
+    prior = analytic.Gaussian.from_covariance(np.array([0.2, 0.1], np.float32), np.float32(0.4))
     with jax.enable_x64(False):
         y, x = jnp.asarray(Y, jnp.float32), jnp.asarray(X, jnp.float32)
         mask, times = inverse.Mask(FIRST), jnp.array([0.0, 0.3, 1.0])
         names, grid = ("pigdm", "mmps", "replacement", "dps", "ddnm_plus"), jnp.array([1.0, 0.5, 0.5, 0.2, 0.0])
-        for name, end in ends(jnp.asarray([1, 0]), y, 0.0, 0.7, x, grid, names).items():
+        for name, end in samples_of(jnp.asarray([1, 0]), y, 0.0, 0.7, x, grid, names).items():
             assert end.dtype == jnp.float32, name
             assert np.all(np.isfinite(end)), name
-        exact = inverse.posterior(law, mask, y[:1], std=0.1).denoiser(SCHEDULE)
-        denoise = law.denoiser(SCHEDULE)
+        exact = inverse.posterior(prior, mask, y[:1], std=0.1).denoiser(SCHEDULE)
+        denoise = prior.denoiser(SCHEDULE)
         for guided in (
             inverse.mmps(denoise, SCHEDULE, mask, y[:1], std=0.1),
             inverse.pigdm(denoise, SCHEDULE, mask, y[:1], std=0.1, data_variance=0.4),
@@ -796,12 +798,12 @@ BOXES = inverse.BoxDownsample(2, (4, 4, 1))
         (lambda: inverse.posterior(None, MASK, Y[:1], std=0.1), "prior must be a Gaussian or a Mixture, got NoneType"),
     ],
 )
-def test_bad_input(make, message):
+def test_bad_input_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_a_measurement_of_another_batch_is_refused():
+def test_a_measurement_of_another_batch_size_is_refused():
     three = np.ones((3, 2))
     for guided in (inverse.ddnm(lambda x, t: x, MASK, three), inverse.pigdm(lambda x, t: x, SCHEDULE, MASK, three)):
         with pytest.raises(ValueError, match=r"y must have shape \(2, 2\), or 1 in place of the batch, got \(3, 2\)"):

@@ -15,29 +15,29 @@ from diffax.likelihood import Lattice, _bound
 
 pytestmark = pytest.mark.usefixtures("x64")
 KEY = jax.random.key(0)
-M, V = 0.4, 0.3  # the data's law in one dimension
+M, V = 0.4, 0.3  # mean and variance of the one-dimensional data
 ORACLE = analytic.Gaussian.from_covariance(np.array([M]), V)
 
 
 # Identities of Ho et al.
 
 
-def test_the_posterior_is_ho_et_al_s_in_betas():
-    """Equations 6 and 7, for neighbours in a table, and beta-tilde."""
-    schedule, bars = diffax.from_betas(BETAS), np.cumprod(1 - BETAS)
+def test_the_forward_posterior_is_that_of_ho_et_al():
+    """Equations 6 and 7 in betas, between neighbouring levels of a table; the variance is beta-tilde."""
+    schedule, alpha_bars = diffax.from_betas(BETAS), np.cumprod(1 - BETAS)
     for i in (1, 10, 500, 999):
         mean, std = diffax.likelihood.forward_posterior(
             schedule, jnp.array([[0.7]]), jnp.array([[-1.1]]), (i + 1) / 1000, i / 1000
         )
-        of_x0 = np.sqrt(bars[i - 1]) * BETAS[i] / (1 - bars[i])
-        of_x = np.sqrt(1 - BETAS[i]) * (1 - bars[i - 1]) / (1 - bars[i])
-        np.testing.assert_allclose(mean[0, 0], of_x0 * 0.7 + of_x * -1.1, rtol=1e-9)
-        np.testing.assert_allclose(std**2, (1 - bars[i - 1]) / (1 - bars[i]) * BETAS[i], rtol=1e-9)
+        c_x0 = np.sqrt(alpha_bars[i - 1]) * BETAS[i] / (1 - alpha_bars[i])
+        c_x = np.sqrt(1 - BETAS[i]) * (1 - alpha_bars[i - 1]) / (1 - alpha_bars[i])
+        np.testing.assert_allclose(mean[0, 0], c_x0 * 0.7 + c_x * -1.1, rtol=1e-9)
+        np.testing.assert_allclose(std**2, (1 - alpha_bars[i - 1]) / (1 - alpha_bars[i]) * BETAS[i], rtol=1e-9)
 
 
 @pytest.mark.slow_cases("linear")
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_posterior_is_bayes_rule(name):
+def test_the_forward_posterior_satisfies_bayes_rule(name):
     """q(x_s | x_t, x0) q(x_t | x0) = q(x_t | x_s) q(x_s | x0), at any points."""
     schedule, t, s = SCHEDULES[name], 0.7, 0.4
     x0, x_t, x_s = (jnp.full((1, 1), v) for v in (0.3, -0.8, 0.5))
@@ -55,39 +55,39 @@ def test_the_posterior_is_bayes_rule(name):
 
 
 @pytest.mark.parametrize("v", [0.0, 0.3, 1.0])
-def test_a_step_s_term_is_the_divergence_of_its_gaussians(v):
-    """Means and variances by the definitions, the formula of KL by `gaussian_kl`, that by quadrature."""
+def test_a_step_term_is_the_kl_divergence_of_its_gaussians(v):
+    """The term against `gaussian_kl` of means and stds by their definitions; `gaussian_kl` against quadrature."""
     schedule, t, s = diffax.Cosine(), 0.6, 0.5
     x0, x, x0_hat = (jnp.asarray(np.random.default_rng(i).normal(size=(4, 3))) for i in range(3))
     mean, std = diffax.likelihood.forward_posterior(schedule, x0, x, t, s)
-    mean_p, _ = diffax.likelihood.forward_posterior(schedule, x0_hat, x, t, s)
-    large = schedule(t).sigma * jnp.sqrt(-jnp.expm1(schedule(t).log_snr - schedule(s).log_snr))
-    kl = _bound.gaussian_kl(mean, std, mean_p, std ** (1 - v) * large**v)
-    found = _bound.step_term(schedule, lambda x, t: Moments(x0_hat, 0 * x + v), x0, x, t, s, "learned")
-    np.testing.assert_allclose(found, kl.sum(1), rtol=1e-9)
+    mean_model, _ = diffax.likelihood.forward_posterior(schedule, x0_hat, x, t, s)
+    std_large = schedule(t).sigma * jnp.sqrt(-jnp.expm1(schedule(t).log_snr - schedule(s).log_snr))
+    kl = _bound.gaussian_kl(mean, std, mean_model, std ** (1 - v) * std_large**v)
+    result = _bound.step_term(schedule, lambda x, t: Moments(x0_hat, 0 * x + v), x0, x, t, s, "learned")
+    np.testing.assert_allclose(result, kl.sum(1), rtol=1e-9)
     z = np.linspace(-12, 12, 20001)
-    p, q = (lambda u, m, d: np.exp(-0.5 * ((u - m) / d) ** 2) / d / np.sqrt(2 * np.pi) for _ in range(2))
-    a, b = p(z, 0.2, 0.7), q(z, -0.1, 0.9)
-    np.testing.assert_allclose(_bound.gaussian_kl(0.2, 0.7, -0.1, 0.9), np.trapezoid(a * np.log(a / b), z), rtol=1e-8)
+    density = lambda mean, std: np.exp(-0.5 * ((z - mean) / std) ** 2) / std / np.sqrt(2 * np.pi)
+    p, q = density(0.2, 0.7), density(-0.1, 0.9)
+    np.testing.assert_allclose(_bound.gaussian_kl(0.2, 0.7, -0.1, 0.9), np.trapezoid(p * np.log(p / q), z), rtol=1e-8)
 
 
 # The bound of the exact denoiser
 
 
 def closed_form(schedule, times, v):
-    """E over data and noise of prior, steps and decoder for N(M, V) and its exact denoiser: 1-D, in nats."""
-    alpha, sigma, lam = (np.asarray(u) for u in schedule(jnp.asarray(times)))
-    snr, error = np.exp(lam), V * sigma**2 / (alpha**2 * V + sigma**2)  # E (x0 - x0_hat)^2
+    """(prior, steps, decoder) in nats, expected over noise and data N(M, V), for the exact denoiser."""
+    alpha, sigma, log_snr = (np.asarray(u) for u in schedule(jnp.asarray(times)))
+    snr, error = np.exp(log_snr), V * sigma**2 / (alpha**2 * V + sigma**2)  # E (x0 - x0_hat)^2
     prior = snr[0] * (M**2 + V) / 2
     log_r = -v * np.log(sigma[:-1] / sigma[1:])
     steps = -log_r + np.expm1(2 * log_r) / 2 + np.exp(2 * log_r) * (snr[1:] - snr[:-1]) * error[:-1] / 2
-    large = sigma[-1] / alpha[-1]
-    std = large * np.sqrt(-np.expm1(lam[-2] - lam[-1])) ** (1 - v)
+    std_large = sigma[-1] / alpha[-1]
+    std = std_large * np.sqrt(-np.expm1(log_snr[-2] - log_snr[-1])) ** (1 - v)
     return prior, steps, error[-1] / (2 * std**2) + np.log(std) + 0.5 * np.log(2 * np.pi)
 
 
 def quadrature(monkeypatch, count=12):
-    """x0 (B, 1), weights (B,): Gauss and Hermite's over data and noise; each draw of noise becomes its nodes."""
+    """(x0 (B, 1), weights (B,)): Gauss-Hermite quadrature over data and noise; its nodes replace each draw of noise."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(count)
     z, eps = (u.ravel() for u in np.meshgrid(nodes, nodes, indexing="ij"))
     monkeypatch.setattr(diffax.random, "noise", lambda key, like: jnp.asarray(eps)[:, None])
@@ -97,7 +97,7 @@ def quadrature(monkeypatch, count=12):
 @pytest.mark.slow_cases("linear-small", "linear-large", "zero_terminal_snr-small", "zero_terminal_snr-large")
 @pytest.mark.parametrize("variance", ["small", "large"])
 @spread(SCHEDULES, FEW_SCHEDULES)
-def test_every_term_is_the_closed_form(name, variance, monkeypatch):
+def test_every_term_equals_its_closed_form(name, variance, monkeypatch):
     schedule, times = SCHEDULES[name], np.linspace(0.95, 0.1, 12)
     x0, weights = quadrature(monkeypatch)
     bound = jax.jit(
@@ -112,8 +112,8 @@ def test_every_term_is_the_closed_form(name, variance, monkeypatch):
     np.testing.assert_allclose(bound.total, bound.prior + bound.steps.sum(0) + bound.decoder, rtol=1e-12)
 
 
-def test_the_exam_fails_another_denoiser(monkeypatch):
-    """Negative control."""
+def test_a_wrong_denoiser_does_not_give_the_closed_form(monkeypatch):
+    """Negative control: x0 is 5 % too large."""
     x0, weights = quadrature(monkeypatch)
     schedule, times = diffax.Cosine(), np.linspace(0.95, 0.1, 12)
     wrong = diffax.likelihood.variational_bound(
@@ -124,8 +124,8 @@ def test_the_exam_fails_another_denoiser(monkeypatch):
 
 @pytest.mark.slow_cases(but=["edm"])
 @pytest.mark.parametrize("name", ["linear", "cosine", "flow", "edm"])
-def test_with_more_steps_it_tends_to_continuous_time_and_never_below_the_likelihood(name, monkeypatch):
-    """At order 1, from above; all of it at least the entropy of the data's law; continuous time at its closed form."""
+def test_the_bound_falls_to_continuous_time_and_stays_above_the_entropy(name, monkeypatch):
+    """It converges at order 1 from above, and no bound is below the entropy of the data distribution."""
     schedule, (t_max, t_min) = SCHEDULES[name], (0.95, 0.1)
     entropy = 0.5 * math.log(2 * math.pi * math.e * V)
     totals = []
@@ -141,7 +141,7 @@ def test_with_more_steps_it_tends_to_continuous_time_and_never_below_the_likelih
     )))  # fmt: skip
     terms = run(jnp.asarray(t))
     limit = np.asarray(terms.total @ weights) @ dt / 2
-    # The large variance has its own limit, since its divergence adds up too: the small one's steps are compared.
+    # The steps of the large variance also add the divergence of the two variances, so compare those of the small one.
     small = []
     for n in (20, 40, 80, 160):
         prior, steps, _ = closed_form(schedule, np.linspace(t_max, t_min, n + 1), 0.0)
@@ -155,12 +155,12 @@ def test_with_more_steps_it_tends_to_continuous_time_and_never_below_the_likelih
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", [diffax.Linear(), pytest.param(diffax.EDM(), marks=pytest.mark.slow),
                                       pytest.param(diffax.Flow(), marks=pytest.mark.slow)])  # fmt: skip
-def test_it_is_above_the_exact_negative_log_likelihood_of_a_mixture(schedule):
-    """Every variance, several grids; in the mean over 4,000 points, where the gap is far above the floor."""
-    law = mixture()
-    x0 = law.sample(KEY, 4000)
-    exact = -np.asarray(law.log_prob(x0))
-    moments = lambda x, t: diffax.Moments(law.denoise(x, schedule(t)), 0.5 + 0.3 * jnp.sin(x))
+def test_the_bound_is_above_the_exact_negative_log_likelihood_of_a_mixture(schedule):
+    """For each variance and grid the mean gap over 4,000 points is above three standard errors."""
+    data = mixture()
+    x0 = data.sample(KEY, 4000)
+    exact = -np.asarray(data.log_prob(x0))
+    moments = lambda x, t: diffax.Moments(data.denoise(x, schedule(t)), 0.5 + 0.3 * jnp.sin(x))
 
     for variance in ("small", "large", "learned"):
         for n in (5, 40):
@@ -172,8 +172,8 @@ def test_it_is_above_the_exact_negative_log_likelihood_of_a_mixture(schedule):
 
 @pytest.mark.slow_cases("small")
 @pytest.mark.parametrize("variance", ["small", "large"])
-def test_a_grid_may_repeat_its_last_point(variance):
-    """Nothing is added, and nothing is NaN, nor its gradient; beyond the clip all times are one level."""
+def test_a_repeated_last_time_adds_nothing(variance):
+    """Bound and gradient stay finite. Times beyond the clip of the schedule share one level, so they repeat it too."""
     x0 = jnp.linspace(-1, 1, 6)[:, None]
     run = lambda scale, times: diffax.likelihood.variational_bound(
         KEY, COSINE, lambda x, t: scale * x, x0, np.array(times), variance=variance
@@ -189,25 +189,25 @@ def test_a_grid_may_repeat_its_last_point(variance):
 # The decoder
 
 
-def test_the_lattice_s_probabilities_add_up_and_keep_their_digits():
+def test_the_probabilities_of_a_lattice_are_precise_and_sum_to_one():
     lattice = jnp.linspace(-1, 1, 17)
     for mean, std in ((0.0, 0.01), (0.93, 0.3), (-3.0, 0.2), (0.1, 5.0)):
         log_p = _bound.decoder_log_prob(lattice, mean, std, Lattice(2 / 16))
         assert np.isfinite(log_p).all()
         np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-9)
-    centre = _bound.decoder_log_prob(lattice[8:9], 0.013, 0.02, Lattice(2 / 16))
+    log_p_centre = _bound.decoder_log_prob(lattice[8:9], 0.013, 0.02, Lattice(2 / 16))
     phi = lambda u: 0.5 * (1 + math.erf(u / math.sqrt(2)))
     np.testing.assert_allclose(
-        np.exp(centre[0]), phi((0.0625 - 0.013) / 0.02) - phi((-0.0625 - 0.013) / 0.02), rtol=1e-9
+        np.exp(log_p_centre[0]), phi((0.0625 - 0.013) / 0.02) - phi((-0.0625 - 0.013) / 0.02), rtol=1e-9
     )
     slope = jax.grad(lambda m: _bound.decoder_log_prob(lattice, m, 1e-3, Lattice(2 / 16)).sum())(0.3)
     assert np.isfinite(slope)
 
 
-def test_a_fine_lattice_is_a_density():
+def test_the_probabilities_of_a_fine_lattice_are_a_density():
     x0, bin_width = jnp.array([0.25, -0.5]), 1e-4
-    of_bins = _bound.decoder_log_prob(x0, 0.2, 0.3, Lattice(bin_width))
-    np.testing.assert_allclose(of_bins - np.log(bin_width), _bound.decoder_log_prob(x0, 0.2, 0.3), rtol=1e-5)
+    log_p = _bound.decoder_log_prob(x0, 0.2, 0.3, Lattice(bin_width))
+    np.testing.assert_allclose(log_p - np.log(bin_width), _bound.decoder_log_prob(x0, 0.2, 0.3), rtol=1e-5)
 
 
 # Learned variance
@@ -215,7 +215,7 @@ def test_a_fine_lattice_is_a_density():
 
 @pytest.mark.slow
 def test_ddpm_with_learned_variance_is_between_the_fixed_ones():
-    """v = 0 and v = 1 are the fixed ones on a strided grid; each dimension has its own."""
+    """On a strided grid v = 0 is the small variance and v = 1 the large one; each dimension has its own v."""
     schedule, times = diffax.from_betas(BETAS), diffax.times.leading(diffax.from_betas(BETAS), 7)
     x, denoise = jnp.ones((3, 2)), mixture().denoiser(schedule)
     run = lambda sampler, denoise: diffax.integrate(KEY, sampler, denoise, x, times).x
@@ -246,7 +246,7 @@ def test_the_variance_that_minimises_the_bound_is_the_exact_one():
         return _bound.step_term(schedule, lambda x, t: Moments(x0_hat, 0 * x + v), x0, x, t, s, "learned").mean()
 
     v = 0.5
-    for _ in range(20):  # Newton's
+    for _ in range(20):  # Newton's method
         v = v - jax.grad(bound)(v) / jax.grad(jax.grad(bound))(v)
     level_t, level_s = schedule(t), schedule(s)
     _, std = diffax.likelihood.forward_posterior(schedule, x0, x, t, s)
@@ -259,8 +259,8 @@ def test_the_variance_that_minimises_the_bound_is_the_exact_one():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_stream")
-def test_the_hybrid_loss_is_its_parts_and_trains_the_variance_alone():
-    """Nichol & Dhariwal's L_simple + 0.001 L_vlb; the second's gradient does not reach the mean."""
+def test_the_hybrid_loss_is_simple_plus_vlb_and_vlb_trains_only_the_variance():
+    """L_simple + 0.001 L_vlb (Nichol & Dhariwal 2021); the gradient of L_vlb does not reach the mean."""
     schedule, steps = diffax.from_betas(diffax.schedules.linear_betas(100, beta_end=0.2)), 100
     x0, t = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4))), jnp.array([1, 2, 10, 50, 99, 100]) / steps
 
@@ -274,20 +274,20 @@ def test_the_hybrid_loss_is_its_parts_and_trains_the_variance_alone():
     x = diffax.diffuse(schedule, x0, eps, t)
     denoise = diffax.denoiser(lambda x, t: Moments(0.3 * x, jnp.sin(x) + 0.1), schedule, "eps")
     term = _bound.step_term(schedule, denoise, x0, x, t, t - 1 / steps, "learned")
-    by_hand = simple + 0.001 * steps * term / (4 * np.log(2))
-    np.testing.assert_allclose(loss(0.3, 0.1)[1:], by_hand[1:], rtol=1e-9)
-    assert loss(0.3, 0.1)[0] != simple[0]  # the decoder's
-    of_mean, of_variance = jax.jacobian(loss, (0, 1))(0.3, 0.1)
-    np.testing.assert_allclose(of_mean, jax.jacobian(lambda a: loss(a, 0.1, 0.0))(0.3), rtol=1e-9)
-    assert (np.abs(of_variance) > 0).all()
+    expected = simple + 0.001 * steps * term / (4 * np.log(2))
+    np.testing.assert_allclose(loss(0.3, 0.1)[1:], expected[1:], rtol=1e-9)
+    assert loss(0.3, 0.1)[0] != simple[0]  # the step to t = 0 is the decoder's term
+    mean_slope, variance_slope = jax.jacobian(loss, (0, 1))(0.3, 0.1)
+    np.testing.assert_allclose(mean_slope, jax.jacobian(lambda a: loss(a, 0.1, 0.0))(0.3), rtol=1e-9)
+    assert (np.abs(variance_slope) > 0).all()
 
 
-def test_guidance_acts_on_x0_alone():
+def test_guidance_changes_x0_alone():
     moments = lambda scale: lambda x, t: Moments(scale * x, 0 * x + scale)
     guided = diffax.denoisers.on_x0(lambda c, u: diffax.classifier_free_guidance(c, u, 3.0), moments(2.0), moments(1.0))
-    answer = guided(jnp.ones((1, 2)), 0.5)
-    np.testing.assert_allclose(answer.x0, 4.0)
-    np.testing.assert_allclose(answer.v, 2.0)
+    result = guided(jnp.ones((1, 2)), 0.5)
+    np.testing.assert_allclose(result.x0, 4.0)
+    np.testing.assert_allclose(result.v, 2.0)
     x = jnp.ones((2, 2))
     times = diffax.times.uniform(diffax.Cosine(), 4, t_max=1.0, t_min=1e-3)
     ends = [diffax.sample(KEY, diffax.ddim(diffax.Cosine()), d, x, times) for d in (
@@ -335,6 +335,6 @@ FALLING = np.array([0.9, 0.1])
          "num_steps must be an int >= 2, got 1"),
     ],
 )  # fmt: skip
-def test_bad_input(run, message):
+def test_bad_input_is_refused(run, message):
     with pytest.raises(ValueError, match=message):
         run()

@@ -1,4 +1,4 @@
-"""The objectives of the bound: what the configs build, what is refused, and the command that measures bits."""
+"""Variational objectives: the losses that configs build, refused settings, and `evaluate`, which reports bits."""
 
 import json
 import types
@@ -18,6 +18,7 @@ SIZE = 8
 
 
 def changed(module, **changes):
+    """The config of a module with small batches and some changes; `loss__times` sets config.loss.times."""
     config = module.get_config()
     config.dataset.batch_size = SIZE
     for path, value in changes.items():
@@ -26,12 +27,12 @@ def changed(module, **changes):
     return config
 
 
-def doubled(params, x, t, label, key):
-    """A network with a second output where one is asked for."""
+def mean_and_variance(params, x, t, label, key):
+    """A network that returns a mean and a variance in twice as many channels."""
     return jnp.concatenate([0.5 * x, 0.1 * x], -1)
 
 
-def losses(config, apply=doubled, params=None):
+def losses(config, apply=mean_and_variance, params=None):
     image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
     batch = {"image": image, "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE, dtype=np.int32)}
     net = types.SimpleNamespace(apply=apply, num_classes=10)
@@ -40,71 +41,71 @@ def losses(config, apply=doubled, params=None):
 
 @pytest.mark.slow
 @pytest.mark.newest
-def test_the_objectives_are_the_library_s():
+def test_the_objectives_of_configs_equal_the_library_losses():
     config = changed(digits_hybrid)
     keys = jax.random.split(jax.random.key(0), SIZE)
     noise, u = diffax.random.fold_in(keys, 0), diffax.losses.training_times.draw(diffax.random.fold_in(keys, 1), SIZE).t
     image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
     t = (jnp.floor(u * 1000) + 1) / 1000
-    curve, predict = (
+    schedule, predict = (
         diffax.from_betas(diffax.schedules.cosine_betas(1000)),
         lambda x, t: diffax.Moments(0.5 * x, 0.1 * x),
     )
     settings = {"num_steps": 1000, "lattice": diffax.likelihood.Lattice(2 / 16)}
-    by_hand = diffax.losses.hybrid_loss(noise, predict, curve, "eps", image, t, **settings)
-    np.testing.assert_allclose(losses(config), by_hand, rtol=1e-5)
-    bound = diffax.losses.vlb_loss(noise, predict, curve, "eps", image, t, **settings)
+    expected = diffax.losses.hybrid_loss(noise, predict, schedule, "eps", image, t, **settings)
+    np.testing.assert_allclose(losses(config), expected, rtol=1e-5)
+    expected = diffax.losses.vlb_loss(noise, predict, schedule, "eps", image, t, **settings)
     config = changed(digits_vlb, loss__spread="independent", loss__times="uniform")
-    np.testing.assert_allclose(losses(config), bound, rtol=1e-4)
+    np.testing.assert_allclose(losses(config), expected, rtol=1e-4)
 
 
 @pytest.mark.slow
 def test_a_learned_schedule_is_trained_with_the_network():
-    """Its leaves stand beside the network's parameters; samples are drawn by the trained one."""
+    """The parameters hold its leaves, `build.schedule` uses them, and the loss has a gradient with respect to them."""
     config = changed(digits_vdm)
     net = networks.network(config, 10)
     shapes = jax.eval_shape(lambda: build.init_params(config, net, (8, 8, 1), jax.random.key(0)))
     assert set(shapes) == {"network", "schedule"}
     assert set(shapes["schedule"]) == {"ends", "slope", "weights", "biases", "heights"}
-    first = build.schedule(config)
-    leaves = {name: getattr(first, name) for name in shapes["schedule"]}
-    moved = leaves | {"slope": leaves["slope"] + 1, "heights": leaves["heights"] + 3}
-    assert abs(float(build.schedule(config, {"schedule": moved}).log_snr(0.3) - first.log_snr(0.3))) > 0.01
+    initial = build.schedule(config)
+    leaves = {name: getattr(initial, name) for name in shapes["schedule"]}
+    trained = leaves | {"slope": leaves["slope"] + 1, "heights": leaves["heights"] + 3}
+    assert abs(float(build.schedule(config, {"schedule": trained}).log_snr(0.3) - initial.log_snr(0.3))) > 0.01
 
-    def total(schedule):
+    def total_loss(schedule):
         return losses(config, lambda params, x, t, label, key: 0.5 * x, {"network": {}, "schedule": schedule}).sum()
 
-    slopes = jax.grad(total)(leaves)
-    assert all(np.isfinite(v).all() for v in slopes.values())
-    assert np.abs(slopes["heights"]).max() > 0
-    assert np.abs(slopes["ends"]).min() > 0
+    grads = jax.grad(total_loss)(leaves)
+    assert all(np.isfinite(v).all() for v in grads.values())
+    assert np.abs(grads["heights"]).max() > 0
+    assert np.abs(grads["ends"]).min() > 0
 
 
-def test_vdm_s_network_is_told_the_level():
-    """The config's loss is the library's on a network that depends on what it is told."""
+def test_the_vdm_network_receives_the_log_snr():
+    """The config's loss equals the library's loss for a network that depends on the log-SNR."""
     config = changed(digits_vdm, loss__spread="independent")
-    made = build.schedule(config)
-    leaves = {name: getattr(made, name) for name in ("ends", "slope", "weights", "biases", "heights")}
+    schedule = build.schedule(config)
+    leaves = {name: getattr(schedule, name) for name in ("ends", "slope", "weights", "biases", "heights")}
 
-    def network(params, x, told, label, key):
-        return 0.5 * x + 0.1 * diffax._pytrees.expand(jnp.tanh(told), x)
+    def network(params, x, log_snr, label, key):
+        return 0.5 * x + 0.1 * diffax._pytrees.expand(jnp.tanh(log_snr), x)
 
     keys = jax.random.split(jax.random.key(0), SIZE)
     noise, t = diffax.random.fold_in(keys, 0), diffax.losses.training_times.draw(diffax.random.fold_in(keys, 1), SIZE).t
     image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
-    by_hand = diffax.losses.vdm_loss(
-        noise, lambda x, log_snr: network(None, x, log_snr, None, None), made, "eps", image, t,
+    expected = diffax.losses.vdm_loss(
+        noise, lambda x, log_snr: network(None, x, log_snr, None, None), schedule, "eps", image, t,
         learn_ends=True, lattice=diffax.likelihood.Lattice(2 / 16),
     )  # fmt: skip
-    np.testing.assert_allclose(losses(config, network, {"network": {}, "schedule": leaves}), by_hand, rtol=1e-5)
-    other = lambda x, log_snr: network(None, x, 0.5 * log_snr, None, None)
+    np.testing.assert_allclose(losses(config, network, {"network": {}, "schedule": leaves}), expected, rtol=1e-5)
+    wrong = lambda x, log_snr: network(None, x, 0.5 * log_snr, None, None)
     assert not np.allclose(
-        diffax.losses.vdm_loss(noise, other, made, "eps", image, t, learn_ends=True), by_hand, rtol=1e-2
+        diffax.losses.vdm_loss(noise, wrong, schedule, "eps", image, t, learn_ends=True), expected, rtol=1e-2
     )
 
 
 @pytest.mark.parametrize("module", [digits_hybrid, digits_vlb, digits_vdm])
-def test_the_configs_are_right(module):
+def test_the_configs_pass_their_checks(module):
     checks.check_config(module.get_config(), 1)
 
 
@@ -125,12 +126,12 @@ def test_the_configs_are_right(module):
         (lambda: changed(digits, sampling__sampler="ddpm_learned"), "must not be ddpm_learned without"),
     ],
 )
-def test_bad_input(config, message):
+def test_bad_settings_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         checks.check_config(config(), 1)
 
 
-def test_the_bins_are_the_data_s():
+def test_bin_width_must_be_that_of_the_data():
     dataset = types.SimpleNamespace(name="digits", low=0, high=16)
     checks.check_data(digits_vlb.get_config(), dataset)
     checks.check_data(digits.get_config(), dataset)
@@ -141,8 +142,8 @@ def test_the_bins_are_the_data_s():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", [digits_vdm, digits_hybrid])
-def test_bits_of_a_model_that_knows_nothing(module, data_dir, tmp_path):
-    """Every route reports; and says no of bad input in a line."""
+def test_evaluate_reports_the_bits_of_an_untrained_model(module, data_dir, tmp_path):
+    """Every route reports finite bits; each bad flag gives an error of one line."""
     config = module.get_config()
     config.network.channels, config.network.num_res_blocks, config.dataset.data_dir = 8, 1, str(data_dir)
     net = networks.network(config, 10)
@@ -151,19 +152,21 @@ def test_bits_of_a_model_that_knows_nothing(module, data_dir, tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(1, init_state(jax.random.key(0), params, build.optimizer(config)), record)
     flags = (f"--checkpoint={tmp_path}", "--num=4", "--levels=5", "--draws=2", "--steps=3", "--probes=2")
-    alone = call("evaluate", *flags, f"--data_dir={data_dir}")
+    one_device = call("evaluate", *flags, f"--data_dir={data_dir}")
     text = call("evaluate", *flags, f"--data_dir={data_dir}", devices=4)
-    assert text == alone  # to all digits that it prints
-    found = json.loads((tmp_path / "bits.json").read_text())["routes"]
-    assert all(np.isfinite(v["bits"]) and v["stderr"] > 0 for v in found.values())
-    for name in found:
+    assert text == one_device  # the number of devices changes no printed digit
+    routes = json.loads((tmp_path / "bits.json").read_text())["routes"]
+    assert all(np.isfinite(v["bits"]) and v["stderr"] > 0 for v in routes.values())
+    for name in routes:
         assert name in text
-    for name in (name for name in found if name.startswith("vlb")):
-        parts = found[name]
+    for name in (name for name in routes if name.startswith("vlb")):
+        parts = routes[name]
         assert len(parts["steps"]) == 4
         assert np.isclose(parts["prior"] + sum(parts["steps"]) + parts["decoder"], parts["bits"], rtol=1e-5)
-    if module is digits_vdm:  # its eps is 0: at the last level x0_hat is off by the noise alone, half a bin at the most
-        assert all(found[f"vlb, {variance}"]["decoder"] < 1 for variance in ("small", "large"))
+    if module is digits_vdm:
+        # The untrained network predicts eps = 0, so at the last level x0_hat differs from x0 by the noise alone,
+        # which is at most half a bin.
+        assert all(routes[f"vlb, {variance}"]["decoder"] < 1 for variance in ("small", "large"))
     assert "routes must be among vlb, continuous, ode, got 'fid'" in call("evaluate", *flags, "--routes=fid", ok=False)
     expected = "learned" if module is digits_hybrid else "small, large"
     message = call("evaluate", *flags, "--variances=none", ok=False)

@@ -1,4 +1,4 @@
-"""Weightings of the loss: the papers' own forms, information theory on a Gaussian, EDM's unit weight."""
+"""Weightings of the loss: published forms, information theory on a Gaussian, the unit weight of EDM."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ KEY = jax.random.key(0)
 COSINE = diffax.Cosine()
 T = np.linspace(0.02, 0.98, 25)
 
-# name -> (weighting, what its paper weighs, the paper's weight of SNR there)
+# name -> (weighting, the kind of prediction whose error the paper weighs, the paper's weight as a function of SNR)
 PUBLISHED = {
     "simple": (weightings.simple(), "eps", lambda snr: np.ones_like(snr)),
     "simple-v": (weightings.simple(), "v", lambda snr: snr / (snr + 1)),
@@ -32,29 +32,29 @@ PUBLISHED = {
 
 
 def loss(kind, weighting, schedule=COSINE, t=T, predict=lambda x, t: 0.3 * x, **keywords):
-    """Of data with two dimensions, an example for each t."""
+    """The loss on data of two dimensions, with one example for each t."""
     x0 = jnp.stack([jnp.sin(jnp.arange(len(t))), jnp.ones(len(t))], 1)
     return diffax.denoising_loss(KEY, predict, schedule, kind, x0, t, weighting=weighting, **keywords)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_published_form(name):
-    """The weight on what the paper predicts; SNR = cot^2(pi t / 2)."""
+def test_a_weighting_has_its_published_form(name):
+    """The paper's weight on the paper's kind of prediction, with SNR = cot^2(pi t / 2)."""
     weighting, kind, weight = PUBLISHED[name]
     expected = weight(1 / np.tan(np.pi / 2 * np.asarray(T)) ** 2) * loss(kind, None)
     np.testing.assert_allclose(loss(kind, weighting), expected, rtol=1e-9)
 
 
-def test_the_exam_fails_a_weighting_meant_for_another_kind(monkeypatch):
-    """Negative control: min(SNR, gamma), which is right on x0, taken as the weight on eps."""
+def test_a_weighting_of_another_kind_fails_the_check(monkeypatch):
+    """Negative control: min(SNR, gamma) is the weight of the error of x0, here used as the weight of that of eps."""
     wrong = lambda log_snr: jnp.minimum(jnp.exp(log_snr), 3.0)
     monkeypatch.setitem(PUBLISHED, "min_snr-v", (wrong, *PUBLISHED["min_snr-v"][1:]))
     with pytest.raises(AssertionError):
-        test_the_published_form("min_snr-v")
+        test_a_weighting_has_its_published_form("min_snr-v")
 
 
 @pytest.mark.parametrize("schedule", [diffax.LogLinear(0.002, 80.0), diffax.Linear(), diffax.Flow()])
-def test_edm_weighs_its_network_by_one(schedule):
+def test_the_edm_weight_of_the_network_output_is_one(schedule):
     """lambda(sigma) c_out(sigma)^2 = 1 at every level, for any scaling (Karras et al. 2022, section 5)."""
     weighting = weightings.edm(sigma_data=0.4)
     np.testing.assert_allclose(
@@ -62,34 +62,34 @@ def test_edm_weighs_its_network_by_one(schedule):
     )
 
 
-def test_edm_is_the_loss_of_the_paper():
-    """Equation 2 and table 1 by hand: lambda(sigma) |D(x0 + sigma eps) - x0|^2, D = c_skip x + c_out F."""
-    schedule, s = diffax.LogLinear(0.002, 80.0), 0.4
+def test_the_edm_loss_is_that_of_the_paper():
+    """Equation 2 and table 1 in NumPy: lambda(sigma) |D(x0 + sigma eps) - x0|^2, D = c_skip x + c_out F."""
+    schedule, std = diffax.LogLinear(0.002, 80.0), 0.4
     x0, sigma = np.random.default_rng(0).normal(size=(25, 2)), np.asarray(schedule(T).sigma)[:, None]
     x = x0 + sigma * np.asarray(random.noise(random.stream(KEY, "denoising_loss"), jnp.asarray(x0)))
-    skip, out = s**2 / (sigma**2 + s**2), sigma * s / np.sqrt(sigma**2 + s**2)
-    error = skip * x + out * np.tanh(x) - x0
-    expected = ((sigma**2 + s**2) / (sigma * s) ** 2 * error**2).mean(1)
-    for weighting in (None, weightings.edm(sigma_data=s)):
-        found = diffax.denoising_loss(
-            KEY, lambda x, t: jnp.tanh(x), schedule, "edm", jnp.asarray(x0), T, weighting=weighting, sigma_data=s
+    c_skip, c_out = std**2 / (sigma**2 + std**2), sigma * std / np.sqrt(sigma**2 + std**2)
+    error = c_skip * x + c_out * np.tanh(x) - x0
+    expected = ((sigma**2 + std**2) / (sigma * std) ** 2 * error**2).mean(1)
+    for weighting in (None, weightings.edm(sigma_data=std)):
+        result = diffax.denoising_loss(
+            KEY, lambda x, t: jnp.tanh(x), schedule, "edm", jnp.asarray(x0), T, weighting=weighting, sigma_data=std
         )
-        np.testing.assert_allclose(found, expected, rtol=1e-9)
+        np.testing.assert_allclose(result, expected, rtol=1e-9)
 
 
-def test_likelihood_is_g_squared_on_the_score():
+def test_the_elbo_weights_the_score_by_half_g_squared():
     """Song et al. 2021: g(t)^2 / 2 on the error of the score; g^2 = beta(t) for the linear VP schedule."""
     beta = 0.1 + (20 - 0.1) * T
     expected = beta / 2 * loss("score", None, diffax.Linear())
-    found = loss("score", weightings.elbo(), diffax.Linear(), measure="log_snr")
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    result = loss("score", weightings.elbo(), diffax.Linear(), measure="log_snr")
+    np.testing.assert_allclose(result, expected, rtol=1e-9)
 
 
-def test_likelihood_is_the_slope_of_snr_on_x0():
+def test_the_elbo_weights_x0_by_half_the_slope_of_snr():
     """Kingma et al. 2021: -SNR'(t) / 2 on the error of x0; SNR = cot^2(pi t / 2)."""
     slope = -np.pi * np.cos(np.pi / 2 * T) / np.sin(np.pi / 2 * T) ** 3
-    found = loss("x0", weightings.elbo(), measure="log_snr")
-    np.testing.assert_allclose(found, -slope / 2 * loss("x0", None), rtol=1e-9)
+    result = loss("x0", weightings.elbo(), measure="log_snr")
+    np.testing.assert_allclose(result, -slope / 2 * loss("x0", None), rtol=1e-9)
 
 
 VARIANCE = 0.3
@@ -102,25 +102,25 @@ SCHEDULES = {
 }
 
 
-def expected_loss(schedule, weighting, monkeypatch, law=None, measure="log_snr", size=4096):
-    """The mean loss of the exact denoiser over N(0, VARIANCE), exact in x0 and eps, stratified in t.
+def expected_loss(schedule, weighting, monkeypatch, distribution=None, measure="log_snr", size=4096):
+    """The mean loss of the exact denoiser for data N(0, VARIANCE), exact in x0 and eps, stratified in t.
 
-    The error is linear in (x0, eps), so signs of one standard deviation have its mean square.
+    The error is linear in x0 and eps, so one standard deviation of x0 with both signs of eps has its exact mean square.
     """
     data = analytic.Gaussian.from_covariance(np.zeros(1), VARIANCE)
     x0 = jnp.full((size, 1), np.sqrt(VARIANCE))
 
     @jax.jit
     def mean():
-        t, weight = training_times.draw(KEY, size, law, uniforms=lambda key, n: (jnp.arange(n) + 0.5) / n)
+        t, weight = training_times.draw(KEY, size, distribution, uniforms=lambda key, n: (jnp.arange(n) + 0.5) / n)
 
-        def of_sign(sign):
+        def loss_of_sign(sign):
             monkeypatch.setattr(random, "noise", lambda key, like: sign * jnp.ones_like(like))
             return diffax.denoising_loss(
                 KEY, data.denoiser(schedule), schedule, "x0", x0, t, weighting=weighting, measure=measure
             )
 
-        return jnp.mean(weight * (of_sign(1.0) + of_sign(-1.0)) / 2)
+        return jnp.mean(weight * (loss_of_sign(1.0) + loss_of_sign(-1.0)) / 2)
 
     return float(mean())
 
@@ -130,26 +130,26 @@ def check_information(schedule, monkeypatch, **keywords):
 
     I(x0; x_t) = log(1 + VARIANCE SNR_t) / 2, and dI / dSNR = mmse / 2 (Guo, Shamai & Verdu 2005).
     """
-    law = training_times.uniform(t_min=0.01, t_max=0.99)
+    distribution = training_times.uniform(t_min=0.01, t_max=0.99)
     ends = np.asarray(schedule.log_snr(jnp.array([0.01, 0.99])))
     information = 0.5 * np.log1p(VARIANCE * np.exp(ends))
-    found = expected_loss(schedule, weightings.elbo(), monkeypatch, law, **keywords)
-    np.testing.assert_allclose(found, information[0] - information[1], rtol=1e-4)
+    result = expected_loss(schedule, weightings.elbo(), monkeypatch, distribution, **keywords)
+    np.testing.assert_allclose(result, information[0] - information[1], rtol=1e-4)
 
 
 @pytest.mark.slow_cases("cosine", "table")
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-def test_the_elbo_of_a_gaussian_is_its_information(schedule, monkeypatch):
+def test_the_elbo_of_a_gaussian_is_the_information_gained(schedule, monkeypatch):
     check_information(schedule, monkeypatch)
 
 
-def test_the_exam_fails_a_likelihood_without_its_rate(monkeypatch):
-    """Negative control: the weight 1/2 on equal steps of t."""
+def test_an_elbo_on_equal_steps_of_t_fails_the_check(monkeypatch):
+    """Negative control: the weight 1/2 without the factor -lambda'(t)."""
     with pytest.raises(AssertionError):
         check_information(COSINE, monkeypatch, measure="t")
 
 
-LAWS = {
+DISTRIBUTIONS = {
     "uniform": training_times.uniform(),
     "logit_normal": training_times.logit_normal(mean=0.2, std=1.5),
     "mode": training_times.mode(),
@@ -159,38 +159,38 @@ LAWS = {
 }
 
 
-def check_total(schedule, law, monkeypatch, bias=0.7):
+def check_total(schedule, distribution, monkeypatch, bias=0.7):
     """int sigmoid(a + lambda) sigmoid(bias - lambda) dlambda, a = log VARIANCE, in closed form.
 
-    sigmoid(a + lambda) is the exact denoiser's error of eps. The integral is over all log-SNRs that the schedule
-    has, whatever the schedule in between and whatever the law (Kingma & Gao 2023).
+    sigmoid(a + lambda) is the error of eps of the exact denoiser. The integral depends on the schedule through its ends
+    alone, and not on the distribution of t (Kingma & Gao 2023).
     """
     ends = np.asarray(schedule.log_snr(jnp.array([0.0, 1.0])))
     c = np.log(VARIANCE) + bias
     y = np.log(VARIANCE) + ends
     primitive = (np.logaddexp(0, y) - np.logaddexp(0, y - c)) / -np.expm1(-c)
-    found = expected_loss(schedule, weightings.sigmoid(bias=bias), monkeypatch, law)
-    np.testing.assert_allclose(found, primitive[0] - primitive[1], rtol=1e-3)
+    result = expected_loss(schedule, weightings.sigmoid(bias=bias), monkeypatch, distribution)
+    np.testing.assert_allclose(result, primitive[0] - primitive[1], rtol=1e-3)
 
 
 @pytest.mark.slow_cases("logit_normal", "log_normal_sigma")
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
-def test_no_law_changes_the_objective(law, monkeypatch):
-    check_total(COSINE, law, monkeypatch)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
+def test_the_distribution_of_t_does_not_change_the_objective(distribution, monkeypatch):
+    check_total(COSINE, distribution, monkeypatch)
 
 
 @pytest.mark.slow_cases("table")
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-def test_no_schedule_changes_the_objective(schedule, monkeypatch):
+def test_the_schedule_does_not_change_the_objective(schedule, monkeypatch):
     check_total(schedule, training_times.uniform(), monkeypatch)
 
 
-def test_the_exam_fails_a_law_without_its_weight(monkeypatch):
+def test_a_distribution_without_its_weight_fails_the_check(monkeypatch):
     """Negative control."""
-    right = training_times.draw
-    monkeypatch.setattr(training_times, "draw", lambda *a, **k: right(*a, **k)._replace(weight=1.0))
+    draw = training_times.draw
+    monkeypatch.setattr(training_times, "draw", lambda *a, **k: draw(*a, **k)._replace(weight=1.0))
     with pytest.raises(AssertionError):
-        check_total(COSINE, LAWS["mode"], monkeypatch)
+        check_total(COSINE, DISTRIBUTIONS["mode"], monkeypatch)
 
 
 HYPERPARAMETERS = {
@@ -216,8 +216,8 @@ def test_hyperparameters_are_traced(name):
 
 @pytest.mark.slow_cases("t")
 @pytest.mark.parametrize("measure", ["t", "log_snr"])
-def test_it_is_finite_in_float32_at_both_ends(measure):
-    """With the largest weights there are, and the gradient in the prediction too."""
+def test_the_loss_is_finite_in_float32_at_both_ends(measure):
+    """The weights of EDM are the largest; the gradient with respect to the prediction is finite too."""
     t = jnp.array([0.0, 1e-6, 1.0], jnp.float32)
 
     def total(scale, schedule):
@@ -229,11 +229,11 @@ def test_it_is_finite_in_float32_at_both_ends(measure):
         assert np.isfinite(jax.jit(jax.value_and_grad(total))(0.3, schedule)).all()
 
 
-def test_the_schedule_may_be_trained():
-    """d loss / d beta_max through the rate, against finite differences."""
-    f = lambda b: loss("eps", weightings.elbo(), diffax.Linear(beta_max=b), measure="log_snr").sum()
-    value, up, down = jax.jit(lambda b: (jax.grad(f)(b), f(b + 1e-3), f(b - 1e-3)))(20.0)
-    np.testing.assert_allclose(value, (up - down) / 2e-3, rtol=1e-6)
+def test_the_gradient_reaches_the_schedule():
+    """d loss / d beta_max through the rate -lambda'(t), against finite differences."""
+    total = lambda b: loss("eps", weightings.elbo(), diffax.Linear(beta_max=b), measure="log_snr").sum()
+    slope, up, down = jax.jit(lambda b: (jax.grad(total)(b), total(b + 1e-3), total(b - 1e-3)))(20.0)
+    np.testing.assert_allclose(slope, (up - down) / 2e-3, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -247,6 +247,6 @@ def test_the_schedule_may_be_trained():
         (lambda: loss("v", weightings.simple(), measure="snr"), "measure must be one of t, log_snr, got 'snr'"),
     ],
 )
-def test_bad_input(make, message):
+def test_bad_input_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

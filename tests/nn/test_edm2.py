@@ -1,4 +1,4 @@
-"""EDM2's U-Net: the published code's numbers and sizes, magnitudes, weights without a scale, conditioning."""
+"""EDM2's U-Net: numbers and sizes of the published code, magnitudes, weights without a scale, conditioning."""
 
 import zlib
 
@@ -26,7 +26,7 @@ def filled(net, x):
     return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(net.init, KEY, x, jnp.zeros(len(x))))
 
 
-# Of the published code with the weights of `fill` and the constants of `fourier`.
+# Outputs of the published code with the weights of `fill` and the constants of `fourier`.
 PUBLISHED = [0.06966139, 0.08574568, -1.183643, 0.7954009, 0.06111408, -0.47328755, 1.7196589, -1.3542864]
 PUBLISHED_STD = [0.69832325, 0.7651243]
 
@@ -42,12 +42,12 @@ def rms(x):
     [(128, 124_710_821, 125), (192, 280_209_253, 280)],
 )
 def test_the_imagenet_64_networks_have_the_published_sizes(channels, published, millions):
-    """Karras et al. 2024, table 2: XS and S. Theirs drops a label as a zero vector, ours has a row for none."""
+    """Karras et al. 2024, table 2: XS and S. A dropped label is a zero vector there; here it has a row of its own."""
     net = EDM2(channels=channels, num_classes=1000)
     params = jax.eval_shape(net.init, KEY, jnp.zeros((1, 64, 64, 3)), jnp.zeros(1))
-    found = sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert found - 4 * channels == published
-    assert round(found / 1e6) == millions
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert count - 4 * channels == published
+    assert round(count / 1e6) == millions
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
@@ -61,7 +61,7 @@ def square():
 
 
 def test_the_published_code_gives_the_same_numbers(square):
-    """NVlabs/edm2, training/networks_edm2.py at d8299d3, run in torch 2.13.0 with four labels, the last for none."""
+    """NVlabs/edm2, training/networks_edm2.py at d8299d3, run in torch 2.13.0 with four labels, the last one null."""
     params, x, t, label, apply = square
     y = apply(params, x, t, label)
     np.testing.assert_allclose(y[:, ::4, ::5, 0].ravel(), PUBLISHED, atol=1e-5)
@@ -69,16 +69,16 @@ def test_the_published_code_gives_the_same_numbers(square):
 
 
 def test_the_scale_of_a_weight_changes_nothing(square):
-    """Up to the 1e-4 beside its norm."""
+    """Up to the 1e-4 that is added to its norm."""
     params, x, t, label, apply = square
-    thrice = jax.tree.map(lambda leaf: leaf * 3 if leaf.ndim else leaf, params)
-    np.testing.assert_allclose(apply(thrice, x, t, label), apply(params, x, t, label), atol=5e-3)
+    scaled = jax.tree.map(lambda leaf: leaf * 3 if leaf.ndim else leaf, params)
+    np.testing.assert_allclose(apply(scaled, x, t, label), apply(params, x, t, label), atol=5e-3)
     np.testing.assert_allclose(apply(jax.jit(normalised)(params), x, t, label), apply(params, x, t, label), atol=5e-3)
 
 
 @pytest.fixture(scope="module")
 def line():
-    """One level in 1 dimension, with dropout: the network, its parameters, the loss of one, its value and gradient."""
+    """A network of one level in 1 dimension with dropout, its parameters, the loss of a network, value and gradient."""
     x, t, keys = jax.random.normal(KEY, (2, 4, 1)), jnp.array([0.2, 0.7]), jax.random.split(jax.random.key(3), 2)
     net = EDM2(channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_levels=(), head_channels=8)
     net = net.clone(num_classes=3, dropout_rate=0.5)
@@ -91,7 +91,7 @@ def line():
 
 
 def test_a_gradient_is_orthogonal_to_its_weight(line):
-    """For each output of each layer, where there is one: a dropped channel has none."""
+    """For each output channel of each layer that has a gradient; a dropped channel has none."""
     _, params, _, (_, grads) = line
 
     def cosine(g, w):
@@ -105,20 +105,20 @@ def test_a_gradient_is_orthogonal_to_its_weight(line):
 
 
 @pytest.mark.slow
-def test_remat_changes_the_memory_alone(line):
-    """The same parameters, by name, the same answer and gradient, with dropout."""
+def test_remat_changes_no_number(line):
+    """The names of the parameters, the value and the gradient are the same, with dropout."""
     net, params, loss, expected = line
-    again = net.clone(remat=True)
-    shapes = jax.eval_shape(again.init, KEY, jnp.zeros((2, 4, 1)), jnp.zeros(2))
+    remat = net.clone(remat=True)
+    shapes = jax.eval_shape(remat.init, KEY, jnp.zeros((2, 4, 1)), jnp.zeros(2))
     assert jax.tree.structure(shapes) == jax.tree.structure(params)
-    lowered = jax.jit(jax.value_and_grad(loss(again))).lower(params)
+    lowered = jax.jit(jax.value_and_grad(loss(remat))).lower(params)
     assert "optimization_barrier" in lowered.as_text()
-    found = lowered.compile()(params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
+    result = lowered.compile()(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), result, expected)
 
 
-def test_after_a_step_of_the_optimiser_weights_have_unit_magnitude():
-    """Those alone: gains, and the kernels of other networks, move as without it."""
+def test_weights_have_unit_magnitude_after_a_step_of_the_optimiser():
+    """`forced_weight_norm` changes neither the gains nor the kernels of other networks."""
     rng = np.random.default_rng(0)
     params = {
         "edm2": {"conv": {"weight": rng.normal(size=(3, 3, 4, 5))}, "gain": 0.3},
@@ -132,19 +132,19 @@ def test_after_a_step_of_the_optimiser_weights_have_unit_magnitude():
     def step(optimizer):
         return optax.apply_updates(params, jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0])
 
-    plain, found = step(adam), step(forced)
-    weight = found["edm2"]["conv"]["weight"]
+    plain, normalised_params = step(adam), step(forced)
+    weight = normalised_params["edm2"]["conv"]["weight"]
     np.testing.assert_allclose(jnp.sqrt(jnp.mean(weight**2, (0, 1, 2))), 1, atol=2e-4)
-    moved = np.asarray(plain["edm2"]["conv"]["weight"])
-    np.testing.assert_allclose(weight, moved / np.sqrt((moved**2).mean((0, 1, 2))), atol=1e-3)
-    np.testing.assert_allclose(found["edm2"]["gain"], plain["edm2"]["gain"], rtol=1e-6)
-    np.testing.assert_allclose(found["text"]["kernel"], plain["text"]["kernel"], rtol=1e-6)
+    plain_weight = np.asarray(plain["edm2"]["conv"]["weight"])
+    np.testing.assert_allclose(weight, plain_weight / np.sqrt((plain_weight**2).mean((0, 1, 2))), atol=1e-3)
+    np.testing.assert_allclose(normalised_params["edm2"]["gain"], plain["edm2"]["gain"], rtol=1e-6)
+    np.testing.assert_allclose(normalised_params["text"]["kernel"], plain["text"]["kernel"], rtol=1e-6)
     with pytest.raises(ValueError, match="params must be given to the optimiser's update, got None"):
         forced.update(grads, forced.init(params))
 
 
-def test_the_parts_keep_magnitudes():
-    """By their definitions, on normal numbers; a concatenation weighs both parts alike however wide they are."""
+def test_the_functions_keep_magnitudes():
+    """On normal numbers; `mp_cat` gives both parts their weights, however many channels each has."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(1000, 100)).astype("f"), rng.normal(size=(1000, 300)).astype("f")
     assert rms(mp_silu(a)) == pytest.approx(1, abs=0.01)
@@ -158,8 +158,8 @@ def test_the_parts_keep_magnitudes():
     assert jnp.isfinite(jax.grad(lambda x: unit(x).sum())(jnp.zeros((2, 3)))).all()
 
 
-def test_the_embedding_of_time_is_a_gaussian_kernel():
-    """The expectation of 2 cos(a) cos(b) over normal frequencies and uniform phases."""
+def test_the_kernel_of_the_time_embedding_is_gaussian():
+    """It is the expectation of 2 cos(a) cos(b) over normal frequencies and uniform phases."""
     t = jnp.linspace(-2, 2, 41)
     emb = np.asarray(fourier(t, 256))
     expected = np.exp(-((2 * np.pi * (t[:, None] - t)) ** 2) / 2)
@@ -168,8 +168,8 @@ def test_the_embedding_of_time_is_a_gaussian_kernel():
 
 @pytest.mark.slow_cases("window2", "window3")
 @pytest.mark.parametrize("window", [(), (3,), (3, 3), (3, 3, 3)])
-def test_a_layer_keeps_magnitudes_whatever_its_weights(window):
-    """Away from the zeros around."""
+def test_a_layer_keeps_magnitudes_for_any_weights(window):
+    """Away from the border, where the input is padded by zeros."""
     x = jax.random.normal(KEY, (4, *(7 for _ in window or (0,)), 32))
     layer = MPConv(64, window)
     params = {"params": {"weight": 5 * jax.random.normal(KEY, (*window, 32, 64)) + 1}}
@@ -181,38 +181,38 @@ def test_a_layer_keeps_magnitudes_whatever_its_weights(window):
 
 @pytest.mark.slow_cases(but=["False-32-0-0.96"])
 @pytest.mark.parametrize(
-    ("encoder", "channels", "heads", "least"),
+    ("encoder", "channels", "heads", "minimum"),
     [(True, 32, 0, 0.96), (True, 16, 0, 0.96), (True, 16, 4, 0.9), (False, 32, 0, 0.96), (False, 64, 4, 0.9)],
 )
-def test_a_block_keeps_magnitudes(encoder, channels, heads, least):
-    """Zeros around take some; attention more, since the mean of values that do not correlate is small."""
+def test_a_block_keeps_magnitudes(encoder, channels, heads, minimum):
+    """Zero padding reduces them a little, attention more, because it averages values that do not correlate."""
     x, emb = jax.random.normal(KEY, (4, 16, 16, channels)), jax.random.normal(jax.random.key(1), (4, 64))
     block = Block(32, encoder, heads)
     params = jax.tree_util.tree_map_with_path(fill, jax.eval_shape(block.init, KEY, x, emb))
     params["params"]["emb_gain"] = jnp.zeros(())
     y = jax.jit(block.apply)(params, x, emb)
     assert y.shape == (4, 16, 16, 32)
-    assert least < rms(y) < 1.04
+    assert minimum < rms(y) < 1.04
     large = jax.jit(block.apply)(params, 1000 * x, emb)
     assert encoder == (rms(large) < 1.04)
     assert float(jnp.abs(large).max()) <= 256
 
 
-def test_the_network_begins_at_zero_and_keeps_magnitudes():
-    """With random weights, the gains of the embedding at 0, where they begin, and that of the output at 1."""
+def test_the_initial_output_is_zero_and_the_network_keeps_magnitudes():
+    """Weights are random and the gains of the embedding 0, as initially; the gain of the output is 0, then 1."""
     net = EDM2(**{**SMALL, "channels": 32}, out_channels=64)
     x, t = jax.random.normal(KEY, (8, 64, 2)), jnp.linspace(0, 1, 8)
     gains = jax.jit(lambda: [leaf for leaf in jax.tree.leaves(net.init(KEY, x, t)) if not leaf.ndim])()
-    assert len(gains) == 11  # blocks: 3 of the encoder, 7 of the decoder
+    assert len(gains) == 11  # of 3 encoder blocks, 7 decoder blocks and the output
     assert not any(gains)
     shapes, apply, rng = jax.eval_shape(net.init, KEY, x, t), jax.jit(net.apply), np.random.default_rng(0)
-    found = []
+    magnitudes = []
     for _ in range(6):
-        draw = jax.tree.map(lambda s: rng.normal(size=s.shape).astype("f") if s.shape else np.zeros((), "f"), shapes)
-        assert not np.any(apply(draw, x, t))
-        draw["params"]["gain"] = np.ones((), "f")
-        found.append(rms(apply(draw, x, t)))
-    assert 0.85 < np.mean(found) < 1.05
+        params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype("f") if s.shape else np.zeros((), "f"), shapes)
+        assert not np.any(apply(params, x, t))
+        params["params"]["gain"] = np.ones((), "f")
+        magnitudes.append(rms(apply(params, x, t)))
+    assert 0.85 < np.mean(magnitudes) < 1.05
 
 
 @pytest.mark.slow_cases("shape0", "shape3")
@@ -254,22 +254,22 @@ def test_no_label_is_the_null_label(odd):
     assert float(jnp.abs(y - apply(params, x, t, jnp.full(4, 0))).max()) > 1e-2
 
 
-def test_dropout_goes_by_example(odd):
+def test_dropout_depends_on_the_key_of_each_example(odd):
     _, params, x, apply = odd
     keys, t, label = jax.random.split(KEY, 4), jnp.full(4, 0.5), jnp.full(4, 0)
     y = apply(params, x, t, label, key=keys)
-    others = apply(params, x, t, label, key=keys.at[3].set(keys[0]))
-    np.testing.assert_allclose(others[:3], y[:3], atol=1e-5)
-    assert float(jnp.abs(others[3] - y[3]).max()) > 1e-2
+    other_key = apply(params, x, t, label, key=keys.at[3].set(keys[0]))
+    np.testing.assert_allclose(other_key[:3], y[:3], atol=1e-5)
+    assert float(jnp.abs(other_key[3] - y[3]).max()) > 1e-2
     assert float(jnp.abs(apply(params, x, t, label) - y).max((1, 2, 3)).min()) > 1e-2
 
 
 def test_bfloat16_computes_near_float32(odd):
     net, params, x, apply = odd
     t, label = jnp.full(4, 0.5), jnp.full(4, 0)
-    y, short = apply(params, x, t, label), jax.jit(net.clone(dtype=jnp.bfloat16).apply)(params, x, t, label)
-    assert short.dtype == jnp.float32
-    assert 0 < float(jnp.abs(short - y).max()) < 0.1 * float(jnp.abs(y).max())
+    y, result = apply(params, x, t, label), jax.jit(net.clone(dtype=jnp.bfloat16).apply)(params, x, t, label)
+    assert result.dtype == jnp.float32
+    assert 0 < float(jnp.abs(result - y).max()) < 0.1 * float(jnp.abs(y).max())
 
 
 @pytest.mark.parametrize(

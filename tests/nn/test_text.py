@@ -1,4 +1,4 @@
-"""The text encoder: a block by hand, padding, empty captions; a network that learns what words mean."""
+"""The text encoder: a block in NumPy, padding, empty captions, and training on captions."""
 
 import flax.linen as nn
 import jax
@@ -18,8 +18,8 @@ KEY = jax.random.key(0)
 TOKENS = jnp.array([[2, 5, 3, 0], [4, 0, 0, 0], [5, 3, 2, 1]])
 
 
-def shaken(params, scale=0.1):
-    """Nothing left at zero."""
+def perturbed(params, scale=0.1):
+    """The parameters plus noise, so that none is zero."""
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda p: p + scale * rng.normal(size=p.shape).astype(p.dtype), params)
 
@@ -28,7 +28,7 @@ def shaken(params, scale=0.1):
 def encoder():
     """(module, parameters, the compiled call)"""
     module = TextEncoder(vocab_size=7, width=8, depth=1, num_heads=2)
-    return module, shaken(jax.jit(module.init)(KEY, TOKENS)), jax.jit(module.apply)
+    return module, perturbed(jax.jit(module.init)(KEY, TOKENS)), jax.jit(module.apply)
 
 
 def norm(h, p):
@@ -36,8 +36,8 @@ def norm(h, p):
     return h * p["scale"] + p["bias"]
 
 
-def by_hand(params, tokens):
-    """One caption without padding, in NumPy: (m, 8), two heads."""
+def encode_in_numpy(params, tokens):
+    """(m, 8) features of one caption without padding, by two heads."""
     p = jax.tree.map(lambda v: np.asarray(v, np.float64), params["params"])
     h = p["words"]["embedding"][tokens] + np.asarray(sinusoidal(np.arange(len(tokens)), 8, scale=1.0))
     u, attention = norm(h, p["norm_0_1"]), p["attention_0"]
@@ -53,19 +53,21 @@ def by_hand(params, tokens):
     return norm(h + u @ p["dense_0_2"]["kernel"] + p["dense_0_2"]["bias"], p["norm"])
 
 
-def test_a_block_by_hand_without_and_with_padding(encoder):
+def test_the_encoder_equals_numpy_with_and_without_padding(encoder):
     _, params, apply = encoder
-    found, mask = apply(params, TOKENS)
+    features, mask = apply(params, TOKENS)
     np.testing.assert_array_equal(mask, TOKENS > 0)
     for row, length in enumerate((3, 1, 4)):
-        np.testing.assert_allclose(found[row, :length], by_hand(params, np.asarray(TOKENS[row, :length])), atol=1e-5)
-        assert not found[row, length:].any()
+        np.testing.assert_allclose(
+            features[row, :length], encode_in_numpy(params, np.asarray(TOKENS[row, :length])), atol=1e-5
+        )
+        assert not features[row, length:].any()
 
 
-def test_the_order_of_words_counts(encoder):
+def test_the_order_of_words_matters(encoder):
     _, params, apply = encoder
-    forth, back = (apply(params, jnp.array([tokens]))[0][0] for tokens in ([2, 5], [5, 2]))
-    assert float(jnp.abs(forth - back[::-1]).max()) > 1e-2
+    forwards, backwards = (apply(params, jnp.array([tokens]))[0][0] for tokens in ([2, 5], [5, 2]))
+    assert float(jnp.abs(forwards - backwards[::-1]).max()) > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -80,14 +82,14 @@ def test_the_order_of_words_counts(encoder):
         (TOKENS, {"num_heads": 3}, "num_heads must divide the 8 channels, got 3"),
     ],
 )
-def test_bad_input(tokens, settings, message):
+def test_bad_input_is_refused(tokens, settings, message):
     module = TextEncoder(**{"vocab_size": 7, "width": 8, "num_heads": 2, **settings})
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda: module.init(KEY, tokens))
 
 
 class Network(nn.Module):
-    """One block with cross-attention: less to compile than a U-Net."""
+    """One block with cross-attention, which compiles faster than a U-Net."""
 
     @nn.compact
     def __call__(self, x, t, *, context, context_mask, key=None):
@@ -110,15 +112,15 @@ def test_a_u_net_with_captions_has_the_parameters_of_both():
     encoder = TextEncoder(vocab_size=7, width=8)
     x, context = jnp.zeros((3, 8, 8, 3)), jnp.zeros((3, 4, 8))
     both = jax.eval_shape(Captioned(network, encoder).init, KEY, x, 0.5, TOKENS)["params"]
-    alone = jax.eval_shape(lambda: network.init(KEY, x, 0.5, context=context))["params"]
-    assert jax.tree.map(jnp.shape, both["network"]) == jax.tree.map(jnp.shape, alone)
-    alone = jax.eval_shape(encoder.init, KEY, TOKENS)["params"]
-    assert jax.tree.map(jnp.shape, both["text"]) == jax.tree.map(jnp.shape, alone)
+    separate = jax.eval_shape(lambda: network.init(KEY, x, 0.5, context=context))["params"]
+    assert jax.tree.map(jnp.shape, both["network"]) == jax.tree.map(jnp.shape, separate)
+    separate = jax.eval_shape(encoder.init, KEY, TOKENS)["params"]
+    assert jax.tree.map(jnp.shape, both["text"]) == jax.tree.map(jnp.shape, separate)
 
 
 @pytest.mark.parametrize("kind", [pytest.param(UNet, marks=pytest.mark.slow), DiT])
-def test_the_mean_of_the_words_is_the_vector(kind):
-    """Of those that are there."""
+def test_the_vector_condition_is_the_mean_of_the_words(kind):
+    """The mean does not include padding."""
     settings = {
         UNet: {"channel_multipliers": (1, 2), "attention": Attention(num_heads=2, context_dim=8)},
         DiT: {"depth": 1, "num_heads": 2, "cross_attention": True, "context_dim": 8},
@@ -129,42 +131,42 @@ def test_the_mean_of_the_words_is_the_vector(kind):
 
     @jax.jit
     def both(tokens):
-        params = shaken(module.init(KEY, x, 0.5, tokens))["params"]
+        params = perturbed(module.init(KEY, x, 0.5, tokens))["params"]
         context, mask = encoder.apply({"params": params["text"]}, tokens)
         mean = jnp.stack([context[i, :count].mean(0) for i, count in enumerate((3, 1, 4))])
-        given = {"context": context, "context_mask": mask}
+        conditions = {"context": context, "context_mask": mask}
         with_mean, with_zeros = (
-            network.apply({"params": params["network"]}, x, 0.5, **given, vector=v) for v in (mean, 0 * mean)
+            network.apply({"params": params["network"]}, x, 0.5, **conditions, vector=v) for v in (mean, 0 * mean)
         )
         return module.apply({"params": params}, x, 0.5, tokens), with_mean, with_zeros
 
-    y, expected, without = both(TOKENS)
+    y, expected, with_zeros = both(TOKENS)
     np.testing.assert_allclose(y, expected, atol=1e-5)
-    assert jnp.abs(y - without).max() > 1e-3
+    assert jnp.abs(y - with_zeros).max() > 1e-3
 
 
 def test_padding_changes_nothing(captioned):
-    """Also not through the network, however much of it there is."""
+    """The output of the network does not depend on the amount of padding."""
     _, params, x, apply = captioned
-    params = shaken(params)
+    params = perturbed(params)
     y = apply(params, x, 0.5, TOKENS)
     wider = jnp.concatenate([TOKENS, jnp.zeros((3, 5), int)], 1)
     np.testing.assert_allclose(apply(params, x, 0.5, wider), y, atol=1e-5)
     np.testing.assert_allclose(apply(params, x[1:2], 0.5, TOKENS[1:2, :1])[0], y[1], atol=1e-5)
-    other = apply(params, x, 0.5, TOKENS.at[0, 3].set(6))  # a word more
+    other = apply(params, x, 0.5, TOKENS.at[0, 3].set(6))  # one more word
     assert float(jnp.abs(other[0] - y[0]).max()) > 1e-4
-    np.testing.assert_allclose(other[1:], y[1:], atol=1e-6)  # of the first example alone
+    np.testing.assert_allclose(other[1:], y[1:], atol=1e-6)  # only the first example changes
 
 
-def test_the_empty_caption_is_finite_and_the_null_condition(captioned):
-    """Zeros, of any length, are the same as no caption at all; gradients too, beside captions that are not empty."""
+def test_the_empty_caption_is_the_null_condition_and_finite(captioned):
+    """A caption of zeros equals no caption. Gradients are finite, also beside captions that are not empty."""
     module, params, x, apply = captioned
-    params = shaken(params)
-    nothing = apply(params, x, 0.5)
-    assert jnp.isfinite(nothing).all()
-    np.testing.assert_allclose(apply(params, x, 0.5, jnp.zeros((3, 4), int)), nothing, atol=1e-5)
+    params = perturbed(params)
+    without_caption = apply(params, x, 0.5)
+    assert jnp.isfinite(without_caption).all()
+    np.testing.assert_allclose(apply(params, x, 0.5, jnp.zeros((3, 4), int)), without_caption, atol=1e-5)
     mixed = TOKENS.at[1].set(0)
-    np.testing.assert_allclose(apply(params, x, 0.5, mixed)[1], nothing[1], atol=1e-5)
+    np.testing.assert_allclose(apply(params, x, 0.5, mixed)[1], without_caption[1], atol=1e-5)
     for tokens in (mixed, 0 * mixed):
         grads = jax.jit(jax.grad(lambda p, t: jnp.sum(module.apply(p, x, 0.5, t) ** 2)))(params, tokens)
         assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
@@ -172,12 +174,12 @@ def test_the_empty_caption_is_finite_and_the_null_condition(captioned):
 
 
 @pytest.mark.slow
-def test_words_are_learnt(captioned):
-    """Word 2 is white, 3 black, 5 before them turns it around ("not"): told apart near pure noise."""
+def test_training_learns_the_meaning_of_words(captioned):
+    """Word 2 means white, 3 black, 5 before them negates. Near pure noise the image follows from the caption alone."""
     module, params, _, _ = captioned
     rng = np.random.default_rng(0)
     captions = np.array([[2, 0], [3, 0], [5, 2], [5, 3]])
-    worth = np.array([1.0, -1.0, -1.0, 1.0], np.float32)
+    brightness = np.array([1.0, -1.0, -1.0, 1.0], np.float32)
     schedule, optimizer = diffax.Cosine(), optax.adam(3e-3)
 
     def loss(params, batch, keys):
@@ -188,18 +190,21 @@ def test_words_are_learnt(captioned):
         return diffax.denoising_loss(keys, predict, schedule, "x0", batch["image"], t)
 
     def batch():
-        which = rng.integers(4, size=16)
-        image = np.broadcast_to(worth[which, None, None, None], (16, 4, 4, 1))
-        return {"image": image, "tokens": captions[which], "index": np.arange(16)}
+        index = rng.integers(4, size=16)
+        image = np.broadcast_to(brightness[index, None, None, None], (16, 4, 4, 1))
+        return {"image": image, "tokens": captions[index], "index": np.arange(16)}
 
     step = jax.jit(training.train_step(loss, optimizer, ema_decay=0.9))
     state = training.init_state(KEY, params, optimizer)
     for _ in range(150):
         state, _ = step(state, batch())
     measure = jax.jit(lambda batch: loss(state.params, batch, jax.random.key(1)).mean())
-    held = batch()
-    wrong = {**held, "tokens": np.where(held["tokens"] == 2, 3, np.where(held["tokens"] == 3, 2, held["tokens"]))}
-    empty = {**held, "tokens": np.zeros_like(held["tokens"])}
-    right, wrong, empty = (float(measure(b)) for b in (held, wrong, empty))
+    test_batch = batch()
+    wrong = {
+        **test_batch,
+        "tokens": np.where(test_batch["tokens"] == 2, 3, np.where(test_batch["tokens"] == 3, 2, test_batch["tokens"])),
+    }
+    empty = {**test_batch, "tokens": np.zeros_like(test_batch["tokens"])}
+    right, wrong, empty = (float(measure(b)) for b in (test_batch, wrong, empty))
     assert right < 0.1 < 0.5 < empty
     assert wrong > 2.0

@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, what is restored, and that nothing damaged ever is."""
+"""Checkpoints: which steps are kept and restored; a damaged one never is."""
 
 import dataclasses
 import math
@@ -22,29 +22,29 @@ from diffax.training import CheckpointError, Checkpoints
 from diffax.training.manifest import MANIFEST
 
 
-def numbered(step):
-    """A state whose arrays say of which step it is."""
+def state_at(step):
+    """A state whose arrays hold the number of its step."""
     state = training.init_state(jax.random.key(0), {"w": jnp.full((8, 16), float(step))}, optax.adam(0.1))
     return dataclasses.replace(state, step=jnp.int32(step))
 
 
-def restored(folder):
-    """(step, skipped) of what a new run restores; its arrays are those of the step."""
+def restore_newest(folder):
+    """(step, skipped) as a new run restores them; checks that the arrays are those of the step."""
     with Checkpoints(folder) as checkpoints:
-        found = checkpoints.restore_latest(numbered(0))
-    assert int(found.state.step) == found.step
-    np.testing.assert_array_equal(found.state.params["w"], np.full((8, 16), float(found.step)))
-    np.testing.assert_array_equal(found.state.ema["w"], np.full((8, 16), float(found.step)))
-    return found.step, list(found.skipped)
+        latest = checkpoints.restore_latest(state_at(0))
+    assert int(latest.state.step) == latest.step
+    np.testing.assert_array_equal(latest.state.params["w"], np.full((8, 16), float(latest.step)))
+    np.testing.assert_array_equal(latest.state.ema["w"], np.full((8, 16), float(latest.step)))
+    return latest.step, list(latest.skipped)
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """A folder with the steps 1 and 2."""
+def two_steps(tmp_path_factory):
+    """A folder of checkpoints with the steps 1 and 2."""
     folder = tmp_path_factory.mktemp("two")
     with Checkpoints(folder) as checkpoints:
         for step in (1, 2):
-            checkpoints.save(step, numbered(step), {"at": step})
+            checkpoints.save(step, state_at(step), {"at": step})
     return folder
 
 
@@ -53,22 +53,22 @@ def copy_of(folder, tmp_path):
     return tmp_path / "copy"
 
 
-def test_a_flipped_bit_is_never_restored(two, tmp_path, request):
-    """Anywhere in the newest checkpoint, its names apart: the one before it is restored, and the file named."""
-    files = sorted(path for path in (two / "2").rglob("*") if path.is_file() and path.stat().st_size)
+def test_a_flipped_bit_is_never_restored(two_steps, tmp_path, request):
+    """A bit flips anywhere in the files of the newest step: the previous step is restored and the file is named."""
+    files = sorted(path for path in (two_steps / "2").rglob("*") if path.is_file() and path.stat().st_size)
     ends = np.cumsum([path.stat().st_size for path in files])
-    draw = random.Random(0)
-    with Checkpoints(two, read_only=True) as checkpoints:
+    rng = random.Random(0)
+    with Checkpoints(two_steps, read_only=True) as checkpoints:
         for _ in range(request.config.getoption("--flips")):
-            place = draw.randrange(int(ends[-1]))
-            which = int(np.searchsorted(ends, place, side="right"))
-            path, at = files[which], place - int(ends[which]) + files[which].stat().st_size
-            whole = path.read_bytes()
-            flipped = bytearray(whole)
-            flipped[at] ^= 1 << draw.randrange(8)
+            position = rng.randrange(int(ends[-1]))
+            index = int(np.searchsorted(ends, position, side="right"))
+            path, offset = files[index], position - int(ends[index]) + files[index].stat().st_size
+            original = path.read_bytes()
+            flipped = bytearray(original)
+            flipped[offset] ^= 1 << rng.randrange(8)
             path.write_bytes(flipped)
             step, skipped = checkpoints.newest()
-            path.write_bytes(whole)
+            path.write_bytes(original)
             assert step == 1
             assert skipped[0].step == 2
             assert path.name in skipped[0].reason
@@ -76,7 +76,7 @@ def test_a_flipped_bit_is_never_restored(two, tmp_path, request):
 
 
 def damages(folder):
-    """Every way to lose a part of a checkpoint."""
+    """Functions that each remove, truncate or replace one part of a checkpoint."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         yield path.unlink
         if path.stat().st_size:
@@ -86,63 +86,63 @@ def damages(folder):
     yield lambda: (shutil.rmtree(folder), folder.mkdir(), (folder / MANIFEST).mkdir())
 
 
-def test_every_lost_part_is_noticed(two, tmp_path):
-    """And one error type says so where nothing sound is left."""
-    original = copy_of(two, tmp_path)
+def test_every_lost_part_is_detected(two_steps, tmp_path):
+    """The previous step is restored; without a sound step CheckpointError is raised."""
+    original = copy_of(two_steps, tmp_path)
     count = sum(1 for _ in damages(original / "2"))
     assert count > 20
     folder = tmp_path / "damaged"
-    for which in range(count):
+    for index in range(count):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(original, folder)
-        list(damages(folder / "2"))[which]()
+        list(damages(folder / "2"))[index]()
         with Checkpoints(folder, read_only=True) as checkpoints:
             step, skipped = checkpoints.newest()
         assert (step, [s.step for s in skipped]) == (1, [2])
     shutil.rmtree(folder / "1")
     with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match=f"is sound: step 2: {MANIFEST}"):
-        checkpoints.restore_latest(numbered(0))
+        checkpoints.restore_latest(state_at(0))
 
 
-def test_stray_folders_take_nobody_s_place(two, tmp_path):
-    """An empty folder is not the newest step, nor does it push out a sound one; it is moved aside."""
-    folder = copy_of(two, tmp_path)
+def test_a_stray_folder_is_not_a_step(two_steps, tmp_path):
+    """An empty folder is not restored, displaces no sound step, and is renamed."""
+    folder = copy_of(two_steps, tmp_path)
     (folder / "9").mkdir()
     (folder / "notes").mkdir()
-    step, skipped = restored(folder)
+    step, skipped = restore_newest(folder)
     assert (step, skipped[0].step) == (2, 9)
     assert (folder / "unsound-9").is_dir()
     with Checkpoints(folder) as checkpoints:
-        checkpoints.save(9, numbered(9), {})
-    assert restored(folder) == (9, [])
+        checkpoints.save(9, state_at(9), {})
+    assert restore_newest(folder) == (9, [])
     assert (folder / "notes").is_dir()
 
 
-def test_a_damaged_step_is_written_again(two, tmp_path):
-    folder = copy_of(two, tmp_path)
+def test_a_damaged_step_can_be_saved_again(two_steps, tmp_path):
+    folder = copy_of(two_steps, tmp_path)
     (folder / "2" / MANIFEST).write_text("{}")
-    assert restored(folder)[0] == 1
+    assert restore_newest(folder)[0] == 1
     with Checkpoints(folder) as checkpoints:
-        checkpoints.save(2, numbered(2), {})
-    assert restored(folder) == (2, [])
+        checkpoints.save(2, state_at(2), {})
+    assert restore_newest(folder) == (2, [])
 
 
 def test_the_best_is_kept_and_a_nan_is_not_the_best(tmp_path):
     losses = {1: 3.0, 2: 1.0, 3: math.nan, 4: 2.0, 5: 5.0}
-    for best, kept in (("loss", [2, 5]), ("-loss", [5]), ("other", [5])):
+    for best, steps in (("loss", [2, 5]), ("-loss", [5]), ("other", [5])):
         with Checkpoints(tmp_path / best, keep_latest=1, best=best) as checkpoints:
             for step, loss in losses.items():
-                checkpoints.save(step, numbered(step), {}, {"loss": loss})
-        assert checkpoints.steps == kept, best
+                checkpoints.save(step, state_at(step), {}, {"loss": loss})
+        assert checkpoints.steps == steps, best
 
 
-def test_another_measure_starts_anew(tmp_path):
-    """A loss of 3 is no accuracy."""
+def test_the_best_step_is_chosen_by_the_present_metric(tmp_path):
+    """The loss of an earlier step is not compared with an accuracy."""
     for step, (best, metrics) in enumerate(
         [("loss", {"loss": 3.0}), ("-acc", {"acc": 0.9}), ("-acc", {"acc": 0.6})], 1
     ):
         with Checkpoints(tmp_path, keep_latest=1, best=best) as checkpoints:
-            checkpoints.save(step, numbered(step), {}, metrics)
+            checkpoints.save(step, state_at(step), {}, metrics)
     assert checkpoints.steps == [2, 3]
 
 
@@ -159,33 +159,33 @@ def test_another_measure_starts_anew(tmp_path):
         (lambda s: {"key": jax.random.key(0, impl="rbg")}, r"\['key'\] = key<rbg>\[\], got key<fry>\[\]"),
     ],
 )
-def test_another_state_is_refused_and_the_difference_shown(change, message, two):
-    like = dataclasses.replace(numbered(0), **change(numbered(0)))
-    with Checkpoints(two, read_only=True) as checkpoints, pytest.raises(ValueError, match=message):
+def test_another_state_is_refused_and_the_difference_is_shown(change, message, two_steps):
+    like = dataclasses.replace(state_at(0), **change(state_at(0)))
+    with Checkpoints(two_steps, read_only=True) as checkpoints, pytest.raises(ValueError, match=message):
         checkpoints.restore_latest(like)
 
 
-def test_what_cannot_be_written_is_said_and_the_last_is_kept(two, tmp_path, monkeypatch):
-    """A save that fails, at once or in the background, is an error of the next call; then room is made."""
-    folder = copy_of(two, tmp_path)
+def test_a_failed_save_raises_and_the_previous_step_is_kept(two_steps, tmp_path, monkeypatch):
+    """A save fails at once or in the background, and the next call raises; once there is space, the save succeeds."""
+    folder = copy_of(two_steps, tmp_path)
 
     def attempt(checkpoints):
-        checkpoints.save(3, numbered(3), {})
+        checkpoints.save(3, state_at(3), {})
         checkpoints.wait()
 
     with Checkpoints(folder) as checkpoints:
         for target in ("diffax.training.checkpoints.ocp.save_async", "diffax.training.manifest._digest"):
             with monkeypatch.context() as patch:
 
-                def full(*args):
+                def no_space(*args):
                     raise OSError(28, "No space left on device")
 
-                patch.setattr(target, full)
+                patch.setattr(target, no_space)
                 with pytest.raises(CheckpointError, match=r"step 3 could not be saved, step 2 is kept: .*No space"):
                     attempt(checkpoints)
             assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
         attempt(checkpoints)
-    assert restored(folder) == (3, [])
+    assert restore_newest(folder) == (3, [])
 
 
 SAVER = """
@@ -194,21 +194,21 @@ sys.path.insert(0, sys.argv[2])
 import numpy as np, jax, jax.numpy as jnp, optax
 from diffax import training
 import dataclasses
-def numbered(step):
+def state_at(step):
     state = training.init_state(jax.random.key(0), {"w": jnp.full((512, 512), float(step))}, optax.adam(0.1))
     return dataclasses.replace(state, step=jnp.int32(step))
 def run():
     with training.Checkpoints(sys.argv[1]) as checkpoints:
-        found = checkpoints.restore_latest(numbered(0))
-        first = 0 if found is None else found.step
-        if found is not None:
-            assert (np.asarray(found.state.params["w"]) == first).all() and int(found.state.step) == first
-            assert (np.asarray(found.state.opt_state[0].mu["w"]) == 0).all()
+        latest = checkpoints.restore_latest(state_at(0))
+        first = 0 if latest is None else latest.step
+        if latest is not None:
+            assert (np.asarray(latest.state.params["w"]) == first).all() and int(latest.state.step) == first
+            assert (np.asarray(latest.state.opt_state[0].mu["w"]) == 0).all()
         print("from", first, flush=True)
         for step in range(first + 1, 1000):
-            checkpoints.save(step, numbered(step), {})
+            checkpoints.save(step, state_at(step), {})
             print("saving", step, flush=True)
-for line in sys.stdin:  # each in a child of its own, which need not import everything again
+for line in sys.stdin:  # each run is a forked child, so the imports are not repeated
     child = os.fork()
     if child == 0:
         try:
@@ -222,19 +222,19 @@ for line in sys.stdin:  # each in a child of its own, which need not import ever
 """
 
 
-def test_kills_during_a_save(tmp_path, request):
-    """Each time: what is restored is whole, at most two saves are lost, and the next run goes on."""
+def test_a_kill_during_a_save_loses_at_most_two_steps(tmp_path, request):
+    """After each kill the restored step is sound, and the next run continues from it."""
     command = [sys.executable, "-c", SAVER, str(tmp_path / "run"), str(Path(training.__file__).parents[2])]
     env = {**os.environ, "XLA_FLAGS": ""}
-    draw, newest = random.Random(1), 0
+    rng, newest = random.Random(1), 0
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as parent:
-        say = lambda: parent.stdout.readline().split()
+        read_words = lambda: parent.stdout.readline().split()
         for _ in range(request.config.getoption("--kills")):
             parent.stdin.write("go\n")
             parent.stdin.flush()
-            child, lines = None, draw.randrange(1, 6)
-            while lines > 0:
-                word, *rest = say()
+            child, saves_left = None, rng.randrange(1, 6)
+            while saves_left > 0:
+                word, *rest = read_words()
                 assert word != "failed", rest
                 if word == "child":
                     child = int(rest[0])
@@ -242,10 +242,10 @@ def test_kills_during_a_save(tmp_path, request):
                     assert int(rest[0]) >= newest - 2, (rest, newest)
                     newest = int(rest[0])
                 elif word == "saving":
-                    newest, lines = int(rest[0]), lines - 1
-            signal.sigtimedwait([], draw.random() * 0.05)
+                    newest, saves_left = int(rest[0]), saves_left - 1
+            signal.sigtimedwait([], rng.random() * 0.05)
             os.kill(child, signal.SIGKILL)
-            while (word := say())[0] != "over":
+            while (word := read_words())[0] != "over":
                 newest = int(word[1]) if word[0] == "saving" else newest
         parent.stdin.close()
     assert newest > request.config.getoption("--kills")
@@ -265,37 +265,37 @@ def test_checkpoints_keep_the_latest_and_every_kth(tmp_path):
         restored = checkpoints.restore(40, jax.eval_shape(lambda: make()[0]))
         assert checkpoints.record(40) == {"at": 8}
         assert checkpoints.record(30)["config"] == {"a": [1, 2.5, "x", None]}
-    same = lambda a, b: np.testing.assert_array_equal(
+    assert_equal = lambda a, b: np.testing.assert_array_equal(
         *(jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v for v in (a, b))
     )
-    jax.tree.map(same, restored, state)
+    jax.tree.map(assert_equal, restored, state)
 
 
 @pytest.mark.parametrize("read_only", [True, False])
-def test_a_reader_leaves_a_save_in_progress_alone(read_only, tmp_path):
-    """And the writer, as the control, clears away what a killed save left."""
+def test_a_reader_keeps_an_unfinished_save(read_only, tmp_path):
+    """The control: a writer deletes it, as the rest of a killed save."""
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, make()[0], {})
-    half = tmp_path / "2.part.orbax-checkpoint-tmp-1"
-    shutil.copytree(tmp_path / "1", half)
+    unfinished = tmp_path / "2.part.orbax-checkpoint-tmp-1"
+    shutil.copytree(tmp_path / "1", unfinished)
     with Checkpoints(tmp_path, read_only=read_only) as checkpoints:
         assert checkpoints.steps == [1]
-    assert half.exists() == read_only
+    assert unfinished.exists() == read_only
 
 
 def test_a_checkpoint_of_eight_devices_restores_onto_one(tmp_path):
     state, _ = make()
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, training.place(state, training.make_mesh()), {})
-        alone = checkpoints.restore(1, state)
-    assert alone.params["w"].devices() == state.params["w"].devices()
-    np.testing.assert_array_equal(alone.params["w"], state.params["w"])
+        restored = checkpoints.restore(1, state)
+    assert restored.params["w"].devices() == state.params["w"].devices()
+    np.testing.assert_array_equal(restored.params["w"], state.params["w"])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"keep_latest": 0}, "keep_latest must be an int >= 1, got 0"), ({"keep_every": -1}, "keep_every")],
 )
-def test_checkpoints_bad_input(tmp_path, changes, message):
+def test_bad_settings_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         Checkpoints(tmp_path, **changes)

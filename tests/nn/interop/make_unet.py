@@ -1,16 +1,16 @@
-"""Makes the fixtures unet_*: diffusers' U-Nets with random weights, inputs and what torch answers.
+"""Makes the fixtures unet_*: diffusers' U-Nets with random weights, inputs and the outputs of torch.
 
     python tests/nn/interop/make_unet.py
     python tests/nn/interop/make_unet.py --full
 
-The second makes nothing: it saves Stable Diffusion 1.5's U-Net at its full width, 860M random parameters, reads it with
-`diffax.nn.interop.folder`, and prints the largest difference of the two answers; it wants 16 GB of memory, 4 GB of disk
-and some minutes, and diffax beside torch. `--full unet_sd` does so with another of the cases.
+The second command writes no fixture. It saves the U-Net of Stable Diffusion 1.5 at full width with 860M random
+parameters, loads it with `diffax.nn.interop.folder`, and prints the largest difference of the two outputs. It needs
+16 GB of memory, 4 GB of disk, some minutes, and diffax beside torch. `--full unet_sd` does the same for another case.
 
-needs torch and diffusers (made with torch 2.13.0, diffusers 0.42.1). A folder holds what `save_pretrained` writes, or
-of a large network the config.json alone, its weights being those of seeded.py; and case.npz with x (B, C, H, W), step
-(B,), the conditions and y, the answer. unet_ddpm also has the ends of 20 steps of DDIM as the pipeline walks them:
-`chain0`, and with clipping `chain1`.
+Both need torch and diffusers (the fixtures are from torch 2.13.0 and diffusers 0.42.1). A folder holds the files of
+`save_pretrained`, or for a large network config.json alone, with the weights of seeded.py; and case.npz with
+x (B, C, H, W), step (B,), the conditions and y, the output. unet_ddpm also has the results of 20 DDIM steps of the
+pipeline: `chain0`, and with clipping `chain1`.
 """
 
 import sys
@@ -52,27 +52,27 @@ CASES = {
                   | {"norm_num_groups": 4, "sample_size": 8}, False),
     "unet_adm": (UNet2DModel, ADM, False),
     "unet_plain": (UNet2DModel, PLAIN, False),
-    # google/ddpm-cifar10-32 itself
+    # the config of google/ddpm-cifar10-32
     "unet_cifar10": (UNet2DModel, DDPM | {"block_out_channels": (128, 256, 256, 256), "sample_size": 32}, True),
     "unet_sd": (UNet2DConditionModel, SMALL_SD, False),
     "unet_sd2": (UNet2DConditionModel, SMALL_SD | {"attention_head_dim": (1, 2), "use_linear_projection": True}, False),
     "unet_sd_deep": (UNet2DConditionModel, SMALL_SD | {"transformer_layers_per_block": 2, "num_class_embeds": 4},
                      False),
-    # Stable Diffusion 1.5, a tenth as wide
+    # Stable Diffusion 1.5 at a tenth of its width
     "unet_sd15": (UNet2DConditionModel, {"block_out_channels": (32, 64, 128, 128), "cross_attention_dim": 24}
                   | {"sample_size": 16}, True),
 }  # fmt: skip
 
 
 def random_model(kind, config):
-    """A model with no weight left as it begins: zeros hide errors."""
+    """A model whose weights are all random: initial zeros would hide errors."""
     model = kind(**config).eval()
     model.load_state_dict({name: torch.tensor(tensor(name, v.shape)) for name, v in model.state_dict().items()})
     return model
 
 
 def inputs(config, batch=3, seed=0):
-    """{x, step, ..}, the first and last step among them."""
+    """{x, step, ..}, including the first and the last step."""
     rng, size = np.random.default_rng(seed), config["sample_size"]
     case = {
         "x": rng.standard_normal((batch, config.get("in_channels", 4), size, size), np.float32),
@@ -87,17 +87,17 @@ def inputs(config, batch=3, seed=0):
 
 
 def answer(model, case):
-    """What the model says, as numpy."""
-    given = {name: torch.tensor(value) for name, value in case.items()}
-    more = {"class_labels": given["label"]} if "label" in given else {}
-    if "context" in given:
-        more |= {"encoder_hidden_states": given["context"], "encoder_attention_mask": given["mask"]}
+    """The output of the model as a NumPy array."""
+    tensors = {name: torch.tensor(value) for name, value in case.items()}
+    conditions = {"class_labels": tensors["label"]} if "label" in tensors else {}
+    if "context" in tensors:
+        conditions |= {"encoder_hidden_states": tensors["context"], "encoder_attention_mask": tensors["mask"]}
     with torch.no_grad():
-        return model(given["x"], given["step"], **more).sample.numpy()
+        return model(tensors["x"], tensors["step"], **conditions).sample.numpy()
 
 
 def chain(model, x, folder, clip):
-    """The pipeline's loop: 20 steps of DDIM. Where x0 is clipped, eps goes with it."""
+    """The loop of the pipeline: 20 steps of DDIM. Where x0 is clipped, eps is computed from the clipped x0."""
     scheduler = DDIMScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, clip_sample=clip)
     scheduler.save_pretrained(folder)
     scheduler.set_timesteps(20)
@@ -109,7 +109,7 @@ def chain(model, x, folder, clip):
 
 
 def compare(kind, config, folder):
-    """The largest difference of torch's answer and that of diffax from the same folder, and the answer's spread."""
+    """(largest difference of the outputs of torch and diffax from the same folder, std of the output)."""
     import jax
 
     from diffax.nn.interop import folder as folders
@@ -119,23 +119,23 @@ def compare(kind, config, folder):
     expected = answer(model, case)
     model.save_pretrained(folder)
     del model
-    found = folders.load(folder)
-    given = {name: jax.numpy.asarray(case[name]) for name in ("label", "context", "mask") if name in case}
-    y = jax.jit(found.predict(**given))(np.moveaxis(case["x"], 1, -1), (case["step"] + 1) / 1000)
+    loaded = folders.load(folder)
+    conditions = {name: jax.numpy.asarray(case[name]) for name in ("label", "context", "mask") if name in case}
+    y = jax.jit(loaded.predict(**conditions))(np.moveaxis(case["x"], 1, -1), (case["step"] + 1) / 1000)
     return float(np.abs(np.asarray(y) - np.moveaxis(expected, 1, -1)).max()), float(expected.std())
 
 
 def full(name=None):
-    """Prints `compare` of a case, or of Stable Diffusion 1.5 itself."""
+    """Prints the result of `compare` for a case, or for Stable Diffusion 1.5 at full width."""
     stable = {"cross_attention_dim": 768, "sample_size": 64}
     kind, config, _ = CASES[name] if name else (UNet2DConditionModel, stable, True)
     with tempfile.TemporaryDirectory() as folder:
-        difference, spread = compare(kind, config, folder)
-    print(f"{name or 'Stable Diffusion 1.5'}: largest difference {difference:.2g} of answers that spread {spread:.2g}")
+        difference, std = compare(kind, config, folder)
+    print(f"{name or 'Stable Diffusion 1.5'}: largest difference {difference:.2g} of outputs with std {std:.2g}")
 
 
 def main():
-    """Writes each folder anew."""
+    """Writes all folders."""
     for name, (kind, config, large) in CASES.items():
         folder = Path(__file__).parent / name
         model = random_model(kind, config)
