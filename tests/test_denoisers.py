@@ -37,7 +37,7 @@ def test_the_exam_fails_clipping_by_the_batch(monkeypatch):
         s = jnp.maximum(limit, jnp.quantile(jnp.abs(WIDE), quantile))
         return lambda x, t: jnp.clip(x, -s, s) / s * limit
 
-    monkeypatch.setattr(diffax, "clip_dynamic", clip)
+    monkeypatch.setattr(diffax.denoisers, "clip_dynamic", clip)
     with pytest.raises(AssertionError):
         test_dynamic_clipping_is_imagen_s()
 
@@ -84,7 +84,7 @@ def test_the_exam_fails_a_denoiser_that_is_not_rescaled(monkeypatch):
     def wrong(denoise, schedule, onto):
         return lambda x, t: denoise(x, schedule.inverse(onto(t).log_snr))
 
-    monkeypatch.setattr(diffax, "reschedule", wrong)
+    monkeypatch.setattr(diffax.denoisers, "reschedule", wrong)
     moved_and_exact.clear_cache()
     with pytest.raises(AssertionError):
         test_a_denoiser_of_any_schedule_serves_any_other("log_linear", "flow")

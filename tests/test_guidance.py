@@ -50,7 +50,7 @@ def test_the_guided_score_is_the_score_of_the_sharpened_law():
 def test_the_exam_fails_swapped_denoisers(monkeypatch):
     """Negative control."""
     right = diffax.classifier_free_guidance
-    monkeypatch.setattr(diffax, "classifier_free", lambda c, u, w: right(u, c, w))
+    monkeypatch.setattr(diffax, "classifier_free_guidance", lambda c, u, w: right(u, c, w))
     for exam in (test_the_weights_ends_are_its_denoisers, test_the_guided_score_is_the_score_of_the_sharpened_law):
         with pytest.raises(AssertionError):
             exam()

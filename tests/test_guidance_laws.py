@@ -64,7 +64,7 @@ def test_the_exam_fails_rescaling_by_the_batch(monkeypatch):
 
         return denoise
 
-    monkeypatch.setattr(diffax, "rescale", wrong)
+    monkeypatch.setattr(diffax, "guidance_rescale", wrong)
     with pytest.raises(AssertionError):
         test_rescaling_by_lin_et_al()
 
@@ -95,7 +95,7 @@ def test_projected_guidance_of_sadat_et_al():
 def test_the_exam_fails_a_projection_on_the_other_branch(monkeypatch):
     """Negative control: the parallel part taken along u."""
     right = diffax.adaptive_projected_guidance
-    monkeypatch.setattr(diffax, "apg", lambda c, u, w, **kwargs: right(u, c, 1 - w, **kwargs))
+    monkeypatch.setattr(diffax, "adaptive_projected_guidance", lambda c, u, w, **kwargs: right(u, c, 1 - w, **kwargs))
     with pytest.raises(AssertionError):
         test_projected_guidance_of_sadat_et_al()
 
@@ -156,7 +156,7 @@ def test_the_exam_fails_a_classifier_with_the_wrong_factor(monkeypatch):
     """Negative control: sigma / alpha in place of sigma^2 / alpha."""
     right = diffax.classifier_guidance
     wrong = lambda f, p, schedule, w: right(f, p, schedule, lambda t: w / schedule(t).sigma)
-    monkeypatch.setattr(diffax, "classifier", wrong)
+    monkeypatch.setattr(diffax, "classifier_guidance", wrong)
     with pytest.raises(AssertionError):
         test_a_true_classifier_gives_the_conditional_law(diffax.Flow())
 

@@ -138,6 +138,6 @@ def test_clip_static():
 def test_the_exam_fails_a_wrong_solve(monkeypatch):
     """Negative control: `split` with the opposite sign of v."""
     split = diffax.predictions.split
-    monkeypatch.setattr(diffax, "split", lambda kind, s, y, *rest: split(kind, s, -y if kind == "v" else y, *rest))
+    monkeypatch.setattr(diffax.predictions, "split", lambda kind, s, y, *rest: split(kind, s, -y if kind == "v" else y, *rest))
     with pytest.raises(AssertionError):
         test_round_trips("linear")

@@ -131,7 +131,7 @@ def test_a_twentieth_too_much_noise_is_noticed(monkeypatch):
     schedule = SCHEDULES["linear"]
     exact = diffax.samplers._sde.coefficients
     wrong = lambda schedule, t: exact(schedule, t)._replace(diffusion2=1.05 * exact(schedule, t).diffusion2)
-    monkeypatch.setattr(diffax.samplers.sde, "coefficients", wrong)
+    monkeypatch.setattr(diffax.samplers._sde, "coefficients", wrong)
     with pytest.raises(AssertionError, match="in law, measured"):
         check_limit(samplers.stochastic_heun(schedule), schedule, t_max=0.8, steps=(200, 400))
 

@@ -152,13 +152,13 @@ SHAPES = {
         lambda: run(inverse.dps(diffax.ddim(SCHEDULE), MASK, Y, scale=WEIGHTS)),
         rf"scale {PER_EXAMPLE} \(3,\)",
     ),
-    "draw-law": (
+    "draw-distribution": (
         lambda: training_times.draw(KEY, 4, lambda u: u[:, None]),
-        r"law\(u\) must have shape \(4,\), got \(4, 1\)",
+        r"distribution\(u\) must have shape \(4,\), got \(4, 1\)",
     ),
-    "draw-way": (
+    "draw-uniforms": (
         lambda: training_times.draw(KEY, 4, uniforms=lambda key, size: jnp.ones((size, 1))),
-        r"way\(key, size\) must have shape \(4,\), got \(4, 1\)",
+        r"uniforms\(key, size\) must have shape \(4,\), got \(4, 1\)",
     ),
     "loss_aware": (
         lambda: resampling.loss_aware(4).update(resampling.loss_aware(4).init(), T[:, None], T),
