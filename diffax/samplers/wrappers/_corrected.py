@@ -23,9 +23,9 @@ def corrected(sampler: Sampler, corrector: Corrector) -> Sampler:
 
     Source: Song et al. 2021, algorithm 1 (predictor-corrector sampling).
 
-    >>> from diffax.samplers._ddim import ddim
-    >>> from diffax.schedules import Cosine
-    >>> corrected(ddim(Cosine()), langevin(Cosine(), snr=0.16, num_steps=2)).calls
+    >>> import diffax
+    >>> schedule = diffax.Cosine()
+    >>> corrected(diffax.ddim(schedule), diffax.langevin(schedule, snr=0.16, num_steps=2)).calls
     3
     """
     check_sampler(sampler)
