@@ -138,6 +138,7 @@ def test_clip_static():
 def test_the_exam_fails_a_wrong_solve(monkeypatch):
     """Negative control: `split` with the opposite sign of v."""
     split = diffax.predictions.split
-    monkeypatch.setattr(diffax.predictions, "split", lambda kind, s, y, *rest: split(kind, s, -y if kind == "v" else y, *rest))
+    wrong = lambda kind, s, y, *rest: split(kind, s, -y if kind == "v" else y, *rest)
+    monkeypatch.setattr(diffax.predictions, "split", wrong)
     with pytest.raises(AssertionError):
         test_round_trips("linear")
