@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from exam import BETAS, SCHEDULES, START, gaussian, mixture
-from injected import Plain, folds, law
+from injected import LinearLogSNR, moments_from_gaussian_start, replace_noise_by_folds
 from test_correctors import waves
 
 import diffax
@@ -40,7 +40,7 @@ def injected(monkeypatch):
     """Draw k is sqrt(2) sin(0.1 i + 1.7 k), i the flat index."""
     i = np.arange(np.prod(SHAPE)).reshape(SHAPE)
     wave = lambda key, like: (jnp.sqrt(2.0) * jnp.sin(0.1 * i + 1.7 * key[0])).astype(like.dtype)
-    folds(monkeypatch, wave)
+    replace_noise_by_folds(monkeypatch, wave)
 
 
 def latent_setting(case):
@@ -123,7 +123,9 @@ def check_exact(name, schedule, monkeypatch, make=None):
         x = diffax.integrate(KEY, sampler, function, x, jnp.array(times)).x
         return jnp.concatenate([x, function(x, times[-1])], 1)
 
-    mean, covariance = law(ends, *marginal(schedule(times[0])), 3, lambda key: key[0], monkeypatch)
+    mean, covariance = moments_from_gaussian_start(
+        ends, *marginal(schedule(times[0])), 3, lambda key: key[0], monkeypatch
+    )
     close((mean[:2], covariance[:2, :2]), marginal(schedule(times[-1])))
     close((mean[2:], covariance[2:, 2:]), marginal(end_level))
 
@@ -167,7 +169,7 @@ def check_tcd(gamma, table, monkeypatch, make=diffax.tcd):
     sampler = make(schedule, gamma=gamma, num_train_steps=1000 if table else None)
     end = lambda x: diffax.integrate(KEY, sampler, oracle.denoiser(schedule), x, times).x
     start = np.array([0.3, -1.0]), np.diag([1.5, 0.8])
-    found = law(end, *start, 4, lambda key: key[0], monkeypatch)
+    found = moments_from_gaussian_start(end, *start, 4, lambda key: key[0], monkeypatch)
     mean, covariance = start
     for i, j in itertools.pairwise(steps):
         if table:
@@ -206,7 +208,7 @@ def test_the_exam_fails_a_broken_tcd(monkeypatch):
 
 @x64
 def test_tcd_lies_between_ddim_and_lcm(monkeypatch):
-    folds(monkeypatch, lambda key, like: waves(key, like))
+    replace_noise_by_folds(monkeypatch, lambda key, like: waves(key, like))
     schedule, x, times = diffax.Cosine(), jnp.asarray(START), jnp.array([1.0, 0.8, 0.4, 0.1])
     run = lambda s: diffax.integrate(KEY, s, mixture().denoiser(schedule), x, times).x
     np.testing.assert_allclose(run(diffax.tcd(schedule, gamma=0.0)), run(diffax.ddim(schedule)), rtol=1e-9)
@@ -260,8 +262,8 @@ def test_the_scalings_are_the_paper_s():
 @pytest.mark.slow
 @x64
 def test_traced_parameters_compile_once_are_swept_and_differentiated(monkeypatch):
-    folds(monkeypatch, lambda key, like: waves(key, like))
-    schedule, oracle, traces = Plain(), mixture(), []
+    replace_noise_by_folds(monkeypatch, lambda key, like: waves(key, like))
+    schedule, oracle, traces = LinearLogSNR(), mixture(), []
 
     def total(gamma, t_min, sigma_data, times):
         function = diffax.denoisers.consistency_function(
@@ -293,7 +295,7 @@ def test_traced_parameters_compile_once_are_swept_and_differentiated(monkeypatch
 @pytest.mark.parametrize("schedule", ["linear", "log_linear", "zero_terminal_snr"])
 def test_finite_of_the_same_dtype_and_still_where_the_grid_is(schedule, monkeypatch):
     """float32 and bfloat16 from t = 1 to t = 0; a step of length zero changes nothing."""
-    folds(monkeypatch, lambda key, like: waves((), like))
+    replace_noise_by_folds(monkeypatch, lambda key, like: waves((), like))
     schedule = SCHEDULES[schedule]
     denoise = diffax.denoiser(lambda x, t: 0.3 * x, schedule, "v")
     times = jnp.asarray([1.0, 1.0, 0.5, 1e-6, 0.0, 0.0], jnp.float32)

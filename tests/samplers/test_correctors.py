@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from exam import SCHEDULES, START, gaussian, mixture
-from injected import Plain, folds, law
+from injected import LinearLogSNR, moments_from_gaussian_start, replace_noise_by_folds
 
 import diffax
 from diffax import analytic, samplers
@@ -72,13 +72,13 @@ def check_chain(schedule, k, monkeypatch, corrector=None):
     oracle, t, mean, covariance = gaussian(), 0.5, np.array([0.3, -1.0]), np.array([[0.5, -0.2], [-0.2, 0.3]])
     corrector = corrector or diffax.langevin(schedule, step_size=k, num_steps=4)
     end = lambda x: corrector.move(KEY, oracle.denoiser(schedule), x, t)
-    found = law(end, mean, covariance, 4, lambda key: key[0], monkeypatch)
+    found = moments_from_gaussian_start(end, mean, covariance, 4, lambda key: key[0], monkeypatch)
     close(found, langevin_by_hand(schedule, t, k, mean, covariance, times=4))
     # C / (1 - k^2 sigma^2 / C) is left as it is.
     alpha, sigma = level(schedule, t)
     c, basis = np.linalg.eigh(alpha**2 * C0 + sigma**2 * np.eye(2))
     stationary = alpha * M0, basis @ np.diag(c / (1 - k**2 * sigma**2 / c)) @ basis.T
-    close(law(end, *stationary, 4, lambda key: key[0], monkeypatch), stationary)
+    close(moments_from_gaussian_start(end, *stationary, 4, lambda key: key[0], monkeypatch), stationary)
 
 
 @pytest.mark.slow_cases(but=["ve"])
@@ -98,7 +98,7 @@ def check_predictor_corrector(monkeypatch, wrap=diffax.corrected):
     sampler = wrap(diffax.ddpm(schedule), diffax.langevin(schedule, step_size=k, num_steps=2))
     mean, covariance = np.array([0.3, -1.0]), np.diag([0.5, 0.3])
     end = lambda x: diffax.integrate(KEY, sampler, oracle.denoiser(schedule), x, jnp.array(GRID)).x
-    found = law(end, mean, covariance, 9, slot, monkeypatch)
+    found = moments_from_gaussian_start(end, mean, covariance, 9, slot, monkeypatch)
     for t, s in itertools.pairwise(GRID):
         mean, covariance = ddpm_by_hand(schedule, t, s, mean, covariance)
         mean, covariance = langevin_by_hand(schedule, s, k, mean, covariance, times=2)
@@ -152,7 +152,9 @@ def test_a_corrector_mends_a_coarse_predictor(monkeypatch):
         end = lambda x, sampler=sampler: diffax.integrate(KEY, sampler, oracle.denoiser(schedule), x, jnp.array(GRID)).x
         row = lambda key, n=n: n * key[0] + key[-1]
         start = alpha * M0, alpha**2 * C0 + sigma**2 * np.eye(2)
-        errors.append(float(np.abs(law(end, *start, 3 * n + 1, row, monkeypatch)[1] - exact).max()))
+        errors.append(
+            float(np.abs(moments_from_gaussian_start(end, *start, 3 * n + 1, row, monkeypatch)[1] - exact).max())
+        )
     print("covariance error with 0, 2, 6 corrections a step:", errors)
     assert errors[1] < 0.6 * errors[0]
     assert errors[2] < 0.3 * errors[0]
@@ -171,7 +173,7 @@ def algorithm_4(x, score, z, r):
 def test_the_scaled_step_is_algorithm_4_for_each_example(schedule, monkeypatch):
     schedule, oracle, x = SCALINGS[schedule], mixture(), np.array(START)
     z = np.array(jax.random.normal(KEY, (2, *x.shape)))
-    folds(monkeypatch, lambda key, like: jnp.asarray(z[key[0]]))
+    replace_noise_by_folds(monkeypatch, lambda key, like: jnp.asarray(z[key[0]]))
     found = diffax.langevin(schedule, snr=0.16, num_steps=2).move(KEY, oracle.denoiser(schedule), jnp.asarray(x), 0.4)
     for step in range(2):
         score = np.asarray(oracle.score(x, schedule(0.4)))
@@ -232,7 +234,7 @@ def test_the_scaled_step_has_the_law_it_should():
 
 
 def test_an_example_does_not_see_its_batch():
-    schedule, oracle = Plain(), mixture()
+    schedule, oracle = LinearLogSNR(), mixture()
     run = jax.jit(
         lambda key, x: diffax.sample(
             key,
@@ -280,8 +282,8 @@ BASES = {"ddim": diffax.ddim, "ddpm": diffax.ddpm, "two_step": two_step, "unipc"
 @pytest.mark.parametrize("name", BASES)
 def test_a_step_of_size_zero_is_the_bare_sampler(name, monkeypatch):
     """To the last bit, the sampler's own noise included; without steps it is the very same object."""
-    folds(monkeypatch, lambda key, like: waves((key[0], len(key)), like))
-    schedule, oracle, sampler = Plain(), mixture(), BASES[name](Plain())
+    replace_noise_by_folds(monkeypatch, lambda key, like: waves((key[0], len(key)), like))
+    schedule, oracle, sampler = LinearLogSNR(), mixture(), BASES[name](LinearLogSNR())
     assert diffax.corrected(sampler, diffax.langevin(schedule, snr=0.2, num_steps=0)) is sampler
     run = lambda s: diffax.integrate(KEY, s, oracle.denoiser(schedule), jnp.asarray(START), jnp.array(GRID)).x
     bare = run(sampler)
@@ -294,9 +296,9 @@ def test_a_step_of_size_zero_is_the_bare_sampler(name, monkeypatch):
 @pytest.mark.newest
 def test_a_method_with_a_memory_goes_on_from_the_corrected_x(monkeypatch):
     """The two-step method and algorithm 4 in NumPy, with the same noise."""
-    schedule, oracle, x = Plain(), mixture(), np.array(START)
+    schedule, oracle, x = LinearLogSNR(), mixture(), np.array(START)
     z = np.array(jax.random.normal(KEY, (3, *x.shape)))
-    folds(monkeypatch, lambda key, like: jnp.asarray(z)[key[0]])
+    replace_noise_by_folds(monkeypatch, lambda key, like: jnp.asarray(z)[key[0]])
     sampler = diffax.corrected(two_step(schedule), diffax.langevin(schedule, snr=0.2))
     found = diffax.integrate(KEY, sampler, oracle.denoiser(schedule), jnp.asarray(x), jnp.array(GRID)).x
     before = None
@@ -312,7 +314,7 @@ def test_a_method_with_a_memory_goes_on_from_the_corrected_x(monkeypatch):
 
 def test_correctors_around_correctors_draw_apart(monkeypatch):
     schedule, drawn = diffax.Linear(), []
-    folds(monkeypatch, lambda key, like: drawn.append(key) or jnp.zeros_like(like))
+    replace_noise_by_folds(monkeypatch, lambda key, like: drawn.append(key) or jnp.zeros_like(like))
     corrector = diffax.langevin(schedule, snr=0.2, num_steps=2)
     sampler = diffax.corrected(diffax.corrected(diffax.ddpm(schedule), corrector), corrector)
     sampler.step(KEY, lambda x, t: 0.5 * x, sampler.init(jnp.ones((1, 2)), None), 0.6, 0.5)
@@ -339,8 +341,8 @@ def test_the_contract():
 
 
 def test_traced_sizes_compile_once_are_swept_and_differentiated(monkeypatch):
-    folds(monkeypatch, lambda key, like: waves((key[0], *key[2:]), like))
-    schedule, oracle, traces = Plain(), mixture(), []
+    replace_noise_by_folds(monkeypatch, lambda key, like: waves((key[0], *key[2:]), like))
+    schedule, oracle, traces = LinearLogSNR(), mixture(), []
 
     def end(snr, k, times):
         sampler = diffax.corrected(diffax.ddim(schedule), diffax.langevin(schedule, snr=snr))
@@ -370,7 +372,7 @@ def test_traced_sizes_compile_once_are_swept_and_differentiated(monkeypatch):
 @pytest.mark.slow_cases(but=["log_linear"])
 @pytest.mark.parametrize("schedule", ["linear", "flow", "log_linear", "zero_terminal_snr"])
 def test_finite_and_of_the_same_dtype_from_pure_noise_to_data(schedule, monkeypatch):
-    folds(monkeypatch, lambda key, like: waves((), like))
+    replace_noise_by_folds(monkeypatch, lambda key, like: waves((), like))
     schedule = SCHEDULES[schedule]
     times = jnp.asarray([1.0, 1.0, 0.5, 1e-6, 0.0, 0.0], jnp.float32)
 
@@ -405,7 +407,7 @@ def test_annealed_langevin_dynamics_is_the_paper_s(schedule, monkeypatch):
     oracle, sampler = gaussian(), diffax.annealed_langevin(schedule, step_size=k)
     end = lambda x: diffax.integrate(KEY, sampler, oracle.denoiser(schedule), x, jnp.asarray(times)).x
     start = np.array([0.3, -1.0]), np.diag([0.5, 0.3])
-    found = law(end, *start, 5, lambda key: key[0], monkeypatch)
+    found = moments_from_gaussian_start(end, *start, 5, lambda key: key[0], monkeypatch)
     alpha = float(schedule(times[0]).alpha)
     mean, covariance = start[0] / alpha, start[1] / alpha**2
     sigma_last = float(schedule(0.3).sigma / schedule(0.3).alpha)

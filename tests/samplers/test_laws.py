@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exam import SAMPLERS, SCHEDULES, Law, law
+from exam import SAMPLERS, SCHEDULES, EndDistribution, end_distribution
 
 import diffax
 from diffax import analytic, samplers
@@ -182,11 +182,11 @@ SA_SOLVERS = {
 
 def check_recursion(sampler, recursion, schedule, draws=1):
     times = np.array([0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2])
-    found = law(sampler, oracle().denoiser(schedule), times, draws=draws)
+    found = end_distribution(sampler, oracle().denoiser(schedule), times, draws=draws)
     levels = schedule(jnp.asarray(times))
     u = recursion(Hand(2 * len(times)), np.asarray(levels.sigma / levels.alpha))
     end = u * float(levels.alpha[-1])
-    by_hand = Law(end[0], end[1] / float(levels.alpha[0]), np.sum(end[2:] ** 2))
+    by_hand = EndDistribution(end[0], end[1] / float(levels.alpha[0]), np.sum(end[2:] ** 2))
     np.testing.assert_allclose(found, by_hand, rtol=1e-9)
 
 
@@ -223,9 +223,11 @@ def law_errors(sampler, schedule, *, draws=1, t_max=0.95, t_min=0.1, steps=(50, 
     denoise = oracle().denoiser(schedule)
     if padded:
         times = jnp.stack([jnp.pad(g, (0, max(steps) + 1 - len(g)), mode="edge") for g in grids])
-        found = law(sampler, denoise, times, draws=draws)
+        found = end_distribution(sampler, denoise, times, draws=draws)
     else:
-        found = jax.tree.map(lambda *v: jnp.stack(v), *(law(sampler, denoise, g, draws=draws) for g in grids))
+        found = jax.tree.map(
+            lambda *v: jnp.stack(v), *(end_distribution(sampler, denoise, g, draws=draws) for g in grids)
+        )
     start, end = schedule(t_max), schedule(t_min)
     mean = found.offset + found.slope * start.alpha * MEAN
     variance = found.variance + found.slope**2 * (start.alpha**2 * VARIANCE + start.sigma**2)
@@ -236,7 +238,7 @@ def law_errors(sampler, schedule, *, draws=1, t_max=0.95, t_min=0.1, steps=(50, 
 def check_limit(sampler, schedule, draws=1, **settings):
     found = law_errors(sampler, schedule, draws=draws, **settings)
     order = np.log2(found[0] / found[1])
-    assert order > sampler.order - 0.2, f"claims order {sampler.order} in law, measured {order:.2f}: {found}"
+    assert order > sampler.order - 0.2, f"claims order {sampler.order} in distribution, measured {order:.2f}: {found}"
     assert found[-1] < 0.05, found
 
 
@@ -280,5 +282,5 @@ def test_a_wrong_law_is_noticed():
         samplers.ancestral(samplers.dpm2(schedule), schedule, noise_scale=1.03),
         samplers.heun(schedule, s_churn=20.0, s_noise=1.03),
     ):
-        with pytest.raises(AssertionError, match="in law, measured"):
+        with pytest.raises(AssertionError, match="in distribution, measured"):
             check_limit(sampler, schedule)

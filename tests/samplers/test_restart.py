@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from exam import SCHEDULES, START, gaussian, mixture, spread
-from injected import Plain, folds, law
+from injected import LinearLogSNR, moments_from_gaussian_start, replace_noise_by_folds
 from test_correctors import two_step, waves
 
 import diffax
@@ -44,7 +44,7 @@ def jump_by_hand(schedule, t, s, mean, covariance, scale):
 def check_law(schedule, monkeypatch, wrap=diffax.restart, scale=1.1):
     sampler = wrap(diffax.ddim(schedule), schedule, noise_scale=scale)
     end = lambda x: diffax.integrate(KEY, sampler, gaussian().denoiser(schedule), x, jnp.array(ZIGZAG)).x
-    found = law(end, *START_LAW, len(ZIGZAG) - 1, lambda key: key[0], monkeypatch)
+    found = moments_from_gaussian_start(end, *START_LAW, len(ZIGZAG) - 1, lambda key: key[0], monkeypatch)
     mean, covariance = START_LAW
     for t, s in itertools.pairwise(ZIGZAG):
         if s > t:
@@ -107,7 +107,7 @@ def test_restarts_forget_an_error_made_before(monkeypatch):
         times = jnp.array([0.2, *[0.6, 0.2] * k])
         end = lambda x, times=times: diffax.integrate(KEY, sampler, oracle.denoiser(schedule), x, times).x
         off = np.array([0.3, 0.1])
-        mean, covariance = law(
+        mean, covariance = moments_from_gaussian_start(
             end, float(low.alpha) * M0 + off, c(low), len(times) - 1, lambda key: key[0], monkeypatch
         )
         np.testing.assert_allclose(covariance, c(low), rtol=1e-9)
@@ -116,7 +116,7 @@ def test_restarts_forget_an_error_made_before(monkeypatch):
 
 
 def test_it_approaches_the_exact_marginal_at_the_rate_of_its_sampler(monkeypatch):
-    schedule, oracle, errors = Plain(), gaussian(), []
+    schedule, oracle, errors = LinearLogSNR(), gaussian(), []
     sampler = diffax.restart(diffax.ddim(schedule), schedule)
     start, last = schedule(0.95), schedule(0.1)
     exact_law = lambda level: (
@@ -129,7 +129,7 @@ def test_it_approaches_the_exact_marginal_at_the_rate_of_its_sampler(monkeypatch
         jumps = np.flatnonzero(np.diff(times) > 0)
         end = lambda x, times=times: diffax.integrate(KEY, sampler, oracle.denoiser(schedule), x, times).x
         row = lambda key, jumps=jumps: jnp.searchsorted(jumps, key[0])
-        found = law(end, *exact_law(start), 2, row, monkeypatch)
+        found = moments_from_gaussian_start(end, *exact_law(start), 2, row, monkeypatch)
         errors.append(max(np.abs(a - b).max() for a, b in zip(found, exact_law(last), strict=True)))
     assert errors[-1] < 0.02
     assert abs(np.log2(errors[0] / errors[1]) - 1) < 0.15, errors
@@ -146,8 +146,8 @@ BASES = {"ddim": diffax.ddim, "ddpm": diffax.ddpm, "two_step": two_step}
 @pytest.mark.parametrize("name", BASES)
 def test_over_a_grid_without_turns_it_is_the_bare_sampler(name, monkeypatch):
     """For scalars and for a grid by example, but for the last bit: XLA compiles what stands in a cond by itself."""
-    folds(monkeypatch, lambda key, like: waves(key, like))
-    schedule, sampler = Plain(), BASES[name](Plain())
+    replace_noise_by_folds(monkeypatch, lambda key, like: waves(key, like))
+    schedule, sampler = LinearLogSNR(), BASES[name](LinearLogSNR())
     grid = jnp.array([0.9, 0.6, 0.6, 0.35, 0.2])
     run = lambda s, times: diffax.integrate(KEY, s, mixture().denoiser(schedule), jnp.asarray(START), times).x
     close = functools.partial(np.testing.assert_allclose, rtol=4e-16, atol=4e-16)
@@ -159,7 +159,7 @@ def test_over_a_grid_without_turns_it_is_the_bare_sampler(name, monkeypatch):
 
 @pytest.mark.newest
 def test_a_jump_costs_no_call():
-    schedule, calls = Plain(), []
+    schedule, calls = LinearLogSNR(), []
 
     def denoise(x, t):
         jax.debug.callback(lambda t: calls.append(float(t)), t)
@@ -180,7 +180,7 @@ MEMORIES = ("dpmpp_3m", "unipc", "lms", "sa_solver", "pndm", "gaussian_adams")
 @spread(("ddpm", *MEMORIES), ("ddpm", "unipc", "pndm"))
 def test_a_grid_for_each_example(name):
     """Three examples, of which one restarts earlier and one not at all: each as if it were alone."""
-    schedule, oracle = Plain(), mixture()
+    schedule, oracle = LinearLogSNR(), mixture()
     sampler = diffax.restart(getattr(diffax.samplers, name)(schedule), schedule)
     grids = jnp.array([[0.9, 0.5, 0.3, 0.6, 0.2], [0.9, 0.4, 0.7, 0.5, 0.2], [0.8, 0.7, 0.5, 0.3, 0.1]])
     keys = jax.random.split(KEY, 3)
@@ -198,8 +198,8 @@ def test_a_method_with_a_memory_starts_afresh_after_a_jump(name, monkeypatch):
 
     Also where the jump lands just below the last node: what was met there is of another path all the same.
     """
-    folds(monkeypatch, lambda key, like: jnp.full_like(like, 0.3))
-    schedule, oracle = Plain(), mixture()
+    replace_noise_by_folds(monkeypatch, lambda key, like: jnp.full_like(like, 0.3))
+    schedule, oracle = LinearLogSNR(), mixture()
     sampler = getattr(diffax.samplers, name)(schedule)
     first = jnp.array([0.9, 0.75, 0.6, 0.4, 0.2])
     run = jax.jit(
@@ -226,8 +226,8 @@ def test_a_grid_may_turn_only_under_a_wrapper_that_renoises():
 
 def test_with_correctors_inside_and_outside(monkeypatch):
     """Zero-sized corrections change nothing, and only the outer one moves x after a jump."""
-    folds(monkeypatch, lambda key, like: waves((key[0], len(key)), like))
-    schedule, oracle = Plain(), mixture()
+    replace_noise_by_folds(monkeypatch, lambda key, like: waves((key[0], len(key)), like))
+    schedule, oracle = LinearLogSNR(), mixture()
     run = lambda s: (
         diffax.integrate(KEY, s, oracle.denoiser(schedule), jnp.asarray(START), jnp.array([0.5, 0.2, 0.6])).x
     )
@@ -246,8 +246,8 @@ def test_with_correctors_inside_and_outside(monkeypatch):
 @pytest.mark.slow
 def test_traced_grids_and_noise_scale(monkeypatch):
     """One compile for many intervals; finite gradients, also at S = 0; the slope in S and t_max is right."""
-    folds(monkeypatch, lambda key, like: waves(key, like))
-    schedule, oracle, traces = Plain(), mixture(), []
+    replace_noise_by_folds(monkeypatch, lambda key, like: waves(key, like))
+    schedule, oracle, traces = LinearLogSNR(), mixture(), []
 
     def total(scale, t_min, t_max, times):
         times = diffax.times.restart(schedule, times, t_min, t_max, num_restarts=2, num_steps=2)
@@ -275,7 +275,7 @@ def test_traced_grids_and_noise_scale(monkeypatch):
 @pytest.mark.slow_cases("flow", "zero_terminal_snr")
 @pytest.mark.parametrize("schedule", ["linear", "flow", "log_linear", "zero_terminal_snr"])
 def test_finite_and_of_the_same_dtype_between_the_ends(schedule, monkeypatch):
-    folds(monkeypatch, lambda key, like: waves((), like))
+    replace_noise_by_folds(monkeypatch, lambda key, like: waves((), like))
     schedule = SCHEDULES[schedule]
     denoise = diffax.denoiser(lambda x, t: 0.3 * x, schedule, "v")
     sampler = diffax.restart(diffax.ddpm(schedule), schedule)

@@ -17,11 +17,11 @@ from exam import (
     SAMPLERS,
     SCHEDULES,
     START,
-    affine,
     check_order,
     errors,
     gaussian,
     mixture,
+    moments_from_fixed_start,
     problem,
     spread,
 )
@@ -129,7 +129,7 @@ def test_large_variance_is_exact_for_standard_normal_data(monkeypatch):
     oracle = analytic.Gaussian.from_covariance(np.zeros(1), 1.0)
     sampler = diffax.ddpm(schedule, variance="large")
     times = jnp.array([0.9, 0.6, 0.2])
-    run = lambda x: affine(sampler, oracle.denoiser(schedule), x, times, monkeypatch)
+    run = lambda x: moments_from_fixed_start(sampler, oracle.denoiser(schedule), x, times, monkeypatch)
     slope = jax.jacobian(lambda x: run(x[None])[0])(x[0])
     np.testing.assert_allclose(run(x)[1] + slope @ slope.T, 1.0, rtol=1e-12)
 
@@ -146,7 +146,9 @@ def test_ddpm_is_the_paper_s_recursion(variance, monkeypatch):
     times = (np.arange(20)[::-1] + 1) / 20
     oracle = analytic.Gaussian.from_covariance(np.array([0.7]), 0.25)
     sampler = diffax.ddpm(schedule, variance=variance)
-    mean, covariance = affine(sampler, oracle.denoiser(schedule), jnp.array([[1.3]]), times, monkeypatch)
+    mean, covariance = moments_from_fixed_start(
+        sampler, oracle.denoiser(schedule), jnp.array([[1.3]]), times, monkeypatch
+    )
 
     alphas, bars = 1 - betas, np.cumprod(1 - betas)
     m, v = 1.3, 0.0
@@ -171,7 +173,7 @@ def test_ddim_is_the_paper_s_equation_12(eta, monkeypatch):
     oracle = analytic.Gaussian.from_covariance(np.array([0.7]), 0.25)
     schedule = diffax.from_betas(BETAS)
     times = (np.array(steps) + 1) / 1000
-    mean, covariance = affine(
+    mean, covariance = moments_from_fixed_start(
         diffax.ddim(schedule, eta=eta), oracle.denoiser(schedule), jnp.array([[1.3]]), times, monkeypatch
     )
     m, v = 1.3, 0.0
@@ -204,7 +206,7 @@ def test_ddim_at_eta_1_is_ddpm(name):
 
 def test_ddpm_towards_noise_is_the_forward_transition(monkeypatch):
     schedule, x = diffax.Linear(), jnp.array([[0.4]])
-    mean, covariance = affine(
+    mean, covariance = moments_from_fixed_start(
         diffax.ddpm(schedule), lambda x, t: 0 * x + 9.0, x, jnp.array([0.1, 0.3, 0.7]), monkeypatch
     )
     scale, std = diffax.schedules.transition(schedule, 0.7, 0.1)
