@@ -1,4 +1,4 @@
-"""Entrypoints in the process of the tests."""
+"""Entry points run inside the test process."""
 
 import re
 
@@ -6,12 +6,12 @@ from absl import flags
 
 
 def parse(line):
-    """`flags.FLAGS(line)`, though other commands that were imported here have flags that they cannot do without."""
+    """`flags.FLAGS(line)`, with the value "unused" for required flags of other commands imported in this process."""
     while True:
         try:
             return flags.FLAGS(line)
         except flags.IllegalFlagValueError as error:
-            missed = re.match(r"flag --(\w+)=None: Flag --\1 must have a value other than None", str(error))
-            if missed is None:
+            missing = re.match(r"flag --(\w+)=None: Flag --\1 must have a value other than None", str(error))
+            if missing is None:
                 raise
-            line = [*line, f"--{missed[1]}=unused"]
+            line = [*line, f"--{missing[1]}=unused"]

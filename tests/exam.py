@@ -1,6 +1,6 @@
-"""What every schedule and sampler is examined on, and how.
+"""The tables of schedules and samplers under test, and the checks that all of them share.
 
-The rows: adding a schedule or a sampler to diffax means adding a line to a table here.
+Samplers of the catalogue are read from it. A new schedule, or a sampler with other settings, is one more row here.
 """
 
 from functools import partial
@@ -40,15 +40,15 @@ FEW_SCHEDULES = ("linear", "flow", "edm", "zero_terminal_snr")
 
 
 def spread(names, few, argument="name"):
-    """All names, those not among the few as slow tests: compiling is what takes the time."""
+    """Parametrise over all names. Names outside `few` are slow tests, because each compiles for seconds."""
     cases = [name if name in few else pytest.param(name, marks=pytest.mark.slow) for name in names]
     return pytest.mark.parametrize(argument, cases)
 
 
 FLOORED = partial(samplers.unipc, order=2, form="x0")
 
-# name -> (sampler of a schedule and its float hyperparameters, their values, deterministic): the catalogue's rows
-# (euler is ddim; an order of 0 claims nothing), then other settings.
+# name -> (make, hyperparameters, deterministic), where make(schedule, **hyperparameters) is a sampler: first the rows
+# of the catalogue, then other settings. euler is omitted because it is ddim, order 0 because it claims no order.
 SAMPLERS = {
     **{
         name: (row.make, dict(row.exam), not row.noisy)
@@ -66,8 +66,9 @@ SAMPLERS = {
     "noise_floor": (lambda schedule, std: samplers.noise_floor(FLOORED, schedule, std), {"std": 0.2}, True),
 }
 
-# Every deterministic setting whose order is claimed, and the order that its source claims, so that no code can lower
-# its own claim. Those of the catalogue's defaults are in its rows. unipc's are p + 1: its corrector raises them.
+# name -> (make, order) for the other deterministic settings that claim an order. The order is that of the source and
+# is written down here, so that a change of `sampler.order` cannot lower the claim. The orders of default settings are
+# in the catalogue. unipc has order p + 1, because its corrector adds one.
 SETTINGS = {
     "euler-time": (partial(samplers.euler, space="time"), 1),
     "heun-alpha": (partial(samplers.heun, alpha=0.7), 2),
@@ -119,8 +120,8 @@ SETTINGS = {
 }
 _DEFAULTS = {
     name: (partial(make, **values), samplers.CATALOGUE[name].order)
-    for name, (make, values, exact) in SAMPLERS.items()
-    if exact and name in samplers.CATALOGUE
+    for name, (make, values, deterministic) in SAMPLERS.items()
+    if deterministic and name in samplers.CATALOGUE
 }
 ORDERS = {name: make for name, (make, _) in {**_DEFAULTS, **SETTINGS}.items()}
 CLAIMED = {name: order for name, (_, order) in {**_DEFAULTS, **SETTINGS}.items()}
@@ -142,40 +143,40 @@ def mixture():
 ORACLES = {"gaussian": gaussian, "mixture": mixture}
 
 
-WARM = 6  # steps whose end is replaced by the exact state where history is to be exact
+WARM = 6  # number of first steps that end in the exact state, so that multistep samplers have an exact history
 
 
 class Problem(NamedTuple):
-    """Grids of several lengths, padded by repeating the end, and the exact probability flow along each."""
+    """Grids of several lengths, padded by repeating their end, and the exact probability flow on each."""
 
     schedule: Any
     denoise: Any  # the Gaussian for the first half of the batch, the mixture for the second
     x: Any
     times: Any  # (K, N + 1)
-    path: Any  # (K, WARM, B, D): after each of the first moves
+    path: Any  # (K, WARM, B, D): exact state after each of the first WARM steps
     end: Any
 
 
 def problem(schedule, *, log_snrs=(-9.0, 2.2), steps=(80, 160, 320, 640), fine=3200):
-    """Both oracles between two levels on uniform log-SNR grids, solved with `fine` Runge-Kutta steps."""
+    """The problem for both oracles on uniform log-SNR grids; the reference takes `fine` Runge-Kutta steps."""
     t_max, t_min = (float(schedule.inverse(jnp.asarray(v))) for v in log_snrs)
-    first, second = gaussian().denoiser(schedule), mixture().denoiser(schedule)
+    denoise_gaussian, denoise_mixture = gaussian().denoiser(schedule), mixture().denoiser(schedule)
 
     def denoise(x, t):
-        return jnp.concatenate([first(x[: len(START)], t), second(x[len(START) :], t)])
+        return jnp.concatenate([denoise_gaussian(x[: len(START)], t), denoise_mixture(x[len(START) :], t)])
 
     x = schedule(t_max).sigma * jnp.asarray(np.concatenate([START, START]))
     times = diffax.times.uniform_log_snr(schedule, fine + 1, t_max=t_max, t_min=t_min)
     solve = jax.jit(lambda x: diffax.unroll(KEY, analytic.runge_kutta(schedule), denoise, x, times)[1])
     path = solve(x)
-    every = [fine // n for n in steps]
-    grids = [jnp.pad(times[::k], (0, max(steps) - n), mode="edge") for n, k in zip(steps, every, strict=True)]
-    warm = [path[k - 1 : k * WARM : k] for k in every]
-    return Problem(schedule, denoise, x, jnp.stack(grids), jnp.stack(warm), path[-1])
+    strides = [fine // n for n in steps]
+    grids = [jnp.pad(times[::k], (0, max(steps) - n), mode="edge") for n, k in zip(steps, strides, strict=True)]
+    first_states = [path[k - 1 : k * WARM : k] for k in strides]
+    return Problem(schedule, denoise, x, jnp.stack(grids), jnp.stack(first_states), path[-1])
 
 
 def errors(sampler, problem, *, warm=WARM):
-    """(2, K): the largest error of x at the end, on the Gaussian and on the mixture, for each grid."""
+    """(2, K) largest error of the final x, on the Gaussian and on the mixture, for each grid."""
 
     @jax.jit
     @jax.vmap
@@ -189,21 +190,21 @@ def errors(sampler, problem, *, warm=WARM):
         steps = (jnp.arange(len(times) - 1), times[:-1], times[1:])
         return jax.lax.scan(move, sampler.init(problem.x, times), steps)[0].x
 
-    wrong = jnp.abs(run(problem.times, problem.path) - problem.end).max(-1)
-    return np.asarray(wrong.reshape(len(wrong), 2, -1).max(-1).T)
+    deviation = jnp.abs(run(problem.times, problem.path) - problem.end).max(-1)
+    return np.asarray(deviation.reshape(len(deviation), 2, -1).max(-1).T)
 
 
 def check_order(sampler, problem):
-    """On both oracles the measured order is the claimed one, or at most 0.2 less. Returns what was measured."""
-    found = errors(sampler, problem)
-    orders = np.log2(found[:, -2] / found[:, -1])
-    for name, order, row in zip(ORACLES, orders, found, strict=True):
+    """Assert that the measured order is above the claimed order - 0.2 on both oracles. Return the measured orders."""
+    measured = errors(sampler, problem)
+    orders = np.log2(measured[:, -2] / measured[:, -1])
+    for name, order, row in zip(ORACLES, orders, measured, strict=True):
         assert order > sampler.order - 0.2, f"claims order {sampler.order}, measured {order:.2f} on {name}: {row}"
     return orders
 
 
 def replace_noise(monkeypatch, draw, draws=1):
-    """Every draw becomes `draw(k, like)`, k counting the draws of a run, `draws` of them a step."""
+    """Replace every noise draw by `draw(k, like)`. k counts the draws of a run; each step makes `draws` of them."""
 
     def fold_in(key, data):
         outermost = jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key)
@@ -213,18 +214,20 @@ def replace_noise(monkeypatch, draw, draws=1):
     monkeypatch.setattr(diffax.random, "noise", draw)
 
 
-class Law(NamedTuple):
-    """The law of the last state, one-dimensional: end = offset + slope x + noise, the noise of this variance."""
+class EndDistribution(NamedTuple):
+    """Distribution of the last state in one dimension: offset + slope x + noise of this variance, for the start x."""
 
     offset: Any
     slope: Any
     variance: Any
 
 
-def law(sampler, denoise, times, *, draws=1):
-    """The law of a sampler that is affine in state and noise, by switching on one draw at a time.
+def end_distribution(sampler, denoise, times, *, draws=1):
+    """Exact distribution of the last state, for a sampler that is affine in its state and its noise.
 
-    times: (n,), or (K, n) grids padded by repeating their end, for results of shape (K,).
+    The sampler runs once for each draw, with this draw 1 and all others 0.
+
+    times: (n,), or (K, n) for K grids that are padded by repeating their end; results then have shape (K,).
     """
     count = draws * (np.shape(times)[-1] - 1)
     tables = np.zeros((count + 2, count))
@@ -233,23 +236,23 @@ def law(sampler, denoise, times, *, draws=1):
     starts[1] = 1.0
 
     @jax.jit
-    def ends(times):
+    def distribution(times):
         def end(x, table):
             with pytest.MonkeyPatch.context() as patch:
                 replace_noise(patch, lambda k, like: table[k] + 0 * like, draws)
                 return diffax.integrate(KEY, sampler, denoise, jnp.reshape(x, (1, 1)), times).x[0, 0]
 
-        found = jax.vmap(end)(jnp.asarray(starts), jnp.asarray(tables))
-        return Law(found[0], found[1] - found[0], jnp.sum((found[2:] - found[0]) ** 2))
+        results = jax.vmap(end)(jnp.asarray(starts), jnp.asarray(tables))
+        return EndDistribution(results[0], results[1] - results[0], jnp.sum((results[2:] - results[0]) ** 2))
 
-    return ends(times) if np.ndim(times) == 1 else jax.vmap(ends)(times)
+    return distribution(times) if np.ndim(times) == 1 else jax.vmap(distribution)(times)
 
 
-def affine(sampler, denoise, x, times, monkeypatch):
-    """Mean and covariance of the last state of a sampler that is affine in its noise, for x (1, D).
+def moments_from_fixed_start(sampler, denoise, x, times, monkeypatch):
+    """Mean and covariance of the last state from the start x (1, D), for a sampler that is affine in its noise.
 
-    The noise of step k is replaced by row k of a table Z; the mean is the result at Z = 0, and the columns of
-    the Jacobian in Z are the directions of the noise.
+    The noise of step k is row k of a table Z. The mean is the result at Z = 0; the Jacobian J in Z gives the
+    covariance J J^T.
     """
     monkeypatch.setattr(diffax.random, "fold_in", lambda key, data: data)
 

@@ -1,4 +1,4 @@
-"""Noise put in by hand: the law of whatever is affine in its noise, without Monte Carlo."""
+"""Noise replaced by known values: exact moments of functions that are affine in their noise, without Monte Carlo."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import diffax
 
 
-class Plain:
-    """A schedule of few operations, quick to compile: variance-preserving, log-SNR from 8 down to -6."""
+class LinearLogSNR:
+    """A variance-preserving schedule that compiles quickly: log-SNR falls linearly from 8 to -6."""
 
     def log_snr(self, t):
         return 8.0 - 14.0 * jnp.asarray(t)
@@ -20,8 +20,8 @@ class Plain:
         return diffax.Level(jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr)), log_snr)
 
 
-def folds(monkeypatch, draw):
-    """Keys become the tuple of all that was folded into them; draw(folds, like) is the noise."""
+def replace_noise_by_folds(monkeypatch, draw):
+    """Replace noise by draw(folds, like), where folds is the tuple of all values folded into the key."""
 
     def fold_in(key, data):
         return (*(key if isinstance(key, tuple) else ()), data)
@@ -30,19 +30,19 @@ def folds(monkeypatch, draw):
     monkeypatch.setattr(diffax.random, "noise", draw)
 
 
-def law(end, mean, covariance, num_rows, row, monkeypatch):
-    """Mean and covariance of end(x), x (1, D) ~ N(mean, covariance), for an `end` affine in x and its noise.
+def moments_from_gaussian_start(end, mean, covariance, num_rows, row, monkeypatch):
+    """Mean and covariance of end(x) for x (1, D) ~ N(mean, covariance), where `end` is affine in x and its noise.
 
-    num_rows: how many draws of noise there are; row: folds -> which of them this is.
+    num_rows: number of noise draws; row(folds): index of a draw, from the values folded into its key.
     """
 
     def run(x, table):
-        folds(monkeypatch, lambda key, like: table[row(key)][None])
+        replace_noise_by_folds(monkeypatch, lambda key, like: table[row(key)][None])
         x = end(x[None])[0]
         return x, x
 
     mean = jnp.asarray(mean)
     zeros = jnp.zeros((num_rows, len(mean)), mean.dtype)
-    (of_x, of_noise), x = jax.jit(jax.jacfwd(run, (0, 1), has_aux=True))(mean, zeros)
-    flat = of_noise.reshape(len(x), -1)
-    return x, of_x @ covariance @ of_x.T + flat @ flat.T
+    (jacobian_x, jacobian_noise), x = jax.jit(jax.jacfwd(run, (0, 1), has_aux=True))(mean, zeros)
+    flat = jacobian_noise.reshape(len(x), -1)
+    return x, jacobian_x @ covariance @ jacobian_x.T + flat @ flat.T

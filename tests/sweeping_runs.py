@@ -1,4 +1,4 @@
-"""Sweeps in this process: the command with its flags, files of sweeps, tasks that cost nothing."""
+"""Helpers of the sweep tests: the sweep command inside this process, sweep files, a task that computes nothing."""
 
 import dataclasses
 import json
@@ -14,7 +14,8 @@ from commands import parse
 from experiments import sweep
 from experiments.sweeping.folder import Result
 
-# The flags that a sweep cannot do without must not be missed by the other commands that are tested in this process.
+# The sweep command has required flags. They are removed from the global flags here, so that the other commands tested
+# in this process can be parsed without them.
 _OWN = flags.FlagValues()
 for _flag in list(flags.FLAGS.flags_by_module_dict()[sweep.__name__]):
     _OWN[_flag.name] = _flag
@@ -22,8 +23,8 @@ for _flag in list(flags.FLAGS.flags_by_module_dict()[sweep.__name__]):
 
 
 @dataclasses.dataclass
-class Done:
-    """What a command left: its status, what it printed."""
+class Completed:
+    """Result of a command: exit status, standard output and standard error."""
 
     status: int
     out: str
@@ -32,33 +33,33 @@ class Done:
 
 @pytest.fixture
 def command(capsys):
-    """command(path, workdir, *flags) -> Done: `python -m experiments.sweep` in this process."""
+    """command(path, workdir, *flags) -> Completed: run `python -m experiments.sweep` in this process."""
 
-    def run(path, workdir, *more):
+    def run(path, workdir, *more_flags):
         capsys.readouterr()
         flags.FLAGS.append_flag_values(_OWN)
-        line = ["python", f"--sweep={path}", f"--workdir={workdir}", *more]
+        line = ["python", f"--sweep={path}", f"--workdir={workdir}", *more_flags]
         status = 0
         try:
             with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
                 patch.setattr(sys, "argv", line)
                 sweep.main(parse(line))
-        except SystemExit as ended:
-            status = ended.code
+        except SystemExit as exit_error:
+            status = exit_error.code
         finally:
             flags.FLAGS.remove_flag_values(_OWN)
-        return Done(status, *capsys.readouterr())
+        return Completed(status, *capsys.readouterr())
 
     return run
 
 
 def write(path, base="settings.oracle()", changes="", overrides="seeds(3)"):
-    """A sweep's file."""
+    """Write a sweep file and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         textwrap.dedent(
             '''
-            """What is swept."""
+            """A sweep."""
             from experiments.configs import smoke
             from experiments.sweeping import chain, product, seeds, settings, zipped
 
@@ -80,7 +81,10 @@ def write(path, base="settings.oracle()", changes="", overrides="seeds(3)"):
 
 
 class Fake:
-    """In place of a task's `run`: gives each run's seed, and counts. At a run's seed: an error, or another value."""
+    """Replacement for a task's `run`: yields the seed of each run as its error, and records the ids of the runs.
+
+    Fake(seed3=value) yields the value for seed 3 instead. An exception is yielded as the failure of the run.
+    """
 
     def __init__(self, **at):
         self.at = {int(key.removeprefix("seed")): value for key, value in at.items()}
@@ -89,34 +93,34 @@ class Fake:
     def __call__(self, unit, folder, way, say):
         for run in unit.runs:
             self.computed.append(run.id)
-            found = self.at.get(run.config.seed, float(run.config.seed))
-            if isinstance(found, BaseException):
-                yield run, found
+            value_or_error = self.at.get(run.config.seed, float(run.config.seed))
+            if isinstance(value_or_error, BaseException):
+                yield run, value_or_error
             else:
-                yield run, Result({"error": found}, {"error": 0.0}, {"law": "none"}, {"calls": 1.0})
+                yield run, Result({"error": value_or_error}, {"error": 0.0}, {"law": "none"}, {"calls": 1.0})
 
 
-def states(done):
-    """{overrides: state} of a listing."""
-    lines = [line.split(maxsplit=2) for line in done.out.splitlines()[:-1]]
-    return {said: state for _, state, said in lines}
+def states(completed):
+    """{overrides: state} of a printed list of runs."""
+    lines = [line.split(maxsplit=2) for line in completed.out.splitlines()[:-1]]
+    return {overrides: state for _, state, overrides in lines}
 
 
 def results(workdir):
-    """{id: result.json without its wall time}."""
-    found = {}
+    """{id: contents of result.json without the wall time}."""
+    contents = {}
     for path in sorted(Path(workdir).glob("runs/*/result.json")):
-        found[path.parent.name] = json.loads(path.read_text())
-        del found[path.parent.name]["cost"]["seconds"]
-    return found
+        contents[path.parent.name] = json.loads(path.read_text())
+        del contents[path.parent.name]["cost"]["seconds"]
+    return contents
 
 
 def attempts(workdir):
-    """{id: how often it was begun}."""
+    """{id: number of attempts}."""
     paths = sorted(Path(workdir).glob("runs/*/provenance.json"))
     return {path.parent.name: json.loads(path.read_text())["attempts"] for path in paths}
 
 
 def tree(folder):
-    """Every path and its bytes."""
+    """{path: bytes} of all files in a folder."""
     return {path: path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}

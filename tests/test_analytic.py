@@ -1,4 +1,4 @@
-"""The oracles themselves, against autodiff, quadrature and quantiles: they judge everything else."""
+"""The oracles against autodiff, quadrature and quantiles; other tests take their exact answers from the oracles."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def test_score_is_the_gradient_of_log_prob(oracle, t):
 
 @pytest.mark.parametrize("oracle", ORACLES)
 @pytest.mark.parametrize("t", [0.02, 0.3, 0.9])
-def test_tweedie(oracle, t):
+def test_denoise_follows_from_the_score_by_tweedie(oracle, t):
     oracle, level = ORACLES[oracle](), SCHEDULE(t)
     tweedie = (START + level.sigma**2 * oracle.score(START, level)) / level.alpha
     np.testing.assert_allclose(oracle.denoise(START, level), tweedie, rtol=1e-9, atol=1e-12)
@@ -48,22 +48,24 @@ def test_posterior_mean_and_density_by_quadrature(oracle):
         np.testing.assert_allclose(oracle.denoise(x[None], level)[0], mean, rtol=1e-8)
 
 
-def test_levels_by_example():
+def test_each_example_may_have_its_own_level():
     t = jnp.array([0.1, 0.3, 0.5, 0.7, 0.9])
     for make in ORACLES.values():
         oracle = make()
-        many = oracle.denoiser(SCHEDULE)(jnp.asarray(START), t)
+        together = oracle.denoiser(SCHEDULE)(jnp.asarray(START), t)
         for i in range(5):
-            np.testing.assert_allclose(many[i], oracle.denoise(START[i : i + 1], SCHEDULE(t[i]))[0], rtol=1e-12)
+            np.testing.assert_allclose(together[i], oracle.denoise(START[i : i + 1], SCHEDULE(t[i]))[0], rtol=1e-12)
 
 
-def test_the_flow_of_a_gaussian_keeps_the_law_and_solves_the_ode():
+def test_the_flow_of_a_gaussian_keeps_the_marginals_and_solves_the_ode():
     oracle, (t, s) = gaussian(), (0.8, 0.2)
     covariance = oracle.basis @ np.diag(oracle.variances) @ oracle.basis.T
     jacobian = jax.jacobian(lambda x: oracle.flow(x[None], SCHEDULE(t), SCHEDULE(s))[0])(jnp.zeros(2))
-    now, then = (SCHEDULE(v).alpha ** 2 * covariance + SCHEDULE(v).sigma ** 2 * np.eye(2) for v in (t, s))
-    np.testing.assert_allclose(jacobian @ now @ jacobian.T, then, rtol=1e-10)
-    # dx/dt = f x - g^2 score / 2, with f and g of the schedule
+    covariance_t, covariance_s = (
+        SCHEDULE(v).alpha ** 2 * covariance + SCHEDULE(v).sigma ** 2 * np.eye(2) for v in (t, s)
+    )
+    np.testing.assert_allclose(jacobian @ covariance_t @ jacobian.T, covariance_s, rtol=1e-10)
+    # dx/dt = f x - g^2 score / 2, where f and g follow from the schedule
     x = jnp.asarray(START)
     path = lambda v: oracle.flow(x, SCHEDULE(t), SCHEDULE(v))
     velocity = jax.jacfwd(path)(s)
@@ -75,23 +77,23 @@ def test_the_flow_of_a_gaussian_keeps_the_law_and_solves_the_ode():
 
 def test_the_numerical_flow_of_a_mixture_matches_quantiles():
     """In one dimension the flow maps the quantiles of one marginal to those of the other."""
-    law = analytic.Mixture(np.array([0.3, 0.7]), np.array([[-1.0], [0.8]]), 0.3)
+    oracle = analytic.Mixture(np.array([0.3, 0.7]), np.array([[-1.0], [0.8]]), 0.3)
     x = np.linspace(-1.5, 1.5, 7)[:, None]
-    end = analytic.flow(SCHEDULE, law.denoiser(SCHEDULE), x, 0.9, 0.05)
+    end = analytic.flow(SCHEDULE, oracle.denoiser(SCHEDULE), x, 0.9, 0.05)
 
     def cdf(x, level):
-        spread = np.sqrt(level.alpha**2 * 0.09 + level.sigma**2)
-        return (law.weights * jax.scipy.stats.norm.cdf((x - level.alpha * law.means.T) / spread)).sum(-1)
+        std = np.sqrt(level.alpha**2 * 0.09 + level.sigma**2)
+        return (oracle.weights * jax.scipy.stats.norm.cdf((x - level.alpha * oracle.means.T) / std)).sum(-1)
 
     np.testing.assert_allclose(cdf(end, SCHEDULE(0.05)), cdf(x, SCHEDULE(0.9)), atol=1e-8)
 
 
 @pytest.mark.slow_cases("mixture")
 @pytest.mark.parametrize("oracle", ORACLES)
-def test_samples_have_the_law_s_mean_and_entropy(oracle):
+def test_samples_satisfy_the_score_identities(oracle):
     oracle = ORACLES[oracle]()
     x = oracle.sample(jax.random.key(0), 100_000)
-    # E[score] = 0 and E[x . score] = -D under the law itself
+    # E[score] = 0 and E[x . score] = -D for samples of the distribution
     score = oracle.score(x)
     np.testing.assert_allclose(score.mean(0), 0, atol=0.05)
     np.testing.assert_allclose((x * score).sum(-1).mean(), -2, rtol=0.03)

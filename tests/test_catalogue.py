@@ -1,4 +1,4 @@
-"""One fact, one place: what the catalogues say is so, and everything that lists names is made from them."""
+"""The rows of the catalogues are correct, and every list of names follows from the catalogues."""
 
 import importlib.util
 import inspect
@@ -16,7 +16,7 @@ import pytest
 import diffax
 from diffax import samplers, schedules, times
 from diffax.losses import training_times, weightings
-from experiments import samplers as named
+from experiments import samplers as config_samplers
 from experiments.benchmarking import peer_rows, rows
 
 pytestmark = pytest.mark.newest
@@ -31,10 +31,10 @@ def tables():
 
 
 @pytest.mark.parametrize("name", samplers.CATALOGUE)
-def test_a_row_says_what_its_sampler_is(name):
+def test_a_row_describes_its_sampler(name):
     row = samplers.CATALOGUE[name]
-    known = inspect.signature(row.make).parameters
-    assert {*row.settings, *row.exam, *([row.noise] if row.noise else [])} <= known.keys()
+    parameters = inspect.signature(row.make).parameters
+    assert {*row.settings, *row.exam, *([row.noise] if row.noise else [])} <= parameters.keys()
     required = {"snr": 0.1} if name == "annealed_langevin" else {}
     sampler = row.make(diffax.Cosine(), **required)
     for field in ("order", "calls", "start_calls", "noisy"):
@@ -47,50 +47,51 @@ def test_every_name_builds(name):
     assert isinstance(samplers.by_name(name, diffax.Linear()), diffax.Sampler)
 
 
-def test_noise_is_told_by_its_keyword():
+def test_by_name_passes_the_noise_to_the_keyword_of_the_sampler():
     assert samplers.by_name("ddim", diffax.Cosine(), 0.5).noisy
     assert not samplers.by_name("sa_solver", diffax.Cosine(), 0.0).noisy
-    assert samplers.by_name("heun", diffax.Cosine(), 0.5).order == 2  # it has none
+    # heun has no noise keyword, so the value is ignored.
+    assert samplers.by_name("heun", diffax.Cosine(), 0.5).order == 2
 
 
 def test_every_public_sampler_has_a_row():
-    made = {
+    makers = {
         name
         for name in samplers.__all__
         if inspect.isfunction(value := getattr(samplers, name))
         and list(inspect.signature(value).parameters)[:1] == ["schedule"]
         and inspect.signature(value).return_annotation is diffax.Sampler
     }
-    assert made == samplers.CATALOGUE.keys()
+    assert makers == samplers.CATALOGUE.keys()
 
 
-def test_configs_know_every_name():
-    assert named.SAMPLERS.keys() == set(samplers.names())
-    assert named.GRIDS.keys() == times.CATALOGUE.keys()
+def test_configs_accept_every_name():
+    assert config_samplers.SAMPLERS.keys() == set(samplers.names())
+    assert config_samplers.GRIDS.keys() == times.CATALOGUE.keys()
 
 
-def test_the_exam_has_every_sampler_that_claims_an_order():
+def test_the_exam_covers_every_sampler_that_claims_an_order():
     claims = {name for name, row in samplers.CATALOGUE.items() if row.order and name != "euler"}
     assert claims <= exam.SAMPLERS.keys()
     assert {name for name in claims if not samplers.CATALOGUE[name].noisy} <= exam.CLAIMED.keys()
     assert samplers.CATALOGUE["euler"].make(diffax.Cosine()).step.__module__ == diffax.ddim.__module__
 
 
-def test_the_benchmark_has_every_sampler_that_claims_an_order():
+def test_the_benchmark_covers_every_sampler_that_claims_an_order():
     for name, row in samplers.CATALOGUE.items():
         if row.order and name != "euler":
-            found = [other for other in rows.ROWS if other.partition("-")[0] == name]
-            assert found, name
-            assert all((other in rows.STOCHASTIC) >= row.noisy for other in found if other == name)
+            row_names = [row_name for row_name in rows.ROWS if row_name.partition("-")[0] == name]
+            assert row_names, name
+            assert all((row_name in rows.STOCHASTIC) >= row.noisy for row_name in row_names if row_name == name)
 
 
-def test_peers_have_the_names_of_the_catalogue():
-    known = {"k-diffusion": set(), "diffusers": set()}
+def test_the_catalogue_lists_every_peer_of_the_benchmark():
+    names = {"k-diffusion": set(), "diffusers": set()}
     for row in samplers.CATALOGUE.values():
-        known["k-diffusion"] |= set(row.k_diffusion)
-        known["diffusers"] |= set(row.diffusers)
+        names["k-diffusion"] |= set(row.k_diffusion)
+        names["diffusers"] |= set(row.diffusers)
     for peer in peer_rows.PEERS.values():
-        assert peer.name in known[peer.library], peer
+        assert peer.name in names[peer.library], peer
 
 
 def test_every_schedule_has_a_row():
@@ -100,10 +101,10 @@ def test_every_schedule_has_a_row():
         "from_betas",
     }
     for name, row in schedules.CATALOGUE.items():
-        needed = {"shift": 2.0, "sigma_min": 0.01, "sigma_max": 50.0}
-        known = inspect.signature(row.make).parameters
-        schedule = row.make(**{key: value for key, value in needed.items() if key in known})
-        level = jax.device_get(jax.jit(schedule)(0.3))
+        required = {"shift": 2.0, "sigma_min": 0.01, "sigma_max": 50.0}
+        parameters = inspect.signature(row.make).parameters
+        schedule = row.make(**{key: value for key, value in required.items() if key in parameters})
+        level = jax.device_get(jax.jit(lambda schedule, t: schedule(t))(schedule, 0.3))
         sums = {"vp": level.alpha**2 + level.sigma**2, "ve": level.alpha, "flow": level.alpha + level.sigma}
         sums["sub_vp"] = level.alpha**2 + level.sigma
         np.testing.assert_allclose(sums[row.scaling], 1, rtol=1e-6, err_msg=name)
@@ -120,13 +121,15 @@ def test_every_grid_has_a_row():
 
 
 def test_every_weighting_and_distribution_has_a_row():
-    of = lambda module, kind: {
+    functions_that_return = lambda module, kind: {
         name
         for name, value in vars(module).items()
         if inspect.isfunction(value) and inspect.signature(value).return_annotation is kind
     }
-    assert {row.make.__name__ for row in weightings.CATALOGUE.values()} == of(weightings, weightings.Weighting)
-    assert training_times.DISTRIBUTIONS.keys() == of(training_times, training_times.Distribution)
+    assert {row.make.__name__ for row in weightings.CATALOGUE.values()} == functions_that_return(
+        weightings, weightings.Weighting
+    )
+    assert training_times.DISTRIBUTIONS.keys() == functions_that_return(training_times, training_times.Distribution)
 
 
 def test_tables_are_up_to_date():
@@ -134,7 +137,7 @@ def test_tables_are_up_to_date():
         assert text == (ROOT / path).read_text(), f"{path}: run python docs/tables.py"
 
 
-def test_a_table_that_is_not_up_to_date_is_seen(monkeypatch):
+def test_a_table_that_is_not_up_to_date_is_detected(monkeypatch):
     monkeypatch.setitem(samplers.CATALOGUE, "magic", samplers.CATALOGUE["heun"])
     stale = {path for path, text in tables().texts().items() if text != (ROOT / path).read_text()}
     assert {"diffax/samplers/__init__.py", "diffax/__init__.py", "docs/coming_from.md"} <= stale
@@ -143,14 +146,22 @@ def test_a_table_that_is_not_up_to_date_is_seen(monkeypatch):
 @pytest.mark.parametrize(
     ("check", "value", "message"),
     [
-        (named.check_sampler, "euler_ancestral", "a name of diffax, got 'euler_ancestral', which is 'ddim' here"),
-        (named.check_sampler, "UniPCMultistepScheduler", "which is 'unipc' here"),
-        (named.check_sampler, "huen", "got 'huen'; did you mean 'heun'"),
-        (named.check_grid, "exponential", "a name of diffax, got 'exponential', which is 'uniform_log_snr' here"),
-        (named.check_grid, "karas", "did you mean 'karras'"),
+        (
+            config_samplers.check_sampler,
+            "euler_ancestral",
+            "a name of diffax, got 'euler_ancestral', which is 'ddim' here",
+        ),
+        (config_samplers.check_sampler, "UniPCMultistepScheduler", "which is 'unipc' here"),
+        (config_samplers.check_sampler, "huen", "got 'huen'; did you mean 'heun'"),
+        (
+            config_samplers.check_grid,
+            "exponential",
+            "a name of diffax, got 'exponential', which is 'uniform_log_snr' here",
+        ),
+        (config_samplers.check_grid, "karas", "did you mean 'karras'"),
     ],
-)  # fmt: skip
-def test_names_of_other_libraries_are_answered(check, value, message):
+)
+def test_the_error_for_an_unknown_name_suggests_a_known_one(check, value, message):
     with pytest.raises(ValueError, match=message):
         check("s", value)
 
@@ -173,7 +184,10 @@ print("examined")
 
 
 def test_a_sampler_is_one_file_and_one_row(tmp_path):
-    """The diff in CONTRIBUTING.md, applied to a copy: exported, named in configs, in the tables, benchmark and exam."""
+    """The diff in CONTRIBUTING.md, applied to a copy, adds a sampler everywhere.
+
+    The sampler is exported, accepted by configs, and listed in the tables, the benchmark and the exam.
+    """
     diff = re.search(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1]
     assert len(re.findall(r"^diff --git", diff, re.M)) == 2
     for name in ("diffax", "docs", "experiments", "tests"):
@@ -184,5 +198,5 @@ def test_a_sampler_is_one_file_and_one_row(tmp_path):
     subprocess.run(["git", "apply", "--unidiff-zero", "-"], input=diff, text=True, cwd=tmp_path, check=True)
     env = {"PYTHONPATH": f"{tmp_path}:{tmp_path / 'tests'}", "JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin"}
     subprocess.run([sys.executable, "docs/tables.py"], cwd=tmp_path, env=env, check=True, capture_output=True)
-    done = subprocess.run([sys.executable, "-c", APPLIED], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.stdout.strip() == "examined", done.stderr[-2000:]
+    process = subprocess.run([sys.executable, "-c", APPLIED], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert process.stdout.strip() == "examined", process.stderr[-2000:]

@@ -1,7 +1,7 @@
-"""Samplers x guidance x inverse problems x correctors, each combination against a known answer.
+"""Combinations of samplers, guidance, inverse problems and correctors, each against a known answer.
 
-At neutral settings a combination is the bare sampler; with exact parts it follows the exact posterior of a Gaussian; an
-edit of x, made inside a wrapper or outside of it, is kept by whatever surrounds it. All under jit and vmap.
+At neutral settings a combination equals the bare sampler. With exact parts it follows the exact posterior of a
+Gaussian. Wrappers keep an edit of x that is made inside or outside them. All runs are under jit and vmap.
 """
 
 import functools
@@ -25,7 +25,7 @@ VARIANCE = 0.25
 MASK = inverse.Mask(np.array([1, 0]))
 STEPS = 40
 
-# Of stochastic samplers those at zero noise, traced, so that every branch is there.
+# Stochastic samplers run at zero noise. The zero is traced, so that the compiled program has every branch.
 SAMPLERS = {name: ORDERS[name] for name in (
     "ddim", "heun", "heun-time", "dpm2", "dpmpp_2s", "dpm_solver", "dpmpp_2m", "dpmpp_3m", "deis", "lms", "flow_adams",
     "unipc", "pndm", "ipndm",
@@ -54,7 +54,7 @@ def zero():
     return jnp.zeros(())
 
 
-# Neutral: denoiser -> denoiser, and sampler -> sampler.
+# Neutral settings: functions denoiser -> denoiser and sampler -> sampler that change nothing.
 
 GUIDANCE = {
     "classifier_free": lambda d: diffax.classifier_free_guidance(d, other(), 1 + zero()),
@@ -98,7 +98,7 @@ def starts():
 
 
 def run(sampler, denoise, n=STEPS):
-    """Ends for two batches of starts, under jit and vmap."""
+    """Final x for two batches of starts, under jit and vmap."""
     end = lambda x: diffax.integrate(KEY, sampler, denoise, x, grid(n)).x
     return np.asarray(jax.jit(jax.vmap(end))(starts()))
 
@@ -109,17 +109,21 @@ def bare(name):
 
 
 def fits(wrapper, sampler):
-    """Noise needs a sampler without memory; who listens to the denoiser's calls, one that makes them in the open."""
+    """Whether the wrapper accepts the sampler.
+
+    churn and ancestral add noise, so they need a single-step sampler. cfg_plus_plus and guidance momentum intercept the
+    denoiser calls, so they refuse a sampler that renoises: its calls are inside a branch.
+    """
     refused = {"churn": sampler.memory, "ancestral": sampler.memory}
     return not (refused | dict.fromkeys(("cfg_plus_plus", "momentum"), sampler.renoises)).get(wrapper, False)
 
 
 def neutral(i, names=tuple(SAMPLERS)):
-    """Combination i: every part cycles at its own pace, past wrappers that do not fit."""
+    """Combination i. Each part cycles at its own pace; wrappers that do not accept the sampler are skipped."""
     name, parts = names[i % len(names)], []
     for table, pace in ((GUIDANCE, 1), (INVERSE, 1), (WRAPPERS, 1), (WRAPPERS, 4)):
-        place = (i * pace + i // len(table)) % len(table)
-        parts.append([*list(table)[place:], *list(table)[:place]])
+        offset = (i * pace + i // len(table)) % len(table)
+        parts.append([*list(table)[offset:], *list(table)[:offset]])
     guidance, problem, inner, outer = parts
     sampler = SAMPLERS[name](SCHEDULE)
     inner = next(w for w in inner if fits(w, sampler))
@@ -127,7 +131,7 @@ def neutral(i, names=tuple(SAMPLERS)):
     return name, guidance[0], problem[0], inner, outer
 
 
-def test_the_combinations_are_different():
+def test_nearly_all_combinations_are_different():
     assert len({neutral(i) for i in range(220)}) > 200
 
 
@@ -141,46 +145,47 @@ def check_neutral(combination):
 @pytest.mark.slow_cases(but=["deis-interval-ddnm-dps-momentum"])
 @pytest.mark.newest
 @pytest.mark.parametrize("i", range(0, len(SAMPLERS), 4), ids=lambda i: "-".join(neutral(i)))
-def test_neutral_parts_leave_the_sampler_as_it_is(i):
+def test_neutral_parts_do_not_change_the_sampler(i):
     check_neutral(neutral(i))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("i", [i for i in range(220) if i >= len(SAMPLERS) or i % 4])
-def test_neutral_parts_leave_the_sampler_as_it_is_in_200_more_combinations(i):
+def test_neutral_parts_do_not_change_the_sampler_in_200_more_combinations(i):
     check_neutral(neutral(i))
 
 
-# Exact: what the denoiser becomes, and the law whose probability flow the sampler must then follow.
+# Exact parts: (distribution, denoiser) -> the same after guidance or a measurement. The sampler must follow the
+# probability flow of the resulting distribution.
 
 
-def by_classifier(law, denoise):
-    """Classifier guidance with the exact p(y | x_t) of a measured first entry: x0 | x_t ~ N(x0(x), r^2 I)."""
+def by_classifier(target, denoise):
+    """Classifier guidance with the exact p(y | x_t) of a measurement of the first entry: x0 | x_t ~ N(x0(x), r^2 I)."""
 
     def log_prob(x, t):
         alpha, sigma, _ = SCHEDULE(t)
         r2 = VARIANCE * sigma**2 / (alpha**2 * VARIANCE + sigma**2)
         return -0.5 * (0.3 - denoise(x, t)[..., 0]) ** 2 / (r2 + 0.2**2)
 
-    measured = inverse.posterior(law, MASK, jnp.array([[0.3, 0.0]]), std=0.2)
-    return measured, diffax.guidance.classifier_guidance(denoise, log_prob, SCHEDULE, 1.0)
+    posterior = inverse.posterior(target, MASK, jnp.array([[0.3, 0.0]]), std=0.2)
+    return posterior, diffax.guidance.classifier_guidance(denoise, log_prob, SCHEDULE, 1.0)
 
 
-def by_free_guidance(law, denoise):
-    away = prior((-0.5, 0.9))
-    moved = np.asarray(away.mean + 1.8 * (law.mean - away.mean))
-    return prior(moved), diffax.classifier_free_guidance(denoise, away.denoiser(SCHEDULE), 1.8)
+def by_free_guidance(target, denoise):
+    unconditional = prior((-0.5, 0.9))
+    guided_mean = np.asarray(unconditional.mean + 1.8 * (target.mean - unconditional.mean))
+    return prior(guided_mean), diffax.classifier_free_guidance(denoise, unconditional.denoiser(SCHEDULE), 1.8)
 
 
 EXACT = {
-    "plain": lambda law, denoise: (law, denoise),
+    "plain": lambda target, denoise: (target, denoise),
     "classifier_free": by_free_guidance,
     "classifier": by_classifier,
 }
 MEASURED = {
-    "all": lambda law, denoise: (law, denoise),
-    "mmps": lambda law, denoise: (
-        inverse.posterior(law, matrix(), jnp.array([[0.5]]), std=0.1),
+    "all": lambda target, denoise: (target, denoise),
+    "mmps": lambda target, denoise: (
+        inverse.posterior(target, matrix(), jnp.array([[0.5]]), std=0.1),
         inverse.mmps(denoise, SCHEDULE, matrix(), jnp.array([[0.5]]), std=0.1),
     ),
 }
@@ -188,10 +193,10 @@ TOLERANCE = {1: 0.03, 2: 0.004, 3: 0.001, 4: 0.001}
 
 
 def check_exact(name, guidance, problem):
-    law, denoise = MEASURED[problem](*EXACT[guidance](prior(), prior().denoiser(SCHEDULE)))
+    target, denoise = MEASURED[problem](*EXACT[guidance](prior(), prior().denoiser(SCHEDULE)))
     sampler = SAMPLERS[name](SCHEDULE)
-    first, last = (SCHEDULE(t) for t in (0.95, 0.1))
-    exact = law.flow(starts(), first, last)
+    level_start, level_end = (SCHEDULE(t) for t in (0.95, 0.1))
+    exact = target.flow(starts(), level_start, level_end)
     np.testing.assert_allclose(run(sampler, denoise), exact, atol=TOLERANCE[sampler.order])
 
 
@@ -211,14 +216,18 @@ def test_exact_parts_follow_the_exact_posterior_in_every_combination(case):
     check_exact(*case)
 
 
-def test_a_wrong_part_is_noticed(monkeypatch):
-    """Negative controls: a weight a little off, and PiGDM without its r^2."""
+def test_a_wrong_part_is_detected(monkeypatch):
+    """Negative controls: a conditional denoiser that is 1 % too small, and PiGDM with a wrong data variance."""
     check_exact("unipc", "classifier_free", "mmps")
-    monkeypatch.setitem(EXACT, "wrong", lambda law, d: (by_free_guidance(law, d)[0], by_free_guidance(law, lambda x, t: 0.99 * d(x, t))[1]))  # fmt: skip  # noqa: E501
+    monkeypatch.setitem(
+        EXACT,
+        "wrong",
+        lambda target, d: (by_free_guidance(target, d)[0], by_free_guidance(target, lambda x, t: 0.99 * d(x, t))[1]),
+    )
     with pytest.raises(AssertionError):
         check_exact("unipc", "wrong", "all")
-    monkeypatch.setitem(MEASURED, "wrong", lambda law, d: (
-        MEASURED["mmps"](law, d)[0],
+    monkeypatch.setitem(MEASURED, "wrong", lambda target, d: (
+        MEASURED["mmps"](target, d)[0],
         inverse.pigdm(d, SCHEDULE, matrix(), jnp.array([[0.5]]), std=0.1, data_variance=4.0),
     ))  # fmt: skip
     with pytest.raises(AssertionError):
@@ -229,18 +238,18 @@ def test_a_wrong_part_is_noticed(monkeypatch):
 
 
 def edited(sampler):
-    """A corrector that moves x at one point of the grid only."""
-    at = float(grid(8)[3])
-    push = lambda key, denoise, x, t: jnp.where(jnp.abs(t - at) < 1e-9, x + jnp.array([0.3, -0.2]), x)
+    """The sampler with a corrector that moves x at one grid point only."""
+    edit_time = float(grid(8)[3])
+    push = lambda key, denoise, x, t: jnp.where(jnp.abs(t - edit_time) < 1e-9, x + jnp.array([0.3, -0.2]), x)
     return corrected(sampler, Corrector(push, 1))
 
 
 def check_edits(name, wrapper):
     denoise, sampler = prior().denoiser(SCHEDULE), SAMPLERS[name](SCHEDULE)
-    right = run(edited(sampler), denoise, 8)
-    assert np.abs(right - bare(name)).min() > 1e-3
+    expected = run(edited(sampler), denoise, 8)
+    assert np.abs(expected - bare(name)).min() > 1e-3
     for wrapped in (edited(WRAPPERS[wrapper](sampler)), WRAPPERS[wrapper](edited(sampler))):
-        np.testing.assert_allclose(run(wrapped, denoise, 8), right, rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(run(wrapped, denoise, 8), expected, rtol=1e-8, atol=1e-10)
 
 
 EDITS = [(n, w) for n in SAMPLERS for w in WRAPPERS if fits(w, SAMPLERS[n](SCHEDULE))]
@@ -253,17 +262,18 @@ EDITS = [(n, w) for n in SAMPLERS for w in WRAPPERS if fits(w, SAMPLERS[n](SCHED
     [(n, w) for n, w in zip(("unipc", "heun", "pndm") * 3, WRAPPERS, strict=True) if (n, w) in EDITS],
     ids="-".join,
 )
-def test_an_edit_of_x_is_kept(case):
+def test_wrappers_keep_an_edit_of_x(case):
     check_edits(*case)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", EDITS, ids="-".join)
-def test_an_edit_of_x_is_kept_in_every_combination(case):
+def test_wrappers_keep_an_edit_of_x_in_every_combination(case):
     check_edits(*case)
 
 
-# A wrapper's own edit, at settings that are not neutral: by hand around the bare sampler's steps. All draws are 0.3.
+# The edit that a wrapper makes at settings that are not neutral. The reference applies the same edit after each step of
+# the bare sampler. All noise draws are 0.3.
 
 Y = jnp.array([[0.9, 0.0]])
 
@@ -291,67 +301,67 @@ ACTIVE = {
 }
 
 
-def check_own_edit(name, wrapper, monkeypatch):
+def check_edit_of_wrapper(name, wrapper, monkeypatch):
     monkeypatch.setattr(diffax.random, "noise", lambda key, like: 0.3 + 0 * like)
     wrap, by_hand = ACTIVE[wrapper]
     denoise, sampler, times, x = prior().denoiser(SCHEDULE), SAMPLERS[name](SCHEDULE), grid(8), starts()[0]
 
     @jax.jit
-    def hand(x):
+    def by_hand_run(x):
         state = sampler.init(x, times)
         for t, s in itertools.pairwise(times):
             after = sampler.step(KEY, denoise, state, t, s)
             state = after._replace(x=by_hand(denoise, state.x, after.x, t, s))
         return state.x
 
-    found = jax.jit(lambda x: diffax.integrate(KEY, wrap(sampler), denoise, x, times).x)(x)
-    np.testing.assert_allclose(found, hand(x), rtol=1e-9)
-    assert np.abs(found - bare(name)[0]).max() > 0.05
+    result = jax.jit(lambda x: diffax.integrate(KEY, wrap(sampler), denoise, x, times).x)(x)
+    np.testing.assert_allclose(result, by_hand_run(x), rtol=1e-9)
+    assert np.abs(result - bare(name)[0]).max() > 0.05
 
 
-OWN = [(n, w) for n in SAMPLERS for w in ACTIVE]
-FEW_OWN = [(n, w) for n, w in OWN if n in ("unipc", "pndm")]
+WRAPPER_EDITS = [(n, w) for n in SAMPLERS for w in ACTIVE]
+FEW_WRAPPER_EDITS = [(n, w) for n, w in WRAPPER_EDITS if n in ("unipc", "pndm")]
 
 
 @pytest.mark.slow_cases(but=["pndm-repaint"])
-@pytest.mark.parametrize("case", FEW_OWN, ids="-".join)
-def test_a_wrapper_s_own_edit_is_kept(case, monkeypatch):
-    check_own_edit(*case, monkeypatch)
+@pytest.mark.parametrize("case", FEW_WRAPPER_EDITS, ids="-".join)
+def test_the_sampler_continues_from_the_edit_of_a_wrapper(case, monkeypatch):
+    check_edit_of_wrapper(*case, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [c for c in OWN if c not in FEW_OWN], ids="-".join)
-def test_a_wrapper_s_own_edit_is_kept_by_every_sampler(case, monkeypatch):
-    check_own_edit(*case, monkeypatch)
+@pytest.mark.parametrize("case", [c for c in WRAPPER_EDITS if c not in FEW_WRAPPER_EDITS], ids="-".join)
+def test_every_sampler_continues_from_the_edit_of_a_wrapper(case, monkeypatch):
+    check_edit_of_wrapper(*case, monkeypatch)
 
 
-def test_a_wrapper_that_loses_its_own_edit_is_noticed(monkeypatch):
-    """Negative control: replacement that returns the sampler's state as it was, where that has a memory."""
+def test_a_wrapper_without_its_edit_is_detected(monkeypatch):
+    """Negative control: `replacement` with the step of the bare sampler, around a multistep sampler."""
 
-    def forgetful(sampler):
+    def without_edit(sampler):
         return inverse.replacement(sampler, SCHEDULE, MASK, Y)._replace(step=sampler.step)
 
-    monkeypatch.setitem(ACTIVE, "forgetful", (forgetful, replacement_by_hand))
+    monkeypatch.setitem(ACTIVE, "without edit", (without_edit, replacement_by_hand))
     with pytest.raises(AssertionError):
-        check_own_edit("unipc", "forgetful", monkeypatch)
+        check_edit_of_wrapper("unipc", "without edit", monkeypatch)
 
 
-class Copied(NamedTuple):
+class CopiedState(NamedTuple):
     x: Any
     inner: Any
 
 
-def test_a_lost_edit_is_noticed(monkeypatch):
-    """Negative control: a wrapper that goes on from a copy of x of its own."""
+def test_a_lost_edit_is_detected(monkeypatch):
+    """Negative control: a wrapper that continues from its own copy of x."""
 
-    def forgetful(sampler):
+    def losing_edit(sampler):
         def step(key, denoise, state, t, s):
             inner = sampler.step(key, denoise, state.inner, t, s)
             return state._replace(x=inner.x, inner=inner)
 
-        init = lambda x, times: Copied(x, sampler.init(x, times))
+        init = lambda x, times: CopiedState(x, sampler.init(x, times))
         return sampler._replace(init=init, step=step)
 
-    monkeypatch.setitem(WRAPPERS, "forgetful", forgetful)
+    monkeypatch.setitem(WRAPPERS, "losing edit", losing_edit)
     with pytest.raises(AssertionError):
-        check_edits("unipc", "forgetful")
+        check_edits("unipc", "losing edit")

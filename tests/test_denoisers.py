@@ -1,4 +1,4 @@
-"""Denoiser -> denoiser: dynamic clipping and the change of schedule."""
+"""Functions denoiser -> denoiser: dynamic clipping and the change of schedule."""
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,8 @@ SCHEDULES = {
 WIDE = np.random.default_rng(0).normal(size=(4, 3, 5)) * np.array([0.2, 1.0, 3.0, 30.0])[:, None, None]
 
 
-def test_dynamic_clipping_is_imagen_s():
-    """Against numpy's quantile, example by example (Saharia et al. 2022, section 2.3)."""
+def test_dynamic_clipping_is_that_of_imagen():
+    """Against the quantile of numpy, for each example (Saharia et al. 2022, section 2.3)."""
     for quantile, limit in ((0.9, 1.0), (0.5, 0.7), (1.0, 1.0), (0.0, 1.0)):
         ours = diffax.denoisers.clip_dynamic(identity, quantile=quantile, limit=limit)(jnp.asarray(WIDE), 0.5)
         for x, y in zip(WIDE, ours, strict=True):
@@ -30,7 +30,7 @@ def test_dynamic_clipping_is_imagen_s():
             np.testing.assert_allclose(y, np.clip(x, -s, s) / s * limit, rtol=1e-12)
 
 
-def test_the_exam_fails_clipping_by_the_batch(monkeypatch):
+def test_the_check_rejects_clipping_by_the_batch(monkeypatch):
     """Negative control: one quantile for the whole batch."""
 
     def clip(denoise, *, quantile, limit):
@@ -39,10 +39,10 @@ def test_the_exam_fails_clipping_by_the_batch(monkeypatch):
 
     monkeypatch.setattr(diffax.denoisers, "clip_dynamic", clip)
     with pytest.raises(AssertionError):
-        test_dynamic_clipping_is_imagen_s()
+        test_dynamic_clipping_is_that_of_imagen()
 
 
-def test_dynamic_clipping_traced_by_example_on_trees_and_in_half_precision():
+def test_dynamic_clipping_is_traced_by_example_on_trees_and_in_half_precision():
     f = lambda quantile, limit: diffax.denoisers.clip_dynamic(identity, quantile=quantile, limit=limit)(
         jnp.asarray(WIDE), 0.5
     )
@@ -62,37 +62,37 @@ def test_dynamic_clipping_traced_by_example_on_trees_and_in_half_precision():
 
 
 @jax.jit
-def moved_and_exact(trained, onto):
-    """The mixture's denoiser moved from one schedule to the other, and the other's own, at nine times."""
+def rescheduled_and_exact(trained, target):
+    """The mixture's denoiser, rescheduled from `trained` to `target`, and the exact one of `target`, at nine times."""
     oracle, t = mixture(), jnp.linspace(0.1, 0.9, 9)
-    x = onto(t).alpha[:, None, None] * 0.5 + onto(t).sigma[:, None, None] * START
-    moved = jax.vmap(diffax.denoisers.reschedule(oracle.denoiser(trained), trained, onto))(x, t)
-    return moved, jax.vmap(oracle.denoiser(onto))(x, t)
+    x = target(t).alpha[:, None, None] * 0.5 + target(t).sigma[:, None, None] * START
+    rescheduled = jax.vmap(diffax.denoisers.reschedule(oracle.denoiser(trained), trained, target))(x, t)
+    return rescheduled, jax.vmap(oracle.denoiser(target))(x, t)
 
 
 @pytest.mark.slow_cases("linear-linear")
 @spread(SCHEDULES, ("linear", "edm"), "trained")
-@pytest.mark.parametrize("onto", ["linear", "cosine-ve", "flow", "linear-sub_vp"])
-def test_a_denoiser_of_any_schedule_serves_any_other(trained, onto):
+@pytest.mark.parametrize("target", ["linear", "cosine-ve", "flow", "linear-sub_vp"])
+def test_a_denoiser_trained_on_any_schedule_works_on_any_other(trained, target):
     """E[x0 | x] is a function of x / alpha and log-SNR."""
-    np.testing.assert_allclose(*moved_and_exact(SCHEDULES[trained], SCHEDULES[onto]), atol=1e-10)
+    np.testing.assert_allclose(*rescheduled_and_exact(SCHEDULES[trained], SCHEDULES[target]), atol=1e-10)
 
 
-def test_the_exam_fails_a_denoiser_that_is_not_rescaled(monkeypatch):
-    """Negative control: times changed, x not."""
+def test_the_check_rejects_a_denoiser_whose_input_is_not_rescaled(monkeypatch):
+    """Negative control: the wrapper changes the time but not x."""
 
-    def wrong(denoise, schedule, onto):
-        return lambda x, t: denoise(x, schedule.inverse(onto(t).log_snr))
+    def wrong(denoise, schedule, target):
+        return lambda x, t: denoise(x, schedule.inverse(target(t).log_snr))
 
     monkeypatch.setattr(diffax.denoisers, "reschedule", wrong)
-    moved_and_exact.clear_cache()
+    rescheduled_and_exact.clear_cache()
     with pytest.raises(AssertionError):
-        test_a_denoiser_of_any_schedule_serves_any_other("log_linear", "flow")
-    moved_and_exact.clear_cache()
+        test_a_denoiser_trained_on_any_schedule_works_on_any_other("log_linear", "flow")
+    rescheduled_and_exact.clear_cache()
 
 
 def test_sampling_with_a_rescheduled_denoiser_ends_at_the_same_data():
-    """The flow map of x / alpha is the same under both schedules."""
+    """The flow map of x / alpha is the same for both schedules."""
     vp, flow, oracle = diffax.Cosine(), diffax.Flow(), gaussian()
     denoise = diffax.denoisers.reschedule(oracle.denoiser(vp), vp, flow)
     times = diffax.times.uniform_log_snr(flow, 300, t_max=0.9, t_min=0.02)
@@ -100,10 +100,10 @@ def test_sampling_with_a_rescheduled_denoiser_ends_at_the_same_data():
     np.testing.assert_allclose(end, oracle.flow(START, flow(0.9), flow(0.02)), atol=0.02)
 
 
-def test_where_the_other_schedule_never_goes_the_nearest_level_answers():
+def test_levels_outside_the_trained_schedule_use_its_nearest_level():
     narrow, oracle = diffax.LogLinear(0.1, 10.0), mixture()
-    moved = diffax.denoisers.reschedule(oracle.denoiser(narrow), narrow, diffax.LogLinear(0.01, 100.0))
-    np.testing.assert_allclose(moved(START, 0.0), oracle.denoise(START, narrow(0.0)), rtol=1e-12)
+    rescheduled = diffax.denoisers.reschedule(oracle.denoiser(narrow), narrow, diffax.LogLinear(0.01, 100.0))
+    np.testing.assert_allclose(rescheduled(START, 0.0), oracle.denoise(START, narrow(0.0)), rtol=1e-12)
     x = jnp.asarray(START, jnp.float32)
     for t in (0.0, 1.0):
         flow = diffax.denoisers.reschedule(oracle.denoiser(narrow), narrow, diffax.Flow())(x, t)

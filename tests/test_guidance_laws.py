@@ -1,4 +1,4 @@
-"""Guidance against known answers: the papers' equations in numpy, laws whose guided score is known."""
+"""Guidance against the equations of the papers in numpy, and on distributions whose guided score is known."""
 
 import jax
 import jax.numpy as jnp
@@ -26,22 +26,22 @@ def rescaled(strength, **kwargs):
     )
 
 
-def test_rescaling_by_lin_et_al():
-    """Equations 15 and 16 in numpy, example by example; phi = 0 changes nothing, phi = 1 leaves c's deviation."""
+def test_rescaling_is_that_of_lin_et_al():
+    """Equations 15 and 16 in numpy, per example. phi = 0 changes nothing; phi = 1 gives the standard deviation of c."""
     c, u = PAIR
     cfg = u + W * (c - u)
     for phi in (0.0, 0.7, 1.0):
         for i, x0 in enumerate(rescaled(phi)):
-            known = phi * cfg[i] * np.std(c[i]) / np.std(cfg[i]) + (1 - phi) * cfg[i]
-            np.testing.assert_allclose(x0, known, rtol=1e-12)
+            expected = phi * cfg[i] * np.std(c[i]) / np.std(cfg[i]) + (1 - phi) * cfg[i]
+            np.testing.assert_allclose(x0, expected, rtol=1e-12)
     np.testing.assert_allclose(rescaled(0.0), cfg, rtol=1e-13)
     np.testing.assert_allclose(np.std(rescaled(1.0), (1, 2)), np.std(c, (1, 2)), rtol=1e-12)
     strengths = np.linspace(0, 1, 5)
     np.testing.assert_allclose(rescaled(strengths)[1], rescaled(0.25)[1], rtol=1e-12)
 
 
-def test_rescaling_the_network_s_own_prediction():
-    """A v-network rescaled in v, as in the paper, then turned into x0."""
+def test_rescaling_may_act_on_the_prediction_of_the_network():
+    """A v-prediction is rescaled as v, as in the paper, and then converted to x0."""
     x, t, phi = np.random.default_rng(2).normal(size=(5, 3, 2)), 0.4, 0.7
     alpha, sigma = np.cos(np.pi * t / 2), np.sin(np.pi * t / 2)
     pos, neg = PAIR
@@ -54,8 +54,8 @@ def test_rescaling_the_network_s_own_prediction():
     np.testing.assert_allclose(ours, alpha * x - sigma * cfg * (phi * ratio + 1 - phi), rtol=1e-10)
 
 
-def test_the_exam_fails_rescaling_by_the_batch(monkeypatch):
-    """Negative control."""
+def test_the_check_rejects_rescaling_by_the_batch(monkeypatch):
+    """Negative control: the standard deviation is taken over the batch."""
 
     def wrong(guided, conditional, phi):
         def denoise(x, t):
@@ -66,7 +66,7 @@ def test_the_exam_fails_rescaling_by_the_batch(monkeypatch):
 
     monkeypatch.setattr(diffax, "guidance_rescale", wrong)
     with pytest.raises(AssertionError):
-        test_rescaling_by_lin_et_al()
+        test_rescaling_is_that_of_lin_et_al()
 
 
 # Adaptive projected guidance
@@ -76,8 +76,11 @@ def projected(weight, **kwargs):
     return diffax.adaptive_projected_guidance(*(constant(v) for v in PAIR), weight, **kwargs)(jnp.zeros((5, 3, 2)), 0.4)
 
 
-def test_projected_guidance_of_sadat_et_al():
-    """The paper's steps in numpy: cut to the norm r, split along c, put together; eta = 1, r = inf is CFG."""
+def test_projected_guidance_is_that_of_sadat_et_al():
+    """The steps of the paper in numpy: limit the norm to r, split along c, scale the parallel part by eta, add.
+
+    eta = 1 and r = inf is classifier-free guidance.
+    """
     c, u = PAIR
     np.testing.assert_allclose(projected(W, eta=1.0), u + W * (c - u), rtol=1e-12)
     for eta, r in ((0.0, np.inf), (0.3, 5.0), (0.0, 0.5)):
@@ -92,19 +95,21 @@ def test_projected_guidance_of_sadat_et_al():
                 assert np.linalg.norm(push) <= (W - 1) * r * (1 + 1e-12)
 
 
-def test_the_exam_fails_a_projection_on_the_other_branch(monkeypatch):
-    """Negative control: the parallel part taken along u."""
-    right = diffax.adaptive_projected_guidance
-    monkeypatch.setattr(diffax, "adaptive_projected_guidance", lambda c, u, w, **kwargs: right(u, c, 1 - w, **kwargs))
+def test_the_check_rejects_a_projection_on_the_unconditional_branch(monkeypatch):
+    """Negative control: the parallel part is taken along u."""
+    original = diffax.adaptive_projected_guidance
+    monkeypatch.setattr(
+        diffax, "adaptive_projected_guidance", lambda c, u, w, **kwargs: original(u, c, 1 - w, **kwargs)
+    )
     with pytest.raises(AssertionError):
-        test_projected_guidance_of_sadat_et_al()
+        test_projected_guidance_is_that_of_sadat_et_al()
 
 
 # Another model, a classifier
 
 
-def test_autoguidance_of_gaussians():
-    """A model guided by one that is too wide: the score is that of the precision w / c_good + (1 - w) / c_bad."""
+def test_autoguidance_of_gaussians_mixes_the_precisions():
+    """A model guided by one of larger variance: the precision is w / c_good + (1 - w) / c_bad."""
     alpha, sigma, _ = SCHEDULE(0.5)
     good, bad = (diffax.analytic.Gaussian.from_covariance([0.7, -0.4], v) for v in (0.2, 0.9))
     guided = diffax.classifier_free_guidance(good.denoiser(SCHEDULE), bad.denoiser(SCHEDULE), 2.0)(START, 0.5)
@@ -115,83 +120,87 @@ def test_autoguidance_of_gaussians():
     np.testing.assert_allclose(same(START, 0.5), good.denoise(START, SCHEDULE(0.5)), rtol=1e-12)
 
 
-CLASS = np.array([0, 1, 0])  # of the mixture's components
+CLASS = np.array([0, 1, 0])  # class of each component of the mixture
 
 
 def log_prob(schedule, labels):
     """log p(y | x_t) by Bayes: the responsibilities of the components of class y."""
-    law = mixture()
+    oracle = mixture()
 
-    def of(x, t):
+    def log_prob_y(x, t):
         alpha, sigma, _ = (jnp.broadcast_to(v, x.shape[:1])[:, None] for v in schedule(t))
-        square = ((x[:, None] - alpha[..., None] * law.means) ** 2).sum(-1)
-        log_joint = jnp.log(law.weights) - square / (2 * (alpha**2 * law.std**2 + sigma**2))
-        own = jnp.where(labels[:, None] == CLASS, log_joint, -jnp.inf)
-        return jax.nn.logsumexp(own, 1) - jax.nn.logsumexp(log_joint, 1)
+        square = ((x[:, None] - alpha[..., None] * oracle.means) ** 2).sum(-1)
+        log_joint = jnp.log(oracle.weights) - square / (2 * (alpha**2 * oracle.std**2 + sigma**2))
+        log_joint_y = jnp.where(labels[:, None] == CLASS, log_joint, -jnp.inf)
+        return jax.nn.logsumexp(log_joint_y, 1) - jax.nn.logsumexp(log_joint, 1)
 
-    return of
+    return log_prob_y
 
 
 @pytest.mark.slow_cases(but=["flow"])
 @pytest.mark.parametrize(
     "schedule", [diffax.Linear(), diffax.LogLinear(0.01, 20.0), diffax.Flow()], ids=["vp", "ve", "flow"]
 )
-def test_a_true_classifier_gives_the_conditional_law(schedule):
-    """Scale 1 and the exact p(y | x_t): the denoiser of the components of class y alone."""
-    law, labels, t = mixture(), np.array([0, 1, 0, 1, 1]), np.linspace(0.1, 0.95, 5)
-    guided = diffax.classifier_guidance(law.denoiser(schedule), log_prob(schedule, labels), schedule, 1.0)
-    ours = jax.jit(guided)(jnp.asarray(START), t)
-    weights = np.where(np.arange(2)[:, None] == CLASS, law.weights, 0)
+def test_an_exact_classifier_gives_the_conditional_distribution(schedule):
+    """With scale 1 and the exact p(y | x_t), the result is the denoiser of the components of class y."""
+    oracle, labels, t = mixture(), np.array([0, 1, 0, 1, 1]), np.linspace(0.1, 0.95, 5)
+    guided = diffax.classifier_guidance(oracle.denoiser(schedule), log_prob(schedule, labels), schedule, 1.0)
+    result = jax.jit(guided)(jnp.asarray(START), t)
+    weights = np.where(np.arange(2)[:, None] == CLASS, oracle.weights, 0)
     weights = weights / weights.sum(1, keepdims=True)
     for i, y in enumerate(labels):
-        alone = analytic.Mixture(weights[y], law.means, law.std)
-        np.testing.assert_allclose(ours[i], alone.denoise(START[i], schedule(t[i])), rtol=1e-8)
+        conditional = analytic.Mixture(weights[y], oracle.means, oracle.std)
+        np.testing.assert_allclose(result[i], conditional.denoise(START[i], schedule(t[i])), rtol=1e-8)
     assert (
-        diffax.classifier_guidance(law.denoiser(schedule), log_prob(schedule, labels), schedule, 0)(START, 0.5)
+        diffax.classifier_guidance(oracle.denoiser(schedule), log_prob(schedule, labels), schedule, 0)(START, 0.5)
         is not None
     )
 
 
-def test_the_exam_fails_a_classifier_with_the_wrong_factor(monkeypatch):
+def test_the_check_rejects_a_classifier_with_a_wrong_factor(monkeypatch):
     """Negative control: sigma / alpha in place of sigma^2 / alpha."""
-    right = diffax.classifier_guidance
-    wrong = lambda f, p, schedule, w: right(f, p, schedule, lambda t: w / schedule(t).sigma)
+    original = diffax.classifier_guidance
+    wrong = lambda f, p, schedule, w: original(f, p, schedule, lambda t: w / schedule(t).sigma)
     monkeypatch.setattr(diffax, "classifier_guidance", wrong)
     with pytest.raises(AssertionError):
-        test_a_true_classifier_gives_the_conditional_law(diffax.Flow())
+        test_an_exact_classifier_gives_the_conditional_distribution(diffax.Flow())
 
 
-def test_a_classifier_of_another_schedule():
-    law, ve, labels = mixture(), diffax.LogLinear(0.01, 50.0), np.array([0, 1, 0, 1, 1])
-    moved = diffax.denoisers.reschedule(log_prob(ve, labels), ve, SCHEDULE)
+def test_a_classifier_of_another_schedule_can_be_rescheduled():
+    oracle, ve, labels = mixture(), diffax.LogLinear(0.01, 50.0), np.array([0, 1, 0, 1, 1])
+    rescheduled = diffax.denoisers.reschedule(log_prob(ve, labels), ve, SCHEDULE)
     guided = [
-        diffax.classifier_guidance(law.denoiser(SCHEDULE), p, SCHEDULE, 2.0)
-        for p in (moved, log_prob(SCHEDULE, labels))
+        diffax.classifier_guidance(oracle.denoiser(SCHEDULE), p, SCHEDULE, 2.0)
+        for p in (rescheduled, log_prob(SCHEDULE, labels))
     ]
     np.testing.assert_allclose(*(f(jnp.asarray(START), 0.4) for f in guided), rtol=1e-9)
 
 
-# Laws by Monte Carlo, for what is not affine in x: 4,000 draws beside a known law, the floor printed
+# Denoisers that are not affine in x: moments of 4,000 samples beside the known ones. The tests print the Monte Carlo
+# floor, that is the standard error of each moment.
 
 
 def draws(denoise, start, times, n=4000, dimension=2):
-    """x at the last time, from N(mean, std^2 I) at the first."""
+    """Samples of x at the last time, for x ~ N(mean, std^2 I) at the first."""
     mean, std = start
     x = mean + std * jax.random.normal(jax.random.key(5), (n, dimension))
     return np.asarray(jax.jit(lambda x: diffax.integrate(KEY, diffax.heun(SCHEDULE), denoise, x, times).x)(x))
 
 
-def far(found, mean, variance):
-    """How many Monte Carlo floors mean and variance are away from what they should be, the worst coordinate's."""
-    n = len(found)
-    floors = found.std(0) / np.sqrt(n), np.var(np.square(found - found.mean(0)), axis=0) ** 0.5 / np.sqrt(n)
-    away = np.abs(found.mean(0) - mean) / floors[0], np.abs(found.var(0) - variance) / floors[1]
-    print(f"floors of mean and variance {floors[0].max():.1e}, {floors[1].max():.1e}; away {np.max(away):.1f} of them")
-    return np.max(away)
+def distance_in_floors(samples, mean, variance):
+    """Largest distance of mean and variance from the expected ones over the coordinates, in Monte Carlo floors."""
+    n = len(samples)
+    floors = samples.std(0) / np.sqrt(n), np.var(np.square(samples - samples.mean(0)), axis=0) ** 0.5 / np.sqrt(n)
+    distances = np.abs(samples.mean(0) - mean) / floors[0], np.abs(samples.var(0) - variance) / floors[1]
+    print(f"floors of mean and variance {floors[0].max():.1e}, {floors[1].max():.1e}; distance {np.max(distances):.1f}")
+    return np.max(distances)
 
 
-def linear_flow(factor, shift, first, last, steps=20000):
-    """(a, b) of u_last = a u_first + b for u = x / alpha under x0 = factor(rho) u + shift(rho): midpoint in log rho."""
+def affine_flow(factor, shift, first, last, steps=20000):
+    """(a, b) of u_last = a u_first + b, where u = x / alpha and x0 = factor(rho) u + shift(rho).
+
+    Solved by the implicit midpoint rule in log rho.
+    """
     w = np.linspace(*(float(-SCHEDULE.log_snr(t) / 2) for t in (first, last)), steps + 1)
     h, rho = w[1] - w[0], np.exp((w[1:] + w[:-1]) / 2)
     a, b = 1.0, 0.0
@@ -210,59 +219,66 @@ KEY = jax.random.key(0)
     lambda d: diffax.denoisers.clip_static(d, -1.2, 1.2),
     lambda d: diffax.denoisers.clip_dynamic(d, quantile=0.9, limit=1.2),
 ])  # fmt: skip
-def test_clipping_leaves_data_within_the_range_alone_and_no_other(clip):
-    """Points near -0.9 and 0.9; and outside of it, near -1.8 and 1.8, where the law must be another one."""
-    found = []
+def test_clipping_changes_only_data_outside_its_range(clip):
+    """Data near -0.9 and 0.9 are in the range. For data near -1.8 and 1.8 the distribution must change."""
+    distances = []
     for size in (0.9, 1.8):
-        law = analytic.Mixture(np.array([0.3, 0.7]), size * np.array([[-1.0, -1.0], [1.0, 1.0]]), 0.05)
+        oracle = analytic.Mixture(np.array([0.3, 0.7]), size * np.array([[-1.0, -1.0], [1.0, 1.0]]), 0.05)
         end = SCHEDULE(GRID[-1])
-        level = float(SCHEDULE(GRID[0]).alpha) * law.weights @ law.means
-        x = draws(clip(law.denoiser(SCHEDULE)), (level, 1.0), GRID)
-        plain = draws(law.denoiser(SCHEDULE), (level, 1.0), GRID)
-        found.append(far(x, plain.mean(0), plain.var(0)))
-        if size == 0.9:  # the start is not quite the mixture's law: 0.4 % of signal, a few of its own floors
-            mean = float(end.alpha) * law.weights @ law.means
-            spread = float(end.alpha) ** 2 * (0.05**2 + 0.81 - (0.4 * 0.9) ** 2) + float(end.sigma) ** 2
-            assert far(x, mean, spread) < 4
-    assert found[0] < 1e-6
-    assert found[1] > 10
+        mean_start = float(SCHEDULE(GRID[0]).alpha) * oracle.weights @ oracle.means
+        x = draws(clip(oracle.denoiser(SCHEDULE)), (mean_start, 1.0), GRID)
+        unclipped = draws(oracle.denoiser(SCHEDULE), (mean_start, 1.0), GRID)
+        distances.append(distance_in_floors(x, unclipped.mean(0), unclipped.var(0)))
+        if size == 0.9:  # approximate: the start is a Gaussian in place of the mixture at this level
+            mean = float(end.alpha) * oracle.weights @ oracle.means
+            variance = float(end.alpha) ** 2 * (0.05**2 + 0.81 - (0.4 * 0.9) ** 2) + float(end.sigma) ** 2
+            assert distance_in_floors(x, mean, variance) < 4
+    assert distances[0] < 1e-6
+    assert distances[1] > 10
 
 
-def test_guidance_with_a_norm_s_threshold_has_the_law_it_should():
-    """APG, eta = 1, of two Gaussians of one covariance: c - u depends on rho alone, and is cut to the norm r."""
+def test_guidance_with_a_norm_threshold_has_the_exact_moments():
+    """APG with eta = 1 for two Gaussians of one covariance: c - u depends only on rho, and its norm is limited to r."""
     means, v, w, r = np.array([[0.6, 0.3], [-0.5, 0.1]]), 0.25, 3.0, 0.4
     c, u = (analytic.Gaussian.from_covariance(m, v).denoiser(SCHEDULE) for m in means)
-    away, gain = means[0] - means[1], lambda rho: v / (v + rho**2)
+    difference, gain = means[0] - means[1], lambda rho: v / (v + rho**2)
 
-    def cut(rho):
-        norm = np.linalg.norm(away) * (1 - gain(rho))
+    def limited(rho):
+        norm = np.linalg.norm(difference) * (1 - gain(rho))
         return (1 - gain(rho)) * np.minimum(1, r / norm)
 
     parts = []
     for i in range(2):
-        shift = lambda rho, i=i: (1 - gain(rho)) * means[0][i] + (w - 1) * cut(rho) * away[i]
-        parts.append(linear_flow(gain, shift, GRID[0], GRID[-1]))
+        shift = lambda rho, i=i: (1 - gain(rho)) * means[0][i] + (w - 1) * limited(rho) * difference[i]
+        parts.append(affine_flow(gain, shift, GRID[0], GRID[-1]))
     a, b = np.array(parts).T
     first, last = SCHEDULE(GRID[0]), SCHEDULE(GRID[-1])
     start = np.array([0.1, -0.2])
     mean = float(last.alpha) * (a * start / float(first.alpha) + b)
     variance = (float(last.alpha) * a / float(first.alpha)) ** 2
     assert (
-        far(
+        distance_in_floors(
             draws(diffax.adaptive_projected_guidance(c, u, w, eta=1.0, threshold=r), (start, 1.0), GRID), mean, variance
         )
         < 4
     )
-    assert far(draws(diffax.adaptive_projected_guidance(c, u, w, eta=1.0), (start, 1.0), GRID), mean, variance) > 10
+    assert (
+        distance_in_floors(
+            draws(diffax.adaptive_projected_guidance(c, u, w, eta=1.0), (start, 1.0), GRID), mean, variance
+        )
+        > 10
+    )
 
 
-def test_rescaled_guidance_has_the_law_it_should():
-    """Of g = 2 c the rescaled one is (phi + 2 (1 - phi)) c, whatever the example: linear, for data N(0, v)."""
+def test_rescaled_guidance_has_the_exact_moments():
+    """Rescaling g = 2 c gives (phi + 2 (1 - phi)) c for every example, which is linear for data N(0, v)."""
     v, phi = 0.25, 0.5
     c = analytic.Gaussian.from_covariance(np.zeros(64), v).denoiser(SCHEDULE)
     doubled = lambda x, t: 2 * c(x, t)
-    a, _ = linear_flow(lambda rho: 1.5 * v / (v + rho**2), np.zeros_like, GRID[0], GRID[-1])
+    a, _ = affine_flow(lambda rho: 1.5 * v / (v + rho**2), np.zeros_like, GRID[0], GRID[-1])
     variance = (float(SCHEDULE(GRID[-1]).alpha) * a / float(SCHEDULE(GRID[0]).alpha)) ** 2
-    for strength, near in ((phi, True), (0.4, False)):
-        found = draws(diffax.guidance_rescale(doubled, c, strength), (np.zeros(64), 1.0), GRID, 1000, 64).reshape(-1, 1)
-        assert (far(found, 0.0, variance) < 4) == near
+    for strength, is_exact in ((phi, True), (0.4, False)):
+        samples = draws(diffax.guidance_rescale(doubled, c, strength), (np.zeros(64), 1.0), GRID, 1000, 64).reshape(
+            -1, 1
+        )
+        assert (distance_in_floors(samples, 0.0, variance) < 4) == is_exact

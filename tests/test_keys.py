@@ -1,4 +1,4 @@
-"""Keys: functions that get the same one draw independently, and every implementation gives each example its own."""
+"""Keys: functions with the same key draw independently, and each example depends only on its own key."""
 
 import jax
 import jax.numpy as jnp
@@ -26,37 +26,37 @@ MIXTURE = analytic.Mixture(jnp.ones(1), jnp.zeros((1, 1)), jnp.ones(()))
 POSTERIOR = inverse._exact.GaussianMixture(jnp.ones(1), jax.tree.map(lambda v: v[None], GAUSSIAN))
 
 
-def seen(run):
-    """The first x (B, 1) that a loss's network or a bound's denoiser gets."""
+def first_input(call):
+    """The first x (B, 1) that `call(denoise)` passes to its network or denoiser."""
     calls = []
 
-    def listen(x, t):
+    def record(x, t):
         calls.append(x)
         return x
 
-    run(listen)
+    call(record)
     return calls[0]
 
 
-def learned(key):
+def vdm_input(key):
     schedule = diffax.Learned.init(jax.random.key(0), log_snr_max=5.0, log_snr_min=-5.0)
-    return seen(lambda f: losses.vdm_loss(key, f, schedule, "eps", ZEROS, T))
+    return first_input(lambda f: losses.vdm_loss(key, f, schedule, "eps", ZEROS, T))
 
 
-def hybrid(key, loss):
+def loss_input(key, loss):
     moments = lambda f: lambda x, t: diffax.Moments(f(x, t), 0 * x)
-    return seen(lambda f: loss(key, moments(f), SCHEDULE, "eps", ZEROS, T, **TABLE))
+    return first_input(lambda f: loss(key, moments(f), SCHEDULE, "eps", ZEROS, T, **TABLE))
 
 
-def probes(key):
-    """The slope of the trace's estimate e J e in J is e^2 for a Gaussian probe e: its size ranks the draws."""
+def probe_sizes(key):
+    """|e| of each Gaussian probe e: the trace estimate e J e has the slope e^2 in J, so its size ranks the draws."""
     denoise = lambda x, t: 0.1 * x
     times = jnp.array([0.1, 0.2])
-    run = lambda x: log_likelihood(key, SCHEDULE, denoise, x, times, probe_distribution="gaussian")
-    return jnp.sqrt(jnp.maximum(run(ZEROS).log_prob.max() - run(ZEROS).log_prob, 0.0))
+    evaluate = lambda x: log_likelihood(key, SCHEDULE, denoise, x, times, probe_distribution="gaussian")
+    return jnp.sqrt(jnp.maximum(evaluate(ZEROS).log_prob.max() - evaluate(ZEROS).log_prob, 0.0))
 
 
-# name -> draw: key -> (B,), an increasing or decreasing function of the first number that each example's key gives
+# name -> draw: key -> (B,), where each value is a monotone function of the first number drawn from the example's key
 DRAWS = {
     "noise": lambda key: random.noise(key, ZEROS),
     "unit_interval": lambda key: random.unit_interval(key, SIZE),
@@ -68,16 +68,16 @@ DRAWS = {
     "antithetic": lambda key: training_times.antithetic(key, SIZE),
     "stratified": lambda key: SIZE * training_times.stratified(random.per_example(key, SIZE), SIZE) % 1,
     "initial_noise": lambda key: diffax.initial_noise(key, SCHEDULE, (SIZE, 1)),
-    "denoising_loss": lambda key: seen(lambda f: diffax.denoising_loss(key, f, SCHEDULE, "eps", ZEROS, T)),
+    "denoising_loss": lambda key: first_input(lambda f: diffax.denoising_loss(key, f, SCHEDULE, "eps", ZEROS, T)),
     "drop_labels": lambda key: diffax.losses.drop_labels(key, jnp.zeros(SIZE, int), 1, p_uncond=0.5),
-    "hybrid_loss": lambda key: hybrid(key, losses.hybrid_loss),
-    "vlb_loss": lambda key: hybrid(key, losses.vlb_loss),
-    "vdm_loss": learned,
-    "continuous_bound": lambda key: seen(lambda f: _bound.continuous_bound(key, SCHEDULE, f, ZEROS, T)),
+    "hybrid_loss": lambda key: loss_input(key, losses.hybrid_loss),
+    "vlb_loss": lambda key: loss_input(key, losses.vlb_loss),
+    "vdm_loss": vdm_input,
+    "continuous_bound": lambda key: first_input(lambda f: _bound.continuous_bound(key, SCHEDULE, f, ZEROS, T)),
     "variational_bound": lambda key: _bound.variational_bound(
         key, SCHEDULE, lambda x, t: jnp.exp(x / 9), ZEROS, jnp.array([0.5, 0.4])
     ).steps[0],
-    "log_likelihood": probes,
+    "log_likelihood": probe_sizes,
     "dequantize": lambda key: dequantize(key, ZEROS, Lattice(0.5)),
     "Gaussian.sample": lambda key: GAUSSIAN.sample(key, SIZE),
     "Mixture.sample": lambda key: MIXTURE.sample(key, SIZE),
@@ -91,22 +91,22 @@ DRAWS = {
 
 
 def correlations(keys):
-    """The rank correlations of all pairs of draws from these keys."""
+    """{name: (N,)} rank correlations with all draws, for draws from the same keys."""
     columns = [np.asarray(draw(keys)).reshape(SIZE).astype(float) for draw in DRAWS.values()]
     return dict(zip(DRAWS, stats.spearmanr(np.stack(columns, 1)).statistic, strict=True))
 
 
 @pytest.mark.parametrize("keys", [KEY, jax.random.split(KEY, SIZE)], ids=["key", "keys"])
 def test_functions_that_share_a_key_draw_independently(keys):
-    """Rank correlations have a standard deviation of 1 / sqrt(2000) = 0.022."""
+    """Rank correlations of independent draws have a standard deviation of 1 / sqrt(2000) = 0.022."""
     for name, row in correlations(keys).items():
         others = np.delete(row, list(DRAWS).index(name))
         assert np.isfinite(others).all(), name
         assert np.abs(others).max() < 0.11, (name, dict(zip(DRAWS, row, strict=True)))
 
 
-def test_a_predictor_that_sees_the_time_alone_learns_nothing_of_the_noise():
-    """|eps - u(t)|^2 with u the quantile of t's rank: 2 where they are independent, 0 where eps is a function of t."""
+def test_the_time_does_not_predict_the_noise():
+    """For u(t) the normal quantile of t, E |eps - u(t)|^2 is 2 if they are independent, and 0 if eps = u(t)."""
     t = training_times.draw(KEY, SIZE).t
     u = jax.scipy.special.ndtri(jnp.clip(t, 1e-6, 1 - 1e-6))
     for sign in (1, -1):
@@ -116,8 +116,8 @@ def test_a_predictor_that_sees_the_time_alone_learns_nothing_of_the_noise():
 
 @pytest.mark.newest
 @pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
-def test_an_example_depends_on_its_own_key_alone_whatever_the_implementation(implementation):
-    """In the middle of a batch as by itself, and no two examples alike."""
+def test_an_example_depends_only_on_its_own_key_for_every_implementation(implementation):
+    """An example is the same in a batch and alone, and no two examples are equal."""
     key, label = jax.random.key(3, impl=implementation), jnp.zeros(SIZE, int)
     draw = {
         "noise": lambda k, n: random.noise(k, ZEROS[:n]),
@@ -127,24 +127,26 @@ def test_an_example_depends_on_its_own_key_alone_whatever_the_implementation(imp
         "dropout": lambda k, n: dropout(k, jnp.ones((n, 40)), 0.5),
         "dequantize": lambda k, n: dequantize(k, ZEROS[:n], Lattice(0.5)),
     }
-    # From the middle: under `vmap` rbg draws for all from the first key, which a batch shares with its own start.
+    # Compare rows from the middle: under `vmap`, rbg draws for all examples from the first key, so that a part that
+    # starts at row 0 would agree even then.
     split, middle = jax.random.split(key, SIZE), slice(3, 10)
-    for keys, part, place in ((key, key, slice(7)), (split, split[middle], middle)):
-        for name, of in draw.items():
-            whole = np.asarray(of(keys, SIZE))
-            np.testing.assert_array_equal(whole[place], of(part, 7))
-            different = 2 if name == "drop_labels" else SIZE - 5  # of 2^23 floats two may be equal
-            assert len(np.unique(whole, axis=0)) >= different, name
+    for keys, part_keys, rows in ((key, key, slice(7)), (split, split[middle], middle)):
+        for name, draw_one in draw.items():
+            whole = np.asarray(draw_one(keys, SIZE))
+            np.testing.assert_array_equal(whole[rows], draw_one(part_keys, 7))
+            # There are only 2^23 floats, so a few of them may coincide.
+            num_different = 2 if name == "drop_labels" else SIZE - 5
+            assert len(np.unique(whole, axis=0)) >= num_different, name
     noise = np.asarray(random.noise(key, ZEROS))
     assert abs(noise.mean()) < 0.1
     assert abs(noise.std() - 1) < 0.06
-    over = jax.vmap(lambda k: random.noise(k, ZEROS[:2]))(jax.random.split(key, 3))
-    assert len(np.unique(np.asarray(over))) == 6
+    vmapped = jax.vmap(lambda k: random.noise(k, ZEROS[:2]))(jax.random.split(key, 3))
+    assert len(np.unique(np.asarray(vmapped))) == 6
     stratified = jax.vmap(lambda k: training_times.stratified(k, 4))(jax.random.split(key, 3))
     assert len(np.unique(np.asarray(4 * stratified % 1).round(4))) >= 3
 
 
-def test_threefry_keys_are_used_as_they_are():
+def test_threefry_keys_are_used_unchanged():
     keys = jax.random.split(KEY, 3)
     assert random.threefry(KEY) is KEY
     by_hand = jax.vmap(lambda k: jax.random.normal(k, (2,)))(keys)
@@ -161,7 +163,7 @@ def test_threefry_keys_are_used_as_they_are():
         (jax.random.split(jax.random.key(0), (2, 2)), r"key must have shape \(\) or \(B,\), got \(2, 2\)"),
     ],
 )
-def test_another_kind_of_key_is_refused(key, message):
+def test_untyped_or_misshapen_keys_raise(key, message):
     x, times = jnp.ones((2, 3)), jnp.array([0.9, 0.5])
     for run in (
         lambda: random.noise(key, x),

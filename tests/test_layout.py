@@ -1,4 +1,4 @@
-"""The rules of the layout: what imports what, what ships, what the public names are."""
+"""Layout rules: allowed imports, shipped files and public names."""
 
 import ast
 import subprocess
@@ -36,7 +36,7 @@ ALLOWED = {
 
 
 def imports(path):
-    """Absolute names of what a module imports, `from diffax import x` as diffax.x."""
+    """Absolute names of the imports of a module; `from diffax import x` gives diffax.x."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -56,7 +56,7 @@ def level(name):
     sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py"),
     ids=lambda p: str(p.relative_to(ROOT)),
 )
-def test_imports_point_down(path):
+def test_modules_import_only_from_lower_levels(path):
     part = path.relative_to(ROOT).parts[0].removesuffix(".py")
     for name in imports(path):
         top, *rest = name.split(".")
@@ -72,11 +72,11 @@ def test_the_core_loads_jax_and_numpy_only():
         "import sys, jax, numpy; before = {m.split('.')[0] for m in sys.modules}; import diffax;"
         "print(sorted({m.split('.')[0] for m in sys.modules} - before - set(sys.stdlib_module_names)))"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert found.strip() == "['diffax']"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "['diffax']"
 
 
-def test_the_types_ship():
+def test_type_information_ships():
     assert (ROOT / "py.typed").exists()
 
 

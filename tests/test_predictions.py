@@ -1,4 +1,4 @@
-"""Prediction kinds: one 2x2 solve turns any into any other."""
+"""Prediction kinds: a 2x2 linear system converts each kind into every other."""
 
 import jax
 import jax.numpy as jnp
@@ -21,26 +21,26 @@ def random_pair():
 
 @pytest.mark.slow_cases("linear", "flow", "zero_terminal_snr")
 @spread(SCHEDULES, FEW_SCHEDULES)
-def test_round_trips(name):
+def test_kinds_convert_into_each_other_without_loss(name):
     """x0, eps -> any kind -> x0, eps -> any other kind -> x0, eps, to 1e-12."""
     schedule = SCHEDULES[name]
 
     @jax.jit
-    def worst(x0, eps):
+    def largest_error(x0, eps):
         x, errors = diffax.diffuse(schedule, x0, eps, T), []
         for first in KINDS:
             y = diffax.predictions.target(first, schedule, x0, eps, T)
-            again = diffax.predictions.split(first, schedule, y, x, T)
+            recovered = diffax.predictions.split(first, schedule, y, x, T)
             for second in KINDS:
-                z = diffax.predictions.target(second, schedule, *again, T)
+                z = diffax.predictions.target(second, schedule, *recovered, T)
                 pairs = zip(diffax.predictions.split(second, schedule, z, x, T), (x0, eps), strict=True)
                 errors += [jnp.abs(u - v).max() for u, v in pairs]
         return jnp.stack(errors).max()
 
-    assert worst(*random_pair()) < 1e-12
+    assert largest_error(*random_pair()) < 1e-12
 
 
-def test_textbook_rows():
+def test_rows_are_those_of_the_textbook():
     schedule, t = diffax.Flow(), 0.3
     assert row("x0", schedule, t) == (1.0, 0.0)
     assert row("eps", schedule, t) == (0.0, 1.0)
@@ -50,7 +50,7 @@ def test_textbook_rows():
 
 
 @pytest.mark.parametrize("sigma_data", [0.5, 1.3])
-def test_edm_row_is_karras_preconditioning(sigma_data):
+def test_the_edm_row_is_the_preconditioning_of_karras(sigma_data):
     schedule = diffax.LogLinear(0.002, 80.0)
     x0, eps = random_pair()
     sigma = schedule(T).sigma[:, None]
@@ -60,7 +60,7 @@ def test_edm_row_is_karras_preconditioning(sigma_data):
     f = diffax.predictions.target("edm", schedule, x0, eps, T, sigma_data=sigma_data)
     np.testing.assert_allclose(c_skip * x + c_out * f, x0, atol=1e-11)
     a, b = row("edm", schedule, T, sigma_data=sigma_data)
-    np.testing.assert_allclose(a**2 * sigma_data**2 + b**2, 1.0)  # a target of unit variance
+    np.testing.assert_allclose(a**2 * sigma_data**2 + b**2, 1.0)  # the target has unit variance
 
 
 @pytest.mark.slow_cases("x0-mixture", "velocity-gaussian")
@@ -86,12 +86,12 @@ def test_a_perfect_network_of_any_kind_gives_the_posterior_mean(kind, oracle):
 def test_scalar_and_batched_times_agree():
     schedule, (x0, eps) = diffax.Linear(), random_pair()
     for kind in KINDS:
-        one = diffax.predictions.target(kind, schedule, x0, eps, 0.4)
-        many = diffax.predictions.target(kind, schedule, x0, eps, jnp.full(len(x0), 0.4))
-        np.testing.assert_allclose(one, many, rtol=1e-13)
+        scalar = diffax.predictions.target(kind, schedule, x0, eps, 0.4)
+        batched = diffax.predictions.target(kind, schedule, x0, eps, jnp.full(len(x0), 0.4))
+        np.testing.assert_allclose(scalar, batched, rtol=1e-13)
 
 
-def test_dtype_is_kept_and_trees_are_welcome():
+def test_dtypes_are_kept_and_trees_are_accepted():
     tree = {"position": jnp.ones((2, 3), jnp.float32), "feature": jnp.ones((2, 4, 1), jnp.bfloat16)}
     x = diffax.diffuse(diffax.Cosine(), tree, tree, jnp.array([0.1, 0.9]))
     x0, eps = diffax.predictions.split("v", diffax.Cosine(), x, x, 0.5)
@@ -99,7 +99,7 @@ def test_dtype_is_kept_and_trees_are_welcome():
         assert jax.tree.map(lambda v: (v.shape, v.dtype), value) == jax.tree.map(lambda v: (v.shape, v.dtype), tree)
 
 
-def test_initial_noise_has_the_schedule_s_scale():
+def test_initial_noise_has_the_scale_of_the_schedule():
     for schedule in (diffax.Cosine(), diffax.LogLinear(0.01, 80.0)):
         x = diffax.initial_noise(jax.random.key(0), schedule, (4000, 2))
         assert x.dtype == jnp.float32
@@ -109,7 +109,7 @@ def test_initial_noise_has_the_schedule_s_scale():
     assert jax.tree.map(jnp.shape, drawn) == {"a": (3, 2), "b": (3, 1)}
 
 
-def test_unknown_kind():
+def test_an_unknown_kind_raises():
     with pytest.raises(ValueError, match="kind must be one of x0, eps, score, v, velocity, edm, got 'epsilon'"):
         diffax.predictions.target("epsilon", diffax.Cosine(), 1.0, 1.0, 0.5)
     with pytest.raises(ValueError, match="got 'noise'"):
@@ -117,7 +117,7 @@ def test_unknown_kind():
 
 
 @pytest.mark.parametrize("kind", ["eps", "score"])
-def test_zero_terminal_snr_needs_another_kind(kind):
+def test_zero_terminal_snr_refuses_eps_and_score(kind):
     schedule = SCHEDULES["zero_terminal_snr"]
     with pytest.raises(ValueError, match=f"zero terminal SNR, got '{kind}'"):
         diffax.denoiser(lambda x, t: x, schedule, kind)
@@ -126,7 +126,7 @@ def test_zero_terminal_snr_needs_another_kind(kind):
         diffax.denoiser(lambda x, t: x, other, kind)
 
 
-def test_clip_static():
+def test_clip_static_clips_x0():
     clipped = diffax.denoisers.clip_static(lambda x, t: x, -1.0, 0.5)
     assert clipped(jnp.array([-3.0, 0.2, 3.0]), 0.5).tolist() == [-1.0, 0.2, 0.5]
     with pytest.raises(ValueError, match="high must be > low = 1, got -1"):
@@ -135,10 +135,10 @@ def test_clip_static():
         diffax.denoisers.clip_static(lambda x, t: x, None, 1.0)
 
 
-def test_the_exam_fails_a_wrong_solve(monkeypatch):
+def test_the_check_rejects_a_wrong_split(monkeypatch):
     """Negative control: `split` with the opposite sign of v."""
     split = diffax.predictions.split
     wrong = lambda kind, s, y, *rest: split(kind, s, -y if kind == "v" else y, *rest)
     monkeypatch.setattr(diffax.predictions, "split", wrong)
     with pytest.raises(AssertionError):
-        test_round_trips("linear")
+        test_kinds_convert_into_each_other_without_loss("linear")

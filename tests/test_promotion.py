@@ -1,7 +1,7 @@
-"""Everything under `jax_numpy_dtype_promotion=strict` and `jax_numpy_rank_promotion=raise`, traced but not compiled.
+"""Public functions under `jax_numpy_dtype_promotion=strict` and `jax_numpy_rank_promotion=raise`, traced only.
 
-Flax's own: norms and pooling in half precision promote (`jax.numpy.promote_types`), so networks with dtype=bfloat16 do
-not work under strict promotion. What diffax adds to them does.
+Networks with dtype=bfloat16 do not work under strict promotion, because the norms and pooling of Flax promote
+(`jax.numpy.promote_types`). The layers of diffax do not promote.
 """
 
 import functools
@@ -40,21 +40,21 @@ def half(x, t):
     return jax.tree.map(lambda v: 0.5 * v, x)
 
 
-def two(x, t):
+def half_with_variance(x, t):
     return diffax.Moments(half(x, t), half(x, t))
 
 
-def strictly(f, *args):
+def trace_strictly(f, *args):
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         return jax.eval_shape(f, *args)
 
 
-def test_the_settings_refuse_what_jax_promotes():
-    """Negative control."""
+def test_strict_settings_reject_dtype_and_rank_promotion():
+    """Negative control: JAX promotes in both calls."""
     with pytest.raises(Exception, match="promotion"):
-        strictly(lambda: jnp.arange(3) * jnp.ones(3))
+        trace_strictly(lambda: jnp.arange(3) * jnp.ones(3))
     with pytest.raises(Exception, match="rank"):
-        strictly(lambda: jnp.ones(3) * jnp.ones((2, 3)))
+        trace_strictly(lambda: jnp.ones(3) * jnp.ones((2, 3)))
 
 
 def run(sampler, x=X, times=GRID, key=KEY, denoise=half):
@@ -66,13 +66,15 @@ def by_example(name, values):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_samplers(name):
+def test_samplers_trace_strictly(name):
     make, values, _ = SAMPLERS[name]
-    strictly(lambda: run(make(SCHEDULE, **values)))
-    strictly(lambda: run(make(SCHEDULE, **by_example(name, values)), x=X.astype(jnp.bfloat16), times=GRIDS, key=KEYS))
+    trace_strictly(lambda: run(make(SCHEDULE, **values)))
+    trace_strictly(
+        lambda: run(make(SCHEDULE, **by_example(name, values)), x=X.astype(jnp.bfloat16), times=GRIDS, key=KEYS)
+    )
 
 
-OTHERS = {
+OTHER_SAMPLERS = {
     "adams-1": lambda: adams(SCHEDULE, form="time", order=1),
     "adams-final": lambda: adams(SCHEDULE, order=4, corrected="start", lower_order_final=True),
     "consistency": lambda: samplers.consistency(SCHEDULE),
@@ -96,22 +98,22 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_samplers_and_wrappers(name):
-    strictly(lambda: run(OTHERS[name]()))
-    strictly(lambda: run(OTHERS[name](), times=GRIDS, key=KEYS))
+@pytest.mark.parametrize("name", OTHER_SAMPLERS)
+def test_other_samplers_and_wrappers_trace_strictly(name):
+    trace_strictly(lambda: run(OTHER_SAMPLERS[name]()))
+    trace_strictly(lambda: run(OTHER_SAMPLERS[name](), times=GRIDS, key=KEYS))
 
 
-def test_a_learned_variance_and_a_tree():
-    strictly(lambda: run(samplers.ddpm(SCHEDULE, variance="learned"), denoise=two))
-    strictly(lambda: run(samplers.unipc(SCHEDULE), x=TREE))
+def test_a_learned_variance_and_a_tree_trace_strictly():
+    trace_strictly(lambda: run(samplers.ddpm(SCHEDULE, variance="learned"), denoise=half_with_variance))
+    trace_strictly(lambda: run(samplers.unipc(SCHEDULE), x=TREE))
 
 
 @pytest.mark.parametrize("name", [*SCHEDULES, "learned"])
-def test_schedules(name):
+def test_schedules_trace_strictly(name):
     schedule = diffax.Learned.init(KEY) if name == "learned" else SCHEDULES[name]
 
-    def every(t):
+    def evaluate(t):
         values = schedule(t), schedule.inverse(schedule.log_snr(t)), diffax.schedules.rates(schedule, t)
         return (
             *values,
@@ -120,93 +122,97 @@ def test_schedules(name):
             sde.score(half, schedule, X, t),
         )
 
-    strictly(every, T)
-    strictly(lambda t: jax.grad(lambda t: schedule(t).alpha)(t), 0.5)
-    strictly(lambda: diffax.initial_noise(KEY, schedule, (4, 3, 3)))
+    trace_strictly(evaluate, T)
+    trace_strictly(lambda t: jax.grad(lambda t: schedule(t).alpha)(t), 0.5)
+    trace_strictly(lambda: diffax.initial_noise(KEY, schedule, (4, 3, 3)))
     kind = "v" if name == "zero_terminal_snr" else "eps"
-    strictly(lambda t: diffax.denoising_loss(KEY, half, schedule, kind, X, t, weighting=weightings.p2()), T)
+    trace_strictly(lambda t: diffax.denoising_loss(KEY, half, schedule, kind, X, t, weighting=weightings.p2()), T)
 
 
-def test_grids():
+def test_grids_trace_strictly():
     for name in ("uniform", "quadratic", "beta", "uniform_log_snr", "karras", "polyexponential", "arctan", "trailing"):
-        strictly(functools.partial(getattr(diffax.times, name), SCHEDULE, 7))
-    strictly(lambda: diffax.times.from_sigmas(SCHEDULE, [3, 2, 1]))
-    strictly(lambda: diffax.times.from_timesteps(10, [3, 2]))
-    strictly(lambda: diffax.times.restart(SCHEDULE, GRID, 0.1, 0.5))
-    strictly(lambda: diffax.times.jumps(GRID, length=2, repeats=2))
-    strictly(lambda: diffax.training.learn_grid(KEY, diffax.ddim(SCHEDULE), SCHEDULE, half, X, GRID[1:], num_steps=2))
+        trace_strictly(functools.partial(getattr(diffax.times, name), SCHEDULE, 7))
+    trace_strictly(lambda: diffax.times.from_sigmas(SCHEDULE, [3, 2, 1]))
+    trace_strictly(lambda: diffax.times.from_timesteps(10, [3, 2]))
+    trace_strictly(lambda: diffax.times.restart(SCHEDULE, GRID, 0.1, 0.5))
+    trace_strictly(lambda: diffax.times.jumps(GRID, length=2, repeats=2))
+    trace_strictly(
+        lambda: diffax.training.learn_grid(KEY, diffax.ddim(SCHEDULE), SCHEDULE, half, X, GRID[1:], num_steps=2)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_predictions(kind):
-    strictly(lambda: diffax.denoising_loss(KEYS, half, SCHEDULE, kind, TREE, T, weighting=weightings.sigmoid()))
-    strictly(lambda: diffax.denoiser(two, SCHEDULE, kind)(X.astype(jnp.bfloat16), T))
-    strictly(lambda: diffax.guidance_rescale(half, half, T, kind=kind, schedule=SCHEDULE)(X, T))
+def test_predictions_trace_strictly(kind):
+    trace_strictly(lambda: diffax.denoising_loss(KEYS, half, SCHEDULE, kind, TREE, T, weighting=weightings.sigmoid()))
+    trace_strictly(lambda: diffax.denoiser(half_with_variance, SCHEDULE, kind)(X.astype(jnp.bfloat16), T))
+    trace_strictly(lambda: diffax.guidance_rescale(half, half, T, kind=kind, schedule=SCHEDULE)(X, T))
 
 
 WEIGHTINGS = ("simple", "min_snr", "truncated_snr", "p2", "edm", "sigmoid", "elbo")
 
 
-def test_losses():
+def test_losses_trace_strictly():
     def in_half(x, t):
         return half(x, t).astype(jnp.bfloat16)
 
     for name in WEIGHTINGS:
         weighting = getattr(weightings, name)()
-        strictly(lambda w=weighting: diffax.denoising_loss(KEY, half, SCHEDULE, "v", X, T, weighting=w))
-    strictly(
+        trace_strictly(lambda w=weighting: diffax.denoising_loss(KEY, half, SCHEDULE, "v", X, T, weighting=w))
+    trace_strictly(
         lambda: diffax.denoising_loss(KEY, in_half, SCHEDULE, "v", X, T, weighting=weightings.elbo(), measure="log_snr")
     )
-    strictly(lambda: diffax.losses.drop_labels(KEY, jnp.arange(4), 10, p_uncond=0.1))
+    trace_strictly(lambda: diffax.losses.drop_labels(KEY, jnp.arange(4), 10, p_uncond=0.1))
     for lattice in (None, LATTICE):
         common = {"num_steps": 100, "lattice": lattice}
-        strictly(lambda c=common: diffax.losses.hybrid_loss(KEY, two, SCHEDULE, "v", X, T, **c))
-        strictly(lambda c=common: diffax.losses.vlb_loss(KEY, two, SCHEDULE, "v", X, T, **c))
-        strictly(lambda v=lattice: diffax.losses.vdm_loss(KEY, half, diffax.Learned.init(KEY), "v", X, T, lattice=v))
-    strictly(lambda: autoencoder_loss(KEY, lambda x: (x, x), lambda z: z, IMAGES))
+        trace_strictly(lambda c=common: diffax.losses.hybrid_loss(KEY, half_with_variance, SCHEDULE, "v", X, T, **c))
+        trace_strictly(lambda c=common: diffax.losses.vlb_loss(KEY, half_with_variance, SCHEDULE, "v", X, T, **c))
+        trace_strictly(
+            lambda v=lattice: diffax.losses.vdm_loss(KEY, half, diffax.Learned.init(KEY), "v", X, T, lattice=v)
+        )
+    trace_strictly(lambda: autoencoder_loss(KEY, lambda x: (x, x), lambda z: z, IMAGES))
 
 
-def test_draws():
-    def followed():
+def test_draws_of_training_times_trace_strictly():
+    def resampled():
         resampler = resampling.loss_aware(10)
         t, weight = training_times.draw(KEY, 6, resampler.distribution(resampler.init()))
         return resampler.update(resampler.init(), t, weight)
 
-    strictly(followed)
-    for law in (
+    trace_strictly(resampled)
+    for distribution in (
         training_times.uniform(),
         training_times.logit_normal(),
         training_times.mode(),
         training_times.cosmap(),
         training_times.log_normal_sigma(SCHEDULE),
     ):
-        strictly(
-            lambda law=law: training_times.discrete(
-                training_times.draw(KEY, 4, law, uniforms=training_times.stratified), 100
+        trace_strictly(
+            lambda distribution=distribution: training_times.discrete(
+                training_times.draw(KEY, 4, distribution, uniforms=training_times.stratified), 100
             )
         )
-    for way in (training_times.independent, training_times.stratified, training_times.antithetic):
-        strictly(lambda way=way: training_times.draw(KEYS, 4, uniforms=way))
+    for uniforms in (training_times.independent, training_times.stratified, training_times.antithetic):
+        trace_strictly(lambda uniforms=uniforms: training_times.draw(KEYS, 4, uniforms=uniforms))
 
 
-def test_bounds_and_likelihood():
-    for variance, denoise in (("small", half), ("learned", two)):
-        strictly(
+def test_bounds_and_likelihood_trace_strictly():
+    for variance, denoise in (("small", half), ("learned", half_with_variance)):
+        trace_strictly(
             lambda v=variance, d=denoise: diffax.likelihood.variational_bound(KEY, SCHEDULE, d, X, GRID, variance=v)
         )
-    strictly(lambda: diffax.likelihood.continuous_bound(KEY, SCHEDULE, half, X, T, lattice=LATTICE))
-    strictly(lambda: diffax.likelihood.forward_posterior(SCHEDULE, X, X, T, T))
-    strictly(lambda: diffax.likelihood.dequantize(KEY, X, LATTICE))
+    trace_strictly(lambda: diffax.likelihood.continuous_bound(KEY, SCHEDULE, half, X, T, lattice=LATTICE))
+    trace_strictly(lambda: diffax.likelihood.forward_posterior(SCHEDULE, X, X, T, T))
+    trace_strictly(lambda: diffax.likelihood.dequantize(KEY, X, LATTICE))
     for divergence in ("hutchinson", "exact"):
         options = {"divergence": divergence, "probes": 3}
-        strictly(lambda o=options: likelihood.log_likelihood(KEY, SCHEDULE, half, TREE, GRID[::-1], **o))
-    strictly(lambda: adaptive.solve_and_denoise(SCHEDULE, half, X, (0.9, 0.1)))
+        trace_strictly(lambda o=options: likelihood.log_likelihood(KEY, SCHEDULE, half, TREE, GRID[::-1], **o))
+    trace_strictly(lambda: adaptive.solve_and_denoise(SCHEDULE, half, X, (0.9, 0.1)))
 
 
 @pytest.mark.parametrize("weight", [3, jnp.full(4, 3.0), lambda t: 2 * t], ids=["int", "by_example", "function"])
 @pytest.mark.parametrize("t", [0.5, T], ids=["one", "by_example"])
-def test_guidance(weight, t):
-    def every(x):
+def test_guidance_traces_strictly(weight, t):
+    def outputs(x):
         with_label = diffax.batched_classifier_free_guidance(lambda x, t, label: half(x, t), jnp.arange(4), 10, weight)
         yield diffax.classifier_free_guidance(half, half, weight)(x, t)
         yield with_label(x, t)
@@ -219,22 +225,28 @@ def test_guidance(weight, t):
         yield diffax.denoisers.consistency_function(half, SCHEDULE)(x, t)
         yield diffax.denoisers.latent_consistency_function(half)(x, t)
 
-    strictly(lambda: [*every(IMAGES)])
-    strictly(lambda: [*every(IMAGES.astype(jnp.bfloat16))])
+    trace_strictly(lambda: [*outputs(IMAGES)])
+    trace_strictly(lambda: [*outputs(IMAGES.astype(jnp.bfloat16))])
 
 
 @pytest.mark.parametrize("make", [gaussian, mixture])
-def test_oracles(make):
-    law, mask = make(), inverse.Mask(jnp.array([1, 0]))
-    after = inverse.posterior(law, mask, np.array([[1.0, 0.0]]), std=0.1)
+def test_oracles_trace_strictly(make):
+    oracle, mask = make(), inverse.Mask(jnp.array([1, 0]))
+    posterior = inverse.posterior(oracle, mask, np.array([[1.0, 0.0]]), std=0.1)
     level = SCHEDULE(T)
 
-    def every(law):
-        return law.denoise(X, level), law.log_prob(X, level), law.log_prob(X), law.log_prob(X[0]), law.sample(KEY, 5)
+    def evaluate(oracle):
+        return (
+            oracle.denoise(X, level),
+            oracle.log_prob(X, level),
+            oracle.log_prob(X),
+            oracle.log_prob(X[0]),
+            oracle.sample(KEY, 5),
+        )
 
-    strictly(lambda: (every(law), law.score(X, level), law.score(X)))
-    strictly(lambda: every(after))
-    strictly(lambda: analytic.flow(SCHEDULE, law.denoiser(SCHEDULE), X, 0.9, 0.1, num_steps=5))
+    trace_strictly(lambda: (evaluate(oracle), oracle.score(X, level), oracle.score(X)))
+    trace_strictly(lambda: evaluate(posterior))
+    trace_strictly(lambda: analytic.flow(SCHEDULE, oracle.denoiser(SCHEDULE), X, 0.9, 0.1, num_steps=5))
 
 
 OPERATORS = {
@@ -247,18 +259,18 @@ OPERATORS = {
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_inverse_problems(name):
+def test_inverse_problems_trace_strictly(name):
     operator = OPERATORS[name]
     for y in (operator.forward(IMAGES), operator.forward(IMAGES)[:1].astype(int)):
         for std in (0, T):
-            strictly(lambda y=y, std=std: inverse.pigdm(half, SCHEDULE, operator, y, std=std)(IMAGES, T))
-            strictly(lambda y=y, std=std: inverse.mmps(half, SCHEDULE, operator, y, std=std)(IMAGES, 0.5))
-            strictly(lambda y=y, std=std: inverse.diffpir(half, SCHEDULE, operator, y, std=std)(IMAGES, T))
-        strictly(lambda y=y: inverse.ddnm(half, operator, y)(IMAGES, T))
-        strictly(lambda y=y: run(inverse.dps(diffax.ddim(SCHEDULE), operator, y, scale=T), x=IMAGES))
+            trace_strictly(lambda y=y, std=std: inverse.pigdm(half, SCHEDULE, operator, y, std=std)(IMAGES, T))
+            trace_strictly(lambda y=y, std=std: inverse.mmps(half, SCHEDULE, operator, y, std=std)(IMAGES, 0.5))
+            trace_strictly(lambda y=y, std=std: inverse.diffpir(half, SCHEDULE, operator, y, std=std)(IMAGES, T))
+        trace_strictly(lambda y=y: inverse.ddnm(half, operator, y)(IMAGES, T))
+        trace_strictly(lambda y=y: run(inverse.dps(diffax.ddim(SCHEDULE), operator, y, scale=T), x=IMAGES))
         if name.startswith("mask"):
-            strictly(lambda y=y: run(inverse.repaint(diffax.ddpm(SCHEDULE), SCHEDULE, operator, y), x=IMAGES))
-            strictly(lambda y=y: run(inverse.ddnm_plus(SCHEDULE, operator, y, std=T), x=IMAGES))
+            trace_strictly(lambda y=y: run(inverse.repaint(diffax.ddpm(SCHEDULE), SCHEDULE, operator, y), x=IMAGES))
+            trace_strictly(lambda y=y: run(inverse.ddnm_plus(SCHEDULE, operator, y, std=T), x=IMAGES))
 
 
 CONTEXT = {"context": jnp.ones((4, 5, 6)), "context_mask": jnp.ones((4, 5), bool)}
@@ -282,26 +294,26 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks(name):
+def test_networks_trace_strictly(name):
     network, options = NETWORKS[name]
     x = jnp.ones((4, 6, 3)) if name == "dit-points" else IMAGES
-    params = strictly(lambda: network.init(KEY, x, 0.5, **options))
-    strictly(jax.grad(lambda params: network.apply(params, x, T, **options).sum()), params)
+    params = trace_strictly(lambda: network.init(KEY, x, 0.5, **options))
+    trace_strictly(jax.grad(lambda params: network.apply(params, x, T, **options).sum()), params)
 
 
-def test_text_and_the_autoencoder():
+def test_the_text_encoder_and_the_autoencoder_trace_strictly():
     text, tokens = TextEncoder(vocab_size=20, width=16), jnp.ones((4, 5), int)
     network = UNet(**UNETS, attention=Attention(context_dim=16), vector_dim=16)
     for words in (tokens, None):
-        strictly(lambda w=words: Captioned(network, text).init(KEY, IMAGES, 0.5, w))
+        trace_strictly(lambda w=words: Captioned(network, text).init(KEY, IMAGES, 0.5, w))
     autoencoder = Autoencoder(channels=8, channel_multipliers=(1, 2), num_res_blocks=1)
-    strictly(lambda: autoencoder.init_with_output(KEY, IMAGES, KEY))
+    trace_strictly(lambda: autoencoder.init_with_output(KEY, IMAGES, KEY))
 
 
-def test_metrics():
+def test_metrics_run_under_strict_promotion():
     features = np.random.default_rng(0).normal(size=(2, 20, 3))
-    strictly(lambda: metrics.psnr(IMAGES, IMAGES, data_range=2))
-    strictly(lambda: metrics.ssim(IMAGES, IMAGES, data_range=2, window=5))
+    trace_strictly(lambda: metrics.psnr(IMAGES, IMAGES, data_range=2))
+    trace_strictly(lambda: metrics.ssim(IMAGES, IMAGES, data_range=2, window=5))
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         metrics.frechet_infinity(KEY, *features)
         metrics.kernel_distance_subsets(KEY, *features, size=10)

@@ -1,4 +1,4 @@
-"""Every code block of docs/recipes.md runs, in its order, and does what the text says."""
+"""The code blocks of docs/recipes.md run in order, and their results are those that the text states."""
 
 import re
 from pathlib import Path
@@ -14,45 +14,45 @@ PAGE = Path(__file__).parent.parent / "docs" / "recipes.md"
 
 @pytest.fixture(scope="module")
 def names():
-    """What the blocks define."""
-    found: dict = {}
+    """Names that the code blocks define."""
+    namespace: dict = {}
     for i, block in enumerate(re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)):
-        exec(compile(block, f"{PAGE.name}, block {i}", "exec"), found)
-    return found
+        exec(compile(block, f"{PAGE.name}, block {i}", "exec"), namespace)
+    return namespace
 
 
-def off(x, components):
+def distance_in_stds(x, components):
     """The distance of each row to the nearest component, in standard deviations."""
     return np.min(np.linalg.norm(np.asarray(x)[:, None] - components, axis=-1), axis=1) / 0.3
 
 
 @pytest.mark.slow
-def test_sdedit(names):
+def test_sdedit_moves_from_the_sketch_to_the_data_with_the_strength(names):
     sketch, edited, components = names["sketch"], names["edited"], np.asarray(names["data"].means)
-    assert float(jnp.abs(edited[0.02] - sketch).max()) < 0.3  # as it was
-    # Between: the flow of the nearer component, N(m, 0.3^2), maps x_t to m + 0.3 / sqrt(c) (x_t - alpha m).
+    assert float(jnp.abs(edited[0.02] - sketch).max()) < 0.3  # nearly unchanged
+    # At strength 0.4 the flow of the nearer component N(m, 0.3^2) maps x_t to m + 0.3 / sqrt(c) (x_t - alpha m).
     alpha, sigma, _ = names["schedule"](0.4)
     gain = 0.3 / np.sqrt(alpha**2 * 0.09 + sigma**2)
-    half = np.asarray(edited[0.4])
-    half = half[half[:, 0] > 0]
-    assert len(half) > 0.9 * 64
-    wanted = components[1] + gain * alpha * (sketch[0] - components[1])
-    np.testing.assert_allclose(half.mean(0), wanted, atol=0.12)
-    np.testing.assert_allclose(half.std(0), gain * sigma, atol=0.08)
-    assert off(sketch, components).min() > 3 > off(wanted[None], components)[0] * 2
-    assert 0.2 < np.mean(np.asarray(edited[1.0])[:, 0] > 0) < 0.8  # nothing left of it
-    assert names["sdedit"]._cache_size() == 1  # one compile for every strength
+    edited_half = np.asarray(edited[0.4])
+    edited_half = edited_half[edited_half[:, 0] > 0]
+    assert len(edited_half) > 0.9 * 64
+    expected_mean = components[1] + gain * alpha * (sketch[0] - components[1])
+    np.testing.assert_allclose(edited_half.mean(0), expected_mean, atol=0.12)
+    np.testing.assert_allclose(edited_half.std(0), gain * sigma, atol=0.08)
+    assert distance_in_stds(sketch, components).min() > 3 > distance_in_stds(expected_mean[None], components)[0] * 2
+    assert 0.2 < np.mean(np.asarray(edited[1.0])[:, 0] > 0) < 0.8  # independent of the sketch
+    assert names["sdedit"]._cache_size() == 1  # all strengths share one compilation
 
 
-def test_inpainting(names):
+def test_inpainting_keeps_the_known_entry_and_samples_the_other(names):
     components = np.asarray(names["data"].means)
     for x in names["inpainted"].values():
         np.testing.assert_allclose(x[:, 0], 2.2, atol=1e-3)
-        assert np.mean(off(x, components) < 3) > 0.9  # of the component that the known entry belongs to
+        assert np.mean(distance_in_stds(x, components) < 3) > 0.9  # near the component that contains the known entry
         assert 0.15 < float(jnp.std(x[:, 1])) < 0.4
 
 
-def test_inversion(names):
+def test_inversion_recovers_the_images_and_moves_them(names):
     images = names["images"]
     assert float(jnp.abs(names["images_again"] - images).max()) < 0.1
     assert float(jnp.abs(names["noise"].std() - 1)) < 0.2
@@ -60,7 +60,7 @@ def test_inversion(names):
     assert float(jnp.abs(shift - jnp.array([0.0, 1.0])).max()) < 0.15
 
 
-def test_trajectories(names):
+def test_trajectories_are_recorded_and_watched(names):
     x, path, x0_path = names["x"], names["path"], names["x0_path"]
     assert path.shape == x0_path.shape == (19, 64, 2)
     np.testing.assert_array_equal(path[-1], x)
@@ -73,5 +73,5 @@ def test_trajectories(names):
 @pytest.mark.parametrize("name", ["corrected", "restarted", "generated"])
 def test_wrapped_samplers_sample_the_data(name, names):
     x = np.asarray(names[name])
-    assert np.mean(off(x, np.asarray(names["data"].means)) < 2.5) > 0.9
+    assert np.mean(distance_in_stds(x, np.asarray(names["data"].means)) < 2.5) > 0.9
     assert 0.35 < np.mean(x[:, 0] > 0) < 0.65

@@ -1,4 +1,4 @@
-"""The loop: counts of calls, records, keys by example, trees, networks of any kind."""
+"""The sampling loop: number of calls, recorded states, keys for each example, trees, networks of other frameworks."""
 
 from functools import partial
 
@@ -70,14 +70,14 @@ SAMPLERS |= {
         diffax.ddpm(schedule), diffax.inverse.Mask(np.array([1, 0, 0])), jnp.ones((1, 3)), scale=0.3
     ),
 }
-by_name = exam.spread(SAMPLERS, FEW)
+every_sampler = exam.spread(SAMPLERS, FEW)
 
 
 def guided(x, t):
-    """A denoiser that takes norms and quantiles, each example's own."""
-    conditional, plain = (lambda x, t: jnp.tanh(x) + 0.1), (lambda x, t: 0.5 * x)
+    """A denoiser that computes norms and quantiles for each example."""
+    conditional, unconditional = (lambda x, t: jnp.tanh(x) + 0.1), (lambda x, t: 0.5 * x)
     return diffax.denoisers.clip_dynamic(
-        diffax.adaptive_projected_guidance(conditional, plain, 1.5, threshold=1.0), limit=2.0
+        diffax.adaptive_projected_guidance(conditional, unconditional, 1.5, threshold=1.0), limit=2.0
     )(x, t)
 
 
@@ -89,53 +89,53 @@ def generate(name, keys, x):
 
 
 @pytest.mark.slow_cases("key-ddpm", "key-churn", "key-dpmpp_sde", "key-sa_solver", "key-predictor_corrector")
-@by_name
+@every_sampler
 @pytest.mark.parametrize("single", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["key", "keys"])
 def test_an_example_does_not_depend_on_its_batch(name, single):
     x = jax.random.normal(jax.random.key(1), (64, 3))
     keys = KEY if single else jax.random.split(KEY, 64)
     run = jax.jit(lambda keys, x: generate(name, keys, x))
-    all_of_them = run(keys, x)
+    whole_batch = run(keys, x)
     for size in (1, 7):
-        np.testing.assert_allclose(run(keys if single else keys[:size], x[:size]), all_of_them[:size], rtol=1e-4)
-    assert len(np.unique(np.asarray(all_of_them))) == all_of_them.size
+        np.testing.assert_allclose(run(keys if single else keys[:size], x[:size]), whole_batch[:size], rtol=1e-4)
+    assert len(np.unique(np.asarray(whole_batch))) == whole_batch.size
 
 
 @pytest.mark.slow_cases("ddpm", "churn", "unipc", "sa_solver", "predictor_corrector")
-@by_name
-def test_noise_by_example_does_not_depend_on_the_devices(name):
-    """Eight devices, a key for each example, by pmap and by jit over a mesh: the same numbers as on one."""
+@every_sampler
+def test_noise_from_keys_by_example_does_not_depend_on_the_devices(name):
+    """With a key for each example, pmap and jit over a mesh of eight devices give the same x as one device."""
     keys, x = jax.random.split(KEY, 16), jax.random.normal(jax.random.key(1), (16, 3))
-    alone = jax.jit(lambda keys, x: generate(name, keys, x))(keys, x)
-    mapped = jax.pmap(lambda keys, x: generate(name, keys, x))(keys.reshape(8, 2), x.reshape(8, 2, 3))
-    np.testing.assert_allclose(mapped.reshape(16, 3), alone, rtol=1e-5, atol=3e-7)
+    single_device = jax.jit(lambda keys, x: generate(name, keys, x))(keys, x)
+    by_pmap = jax.pmap(lambda keys, x: generate(name, keys, x))(keys.reshape(8, 2), x.reshape(8, 2, 3))
+    np.testing.assert_allclose(by_pmap.reshape(16, 3), single_device, rtol=1e-5, atol=3e-7)
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     shards = jax.NamedSharding(mesh, jax.P("batch"))
-    spread = jax.jit(lambda keys, x: generate(name, keys, x))(*jax.device_put((keys, x), shards))
-    assert len(spread.sharding.device_set) == 8
-    np.testing.assert_allclose(spread, alone, rtol=1e-5, atol=3e-7)
+    by_mesh = jax.jit(lambda keys, x: generate(name, keys, x))(*jax.device_put((keys, x), shards))
+    assert len(by_mesh.sharding.device_set) == 8
+    np.testing.assert_allclose(by_mesh, single_device, rtol=1e-5, atol=3e-7)
 
 
-def test_a_grid_for_each_example():
+def test_each_example_may_have_its_own_grid():
     sampler = diffax.ddim(SCHEDULE)
     grids = jnp.stack([jnp.linspace(1.0, 0.1, 6), jnp.linspace(0.7, 0.01, 6)], axis=1)
     x = jnp.array([[1.0], [2.0]])
-    both = diffax.sample(KEY, sampler, shrink, x, grids)
+    together = diffax.sample(KEY, sampler, shrink, x, grids)
     for i in range(2):
-        alone = diffax.sample(KEY, sampler, shrink, x[i : i + 1], grids[:, i])
-        np.testing.assert_allclose(both[i : i + 1], alone, rtol=1e-6)
+        single = diffax.sample(KEY, sampler, shrink, x[i : i + 1], grids[:, i])
+        np.testing.assert_allclose(together[i : i + 1], single, rtol=1e-6)
 
 
 @pytest.mark.slow_cases(but=["ipndm"])
 @pytest.mark.parametrize("make", [diffax.unipc, diffax.pndm, diffax.ipndm, diffax.dpmpp_3m])
-def test_a_grid_for_each_example_is_its_own_also_with_a_memory(make):
-    """One of them repeats a point, where the other moves."""
+def test_each_example_may_have_its_own_grid_with_multistep_samplers(make):
+    """The first grid repeats a point where the second one moves."""
     grids = jnp.array([[0.9, 0.9, 0.7, 0.4, 0.2], [0.9, 0.8, 0.6, 0.3, 0.2]]).T
     x, sampler = jnp.array([[1.0], [2.0]]), make(SCHEDULE)
     run = lambda x, times: diffax.integrate(KEY, sampler, lambda x, t: jnp.tanh(x), x, times).x
-    both = run(x, grids)
+    together = run(x, grids)
     for i in range(2):
-        np.testing.assert_allclose(both[i], run(x[i : i + 1], grids[:, i])[0], rtol=1e-5)
+        np.testing.assert_allclose(together[i], run(x[i : i + 1], grids[:, i])[0], rtol=1e-5)
 
 
 @pytest.mark.slow_cases(but=["<lambda>4"])
@@ -146,17 +146,17 @@ def test_a_grid_for_each_example_is_its_own_also_with_a_memory(make):
     lambda eta: samplers.ancestral(diffax.heun(SCHEDULE), SCHEDULE, eta=eta),
     lambda eta: samplers.churn(diffax.heun(SCHEDULE), SCHEDULE, 3 * eta),
 ])  # fmt: skip
-def test_a_hyperparameter_for_each_example(make):
+def test_each_example_may_have_its_own_hyperparameter(make):
     eta, x, grid = (
         jnp.array([0.2, 0.9]),
         jnp.array([[1.0], [2.0]]),
         diffax.times.uniform(SCHEDULE, 6, t_max=0.9, t_min=0.1),
     )
     keys = jax.random.split(KEY, 2)
-    both = diffax.integrate(keys, make(eta), shrink, x, grid).x
+    together = diffax.integrate(keys, make(eta), shrink, x, grid).x
     for i in range(2):
-        alone = diffax.integrate(keys[i : i + 1], make(eta[i]), shrink, x[i : i + 1], grid).x
-        np.testing.assert_allclose(both[i : i + 1], alone, rtol=1e-5)
+        single = diffax.integrate(keys[i : i + 1], make(eta[i]), shrink, x[i : i + 1], grid).x
+        np.testing.assert_allclose(together[i : i + 1], single, rtol=1e-5)
 
 
 def test_bad_input():
@@ -170,7 +170,7 @@ def test_bad_input():
 
 
 def test_the_program_does_not_grow_with_the_number_of_steps():
-    """So neither does the time to compile it."""
+    """Therefore the compile time does not grow either."""
 
     def program(n):
         run = lambda x, times: diffax.sample(KEY, diffax.unipc(SCHEDULE), shrink, x, times)
@@ -180,34 +180,34 @@ def test_the_program_does_not_grow_with_the_number_of_steps():
     assert len(sizes) == 1
 
 
-def test_trees_are_sampled_as_their_parts_would_be():
+def test_trees_are_sampled_like_their_leaves():
     x = {"image": jnp.ones((2, 4, 4, 1)), "depth": 2 * jnp.ones((2, 4))}
     grid = diffax.times.uniform(SCHEDULE, 4)
     tree = diffax.sample(KEY, diffax.ddim(SCHEDULE), shrink, x, grid)
     for name, leaf in x.items():
         np.testing.assert_allclose(tree[name], diffax.sample(KEY, diffax.ddim(SCHEDULE), shrink, leaf, grid))
     noisy = diffax.sample(KEY, diffax.ddpm(SCHEDULE), shrink, {"a": x["depth"], "b": x["depth"]}, grid)
-    assert float(jnp.abs(noisy["a"] - noisy["b"]).min()) > 0  # leaves do not share their noise
+    assert float(jnp.abs(noisy["a"] - noisy["b"]).min()) > 0  # each leaf has its own noise
 
 
-def test_keys_of_another_batch_are_refused():
+def test_keys_of_another_batch_size_raise():
     with pytest.raises(ValueError, match=r"key must have shape \(\) or \(2,\), got \(3,\)"):
         diffax.sample(
             jax.random.split(KEY, 3), diffax.ddpm(SCHEDULE), shrink, jnp.ones((2, 1)), diffax.times.uniform(SCHEDULE, 3)
         )
 
 
-def test_noise_of_another_level_is_named():
-    """Drawn at t = 1, sigma = 348, and sampled from sigma = 80: data of std 0.5 would come out with std 1.9."""
+def test_noise_of_a_wrong_level_raises():
+    """Noise of sigma = 348 (t = 1) on a grid from sigma = 80 would give data of std 1.9 in place of 0.5."""
     schedule = diffax.LogLinear(0.01, 348.0)
     grid = diffax.times.uniform_log_snr(schedule, 3)
     run = lambda x: diffax.sample(KEY, diffax.ddim(schedule), shrink, x, grid)
     run(diffax.initial_noise(KEY, schedule, (40, 2)))
-    run(jnp.ones((2, 1)))  # too few to tell
-    wrong = diffax.initial_noise(KEY, schedule, (40, 2), 1.0)
+    run(jnp.ones((2, 1)))  # too few values to estimate their standard deviation
+    too_noisy = diffax.initial_noise(KEY, schedule, (40, 2), 1.0)
     with pytest.raises(ValueError, match=r"x must have the standard deviation 80 of the noise at times\[0\] = 0.859"):
-        run(wrong)
-    jax.jit(run)(wrong)  # traced: the caller's business
+        run(too_noisy)
+    jax.jit(run)(too_noisy)  # a traced x is not checked
 
 
 def test_the_same_jitted_call_compiles_once():
@@ -224,8 +224,8 @@ def test_the_same_jitted_call_compiles_once():
     assert len(traces) == 1
 
 
-def test_an_nnx_network_is_sampled():
-    """The core sees (x, t) -> y and nothing of the framework behind it."""
+def test_an_nnx_network_can_be_sampled():
+    """The core needs a function (x, t) -> y from any framework."""
 
     class Net(nnx.Module):
         def __init__(self, rngs):
@@ -247,16 +247,16 @@ def test_an_nnx_network_is_sampled():
     x = generate(params, KEY)
     assert x.shape == (5, 2)
     by_hand = diffax.initial_noise(KEY, SCHEDULE, (5, 2))
-    net = nnx.merge(graph, params)
+    network = nnx.merge(graph, params)
     grid = diffax.times.uniform(SCHEDULE, 6)
     for t, s in zip(grid, [*grid[1:], None], strict=True):
-        x0, eps = diffax.predictions.split("v", SCHEDULE, net(by_hand, t), by_hand, t)
+        x0, eps = diffax.predictions.split("v", SCHEDULE, network(by_hand, t), by_hand, t)
         by_hand = x0 if s is None else diffax.diffuse(SCHEDULE, x0, eps, s)
     np.testing.assert_allclose(x, by_hand, atol=1e-4)
 
 
 def wrapped_finish(name):
-    """A sampler whose `finish` marks what it was given, inside a wrapper that holds its state."""
+    """A sampler whose `finish` returns 100 + x t, bare or inside a wrapper that holds its state."""
     schedule = diffax.Cosine()
     inner = diffax.ddim(schedule)._replace(finish=lambda key, denoise, state, t: 100 + state.x * t)
     if name == "churn":
@@ -269,7 +269,7 @@ def wrapped_finish(name):
 
 
 @pytest.mark.parametrize("name", ["bare", "churn", "guidance_momentum"])
-def test_a_sampler_says_how_it_finishes(name):
+def test_the_last_call_is_the_finish_of_the_sampler(name):
     times, x = jnp.array([0.8, 0.5, 0.25]), jnp.ones((2, 3))
     sampler, denoise = wrapped_finish(name), lambda x, t: x / 3
     key = jax.random.key(1)

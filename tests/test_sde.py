@@ -1,4 +1,4 @@
-"""The SDE of a schedule: textbook coefficients, laws of its solvers, density by density on a mixture."""
+"""The SDE of a schedule: textbook coefficients, and the exact distributions that its solvers produce."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exam import SCHEDULES, Law, law
+from exam import SCHEDULES, EndDistribution, end_distribution
 from scipy.interpolate import CubicSpline
 from test_laws import check_limit
 
@@ -45,15 +45,15 @@ TEXTBOOK = {  # name: (f, g^2)
 
 @pytest.mark.slow_cases("linear")
 @pytest.mark.parametrize("name", TEXTBOOK)
-def test_the_textbook_s_coefficients(name):
-    found = sde.coefficients(SCHEDULES[name], T)
-    for value, known in zip(found, TEXTBOOK[name], strict=True):
-        np.testing.assert_allclose(value, known(T), rtol=1e-9, atol=1e-12)
+def test_coefficients_are_those_of_the_textbook(name):
+    coefficients = sde.coefficients(SCHEDULES[name], T)
+    for value, expected in zip(coefficients, TEXTBOOK[name], strict=True):
+        np.testing.assert_allclose(value, expected(T), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.slow_cases("laplace-sub_vp", "linear_betas", "cosine_betas")
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_they_carry_alpha_and_sigma(name):
+def test_coefficients_reproduce_the_slopes_of_alpha_and_sigma(name):
     """d alpha = f alpha dt and d sigma^2 = (2 f sigma^2 + g^2) dt, by central differences away from a table's nodes."""
     schedule, h = SCHEDULES[name], 1e-6
     t = T + 0.00031
@@ -64,14 +64,14 @@ def test_they_carry_alpha_and_sigma(name):
     np.testing.assert_allclose(slope, 2 * f * level.sigma**2 + g2, rtol=1e-5, atol=1e-6)
 
 
-def test_the_score_is_the_oracle_s():
+def test_the_score_is_that_of_the_oracle():
     schedule, x = SCHEDULES["flow"], jnp.linspace(-2, 2, 5)[:, None]
     np.testing.assert_allclose(
         sde.score(oracle().denoiser(schedule), schedule, x, 0.4), oracle().score(x, schedule(0.4))
     )
 
 
-# Laws on a Gaussian
+# Distributions on Gaussian data
 
 
 def affine_drift(schedule, t, eta, sign):
@@ -97,18 +97,18 @@ def by_hand(schedule, times, eta, heun):
         else:
             step, shift, added = 1 + h * a, h * b, eta**2 * abs(h) * g2
         offset, slope, variance = step * offset + shift, step * slope, step**2 * variance + added
-    return Law(offset, slope, variance)
+    return EndDistribution(offset, slope, variance)
 
 
 @pytest.mark.slow_cases(but=["edm-euler_maruyama"])
 @pytest.mark.parametrize("make", [samplers.euler_maruyama, samplers.stochastic_heun])
 @pytest.mark.parametrize("name", ["linear", "sub_vp", "flow", "edm"])
-def test_the_scheme_s_recursion(name, make):
-    """In both directions."""
+def test_solvers_follow_the_recursion_of_their_scheme(name, make):
+    """On falling and on rising grids."""
     schedule = SCHEDULES[name]
     for times in (np.array([0.8, 0.7, 0.55, 0.4, 0.3]), np.array([0.2, 0.3, 0.5, 0.6])):
-        found = law(make(schedule, eta=0.7), oracle().denoiser(schedule), times)
-        np.testing.assert_allclose(found, by_hand(schedule, times, 0.7, make is samplers.stochastic_heun), rtol=1e-9)
+        result = end_distribution(make(schedule, eta=0.7), oracle().denoiser(schedule), times)
+        np.testing.assert_allclose(result, by_hand(schedule, times, 0.7, make is samplers.stochastic_heun), rtol=1e-9)
 
 
 @pytest.mark.slow_cases(
@@ -122,36 +122,36 @@ def test_the_scheme_s_recursion(name, make):
 @pytest.mark.parametrize("eta", [0.6, *(pytest.param(eta, marks=pytest.mark.slow) for eta in (0.0, 1.0))])
 @pytest.mark.parametrize("make", [samplers.euler_maruyama, samplers.stochastic_heun])
 @pytest.mark.parametrize("name", ["linear", "sub_vp", "flow", "edm"])
-def test_the_marginals_are_approached_at_the_claimed_order(name, make, eta):
+def test_marginals_converge_at_the_claimed_order(name, make, eta):
     check_limit(make(SCHEDULES[name], eta=eta), SCHEDULES[name], t_max=0.8, steps=(200, 400))
 
 
-def test_a_twentieth_too_much_noise_is_noticed(monkeypatch):
-    """Negative control."""
+def test_noise_that_is_5_percent_too_strong_is_detected(monkeypatch):
+    """Negative control: g^2 is 5 % too large."""
     schedule = SCHEDULES["linear"]
     exact = diffax.samplers._sde.coefficients
     wrong = lambda schedule, t: exact(schedule, t)._replace(diffusion2=1.05 * exact(schedule, t).diffusion2)
     monkeypatch.setattr(diffax.samplers._sde, "coefficients", wrong)
-    with pytest.raises(AssertionError, match="in law, measured"):
+    with pytest.raises(AssertionError, match="in distribution, measured"):
         check_limit(samplers.stochastic_heun(schedule), schedule, t_max=0.8, steps=(200, 400))
 
 
 @pytest.mark.slow_cases(but=["log_linear"])
 @pytest.mark.parametrize("name", ["linear", "sub_vp", "log_linear", "flow"])
-def test_over_a_rising_grid_it_simulates_the_forward_sde(name):
-    """Whatever the denoiser: mean and variance of q(x_t | x_s), at order 1 and 2."""
+def test_a_rising_grid_simulates_the_forward_sde(name):
+    """Mean and variance converge to those of q(x_t | x_s) at order 1 and 2, for any denoiser."""
     schedule, s, t = SCHEDULES[name], 0.1, 0.7
     scale, std = diffax.schedules.transition(schedule, t, s)
     for make, order in ((samplers.euler_maruyama, 1), (samplers.stochastic_heun, 2)):
         errors = []
         for n in (100, 200):
-            found = law(make(schedule), lambda x, t: 0 * x + 9.0, np.linspace(s, t, n + 1))
-            assert abs(found.offset) < 1e-9
-            errors.append(max(abs(found.slope / scale - 1), abs(found.variance / std**2 - 1)))
+            result = end_distribution(make(schedule), lambda x, t: 0 * x + 9.0, np.linspace(s, t, n + 1))
+            assert abs(result.offset) < 1e-9
+            errors.append(max(abs(result.slope / scale - 1), abs(result.variance / std**2 - 1)))
         assert abs(np.log2(errors[0] / errors[1]) - order) < 0.2
 
 
-def test_eta_is_traced_and_bad_values_are_refused():
+def test_eta_may_be_traced_and_bad_values_raise():
     schedule, x = SCHEDULES["linear"], jnp.ones((3, 1))
 
     def total(make, eta):
@@ -165,19 +165,20 @@ def test_eta_is_traced_and_bad_values_are_refused():
             make(schedule, eta=1.5)
 
 
-# Density by density on a mixture in one dimension: no draws, so that the bias is seen at its rate
+# Densities on a mixture in one dimension, propagated step by step. There is no Monte Carlo error, so the order of the
+# bias can be measured.
 
 
-def law_of_mixture():
+def mixture_1d():
     return analytic.Mixture(np.array([0.25, 0.75]), np.array([[-1.2], [0.9]]), 0.25)
 
 
 GRID = np.linspace(-4.5, 4.5, 601)
 
 
-def propagated(sampler, schedule, times, density):
-    """The density on GRID after each step x -> F(x) + b z, from what a step does to z = 0 and to z = 1."""
-    denoise = law_of_mixture().denoiser(schedule)
+def propagate(sampler, schedule, times, density):
+    """The density on GRID at the end of the grid. Each step is x -> F(x) + b z; F and b follow from z = 0 and z = 1."""
+    denoise = mixture_1d().denoiser(schedule)
     x = jnp.asarray(GRID)[:, None]
 
     @jax.jit
@@ -189,48 +190,50 @@ def propagated(sampler, schedule, times, density):
                 parts.append(sampler.step(KEY, denoise, sampler.init(x, jnp.stack([t, s])), t, s).x[:, 0])
         return parts
 
-    dx, known = GRID[1] - GRID[0], {}
+    dx, kernels = GRID[1] - GRID[0], {}
     for pair in itertools.pairwise(times):
-        if pair not in known:
+        if pair not in kernels:
             mean, shifted = (np.asarray(v) for v in move(*jnp.asarray(pair)))
             std = (shifted - mean)[0]
             kernel = np.exp(-0.5 * ((GRID[:, None] - mean) / std) ** 2) / (std * np.sqrt(2 * np.pi))
-            known = {pair: kernel * dx}  # a repeated level needs it again
-        density = known[pair] @ density
+            kernels = {pair: kernel * dx}  # keep the last kernel only: repeated levels need it again
+        density = kernels[pair] @ density
     return density / (density.sum() * dx)
 
 
-def statistics(density):
-    """Mean, variance and the weight of the upper mode."""
+def moments_and_weight(density):
+    """Mean, variance and weight of the upper mode."""
     dx = GRID[1] - GRID[0]
     mean = (GRID * density).sum() * dx
     return np.array([mean, ((GRID - mean) ** 2 * density).sum() * dx, density[GRID > 0].sum() * dx])
 
 
-def exact(schedule, t):
-    return np.exp(np.asarray(law_of_mixture().log_prob(GRID[:, None], schedule(t))))
+def exact_density(schedule, t):
+    return np.exp(np.asarray(mixture_1d().log_prob(GRID[:, None], schedule(t))))
 
 
 @pytest.mark.slow
-def test_the_reverse_sde_reaches_the_mixture_s_law_at_order_1():
-    """Mean, variance and the modes' weights."""
+def test_the_reverse_sde_converges_to_the_mixture_at_order_1():
+    """Bias of the mean, the variance and the weight of the upper mode."""
     schedule, (t, s) = SCHEDULES["linear"], (0.7, 0.12)
-    wanted, errors = statistics(exact(schedule, s)), []
+    exact_moments, errors = moments_and_weight(exact_density(schedule, s)), []
     for n in (100, 200, 400):
         times = diffax.times.uniform_log_snr(schedule, n + 1, t_max=t, t_min=s).tolist()
-        found = statistics(propagated(samplers.euler_maruyama(schedule), schedule, times, exact(schedule, t)))
-        errors.append(np.abs(found - wanted))
+        moments = moments_and_weight(
+            propagate(samplers.euler_maruyama(schedule), schedule, times, exact_density(schedule, t))
+        )
+        errors.append(np.abs(moments - exact_moments))
     print("bias of mean, variance, weight by number of steps:", *np.round(errors, 5))
     assert np.max(errors[-1]) < 0.01
     assert (np.abs(np.log2(np.max(errors[1]) / np.max(errors[2])) - 1) < 0.2).all()
 
 
-def expected(sampler, schedule, times, start):
-    """E f(x) at the end for f = x, x^2 and a smooth step, backwards over the grid: u_t(x) = sum_j w_j u_s(F(x, z_j)).
+def expectations(sampler, schedule, times, start):
+    """E f(x) at the end for f = x, x^2 and a smooth step, by the backward recursion u_t(x) = sum_j w_j u_s(F(x, z_j)).
 
-    For steps in which the noise goes through the drift. start: the density at times[0].
+    This also covers steps in which the noise enters the drift. start: the density at times[0].
     """
-    denoise, (nodes, weights) = law_of_mixture().denoiser(schedule), np.polynomial.hermite_e.hermegauss(9)
+    denoise, (nodes, weights) = mixture_1d().denoiser(schedule), np.polynomial.hermite_e.hermegauss(9)
     x, dx = jnp.asarray(GRID)[:, None], GRID[1] - GRID[0]
 
     @jax.jit
@@ -246,85 +249,89 @@ def expected(sampler, schedule, times, start):
     return (values(GRID) * start[:, None]).sum(0) * dx
 
 
-def test_stochastic_heun_reaches_the_mixture_s_law_at_order_2():
-    """Its noise goes through a drift that is not affine."""
+def test_stochastic_heun_converges_to_the_mixture_at_order_2():
+    """The noise of a step enters a drift that is not affine."""
     schedule, (t, s) = SCHEDULES["linear"], (0.7, 0.2)
-    wanted = (np.stack([GRID, GRID**2, np.tanh(2 * GRID)]) * exact(schedule, s)).sum(1) * (GRID[1] - GRID[0])
+    exact = (np.stack([GRID, GRID**2, np.tanh(2 * GRID)]) * exact_density(schedule, s)).sum(1) * (GRID[1] - GRID[0])
     errors = []
     for n in (30, 60):
         times = diffax.times.uniform_log_snr(schedule, n + 1, t_max=t, t_min=s)
-        found = expected(samplers.stochastic_heun(schedule), schedule, times, exact(schedule, t))
-        errors.append(np.abs(found - wanted))
+        result = expectations(samplers.stochastic_heun(schedule), schedule, times, exact_density(schedule, t))
+        errors.append(np.abs(result - exact))
     print("bias of x, x^2 and a smooth step by number of steps:", *np.round(errors, 6))
     assert abs(np.log2(np.max(errors[0]) / np.max(errors[1])) - 2) < 0.3
 
 
 @pytest.mark.slow
-def test_in_two_dimensions_the_covariance_and_the_weights_are_right():
-    """By Monte Carlo, 40,000 paths of 150 steps: mean, covariance and weights, the floor printed."""
-    law = analytic.Mixture(np.array([0.3, 0.7]), np.array([[-1.0, 0.5], [0.8, -0.4]]), 0.1)
+def test_covariance_and_weights_are_exact_in_two_dimensions():
+    """Monte Carlo with 40,000 paths of 150 steps: mean, covariance and weight of a mode. Prints errors in floors."""
+    target = analytic.Mixture(np.array([0.3, 0.7]), np.array([[-1.0, 0.5], [0.8, -0.4]]), 0.1)
     schedule, (t, s), n = SCHEDULES["linear"], (0.7, 0.1), 40000
 
     def features(x):
         second = x[:, :, None] * x[:, None, :]
         return jnp.concatenate([x, second.reshape(len(x), 4), (x[:, :1] > 0).astype(float)], 1)
 
-    wanted = features(data(law, schedule, s, 400000))
+    exact = features(draw_marginal(target, schedule, s, 400000))
     times = diffax.times.uniform_log_snr(schedule, 151, t_max=t, t_min=s)
     for make in (samplers.euler_maruyama, samplers.stochastic_heun):
-        run = jax.jit(lambda x, make=make: diffax.integrate(KEY, make(schedule), law.denoiser(schedule), x, times).x)
-        found = features(run(data(law, schedule, t, n)))
-        floor = found.std(0) / np.sqrt(n)
-        print("off by, in floors:", np.round((found.mean(0) - wanted.mean(0)) / floor, 1))
-        bias = 0.01 if make is samplers.euler_maruyama else 0.002  # of 150 steps, seen in one dimension
-        assert (np.abs(found.mean(0) - wanted.mean(0)) < 4 * floor + bias).all()
+        run = jax.jit(lambda x, make=make: diffax.integrate(KEY, make(schedule), target.denoiser(schedule), x, times).x)
+        result = features(run(draw_marginal(target, schedule, t, n)))
+        floor = result.std(0) / np.sqrt(n)
+        print("errors in Monte Carlo floors:", np.round((result.mean(0) - exact.mean(0)) / floor, 1))
+        bias = 0.01 if make is samplers.euler_maruyama else 0.002  # bias of 150 steps, measured in one dimension
+        assert (np.abs(result.mean(0) - exact.mean(0)) < 4 * floor + bias).all()
 
 
-def data(law, schedule, t, n):
-    """Draws of the law at time t."""
-    x0 = law.sample(jax.random.key(1), n)
+def draw_marginal(target, schedule, t, n):
+    """n draws from the marginal distribution at time t."""
+    x0 = target.sample(jax.random.key(1), n)
     return diffax.diffuse(schedule, x0, jax.random.normal(jax.random.key(2), x0.shape), t)
 
 
-def test_annealed_langevin_reaches_the_mixture_s_law_with_a_bias_of_its_step_size_squared():
-    """Levels down to t with many steps each; then only the bias of the head of `langevin` is left, O(k^2)."""
+def test_annealed_langevin_has_a_bias_of_the_squared_step_size():
+    """With many steps at each level only the bias O(k^2) remains; the module docstring of `langevin` derives it."""
     schedule, end = diffax.LogLinear(0.1, 3.0), 0.25
     levels = np.linspace(0.75, end, 7)
-    wanted, errors = statistics(exact(schedule, end)), []
+    exact_moments, errors = moments_and_weight(exact_density(schedule, end)), []
     for k in (0.4, 0.2):
         times = np.repeat(levels, int(20 / k**2)).tolist()
-        found = statistics(
-            propagated(samplers.annealed_langevin(schedule, step_size=k), schedule, times, exact(schedule, levels[0]))
+        moments = moments_and_weight(
+            propagate(
+                samplers.annealed_langevin(schedule, step_size=k), schedule, times, exact_density(schedule, levels[0])
+            )
         )
-        errors.append(np.abs(found - wanted))
+        errors.append(np.abs(moments - exact_moments))
     print("bias of mean, variance, weight for k = 0.4, 0.2:", *np.round(errors, 5))
     assert errors[1][1] < 0.02
     assert abs(np.log2(errors[0][1] / errors[1][1]) - 2) < 0.4
     assert errors[1][2] < 0.01
 
 
-def test_unadjusted_langevin_is_annealed_langevin_at_one_level():
-    """A constant grid: from far away to the stationary law of the module's head."""
+def test_annealed_langevin_at_one_level_is_unadjusted_langevin():
+    """On a constant grid any start converges to the stationary distribution in the module docstring of `langevin`."""
     schedule, t, k = SCHEDULES["log_linear"], 0.6, 0.3
     c = VARIANCE + float(schedule(t).sigma) ** 2
-    found = law(samplers.annealed_langevin(schedule, step_size=k), oracle().denoiser(schedule), np.full(400, t))
-    np.testing.assert_allclose(found.offset, MEAN, rtol=1e-9)
-    np.testing.assert_allclose(found.slope, 0, atol=1e-9)
-    np.testing.assert_allclose(found.variance, c / (1 - k**2 * float(schedule(t).sigma) ** 2 / c), rtol=1e-9)
+    result = end_distribution(
+        samplers.annealed_langevin(schedule, step_size=k), oracle().denoiser(schedule), np.full(400, t)
+    )
+    np.testing.assert_allclose(result.offset, MEAN, rtol=1e-9)
+    np.testing.assert_allclose(result.slope, 0, atol=1e-9)
+    np.testing.assert_allclose(result.variance, c / (1 - k**2 * float(schedule(t).sigma) ** 2 / c), rtol=1e-9)
 
 
-def test_langevin_with_steps_by_signal_to_noise_ratio_has_the_law_it_should():
-    """At one level in 64 dimensions, by Monte Carlo: E 1 / |x|^2 = 1 / (c (1 + r^2) (D + 2)), as in test_correctors."""
+def test_langevin_with_steps_by_signal_to_noise_ratio_has_the_exact_moment():
+    """At one level in 64 dimensions E 1 / |x|^2 = 1 / (c (1 + r^2) (D + 2)), as test_correctors.py derives."""
     schedule, t, r, d = SCHEDULES["log_linear"], 0.6, 0.3, 64
-    data = analytic.Gaussian.from_covariance(np.zeros(d), VARIANCE)
+    oracle = analytic.Gaussian.from_covariance(np.zeros(d), VARIANCE)
     c = VARIANCE + float(schedule(t).sigma) ** 2
     x = np.sqrt(c) * np.random.default_rng(0).normal(size=(2000, d))
     sampler = samplers.annealed_langevin(schedule, snr=r)
-    end = jax.jit(lambda x: diffax.integrate(KEY, sampler, data.denoiser(schedule), x, jnp.full(120, t)).x)(x)
-    found, wanted = 1 / np.sum(np.asarray(end) ** 2, 1), 1 / (c * (1 + r**2) * (d + 2))
-    floor = found.std() / np.sqrt(len(found))
-    print(f"E 1 / |x|^2: {found.mean():.6f}, exactly {wanted:.6f}, Monte Carlo floor {floor:.6f}")
-    assert abs(found.mean() - wanted) < 4 * floor
-    assert abs(wanted * (1 + r**2) - wanted) > 8 * floor  # without the bias it would be seen
+    end = jax.jit(lambda x: diffax.integrate(KEY, sampler, oracle.denoiser(schedule), x, jnp.full(120, t)).x)(x)
+    inverse_squares, exact = 1 / np.sum(np.asarray(end) ** 2, 1), 1 / (c * (1 + r**2) * (d + 2))
+    floor = inverse_squares.std() / np.sqrt(len(inverse_squares))
+    print(f"E 1 / |x|^2: {inverse_squares.mean():.6f}, exactly {exact:.6f}, Monte Carlo floor {floor:.6f}")
+    assert abs(inverse_squares.mean() - exact) < 4 * floor
+    assert abs(exact * (1 + r**2) - exact) > 8 * floor  # the value without the factor 1 + r^2 would fail
     with pytest.raises(ValueError, match="one of snr and step_size must be given"):
         samplers.annealed_langevin(schedule)

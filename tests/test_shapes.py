@@ -1,4 +1,4 @@
-"""Wrong shapes, types and orders of arguments: an error of one line that names the argument, before anything runs."""
+"""Arguments of wrong shape, type or order raise a one-line error that names the argument before anything runs."""
 
 import functools
 
@@ -30,11 +30,11 @@ def narrow(x, t):
     return x[:, :1]
 
 
-def flat(x, t):
+def without_last_axis(x, t):
     return x[:, 0]
 
 
-def learned(x, t):
+def with_narrow_variance(x, t):
     return diffax.Moments(x, x[:, :1])
 
 
@@ -50,14 +50,14 @@ def guided(make, weight=2.0, first=good, second=good):
     return make(first, second, weight)(X, T)
 
 
-OF_X = r"must have the shape of x, \(4, 2\), got"
+LIKE_X = r"must have the shape of x, \(4, 2\), got"
 PER_EXAMPLE = r"must have shape \(\) or \(4,\), got"
 SHAPES = {
     "loss-prediction": (
-        lambda: loss(flat, x0=X[:, :1]),
+        lambda: loss(without_last_axis, x0=X[:, :1]),
         r"predict\(x, t\) must have the shape of x, \(4, 1\), got \(4,\)",
     ),
-    "loss-narrow": (lambda: loss(narrow), rf"predict\(x, t\) {OF_X} \(4, 1\)"),
+    "loss-narrow": (lambda: loss(narrow), rf"predict\(x, t\) {LIKE_X} \(4, 1\)"),
     "loss-t": (lambda: loss(t=T[:, None]), rf"t {PER_EXAMPLE} \(4, 1\)"),
     "loss-weighting": (lambda: loss(weighting=lambda log_snr: WEIGHTS), rf"weighting\(log_snr\) {PER_EXAMPLE} \(3,\)"),
     "loss-sigma_data": (lambda: loss(sigma_data=WEIGHTS), rf"sigma_data {PER_EXAMPLE} \(3,\)"),
@@ -66,33 +66,39 @@ SHAPES = {
         f"p_uncond {PER_EXAMPLE}",
     ),
     "hybrid": (
-        lambda: diffax.losses.hybrid_loss(KEY, learned, SCHEDULE, "v", X, T, num_steps=9),
-        rf"predict\(x, t\) {OF_X}",
+        lambda: diffax.losses.hybrid_loss(KEY, with_narrow_variance, SCHEDULE, "v", X, T, num_steps=9),
+        rf"predict\(x, t\) {LIKE_X}",
     ),
-    "vlb": (lambda: diffax.losses.vlb_loss(KEY, learned, SCHEDULE, "v", X, T, num_steps=9), rf"predict\(x, t\) {OF_X}"),
+    "vlb": (
+        lambda: diffax.losses.vlb_loss(KEY, with_narrow_variance, SCHEDULE, "v", X, T, num_steps=9),
+        rf"predict\(x, t\) {LIKE_X}",
+    ),
     "vdm": (
         lambda: diffax.losses.vdm_loss(KEY, narrow, diffax.Learned.init(KEY), "v", X, T),
-        rf"predict\(x, t\) {OF_X}",
+        rf"predict\(x, t\) {LIKE_X}",
     ),
     "vlb-t": (
-        lambda: diffax.losses.vlb_loss(KEY, learned, SCHEDULE, "v", X, T[:, None], num_steps=9),
+        lambda: diffax.losses.vlb_loss(KEY, with_narrow_variance, SCHEDULE, "v", X, T[:, None], num_steps=9),
         rf"t {PER_EXAMPLE} \(4, 1\)",
     ),
     "variational": (
         lambda: diffax.likelihood.variational_bound(KEY, SCHEDULE, narrow, X, GRID),
-        rf"denoise\(x, t\) {OF_X}",
+        rf"denoise\(x, t\) {LIKE_X}",
     ),
-    "continuous": (lambda: diffax.likelihood.continuous_bound(KEY, SCHEDULE, narrow, X, T), rf"denoise\(x, t\) {OF_X}"),
+    "continuous": (
+        lambda: diffax.likelihood.continuous_bound(KEY, SCHEDULE, narrow, X, T),
+        rf"denoise\(x, t\) {LIKE_X}",
+    ),
     "likelihood": (
         lambda: diffax.log_likelihood(KEY, SCHEDULE, narrow, X, GRID[::-1]),
-        rf"denoise\(x, t\) {OF_X} \(4, 1\)",
+        rf"denoise\(x, t\) {LIKE_X} \(4, 1\)",
     ),
     "likelihood-prior": (
         lambda: diffax.log_likelihood(KEY, SCHEDULE, good, X, GRID[::-1], prior_log_prob=lambda x: x[:, :1]),
         r"prior_log_prob\(x\) must have shape \(4,\), got \(4, 1\)",
     ),
-    "sample": (lambda: run(denoise=narrow), rf"denoise\(x, t\) {OF_X} \(4, 1\)"),
-    "sample-last": (lambda: run(denoise=narrow, times=GRID[:1]), rf"denoise\(x, t\) {OF_X} \(4, 1\)"),
+    "sample": (lambda: run(denoise=narrow), rf"denoise\(x, t\) {LIKE_X} \(4, 1\)"),
+    "sample-last": (lambda: run(denoise=narrow, times=GRID[:1]), rf"denoise\(x, t\) {LIKE_X} \(4, 1\)"),
     "sample-eta": (lambda: run(diffax.ddim(SCHEDULE, eta=WEIGHTS)), rf"eta {PER_EXAMPLE} \(3,\)"),
     "sample-column": (lambda: run(diffax.ddim(SCHEDULE, eta=T[:, None])), rf"eta {PER_EXAMPLE} \(4, 1\)"),
     "sample-adams": (lambda: run(samplers.dpmpp_2m_sde(SCHEDULE, eta=WEIGHTS)), rf"eta {PER_EXAMPLE} \(3,\)"),
@@ -106,15 +112,15 @@ SHAPES = {
     ),
     "sampler-step": (
         lambda: run(diffax.ddim(SCHEDULE)._replace(step=lambda *a: samplers.State(a[2].x[:, :1]))),
-        rf"x of sampler.step's state {OF_X} \(4, 1\)",
+        rf"x of sampler.step's state {LIKE_X} \(4, 1\)",
     ),
-    "denoiser": (lambda: diffax.denoiser(narrow, SCHEDULE, "v")(X, T), rf"predict\(x, t\) {OF_X} \(4, 1\)"),
+    "denoiser": (lambda: diffax.denoiser(narrow, SCHEDULE, "v")(X, T), rf"predict\(x, t\) {LIKE_X} \(4, 1\)"),
     "denoiser-t": (lambda: diffax.denoiser(good, SCHEDULE, "v")(X, T[:, None]), rf"t {PER_EXAMPLE} \(4, 1\)"),
     "diffuse": (lambda: diffax.diffuse(SCHEDULE, X, X[:, :1], T), "arrays to combine must have one shape"),
     "score": (lambda: sde.score(narrow, SCHEDULE, X, T), "arrays to combine must have one shape"),
     "guidance": (
         lambda: guided(diffax.classifier_free_guidance, second=narrow),
-        rf"unconditional\(x, t\) {OF_X} \(4, 1\)",
+        rf"unconditional\(x, t\) {LIKE_X} \(4, 1\)",
     ),
     "guidance-weight": (lambda: guided(diffax.classifier_free_guidance, WEIGHTS), rf"weight {PER_EXAMPLE} \(3,\)"),
     "guidance-function": (
@@ -125,7 +131,10 @@ SHAPES = {
         lambda: diffax.batched_classifier_free_guidance(lambda x, t, c: x[:4], jnp.arange(4), 9, 2.0)(X, T),
         r"denoise\(x, t\) must have the shape of x, \(8, 2\), got \(4, 2\)",
     ),
-    "apg": (lambda: guided(diffax.adaptive_projected_guidance, first=narrow), rf"conditional\(x, t\) {OF_X} \(4, 1\)"),
+    "apg": (
+        lambda: guided(diffax.adaptive_projected_guidance, first=narrow),
+        rf"conditional\(x, t\) {LIKE_X} \(4, 1\)",
+    ),
     "apg-eta": (
         lambda: diffax.adaptive_projected_guidance(good, good, 2.0, eta=WEIGHTS)(X, T),
         rf"eta {PER_EXAMPLE} \(3,\)",
@@ -140,13 +149,13 @@ SHAPES = {
     "clip_dynamic": (lambda: diffax.denoisers.clip_dynamic(good, limit=WEIGHTS)(X, T), rf"limit {PER_EXAMPLE} \(3,\)"),
     "cfg_plus_plus": (
         lambda: run(diffax.cfg_plus_plus(diffax.ddim(SCHEDULE), SCHEDULE, narrow, 0.5)),
-        rf"conditional\(x, t\) {OF_X} \(4, 1\)",
+        rf"conditional\(x, t\) {LIKE_X} \(4, 1\)",
     ),
     "consistency": (
         lambda: diffax.denoisers.consistency_function(narrow, SCHEDULE)(X, T),
-        rf"predict\(x, t\) {OF_X} \(4, 1\)",
+        rf"predict\(x, t\) {LIKE_X} \(4, 1\)",
     ),
-    "ddnm": (lambda: inverse.ddnm(narrow, MASK, Y)(X, T), rf"denoise\(x, t\) {OF_X} \(4, 1\)"),
+    "ddnm": (lambda: inverse.ddnm(narrow, MASK, Y)(X, T), rf"denoise\(x, t\) {LIKE_X} \(4, 1\)"),
     "pigdm": (lambda: inverse.pigdm(good, SCHEDULE, MASK, Y, std=WEIGHTS)(X, T), rf"std {PER_EXAMPLE} \(3,\)"),
     "dps": (
         lambda: run(inverse.dps(diffax.ddim(SCHEDULE), MASK, Y, scale=WEIGHTS)),
@@ -166,20 +175,20 @@ SHAPES = {
     ),
     "autoencoder": (
         lambda: autoencoder_loss(KEY, lambda x: (x, x), lambda z: z[:, :1], X),
-        rf"decode\(z\) {OF_X} \(4, 1\)",
+        rf"decode\(z\) {LIKE_X} \(4, 1\)",
     ),
 }
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_what_a_function_of_the_user_gives_is_not_broadcast(name):
+def test_results_of_user_functions_are_not_broadcast(name):
     call, message = SHAPES[name]
     with pytest.raises(ValueError, match=message) as caught:
         jax.eval_shape(call)
     assert "\n" not in str(caught.value)
 
 
-def test_shapes_that_fit_are_left_alone():
+def test_correct_shapes_are_accepted():
     assert jax.eval_shape(lambda: run(diffax.ddim(SCHEDULE, eta=T))).shape == (4, 2)
     assert jax.eval_shape(lambda: loss(weighting=lambda log_snr: 2.0)).shape == (4,)
 
@@ -196,25 +205,25 @@ def test_shapes_that_fit_are_left_alone():
         lambda x: diffax.likelihood.variational_bound(KEY, SCHEDULE, good, x, GRID),
     ],
 )
-def test_integers_in_place_of_data(call):
+def test_integer_data_raise(call):
     with pytest.raises(ValueError, match=r"^x0? must be of a float type, got int32$"):
         call(jnp.ones((4, 2), int))
 
 
-def test_integers_on_a_lattice_become_data_with_a_density():
+def test_dequantize_accepts_integers():
     pixels = jnp.arange(8, dtype=jnp.uint8).reshape(2, 4)
-    moved = diffax.likelihood.dequantize(KEY, pixels, diffax.likelihood.Lattice(1, 0, 255))
-    assert (abs(moved - pixels) <= 0.5).all()
-    assert (moved != pixels).any()
+    dequantized = diffax.likelihood.dequantize(KEY, pixels, diffax.likelihood.Lattice(1, 0, 255))
+    assert (abs(dequantized - pixels) <= 0.5).all()
+    assert (dequantized != pixels).any()
 
 
-def test_integer_means_do_not_truncate_a_covariance():
-    law = analytic.Gaussian.from_covariance([1, 2], [[0.4, 0.15], [0.15, 0.2]])
-    np.testing.assert_allclose(inverse.moments(law)[1], [[0.4, 0.15], [0.15, 0.2]], rtol=1e-12)
-    mixed = analytic.Mixture(np.array([0.5, 0.5]), np.array([[-1, 0], [1, 0]]), 1)
-    assert jnp.issubdtype(mixed.sample(KEY, 3).dtype, jnp.floating)
-    both = analytic.Gaussian(np.array([1, 2]), np.eye(2, dtype=int), np.array([1, 1]))
-    assert {np.asarray(leaf).dtype.kind for leaf in jax.tree.leaves((law, mixed, both))} == {"f"}
+def test_oracles_with_integer_parameters_are_float():
+    from_covariance = analytic.Gaussian.from_covariance([1, 2], [[0.4, 0.15], [0.15, 0.2]])
+    np.testing.assert_allclose(inverse.moments(from_covariance)[1], [[0.4, 0.15], [0.15, 0.2]], rtol=1e-12)
+    mixture = analytic.Mixture(np.array([0.5, 0.5]), np.array([[-1, 0], [1, 0]]), 1)
+    assert jnp.issubdtype(mixture.sample(KEY, 3).dtype, jnp.floating)
+    gaussian = analytic.Gaussian(np.array([1, 2]), np.eye(2, dtype=int), np.array([1, 1]))
+    assert {np.asarray(leaf).dtype.kind for leaf in jax.tree.leaves((from_covariance, mixture, gaussian))} == {"f"}
 
 
 @pytest.mark.parametrize(
@@ -227,7 +236,7 @@ def test_integer_means_do_not_truncate_a_covariance():
     ],
     ids=lambda operator: type(operator).__name__,
 )
-def test_integer_measurements_are_those_of_floats(operator):
+def test_integer_measurements_equal_float_measurements(operator):
     y = jnp.arange(4).reshape(1, 2, 2) if isinstance(operator, inverse.BoxDownsample) else jnp.array([[5, 2]])
     y = jnp.arange(16).reshape(1, 4, 4) if isinstance(operator, inverse.Blur) else y
     values = [
@@ -265,7 +274,7 @@ def test_schedules_of_integers_can_be_differentiated(make, value):
     ],
     ids=lambda network: type(network).__name__,
 )
-def test_timesteps_in_place_of_times(network):
+def test_integer_timesteps_in_place_of_times_raise(network):
     x = jnp.ones((4, 8, 8, 3))
     for t, got in ((500, "500"), (np.arange(4) + 1, r"\[1, 2, 3, 4\]"), (jnp.array([7] * 4), r"\[7, 7, 7, 7\]")):
         with pytest.raises(ValueError, match=rf"t must be a float in \[0, 1\], such as .* got {got}"):
@@ -280,38 +289,38 @@ def test_timesteps_in_place_of_times(network):
 # Arguments
 
 
-def a_schedule(*got):
+def not_a_schedule(*got):
     return r"schedule must be a noise schedule, such as diffax.Cosine\(\), got " + "".join(got)
 
 
-def no_sampler(got):
+def not_a_sampler(got):
     return rf"sampler must be a Sampler, as ddim\(schedule\) or Sampler\(init, step, order, calls\) is, got {got}"
 
 
 PAIR = (lambda x, times: samplers.State(x), lambda key, denoise, state, t, s: state)
 DDIM = diffax.ddim(SCHEDULE)
 ARGUMENTS = {
-    "string": (lambda: diffax.ddim("cosine"), a_schedule("'cosine'")),
-    "none": (lambda: diffax.dpmpp_2m(None), a_schedule("None")),
-    "class": (lambda: diffax.heun(diffax.Cosine), a_schedule("the class Cosine")),
-    "denoiser": (lambda: diffax.denoiser(good, "flow", "v"), a_schedule("'flow'")),
-    "loss-schedule": (lambda: diffax.denoising_loss(KEY, good, None, "v", X, T), a_schedule("None")),
-    "noise": (lambda: diffax.initial_noise(KEY, "cosine", (4, 2)), a_schedule("'cosine'")),
-    "grid": (lambda: diffax.times.uniform_log_snr("cosine", 5), a_schedule("'cosine'")),
-    "grid-swapped": (lambda: diffax.times.uniform(50, SCHEDULE), a_schedule("50")),
-    "table": (lambda: diffax.times.trailing(1000, 50), a_schedule("1000")),
-    "unbuilt": (lambda: run(diffax.ddim), no_sampler("the function ddim")),
-    "pair": (lambda: run(PAIR), no_sampler("a tuple of 2")),
-    "wrapped pair": (lambda: diffax.restart(PAIR, SCHEDULE), no_sampler("a tuple of 2")),
-    "swapped": (lambda: diffax.sample(KEY, good, DDIM, X, GRID), no_sampler("the function good")),
-    "key second": (lambda: diffax.sample(DDIM, KEY, good, X, GRID), no_sampler("an array of shape ()")),
+    "string": (lambda: diffax.ddim("cosine"), not_a_schedule("'cosine'")),
+    "none": (lambda: diffax.dpmpp_2m(None), not_a_schedule("None")),
+    "class": (lambda: diffax.heun(diffax.Cosine), not_a_schedule("the class Cosine")),
+    "denoiser": (lambda: diffax.denoiser(good, "flow", "v"), not_a_schedule("'flow'")),
+    "loss-schedule": (lambda: diffax.denoising_loss(KEY, good, None, "v", X, T), not_a_schedule("None")),
+    "noise": (lambda: diffax.initial_noise(KEY, "cosine", (4, 2)), not_a_schedule("'cosine'")),
+    "grid": (lambda: diffax.times.uniform_log_snr("cosine", 5), not_a_schedule("'cosine'")),
+    "grid-swapped": (lambda: diffax.times.uniform(50, SCHEDULE), not_a_schedule("50")),
+    "table": (lambda: diffax.times.trailing(1000, 50), not_a_schedule("1000")),
+    "unbuilt": (lambda: run(diffax.ddim), not_a_sampler("the function ddim")),
+    "pair": (lambda: run(PAIR), not_a_sampler("a tuple of 2")),
+    "wrapped pair": (lambda: diffax.restart(PAIR, SCHEDULE), not_a_sampler("a tuple of 2")),
+    "swapped": (lambda: diffax.sample(KEY, good, DDIM, X, GRID), not_a_sampler("the function good")),
+    "key second": (lambda: diffax.sample(DDIM, KEY, good, X, GRID), not_a_sampler("an array of shape ()")),
     "schedule for denoise": (
         lambda: run(denoise=SCHEDULE),
         r"denoise must be a function \(x, t\) -> x0, got Cosine\(scaling='vp'\)",
     ),
     "likelihood": (
         lambda: diffax.log_likelihood(KEY, good, SCHEDULE, X, GRID[::-1]),
-        a_schedule("the function good"),
+        not_a_schedule("the function good"),
     ),
     "loss": (
         lambda: diffax.denoising_loss(KEY, SCHEDULE, good, "v", X, T),
@@ -330,7 +339,7 @@ ARGUMENTS = {
 SCHEDULED = ("ddpm", "lcm", "tcd", "consistency", "pndm", "ipndm", "unipc", "sa_solver", "dpm2", "dpmpp_sde", "heun")
 SCHEDULED += ("dpm_solver", "euler", "euler_maruyama", "stochastic_heun", "gaussian_adams")
 for _name in SCHEDULED:
-    ARGUMENTS[_name] = functools.partial(getattr(samplers, _name), "cosine"), a_schedule("'cosine'")
+    ARGUMENTS[_name] = functools.partial(getattr(samplers, _name), "cosine"), not_a_schedule("'cosine'")
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
@@ -341,34 +350,34 @@ def test_an_argument_in_the_wrong_place_is_named(name):
     assert "\n" not in str(caught.value)
 
 
-# A noise floor's centres
+# Wrappers and the noise floor. Inside `noise_floor` the denoiser returns centres, not x0.
 
 
 INSIDE = {
-    "cfg_plus_plus": lambda make, of: diffax.cfg_plus_plus(make(of), of, good, 0.5),
-    "guidance_momentum": lambda make, of: diffax.guidance_momentum(make(of), good, lambda c, u: c),
-    "replacement": lambda make, of: inverse.replacement(make(of), of, MASK, Y),
-    "repaint": lambda make, of: inverse.repaint(make(of), of, MASK, Y),
-    "dps": lambda make, of: inverse.dps(make(of), MASK, Y),
+    "cfg_plus_plus": lambda make, schedule: diffax.cfg_plus_plus(make(schedule), schedule, good, 0.5),
+    "guidance_momentum": lambda make, schedule: diffax.guidance_momentum(make(schedule), good, lambda c, u: c),
+    "replacement": lambda make, schedule: inverse.replacement(make(schedule), schedule, MASK, Y),
+    "repaint": lambda make, schedule: inverse.repaint(make(schedule), schedule, MASK, Y),
+    "dps": lambda make, schedule: inverse.dps(make(schedule), MASK, Y),
 }
 
 
 @pytest.mark.parametrize("name", INSIDE)
-def test_centres_are_not_compared_with_an_x0(name):
+def test_wrappers_that_compare_x0_must_be_around_a_noise_floor(name):
     wrap = INSIDE[name]
-    inside = diffax.noise_floor(lambda of: wrap(diffax.ddim, of), SCHEDULE, 0.3)
-    named = {"repaint": "replacement"}.get(name, name)
-    with pytest.raises(ValueError, match=f"{named} must be put around noise_floor"):
+    inside = diffax.noise_floor(lambda schedule: wrap(diffax.ddim, schedule), SCHEDULE, 0.3)
+    name_in_error = {"repaint": "replacement"}.get(name, name)
+    with pytest.raises(ValueError, match=f"{name_in_error} must be put around noise_floor"):
         jax.eval_shape(lambda: run(inside))
-    around = wrap(lambda of: diffax.noise_floor(diffax.ddim, of, 0.3), SCHEDULE)
+    around = wrap(lambda schedule: diffax.noise_floor(diffax.ddim, schedule, 0.3), SCHEDULE)
     assert jax.eval_shape(lambda: run(around)).shape == (4, 2)
 
 
-def test_guidance_around_a_noise_floor_is_guidance_at_no_floor():
-    """c and u are x0s, so that c = u leaves the unconditional sampler, and std = 0 the sampler without a floor."""
+def test_guidance_around_a_noise_floor_acts_on_x0():
+    """c = u gives the unconditional sampler with the floor, std = 0 the guided sampler without a floor."""
     around = lambda std, c: diffax.cfg_plus_plus(diffax.noise_floor(diffax.ddim, SCHEDULE, std), SCHEDULE, c, 0.5)
-    bare = diffax.noise_floor(diffax.ddim, SCHEDULE, 0.3)
-    np.testing.assert_allclose(run(around(0.3, good)), run(bare), rtol=1e-6)
-    other = lambda x, t: 0.2 * x + 1
-    expected = run(diffax.cfg_plus_plus(diffax.ddim(SCHEDULE), SCHEDULE, other, 0.5))
-    np.testing.assert_allclose(run(around(0.0, other)), expected, rtol=1e-5)
+    without_guidance = diffax.noise_floor(diffax.ddim, SCHEDULE, 0.3)
+    np.testing.assert_allclose(run(around(0.3, good)), run(without_guidance), rtol=1e-6)
+    other_denoiser = lambda x, t: 0.2 * x + 1
+    expected = run(diffax.cfg_plus_plus(diffax.ddim(SCHEDULE), SCHEDULE, other_denoiser, 0.5))
+    np.testing.assert_allclose(run(around(0.0, other_denoiser)), expected, rtol=1e-5)

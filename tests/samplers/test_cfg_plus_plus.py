@@ -1,4 +1,4 @@
-"""Guidance on the sampler's side: CFG++ and momentum, against the papers' recursions written down in numpy."""
+"""Guidance by sampler wrappers: CFG++ and momentum against the recursions of the papers in numpy."""
 
 import itertools
 from typing import Any, NamedTuple
@@ -27,26 +27,26 @@ def alpha_bar(t):
     return np.cos(np.pi * np.asarray(t) / 2) ** 2
 
 
-def posterior_mean(law, x, t):
+def posterior_mean(oracle, x, t):
     """E[x0 | x_t = x] of a Gaussian in numpy."""
-    a, cov = alpha_bar(t), law.basis @ np.diag(law.variances) @ law.basis.T
+    a, cov = alpha_bar(t), oracle.basis @ np.diag(oracle.variances) @ oracle.basis.T
     gain = np.sqrt(a) * cov @ np.linalg.inv(a * cov + (1 - a) * np.eye(2))
-    return law.mean + (x - np.sqrt(a) * law.mean) @ gain.T
+    return oracle.mean + (x - np.sqrt(a) * oracle.mean) @ gain.T
 
 
-def eps_of(law, x, t):
-    return (x - np.sqrt(alpha_bar(t)) * posterior_mean(law, x, t)) / np.sqrt(1 - alpha_bar(t))
+def eps_of(oracle, x, t):
+    return (x - np.sqrt(alpha_bar(t)) * posterior_mean(oracle, x, t)) / np.sqrt(1 - alpha_bar(t))
 
 
 def published_cfg_plus_plus(x, grid, scale, *, eta=0.0, noise=None):
-    """Chung et al. 2024, algorithm 2 (and DDIM's eta), in alpha-bar: guided eps in x0, the null's elsewhere."""
+    """Chung et al. 2024, algorithm 2, with the eta of DDIM: x0 uses the guided eps, the noise the unguided."""
     for k, (t, s) in enumerate(itertools.pairwise(grid)):
-        now, after = alpha_bar(t), alpha_bar(s)
-        null, cond = eps_of(UNCONDITIONAL, x, t), eps_of(CONDITIONAL, x, t)
-        eps = null + scale * (cond - null)
-        x0 = (x - np.sqrt(1 - now) * eps) / np.sqrt(now)
-        tau = eta * np.sqrt((1 - after) / (1 - now)) * np.sqrt(1 - now / after) if eta else 0.0
-        x = np.sqrt(after) * x0 + np.sqrt(1 - after - tau**2) * null
+        bar_t, bar_s = alpha_bar(t), alpha_bar(s)
+        eps_u, eps_c = eps_of(UNCONDITIONAL, x, t), eps_of(CONDITIONAL, x, t)
+        eps = eps_u + scale * (eps_c - eps_u)
+        x0 = (x - np.sqrt(1 - bar_t) * eps) / np.sqrt(bar_t)
+        tau = eta * np.sqrt((1 - bar_s) / (1 - bar_t)) * np.sqrt(1 - bar_t / bar_s) if eta else 0.0
+        x = np.sqrt(bar_s) * x0 + np.sqrt(1 - bar_s - tau**2) * eps_u
         x = x + tau * noise[k] if eta else x
     return x
 
@@ -61,92 +61,94 @@ def wrapped(sampler, weight):
 
 @pytest.mark.slow_cases("sampling")
 @pytest.mark.parametrize("grid", [GRID, GRID[::-1]], ids=["sampling", "inversion"])
-def test_ddim_is_the_published_recursion(grid):
+def test_ddim_follows_the_published_recursion(grid):
     for scale in (0.0, 0.6, 1.0):
-        known = published_cfg_plus_plus(START, grid, scale)
-        np.testing.assert_allclose(run(wrapped(diffax.ddim(SCHEDULE), scale), grid), known, rtol=1e-9)
+        expected = published_cfg_plus_plus(START, grid, scale)
+        np.testing.assert_allclose(run(wrapped(diffax.ddim(SCHEDULE), scale), grid), expected, rtol=1e-9)
 
 
-def test_ddim_with_noise_is_the_published_recursion(monkeypatch):
+def test_ddim_with_noise_follows_the_published_recursion(monkeypatch):
     noise = np.random.default_rng(0).normal(size=(len(GRID) - 1, *START.shape))
     monkeypatch.setattr(diffax.random, "fold_in", lambda key, data: data)
     monkeypatch.setattr(diffax.random, "noise", lambda key, like: jnp.asarray(noise)[key])
-    ours = run(wrapped(diffax.ddim(SCHEDULE, eta=0.7), 0.4))
-    np.testing.assert_allclose(ours, published_cfg_plus_plus(START, GRID, 0.4, eta=0.7, noise=noise), rtol=1e-9)
+    result = run(wrapped(diffax.ddim(SCHEDULE, eta=0.7), 0.4))
+    np.testing.assert_allclose(result, published_cfg_plus_plus(START, GRID, 0.4, eta=0.7, noise=noise), rtol=1e-9)
 
 
-def test_the_exam_fails_an_edit_that_is_lost(monkeypatch):
-    """Negative control: a wrapper that leaves the wrapped state as it is."""
+def test_the_check_rejects_a_wrapper_without_effect(monkeypatch):
+    """Negative control: a wrapper that returns the sampler unchanged."""
     monkeypatch.setattr(diffax, "cfg_plus_plus", lambda sampler, *args: sampler)
     with pytest.raises(AssertionError):
-        test_ddim_is_the_published_recursion(GRID)
+        test_ddim_follows_the_published_recursion(GRID)
 
 
-def test_the_exam_fails_ordinary_guidance(monkeypatch):
-    """Negative control: the guided eps in the renoising as well."""
-    right = diffax.integrate
+def test_the_check_rejects_ordinary_guidance(monkeypatch):
+    """Negative control: the renoising uses the guided eps too."""
+    original = diffax.integrate
 
     def guided(key, sampler, denoise, x, times):
-        return right(key, diffax.ddim(SCHEDULE), diffax.classifier_free_guidance(conditional, denoise, 0.6), x, times)
+        return original(
+            key, diffax.ddim(SCHEDULE), diffax.classifier_free_guidance(conditional, denoise, 0.6), x, times
+        )
 
     monkeypatch.setattr(diffax, "integrate", guided)
     with pytest.raises(AssertionError):
-        test_ddim_is_the_published_recursion(GRID)
+        test_ddim_follows_the_published_recursion(GRID)
 
 
-def test_the_weight_that_ordinary_guidance_has():
-    """w = w' (1 - exp((lambda_t - lambda_s) / 2)) makes a DDIM step that of classifier-free guidance with w'."""
-    lam = np.log(alpha_bar(GRID) / (1 - alpha_bar(GRID)))
-    shares = jnp.asarray(2.5 * (1 - np.exp((lam[:-1] - lam[1:]) / 2)))
-    weight = lambda t: shares[jnp.argmin(jnp.abs(GRID[:-1] - t))]
+def test_a_time_dependent_weight_reproduces_ordinary_guidance():
+    """With w = w' (1 - exp((lambda_t - lambda_s) / 2)) a DDIM step equals one of classifier-free guidance with w'."""
+    log_snr = np.log(alpha_bar(GRID) / (1 - alpha_bar(GRID)))
+    weights = jnp.asarray(2.5 * (1 - np.exp((log_snr[:-1] - log_snr[1:]) / 2)))
+    weight = lambda t: weights[jnp.argmin(jnp.abs(GRID[:-1] - t))]
     cfg = diffax.classifier_free_guidance(conditional, unconditional, 2.5)
-    plain = run(diffax.ddim(SCHEDULE), denoise=cfg)
-    np.testing.assert_allclose(run(wrapped(diffax.ddim(SCHEDULE), weight)), plain, rtol=1e-9)
+    expected = run(diffax.ddim(SCHEDULE), denoise=cfg)
+    np.testing.assert_allclose(run(wrapped(diffax.ddim(SCHEDULE), weight)), expected, rtol=1e-9)
 
 
-class Memory(NamedTuple):
-    """A two-step method's state."""
+class TwoStepState(NamedTuple):
+    """The state of `two_step`: x and the previous x0."""
 
     x: Any
-    before: Any
+    x0_before: Any
 
 
 def two_step():
-    """x_s by DDIM with x0 extrapolated from the last two answers: a multistep method at its barest."""
+    """A minimal multistep sampler: DDIM with x0 extrapolated from the last two denoiser calls."""
 
     def step(key, denoise, state, t, s):
         x0 = denoise(state.x, t)
-        guess = combine((1.5, x0), (-0.5, state.before))
-        return Memory(diffax.ddim(SCHEDULE).step(key, lambda x, t: guess, State(state.x), t, s).x, x0)
+        extrapolated = combine((1.5, x0), (-0.5, state.x0_before))
+        return TwoStepState(diffax.ddim(SCHEDULE).step(key, lambda x, t: extrapolated, State(state.x), t, s).x, x0)
 
-    return diffax.Sampler(lambda x, times: Memory(x, jax.tree.map(jnp.zeros_like, x)), step, order=1, calls=1)
+    return diffax.Sampler(lambda x, times: TwoStepState(x, jax.tree.map(jnp.zeros_like, x)), step, order=1, calls=1)
 
 
-def test_a_multistep_method_keeps_unconditional_answers():
-    x, before = START, np.zeros_like(START)
+def test_a_multistep_sampler_stores_unconditional_x0():
+    x, x0_before = START, np.zeros_like(START)
     for t, s in itertools.pairwise(GRID):
-        now, after = alpha_bar(t), alpha_bar(s)
-        c, u = (posterior_mean(law, x, t) for law in (CONDITIONAL, UNCONDITIONAL))
-        guess = 1.5 * u - 0.5 * before
-        eps = (x - np.sqrt(now) * guess) / np.sqrt(1 - now)
-        x = np.sqrt(after) * (guess + 0.6 * (c - u)) + np.sqrt(1 - after) * eps
-        before = u
+        bar_t, bar_s = alpha_bar(t), alpha_bar(s)
+        c, u = (posterior_mean(oracle, x, t) for oracle in (CONDITIONAL, UNCONDITIONAL))
+        extrapolated = 1.5 * u - 0.5 * x0_before
+        eps = (x - np.sqrt(bar_t) * extrapolated) / np.sqrt(1 - bar_t)
+        x = np.sqrt(bar_s) * (extrapolated + 0.6 * (c - u)) + np.sqrt(1 - bar_s) * eps
+        x0_before = u
     np.testing.assert_allclose(run(wrapped(two_step(), 0.6)), x, rtol=1e-9)
 
 
-def test_each_branch_is_asked_once_a_step_and_idle_steps_change_nothing():
-    asked = {"c": 0, "u": 0}
+def test_a_step_calls_each_branch_once_and_zero_length_steps_change_nothing():
+    calls = {"c": 0, "u": 0}
 
     def counted(name, denoise):
-        def f(x, t):
-            asked[name] += 1
+        def call(x, t):
+            calls[name] += 1
             return denoise(x, t)
 
-        return f
+        return call
 
     sampler = diffax.cfg_plus_plus(diffax.ddim(SCHEDULE), SCHEDULE, counted("c", conditional), 0.6)
     state = sampler.step(KEY, counted("u", unconditional), sampler.init(START, GRID), 0.5, 0.5)
-    assert asked == {"c": 1, "u": 1}
+    assert calls == {"c": 1, "u": 1}
     np.testing.assert_allclose(state.x, START, rtol=1e-12)
     repeated = np.repeat(GRID, 2)
     ddim = wrapped(diffax.ddim(SCHEDULE), 0.6)
@@ -180,11 +182,11 @@ def with_momentum(sampler, beta, **kwargs):
 
 
 @pytest.mark.parametrize("beta", [-0.5, 0.0, 0.3])
-def test_projected_guidance_with_momentum_is_the_published_recursion(beta):
-    """Sadat et al. 2024: the running difference, cut to r, split along c; then DDIM in alpha-bar."""
+def test_projected_guidance_with_momentum_follows_the_published_recursion(beta):
+    """Sadat et al. 2024: the running difference is limited to norm r and split along c; then DDIM in alpha-bar."""
     x, running, eta, r = START, np.zeros_like(START), 0.2, 0.8
     for t, s in itertools.pairwise(GRID):
-        c, u = (posterior_mean(law, x, t) for law in (CONDITIONAL, UNCONDITIONAL))
+        c, u = (posterior_mean(oracle, x, t) for oracle in (CONDITIONAL, UNCONDITIONAL))
         running = c - u + beta * running
         d = running * np.minimum(1, r / np.linalg.norm(running, axis=1, keepdims=True))
         unit = c / np.linalg.norm(c, axis=1, keepdims=True)
@@ -192,24 +194,24 @@ def test_projected_guidance_with_momentum_is_the_published_recursion(beta):
         x0 = c + 3.0 * (d - parallel + eta * parallel)
         eps = (x - np.sqrt(alpha_bar(t)) * x0) / np.sqrt(1 - alpha_bar(t))
         x = np.sqrt(alpha_bar(s)) * x0 + np.sqrt(1 - alpha_bar(s)) * eps
-    ours = run(with_momentum(diffax.ddim(SCHEDULE), beta, eta=eta, threshold=r))
-    np.testing.assert_allclose(ours, x, rtol=1e-9)
+    result = run(with_momentum(diffax.ddim(SCHEDULE), beta, eta=eta, threshold=r))
+    np.testing.assert_allclose(result, x, rtol=1e-9)
 
 
-def test_the_exam_fails_a_momentum_that_forgets(monkeypatch):
-    """Negative control."""
-    right = diffax.guidance_momentum
-    monkeypatch.setattr(diffax, "guidance_momentum", lambda *args, momentum: right(*args, momentum=0.0))
+def test_the_check_rejects_zero_momentum(monkeypatch):
+    """Negative control: the wrapper ignores its momentum."""
+    original = diffax.guidance_momentum
+    monkeypatch.setattr(diffax, "guidance_momentum", lambda *args, momentum: original(*args, momentum=0.0))
     with pytest.raises(AssertionError):
-        test_projected_guidance_with_momentum_is_the_published_recursion(-0.5)
+        test_projected_guidance_with_momentum_follows_the_published_recursion(-0.5)
 
 
-def test_without_momentum_it_is_the_sampler_on_the_guided_denoiser():
+def test_zero_momentum_is_the_sampler_on_the_guided_denoiser():
     guided = diffax.adaptive_projected_guidance(conditional, unconditional, 4.0)
     np.testing.assert_allclose(run(with_momentum(two_step(), 0.0)), run(two_step(), denoise=guided), rtol=1e-10)
 
 
-def test_momentum_is_traced_and_idle_steps_change_nothing():
+def test_momentum_may_be_traced_and_zero_length_steps_change_nothing():
     f = lambda beta, times: diffax.integrate(
         KEY, with_momentum(diffax.ddim(SCHEDULE), beta), unconditional, jnp.asarray(START), times
     )
@@ -224,8 +226,8 @@ def test_momentum_is_traced_and_idle_steps_change_nothing():
 @pytest.mark.parametrize(
     "wrap", [lambda s: wrapped(s, 0.6), lambda s: with_momentum(s, -0.4)], ids=["cfg++", "momentum"]
 )
-def test_a_learned_variance_is_left_to_the_sampler(wrap, monkeypatch):
-    """v = 0 is beta-tilde, v = 1 beta: the samplers of those fixed variances on x0 alone."""
+def test_a_learned_variance_is_passed_to_the_sampler(wrap, monkeypatch):
+    """v = 0 is the variance beta-tilde and v = 1 is beta, so the results equal those with these fixed variances."""
     for v, variance in enumerate(("small", "large")):
         with_v = lambda f, v=v: lambda x, t: diffax.Moments(f(x, t), jnp.full_like(x, v))
         with monkeypatch.context() as patch:
@@ -236,7 +238,7 @@ def test_a_learned_variance_is_left_to_the_sampler(wrap, monkeypatch):
 
 
 def test_bad_input():
-    sampler, silent = diffax.ddim(SCHEDULE), diffax.Sampler(lambda x, times: State(x), lambda *a: a[2], 1, 1)
+    sampler, without_calls = diffax.ddim(SCHEDULE), diffax.Sampler(lambda x, times: State(x), lambda *a: a[2], 1, 1)
     with pytest.raises(ValueError, match="conditional must be a denoiser"):
         diffax.cfg_plus_plus(sampler, SCHEDULE, None, 0.5)
     with pytest.raises(ValueError, match="weight must be a number, an array or a function of t, got None"):
@@ -245,6 +247,6 @@ def test_bad_input():
         diffax.guidance_momentum(sampler, conditional, 7.5)
     with pytest.raises(ValueError, match=r"momentum must be in \(-1, 1\), got 1.0"):
         with_momentum(sampler, 1.0)
-    for wrapper in (wrapped(silent, 0.5), with_momentum(silent, 0.5)):
+    for wrapper in (wrapped(without_calls, 0.5), with_momentum(without_calls, 0.5)):
         with pytest.raises(ValueError, match="sampler must call its denoiser"):
             wrapper.step(KEY, unconditional, wrapper.init(START, GRID), 0.5, 0.4)

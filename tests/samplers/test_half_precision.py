@@ -1,4 +1,4 @@
-"""bfloat16 and float16 states: carried in float32, so that many short steps are not rounded away, and given back."""
+"""bfloat16 and float16 inputs: states are float32, because rounding would lose short steps; results keep the dtype."""
 
 from functools import partial
 
@@ -15,12 +15,12 @@ from diffax.likelihood import Lattice
 
 HALF = (jnp.bfloat16, jnp.float16)
 SCHEDULE = diffax.Linear()
-LAW = Gaussian.from_covariance([0.7, 0.7], 0.25)
-DENOISE = LAW.denoiser(SCHEDULE)
-MASK, KNOWN = inverse.Mask(jnp.array([1, 0])), jnp.array([[0.6, 0.0]])
+ORACLE = Gaussian.from_covariance([0.7, 0.7], 0.25)
+DENOISE = ORACLE.denoiser(SCHEDULE)
+MASK, Y = inverse.Mask(jnp.array([1, 0])), jnp.array([[0.6, 0.0]])
 
 
-def of(name):
+def build(name):
     make, values, _ = SAMPLERS[name]
     return make(SCHEDULE, **values)
 
@@ -41,20 +41,23 @@ WRAPPED = {
     ),
     "pndm-prk": samplers.pndm(SCHEDULE, start="prk"),
     "runge_kutta": runge_kutta(SCHEDULE),
-    "replacement": inverse.replacement(diffax.ddim(SCHEDULE), SCHEDULE, MASK, KNOWN),
-    "repaint": inverse.repaint(diffax.ddpm(SCHEDULE), SCHEDULE, MASK, KNOWN),
-    "dps": inverse.dps(diffax.ddpm(SCHEDULE), MASK, KNOWN),
+    "replacement": inverse.replacement(diffax.ddim(SCHEDULE), SCHEDULE, MASK, Y),
+    "repaint": inverse.repaint(diffax.ddpm(SCHEDULE), SCHEDULE, MASK, Y),
+    "dps": inverse.dps(diffax.ddpm(SCHEDULE), MASK, Y),
     "renoising": inverse.renoising(SCHEDULE, zeta=0.3),
-    "ddnm_plus": inverse.ddnm_plus(SCHEDULE, MASK, KNOWN, std=0.1),
+    "ddnm_plus": inverse.ddnm_plus(SCHEDULE, MASK, Y, std=0.1),
 }
-ALL = {name: partial(of, name) for name in SAMPLERS} | {name: partial(WRAPPED.get, name) for name in WRAPPED}
+ALL = {name: partial(build, name) for name in SAMPLERS} | {name: partial(WRAPPED.get, name) for name in WRAPPED}
 FEW = ("ddim", "ddpm", "unipc", "pndm", "gaussian_adams", "lcm", "annealed_langevin", "heun-churn", "restart")
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("names", [FEW, pytest.param(tuple(ALL), marks=pytest.mark.slow)], ids=["few", "all"])
-def test_a_path_is_that_in_float32_rounded_once(names, dtype):
-    """Of every sampler and wrapper, noise included: the records and the last x, but where float32 rounds near a tie."""
+def test_a_path_equals_the_float32_path_rounded_once(names, dtype):
+    """The recorded path and the last x of every sampler and wrapper, with the same noise.
+
+    Up to 2 % of the values may differ, where the float32 value is close to a rounding tie.
+    """
     times = jnp.linspace(0.9, 0.3, 7)
 
     @jax.jit
@@ -62,26 +65,26 @@ def test_a_path_is_that_in_float32_rounded_once(names, dtype):
         return {name: diffax.unroll(KEY, ALL[name](), DENOISE, x, times) for name in names}
 
     x = diffax.initial_noise(KEY, SCHEDULE, jax.ShapeDtypeStruct((64, 2), dtype), 0.9)
-    short, full = run(x), run(x.astype(jnp.float32))
+    half, single = run(x), run(x.astype(jnp.float32))
     for name in names:
-        for mine, exact in zip((short[name][0].x, short[name][1]), (full[name][0].x, full[name][1]), strict=True):
-            assert mine.dtype == dtype, name
-            assert (mine != exact.astype(dtype)).mean() < 0.02, name
+        for value, exact in zip((half[name][0].x, half[name][1]), (single[name][0].x, single[name][1]), strict=True):
+            assert value.dtype == dtype, name
+            assert (value != exact.astype(dtype)).mean() < 0.02, name
 
 
 @pytest.mark.parametrize(("dtype", "steps"), [(jnp.bfloat16, 1000), (jnp.float16, 10_000)])
-def test_many_steps_reach_the_law(dtype, steps):
-    """N(0.7, 0.5^2): with the state rounded in every step mean and deviation end near 0.15 and 1."""
+def test_many_steps_end_at_the_moments_of_the_data(dtype, steps):
+    """Data N(0.7, 0.5^2). A state rounded in every step would end with a mean near 0.15 and a deviation near 1."""
     schedule = diffax.Cosine()
     x = diffax.initial_noise(KEY, schedule, jax.ShapeDtypeStruct((2000, 2), dtype), 1.0)
-    run = jax.jit(partial(diffax.sample, KEY, diffax.ddim(schedule), LAW.denoiser(schedule)))
+    run = jax.jit(partial(diffax.sample, KEY, diffax.ddim(schedule), ORACLE.denoiser(schedule)))
     x0 = run(x, jnp.linspace(1.0, 1 / steps, steps)).astype(jnp.float32)
     assert abs(x0.mean() - 0.7) < 0.02
     assert abs(x0.std() - 0.5) < 0.02
 
 
-def test_a_loop_by_hand_has_a_state_in_float32():
-    """`init` sees to it, of wrappers and multistep samplers too, so that every step has one dtype."""
+def test_states_are_float32_in_a_loop_by_hand():
+    """`init` makes the state float32, also of wrappers and multistep samplers, and a step keeps its dtypes."""
     x, times = jnp.ones((2, 3), jnp.bfloat16), jnp.linspace(0.9, 0.3, 4)
     denoise = lambda x, t: 0.5 * x
     for name in ("ddim", "heun-churn", "unipc", "pndm", "gaussian_adams", "guidance_momentum", "restart"):
@@ -96,24 +99,24 @@ def test_a_loop_by_hand_has_a_state_in_float32():
         assert jax.tree.map(lambda v: v.dtype, moved) == jax.tree.map(lambda v: v.dtype, state), name
 
 
-def test_each_leaf_of_a_tree_comes_back_in_its_own_dtype():
-    seen = []
+def test_each_leaf_of_a_tree_keeps_its_dtype():
+    dtypes_in_calls = []
 
     def denoise(x, t):
-        seen.append({name: leaf.dtype for name, leaf in x.items()})
+        dtypes_in_calls.append({name: leaf.dtype for name, leaf in x.items()})
         return jax.tree.map(lambda v: 0.5 * v, x)
 
     x = {"a": jnp.ones((2, 3), jnp.bfloat16), "b": jnp.ones((2, 1)), "c": jnp.ones((2,), jnp.float16)}
-    found = diffax.sample(KEY, diffax.ddpm(SCHEDULE), denoise, x, jnp.array([0.9, 0.5]))
-    assert {name: leaf.dtype for name, leaf in found.items()} == {name: leaf.dtype for name, leaf in x.items()}
-    assert {dtype for call in seen for dtype in call.values()} == {jnp.dtype(jnp.float32)}
+    result = diffax.sample(KEY, diffax.ddpm(SCHEDULE), denoise, x, jnp.array([0.9, 0.5]))
+    assert {name: leaf.dtype for name, leaf in result.items()} == {name: leaf.dtype for name, leaf in x.items()}
+    assert {dtype for call in dtypes_in_calls for dtype in call.values()} == {jnp.dtype(jnp.float32)}
 
 
 @pytest.mark.parametrize("dtype", HALF)
-def test_the_likelihood_and_the_bound_are_those_of_the_same_x_in_float32(dtype):
-    x = LAW.sample(KEY, 64).astype(dtype)
+def test_the_likelihood_and_the_bound_equal_those_of_float32(dtype):
+    x = ORACLE.sample(KEY, 64).astype(dtype)
     times = diffax.times.uniform_log_snr(SCHEDULE, 101, t_max=1.0, t_min=1e-3)
-    prior = lambda x: LAW.log_prob(x, SCHEDULE(1.0))
+    prior = lambda x: ORACLE.log_prob(x, SCHEDULE(1.0))
     t = jnp.linspace(0.1, 0.9, 64)
 
     @jax.jit
@@ -122,37 +125,37 @@ def test_the_likelihood_and_the_bound_are_those_of_the_same_x_in_float32(dtype):
             KEY, SCHEDULE, DENOISE, x, times[::-1], divergence="exact", prior_log_prob=prior
         )
         bound = diffax.likelihood.variational_bound(KEY, SCHEDULE, DENOISE, x, times)
-        one = diffax.likelihood.continuous_bound(KEY, SCHEDULE, DENOISE, x, t)
-        return likelihood, bound.total, one.total
+        continuous = diffax.likelihood.continuous_bound(KEY, SCHEDULE, DENOISE, x, t)
+        return likelihood, bound.total, continuous.total
 
     (likelihood, *bounds), (exact, *exact_bounds) = run(x), run(x.astype(jnp.float32))
     np.testing.assert_array_equal(likelihood.log_prob, exact.log_prob)
     np.testing.assert_array_equal(bounds, exact_bounds)
     assert likelihood.latent.dtype == dtype
-    right = LAW.log_prob(x.astype(jnp.float32), SCHEDULE(times[-1]))
-    np.testing.assert_allclose(likelihood.log_prob, right, atol=5e-3)
+    expected = ORACLE.log_prob(x.astype(jnp.float32), SCHEDULE(times[-1]))
+    np.testing.assert_allclose(likelihood.log_prob, expected, atol=5e-3)
 
 
-def test_the_bounds_that_train_are_those_of_the_same_x_in_float32():
-    x = (LAW.sample(KEY, 16) * 4).round().astype(jnp.bfloat16) / 4
+def test_the_training_bounds_equal_those_of_float32():
+    x = (ORACLE.sample(KEY, 16) * 4).round().astype(jnp.bfloat16) / 4
     t, lattice = jnp.arange(1, 17) / 16, Lattice(0.25, -8.0, 8.0)
     predict = lambda x, t: diffax.Moments(0.3 * x, 0.1 * x)
     for loss in (diffax.losses.hybrid_loss, diffax.losses.vlb_loss):
-        of_x = jax.jit(lambda x, f=loss: f(KEY, predict, SCHEDULE, "v", x, t, num_steps=16, lattice=lattice))
-        np.testing.assert_array_equal(of_x(x), of_x(x.astype(jnp.float32)))
+        loss_of = jax.jit(lambda x, f=loss: f(KEY, predict, SCHEDULE, "v", x, t, num_steps=16, lattice=lattice))
+        np.testing.assert_array_equal(loss_of(x), loss_of(x.astype(jnp.float32)))
     schedule = diffax.schedules.Learned.init(KEY, log_snr_max=8.0, log_snr_min=-8.0)
-    of_x = jax.jit(lambda x: diffax.losses.vdm_loss(KEY, lambda x, log_snr: 0.3 * x, schedule, "v", x, t))
-    np.testing.assert_array_equal(of_x(x), of_x(x.astype(jnp.float32)))
+    loss_of = jax.jit(lambda x: diffax.losses.vdm_loss(KEY, lambda x, log_snr: 0.3 * x, schedule, "v", x, t))
+    np.testing.assert_array_equal(loss_of(x), loss_of(x.astype(jnp.float32)))
 
 
-def test_the_adaptive_solver_gives_back_the_dtype():
+def test_the_adaptive_solver_keeps_the_dtype():
     pytest.importorskip("diffrax")
     from diffax.likelihood import adaptive
 
     x = diffax.initial_noise(KEY, SCHEDULE, jax.ShapeDtypeStruct((8, 2), jnp.bfloat16), 0.9)
-    exact = LAW.flow(x.astype(jnp.float32), SCHEDULE(0.9), SCHEDULE(0.1))
-    for f, right in ((adaptive.solve, exact), (adaptive.solve_and_denoise, DENOISE(exact, 0.1))):
-        found = f(SCHEDULE, DENOISE, x, (0.9, 0.1))
-        assert found.converged
-        assert found.x.dtype == x.dtype
-        np.testing.assert_allclose(found.x.astype(jnp.float32), right, rtol=2**-7, atol=1e-3)
+    exact = ORACLE.flow(x.astype(jnp.float32), SCHEDULE(0.9), SCHEDULE(0.1))
+    for solve, expected in ((adaptive.solve, exact), (adaptive.solve_and_denoise, DENOISE(exact, 0.1))):
+        solution = solve(SCHEDULE, DENOISE, x, (0.9, 0.1))
+        assert solution.converged
+        assert solution.x.dtype == x.dtype
+        np.testing.assert_allclose(solution.x.astype(jnp.float32), expected, rtol=2**-7, atol=1e-3)

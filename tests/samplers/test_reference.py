@@ -1,16 +1,16 @@
-"""Numbers of other libraries' own samplers: k-diffusion, EDM, dpm-solver, UniPC, azula; reference/samplers.json.
+"""Results of other libraries' samplers: k-diffusion, EDM, dpm-solver, UniPC, azula; from reference/samplers.json.
 
-Of the 173 cases of the source 147 are compared here. The others:
+147 of the 173 cases of the file are compared here. The others:
 
     cases  library             sampler
-    6      k-diffusion and     sample_dpm_adaptive, DPM_Solver adaptive: steps depend on what they find,
-           dpm-solver          no fixed grid
+    6      k-diffusion and     sample_dpm_adaptive, DPM_Solver adaptive: adaptive steps, so no fixed grid
+           dpm-solver
     4      azula               REABSampler: order 1 instead of 2, it mixes levels t and s in one square root
-    4      k-diffusion         sample_dpmpp_3m_sde: order 2 instead of 3, phi_3 is cut short
-    4      dpm-solver          multistep, order 3: order 2, likewise
+    4      k-diffusion         sample_dpmpp_3m_sde: order 2 instead of 3, phi_3 is truncated
+    4      dpm-solver          multistep, order 3: order 2 for the same reason
     8      UniPC               vary_coeff of order 2 and 3, in both forms: order 1
 
-LMS steps to sigma = 0, azula has levels of its own: schedules of the test. Whatever has the three methods is one.
+The schedules of azula and those with sigma = 0 are defined here: any object with the three methods is a schedule.
 """
 
 import json
@@ -34,44 +34,44 @@ U = np.array(FACTS["U"])
 KEY = jax.random.key(0)
 
 
-class Written(NamedTuple):
-    """A schedule from alpha(t) and sigma(t), with sigma = 0 where they say so."""
+class ScheduleFromFunctions(NamedTuple):
+    """A schedule from functions alpha(t) and sigma(t), where sigma may be 0."""
 
     alpha: Any
     sigma: Any
-    of_rho: Any = None
+    time_at_rho: Any = None
 
     def log_snr(self, t):
         return 2 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
 
     def inverse(self, log_snr):
-        return self.of_rho(jnp.exp(-log_snr / 2))
+        return self.time_at_rho(jnp.exp(-log_snr / 2))
 
     def __call__(self, t):
         t = jnp.asarray(t)
         return Level(self.alpha(t), self.sigma(t), self.log_snr(t))
 
 
-def exploding(sigma_max):
+def variance_exploding(sigma_max):
     """alpha = 1, sigma = sigma_max t."""
-    return Written(lambda t: jnp.ones_like(t), lambda t: sigma_max * t, lambda rho: rho / sigma_max)
+    return ScheduleFromFunctions(lambda t: jnp.ones_like(t), lambda t: sigma_max * t, lambda rho: rho / sigma_max)
 
 
 def low_noise(alpha):
-    return Written(alpha, lambda t: jnp.sqrt(1 - alpha(t) ** 2 + 1e-6))
+    return ScheduleFromFunctions(alpha, lambda t: jnp.sqrt(1 - alpha(t) ** 2 + 1e-6))
 
 
 AZULA = {
     "VPSchedule()": low_noise(lambda t: jnp.exp(np.log(1e-3) * t**2)),
     "CosineSchedule()": low_noise(lambda t: jnp.cos(np.arccos(1e-3) * t)),
-    "RectifiedSchedule()": Written(lambda t: t * 1e-3 + (1 - t), lambda t: t + (1 - t) * 1e-3),
+    "RectifiedSchedule()": ScheduleFromFunctions(lambda t: t * 1e-3 + (1 - t), lambda t: t + (1 - t) * 1e-3),
     "VESchedule(1e-3,1e2)": diffax.LogLinear(1e-3, 1e2),
 }
 LINEAR = diffax.Linear(0.1, 20.0)
 
 
-def injected(monkeypatch, shape, draws=1):
-    """Draw k in all: sqrt(2) sin(0.1 i + 1.7 k), i the flat index over `shape`; `draws` of them a step."""
+def inject_noise(monkeypatch, shape, draws=1):
+    """Replace draw k of a run by sqrt(2) sin(0.1 i + 1.7 k), i the flat index of `shape`. A step has `draws` draws."""
     i = np.arange(np.prod(shape)).reshape(shape)
 
     def fold_in(key, data):
@@ -91,11 +91,11 @@ def karras(n, low=0.02, high=10.0, rho=7):
     return np.minimum((high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho, high)
 
 
-# Each setting is (schedule, start, segments of (sampler, times), whether a denoiser call ends it).
+# Each function returns (schedule, start, list of (sampler, times), whether the run ends with a denoiser call).
 
 
 def k_diffusion(name, args):
-    schedule, name = exploding(10.0), name.removeprefix("sample_")
+    schedule, name = variance_exploding(10.0), name.removeprefix("sample_")
     if name == "dpm_fast":  # 12 calls: orders 3, 3, 3, 2, 1
         return schedule, 10 * U, singlestep(schedule, np.geomspace(10, 0.02, 6) / 10, [3, 3, 3, 2, 1]), False
     times = karras(args["n"]) / 10
@@ -117,7 +117,7 @@ def k_diffusion(name, args):
 
 
 def edm(name, args):
-    schedule, n = exploding(80.0), args["num_steps"]
+    schedule, n = variance_exploding(80.0), args["num_steps"]
     churn = {f"s_{k}": args.get(f"S_{v}", d) for k, v, d in (("churn", "churn", 0), ("noise", "noise", 1))}
     churn |= {"s_tmin": args.get("S_min", 0.0), "s_tmax": args.get("S_max", np.inf)}
     if name == "edm_sampler":
@@ -129,12 +129,12 @@ def edm(name, args):
         sigmas = iddpm_sigmas(n)
         return schedule, sigmas[0] * U, [(samplers.heun(schedule), sigmas / 80)], True
     if args["discretization"] == "ve":  # time is sigma^2
-        schedule = Written(lambda t: jnp.ones_like(t), lambda t: 100 * jnp.sqrt(t))
+        schedule = ScheduleFromFunctions(lambda t: jnp.ones_like(t), lambda t: 100 * jnp.sqrt(t))
         times, start = np.geomspace(1, (0.02 / 100) ** 2, n), 100 * U
     else:
         beta_d, beta_min = vp_betas()
         alpha = lambda t: jnp.exp(-0.25 * beta_d * t**2 - 0.5 * beta_min * t)
-        schedule = Written(alpha, lambda t: jnp.sqrt(-jnp.expm1(-0.5 * beta_d * t**2 - beta_min * t)))
+        schedule = ScheduleFromFunctions(alpha, lambda t: jnp.sqrt(-jnp.expm1(-0.5 * beta_d * t**2 - beta_min * t)))
         times, start = np.linspace(1, 1e-3, n), float(schedule(1.0).sigma) * U
     method = samplers.heun if args["solver"] == "heun" else samplers.euler
     last = (samplers.euler(schedule, space="time"), np.append(times[-1], 0.0))
@@ -142,14 +142,14 @@ def edm(name, args):
 
 
 def vp_betas():
-    """EDM's ablation has the betas that give its sigma(1e-3) and sigma(1) for beta_d = 19.9, beta_min = 0.1."""
+    """The betas in EDM's ablation, solved from its sigma(1e-3) and sigma(1) at beta_d = 19.9 and beta_min = 0.1."""
     low, high = (0.5 * 19.9 * t**2 + 0.1 * t for t in (1e-3, 1.0))
     beta_d = 2 * (low / 1e-3 - high) / (1e-3 - 1)
     return beta_d, high - 0.5 * beta_d
 
 
 def iddpm_sigmas(n, levels=1000):
-    """Improved DDPM's levels (Karras et al. 2022, table 1): C_1 = 0.001, C_2 = 0.008."""
+    """Levels of improved DDPM (Karras et al. 2022, table 1): C_1 = 0.001, C_2 = 0.008."""
     bar = lambda j: np.sin(0.5 * np.pi * j / levels / 1.008) ** 2
     u = np.zeros(levels + 1)
     for j in range(levels, 0, -1):
@@ -183,7 +183,7 @@ def dpm_solver(name, args):
 def unipc(name, args):
     form = {"noise_prediction": "eps", "data_prediction": "x0"}[args["algorithm_type"]]
     settings = {"form": form, "order": args["order"], "lower_order_final": True}
-    if args["variant"] == "vary_coeff":  # at order 1 the weight of the only slope is exact
+    if args["variant"] == "vary_coeff":  # at order 1 the weight of the single slope is exact
         return LINEAR, U, [(engine.adams(LINEAR, corrected=True, **settings), grid(args, args["steps"]))], False
     return LINEAR, U, [(samplers.unipc(LINEAR, variant=args["variant"], **settings), grid(args, args["steps"]))], False
 
@@ -210,11 +210,11 @@ CASES = [c for c in FACTS["cases"] if c["sampler"] not in NOT_OURS and c["args"]
 
 
 def oracle():
-    law = FACTS["gauss"]
-    return analytic.Mixture(np.array(law["weights"]), np.array(law["means"]), law["std"])
+    parameters = FACTS["gauss"]
+    return analytic.Mixture(np.array(parameters["weights"]), np.array(parameters["means"]), parameters["std"])
 
 
-def name_of(case):
+def case_id(case):
     values = "-".join(str(v) for k, v in case["args"].items() if k not in ("x0", "lower_order_final"))
     return f"{case['sampler']}-{values}"
 
@@ -276,10 +276,10 @@ def name_of(case):
         "HeunSampler-VESchedule(1e-3,1e2)-16",
     ]
 )
-@pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_released_samplers(case, monkeypatch):
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_results_are_those_of_the_released_samplers(case, monkeypatch):
     schedule, x, segments, denoised = SETTINGS[case["library"]](case["sampler"], case["args"])
-    injected(monkeypatch, x.shape, draws=2 if case["sampler"] == "sample_dpmpp_sde" else 1)
+    inject_noise(monkeypatch, x.shape, draws=2 if case["sampler"] == "sample_dpmpp_sde" else 1)
     denoise = oracle().denoiser(schedule)
 
     @jax.jit
@@ -291,24 +291,24 @@ def test_released_samplers(case, monkeypatch):
     np.testing.assert_allclose(run(jnp.asarray(x)), case["result"], rtol=1e-9)
 
 
-def test_the_cases_are_those_counted():
-    """173 in all, 18 of them known to be wrong, and those that the head of this file leaves out."""
+def test_the_number_of_cases_is_147():
+    """The module docstring lists the cases that are left out."""
     assert len(CASES) == 147
 
 
 @pytest.mark.parametrize("case", FACTS["ancestral_steps"], ids=str)
-def test_ancestral_steps(case):
+def test_ancestral_levels_are_those_of_k_diffusion(case):
     high, low = case["sigma_from"], max(case["sigma_to"], 1e-30)
-    schedule = exploding(high)
+    schedule = variance_exploding(high)
     down, up = ancestral_levels(schedule(1.0), schedule(low / high), case["eta"])
     np.testing.assert_allclose([down, up], [case["sigma_down"], case["sigma_up"]], rtol=1e-12, atol=1e-29)
 
 
-def test_a_wrong_weight_is_noticed(monkeypatch):
-    """Negative control: a slope 1 % too strong."""
+def test_a_wrong_weight_is_detected(monkeypatch):
+    """Negative control: a slope that is 1 % too large."""
     case = next(c for c in CASES if c["sampler"] == "sample_dpmpp_2m")
-    test_released_samplers(case, monkeypatch)
-    right = engine.RULES["bh2"]
-    monkeypatch.setitem(engine.RULES, "bh2", lambda h, moments: 1.01 * right(h, moments))
+    test_results_are_those_of_the_released_samplers(case, monkeypatch)
+    original = engine.RULES["bh2"]
+    monkeypatch.setitem(engine.RULES, "bh2", lambda h, moments: 1.01 * original(h, moments))
     with pytest.raises(AssertionError):
-        test_released_samplers(case, monkeypatch)
+        test_results_are_those_of_the_released_samplers(case, monkeypatch)

@@ -1,4 +1,4 @@
-"""Restart: the law of a run with jumps, the calls it makes, its grids, and what it must leave alone."""
+"""Restart: exact moments of runs with jumps, number of denoiser calls, grids, and settings that change nothing."""
 
 import functools
 import itertools
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from exam import SCHEDULES, START, gaussian, mixture, spread
-from injected import Plain, folds, law
-from test_correctors import two_step, waves
+from injected import LinearLogSNR, moments_from_gaussian_start, replace_noise_by_folds
+from test_correctors import two_step, wave_noise
 
 import diffax
 from diffax.samplers._base import Sampler, State
@@ -20,7 +20,7 @@ KEY = jax.random.key(0)
 C0 = np.array([[0.4, 0.15], [0.15, 0.2]])
 M0 = np.array([0.7, -0.4])
 ZIGZAG = [0.9, 0.5, 0.2, 0.6, 0.4, 0.2, 0.6, 0.4, 0.2, 0.1]
-START_LAW = np.array([0.3, -1.0]), np.diag([0.5, 0.3])
+START_MOMENTS = np.array([0.3, -1.0]), np.diag([0.5, 0.3])
 
 
 def ddim_by_hand(schedule, t, s, mean, covariance):
@@ -28,98 +28,100 @@ def ddim_by_hand(schedule, t, s, mean, covariance):
     (alpha, sigma, _), (alpha_s, sigma_s, _) = schedule(t), schedule(s)
     alpha, sigma, alpha_s, sigma_s = map(float, (alpha, sigma, alpha_s, sigma_s))
     gain = alpha * C0 @ np.linalg.inv(alpha**2 * C0 + sigma**2 * np.eye(2))
-    of_x0 = alpha_s - sigma_s * alpha / sigma
-    slope = sigma_s / sigma * np.eye(2) + of_x0 * gain
-    return slope @ mean + of_x0 * (M0 - alpha * gain @ M0), slope @ covariance @ slope.T
+    c_x0 = alpha_s - sigma_s * alpha / sigma
+    slope = sigma_s / sigma * np.eye(2) + c_x0 * gain
+    return slope @ mean + c_x0 * (M0 - alpha * gain @ M0), slope @ covariance @ slope.T
 
 
 def jump_by_hand(schedule, t, s, mean, covariance, scale):
-    """x_s = (alpha_s / alpha_t) x_t plus the noise that is missing at s."""
+    """x_s = (alpha_s / alpha_t) x_t plus `scale` times the noise up to the level s."""
     (alpha, sigma, _), (alpha_s, sigma_s, _) = schedule(t), schedule(s)
     ratio = float(alpha_s / alpha)
     noise = scale**2 * (float(sigma_s) ** 2 - ratio**2 * float(sigma) ** 2)
     return ratio * mean, ratio**2 * covariance + noise * np.eye(2)
 
 
-def check_law(schedule, monkeypatch, wrap=diffax.restart, scale=1.1):
+def check_moments(schedule, monkeypatch, wrap=diffax.restart, scale=1.1):
     sampler = wrap(diffax.ddim(schedule), schedule, noise_scale=scale)
     end = lambda x: diffax.integrate(KEY, sampler, gaussian().denoiser(schedule), x, jnp.array(ZIGZAG)).x
-    found = law(end, *START_LAW, len(ZIGZAG) - 1, lambda key: key[0], monkeypatch)
-    mean, covariance = START_LAW
+    result = moments_from_gaussian_start(end, *START_MOMENTS, len(ZIGZAG) - 1, lambda key: key[0], monkeypatch)
+    mean, covariance = START_MOMENTS
     for t, s in itertools.pairwise(ZIGZAG):
         if s > t:
             mean, covariance = jump_by_hand(schedule, t, s, mean, covariance, scale)
         else:
             mean, covariance = ddim_by_hand(schedule, t, s, mean, covariance)
-    np.testing.assert_allclose(found[0], mean, rtol=1e-9)
-    np.testing.assert_allclose(found[1], covariance, rtol=1e-9)
+    np.testing.assert_allclose(result[0], mean, rtol=1e-9)
+    np.testing.assert_allclose(result[1], covariance, rtol=1e-9)
 
 
 @pytest.mark.slow_cases(but=["log_linear"])
 @pytest.mark.newest
 @pytest.mark.parametrize("schedule", ["linear", "flow", "log_linear"])
-def test_a_run_with_jumps_is_the_matrix_recursion(schedule, monkeypatch):
-    """ddim down, q(x_s | x_t) up, twice, with S = 1.1: mean and covariance written by hand."""
-    check_law(SCHEDULES[schedule], monkeypatch)
+def test_a_run_with_jumps_follows_the_matrix_recursion(schedule, monkeypatch):
+    """ddim towards data and q(x_s | x_t) towards noise, twice, with noise scale S = 1.1: mean and covariance."""
+    check_moments(SCHEDULES[schedule], monkeypatch)
 
 
-def test_the_exam_fails_a_broken_restart(monkeypatch):
-    def wrong(edit):
+def test_the_check_rejects_a_broken_restart(monkeypatch):
+    def edit_after_jumps(edit):
         def wrap(sampler, schedule, *, noise_scale):
-            right = diffax.restart(sampler, schedule, noise_scale=noise_scale)
+            restarted = diffax.restart(sampler, schedule, noise_scale=noise_scale)
 
             def step(key, denoise, state, t, s):
-                new = right.step(key, denoise, state, t, s)
+                new = restarted.step(key, denoise, state, t, s)
                 return State(jnp.where(s > t, edit(schedule, state.x, new.x, t, s), new.x))
 
-            return right._replace(step=step)
+            return restarted._replace(step=step)
 
         return wrap
 
-    unscaled = wrong(lambda schedule, x, new, t, s: new + x * (1 - schedule(s).alpha / schedule(t).alpha))
-    lost = wrong(lambda schedule, x, new, t, s: x)
-    for wrap in (unscaled, lost):
+    unscaled = edit_after_jumps(lambda schedule, x, new, t, s: new + x * (1 - schedule(s).alpha / schedule(t).alpha))
+    without_jump = edit_after_jumps(lambda schedule, x, new, t, s: x)
+    for wrap in (unscaled, without_jump):
         with pytest.raises(AssertionError):
-            check_law(SCHEDULES["linear"], monkeypatch, wrap)
+            check_moments(SCHEDULES["linear"], monkeypatch, wrap)
 
 
-def exact(oracle, schedule):
+def exact_sampler(oracle, schedule):
     """A sampler whose every step is the exact flow."""
     step = lambda key, denoise, state, t, s: State(oracle.flow(state.x, schedule(t), schedule(s)))
     return Sampler(lambda x, times: State(x), step, order=1, calls=0)
 
 
-def test_restarts_forget_an_error_made_before(monkeypatch):
-    """With exact steps the right law stays right, and an error of the mean shrinks by the same factor each time.
+def test_restarts_reduce_an_earlier_error(monkeypatch):
+    """With exact steps the covariance stays exact, and an error of the mean shrinks by the same factor in each restart.
 
-    The way down shrinks a deviation by sqrt(c_low / c_high), the way up by alpha_high / alpha_low.
+    The steps towards data scale a deviation by sqrt(c_low / c_high), the jump by alpha_high / alpha_low.
     """
     schedule, oracle = diffax.Linear(), gaussian()
     low, high = schedule(0.2), schedule(0.6)
-    c = lambda level: float(level.alpha) ** 2 * C0 + float(level.sigma) ** 2 * np.eye(2)
+    covariance_at = lambda level: float(level.alpha) ** 2 * C0 + float(level.sigma) ** 2 * np.eye(2)
     values, basis = np.linalg.eigh(C0)
     factor = float(high.alpha / low.alpha) * np.sqrt(
         (float(low.alpha) ** 2 * values + float(low.sigma) ** 2)
         / (float(high.alpha) ** 2 * values + float(high.sigma) ** 2)
     )
-    sampler = diffax.restart(exact(oracle, schedule), schedule)
+    sampler = diffax.restart(exact_sampler(oracle, schedule), schedule)
     for k in (1, 3):
         times = jnp.array([0.2, *[0.6, 0.2] * k])
         end = lambda x, times=times: diffax.integrate(KEY, sampler, oracle.denoiser(schedule), x, times).x
-        off = np.array([0.3, 0.1])
-        mean, covariance = law(
-            end, float(low.alpha) * M0 + off, c(low), len(times) - 1, lambda key: key[0], monkeypatch
+        mean_error = np.array([0.3, 0.1])
+        mean, covariance = moments_from_gaussian_start(
+            end, float(low.alpha) * M0 + mean_error, covariance_at(low), len(times) - 1, lambda key: key[0], monkeypatch
         )
-        np.testing.assert_allclose(covariance, c(low), rtol=1e-9)
-        np.testing.assert_allclose(mean - float(low.alpha) * M0, basis @ (factor**k * (basis.T @ off)), rtol=1e-8)
+        np.testing.assert_allclose(covariance, covariance_at(low), rtol=1e-9)
+        np.testing.assert_allclose(
+            mean - float(low.alpha) * M0, basis @ (factor**k * (basis.T @ mean_error)), rtol=1e-8
+        )
     assert factor.max() < 0.5
 
 
-def test_it_approaches_the_exact_marginal_at_the_rate_of_its_sampler(monkeypatch):
-    schedule, oracle, errors = Plain(), gaussian(), []
+def test_marginals_converge_at_the_order_of_the_inner_sampler(monkeypatch):
+    schedule, oracle, errors = LinearLogSNR(), gaussian(), []
     sampler = diffax.restart(diffax.ddim(schedule), schedule)
     start, last = schedule(0.95), schedule(0.1)
-    exact_law = lambda level: (
+    exact_moments = lambda level: (
         float(level.alpha) * M0,
         float(level.alpha) ** 2 * C0 + float(level.sigma) ** 2 * np.eye(2),
     )
@@ -129,13 +131,13 @@ def test_it_approaches_the_exact_marginal_at_the_rate_of_its_sampler(monkeypatch
         jumps = np.flatnonzero(np.diff(times) > 0)
         end = lambda x, times=times: diffax.integrate(KEY, sampler, oracle.denoiser(schedule), x, times).x
         row = lambda key, jumps=jumps: jnp.searchsorted(jumps, key[0])
-        found = law(end, *exact_law(start), 2, row, monkeypatch)
-        errors.append(max(np.abs(a - b).max() for a, b in zip(found, exact_law(last), strict=True)))
+        result = moments_from_gaussian_start(end, *exact_moments(start), 2, row, monkeypatch)
+        errors.append(max(np.abs(a - b).max() for a, b in zip(result, exact_moments(last), strict=True)))
     assert errors[-1] < 0.02
     assert abs(np.log2(errors[0] / errors[1]) - 1) < 0.15, errors
 
 
-# Neutral settings, calls, grids by example
+# Neutral settings, number of calls, grids for each example
 
 
 BASES = {"ddim": diffax.ddim, "ddpm": diffax.ddpm, "two_step": two_step}
@@ -144,22 +146,22 @@ BASES = {"ddim": diffax.ddim, "ddpm": diffax.ddpm, "two_step": two_step}
 @pytest.mark.slow_cases(but=["two_step"])
 @pytest.mark.newest
 @pytest.mark.parametrize("name", BASES)
-def test_over_a_grid_without_turns_it_is_the_bare_sampler(name, monkeypatch):
-    """For scalars and for a grid by example, but for the last bit: XLA compiles what stands in a cond by itself."""
-    folds(monkeypatch, lambda key, like: waves(key, like))
-    schedule, sampler = Plain(), BASES[name](Plain())
+def test_a_grid_without_jumps_gives_the_bare_sampler(name, monkeypatch):
+    """For one grid and for a grid of each example. The last bit may differ, because XLA compiles a cond separately."""
+    replace_noise_by_folds(monkeypatch, lambda key, like: wave_noise(key, like))
+    schedule, sampler = LinearLogSNR(), BASES[name](LinearLogSNR())
     grid = jnp.array([0.9, 0.6, 0.6, 0.35, 0.2])
     run = lambda s, times: diffax.integrate(KEY, s, mixture().denoiser(schedule), jnp.asarray(START), times).x
-    close = functools.partial(np.testing.assert_allclose, rtol=4e-16, atol=4e-16)
-    close(run(diffax.restart(sampler, schedule), grid), run(sampler, grid))
-    if name != "two_step":  # it keeps one time for all examples
-        many = jnp.stack([grid * f for f in (1.0, 0.9, 0.8, 0.7, 0.6)], 1)
-        close(run(diffax.restart(sampler, schedule), many), run(sampler, many))
+    assert_close = functools.partial(np.testing.assert_allclose, rtol=4e-16, atol=4e-16)
+    assert_close(run(diffax.restart(sampler, schedule), grid), run(sampler, grid))
+    if name != "two_step":  # the state of two_step has one time for all examples
+        grids = jnp.stack([grid * f for f in (1.0, 0.9, 0.8, 0.7, 0.6)], 1)
+        assert_close(run(diffax.restart(sampler, schedule), grids), run(sampler, grids))
 
 
 @pytest.mark.newest
-def test_a_jump_costs_no_call():
-    schedule, calls = Plain(), []
+def test_a_jump_needs_no_denoiser_call():
+    schedule, calls = LinearLogSNR(), []
 
     def denoise(x, t):
         jax.debug.callback(lambda t: calls.append(float(t)), t)
@@ -168,38 +170,38 @@ def test_a_jump_costs_no_call():
     sampler = diffax.restart(diffax.ddim(schedule), schedule)
     jax.block_until_ready(diffax.sample(KEY, sampler, denoise, jnp.ones((2, 1)), jnp.array(ZIGZAG)))
     jax.effects_barrier()
-    down = [t for t, s in itertools.pairwise([*ZIGZAG, 0.0]) if s < t]
-    np.testing.assert_allclose(sorted(calls), sorted(down))
+    expected = [t for t, s in itertools.pairwise([*ZIGZAG, 0.0]) if s < t]
+    np.testing.assert_allclose(sorted(calls), sorted(expected))
     assert sampler.calls == 1
     assert sampler.renoises
 
 
-MEMORIES = ("dpmpp_3m", "unipc", "lms", "sa_solver", "pndm", "gaussian_adams")
+MULTISTEP = ("dpmpp_3m", "unipc", "lms", "sa_solver", "pndm", "gaussian_adams")
 
 
-@spread(("ddpm", *MEMORIES), ("ddpm", "unipc", "pndm"))
-def test_a_grid_for_each_example(name):
-    """Three examples, of which one restarts earlier and one not at all: each as if it were alone."""
-    schedule, oracle = Plain(), mixture()
+@spread(("ddpm", *MULTISTEP), ("ddpm", "unipc", "pndm"))
+def test_each_example_may_have_its_own_jumps(name):
+    """Of three examples one jumps earlier and one never; the results equal those of separate runs."""
+    schedule, oracle = LinearLogSNR(), mixture()
     sampler = diffax.restart(getattr(diffax.samplers, name)(schedule), schedule)
     grids = jnp.array([[0.9, 0.5, 0.3, 0.6, 0.2], [0.9, 0.4, 0.7, 0.5, 0.2], [0.8, 0.7, 0.5, 0.3, 0.1]])
     keys = jax.random.split(KEY, 3)
     run = jax.jit(lambda keys, x, times: diffax.sample(keys, sampler, oracle.denoiser(schedule), x, times))
     together = run(keys, jnp.asarray(START[:3]), grids.T)
     for i in range(3):
-        alone = run(keys[i : i + 1], jnp.asarray(START[i : i + 1]), grids[i])
-        np.testing.assert_allclose(together[i : i + 1], alone, rtol=1e-9)
+        single = run(keys[i : i + 1], jnp.asarray(START[i : i + 1]), grids[i])
+        np.testing.assert_allclose(together[i : i + 1], single, rtol=1e-9)
 
 
 @pytest.mark.slow_cases("dpmpp_3m", "unipc")
-@spread(MEMORIES, ("dpmpp_3m", "unipc", "pndm"))
-def test_a_method_with_a_memory_starts_afresh_after_a_jump(name, monkeypatch):
-    """A run with a jump is two runs of the bare sampler and the forward transition between them.
+@spread(MULTISTEP, ("dpmpp_3m", "unipc", "pndm"))
+def test_a_multistep_sampler_drops_its_history_at_a_jump(name, monkeypatch):
+    """A run with a jump equals two runs of the bare sampler with the forward transition between them.
 
-    Also where the jump lands just below the last node: what was met there is of another path all the same.
+    This also holds for a jump to just below a time of the history, because that history belongs to another path.
     """
-    folds(monkeypatch, lambda key, like: jnp.full_like(like, 0.3))
-    schedule, oracle = Plain(), mixture()
+    replace_noise_by_folds(monkeypatch, lambda key, like: jnp.full_like(like, 0.3))
+    schedule, oracle = LinearLogSNR(), mixture()
     sampler = getattr(diffax.samplers, name)(schedule)
     first = jnp.array([0.9, 0.75, 0.6, 0.4, 0.2])
     run = jax.jit(
@@ -212,31 +214,34 @@ def test_a_method_with_a_memory_starts_afresh_after_a_jump(name, monkeypatch):
     )
     for high in (0.7, 0.399):
         second = jnp.linspace(high, 0.1, 6)
-        found = run(jnp.asarray(START), jnp.concatenate([first, second]), True)
+        result = run(jnp.asarray(START), jnp.concatenate([first, second]), True)
         scale, std = diffax.schedules.transition(schedule, high, 0.2)
         x = scale * run(jnp.asarray(START), first, False) + 0.3 * std
-        np.testing.assert_allclose(found, run(x, second, False), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(result, run(x, second, False), rtol=1e-9, atol=1e-12)
 
 
-def test_a_grid_may_turn_only_under_a_wrapper_that_renoises():
+def test_a_grid_may_turn_back_only_for_samplers_that_renoise():
     schedule = diffax.Linear()
     with pytest.raises(ValueError, match="times must be monotone"):
         diffax.integrate(KEY, diffax.ddim(schedule), lambda x, t: x, jnp.ones((1, 1)), jnp.array(ZIGZAG))
 
 
-def test_with_correctors_inside_and_outside(monkeypatch):
-    """Zero-sized corrections change nothing, and only the outer one moves x after a jump."""
-    folds(monkeypatch, lambda key, like: waves((key[0], len(key)), like))
-    schedule, oracle = Plain(), mixture()
+def test_correctors_may_be_inside_or_outside(monkeypatch):
+    """Corrections of size zero change nothing, and only a corrector outside moves x after a jump."""
+    replace_noise_by_folds(monkeypatch, lambda key, like: wave_noise((key[0], len(key)), like))
+    schedule, oracle = LinearLogSNR(), mixture()
     run = lambda s: (
         diffax.integrate(KEY, s, oracle.denoiser(schedule), jnp.asarray(START), jnp.array([0.5, 0.2, 0.6])).x
     )
-    base, none, some = diffax.ddim(schedule), *(diffax.langevin(schedule, step_size=k) for k in (0.0, 0.2))
-    plain = run(diffax.restart(base, schedule))
-    np.testing.assert_array_equal(run(diffax.restart(diffax.corrected(base, none), schedule)), plain)
-    np.testing.assert_array_equal(run(diffax.corrected(diffax.restart(base, schedule), none)), plain)
-    inside = run(diffax.restart(diffax.corrected(base, some), schedule))
-    outside = run(diffax.corrected(diffax.restart(base, schedule), some))
+    base, no_correction, correction = (
+        diffax.ddim(schedule),
+        *(diffax.langevin(schedule, step_size=k) for k in (0.0, 0.2)),
+    )
+    expected = run(diffax.restart(base, schedule))
+    np.testing.assert_array_equal(run(diffax.restart(diffax.corrected(base, no_correction), schedule)), expected)
+    np.testing.assert_array_equal(run(diffax.corrected(diffax.restart(base, schedule), no_correction)), expected)
+    inside = run(diffax.restart(diffax.corrected(base, correction), schedule))
+    outside = run(diffax.corrected(diffax.restart(base, schedule), correction))
     assert float(jnp.abs(inside - outside).max()) > 1e-3
 
 
@@ -244,10 +249,10 @@ def test_with_correctors_inside_and_outside(monkeypatch):
 
 
 @pytest.mark.slow
-def test_traced_grids_and_noise_scale(monkeypatch):
-    """One compile for many intervals; finite gradients, also at S = 0; the slope in S and t_max is right."""
-    folds(monkeypatch, lambda key, like: waves(key, like))
-    schedule, oracle, traces = Plain(), mixture(), []
+def test_grids_and_the_noise_scale_may_be_traced(monkeypatch):
+    """One compilation for many intervals; gradients are finite, also at S = 0, and right in S and t_max."""
+    replace_noise_by_folds(monkeypatch, lambda key, like: wave_noise(key, like))
+    schedule, oracle, traces = LinearLogSNR(), mixture(), []
 
     def total(scale, t_min, t_max, times):
         times = diffax.times.restart(schedule, times, t_min, t_max, num_restarts=2, num_steps=2)
@@ -274,8 +279,8 @@ def test_traced_grids_and_noise_scale(monkeypatch):
 
 @pytest.mark.slow_cases("flow", "zero_terminal_snr")
 @pytest.mark.parametrize("schedule", ["linear", "flow", "log_linear", "zero_terminal_snr"])
-def test_finite_and_of_the_same_dtype_between_the_ends(schedule, monkeypatch):
-    folds(monkeypatch, lambda key, like: waves((), like))
+def test_results_are_finite_and_keep_the_dtype_between_the_ends(schedule, monkeypatch):
+    replace_noise_by_folds(monkeypatch, lambda key, like: wave_noise((), like))
     schedule = SCHEDULES[schedule]
     denoise = diffax.denoiser(lambda x, t: 0.3 * x, schedule, "v")
     sampler = diffax.restart(diffax.ddpm(schedule), schedule)
@@ -290,7 +295,7 @@ def test_finite_and_of_the_same_dtype_between_the_ends(schedule, monkeypatch):
 # Grids
 
 
-def test_restart_times_by_hand():
+def test_restart_times_are_those_written_by_hand():
     schedule, times = diffax.LogLinear(0.01, 10.0), np.linspace(1.0, 0.0, 6)  # log-SNR is linear in t
     upper = lambda grid, t_min=0.41: diffax.times.restart(schedule, grid, t_min, 0.8, num_restarts=2, num_steps=2)
     lower = lambda grid: diffax.times.restart(schedule, grid, 0.21, 0.9, num_steps=1)
@@ -299,14 +304,14 @@ def test_restart_times_by_hand():
     @jax.jit
     def grids(minus_one):
         grid = upper(times)
-        none = diffax.times.restart(schedule, times, 0.4, 0.8, num_restarts=0)
-        return grid, upper(times, 0.59), lower(grid), upper(lower(times)), splice(0.0), splice(minus_one), none
+        no_restarts = diffax.times.restart(schedule, times, 0.4, 0.8, num_restarts=0)
+        return grid, upper(times, 0.59), lower(grid), upper(lower(times)), splice(0.0), splice(minus_one), no_restarts
 
     once = [1.0, 0.8, 0.6, 0.4, 0.8, 0.6, 0.4, 0.8, 0.6, 0.4, 0.2, 0.0]
-    twice = [*once[:-1], 0.9, 0.2, 0.0]  # the same in either order
-    at_end = [*times, 0.4, 0.2, 0.0]  # also where t_min, traced, lies below the grid
-    for found, wanted in zip(grids(-1.0), [once, once, twice, twice, at_end, at_end, times], strict=True):
-        np.testing.assert_allclose(found, wanted, atol=1e-12)
+    twice = [*once[:-1], 0.9, 0.2, 0.0]  # the same grid for either order of the two restarts
+    at_end = [*times, 0.4, 0.2, 0.0]  # the same if a traced t_min is below the grid
+    for result, expected in zip(grids(-1.0), [once, once, twice, twice, at_end, at_end, times], strict=True):
+        np.testing.assert_allclose(result, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(
