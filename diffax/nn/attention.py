@@ -1,6 +1,7 @@
-"""Attention, by itself and in blocks: o_i = sum_j softmax_j(q_i k_j / sqrt(d)) v_j (Vaswani et al. 2017).
+"""Attention, as a function and in blocks: o_i = sum_j softmax_j(q_i k_j / sqrt(d)) v_j (Vaswani et al. 2017).
 
-All of it goes through `jax.nn.dot_product_attention`; `attend` says when a GPU's fused kernel is used.
+All blocks call `attend`, which calls `jax.nn.dot_product_attention`. The docstring of `attend` states when the fused
+kernel of a GPU is used.
 """
 
 import dataclasses
@@ -24,16 +25,16 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """Settings of the attention in a U-Net: where it is, its heads, and the context that it reads.
+    """Settings of the attention in a U-Net: its levels, its heads and its context.
 
     Args:
-      levels: indices of the levels with attention; (1,) is 16x16 of a 32x32 input.
+      levels: indices of the levels with attention; level 1 is 16x16 for a 32x32 input.
       middle: whether the middle has attention.
-      num_heads: number of heads, which divides the channels.
-      head_channels: channels of a head, in place of `num_heads`.
-      context_dim: width E of the context (B, m, E). None for self-attention among the places alone
-        (`AttentionBlock`); else transformer blocks that also attend to the context (`CrossAttentionBlock`).
-      depth: transformer blocks in each attention; 1 without a context.
+      num_heads: number of heads, which must divide the channels.
+      head_channels: channels per head; replaces `num_heads`.
+      context_dim: width E of the context (B, m, E). None for self-attention among the positions of x only
+        (`AttentionBlock`); otherwise transformer blocks also attend to the context (`CrossAttentionBlock`).
+      depth: number of transformer blocks in each cross-attention block; 1 without a context.
       implementation: see `attend`.
 
     Raises:
@@ -52,7 +53,7 @@ class Attention:
     implementation: Implementation = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "levels", tuple(self.levels))  # a list would not be hashable
+        object.__setattr__(self, "levels", tuple(self.levels))  # Settings must be hashable, and a list is not.
         for level in self.levels:
             check_count("levels", level, 0)
         for name in ("num_heads", "depth"):
@@ -66,7 +67,7 @@ class Attention:
             choose("implementation", self.implementation, ("xla", "cudnn"))
 
     def heads(self, width: int) -> int:
-        """The number of heads of so many channels.
+        """The number of heads for `width` channels.
 
         Raises:
           ValueError: if `num_heads` or `head_channels` does not divide the channels.
@@ -79,9 +80,9 @@ class Attention:
 
 
 def with_implementation(net: Network, implementation: Implementation) -> Network:
-    """The same network with another implementation of attention; a network without attention is returned as it is.
+    """The same network with another implementation of attention; a network without attention is returned unchanged.
 
-    The parameters are the same. `with_implementation(net, "xla")` has derivatives in forward mode.
+    The parameters are the same. `with_implementation(net, "xla")` supports forward-mode derivatives.
     """
     settings = getattr(net, "attention", None)
     if isinstance(settings, Attention):
@@ -97,54 +98,57 @@ def attend(
     *,
     implementation: Implementation = None,
 ) -> Float[Array, "batch n heads d"]:
-    """softmax(q k / sqrt(d)) v; mask (B, m): which tokens there are, None for all.
+    """softmax(q k / sqrt(d)) v.
 
-    A query that has no token at all gets zeros.
+    mask: (B, m), True for real tokens and False for padding; None if all tokens are real. The result is zero in
+    examples without any real token.
 
-    implementation: "xla"; "cudnn", the fused kernel of NVIDIA GPUs, which fails where it is not supported; or None.
-    None is "cudnn" for self-attention (q, k and v of one shape) without a mask, in half precision, on GPUs from Ampere
-    on, with heads of a multiple of 8 up to 128 channels, 256 on Hopper. Else it is JAX's choice, which up to 0.12 is
-    "xla" everywhere. The kernel keeps no (n, m) scores in memory, but has derivatives in reverse mode alone: for
-    forward mode through a network, as in `diffax.log_likelihood`, use `with_implementation(net, "xla")`.
+    implementation: "xla"; "cudnn", the fused kernel of NVIDIA GPUs, which raises an error where it is not supported;
+    or None. None selects "cudnn" for self-attention (q, k and v of one shape) without a mask, in half precision, on
+    GPUs from Ampere on, with a head size that is a multiple of 8 and at most 128, or 256 on Hopper. Otherwise JAX
+    selects the implementation; JAX up to 0.12 always selects "xla". The cuDNN kernel does not store the (n, m) scores,
+    but it supports reverse-mode derivatives only: for forward mode through a network, as in `diffax.log_likelihood`,
+    use `with_implementation(net, "xla")`.
     """
     if implementation is None and mask is None and q.shape == k.shape == v.shape and _fused(q.dtype, q.shape[-1]):
         implementation = "cudnn"
     if mask is None:
         return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
     mask = jnp.asarray(mask, bool)
-    some = mask.any(-1)
-    allowed = mask | ~some[:, None]  # a softmax over nothing has no value and no gradient
+    has_tokens = mask.any(-1)
+    # Softmax over no tokens is undefined, like its gradient: unmask examples without tokens, then set their result to 0
+    allowed = mask | ~has_tokens[:, None]
     allowed = allowed[:, None, None, :]
-    if implementation == "cudnn":  # takes no mask that is the same for all queries
+    if implementation == "cudnn":  # The kernel does not broadcast a mask over the queries.
         allowed = jnp.broadcast_to(allowed, (len(q), 1, q.shape[1], k.shape[1]))
-    found = jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation=implementation)
-    return jnp.where(some[:, None, None, None], found, jnp.zeros_like(found))
+    result = jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation=implementation)
+    return jnp.where(has_tokens[:, None, None, None], result, jnp.zeros_like(result))
 
 
 def _fused(dtype: DTypeLike, head_size: int) -> bool:
-    """Whether cuDNN's kernel takes these here, forwards and backwards."""
+    """Whether cuDNN's kernel supports this dtype and head size on the first device, forward and backward."""
     if jax.default_backend() != "gpu" or dtype not in (jnp.float16, jnp.bfloat16) or head_size % 8:
         return False
     major = str(getattr(jax.local_devices()[0], "compute_capability", "")).split(".")[0]
-    if not major.isdigit() or int(major) < 8:  # AMD's have names
+    if not major.isdigit() or int(major) < 8:  # On AMD GPUs this is a name.
         return False
     return head_size <= (256 if major == "9" else 128)
 
 
 def split_heads(x: Float[Array, "batch n c"], num_heads: int) -> Float[Array, "batch n heads d"]:
-    """The channels as `num_heads` parts.
+    """Split the channels into `num_heads` heads of equal size.
 
     Raises:
-      ValueError: if there are not so many.
+      ValueError: if `num_heads` does not divide the channels.
     """
     return x.reshape(*x.shape[:-1], check_heads(x.shape[-1], num_heads), -1)
 
 
 def check_heads(channels: int, num_heads: int) -> int:
-    """`num_heads`.
+    """Check `num_heads` and return it.
 
     Raises:
-      ValueError: if it does not divide the channels.
+      ValueError: if `num_heads` does not divide the channels.
     """
     if num_heads < 1 or channels % num_heads:
         raise ValueError(f"num_heads must divide the {channels} channels, got {num_heads}")
@@ -152,15 +156,15 @@ def check_heads(channels: int, num_heads: int) -> int:
 
 
 class AttentionBlock(nn.Module):
-    """A self-attention block: norm, multi-head attention among all places, projection; plus the input.
+    """A self-attention block: x + (norm, multi-head attention among all positions, projection)(x).
 
-    The projection starts at zero. x: (B, *space, C), C divisible by `num_heads`; returns the same shape.
+    The projection is zero at initialisation. x: (B, *space, C), C divisible by `num_heads`; returns the same shape.
 
     Attributes:
       num_heads: number of heads.
-      dtype: of the computation.
+      dtype: dtype of the computation.
       rescale: divisor of the sum, see `Residual`.
-      norm: of the group norm.
+      norm: settings of the group norm.
       implementation: see `attend`.
     """
 
@@ -185,17 +189,18 @@ class AttentionBlock(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention of x (B, n, C) to a context (B, m, E), or to itself; returns (B, n, C).
+    """Multi-head attention of x (B, n, C) to a context (B, m, E), or to x itself; returns (B, n, C).
 
-    mask: (B, m) of the context. angles: from `rotary_angles`, by which queries and keys are rotated, or None.
+    mask: (B, m), the real tokens of the context, see `attend`. angles: rotation angles of the queries and keys, from
+    `rotary_angles`; None for no rotation.
 
     Attributes:
       num_heads: number of heads.
-      dtype: of the computation.
-      bias: whether the maps to queries, keys and values have a bias.
+      dtype: dtype of the computation.
+      bias: whether the projections to queries, keys and values have a bias.
       implementation: see `attend`.
-      kernel_init: of the maps to queries, keys and values.
-      out_init: of the last map.
+      kernel_init: initialiser of the projections to queries, keys and values.
+      out_init: initialiser of the output projection.
     """
 
     num_heads: int = 1
@@ -229,9 +234,10 @@ class MultiHeadAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to a context, a gated feed-forward net, each after a norm; a sum (Rombach et al. 2022).
+    """A transformer block: self-attention, attention to a context, and a gated feed-forward net (Rombach et al. 2022).
 
-    x: (B, n, C), context: (B, m, E), mask: (B, m) or None; returns (B, n, C). The layer norms have an epsilon of 1e-5.
+    Each of the three takes the layer norm of x, with an epsilon of 1e-5, and adds its result to x.
+    x: (B, n, C), context: (B, m, E), mask: (B, m) or None; returns (B, n, C).
     """
 
     num_heads: int = 1
@@ -256,16 +262,16 @@ class TransformerBlock(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """A cross-attention block: norm, dense, `depth` transformer blocks, projection; plus the input.
+    """A cross-attention block: x + (norm, dense layer, `depth` transformer blocks, projection)(x).
 
-    The projection starts at zero. x: (B, *space, C), context: (B, m, E), mask: (B, m) or None; returns the shape of x
-    (Rombach et al. 2022). The epsilon of the group norm is 1e-6 whatever that of `norm`, as in the published networks.
+    The projection is zero at initialisation. x: (B, *space, C), context: (B, m, E), mask: (B, m) or None; returns the
+    shape of x (Rombach et al. 2022). The epsilon of the group norm is always 1e-6, as in the published networks.
 
     Attributes:
       num_heads: number of heads.
-      dtype: of the computation.
+      dtype: dtype of the computation.
       depth: number of transformer blocks.
-      norm: of the group norm; its groups alone.
+      norm: settings of the group norm, of which only the groups are used.
       implementation: see `attend`.
       rescale: divisor of the sum, see `Residual`.
     """

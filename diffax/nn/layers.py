@@ -1,6 +1,6 @@
-"""Blocks that the networks share: time embedding, norm, dropout by example, residual blocks, halving and doubling.
+"""Layers that the networks share: time embedding, norm, per-example dropout, residual blocks, halving and doubling.
 
-Layout is channels last, (B, *space, C), with one to three spatial axes.
+The layout is channels last, (B, *space, C), with one to three spatial axes.
 """
 
 import dataclasses
@@ -25,9 +25,10 @@ class Norm:
     """Settings of the group norms (Wu & He 2018): y = (h - mean) / sqrt(variance + eps) over the channels of a group.
 
     Args:
-      groups: number of groups, which divides the channels; None for the largest divisor up to 32 that leaves at least
-        4 channels in each. A group of one channel would remove what an embedding adds to all places of that channel.
-      eps: added to the variance, > 0.
+      groups: number of groups, which must divide the channels; None for the largest divisor up to 32 that leaves at
+        least 4 channels in each group. The norm of a single channel would cancel an embedding, which adds one value to
+        all positions of a channel.
+      eps: constant added to the variance, > 0.
 
     Raises:
       ValueError: if a setting is out of its range.
@@ -45,7 +46,7 @@ class Norm:
         check("eps", self.eps, positive)
 
     def num_groups(self, channels: int) -> int:
-        """The number of groups of so many channels.
+        """The number of groups for `channels` channels.
 
         Raises:
           ValueError: if `groups` does not divide the channels.
@@ -63,11 +64,11 @@ DEFAULT_NORM = Norm()
 
 @dataclasses.dataclass(frozen=True)
 class TimeEmbedding:
-    """Settings of the embedding of t: `sinusoidal(t, channels, ...)` in front of two dense layers (Ho et al. 2020).
+    """Settings of the time embedding: `sinusoidal(t, channels, ...)`, followed by two dense layers (Ho et al. 2020).
 
     Args:
-      scale: factor of t, > 0: 1000 for t in [0, 1]. A network of log-SNR in place of t takes about 1000 / 40.
-      shift: the frequencies are 10000^(-k / (channels / 2 - shift)), an int >= 0: 1 in DDPM, 0 in ADM and Stable
+      scale: factor of t, > 0: 1000 for t in [0, 1], about 1000 / 40 for a network that takes the log-SNR instead of t.
+      shift: an int >= 0 in the frequencies 10000^(-k / (channels / 2 - shift)): 1 in DDPM, 0 in ADM and Stable
         Diffusion.
       cos_first: whether the cosines come before the sines, as in ADM and Stable Diffusion.
 
@@ -89,12 +90,14 @@ class Residual:
     """Settings of the residual blocks, y = (x + branch(x, emb)) / rescale.
 
     Args:
-      resample: the layer between two levels: "conv", a convolution of stride 2, or one after nearest-neighbour
-        doubling, padded on both sides (Stable Diffusion); "conv_pad_after", the same with the zeros of the halving
-        after the last place, for even sizes (DDPM); "block", a residual block that halves or doubles (ADM).
-      scale_shift: how the embedding acts, see `ResBlock`: False in DDPM and Stable Diffusion, True in ADM.
-      rescale: divisor of the sum, > 0; sqrt(2) keeps its variance (Song et al. 2021). It also divides the sum that
-        ends an attention block, but not the sums inside the transformer blocks.
+      resample: the layers between two levels. "conv": a convolution of stride 2 halves; nearest-neighbour doubling and
+        a convolution double. Both convolutions are padded on both sides (Stable Diffusion). "conv_pad_after": the same,
+        but the convolution of stride 2 is padded only at the end of each axis, which requires even sizes (DDPM).
+        "block": a residual block halves or doubles (ADM).
+      scale_shift: whether the embedding scales and shifts, as in ADM, or is added, as in DDPM and Stable Diffusion. See
+        `ResBlock`.
+      rescale: divisor of the sum, > 0; sqrt(2) preserves the variance (Song et al. 2021). It also divides the sum at
+        the end of an attention block, but not the sums inside the transformer blocks.
 
     Raises:
       ValueError: if a setting is out of its range.
@@ -110,7 +113,7 @@ class Residual:
 
 
 def labels_or_null(label: ArrayLike | None, num_classes: int, batch: int) -> Array:
-    """(B,) labels from one label or all of them; None becomes the null label, `num_classes`."""
+    """(B,) labels from a label of shape () or (B,); None becomes the null label, `num_classes`."""
     return jnp.broadcast_to(jnp.asarray(num_classes if label is None else label), (batch,))
 
 
@@ -123,10 +126,10 @@ def sinusoidal(
     shift: int = 1,
     cos_first: bool = False,
 ) -> Float[Array, "batch dim"]:
-    """Sinusoidal embedding of a scalar for each example: sin and cos of scale t max_period^(-k / (dim/2 - shift)).
+    """Sinusoidal embedding of one scalar per example: sin and cos of scale t max_period^(-k / (dim/2 - shift)).
 
-    t: (B,); returns (B, dim). With scale = 1000 and t = i / 1000 it is DDPM's embedding of the step i
-    (Ho et al. 2020, after Vaswani et al. 2017). shift = 0 and cos_first is that of ADM, DiT and Stable Diffusion.
+    t: (B,); returns (B, dim). With scale = 1000 and t = i / 1000 this is DDPM's embedding of step i
+    (Ho et al. 2020, after Vaswani et al. 2017). ADM, DiT and Stable Diffusion use shift = 0 and cos_first.
 
     Raises:
       ValueError: if dim is odd or less than 4.
@@ -141,7 +144,7 @@ def sinusoidal(
 
 
 def group_norm(channels: int, dtype: DTypeLike, norm: Norm = DEFAULT_NORM) -> nn.GroupNorm:
-    """A group norm with these settings; its statistics are float32.
+    """A group norm with the settings `norm`; its statistics are computed in float32.
 
     Raises:
       ValueError: if the groups do not divide the channels.
@@ -150,9 +153,9 @@ def group_norm(channels: int, dtype: DTypeLike, norm: Norm = DEFAULT_NORM) -> nn
 
 
 def dropout(key: Key | None, x: Array, rate: float) -> Array:
-    """Dropout with a key for each example, so that masks do not depend on how the batch is laid out.
+    """Dropout with one key per example, so that a mask does not depend on the other examples of the batch.
 
-    key: (B,), or None for no dropout; x: (B, ...).
+    key: (B,), or None to disable dropout; x: (B, ...).
     """
     if key is None or rate == 0.0:
         return x
@@ -162,39 +165,39 @@ def dropout(key: Key | None, x: Array, rate: float) -> Array:
 
 
 def conv(features: int, ndim: int, dtype: DTypeLike, *, size: int = 3, stride: int = 1, **kwargs: Any) -> nn.Conv:
-    """A convolution over `ndim` spatial axes, zero-padded to keep ceil(space / stride)."""
+    """A convolution over `ndim` spatial axes, zero-padded so that each size n becomes ceil(n / stride)."""
     return nn.Conv(features, (size,) * ndim, strides=(stride,) * ndim, padding=size // 2, dtype=dtype, **kwargs)
 
 
 def halve(x: Float[Array, "batch *space c"]) -> Float[Array, "batch *smaller c"]:
-    """Means over blocks of 2 along each spatial axis; of odd sizes the last block is of what is there."""
+    """Means over blocks of 2 along each spatial axis; along an axis of odd size the last block has one entry."""
     window = (2,) * (x.ndim - 2)
     return nn.avg_pool(x, window, strides=window, padding="SAME", count_include_pad=False)
 
 
 def double(x: Float[Array, "batch *small c"], space: tuple[int, ...]) -> Float[Array, "batch *space c"]:
-    """Each place twice along each spatial axis, cut to `space` (odd sizes)."""
+    """Repeat each entry twice along each spatial axis and cut the result to `space`, for odd sizes."""
     for axis, size in enumerate(space, start=1):
         x = jax.lax.slice_in_dim(jnp.repeat(x, 2, axis=axis), 0, size, axis=axis)
     return x
 
 
 class ResBlock(nn.Module):
-    """A residual block: norm, silu, conv, + embedding, norm, silu, dropout, conv; plus the input (Ho et al. 2020).
+    """A residual block: x + (norm, silu, conv, + embedding, norm, silu, dropout, conv)(x) (Ho et al. 2020).
 
-    The last convolution starts at zero. x: (B, *space, C), emb: (B, E) or None, key: (B,) or None; returns
-    (B, *space, features), with space halved or doubled where `resample` says so.
+    The last convolution is zero at initialisation. x: (B, *space, C), emb: (B, E) or None, key: (B,) or None; returns
+    (B, *space, features), with space halved or doubled according to `resample`.
 
     Attributes:
       features: channels of the result.
-      dropout_rate: of the second convolution's input; active where a key is given.
-      dtype: of the computation.
-      scale_shift: the embedding scales and shifts after the second norm, h (1 + a) + b, in place of being added before
-        it (Dhariwal & Nichol 2021, "adaptive group norm").
-      resample: "down" halves, "up" doubles the input and the branch before the first convolution, as in BigGAN.
-      space: sizes after "up", for odd sizes; None for twice those of x.
+      dropout_rate: dropout rate of the second convolution's input. Dropout is active when a key is passed.
+      dtype: dtype of the computation.
+      scale_shift: whether the embedding scales and shifts after the second norm, h (1 + a) + b, instead of being added
+        before it (Dhariwal & Nichol 2021, "adaptive group norm").
+      resample: "down" halves and "up" doubles both x and the branch before its first convolution, as in BigGAN.
+      space: spatial sizes after "up", for odd sizes; None for twice the sizes of x.
       rescale: see `Residual`.
-      norm: of both group norms.
+      norm: settings of both group norms.
     """
 
     features: int
@@ -241,8 +244,8 @@ class ResBlock(nn.Module):
 class Downsample(nn.Module):
     """A 3-wide convolution of stride 2: each spatial size n becomes ceil(n / 2).
 
-    pad_after: zeros after the last place alone, as DDPM's and the latent autoencoder's code; n must be even. Else
-    one zero on each side, as ADM's.
+    pad_after: whether one zero is padded only at the end of each axis, as in the code of DDPM and of the latent
+    autoencoder; n must then be even. Otherwise one zero is padded on each side, as in ADM.
     """
 
     dtype: DTypeLike = jnp.float32
@@ -260,7 +263,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour by 2, cut to `space` (odd sizes), then a 3-wide convolution."""
+    """Nearest-neighbour doubling, cut to `space` for odd sizes, followed by a 3-wide convolution."""
 
     dtype: DTypeLike = jnp.float32
 

@@ -1,9 +1,9 @@
-"""The U-Net in 1 to 3 dimensions: of DDPM (Ho et al. 2020), ADM (Dhariwal & Nichol 2021), Stable Diffusion 1 and 2.
+"""U-Net in 1 to 3 dimensions, as in DDPM (Ho et al. 2020), ADM (Dhariwal & Nichol 2021), Stable Diffusion 1 and 2.
 
-Level i has channels * channel_multipliers[i] channels at 1 / 2^i of the size of x, rounded up, so odd sizes work. With
-block(h) a residual block, followed by attention where the level has it:
+Level i has channels * channel_multipliers[i] channels and 1 / 2^i of the size of x, rounded up, so odd sizes work.
+block(h) is a residual block, followed by attention on the levels that have it:
 
-    encoder   each level, `num_res_blocks` times: h = block(h); between levels h is halved. Each h is kept as a skip
+    encoder   each level, `num_res_blocks` times: h = block(h); between levels h is halved. Each h is saved as a skip
     middle    h = residual(attention(residual(h)))
     decoder   each level, `num_res_blocks` + 1 times: h = block([h, skip]); between levels h is doubled
 
@@ -50,28 +50,29 @@ from diffax.typing import Array, Float, Key
 
 
 class UNet(nn.Module):
-    """A U-Net y = f(x, t, label, ...); zero at first. See the module for its structure.
+    """A U-Net y = f(x, t, label, ...), with y = 0 at initialisation. The module's docstring describes its structure.
 
     Attributes:
-      out_channels: channels of y; None for those of x, times `outputs`.
-      outputs: predictions of x's shape, side by side in the channels: 2 for a mean and a variance.
+      out_channels: channels of y; None for `outputs` times the channels of x.
+      outputs: number of predictions of the shape of x, concatenated along the channels; 2 for a mean and a variance.
       channels: width of the first level, even and at least 4.
-      channel_multipliers: the width of each level, in `channels`.
-      num_res_blocks: residual blocks of a level of the encoder; the decoder has one more.
-      residual: how residual blocks are built, and the layers between the levels.
-      attention: where attention is, its heads, and the context that it reads.
-      norm: of all group norms; those of cross-attention have an epsilon of 1e-6, see `CrossAttentionBlock`.
-      time: the embedding of t.
-      dropout_rate: in the residual blocks, in [0, 1); active where a key is given.
-      num_classes: number of labels, or None; label `num_classes` is the null label, "no class given".
+      channel_multipliers: width of each level, as a multiple of `channels`.
+      num_res_blocks: residual blocks per level of the encoder; each level of the decoder has one more.
+      residual: settings of the residual blocks and of the layers between the levels.
+      attention: settings of the attention: its levels, its heads and its context.
+      norm: settings of all group norms. Cross-attention blocks use only the groups, with an epsilon of 1e-6, see
+        `CrossAttentionBlock`.
+      time: settings of the embedding of t.
+      dropout_rate: dropout rate of the residual blocks, in [0, 1). Dropout is active when a key is passed.
+      num_classes: number of classes, or None. Label `num_classes` is the null label, which means "no class".
       vector_dim: size of a continuous condition, or None.
-      image_channels: channels of an image to condition on, at the size of x; 0 for none.
-      remat: whether to compute the activations of a block again in the backward pass in place of keeping them: less
-        memory, about a third more work (Chen et al. 2016). The parameters are the same.
-      dtype: of the computation; parameters and y are float32.
+      image_channels: channels of an image to condition on, which has the spatial size of x; 0 for none.
+      remat: whether the backward pass recomputes the activations of each block instead of storing them: less memory,
+        about a third more work (Chen et al. 2016). The parameters are the same.
+      dtype: dtype of the computation; parameters and y are float32.
 
     Raises:
-      ValueError: if a setting is out of its range, or does not fit the others.
+      ValueError: if a setting is out of its range or incompatible with another one.
 
     >>> net = UNet(channels=64, attention=Attention(levels=(1, 2), num_heads=4), num_classes=10)
     >>> net.widths
@@ -100,12 +101,12 @@ class UNet(nn.Module):
 
     @classmethod
     def ddpm(cls, *, attention_levels: tuple[int, ...] = (1,), dropout_rate: float = 0.1, **settings: Any) -> "UNet":
-        """The network of DDPM on CIFAR-10, 35.7M parameters; its sizes must be even on all levels but the last.
+        """The network of DDPM on CIFAR-10, 35.7M parameters. Spatial sizes must be even on all levels except the last.
 
         Args:
-          attention_levels: levels with attention: 16x16 of a 32x32 input.
-          dropout_rate: 0.1 on CIFAR-10; the paper has none on its larger images.
-          settings: other fields of `UNet`, in place of the published ones.
+          attention_levels: levels with attention; level 1 is 16x16 for a 32x32 input.
+          dropout_rate: 0.1 on CIFAR-10; the paper uses no dropout on its larger images.
+          settings: other fields of `UNet`, which replace the published ones.
 
         Source: Ho et al. 2020, appendix B, and their code: 32 groups at these widths, eps 1e-6.
 
@@ -125,12 +126,12 @@ class UNet(nn.Module):
 
     @classmethod
     def adm(cls, *, attention_levels: tuple[int, ...] = (1, 2, 3), head_channels: int = 64, **settings: Any) -> "UNet":
-        """The class-conditional network of ADM on ImageNet 64x64, 296M parameters, for a mean and a variance.
+        """The class-conditional network of ADM on ImageNet 64x64, 296M parameters. It predicts a mean and a variance.
 
         Args:
-          attention_levels: levels with attention: 32x32, 16x16 and 8x8 of a 64x64 input.
-          head_channels: channels of an attention head.
-          settings: other fields of `UNet`, in place of the published ones.
+          attention_levels: levels with attention; 1, 2 and 3 are 32x32, 16x16 and 8x8 for a 64x64 input.
+          head_channels: channels per attention head.
+          settings: other fields of `UNet`, which replace the published ones.
 
         Source: Dhariwal & Nichol 2021, table 4, and their code.
 
@@ -158,10 +159,10 @@ class UNet(nn.Module):
         """The network of Stable Diffusion 1.5 on latents (B, 64, 64, 4), 859.5M parameters.
 
         Args:
-          context_dim: width of the text's tokens.
-          num_heads: attention heads.
-          head_channels: channels of a head, in place of `num_heads`.
-          settings: other fields of `UNet`, in place of the published ones.
+          context_dim: width of the text tokens.
+          num_heads: number of attention heads.
+          head_channels: channels per attention head; replaces `num_heads`.
+          settings: other fields of `UNet`, which replace the published ones.
 
         Source: Rombach et al. 2022, in the form of diffusers' `UNet2DConditionModel`.
 
@@ -201,12 +202,12 @@ class UNet(nn.Module):
 
     @property
     def widths(self) -> list[int]:
-        """The channels of each level."""
+        """The number of channels of each level."""
         return level_widths(self.channels, self.channel_multipliers)
 
     @property
     def context_dim(self) -> int | None:
-        """The width of the context's tokens, None for a network without context."""
+        """The width of the context tokens; None for a network without a context."""
         return self.attention.context_dim
 
     @nn.compact
@@ -222,23 +223,23 @@ class UNet(nn.Module):
         image: Float[Array, "batch *space i"] | None = None,
         key: Key | None = None,
     ) -> Float[Array, "batch *space out"]:
-        """The prediction y. A condition that is not given is "none": the null label, no tokens, zeros.
+        """Compute the prediction y. A condition of None means "no condition": the null label, no tokens, or zeros.
 
         Args:
           x: (B, *space, C).
           t: () or (B,).
           label: () or (B,) ints in [0, num_classes], or None for the null label.
           context: (B, m, context_dim) tokens to attend to.
-          context_mask: (B, m), True for the tokens that there are; None for all.
+          context_mask: (B, m), True for real tokens and False for padding; None if all tokens are real.
           vector: (B, vector_dim).
-          image: (B, *space, image_channels), put beside x in the channels (super-resolution, inpainting).
-          key: (B,) or () dropout keys, or None to switch dropout off.
+          image: (B, *space, image_channels), concatenated with x along the channels (super-resolution, inpainting).
+          key: (B,) or () dropout keys, or None to disable dropout.
 
         Returns:
           (B, *space, out_channels), float32.
 
         Raises:
-          ValueError: for shapes that the network cannot take, or a condition that it was not made for.
+          ValueError: if a shape does not fit the network, or the network has no setting for a condition.
         """
         check_time(t, x)
         self._check_input(x, label, context, context_mask, vector, image)
@@ -285,7 +286,7 @@ class UNet(nn.Module):
 
     @property
     def _by_block(self) -> bool:
-        """Whether residual blocks halve and double, in place of convolutions."""
+        """Whether residual blocks, instead of convolutions, halve and double h between the levels."""
         return self.residual.resample == "block"
 
     def _check_input(
@@ -313,7 +314,7 @@ class UNet(nn.Module):
         )
 
     def _embed(self, x: Array, t: ArrayLike, label: ArrayLike | None, vector: Array | None) -> Array:
-        """The (B, 4 channels) embedding of time, class and vector."""
+        """The (B, 4 * channels) embedding of time, class and vector."""
         dense = functools.partial(nn.Dense, 4 * self.channels, dtype=self.dtype)
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
         emb = sinusoidal(t, self.channels, **dataclasses.asdict(self.time))
@@ -327,7 +328,7 @@ class UNet(nn.Module):
         return emb
 
     def _dropout_keys(self, key: Key | None) -> list[Key | None]:
-        """fold_in(key, i) for residual block i, the last block first: `pop` takes them in order."""
+        """Keys fold_in(key, i) of the residual blocks i, in reverse order, because `pop` takes keys from the end."""
         levels = len(self.widths)
         count = levels * (2 * self.num_res_blocks + 1) + 2 + 2 * (levels - 1) * self._by_block
         return [None if key is None else random.fold_in(key, i) for i in reversed(range(count))]
@@ -363,5 +364,5 @@ class UNet(nn.Module):
 
 
 def _call(block: nn.Module, *args: Any) -> Array:
-    """block(*args), as a function for `nn.remat`: a block that `nn.remat` wraps itself would have another name."""
+    """Return block(*args). `nn.remat` wraps this function, because wrapping a block directly would change its name."""
     return block(*args)

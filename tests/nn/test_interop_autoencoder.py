@@ -1,4 +1,4 @@
-"""diffusers' AutoencoderKL here: the same moments and images, and the same file back."""
+"""diffusers' AutoencoderKL as `Autoencoder`: the same moments and images, and an export restores the file."""
 
 import json
 import sys
@@ -28,30 +28,30 @@ SD1 = {
 ATTENTION = "encoder.mid_block.attentions.0"
 
 
-def last(x):
-    """torch's channels, last."""
+def channels_last(x):
+    """The array with its channels moved from axis 1 to the last axis."""
     return np.moveaxis(x, 1, -1)
 
 
 def load(config, tensors, x):
     """The network of a config and its parameters."""
     net = autoencoder.build(config)
-    like = jax.eval_shape(net.init, jax.random.key(0), last(x))["params"]
+    like = jax.eval_shape(net.init, jax.random.key(0), channels_last(x))["params"]
     return net, weights.from_torch(weights.renamed(tensors), autoencoder.links(config), like)
 
 
 def check(net, params, case, atol=1e-4):
     apply = jax.jit(net.apply, static_argnames="method")
-    mean, log_variance = apply({"params": params}, last(case["x"]), method="encode")
-    np.testing.assert_allclose(mean, last(case["mean"]), atol=atol)
-    np.testing.assert_allclose(log_variance, last(case["log_variance"]), atol=atol)
-    y = apply({"params": params}, last(case["z"]), method="decode")
-    np.testing.assert_allclose(y, last(case["y"]), atol=atol)
+    mean, log_variance = apply({"params": params}, channels_last(case["x"]), method="encode")
+    np.testing.assert_allclose(mean, channels_last(case["mean"]), atol=atol)
+    np.testing.assert_allclose(log_variance, channels_last(case["log_variance"]), atol=atol)
+    y = apply({"params": params}, channels_last(case["z"]), method="decode")
+    np.testing.assert_allclose(y, channels_last(case["y"]), atol=atol)
 
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request):
-    """(config, tensors, inputs and answers)."""
+    """(config, tensors, inputs and expected results)."""
     folder = FOLDER / request.param
     config = json.loads((folder / "config.json").read_text())
     tensors = weights.load_file(folder / "diffusion_pytorch_model.safetensors")
@@ -59,39 +59,39 @@ def case(request):
 
 
 @pytest.mark.slow_cases(but=["autoencoder_bare"])
-def test_the_answers_are_torch_s(case):
-    config, tensors, answers = case
-    net, params = load(config, tensors, answers["x"])
-    check(net, params, answers)
-    assert min(answers[name].std() for name in ("mean", "log_variance", "y")) > 0.3  # nothing is small by itself
+def test_moments_and_images_equal_those_of_pytorch(case):
+    config, tensors, arrays = case
+    net, params = load(config, tensors, arrays["x"])
+    check(net, params, arrays)
+    assert min(arrays[name].std() for name in ("mean", "log_variance", "y")) > 0.3  # no result is small
 
 
-def test_export_gives_the_same_tensors(case):
-    config, tensors, answers = case
-    _, params = load(config, tensors, answers["x"])
-    back = weights.to_torch(params, autoencoder.links(config))
-    assert back.keys() == tensors.keys()
+def test_export_restores_the_tensors(case):
+    config, tensors, arrays = case
+    _, params = load(config, tensors, arrays["x"])
+    exported = weights.to_torch(params, autoencoder.links(config))
+    assert exported.keys() == tensors.keys()
     for name, value in tensors.items():
-        np.testing.assert_array_equal(back[name], value, err_msg=name)
+        np.testing.assert_array_equal(exported[name], value, err_msg=name)
 
 
-def test_names_of_before_2023():
+def test_names_from_before_2023_are_renamed():
     folder = FOLDER / CASES[0]
     tensors = weights.load_file(folder / "diffusion_pytorch_model.safetensors")
     old = dict(tensors)
     for half in ("encoder", "decoder"):
-        front = f"{half}.mid_block.attentions.0"
-        for name, now in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+        module = f"{half}.mid_block.attentions.0"
+        for old_name, name in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
             for leaf in ("weight", "bias"):
-                old[f"{front}.{name}.{leaf}"] = old.pop(f"{front}.{now}.{leaf}")
-    again = weights.renamed(old)
-    assert again.keys() == tensors.keys() != old.keys()
-    assert all(again[name] is tensors[name] for name in tensors)
+                old[f"{module}.{old_name}.{leaf}"] = old.pop(f"{module}.{name}.{leaf}")
+    renamed = weights.renamed(old)
+    assert renamed.keys() == tensors.keys() != old.keys()
+    assert all(renamed[name] is tensors[name] for name in tensors)
 
 
 @pytest.mark.newest
-def test_stable_diffusion_1_s_autoencoder():
-    """83,653,863 parameters, 248 tensors, named as in its file; diffusers' own count."""
+def test_the_autoencoder_of_stable_diffusion_1_has_the_published_parameters():
+    """83,653,863 parameters, as counted by diffusers, in 248 tensors with the names of the published file."""
     net = autoencoder.build(SD1)
     x = jnp.zeros((1, 64, 64, 3))
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), x))["params"]
@@ -99,9 +99,9 @@ def test_stable_diffusion_1_s_autoencoder():
     mean, _ = jax.eval_shape(lambda: net.init_with_output(jax.random.key(0), x, method="encode")[0])
     assert mean.shape == (1, 8, 8, 4)
     params = jax.tree.map(lambda v: np.broadcast_to(np.float32(0), v.shape), shapes)
-    tensors = {link.theirs for link in autoencoder.links(SD1)}
-    assert len(tensors) * 2 == len(jax.tree.leaves(params)) == 248
-    assert {"quant_conv", f"{ATTENTION}.to_out.0", "decoder.up_blocks.2.resnets.0.conv_shortcut"} <= tensors
+    modules = {link.theirs for link in autoencoder.links(SD1)}
+    assert len(modules) * 2 == len(jax.tree.leaves(params)) == 248
+    assert {"quant_conv", f"{ATTENTION}.to_out.0", "decoder.up_blocks.2.resnets.0.conv_shortcut"} <= modules
 
 
 @pytest.mark.parametrize(
@@ -110,29 +110,35 @@ def test_stable_diffusion_1_s_autoencoder():
         ({"act_fn": "relu"}, "act_fn must be 'silu', got 'relu'"),
         ({"out_channels": 1}, "out_channels must be in_channels = 3, got 1"),
         ({"latents_mean": [0.0]}, "latents_mean must be None, got [0.0]"),
-        ({"down_block_types": ["AttnDownEncoderBlock2D"] * 4}, "down_block_types must be a list, each 'DownEnc"),
-        ({"up_block_types": ["UpDecoderBlock2D"]}, "up_block_types must have 4 entries as block_out_channels, got"),
+        (
+            {"down_block_types": ["AttnDownEncoderBlock2D"] * 4},
+            "down_block_types must be a list with each entry 'DownEnc",
+        ),
+        (
+            {"up_block_types": ["UpDecoderBlock2D"]},
+            "up_block_types must have 4 entries, as many as block_out_channels, got",
+        ),
         ({"norm_num_groups": 3}, "norm_num_groups must divide the block_out_channels [128, 256, 512, 512], got 3"),
         ({"temporal": 2}, "temporal = 2 is unknown"),
     ],
 )
-def test_what_is_not_supported(change, message):
+def test_unsupported_configs_raise(change, message):
     with pytest.raises(ValueError, match=r"config\.json is not supported, 1 fault") as error:
         autoencoder.build(SD1 | change)
     assert message in str(error.value)
 
 
-def test_weights_of_another_config(case):
-    config, tensors, answers = case
-    wrong = {name: value for name, value in tensors.items() if name != "encoder.conv_in.bias"}
-    with pytest.raises(ValueError, match=r"1 do not: encoder.conv_in.bias is missing"):
-        load(config, wrong, answers["x"])
+def test_missing_weights_raise(case):
+    config, tensors, arrays = case
+    incomplete = {name: value for name, value in tensors.items() if name != "encoder.conv_in.bias"}
+    with pytest.raises(ValueError, match=r"got 1 problem: encoder.conv_in.bias is missing"):
+        load(config, incomplete, arrays["x"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
-def test_live_against_diffusers(seed, tmp_path):
-    """Random configs, both ways: their file here, ours there. And a file with the old names."""
+def test_random_configs_agree_with_diffusers_in_both_directions(seed, tmp_path):
+    """We read a file of diffusers, and diffusers reads a file of ours, with old and with current names."""
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     sys.path.insert(0, str(FOLDER))
     import make_autoencoder as make
@@ -146,20 +152,21 @@ def test_live_against_diffusers(seed, tmp_path):
     )
     model = make.random_model(config, seed)
     model.save_pretrained(tmp_path / "theirs")
-    recorded = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    saved_config = json.loads((tmp_path / "theirs" / "config.json").read_text())
     tensors = weights.load_file(tmp_path / "theirs" / "diffusion_pytorch_model.safetensors")
-    answers = make.answers(model, (8, 12), seed=seed)
-    net, params = load(recorded, tensors, answers["x"])
-    check(net, params, answers)
+    arrays = make.answers(model, (8, 12), seed=seed)
+    net, params = load(saved_config, tensors, arrays["x"])
+    check(net, params, arrays)
 
     (tmp_path / "ours").mkdir()
-    (tmp_path / "ours" / "config.json").write_text(json.dumps(recorded))
-    back = weights.to_torch(params, autoencoder.links(recorded))
-    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    for now, then in names.items() if seed < 2 else ():
-        back = {name.replace(f"attentions.0.{now}.", f"attentions.0.{then}."): value for name, value in back.items()}
-    weights.save_file(tmp_path / "ours" / "diffusion_pytorch_model.safetensors", back)
-    again = diffusers.AutoencoderKL.from_pretrained(tmp_path / "ours")
+    (tmp_path / "ours" / "config.json").write_text(json.dumps(saved_config))
+    exported = weights.to_torch(params, autoencoder.links(saved_config))
+    old_names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for name, old_name in old_names.items() if seed < 2 else ():
+        current, old = f"attentions.0.{name}.", f"attentions.0.{old_name}."
+        exported = {key.replace(current, old): value for key, value in exported.items()}
+    weights.save_file(tmp_path / "ours" / "diffusion_pytorch_model.safetensors", exported)
+    reloaded = diffusers.AutoencoderKL.from_pretrained(tmp_path / "ours")
     for name, value in model.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value), name
-    check(*load(recorded, back, answers["x"]), answers)
+        assert torch.equal(reloaded.state_dict()[name], value), name
+    check(*load(saved_config, exported, arrays["x"]), arrays)

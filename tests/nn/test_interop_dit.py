@@ -1,4 +1,4 @@
-"""diffusers' DiT: the numbers of torch, from fixtures that interop/make_dit.py made."""
+"""diffusers' DiT as `DiT`: the results equal those of PyTorch, in fixtures from interop/make_dit.py."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from diffax.nn.interop import dit, weights
 
 FOLDERS = Path(__file__).parents[1] / "nn" / "interop"
 NAMES = ("dit_latent", "dit_deep", "dit_resized")
-# DiT-XL/2 as a Transformer2DModel, the class of older files, which diffusers reads as DiTTransformer2DModel
+# DiT-XL/2 as a Transformer2DModel, the class name in older files; diffusers loads it as a DiTTransformer2DModel.
 XL = {
     **{"_class_name": "Transformer2DModel", "_diffusers_version": "0.12.0.dev0", "activation_fn": "gelu-approximate"},
     **{"attention_bias": True, "attention_head_dim": 72, "cross_attention_dim": None, "dropout": 0.0},
@@ -23,8 +23,8 @@ XL = {
 }
 
 
-def last(x):
-    """Channels last."""
+def channels_last(x):
+    """The array with its channels moved from axis 1 to the last axis."""
     return np.moveaxis(x, 1, -1)
 
 
@@ -33,7 +33,7 @@ def shapes(net, x):
 
 
 def apply(net, params, x, step, label):
-    return jax.jit(net.apply)({"params": params}, last(x), step / 1000, label)
+    return jax.jit(net.apply)({"params": params}, channels_last(x), step / 1000, label)
 
 
 def read(name):
@@ -48,42 +48,42 @@ def loaded(request):
     """(config, state dict, case, network, parameters) of each fixture."""
     config, tensors, case = read(request.param)
     net = dit.build(config)
-    params = weights.from_torch(tensors, dit.links(config), shapes(net, last(case["x"])))
+    params = weights.from_torch(tensors, dit.links(config), shapes(net, channels_last(case["x"])))
     return config, tensors, case, net, params
 
 
 @pytest.mark.slow_cases("dit_latent")
 @pytest.mark.newest
-def test_the_answer_is_torch_s(loaded):
-    """At the first and the last step and for no class too; no weight is zero."""
+def test_predictions_equal_those_of_pytorch(loaded):
+    """The cases include the first step, the last step and the null label; no weight is zero."""
     _, tensors, case, net, params = loaded
     assert set(case["step"]) > {0, 999}
     assert net.num_classes in case["label"]
     assert all(np.abs(value).min() > 0 for value in tensors.values())
     y = apply(net, params, case["x"], case["step"], case["label"])
-    np.testing.assert_allclose(y, last(case["y"]), atol=1e-4)
+    np.testing.assert_allclose(y, channels_last(case["y"]), atol=1e-4)
     assert np.std(case["y"]) > 0.3
 
 
-def test_the_published_numbers_are_two_attributes_away(loaded):
-    """With the frequencies and the norm's epsilon of Peebles & Xie's code, in torch and here."""
+def test_two_attributes_give_the_predictions_of_the_published_code(loaded):
+    """The frequencies and the epsilon of the norm are those of Peebles & Xie's code, in PyTorch and here."""
     _, _, case, net, params = loaded
     published = net.clone(time_shift=0, norm_eps=1e-6)
     y = apply(published, params, case["x"], case["step"], case["label"])
-    np.testing.assert_allclose(y, last(case["published"]), atol=1e-4)
+    np.testing.assert_allclose(y, channels_last(case["published"]), atol=1e-4)
     assert np.abs(case["published"] - case["y"]).max() > 0.1
 
 
-def test_export_gives_the_same_tensors(loaded):
-    """Names, shapes and bits; and read again the same parameters."""
+def test_export_restores_the_tensors(loaded):
+    """Names, shapes and bits are the same, and reading the export gives the same parameters."""
     config, tensors, _, _, params = loaded
     exported = weights.to_torch(params, dit.links(config))
     assert exported.keys() == tensors.keys()
     for name, value in tensors.items():
         np.testing.assert_array_equal(exported[name], value)
         assert exported[name].dtype == value.dtype
-    again = weights.from_torch(exported, dit.links(config), params)
-    jax.tree.map(np.testing.assert_array_equal, again, params)
+    restored = weights.from_torch(exported, dit.links(config), params)
+    jax.tree.map(np.testing.assert_array_equal, restored, params)
 
 
 def test_weights_that_do_not_fit_are_listed():
@@ -92,18 +92,18 @@ def test_weights_that_do_not_fit_are_listed():
     tensors["proj_out_2.bias"] = np.zeros(3)
     del tensors["transformer_blocks.1.attn1.to_q.weight"]
     message = (
-        r"3 do not: ema.decay is unknown; proj_out_2.bias must be \(48,\), got \(3,\); "
+        r"3 problems: ema.decay is unknown; proj_out_2.bias must have shape \(48,\), got \(3,\); "
         r"transformer_blocks.1.attn1.to_q.weight is missing$"
     )
     with pytest.raises(ValueError, match=message):
-        weights.from_torch(tensors, dit.links(config), shapes(dit.build(config), last(case["x"])))
+        weights.from_torch(tensors, dit.links(config), shapes(dit.build(config), channels_last(case["x"])))
 
 
-def test_dit_xl_has_the_published_size():
-    """675,129,632 with the fixed positions, 256 x 1152, and one embedding of time and class for all blocks."""
+def test_dit_xl_has_the_published_number_of_parameters():
+    """675,129,632, which includes 256 x 1152 fixed positions and only one embedding of time and class."""
     net = dit.build(XL)
-    found = shapes(net, np.zeros((1, 32, 32, 4), np.float32))
-    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in found.items()}
+    params = shapes(net, np.zeros((1, 32, 32, 4), np.float32))
+    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()}
     assert sum(sizes.values()) - 27 * sizes["embed_0"] + 256 * 1152 == 675_129_632
     names = {link.theirs for link in dit.links(XL)}
     assert len(names) == 3 + 28 * 10
@@ -112,7 +112,7 @@ def test_dit_xl_has_the_published_size():
     } <= names
 
 
-def test_what_is_not_supported_is_listed():
+def test_all_unsupported_fields_are_listed():
     config = {**XL, "dropout": 0.1, "norm_elementwise_affine": True, "cross_attention_dim": 768, "new_field": 3}
     message = (
         r"config.json is not supported, 4 faults: cross_attention_dim must be None, got 768; "
@@ -124,14 +124,13 @@ def test_what_is_not_supported_is_listed():
         dit.build({**XL, "num_embeds_ada_norm": None})
 
 
-def test_defaults_are_diffusers_s():
-    """A file need not say what is the default there."""
-    said = {name: value for name, value in XL.items() if name in ("_class_name", "out_channels")}
-    assert dit.build(said) == dit.build(XL)
+def test_missing_fields_have_the_defaults_of_diffusers():
+    minimal = {name: value for name, value in XL.items() if name in ("_class_name", "out_channels")}
+    assert dit.build(minimal) == dit.build(XL)
 
 
 @pytest.mark.parametrize("patch", [1, 2])
-def test_a_fresh_model_of_diffusers(patch, monkeypatch, tmp_path):
+def test_a_model_saved_by_diffusers_predicts_as_in_diffusers(patch, monkeypatch, tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("diffusers")
     monkeypatch.setattr(sys, "path", [str(FOLDERS), *sys.path])
@@ -141,9 +140,9 @@ def test_a_fresh_model_of_diffusers(patch, monkeypatch, tmp_path):
     model = make_dit.random_model(config, seed=patch)
     x, step, label = make_dit.inputs(config, (6, 6), batch=5, seed=patch)
     model.save_pretrained(tmp_path)
-    written = json.loads((tmp_path / "config.json").read_text())
+    saved_config = json.loads((tmp_path / "config.json").read_text())
     tensors = weights.load_file(tmp_path / "diffusion_pytorch_model.safetensors")
-    net = dit.build(written)
-    params = weights.from_torch(tensors, dit.links(written), shapes(net, last(x)))
+    net = dit.build(saved_config)
+    params = weights.from_torch(tensors, dit.links(saved_config), shapes(net, channels_last(x)))
     y = apply(net, params, x, step, label)
-    np.testing.assert_allclose(y, last(make_dit.answer(model, x, step, label)), atol=1e-4)
+    np.testing.assert_allclose(y, channels_last(make_dit.answer(model, x, step, label)), atol=1e-4)

@@ -1,4 +1,4 @@
-"""diffusers' scheduler_config.json: the grids, levels and ends of its own classes, from interop/make_schedulers.py."""
+"""Schedules and grids of scheduler_config.json equal those of diffusers, recorded by interop/make_schedulers.py."""
 
 import json
 import math
@@ -19,56 +19,56 @@ EULER = {"_class_name": "EulerDiscreteScheduler"}
 STABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 
 
-def steps(found, n):
-    """The timesteps of a grid."""
-    return found.count * np.asarray(found.times(n), np.float64) - 1
+def timesteps(result, n):
+    """The timesteps of the grid of n steps."""
+    return result.count * np.asarray(result.times(n), np.float64) - 1
 
 
 def check(case):
-    """One config against diffusers."""
-    found = scheduler.build(case["config"])
+    """Compare one config with diffusers."""
+    result = scheduler.build(case["config"])
     for n, expected in case["grids"].items():
-        np.testing.assert_allclose(steps(found, int(n)), expected, atol=2e-3, err_msg=str(case["config"]))
-    at = np.array([int(i) for i in case["alphas"]])
-    table = np.asarray(found.schedule.log_snr_table, np.float64)
+        np.testing.assert_allclose(timesteps(result, int(n)), expected, atol=2e-3, err_msg=str(case["config"]))
+    indices = np.array([int(i) for i in case["alphas"]])
+    table = np.asarray(result.schedule.log_snr_table, np.float64)
     alpha2 = 1 / (1 + np.exp(-table))
-    atol = 1e-7 if case["config"].get("rescale_betas_zero_snr") else 1e-9  # theirs is 2^-24, or 0, at the last level
-    np.testing.assert_allclose(alpha2[at], list(case["alphas"].values()), rtol=2e-4, atol=atol)
-    end = 1.0 if found.last is None else alpha2[round(found.last * found.count) - 1]
+    atol = 1e-7 if case["config"].get("rescale_betas_zero_snr") else 1e-9  # the last is 2^-24 or 0 in diffusers
+    np.testing.assert_allclose(alpha2[indices], list(case["alphas"].values()), rtol=2e-4, atol=atol)
+    end = 1.0 if result.last is None else alpha2[round(result.last * result.count) - 1]
     np.testing.assert_allclose(end, case["end"], rtol=1e-6)
-    assert found.clip == case["clip"]
+    assert result.clip == case["clip"]
     if "crc" in case:
-        law, of = scheduler.read(case["config"])
-        last = scheduler._usable(found.schedule, of)
-        grids = np.concatenate([scheduler._steps(law, of, last, n) for n in range(1, 201)])
+        scheduler_class, values = scheduler.read(case["config"])
+        num_usable = scheduler._num_usable(result.schedule, values)
+        grids = np.concatenate([scheduler._timesteps(scheduler_class, values, num_usable, n) for n in range(1, 201)])
         assert zlib.crc32(grids.astype(np.int32).tobytes()) == case["crc"]
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_the_grids_levels_and_ends_are_those_of_the_class(name):
-    """Of each spacing, by full and bare configs, and of some fields more."""
+def test_grids_levels_and_ends_equal_those_of_diffusers(name):
+    """The cases have every spacing, full and minimal configs, and some other fields."""
     cases = [case for case in RECORDED["cases"] if case["config"]["_class_name"] == name]
     assert len(cases) >= 10
     for case in cases:
         check(case)
 
 
-def test_defaults_are_the_class_s():
-    """And each field of a class is read, refused unless it is off, or known to be of stepping alone."""
-    for name, law in CLASSES.items():
-        recorded = RECORDED["defaults"][name]
-        assert set(recorded) <= set(law.fields) | set(IGNORED), name
-        own = {field: law.fields[field].default for field in law.fields if field != "predict_epsilon"}
-        assert own == {field: recorded[field] for field in own}, name
-        assert type(own["num_train_timesteps"]) is int
+def test_defaults_equal_those_of_diffusers():
+    """Each field of a class in diffusers is either read here or in the list of ignored fields."""
+    for name, scheduler_class in CLASSES.items():
+        fields, recorded = scheduler_class.fields, RECORDED["defaults"][name]
+        assert set(recorded) <= set(fields) | set(IGNORED), name
+        defaults = {field: fields[field].default for field in fields if field != "predict_epsilon"}
+        assert defaults == {field: recorded[field] for field in defaults}, name
+        assert type(defaults["num_train_timesteps"]) is int
 
 
-def test_the_times_of_500_steps_are_those_of_the_scheduler():
-    """The network says 1000; its scheduler 500."""
+def test_predict_uses_the_number_of_timesteps_of_the_scheduler():
+    """The config of the network has 1000 timesteps, that of the scheduler 500."""
     model = folder.load_model(FOLDERS / "unet_ddpm")
-    found = scheduler.build(DDPM | {"num_train_timesteps": 500})
-    assert found.count == 500
-    heard = []
+    result = scheduler.build(DDPM | {"num_train_timesteps": 500})
+    assert result.count == 500
+    received = []
 
     class Network:
         def clone(self, time_scale):
@@ -76,33 +76,33 @@ def test_the_times_of_500_steps_are_those_of_the_scheduler():
             return self
 
         def apply(self, params, x, t, label):
-            heard.append(float(t * self.scale))
+            received.append(float(t * self.scale))
             return x
 
-    model = model._replace(network=Network(), scheduler=found)
-    for t in found.times(5):
+    model = model._replace(network=Network(), scheduler=result)
+    for t in result.times(5):
         model.predict()(jnp.zeros(()), t)
-    np.testing.assert_allclose(heard, [400, 300, 200, 100, 0], atol=1e-3)
-    np.testing.assert_allclose(steps(found, 5), [400, 300, 200, 100, 0], atol=1e-3)
+    np.testing.assert_allclose(received, [400, 300, 200, 100, 0], atol=1e-3)
+    np.testing.assert_allclose(timesteps(result, 5), [400, 300, 200, 100, 0], atol=1e-3)
 
 
-def test_fields_of_other_classes_say_nothing():
-    """As those that Stable Diffusion XL's file has."""
+def test_fields_of_other_classes_are_ignored():
+    """The file of Stable Diffusion XL has such fields."""
     foreign = {"clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True, "sample_max_value": 1.0}
-    found = scheduler.build(EULER | STABLE | foreign | {"thresholding": True, "use_lu_lambdas": True})
-    assert (found.kind, found.clip, found.last) == ("eps", None, None)
+    result = scheduler.build(EULER | STABLE | foreign | {"thresholding": True, "use_lu_lambdas": True})
+    assert (result.kind, result.clip, result.last) == ("eps", None, None)
 
 
-def test_a_solver_drops_the_last_of_one_more():
-    found = scheduler.build({"_class_name": "DPMSolverMultistepScheduler"})
-    np.testing.assert_allclose(steps(found, 10), [999, 899, 799, 699, 599, 500, 400, 300, 200, 100], atol=1e-3)
+def test_the_grid_of_a_multistep_solver_is_that_of_one_more_step_without_the_last():
+    result = scheduler.build({"_class_name": "DPMSolverMultistepScheduler"})
+    np.testing.assert_allclose(timesteps(result, 10), [999, 899, 799, 699, 599, 500, 400, 300, 200, 100], atol=1e-3)
 
 
 @pytest.mark.parametrize(
     "name", ["DDIMInverseScheduler", "FlowMatchEulerDiscreteScheduler", "LCMScheduler", "IPNDMScheduler", None, 3, []]
 )
-def test_other_classes_are_refused(name):
-    message = r"scheduler_config.json must be that of one of DDPMScheduler, .*, SASolverScheduler, got "
+def test_unsupported_classes_raise(name):
+    message = r"_class_name of scheduler_config.json must be one of DDPMScheduler, .*, SASolverScheduler, got "
     with pytest.raises(ValueError, match=message):
         scheduler.build({"_class_name": name})
 
@@ -123,15 +123,15 @@ def test_other_classes_are_refused(name):
             ],
         ),
         (DDPM | {"trained_betas": [0.1]}, ["trained_betas must have num_train_timesteps = 1000 entries, got 1"]),
-        (DDPM | {"trained_betas": [0.1, 2.0], "num_train_timesteps": 2}, ["trained_betas must lie in (0, 1), got 2"]),
-        (DDPM | {"trained_betas": "a"}, ["trained_betas must be a list, each a number or None, got 'a'"]),
+        (DDPM | {"trained_betas": [0.1, 2.0], "num_train_timesteps": 2}, ["trained_betas must be in (0, 1), got 2"]),
+        (DDPM | {"trained_betas": "a"}, ["trained_betas must be None or a list with each entry a number, got 'a'"]),
         (DDPM | {"num_train_timesteps": "x"}, ["num_train_timesteps must be an int >= 1, got 'x'"]),
         (DDPM | {"predict_epsilon": False}, ["predict_epsilon must be True, got False"]),
         (DDPM | {"beta_end": math.nan, "steps_offset": -1}, ["beta_end must be", "steps_offset must be an int >= 0"]),
-        ([1, 2], ["scheduler_config.json must hold an object of fields, got [1, 2]"]),
+        ([1, 2], ["scheduler_config.json must be a JSON object, got [1, 2]"]),
     ],
 )
-def test_faults_are_listed(config, messages):
+def test_all_faults_of_a_config_are_listed(config, messages):
     with pytest.raises(ValueError, match=r"scheduler_config\.json") as error:
         scheduler.build(config)
     for message in messages:
@@ -151,13 +151,13 @@ def test_faults_are_listed(config, messages):
         ),
     ],
 )
-def test_bad_grids(config, n, message):
+def test_invalid_grids_raise(config, n, message):
     with pytest.raises(ValueError, match=message):
         scheduler.build(config).times(n)
 
 
-def test_a_scheduler_is_written_as_it_was_read(tmp_path):
-    """Bit for bit, and not at all if it is none."""
+def test_save_restores_a_config_bit_for_bit(tmp_path):
+    """An invalid config is not written."""
     original = FOLDERS / "unet_ddpm" / scheduler.FILE
     model = folder.load(FOLDERS / "unet_ddpm")
     scheduler.save(tmp_path / "new", model.scheduler_config)
@@ -166,15 +166,14 @@ def test_a_scheduler_is_written_as_it_was_read(tmp_path):
         scheduler.save(tmp_path, recorded["config"])
         assert json.loads((tmp_path / scheduler.FILE).read_text()) == recorded["config"]
     with pytest.raises(ValueError, match="beta_end"):
-        scheduler.save(tmp_path / "none", DDPM | {"beta_end": "x"})
-    assert not (tmp_path / "none").exists()
+        scheduler.save(tmp_path / "invalid", DDPM | {"beta_end": "x"})
+    assert not (tmp_path / "invalid").exists()
 
 
-def test_stable_diffusion_s():
-    """With the alphas that its authors print."""
-    found = scheduler.build(STABLE | {"clip_sample": True, "_class_name": "PNDMScheduler"})
-    assert (found.kind, found.clip, found.last) == ("eps", None, 1e-3)
-    np.testing.assert_allclose(found.schedule(1.0).alpha ** 2, 0.0047, atol=5e-5)
-    np.testing.assert_allclose(steps(found, 4), [751, 501, 251, 1], atol=1e-3)
+def test_the_scheduler_of_stable_diffusion_has_the_published_last_alpha():
+    result = scheduler.build(STABLE | {"clip_sample": True, "_class_name": "PNDMScheduler"})
+    assert (result.kind, result.clip, result.last) == ("eps", None, 1e-3)
+    np.testing.assert_allclose(result.schedule(1.0).alpha ** 2, 0.0047, atol=5e-5)
+    np.testing.assert_allclose(timesteps(result, 4), [751, 501, 251, 1], atol=1e-3)
     config = STABLE | {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True}
     assert scheduler.build(config).schedule.zero_terminal_snr

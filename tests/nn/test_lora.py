@@ -1,4 +1,4 @@
-"""Low-rank adapters: products by hand, the convolution as a matrix, what is trained and saved, runs of adapters."""
+"""Low-rank adapters: the merged product, convolutions as matrices, training, checkpoints, and runs with a base."""
 
 import functools
 import shutil
@@ -35,14 +35,14 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def small():
-    """(net, params, adapters that change something, x, label)"""
+    """(net, params, adapters without zeros, x, label)"""
     net, x, label = Net(), jax.random.normal(KEY, (5, 4, 4, 3)), jnp.arange(5)
     params = jax.jit(net.init)(KEY, x, label)["params"]
     adapters = lora.init(KEY, params, ["*kernel", "label/embedding"], rank=2)
     return net, params, jax.tree.map(lambda v: v + 0.3, adapters), x, label
 
 
-def test_shapes_and_which_half_is_zero(small):
+def test_adapters_have_the_expected_shapes_and_one_zero_half(small):
     _, params, _, _, _ = small
     adapters = lora.init(KEY, params, ["*kernel", "label/*"], rank=2)
     assert jax.tree.map(jnp.shape, adapters) == {
@@ -57,26 +57,26 @@ def test_shapes_and_which_half_is_zero(small):
     assert lora.count(params) == 27 * 4 + 4 + 8 + 2 + 24
 
 
-def test_the_noise_has_variance_one_over_the_inputs():
+def test_the_initial_noise_has_variance_one_over_the_number_of_inputs():
     a = lora.init(KEY, {"w": jnp.zeros((3, 3, 50, 7))}, ["w"], rank=40)["w"]["a"]
     np.testing.assert_allclose([a.mean(), a.std() * np.sqrt(450)], [0, 1], atol=0.02)
 
 
-def test_an_adapter_s_noise_depends_on_its_path_alone(small):
+def test_the_initial_noise_of_an_adapter_depends_only_on_its_path(small):
     _, params, _, _, _ = small
     one, many = (lora.init(KEY, params, patterns, rank=2) for patterns in (["dense/kernel"], ["*"]))
     np.testing.assert_array_equal(one["dense"]["kernel"]["a"], many["dense"]["kernel"]["a"])
     assert "conv" not in one
 
 
-def test_new_adapters_change_no_bit(small):
+def test_new_adapters_leave_the_parameters_bit_identical(small):
     _, params, _, _, _ = small
     merged = lora.merge(params, lora.init(KEY, params, ["*"], rank=3), alpha=5.0)
     jax.tree.map(lambda u, v: np.testing.assert_array_equal(u.view(jnp.uint32), v.view(jnp.uint32)), merged, params)
 
 
-def test_merged_is_w_plus_the_scaled_product(small):
-    """By NumPy in float64, the convolution as a matrix (prod(window) in, out)."""
+def test_merge_adds_the_scaled_product_to_w(small):
+    """Expected values are computed by NumPy in float64, with a convolution as a matrix (prod(window) in, out)."""
     _, params, adapters, _, _ = small
     merged = lora.merge(params, adapters, alpha=3.0)
     for layer in ("conv", "dense", "label"):
@@ -86,18 +86,18 @@ def test_merged_is_w_plus_the_scaled_product(small):
         expected = w.reshape(-1, w.shape[-1]) + 3.0 / 2 * a.reshape(-1, 2) @ b
         np.testing.assert_allclose(merged[layer][name], expected.reshape(w.shape), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(merged["dense"]["bias"], params["dense"]["bias"])
-    back = lora.merge(merged, adapters, alpha=-3.0)
-    jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, atol=1e-6), back, params)
+    restored = lora.merge(merged, adapters, alpha=-3.0)
+    jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, atol=1e-6), restored, params)
 
 
-def test_applied_it_is_a_thin_branch_beside_each_layer(small):
-    """A convolution to r channels, then one of 1x1: the same answers without ever making W'."""
+def test_a_merged_network_equals_one_with_low_rank_branches(small):
+    """The branch of a convolution is a convolution to r channels, then one of 1x1; W' is never computed."""
     net, params, adapters, x, label = small
     merged = lora.merge(params, adapters, alpha=4.0)
     y = jax.jit(net.apply)({"params": merged}, x, label)
     branch = {name: next(iter(adapters[name].values())) for name in adapters}
-    thin = nn.Conv(2, (3, 3), use_bias=False).apply({"params": {"kernel": branch["conv"]["a"]}}, x)
-    h = nn.Conv(4, (3, 3)).apply({"params": params["conv"]}, x) + 2.0 * thin @ branch["conv"]["b"]
+    low_rank = nn.Conv(2, (3, 3), use_bias=False).apply({"params": {"kernel": branch["conv"]["a"]}}, x)
+    h = nn.Conv(4, (3, 3)).apply({"params": params["conv"]}, x) + 2.0 * low_rank @ branch["conv"]["b"]
     h = h.mean((1, 2)) + params["label"]["embedding"][label]
     h = h + 2.0 * branch["label"]["a"][label] @ branch["label"]["b"]
     expected = h @ params["dense"]["kernel"] + params["dense"]["bias"]
@@ -105,7 +105,7 @@ def test_applied_it_is_a_thin_branch_beside_each_layer(small):
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
-def test_alpha_may_be_traced_and_mapped_over(small):
+def test_alpha_can_be_traced_and_mapped(small):
     net, params, adapters, x, label = small
 
     @jax.jit
@@ -113,13 +113,13 @@ def test_alpha_may_be_traced_and_mapped_over(small):
         merged = jax.vmap(lambda alpha: lora.merge(params, adapters, alpha=alpha))(alphas)
         return jax.vmap(lambda params: net.apply({"params": params}, x, label))(merged)
 
-    found = sweep(jnp.array([0.0, 1.0, 2.5]))
-    np.testing.assert_allclose(found[0], jax.jit(net.apply)({"params": params}, x, label), atol=1e-6)
-    one = net.apply({"params": lora.merge(params, adapters, alpha=2.5)}, x, label)
-    np.testing.assert_allclose(found[2], one, atol=1e-5)
+    results = sweep(jnp.array([0.0, 1.0, 2.5]))
+    np.testing.assert_allclose(results[0], jax.jit(net.apply)({"params": params}, x, label), atol=1e-6)
+    expected = net.apply({"params": lora.merge(params, adapters, alpha=2.5)}, x, label)
+    np.testing.assert_allclose(results[2], expected, atol=1e-5)
 
 
-def test_the_gradient_is_that_of_w_through_the_product(small):
+def test_the_gradient_of_adapters_follows_from_the_gradient_of_w(small):
     """dL/dB = alpha/r A^T dL/dW and dL/dA = alpha/r dL/dW B^T."""
     net, params, adapters, x, label = small
 
@@ -127,16 +127,16 @@ def test_the_gradient_is_that_of_w_through_the_product(small):
         return jnp.sum(net.apply({"params": params}, x, label) ** 2)
 
     full = jax.jit(jax.grad(loss))(lora.merge(params, adapters, alpha=3.0))
-    found = jax.jit(jax.grad(lambda v: loss(lora.merge(params, v, alpha=3.0))))(adapters)
+    result = jax.jit(jax.grad(lambda v: loss(lora.merge(params, v, alpha=3.0))))(adapters)
     for layer in adapters:
         ((name, pair),) = adapters[layer].items()
         grad, a = full[layer][name].reshape(-1, full[layer][name].shape[-1]), pair["a"].reshape(-1, 2)
-        np.testing.assert_allclose(found[layer][name]["b"], 1.5 * a.T @ grad, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(result[layer][name]["b"], 1.5 * a.T @ grad, rtol=1e-4, atol=1e-5)
         expected = (1.5 * grad @ pair["b"].T).reshape(pair["a"].shape)
-        np.testing.assert_allclose(found[layer][name]["a"], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(result[layer][name]["a"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_half_precision_stays_what_it_is():
+def test_merge_keeps_the_dtype_of_half_precision_parameters():
     params = {"w": jnp.ones((4, 4), jnp.bfloat16)}
     adapters = lora.init(KEY, params, ["w"], rank=1)
     assert adapters["w"]["a"].dtype == jnp.float32
@@ -167,13 +167,13 @@ def test_half_precision_stays_what_it_is():
         ),
     ],
 )
-def test_bad_input(make, message, small):
+def test_invalid_input_raises(make, message, small):
     with pytest.raises(ValueError, match=message):
         make(small[1])
 
 
-def test_training_steps_move_the_adapters_alone_and_only_the_rows_in_use(small, tmp_path):
-    """`train_step`, EMA and checkpoints as they are; a target that a rank-1 change reaches is reached."""
+def test_training_moves_only_the_rows_in_use_and_reaches_a_rank_1_target(small, tmp_path):
+    """`train_step`, EMA and checkpoints work on adapters without changes."""
     net, params, _, x, _ = small
     label = jnp.array([1, 1, 3, 3, 3])
     target = net.apply({"params": params}, x, label) + jnp.array([1.0, -1.0])
@@ -183,24 +183,24 @@ def test_training_steps_move_the_adapters_alone_and_only_the_rows_in_use(small, 
         y = net.apply({"params": lora.merge(params, adapters, alpha=2.0)}, batch["x"], batch["label"])
         return jnp.mean((y - batch["y"]) ** 2, -1)
 
-    optimizer, first = optax.adam(0.03), lora.init(KEY, params, ["label/*"], rank=2)
+    optimizer, initial = optax.adam(0.03), lora.init(KEY, params, ["label/*"], rank=2)
     step = jax.jit(training.train_step(loss, optimizer, ema_decay=0.9))
-    state = training.init_state(KEY, first, optimizer)
+    state = training.init_state(KEY, initial, optimizer)
     losses = []
     for _ in range(150):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 1e-3 * losses[0]
-    moved = np.abs(lora.merge(params, state.params, alpha=2.0)["label"]["embedding"] - params["label"]["embedding"])
-    assert (moved.max(-1) > 0).tolist() == [False, True, False, True, False, False]
+    change = np.abs(lora.merge(params, state.params, alpha=2.0)["label"]["embedding"] - params["label"]["embedding"])
+    assert (change.max(-1) > 0).tolist() == [False, True, False, True, False, False]
     with training.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(150, state, {})
-        ema = checkpoints.restore_ema(150, jax.eval_shape(lambda: first))
+        ema = checkpoints.restore_ema(150, jax.eval_shape(lambda: initial))
     jax.tree.map(np.testing.assert_array_equal, ema, state.ema)
 
 
 @pytest.mark.newest
-def test_the_example_trains_less_than_5_percent():
+def test_the_example_config_trains_less_than_5_percent_of_the_parameters():
     config = digits_lora.get_config()
     settings = config.network
     net = UNet(
@@ -218,7 +218,7 @@ def test_the_example_trains_less_than_5_percent():
 
 
 def settings(data_dir, base="", **changes):
-    """A smaller smoke config on 8 and 9, adapters for one step; of all records and parameters without a base."""
+    """A small smoke config for one step: adapters on digits 8 and 9, or without a base all parameters on all digits."""
     config = smoke.get_config()
     config.dataset.data_dir = str(data_dir)
     config.network.update({"channel_multipliers": (1,), "attention_levels": (0,)})
@@ -234,7 +234,7 @@ def settings(data_dir, base="", **changes):
 
 
 def write_base(folder, data_dir, seed=0):
-    """An export, as of a model that was trained."""
+    """Write the export of a model with random parameters, as if it had been trained."""
     config = settings(data_dir)
     params = build.init_params(config, networks.network(config, 10), (8, 8, 1), jax.random.key(seed))
     params = jax.tree.map(lambda p: p + 0.05, params)
@@ -244,24 +244,25 @@ def write_base(folder, data_dir, seed=0):
 
 
 def train_run(config, workdir):
-    """A run on one device, in this process."""
+    """Train on one device, in this process."""
     run = opening.prepare(config, workdir, networks.network, "diffusion")
     run = run._replace(mesh=training.make_mesh(jax.devices()[:1]))
     objective = run_lora.objective(objectives.objective(config, run.net), run.whole)
-    run_training.train(run, objective, lambda *seen: {})
+    run_training.train(run, objective, lambda *args: {})
     return run
 
 
-def refused(capsys, config, workdir):
-    with pytest.raises(SystemExit) as stopped:
+def error_of(capsys, config, workdir):
+    """The error text of a run that does not start."""
+    with pytest.raises(SystemExit) as error:
         opening.prepare(config, workdir, networks.network, "diffusion")
-    assert stopped.value.code == 2
+    assert error.value.code == 2
     return capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
 def runs(data_dir, tmp_path_factory):
-    """(base, its parameters, workdir of its adapters after a step)"""
+    """(base, parameters of the base, workdir of its adapters after one step)"""
     folder = tmp_path_factory.mktemp("runs")
     params = write_base(folder / "base", data_dir)
     train_run(settings(data_dir, folder / "base"), folder / "adapted")
@@ -273,39 +274,39 @@ def test_a_run_trains_the_adapters_of_its_base(runs):
     merged = load_model(adapted)
     different = jax.tree.map(lambda u, v: bool((u != v).any()), params, merged.params)
     assert different["ResBlock_0"]["Conv_0"] == {"kernel": True, "bias": False}
-    assert not different["label"]["embedding"]  # "*kernel" alone
+    assert not different["label"]["embedding"]  # the patterns are "*kernel" only
     assert merged.step == 1
     record = load_record(adapted)[1]
     assert record["lora"]["base"] == str(base)
     assert record["lora"]["step"] == 7
     assert record["data"]["base"] == {name: record["lora"][name] for name in ("step", "digest")}
-    assert record["data"]["length"] < 250  # of the 997
+    assert record["data"]["length"] < 250  # of 997
     saved = Checkpoints(adapted / "checkpoints", read_only=True)._manifest(1)["arrays"]
-    held = [name for name in saved if name.startswith("['params']")]
-    assert held
-    assert all(name.endswith(("['a']", "['b']")) for name in held)
+    names = [name for name in saved if name.startswith("['params']")]
+    assert names
+    assert all(name.endswith(("['a']", "['b']")) for name in names)
 
 
 @pytest.mark.slow
-def test_an_export_holds_the_merged_parameters_and_needs_no_base(runs, data_dir, tmp_path, capsys):
-    """`export` merges; adapters of the export, which is a whole model, are refused in the workdir of the others."""
+def test_an_export_contains_the_merged_parameters_and_needs_no_base(runs, data_dir, tmp_path, capsys):
+    """The export is a full model. It is another base, so its adapters are refused in the workdir of the first base."""
     call("export", f"--checkpoint={runs[2]}", f"--out={tmp_path / 'export'}")
-    alone, merged = load_model(tmp_path / "export"), load_model(runs[2])
-    jax.tree.map(np.testing.assert_array_equal, alone.params, merged.params)
-    message = refused(capsys, settings(data_dir, tmp_path / "export"), runs[2])
+    exported, merged = load_model(tmp_path / "export"), load_model(runs[2])
+    jax.tree.map(np.testing.assert_array_equal, exported.params, merged.params)
+    message = error_of(capsys, settings(data_dir, tmp_path / "export"), runs[2])
     assert "holds a run with the base {'step': 7, 'digest':" in message
 
 
-def test_the_base_may_move_but_not_change(runs, data_dir, tmp_path, capsys):
+def test_the_base_can_move_but_not_change(runs, data_dir, tmp_path, capsys):
     moved, other = tmp_path / "moved", tmp_path / "other"
     shutil.copytree(runs[0], moved)
     opening.prepare(settings(data_dir, moved), runs[2], networks.network, "diffusion")
     write_base(other, data_dir, seed=1)
-    assert "holds a run with the base {'step': 7, " in refused(capsys, settings(data_dir, other), runs[2])
-    assert "holds a run with the base {'step': 7, " in refused(capsys, settings(data_dir), runs[2])
+    assert "holds a run with the base {'step': 7, " in error_of(capsys, settings(data_dir, other), runs[2])
+    assert "holds a run with the base {'step': 7, " in error_of(capsys, settings(data_dir), runs[2])
 
 
-def test_adapters_whose_base_changed_or_is_gone_are_not_loaded(runs, data_dir, tmp_path):
+def test_adapters_with_a_changed_or_missing_base_do_not_load(runs, data_dir, tmp_path):
     base = tmp_path / "base"
     record = {"lora": {"base": str(base), "step": 7, "digest": load_record(runs[2])[1]["lora"]["digest"]}}
     with pytest.raises(ValueError, match=r"the base of a must be a run's workdir or an export, got .*base"):
@@ -331,39 +332,39 @@ def test_adapters_whose_base_changed_or_is_gone_are_not_loaded(runs, data_dir, t
         ({"dataset__name": "mnist5k"}, "config.lora.base must be of images (28, 28, 1), got"),
     ],
 )
-def test_bad_input_of_a_run(changes, message, runs, data_dir, tmp_path, capsys):
+def test_invalid_settings_of_a_run_raise(changes, message, runs, data_dir, tmp_path, capsys):
     workdir = tmp_path / "new"
-    assert message in refused(capsys, settings(data_dir, runs[0], **changes), workdir)
+    assert message in error_of(capsys, settings(data_dir, runs[0], **changes), workdir)
     assert not workdir.exists()
 
 
-def test_a_classifier_takes_no_adapters(runs, data_dir):
+def test_a_classifier_does_not_support_adapters(runs, data_dir):
     with pytest.raises(ValueError, match=r"config.lora.base must be '' for training a classifier, got"):
         checks.check_model(settings(data_dir, runs[0]), "classifier")
 
 
 @pytest.mark.slow
-def test_the_commands_and_forms_agree(runs, data_dir, tmp_path):
-    """train, sample and export as processes; adapters by pmap and in parts over 8 devices move as on one."""
-    base, adapted, ends = tmp_path / "base", tmp_path / "pmap_1", []
+def test_the_commands_agree_for_all_kinds_of_parallelism(runs, data_dir, tmp_path):
+    """train, sample and export run as processes. Adapters on 8 devices, by pmap and FSDP, equal those on one device."""
+    base, adapted, results = tmp_path / "base", tmp_path / "pmap_1", []
     call("train", *training_flags(data_dir, base, "--config.train.num_steps=2"))
-    for form, count in (("pmap", 1), ("pmap", 8), ("fsdp", 8)):
-        workdir = tmp_path / f"{form}_{count}"
-        more = ("--config.dataset.labels=(8,9)", f"--config.lora.base={base}", f"--config.parallel={form}")
-        text = call("train", *training_flags(data_dir, workdir, *more), devices=count)
+    for parallel, count in (("pmap", 1), ("pmap", 8), ("fsdp", 8)):
+        workdir = tmp_path / f"{parallel}_{count}"
+        flags = ("--config.dataset.labels=(8,9)", f"--config.lora.base={base}", f"--config.parallel={parallel}")
+        text = call("train", *training_flags(data_dir, workdir, *flags), devices=count)
         assert "parameters of adapters, " in text.splitlines()[0]
-        ends.append(load_model(workdir).params)
-    for other in ends[1:]:
-        jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=1e-4, atol=1e-5), other, ends[0])
-    assert "done: step 20" in call("train", *training_flags(data_dir, adapted, *more[:2]))
+        results.append(load_model(workdir).params)
+    for result in results[1:]:
+        jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=1e-4, atol=1e-5), result, results[0])
+    assert "done: step 20" in call("train", *training_flags(data_dir, adapted, *flags[:2]))
     call("export", f"--checkpoint={adapted}", f"--out={tmp_path / 'export'}")
-    drawn = []
+    shards = []
     for folder in (adapted, tmp_path / "export"):
         out = tmp_path / f"out_{folder.name}"
         call("sample", f"--checkpoint={folder}", f"--out={out}", "--num=4", "--labels=8,9", "--num_steps=2")
-        drawn.append(np.load(out / "shard_00000.npz"))
-    np.testing.assert_array_equal(drawn[0]["samples"], drawn[1]["samples"])
-    assert drawn[0]["labels"].tolist() == [8, 9, 8, 9]
+        shards.append(np.load(out / "shard_00000.npz"))
+    np.testing.assert_array_equal(shards[0]["samples"], shards[1]["samples"])
+    assert shards[0]["labels"].tolist() == [8, 9, 8, 9]
     call("train", *training_flags(data_dir, base, "--config.train.num_steps=3"))
     message = call("sample", f"--checkpoint={adapted}", f"--out={tmp_path / 'no'}", ok=False)
     assert "must be step 2 of" in message

@@ -1,4 +1,4 @@
-"""Networks of any kind through the same samplers; ours learn in one, two and three dimensions."""
+"""Networks of several libraries in the same sampler, and short training runs in one, two and three dimensions."""
 
 import equinox
 import jax
@@ -14,8 +14,8 @@ from diffax.nn import Attention, DiT, UNet
 KEY = jax.random.key(0)
 
 
-def generated(predict):
-    """Four samples of eps = predict(x, t), and the same from a plain function with these weights."""
+def draw_samples(predict):
+    """Four samples with eps = predict(x, t)."""
     schedule, times = diffax.Cosine(), diffax.times.uniform_log_snr(diffax.Cosine(), 5)
     x = diffax.initial_noise(KEY, schedule, (4, 3))
 
@@ -27,18 +27,17 @@ def generated(predict):
     return run(x)
 
 
-def test_an_nnx_network_is_sampled():
-    """By the sampler that knows nothing of it: as the same arithmetic in plain functions."""
+def test_an_nnx_network_gives_the_samples_of_the_same_plain_function():
     net = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
     kernel, bias = np.asarray(net.kernel[...]), np.asarray(net.bias[...]) + 0.5
     net.bias[...] = jnp.asarray(bias)
     features = lambda x, t: jnp.concatenate([x, jnp.broadcast_to(t, (len(x),))[:, None]], -1)
-    found = generated(lambda x, t: net(features(x, t)))
-    np.testing.assert_allclose(found, generated(lambda x, t: features(x, t) @ kernel + bias), rtol=1e-5)
+    result = draw_samples(lambda x, t: net(features(x, t)))
+    np.testing.assert_allclose(result, draw_samples(lambda x, t: features(x, t) @ kernel + bias), rtol=1e-5)
 
 
-def test_an_equinox_network_is_sampled():
-    """It takes one example; vmap gives it a batch."""
+def test_an_equinox_network_gives_the_samples_of_the_same_plain_function():
+    """The network takes one example; vmap maps it over a batch."""
     net = equinox.nn.Linear(4, 3, key=KEY)
 
     def predict(x, t):
@@ -47,8 +46,8 @@ def test_an_equinox_network_is_sampled():
 
     kernel, bias = np.asarray(net.weight).T, np.asarray(net.bias)
     features = lambda x, t: jnp.concatenate([x, jnp.broadcast_to(t, (len(x),))[:, None]], -1)
-    expected = generated(lambda x, t: features(x, t) @ kernel + bias)
-    np.testing.assert_allclose(generated(predict), expected, rtol=1e-5)
+    expected = draw_samples(lambda x, t: features(x, t) @ kernel + bias)
+    np.testing.assert_allclose(draw_samples(predict), expected, rtol=1e-5)
 
 
 UNET = UNet(channels=8, channel_multipliers=(1, 1), num_res_blocks=1, attention=Attention(()), num_classes=4)
@@ -57,7 +56,7 @@ SHAPES = {1: (8, 8), 2: (8, 8, 1), 3: (4, 4, 4, 1)}
 
 
 def digits(shape):
-    """Four 8x8 digits, in [-1, 1]: each a sequence of its rows, an image, or a stack of four pairs of rows."""
+    """Four 8x8 digits in [-1, 1]; by shape, each is a sequence of 8 rows, an image, or a 4x4x4 volume."""
     from sklearn.datasets import load_digits
 
     return jnp.asarray(load_digits().images[:4].reshape(4, *shape) / 8 - 1, jnp.float32)
@@ -66,8 +65,8 @@ def digits(shape):
 @pytest.mark.slow_cases("unet-2")
 @pytest.mark.parametrize("ndim", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("net", [UNET, DIT], ids=["unet", "dit"])
-def test_a_few_digits_are_learned_by_heart(net, ndim):
-    """Noise from noisy digits of one batch: the loss, at first that of the answer zero, falls 10-fold."""
+def test_a_network_overfits_four_digits(net, ndim):
+    """Predict the noise in one batch. The loss starts at that of a zero prediction and falls 10-fold."""
     x0, t, label = digits(SHAPES[ndim]), jnp.array([0.2, 0.4, 0.6, 0.8]), jnp.arange(4)
     noise = jax.random.normal(KEY, x0.shape)
     x = diffax.diffuse(diffax.Cosine(), x0, noise, t)
@@ -91,20 +90,20 @@ def test_a_few_digits_are_learned_by_heart(net, ndim):
 
 @pytest.mark.slow_cases("unet")
 @pytest.mark.parametrize("net", [UNET.clone(channel_multipliers=(1,)), DIT], ids=["unet", "dit"])
-def test_published_networks_have_one_calling_convention(net):
-    """UNet and DiT: (x, t, label), the null label for none, `outputs` answers, and the first of them zero."""
+def test_unet_and_dit_share_their_calling_convention(net):
+    """Arguments (x, t, label), null label for None, `outputs` predictions in the channels, zero at initialisation."""
     net = net.clone(outputs=2)
     x, t = jax.random.normal(KEY, (2, 4, 4, 2)), jnp.array([0.2, 0.7])
 
     @jax.jit
-    def answers(key):
-        first, params = net.init_with_output(key, x, t, jnp.arange(2))
+    def predictions(key):
+        initial, params = net.init_with_output(key, x, t, jnp.arange(2))
         params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(key, p.shape), params)
-        of_labels = jax.lax.map(lambda label: net.apply(params, x, t, label), jnp.array([4, 0]))
-        return first, net.apply(params, x, t), *of_labels
+        labelled = jax.lax.map(lambda label: net.apply(params, x, t, label), jnp.array([4, 0]))
+        return initial, net.apply(params, x, t), *labelled
 
-    first, none, null, other = answers(KEY)
-    assert first.shape == (2, 4, 4, 4)
-    assert not first.any()
-    np.testing.assert_allclose(none, null, atol=1e-5)
-    assert float(jnp.abs(none - other).max()) > 1e-3
+    initial, unlabelled, null_label, label_0 = predictions(KEY)
+    assert initial.shape == (2, 4, 4, 4)
+    assert not initial.any()
+    np.testing.assert_allclose(unlabelled, null_label, atol=1e-5)
+    assert float(jnp.abs(unlabelled - label_0).max()) > 1e-3

@@ -1,4 +1,4 @@
-"""The U-Net: its size, shapes, conditioning, dropout by example, precision."""
+"""The U-Net: number of parameters, shapes, conditions, per-example dropout, precision."""
 
 import json
 from pathlib import Path
@@ -23,15 +23,15 @@ def count(tree):
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-def shaken(net, x, **kwargs):
-    """Parameters with nothing left at zero."""
+def nonzero_params(net, x, **kwargs):
+    """Initial parameters plus noise, so that no parameter is zero."""
     params = jax.jit(net.init)(KEY, x, jnp.zeros(len(x)), **kwargs)
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(p.dtype), params)
 
 
-# (network, shape of x, parameters, in millions where the paper gives no more digits). The null label of ADM adds a row
-# of 4 * channels, which the published networks do not have.
+# name -> (network, shape of x, number of parameters, in millions if the paper gives no more digits). In ADM the null
+# label adds 4 * channels parameters to the published number.
 PUBLISHED = {
     "DDPM, CIFAR-10": (UNet.ddpm(), (32, 32, 3), 35_746_307),
     "ADM, ImageNet 64": (UNet.adm(), (64, 64, 3), 296),
@@ -65,7 +65,7 @@ FAST = ("DDPM, CIFAR-10", "ADM, ImageNet 64", "Stable Diffusion 1.5")
 
 @pytest.mark.newest
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in PUBLISHED])
-def test_published_sizes(name):
+def test_networks_have_the_published_number_of_parameters(name):
     """Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, table 4; the released weights of Stable Diffusion."""
     net, shape, published = PUBLISHED[name]
     params = jax.eval_shape(net.init, KEY, jnp.zeros((1, *shape)), jnp.zeros(1))
@@ -81,17 +81,17 @@ def test_published_sizes(name):
         ("unet_sd15", UNet.stable_diffusion(channels=32, context_dim=24, out_channels=4, norm=Norm(32))),
     ],
 )
-def test_the_constructors_are_the_networks_of_diffusers_configs(folder, net):
-    """google/ddpm-cifar10-32, and Stable Diffusion 1.5 a tenth as wide, both with 32 groups."""
+def test_constructors_equal_the_networks_of_diffusers_configs(folder, net):
+    """google/ddpm-cifar10-32, and Stable Diffusion 1.5 at a tenth of its width, both with 32 groups."""
     assert unet.build(json.loads((FOLDERS / folder / "config.json").read_text())) == net
 
 
 @pytest.mark.parametrize("net", [UNet.ddpm(), UNet.adm(), UNet.stable_diffusion()], ids=["ddpm", "adm", "sd"])
-def test_published_widths_have_32_groups(net):
+def test_published_networks_use_32_groups(net):
     assert {net.norm.num_groups(width) for width in net.widths} == {32}
 
 
-def test_adm_has_the_settings_of_its_code():
+def test_adm_has_the_settings_of_the_published_code():
     """guided-diffusion: timestep_embedding, --resblock_updown, --use_scale_shift_norm, --num_head_channels 64."""
     net = UNet.adm()
     assert net.time == TimeEmbedding(1000.0, shift=0, cos_first=True)
@@ -105,8 +105,8 @@ def test_settings_replace_the_published_ones():
     assert net.attention == Attention((1, 2, 3), head_channels=4)
 
 
-def test_a_network_is_hashable_and_equal_by_its_settings():
-    """So that a network can be a static argument of jit."""
+def test_networks_with_equal_settings_are_equal_and_have_equal_hashes():
+    """A network can therefore be a static argument of jit."""
     nets = {UNet.ddpm(), UNet.ddpm(), UNet.ddpm(attention_levels=[1]), UNet.adm()}
     assert len(nets) == 2
 
@@ -116,7 +116,7 @@ CONDITIONED = {"attention": Attention(context_dim=5), "vector_dim": 3, "image_ch
 
 @pytest.fixture(scope="module")
 def conditioned():
-    """A network of all kinds of blocks and conditions: (params, x, conditions, the compiled call)."""
+    """A network with all kinds of blocks and conditions: (params, x, conditions, compiled apply)."""
     residual = Residual("block", scale_shift=True, rescale=2**0.5)
     attention = Attention(head_channels=4, context_dim=5)
     net = UNet(**SMALL, **CONDITIONED | {"attention": attention}, residual=residual)
@@ -128,12 +128,12 @@ def conditioned():
         "vector": jax.random.normal(keys[1], (3, 3)),
         "image": jax.random.normal(keys[2], (3, 5, 6, 2)),
     }
-    params = shaken(net, x)
+    params = nonzero_params(net, x)
     return params, x, conditions, jax.jit(net.apply)
 
 
 @pytest.mark.newest
-def test_each_condition_acts_on_its_own_example_alone(conditioned):
+def test_each_condition_only_affects_its_own_example(conditioned):
     params, x, conditions, apply = conditioned
     y = apply(params, x, 0.5, **conditions)
     assert y.shape == x.shape
@@ -143,16 +143,16 @@ def test_each_condition_acts_on_its_own_example_alone(conditioned):
         np.testing.assert_allclose(other[1:], y[1:], atol=1e-5)
 
 
-def test_tokens_that_are_not_there_change_nothing(conditioned):
-    """Those that are masked; and all of them is none, which is a network without context."""
+def test_masked_tokens_have_no_effect(conditioned):
+    """An example whose tokens are all masked has the same result as without a context."""
     params, x, conditions, apply = conditioned
     y = apply(params, x, 0.5, **conditions)
     context = conditions["context"].at[1, 2:].set(7.0).at[2].set(-7.0)
     np.testing.assert_allclose(apply(params, x, 0.5, **{**conditions, "context": context}), y, atol=1e-5)
-    none = {**conditions, "context": None, "context_mask": None}
-    np.testing.assert_allclose(apply(params, x, 0.5, **none)[2], y[2], atol=1e-5)
-    short = {**conditions, "context": conditions["context"][:, :2], "context_mask": conditions["context_mask"][:, :2]}
-    np.testing.assert_allclose(apply(params, x, 0.5, **short)[1:], y[1:], atol=1e-5)
+    without_context = {**conditions, "context": None, "context_mask": None}
+    np.testing.assert_allclose(apply(params, x, 0.5, **without_context)[2], y[2], atol=1e-5)
+    shortened = {name: conditions[name][:, :2] for name in ("context", "context_mask")}
+    np.testing.assert_allclose(apply(params, x, 0.5, **{**conditions, **shortened})[1:], y[1:], atol=1e-5)
 
 
 TEXT = {"attention": Attention(context_dim=5)}
@@ -184,22 +184,22 @@ TOKENS = np.ones((2, 3, 5))
         (TEXT, {"context": TOKENS[0]}, r"context must have shape \(2, any, 5\), got \(3, 5\)"),
     ],
 )
-def test_bad_conditions_are_refused(settings, given, message):
+def test_invalid_conditions_raise(settings, given, message):
     net = UNet(**{**SMALL, **settings})
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda: net.init(KEY, jnp.ones((2, 8, 8, 1)), 0.5, **given))
 
 
-def test_an_empty_mask_has_a_value_and_a_gradient():
-    """Softmax over no token: zero; over the others as without the mask; and by the plain formula."""
+def test_attention_without_tokens_is_zero_and_has_a_finite_gradient():
+    """An example without tokens gets zeros; the other equals the softmax formula over its unmasked tokens."""
     q, k, v = (jax.random.normal(key, (2, 3, 1, 4)) for key in jax.random.split(KEY, 3))
     mask = jnp.array([[True, False, True], [False, False, False]])
-    found = attend(q, k, v, mask)
-    kept = np.array([0, 2])
-    scores = np.einsum("nd,md->nm", q[0, :, 0], k[0, kept, 0]) / 2
+    result = attend(q, k, v, mask)
+    unmasked = np.array([0, 2])
+    scores = np.einsum("nd,md->nm", q[0, :, 0], k[0, unmasked, 0]) / 2
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-    np.testing.assert_allclose(found[0, :, 0], weights @ np.asarray(v)[0, kept, 0], atol=1e-6)
-    assert not found[1].any()
+    np.testing.assert_allclose(result[0, :, 0], weights @ np.asarray(v)[0, unmasked, 0], atol=1e-6)
+    assert not result[1].any()
     grads = jax.grad(lambda *a: attend(*a, mask).sum(), (0, 1, 2))(q, k, v)
     assert all(np.isfinite(g).all() for g in grads)
 
@@ -208,9 +208,9 @@ def test_an_empty_mask_has_a_value_and_a_gradient():
 @pytest.mark.parametrize("block", [ResBlock(8), AttentionBlock(2), CrossAttentionBlock(2)], ids=lambda b: b.name)
 def test_rescale_divides_the_sum_of_the_input_and_the_branch(block):
     x, key = jax.random.normal(KEY, (2, 3, 8)), jax.random.key(1)
-    given = (jax.random.normal(key, (2, 4, 5)),) if isinstance(block, CrossAttentionBlock) else ()
-    params = jax.tree.map(lambda p: p + 0.2, jax.jit(block.init)(KEY, x, *given))
-    plain, divided = (jax.jit(block.clone(rescale=by).apply)(params, x, *given) for by in (1.0, 3.0))
+    context = (jax.random.normal(key, (2, 4, 5)),) if isinstance(block, CrossAttentionBlock) else ()
+    params = jax.tree.map(lambda p: p + 0.2, jax.jit(block.init)(KEY, x, *context))
+    plain, divided = (jax.jit(block.clone(rescale=r).apply)(params, x, *context) for r in (1.0, 3.0))
     assert float(jnp.abs(plain - x).min(-1).max()) > 1e-2
     np.testing.assert_allclose(divided, (x + (plain - x)) / 3, rtol=1e-5, atol=1e-6)
 
@@ -218,21 +218,21 @@ def test_rescale_divides_the_sum_of_the_input_and_the_branch(block):
 @pytest.mark.newest
 @pytest.mark.parametrize(("options", "attention"), [({}, AttentionBlock), (CONDITIONED, CrossAttentionBlock)])
 def test_all_blocks_of_a_network_have_its_rescale(options, attention):
-    seen = []
+    calls = []
 
-    def see(method, args, kwargs, context):
-        seen.append((type(context.module), getattr(context.module, "rescale", None)))
+    def record(method, args, kwargs, context):
+        calls.append((type(context.module), getattr(context.module, "rescale", None)))
         return method(*args, **kwargs)
 
     net = UNet(**SMALL, **options, residual=Residual("block", rescale=3.0))
-    with nn.intercept_methods(see):
+    with nn.intercept_methods(record):
         jax.eval_shape(net.init, KEY, jnp.ones((1, 4, 4, 1)), 0.5)
-    assert seen.count((ResBlock, 3.0)) == 10  # 2 down, 4 up, 2 in the middle, 2 between the levels
-    assert seen.count((attention, 3.0)) == 4
-    assert {by for _, by in seen} == {3.0, None}
+    assert calls.count((ResBlock, 3.0)) == 10  # 2 in the encoder, 4 in the decoder, 2 in the middle, 2 between levels
+    assert calls.count((attention, 3.0)) == 4
+    assert {rescale for _, rescale in calls} == {3.0, None}
 
 
-def test_halving_is_the_mean_of_what_is_there():
+def test_halving_an_odd_size_averages_over_the_existing_entries():
     x = jnp.arange(5.0).reshape(1, 5, 1)
     np.testing.assert_array_equal(halve(x)[0, :, 0], [0.5, 2.5, 4.0])
     np.testing.assert_array_equal(double(halve(x), (5,))[0, :, 0], [0.5, 0.5, 2.5, 2.5, 4.0])
@@ -240,14 +240,14 @@ def test_halving_is_the_mean_of_what_is_there():
 
 @pytest.fixture(scope="module")
 def small():
-    """A small conditional network, its parameters, an input, and the compiled call."""
+    """A small conditional network, its parameters, an input, and the compiled apply."""
     net = UNet(num_classes=3, dropout_rate=0.5, **SMALL)
     x = jax.random.normal(KEY, (4, 7, 5, 1))
-    params = shaken(net, x)
+    params = nonzero_params(net, x)
     return net, params, x, jax.jit(net.apply)
 
 
-def test_the_first_answer_is_zero():
+def test_the_initial_prediction_is_zero():
     net = UNet(**SMALL)
     x = jax.random.normal(KEY, (2, 8, 8, 3))
     assert not jax.jit(lambda x: net.init_with_output(KEY, x, 0.5)[0])(x).any()
@@ -256,7 +256,7 @@ def test_the_first_answer_is_zero():
 @pytest.mark.slow_cases("shape3")
 @pytest.mark.newest
 @pytest.mark.parametrize("shape", [(2, 28, 28, 1), (2, 7, 5, 2), (2, 9, 3), (1, 5, 6, 7, 1)])
-def test_odd_sizes_and_one_to_three_dimensions(shape):
+def test_odd_sizes_and_one_to_three_dimensions_are_supported(shape):
     net = UNet(channels=8, channel_multipliers=(1, 1, 2), num_res_blocks=1, attention=Attention((2,)))
     x = jnp.ones(shape)
     out = jax.eval_shape(lambda: net.init_with_output(KEY, x, jnp.zeros(shape[0]))[0])
@@ -278,7 +278,7 @@ def test_odd_sizes_and_one_to_three_dimensions(shape):
         ({"num_classes": 3}, (2, 8, 8, 1), np.array([0, 4]), r"label must be in \[0, 3\], got \[0, 4\]"),
     ],
 )
-def test_bad_shapes_are_refused(settings, shape, label, message):
+def test_invalid_shapes_and_labels_raise(settings, shape, label, message):
     net = UNet(**{**SMALL, **settings})
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda: net.init(KEY, jnp.ones(shape), 0.5, label))
@@ -304,7 +304,7 @@ def test_bad_shapes_are_refused(settings, shape, label, message):
         (lambda: Residual("pool"), "resample must be one of conv, conv_pad_after, block, got 'pool'"),
     ],
 )
-def test_bad_specifications_are_refused(make, message):
+def test_invalid_specifications_raise(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -319,26 +319,25 @@ def test_bad_specifications_are_refused(make, message):
         ({"channel_multipliers": ()}, r"channel_multipliers must give each level at least one channel, got \(\)"),
         ({"attention": Attention((2,))}, r"attention.levels must be in \[0, 2\), the levels of .*, got 2"),
         ({"attention": Attention(num_heads=3)}, "num_heads must divide the 16 channels, got 3"),
-        ({"attention": Attention((), num_heads=3)}, "num_heads must divide the 16 channels, got 3"),  # the middle's
+        ({"attention": Attention((), num_heads=3)}, "num_heads must divide the 16 channels, got 3"),  # the middle
         ({"attention": Attention(head_channels=3)}, "head_channels must divide the 16 channels, got 3"),
         ({"norm": Norm(3)}, "groups must divide the 8 channels, got 3"),
     ],
 )
-def test_bad_settings_are_refused(setting, message):
-    """By the constructor, before there is an input."""
+def test_invalid_settings_raise_in_the_constructor(setting, message):
     with pytest.raises(ValueError, match=message):
         UNet(**{**SMALL, **setting})
 
 
 @pytest.mark.parametrize("net", [UNet(**SMALL), DiT(channels=8, num_heads=2, depth=1)], ids=["unet", "dit"])
-def test_another_implementation_is_all_that_changes(net):
+def test_with_implementation_only_changes_the_implementation(net):
     changed = with_implementation(net, "xla")
     assert changed != net
     assert with_implementation(changed, None) == net
     assert with_implementation(nn.Dense(3), "xla") == nn.Dense(3)
 
 
-def test_an_example_depends_on_its_own_time_and_label_alone(small):
+def test_an_example_depends_only_on_its_own_time_and_label(small):
     _, params, x, apply = small
     t, label = jnp.array([0.1, 0.5, 0.5, 0.9]), jnp.array([0, 1, 2, 3])
     y = apply(params, x, t, label)
@@ -348,14 +347,14 @@ def test_an_example_depends_on_its_own_time_and_label_alone(small):
         np.testing.assert_allclose(other[1:], y[1:], atol=1e-5)
 
 
-def test_no_label_is_the_null_label(small):
+def test_a_missing_label_is_the_null_label(small):
     _, params, x, apply = small
     np.testing.assert_array_equal(apply(params, x, 0.5), apply(params, x, 0.5, jnp.full(4, 3)))
     assert float(jnp.abs(apply(params, x, 0.5) - apply(params, x, 0.5, 0)).max()) > 1e-3
 
 
 @pytest.mark.slow
-def test_dropout_goes_by_example(small):
+def test_the_dropout_of_an_example_depends_only_on_its_own_key(small):
     _, params, x, apply = small
     keys = jax.random.split(KEY, 4)
     y = apply(params, x, 0.5, 0, key=keys)
@@ -366,7 +365,7 @@ def test_dropout_goes_by_example(small):
     np.testing.assert_allclose(with_others[:3], y[:3], atol=1e-5)
 
 
-def test_dropout_keeps_the_mean():
+def test_dropout_preserves_the_mean():
     x = jnp.ones((8, 5000))
     y = dropout(jax.random.split(KEY, 8), x, 0.25)
     np.testing.assert_allclose(y.mean(1), 1, atol=0.05)
@@ -375,15 +374,15 @@ def test_dropout_keeps_the_mean():
     assert dropout(None, x, 0.25) is x
 
 
-def test_bfloat16_computes_near_float32_with_float32_parameters(small):
+def test_bfloat16_results_are_close_to_float32(small):
     net, params, x, apply = small
     y = apply(params, x, 0.5, 0)
-    short = jax.jit(net.clone(dtype=jnp.bfloat16).apply)(params, x, 0.5, 0)
-    assert short.dtype == jnp.float32
-    assert 0 < float(jnp.abs(short - y).max()) < 0.1 * float(jnp.abs(y).max())
+    bfloat16 = jax.jit(net.clone(dtype=jnp.bfloat16).apply)(params, x, 0.5, 0)
+    assert bfloat16.dtype == jnp.float32
+    assert 0 < float(jnp.abs(bfloat16 - y).max()) < 0.1 * float(jnp.abs(y).max())
 
 
-def test_the_time_embedding_is_ddpm_s():
+def test_the_sinusoidal_embedding_equals_that_of_ddpm():
     """Ho et al.'s code: sin and cos of step * 10000^(-k / (half - 1))."""
     step = np.array([0, 1, 500, 999])
     frequency = np.exp(-np.log(10_000) / 3 * np.arange(4))
@@ -394,27 +393,27 @@ def test_the_time_embedding_is_ddpm_s():
 
 
 @pytest.mark.slow
-def test_remat_changes_the_memory_alone():
-    """The same parameters, by name, the same answer and gradient, with dropout."""
+def test_remat_preserves_parameters_predictions_and_gradients():
+    """Dropout is active, and the names of the parameters are compared too."""
     x, t = jax.random.normal(KEY, (2, 4, 4, 1)), jnp.array([0.2, 0.7])
     net = UNet(channels=8, channel_multipliers=(1,), num_res_blocks=1, attention=Attention((0,)), dropout_rate=0.5)
-    params = shaken(net, x)
-    again = net.clone(remat=True)
+    params = nonzero_params(net, x)
+    remat_net = net.clone(remat=True)
     keys = jax.random.split(jax.random.key(3), len(x))
 
     def value(net, params):
         return jnp.sum(net.apply(params, x, t, key=keys) ** 2)
 
-    shapes = jax.eval_shape(again.init, KEY, x, t)
+    shapes = jax.eval_shape(remat_net.init, KEY, x, t)
     assert jax.tree.structure(shapes) == jax.tree.structure(params)
-    ours, theirs = (jax.jit(jax.value_and_grad(lambda p, n=n: value(n, p)))(params) for n in (again, net))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), ours, theirs)
-    text = jax.jit(jax.grad(lambda p: value(again, p))).lower(params).as_text()
-    assert "optimization_barrier" in text  # what keeps XLA from merging the two computations
+    result, expected = (jax.jit(jax.value_and_grad(lambda p, n=n: value(n, p)))(params) for n in (remat_net, net))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), result, expected)
+    text = jax.jit(jax.grad(lambda p: value(remat_net, p))).lower(params).as_text()
+    assert "optimization_barrier" in text  # it prevents XLA from merging the recomputation with the forward pass
 
 
-def test_remat_of_blocks_that_resample():
-    """Down to odd sizes and up again, which the blocks are told."""
+def test_remat_supports_blocks_that_resample():
+    """Sizes are odd, so that the doubling blocks need their `space`."""
     plain = UNet(channels=8, channel_multipliers=(1, 1, 1), num_res_blocks=1, attention=Attention(()))
     net = plain.clone(residual=Residual("block"))
     x = jnp.zeros((1, 5, 7, 1))

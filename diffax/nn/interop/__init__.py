@@ -1,1 +1,1 @@
-"""Pretrained weights of other libraries, from safetensors files: never pickle."""
+"""Pretrained weights of other libraries, read from safetensors files and never from pickle files."""

@@ -1,4 +1,4 @@
-"""diffusers' `AutoencoderKL`, the autoencoder of Stable Diffusion: its config.json and the names of its weights.
+"""diffusers' `AutoencoderKL`, the autoencoder of Stable Diffusion, as `Autoencoder`: its config and its weights.
 
 net = build(config)
 like = jax.eval_shape(net.init, key, x)["params"]
@@ -43,7 +43,7 @@ FIELDS: dict[str, Field] = {
     "act_fn": Field(one_of("silu"), "silu"),
     "latents_mean": Field(one_of(None), None),
     "latents_std": Field(one_of(None), None),
-    # Of the pipeline around it, not of the network.
+    # Settings of the pipeline, not of the network: `build` does not use them.
     "sample_size": Field(SIZE, 32),
     "scaling_factor": Field(POSITIVE, 0.18215),
     "shift_factor": Field(or_none(NUMBER), None),
@@ -62,62 +62,62 @@ RULES = (
 
 
 def read(config: dict[str, Any]) -> dict[str, Any]:
-    """{field: value} of a config.json, with diffusers' defaults. Raises as `build`."""
+    """{field: value} of a config.json, with diffusers' defaults. Raises the errors of `build`."""
     return fields.read(config, FIELDS, RULES)
 
 
 def build(config: dict[str, Any]) -> Autoencoder:
-    """The autoencoder of a config.json; what it leaves out has diffusers' defaults.
+    """The autoencoder of a config.json; missing fields have diffusers' defaults.
 
     Raises:
-      ValueError: for what is of a wrong type or not supported; lists it all.
+      ValueError: if fields have a wrong type or an unsupported value; the error lists all of them.
     """
-    of = read(config)
-    width = math.gcd(*of["block_out_channels"])
+    values = read(config)
+    width = math.gcd(*values["block_out_channels"])
     return Autoencoder(
-        sample_channels=of["in_channels"],
-        latent_channels=of["latent_channels"],
+        sample_channels=values["in_channels"],
+        latent_channels=values["latent_channels"],
         channels=width,
-        channel_multipliers=tuple(channels // width for channels in of["block_out_channels"]),
-        num_res_blocks=of["layers_per_block"],
-        attention=of["mid_block_add_attention"],
-        norm_groups=of["norm_num_groups"],
-        quant_conv=of["use_quant_conv"],
-        post_quant_conv=of["use_post_quant_conv"],
+        channel_multipliers=tuple(channels // width for channels in values["block_out_channels"]),
+        num_res_blocks=values["layers_per_block"],
+        attention=values["mid_block_add_attention"],
+        norm_groups=values["norm_num_groups"],
+        quant_conv=values["use_quant_conv"],
+        post_quant_conv=values["use_post_quant_conv"],
     )
 
 
 def links(config: dict[str, Any]) -> list[Link]:
-    """The modules of a config, there and here, for `weights.from_torch` and `weights.to_torch`."""
-    of = read(config)
-    found = [*_encoder(of), *_decoder(of)]
-    if of["use_quant_conv"]:
-        found.append(Link("quant_conv", ("encoder", "quant"), 2))
-    if of["use_post_quant_conv"]:
-        found.append(Link("post_quant_conv", ("decoder", "quant"), 2))
-    return found
+    """Links from diffusers' modules to those of `build(config)`, for `weights.from_torch` and `weights.to_torch`."""
+    values = read(config)
+    result = [*_encoder(values), *_decoder(values)]
+    if values["use_quant_conv"]:
+        result.append(Link("quant_conv", ("encoder", "quant"), 2))
+    if values["use_post_quant_conv"]:
+        result.append(Link("post_quant_conv", ("decoder", "quant"), 2))
+    return result
 
 
-def _encoder(of: dict[str, Any]) -> Iterator[Link]:
-    widths, blocks = of["block_out_channels"], _Blocks("encoder")
+def _encoder(values: dict[str, Any]) -> Iterator[Link]:
+    widths, blocks = values["block_out_channels"], _Blocks("encoder")
     width = widths[0]
     for level, out in enumerate(widths):
         if level > 0:
             name = f"encoder.down_blocks.{level - 1}.downsamplers.0.conv"
             yield Link(name, ("encoder", f"Downsample_{level - 1}", "Conv_0"))
-        for i in range(of["layers_per_block"]):
+        for i in range(values["layers_per_block"]):
             yield from blocks.residual(f"encoder.down_blocks.{level}.resnets.{i}", width, out)
             width = out
-    yield from blocks.middle(of)
+    yield from blocks.middle(values)
     yield from blocks.ends()
 
 
-def _decoder(of: dict[str, Any]) -> Iterator[Link]:
-    widths, blocks = of["block_out_channels"][::-1], _Blocks("decoder")
+def _decoder(values: dict[str, Any]) -> Iterator[Link]:
+    widths, blocks = values["block_out_channels"][::-1], _Blocks("decoder")
     width = widths[0]
-    yield from blocks.middle(of)
+    yield from blocks.middle(values)
     for level, out in enumerate(widths):
-        for i in range(of["layers_per_block"] + 1):
+        for i in range(values["layers_per_block"] + 1):
             yield from blocks.residual(f"decoder.up_blocks.{level}.resnets.{i}", width, out)
             width = out
         if level < len(widths) - 1:
@@ -126,29 +126,33 @@ def _decoder(of: dict[str, Any]) -> Iterator[Link]:
 
 
 class _Blocks:
-    """The links of the blocks of one half, numbered in the order of the calls here."""
+    """Links of the blocks of one half, the encoder or the decoder.
+
+    Flax numbers residual blocks in the order in which the network creates them, so `residual` counts its calls, and
+    they must follow that order.
+    """
 
     def __init__(self, half: str):
-        self.half, self.count = half, 0
+        self.half, self.num_residual = half, 0
 
     def residual(self, theirs: str, width: int, out: int) -> Iterator[Link]:
-        ours = (self.half, f"ResBlock_{self.count}")
-        self.count += 1
+        ours = (self.half, f"ResBlock_{self.num_residual}")
+        self.num_residual += 1
         for i in range(2):
             yield Link(f"{theirs}.norm{i + 1}", (*ours, f"GroupNorm_{i}"))
             yield Link(f"{theirs}.conv{i + 1}", (*ours, f"Conv_{i}"))
         if width != out:
             yield Link(f"{theirs}.conv_shortcut", (*ours, "Dense_0"), 2)
 
-    def middle(self, of: dict[str, Any]) -> Iterator[Link]:
-        width, theirs = of["block_out_channels"][-1], f"{self.half}.mid_block"
+    def middle(self, values: dict[str, Any]) -> Iterator[Link]:
+        width, theirs = values["block_out_channels"][-1], f"{self.half}.mid_block"
         for i in range(2):
             yield from self.residual(f"{theirs}.resnets.{i}", width, width)
-        if of["mid_block_add_attention"]:
+        if values["mid_block_add_attention"]:
             theirs, ours = f"{theirs}.attentions.0", (self.half, "AttentionBlock_0")
             yield Link(f"{theirs}.group_norm", (*ours, "GroupNorm_0"))
-            for name, own in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "out")):
-                yield Link(f"{theirs}.{name}", (*ours, own))
+            for their_name, our_name in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "out")):
+                yield Link(f"{theirs}.{their_name}", (*ours, our_name))
 
     def ends(self) -> Iterator[Link]:
         yield Link(f"{self.half}.conv_in", (self.half, "conv_in"))

@@ -1,10 +1,11 @@
-"""Weights of diffusers' `DiTTransformer2DModel` (and `Transformer2DModel` of norm_type "ada_norm_zero") as a `DiT`.
+"""diffusers' `DiTTransformer2DModel` (and `Transformer2DModel` of norm_type "ada_norm_zero") as a `DiT`.
 
-Its step i is the network's t = i / 1000, its class `num_embeds_ada_norm` is the null label; channels come last here.
+Timestep i in diffusers is t = i / 1000 here. Class `num_embeds_ada_norm` is the null label. Channels are last here.
 
-It differs from the published DiT in two numbers, which `build` follows: the frequencies of the time embedding
-(time_shift 1, published 0) and the feed-forward net's norm (norm_eps 1e-5, published 1e-6). With weights trained by the
-published code, `build(config).clone(time_shift=0, norm_eps=1e-6)` is what they were trained as.
+The diffusers model differs from the published DiT in two numbers: the frequencies of the time embedding (time_shift 1,
+published 0) and the epsilon of the norm before the feed-forward net (norm_eps 1e-5, published 1e-6). `build` uses
+diffusers' numbers. Weights that were trained with the published code need the published numbers:
+`build(config).clone(time_shift=0, norm_eps=1e-6)`.
 """
 
 from typing import Any
@@ -19,7 +20,7 @@ FIELDS: dict[str, Field] = {
     "attention_head_dim": Field(COUNT, 72),
     "in_channels": Field(COUNT, 4),
     "norm_eps": Field(POSITIVE, 1e-5),
-    "norm_num_groups": Field(ANY, 32),  # which nothing reads there
+    "norm_num_groups": Field(ANY, 32),  # diffusers does not use it
     "num_attention_heads": Field(COUNT, 16),
     "num_embeds_ada_norm": Field(COUNT, 1000),
     "num_layers": Field(COUNT, 28),
@@ -30,7 +31,7 @@ FIELDS: dict[str, Field] = {
     "attention_type": Field(one_of("default"), "default"),
     "dropout": Field(one_of(0.0, 0), 0.0),
     "norm_type": Field(one_of("ada_norm_zero"), "ada_norm_zero"),
-    "upcast_attention": Field(FLAG, False),  # softmax is in float32 here in any case
+    "upcast_attention": Field(FLAG, False),  # softmax is always computed in float32 here
     **{
         name: Field(one_of(None), None)
         for name in ("caption_channels", "cross_attention_dim", "interpolation_scale", "num_vector_embeds")
@@ -66,40 +67,40 @@ EMBEDDING = {
 
 
 def read(config: dict[str, Any]) -> dict[str, Any]:
-    """{field: value} of a config.json, with diffusers' defaults. Raises as `build`."""
+    """{field: value} of a config.json, with diffusers' defaults. Raises the errors of `build`."""
     return fields.read(config, FIELDS, RULES)
 
 
 def build(config: dict[str, Any]) -> DiT:
-    """The network of a config.json; what it does not say is as by diffusers' defaults.
+    """The network of a config.json; missing fields have diffusers' defaults.
 
     Raises:
-      ValueError: for what is of a wrong type or not supported; lists it all.
+      ValueError: if fields have a wrong type or an unsupported value; the error lists all of them.
     """
-    full = read(config)
+    values = read(config)
     return DiT(
-        out_channels=full["in_channels"] if full["out_channels"] is None else full["out_channels"],
-        patch_size=full["patch_size"],
-        channels=full["num_attention_heads"] * full["attention_head_dim"],
-        depth=full["num_layers"],
-        num_heads=full["num_attention_heads"],
-        position_grid=full["sample_size"] // full["patch_size"],
-        attention_bias=full["attention_bias"],
-        norm_eps=full["norm_eps"],
+        out_channels=values["in_channels"] if values["out_channels"] is None else values["out_channels"],
+        patch_size=values["patch_size"],
+        channels=values["num_attention_heads"] * values["attention_head_dim"],
+        depth=values["num_layers"],
+        num_heads=values["num_attention_heads"],
+        position_grid=values["sample_size"] // values["patch_size"],
+        attention_bias=values["attention_bias"],
+        norm_eps=values["norm_eps"],
         embed_each_block=True,
-        num_classes=full["num_embeds_ada_norm"],
+        num_classes=values["num_embeds_ada_norm"],
         time_shift=1,
     )
 
 
 def links(config: dict[str, Any]) -> list[Link]:
-    """The modules of a config, there and here, for `weights.from_torch` and `weights.to_torch`."""
-    found = [
+    """Links from diffusers' modules to those of `build(config)`, for `weights.from_torch` and `weights.to_torch`."""
+    result = [
         Link("pos_embed.proj", ("patches",)),
         Link("proj_out_1", ("modulation",)),
         Link("proj_out_2", ("out",)),
     ]
     for i in range(read(config)["num_layers"]):
         for ours, names in ((f"block_{i}", BLOCK), (f"embed_{i}", EMBEDDING)):
-            found += [Link(f"transformer_blocks.{i}.{name}", (ours, *path)) for name, path in names.items()]
-    return found
+            result += [Link(f"transformer_blocks.{i}.{name}", (ours, *path)) for name, path in names.items()]
+    return result

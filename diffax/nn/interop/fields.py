@@ -1,4 +1,4 @@
-"""What a config may say: a table of fields, read in one place, all faults of a config in one error."""
+"""Validation of config files: a table of the supported fields, and one error that lists all faults of a config."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -9,21 +9,25 @@ REQUIRED = object()
 
 
 class Kind(NamedTuple):
-    """Values that are known here. says: in words, after "must be"."""
+    """A set of supported values. says: its description, after "must be". holds: whether a value is in the set."""
 
     says: str
     holds: Callable[[Any], bool]
 
 
 class Field(NamedTuple):
-    """One field. default: where the config does not say it; `REQUIRED` has none."""
+    """One field. default: its value if the config does not have it; `REQUIRED` for a field without a default."""
 
     kind: Kind
     default: Any = REQUIRED
 
 
 class Rule(NamedTuple):
-    """What several fields must do together. holds, says: functions of their values, in the order of `names`."""
+    """A condition on several fields.
+
+    holds, says: functions of their values, in the order of `names`; whether the condition is met, and the error text
+    if it is not.
+    """
 
     names: tuple[str, ...]
     holds: Callable[..., Any]
@@ -39,27 +43,32 @@ def _is_number(value):
 
 
 def one_of(*values: Any) -> Kind:
-    """One of these values, of the same type: 1 is not True."""
-    return Kind(" or ".join(map(repr, values)), lambda v: any(v == one and type(v) is type(one) for one in values))
+    """One of these values, with the same type, so that 1 does not match True."""
+
+    def holds(value):
+        return any(value == allowed and type(value) is type(allowed) for allowed in values)
+
+    return Kind(" or ".join(map(repr, values)), holds)
 
 
 def many(kind: Kind, *, one: bool = False) -> Kind:
-    """A list of at least one of a kind; with `one` also a value by itself."""
+    """A non-empty list with entries of a kind; with `one`, a single value of the kind is also allowed."""
 
     def holds(value):
-        listed = isinstance(value, (list, tuple)) and len(value) > 0 and all(map(kind.holds, value))
-        return listed or (one and kind.holds(value))
+        is_list = isinstance(value, (list, tuple)) and len(value) > 0 and all(map(kind.holds, value))
+        return is_list or (one and kind.holds(value))
 
-    return Kind(f"{kind.says}, or a list of such" if one else f"a list, each {kind.says}", holds)
+    list_says = f"a list with each entry {kind.says}"
+    return Kind(f"{kind.says}, or {list_says}" if one else list_says, holds)
 
 
 def or_none(kind: Kind) -> Kind:
-    """Of the kind, or null."""
-    return Kind(f"{kind.says} or None", lambda v: v is None or kind.holds(v))
+    """A value of the kind, or null."""
+    return Kind(f"None or {kind.says}", lambda v: v is None or kind.holds(v))
 
 
 def number(says: str, holds: Callable[[Any], bool]) -> Kind:
-    """A finite int or float of which `holds`."""
+    """A finite int or float for which `holds` is true."""
     return Kind(f"a number {says}".rstrip(), lambda v: _is_number(v) and math.isfinite(v) and bool(holds(v)))
 
 
@@ -74,7 +83,7 @@ NUMBER = number("", lambda v: True)
 POSITIVE = number("> 0", lambda v: v > 0)
 UNIT = number("in (0, 1)", lambda v: 0 < v < 1)
 SIZE = Kind(
-    "an int >= 1, two such or None",
+    "None, an int >= 1 or a list of two ints >= 1",
     or_none(Kind("", lambda v: COUNT.holds(v) or (COUNTS.holds(v) and len(v) == 2))).holds,
 )
 NORM_GROUPS = Rule(
@@ -91,63 +100,63 @@ def read(
     ignored: Iterable[str] = (),
     file: str = "config.json",
 ) -> dict[str, Any]:
-    """{field: value} of a config, defaults filled in; names that begin with "_" are left out.
+    """{field: value} of a config, with defaults for missing fields and without names that begin with "_".
 
-    ignored: names that a config may have and that nothing here reads.
+    ignored: names that a config may have, although they are not read.
 
     Raises:
-      ValueError: if a field is unknown, missing or of another kind, or a rule is broken; lists it all.
+      ValueError: if a field is unknown, missing or of another kind, or a rule is broken; the error lists all faults.
     """
     check_object(config, file)
-    ignored, faults, bad = set(ignored), [], set()
+    ignored, faults, invalid = set(ignored), [], set()
     for name, value in config.items():
         if name in fields and not fields[name].kind.holds(value):
-            bad.add(name)
+            invalid.add(name)
             faults.append(f"{name} must be {fields[name].kind.says}, got {_short(value)}")
         elif name not in fields and name not in ignored and not name.startswith("_"):
             faults.append(f"{name} = {_short(value)} is unknown")
     for name, field in fields.items():
         if name not in config and field.default is REQUIRED:
-            bad.add(name)
+            invalid.add(name)
             faults.append(f"{name} is missing")
-    full = {name: config.get(name, field.default) for name, field in fields.items()}
+    values = {name: config.get(name, field.default) for name, field in fields.items()}
     for rule in rules:
-        values = [full[name] for name in rule.names if name not in bad]
-        if len(values) == len(rule.names) and not rule.holds(*values):
-            faults.append(rule.says(*values))
+        arguments = [values[name] for name in rule.names if name not in invalid]
+        if len(arguments) == len(rule.names) and not rule.holds(*arguments):
+            faults.append(rule.says(*arguments))
     if faults:
         count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
         raise ValueError(f"{file} is not supported, {count}: {'; '.join(faults)}")
-    return full
+    return values
 
 
 def check_object(config: Any, file: str = "config.json", where: str = "") -> None:
-    """Raises `ValueError` for what is no JSON object."""
+    """Raise `ValueError` unless the config is a JSON object."""
     if not isinstance(config, dict):
-        raise ValueError(f"{file} must hold an object of fields, got {_short(config)}{where}")
+        raise ValueError(f"{file} must be a JSON object, got {_short(config)}{where}")
 
 
 def equal(value: Any) -> bool:
-    """Whether a list says one thing; what is no list does."""
-    return not isinstance(value, (list, tuple)) or all(one == value[0] for one in value)
+    """Whether all entries of a list are equal; True for a value that is not a list."""
+    return not isinstance(value, (list, tuple)) or all(entry == value[0] for entry in value)
 
 
 def single(value: Any) -> Any:
-    """The one value of a list of equal ones; what is no list, itself."""
+    """The first entry of a list, whose entries are equal; a value that is not a list is returned unchanged."""
     return value[0] if isinstance(value, (list, tuple)) else value
 
 
 def same(name: str) -> Rule:
-    """A list must say one thing."""
-    return Rule((name,), equal, lambda v: f"{name} must be one number, got {list(v)}")
+    """The rule that all entries of a list are equal."""
+    return Rule((name,), equal, lambda v: f"{name} must be a number or a list of equal numbers, got {list(v)}")
 
 
 def counted(name: str, like: str) -> Rule:
-    """A list must be as long as another."""
+    """The rule that a list is as long as another."""
     return Rule(
         (name, like),
         lambda value, other: len(value) == len(other),
-        lambda value, other: f"{name} must have {len(other)} entries as {like}, got {list(value)}",
+        lambda value, other: f"{name} must have {len(other)} entries, as many as {like}, got {list(value)}",
     )
 
 
@@ -157,11 +166,14 @@ def _short(value):
 
 
 def write(path: Path, put: Callable[[Path], Any]) -> None:
-    """`put(path)`, at once: another reader, or a stop half-way, finds the old file or the new one."""
+    """Write a file atomically: `put` writes to a temporary path, which then replaces `path`.
+
+    If writing is interrupted, the old file stays, and readers never see a partial file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}.part")
     try:
-        put(part)
-        part.replace(path)
+        put(temporary)
+        temporary.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

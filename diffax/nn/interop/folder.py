@@ -1,7 +1,7 @@
-"""Folders as diffusers saves them: `config.json` and safetensors of a model, `scheduler_config.json` beside it.
+"""Folders that diffusers saved: `config.json` and safetensors files of a model, with a `scheduler_config.json`.
 
-A pipeline's folder works as well: its `unet` or `transformer`, `vae` (or `vqvae`) and `scheduler`. Text encoders and
-safety checkers in it are not read; a part that alters what is sampled, and is not known here, is refused.
+The folder of a pipeline works as well: its `unet` or `transformer`, `vae` (or `vqvae`) and `scheduler` are loaded. Its
+text encoders and safety checkers are ignored. Any other part raises an error, because it could change the samples.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ CLASSES: dict[str, ModuleType] = {
     "UNet2DModel": unet,
     "UNet2DConditionModel": unet,
     "DiTTransformer2DModel": dit,
-    "Transformer2DModel": dit,  # the class of older files; of other kinds than DiT it is refused
+    "Transformer2DModel": dit,  # the class name in older files; `dit.read` refuses models other than DiT
     "AutoencoderKL": autoencoder,
 }
 DIFFUSION = tuple(name for name, module in CLASSES.items() if module is not autoencoder)
@@ -36,9 +36,9 @@ UNREAD = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "i
 
 
 class Pretrained(NamedTuple):
-    """A network with its weights. config: its config.json. shape: of one image or latent, (H, W, C).
+    """A network with its weights. config: its config.json. shape: (H, W, C) of one image or latent.
 
-    scheduler, autoencoder: what was found beside it, or None. scheduler_config: the scheduler_config.json, or None.
+    scheduler, autoencoder: other parts of the folder, or None. scheduler_config: the scheduler_config.json, or None.
     """
 
     network: Any
@@ -50,35 +50,36 @@ class Pretrained(NamedTuple):
     scheduler_config: dict[str, Any] | None = None
 
     def predict(self, label: Any = None, context: Any = None, mask: Any = None) -> Callable:
-        """`predict(x, t)` of a diffusion network over the times of a table: t = (i + 1) / T at their timestep i.
+        """The function `predict(x, t)` of a diffusion network, where t = (i + 1) / T is timestep i of diffusers.
 
-        T is the scheduler's; without one the network's num_train_timesteps, or 1000.
+        T is the scheduler's number of timesteps. Without a scheduler it is num_train_timesteps of the network, or 1000.
         """
         count = self.scheduler.count if self.scheduler else self.config.get("num_train_timesteps") or 1000
-        given = {"context": context, "context_mask": mask} if context is not None else {}
+        conditions = {"context": context, "context_mask": mask} if context is not None else {}
         net = _with_time_scale(self.network, float(count))
-        return lambda x, t: net.apply(self.params, x, jnp.asarray(t) - 1 / count, label, **given)
+        return lambda x, t: net.apply(self.params, x, jnp.asarray(t) - 1 / count, label, **conditions)
 
 
 def load(folder: str | os.PathLike, variant: str | None = None) -> Pretrained:
-    """What a folder of diffusers holds. variant: of the weights' files, such as "fp16".
+    """Load a model or pipeline that diffusers saved. variant: the variant of the weights' files, such as "fp16".
 
     Raises:
-      ValueError: if it is none, asks for what is not supported, or its weights do not fit; lists what is wrong.
+      ValueError: if diffusers did not save the folder, it has unsupported parts or settings, or its weights do not fit.
+        The error lists all faults.
     """
     folder = Path(folder)
     parts = _parts(folder)
-    found = load_model(next((parts[name] for name in NETWORKS if name in parts), folder), variant)
-    if place := parts.get("scheduler"):
-        config = _json(place / schedulers.FILE)
-        found = found._replace(scheduler=schedulers.build(config), scheduler_config=config)
-    for place in (parts[name] for name in AUTOENCODERS if name in parts):
-        found = found._replace(autoencoder=load_model(place, variant))
-    return found
+    result = load_model(next((parts[name] for name in NETWORKS if name in parts), folder), variant)
+    if part := parts.get("scheduler"):
+        config = _json(part / schedulers.FILE)
+        result = result._replace(scheduler=schedulers.build(config), scheduler_config=config)
+    for part in (parts[name] for name in AUTOENCODERS if name in parts):
+        result = result._replace(autoencoder=load_model(part, variant))
+    return result
 
 
 def load_model(folder: str | os.PathLike, variant: str | None = None) -> Pretrained:
-    """One model: `config.json` and its weights, in one file or several with an index. Raises as `load`."""
+    """Load one model: `config.json`, and weights in one file or several with an index. Raises the errors of `load`."""
     folder = Path(folder)
     config = _json(folder / "config.json")
     module = _module(config, folder)
@@ -88,28 +89,29 @@ def load_model(folder: str | os.PathLike, variant: str | None = None) -> Pretrai
 
 
 def save_model(folder: str | os.PathLike, params: Any, config: dict[str, Any]) -> None:
-    """Writes a folder that diffusers reads, in float32; `load_model` of it gives the same bits of float32 parameters.
+    """Write a folder that diffusers reads, in float32. `load_model` restores float32 parameters bit for bit.
 
-    config: of a config.json.
+    config: the content of a config.json.
 
     Raises:
-      ValueError: if the config is not supported or the parameters are not its network's; nothing is written then.
+      ValueError: if the config is not supported or the parameters do not fit its network; nothing is written then.
     """
     folder, module = Path(folder), _module(config, folder)
     weights.check_like(params, shapes(module.build(config), _shape(module, config)))
     tensors = {name: value.astype(np.float32) for name, value in weights.to_torch(params, links(config)).items()}
-    written = json.dumps(config, indent=2).encode() + b"\n"
+    content = json.dumps(config, indent=2).encode() + b"\n"
     weights.save_file(folder / WEIGHTS, tensors)
-    fields.write(folder / "config.json", lambda path: path.write_bytes(written))
+    fields.write(folder / "config.json", lambda path: path.write_bytes(content))
 
 
 def save(folder: str | os.PathLike, found: Pretrained) -> None:
-    """Writes the parts that `load` found, each as diffusers reads it by its own class; no model_index.json.
+    """Write the parts that `load` returned, so that diffusers' class of each part can read it.
 
-    With an autoencoder each in a folder of its own, as in a pipeline; without one all in one place.
+    With an autoencoder each part has its own folder, as in a pipeline; otherwise all parts are in one folder. No
+    model_index.json is written, so diffusers cannot load the folder as a pipeline.
 
     Raises:
-      ValueError: as `save_model`.
+      ValueError: see `save_model`.
     """
     folder = Path(folder)
     part = folder if found.autoencoder is None else folder / ("unet" if _is_unet(found.config) else "transformer")
@@ -121,19 +123,19 @@ def save(folder: str | os.PathLike, found: Pretrained) -> None:
 
 
 def links(config: dict[str, Any]) -> list[weights.Link]:
-    """The links of a config's class, below the collection `params`."""
+    """The links of a config of any supported class, with `params` as the first key of our paths."""
     return [link._replace(ours=("params", *link.ours)) for link in _module(config).links(config)]
 
 
 def shapes(net: Any, shape: tuple[int, ...]) -> Any:
-    """The shapes of a network's parameters, by `eval_shape`."""
+    """The shapes of a network's parameters, from `eval_shape`."""
     x, key = jnp.empty((1, *shape)), jax.random.key(0)
-    last = key if type(net).__name__ == "Autoencoder" else jnp.zeros(1)
-    return jax.eval_shape(net.init, key, x, last)
+    key_or_time = key if type(net).__name__ == "Autoencoder" else jnp.zeros(1)
+    return jax.eval_shape(net.init, key, x, key_or_time)
 
 
 def _with_time_scale(net: nn.Module, scale: float) -> nn.Module:
-    """The network for times t that the factor `scale` makes timesteps of."""
+    """A copy of the network that multiplies its times t by `scale`."""
     if isinstance(net, UNet):
         return net.clone(time=dataclasses.replace(net.time, scale=scale))
     return net.clone(time_scale=scale)
@@ -148,40 +150,40 @@ def _module(config, folder=None):
     fields.check_object(config, where=where)
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in CLASSES:
-        raise ValueError(f"config.json must be that of a {' or '.join(CLASSES)}, got {name!r}{where}")
+        raise ValueError(f"_class_name of config.json must be one of {', '.join(CLASSES)}, got {name!r}{where}")
     return CLASSES[name]
 
 
 def _shape(module, config):
-    of = module.read(config)
-    size = of["sample_size"] or 32
+    values = module.read(config)
+    size = values["sample_size"] or 32
     size = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-    return (*size, of["in_channels"])
+    return (*size, values["in_channels"])
 
 
 def _parts(folder):
-    """{name: folder} of a pipeline's parts that are read; of a model's folder, that of its scheduler."""
-    there = {place.parent.name: place.parent for place in folder.glob("*/config.json")}
+    """{name: folder} of a pipeline's parts. A model's folder is the part "unet", and "scheduler" if it has one."""
+    parts = {path.parent.name: path.parent for path in folder.glob("*/config.json")}
     if (folder / "scheduler" / schedulers.FILE).exists():
-        there["scheduler"] = folder / "scheduler"
+        parts["scheduler"] = folder / "scheduler"
     elif (folder / schedulers.FILE).exists():
-        there["scheduler"] = folder
-    if (folder / "config.json").exists() and not there.keys() & set(NETWORKS):
-        there["unet"] = folder
+        parts["scheduler"] = folder
+    if (folder / "config.json").exists() and not parts.keys() & set(NETWORKS):
+        parts["unet"] = folder
     listed = _listed(folder / "model_index.json")
-    strange = [name for name in sorted({*there, *listed}) if name not in READ and not name.startswith(UNREAD)]
-    faults = [f"{name} is not known" for name in strange]
-    faults += [f"{name} is missing" for name in sorted(listed - there.keys()) if name in READ]
+    unsupported = [name for name in sorted({*parts, *listed}) if name not in READ and not name.startswith(UNREAD)]
+    faults = [f"{name} is not supported" for name in unsupported]
+    faults += [f"{name} is missing" for name in sorted(listed - parts.keys()) if name in READ]
     for names, classes in ((NETWORKS, DIFFUSION), (AUTOENCODERS, ("AutoencoderKL",))):
-        if len(named := [name for name in names if name in there]) > 1:
-            faults.append(f"there are both {' and '.join(named)}")
-        for name in named:
-            if there[name] != folder and (found := _class(there[name])) not in classes:
-                faults.append(f"{name} must be of class {' or '.join(classes)}, got {found!r}")
+        if len(present := [name for name in names if name in parts]) > 1:
+            faults.append(f"there are both {' and '.join(present)}")
+        for name in present:
+            if parts[name] != folder and (class_name := _class(parts[name])) not in classes:
+                faults.append(f"{name} must be of class {' or '.join(classes)}, got {class_name!r}")
     if faults:
-        known = f"{', '.join(READ)} and, unread, {', '.join(UNREAD)}"
-        raise ValueError(f"folder must have no parts but {known}, got in {folder}: {'; '.join(faults)}")
-    return there
+        supported = f"{', '.join(READ)}; ignored: {', '.join(UNREAD)}"
+        raise ValueError(f"folder must have only supported parts ({supported}), got {folder}: {'; '.join(faults)}")
+    return parts
 
 
 def _class(folder):
@@ -190,12 +192,12 @@ def _class(folder):
 
 
 def _listed(path):
-    """The parts that a model_index.json names: [library, class] by name, nulls where a pipeline has none."""
+    """The names of the parts in a model_index.json: values are [library, class], or nulls for an absent part."""
     if not path.exists():
         return set()
     index = _json(path)
     fields.check_object(index, path.name, f" in {path.parent}")
-    return {name for name, value in index.items() if isinstance(value, list) and any(one is not None for one in value)}
+    return {name for name, value in index.items() if isinstance(value, list) and any(v is not None for v in value)}
 
 
 def _json(path):

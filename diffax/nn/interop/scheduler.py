@@ -1,11 +1,14 @@
 """diffusers' scheduler_config.json as a schedule, a step grid and a prediction kind.
 
-The class that the config names gives what the config does not say, the grid of its `set_timesteps`, and where it
-stops. Which sampler goes over the grid is the caller's choice, so fields about how a class steps are not read:
-solver_order, algorithm_type, variance_type and the like, `scheduler_classes.IGNORED`. Two things of stepping follow:
-the second calls of Heun's and the DPM2 methods and the warm-up of PNDM are not in the grid, and DDIM and PNDM step
-there by T // n whatever their spacing, here from one entry of the grid to the next. With `rescale_betas_zero_snr` the
-last level has alpha = 0 for all classes; Euler and the solvers, which divide by it, have alpha^2 = 2^-24 there.
+The class that the config names defines the defaults of missing fields, the grid (that of `set_timesteps`), and the
+time at which sampling ends. The caller chooses the sampler, so fields that only affect the steps of a class are
+ignored: solver_order, algorithm_type, variance_type and others, see `scheduler_classes.IGNORED`. Differences from
+diffusers:
+
+    second calls   the grid omits the second calls of Heun's and the DPM2 methods, and the warm-up of PNDM
+    step length    DDIM and PNDM in diffusers step by T // n for any spacing; here a step goes to the next grid entry
+    zero SNR       with `rescale_betas_zero_snr` alpha = 0 at the last level; Euler and the solvers of diffusers divide
+                   by alpha and use alpha^2 = 2^-24
 """
 
 import json
@@ -27,10 +30,11 @@ FILE = "scheduler_config.json"
 
 
 class Scheduler(NamedTuple):
-    """What a scheduler_config.json says.
+    """The content of a scheduler_config.json.
 
-    schedule: a table. kind: of the network's prediction. times: n -> (n,) times, those of `set_timesteps(n)`. clip:
-    x0's range, or None. last: the time that a sampler is to stop at after them, or None to end with the denoiser's x0.
+    schedule: a table. kind: the prediction kind of the network. times: n -> (n,) times, those of `set_timesteps(n)`.
+    clip: the range of x0, or None. last: the time that follows `times` and ends sampling, or None to end with the
+    denoiser's x0.
     """
 
     schedule: Any
@@ -41,7 +45,7 @@ class Scheduler(NamedTuple):
 
     @property
     def count(self) -> int:
-        """T, the timesteps that the network was trained on: timestep i is t = (i + 1) / T."""
+        """T, the number of timesteps in training: timestep i is t = (i + 1) / T."""
         return len(self.schedule.log_snr_table)
 
 
@@ -49,31 +53,35 @@ def build(config: dict[str, Any]) -> Scheduler:
     """The schedule, grid and prediction kind of a scheduler_config.json.
 
     Raises:
-      ValueError: for a class that is not known, and for what is not supported of one; lists it all.
+      ValueError: if the class is not supported, or fields are not supported for the class; the error lists all of them.
     """
-    law, of = read(config)
-    betas, count = _betas(of), of["num_train_timesteps"]
-    if of.get("rescale_betas_zero_snr"):
+    scheduler_class, values = read(config)
+    betas, count = _betas(values), values["num_train_timesteps"]
+    if values.get("rescale_betas_zero_snr"):
         betas = schedules.zero_terminal_snr(betas)
     schedule = schedules.from_betas(betas)
-    stops = law.last or not of.get("set_alpha_to_one", True) or of.get("final_sigmas_type") == "sigma_min"
-    end = _usable(schedule, of)
+    ends_at_first_timestep = (
+        scheduler_class.last
+        or not values.get("set_alpha_to_one", True)
+        or values.get("final_sigmas_type") == "sigma_min"
+    )
+    num_usable = _num_usable(schedule, values)
     return Scheduler(
         schedule,
-        KINDS[of["prediction_type"]],
-        lambda n: jnp.asarray((_steps(law, of, end, n) + 1) / count, dtype=float),
-        of["clip_sample_range"] if of.get("clip_sample") else None,
-        1 / count if stops else None,
+        KINDS[values["prediction_type"]],
+        lambda n: jnp.asarray((_timesteps(scheduler_class, values, num_usable, n) + 1) / count, dtype=float),
+        values["clip_sample_range"] if values.get("clip_sample") else None,
+        1 / count if ends_at_first_timestep else None,
     )
 
 
 def read(config: Any) -> tuple[Law, dict[str, Any]]:
-    """(how the class of a config is read, {field: value} with its defaults). Raises as `build`."""
+    """(entry of `CLASSES`, {field: value} with the defaults of the class) of a config. Raises the errors of `build`."""
     fields.check_object(config, FILE)
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in CLASSES:
-        raise ValueError(f"{FILE} must be that of one of {', '.join(CLASSES)}, got {name!r}")
-    law = CLASSES[name]
+        raise ValueError(f"_class_name of {FILE} must be one of {', '.join(CLASSES)}, got {name!r}")
+    scheduler_class = CLASSES[name]
     rules = (
         fields.Rule(
             ("trained_betas", "num_train_timesteps"),
@@ -83,61 +91,62 @@ def read(config: Any) -> tuple[Law, dict[str, Any]]:
         fields.Rule(
             ("trained_betas",),
             lambda betas: betas is None or all(0 < beta < 1 for beta in betas),
-            lambda betas: f"trained_betas must lie in (0, 1), got {next(b for b in betas if not 0 < b < 1)}",
+            lambda betas: f"trained_betas must be in (0, 1), got {next(b for b in betas if not 0 < b < 1)}",
         ),
     )
-    return law, fields.read(config, law.fields, rules, {*FIELDS, *IGNORED}, FILE)
+    return scheduler_class, fields.read(config, scheduler_class.fields, rules, {*FIELDS, *IGNORED}, FILE)
 
 
 def save(folder: str | os.PathLike, config: dict[str, Any]) -> None:
-    """Writes a scheduler_config.json that diffusers reads: one that was read comes back bit for bit.
+    """Write a scheduler_config.json that diffusers reads. A config that diffusers wrote is restored bit for bit.
 
     Raises:
-      ValueError: as `build`; nothing is written then.
+      ValueError: see `build`; nothing is written then.
     """
     build(config)
-    written = json.dumps(config, indent=2).encode() + b"\n"
-    fields.write(Path(folder) / FILE, lambda path: path.write_bytes(written))
+    content = json.dumps(config, indent=2).encode() + b"\n"
+    fields.write(Path(folder) / FILE, lambda path: path.write_bytes(content))
 
 
-def _betas(of: dict[str, Any]) -> np.ndarray:
-    count, start, end = of["num_train_timesteps"], of["beta_start"], of["beta_end"]
-    if of["trained_betas"] is not None:
-        return np.asarray(of["trained_betas"], np.float64)
-    known: dict[str, Callable] = {
+def _betas(values: dict[str, Any]) -> np.ndarray:
+    count, start, end = values["num_train_timesteps"], values["beta_start"], values["beta_end"]
+    if values["trained_betas"] is not None:
+        return np.asarray(values["trained_betas"], np.float64)
+    curves: dict[str, Callable] = {
         "linear": lambda: np.linspace(start, end, count),
         "scaled_linear": lambda: np.linspace(start**0.5, end**0.5, count) ** 2,
         "squaredcos_cap_v2": lambda: schedules.cosine_betas(count),
         "sigmoid": lambda: start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, count))),
     }
-    return known[of["beta_schedule"]]()
+    return curves[values["beta_schedule"]]()
 
 
-def _usable(schedule: Any, of: dict[str, Any]) -> int:
-    """How many timesteps have log(alpha / sigma) of lambda_min_clipped or more: the first ones."""
+def _num_usable(schedule: Any, values: dict[str, Any]) -> int:
+    """The number of timesteps with log(alpha / sigma) >= lambda_min_clipped, which are 0 .. number - 1."""
     lambdas = np.asarray(schedule.log_snr_table, np.float64)[::-1] / 2
-    return len(lambdas) - int(np.searchsorted(lambdas, of.get("lambda_min_clipped", -np.inf)))
+    return len(lambdas) - int(np.searchsorted(lambdas, values.get("lambda_min_clipped", -np.inf)))
 
 
-def _steps(law: Law, of: dict[str, Any], end: int, n: int) -> np.ndarray:
-    """(n,) timesteps, the first `end` of which may be used, falling. Of "exact" they need not be whole.
+def _timesteps(scheduler_class: Law, values: dict[str, Any], num_usable: int, n: int) -> np.ndarray:
+    """(n,) decreasing timesteps, less than `num_usable` before steps_offset is added.
 
-    Euler's and its like keep evenly spaced ones as they are; the multistep solvers lay out one more and drop it.
+    With linspace spacing, a grid "exact" (Euler and similar classes) is not rounded to integers. A grid "one_more"
+    (multistep solvers) is computed for n + 1 timesteps and drops the last, except with trailing spacing.
     """
-    count, spacing = of["num_train_timesteps"], of.get("timestep_spacing", "linspace")
+    count, spacing = values["num_train_timesteps"], values.get("timestep_spacing", "linspace")
     check_count("n", n)
-    more = law.grid == "one_more" and spacing != "trailing"
-    if n > count or (spacing == "leading" and n + more > end):
-        raise ValueError(f"n must be at most {min(count, end - more)} for this scheduler, got {n}")
+    extra = scheduler_class.grid == "one_more" and spacing != "trailing"
+    if n > count or (spacing == "leading" and n + extra > num_usable):
+        raise ValueError(f"n must be at most {min(count, num_usable - extra)} for this scheduler, got {n}")
     steps: Any
     if spacing == "trailing":
-        steps = np.round(np.arange(end, 0, -count / n)[:n]) - 1
+        steps = np.round(np.arange(num_usable, 0, -count / n)[:n]) - 1
     elif spacing == "leading":
-        steps = np.arange(n + more)[::-1] * (end // (n + more)) + of["steps_offset"]
+        steps = np.arange(n + extra)[::-1] * (num_usable // (n + extra)) + values["steps_offset"]
     else:
-        steps = np.linspace(0, end - 1, n + more)[::-1]
-        steps = steps if law.grid == "exact" else np.round(steps)
+        steps = np.linspace(0, num_usable - 1, n + extra)[::-1]
+        steps = steps if scheduler_class.grid == "exact" else np.round(steps)
     steps = steps[:n]
     if steps[0] >= count:
-        raise ValueError(f"steps_offset must keep timesteps below {count}, got {of['steps_offset']} for n = {n}")
+        raise ValueError(f"steps_offset must keep timesteps below {count}, got {values['steps_offset']} for n = {n}")
     return steps

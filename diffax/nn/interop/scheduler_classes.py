@@ -1,7 +1,7 @@
-"""What each scheduler class of diffusers 0.42.1 reads of its scheduler_config.json, and its own defaults.
+"""The fields of scheduler_config.json that each scheduler class of diffusers 0.42.1 reads, and their defaults.
 
-A field of another class is not read by diffusers, so not here either: `set_alpha_to_one` in the file of an Euler
-scheduler says nothing. A field of no class is refused.
+Diffusers ignores fields of other classes, and so does this module: `set_alpha_to_one` has no effect in the file of an
+Euler scheduler. A field that no class reads raises an error.
 """
 
 import math
@@ -15,10 +15,10 @@ OFF = Field(one_of(False, None), False)
 
 
 class Law(NamedTuple):
-    """How a class is read.
+    """Fields and step grid of a scheduler class.
 
-    fields: that it has. grid: "rounded", "exact" or "one_more", see `scheduler._steps`. last: whether its last level is
-    that of timestep 0 whatever its fields say.
+    fields: the fields that it reads. grid: "rounded", "exact" or "one_more", see `scheduler._timesteps`. last: whether
+    sampling always ends at the level of timestep 0, for any values of the fields.
     """
 
     fields: dict[str, Field]
@@ -73,7 +73,7 @@ def _to_one(default: bool) -> dict[str, Field]:
 DDIM = _base() | _spaced("leading") | _clip(True) | _to_one(True) | ZERO_SNR | _flags("thresholding")
 DDPM = (
     _base(curves=(*CURVES, "sigmoid")) | _spaced("leading") | _clip(True) | ZERO_SNR | _flags("thresholding")
-    # a field of files of 2022; without it the network predicts x0
+    # A field in files from 2022. False means that the network predicts x0, which is not supported.
     | {"predict_epsilon": Field(one_of(True), True)}
 )  # fmt: skip
 EULER = (
@@ -107,8 +107,8 @@ CLASSES: dict[str, Law] = {
     "SASolverScheduler": Law(SA, "one_more", last=True),
 }
 
-# Of how a class steps, which is the caller's choice here, or of what is refused, or (the last lines) of older files
-# and classes that are not here.
+# Fields that are accepted without effect: details of the steps, because the caller chooses the sampler; options of
+# features that are not supported; and, in the last line, fields of older files and of classes that are not supported.
 IGNORED = (
     *("solver_order", "solver_type", "algorithm_type", "lower_order_final", "euler_at_final", "variance_type"),
     *("predictor_order", "corrector_order", "tau_func", "predict_x0", "disable_corrector", "solver_p"),
@@ -116,4 +116,4 @@ IGNORED = (
     *("sigma_min", "sigma_max", "flow_shift", "time_shift_type"),
     *("tensor_format", "timestep_values", "original_inference_steps", "timestep_scaling"),
 )
-FIELDS = {name for law in CLASSES.values() for name in law.fields}
+FIELDS = {name for scheduler_class in CLASSES.values() for name in scheduler_class.fields}

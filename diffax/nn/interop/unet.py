@@ -48,8 +48,8 @@ SHARED = {
     "dropout": Field(number("in [0, 1)", lambda v: 0 <= v < 1), 0.0),
     "norm_num_groups": Field(COUNT, 32),
     "norm_eps": Field(POSITIVE, 1e-5),
-    "num_class_embeds": Field(or_none(TWO), None),  # the last one is our null label
-    "num_train_timesteps": Field(or_none(COUNT), None),  # of a learned embedding of time, which is refused
+    "num_class_embeds": Field(or_none(TWO), None),  # the last class is the null label here
+    "num_train_timesteps": Field(or_none(COUNT), None),  # diffusers uses it only for a learned time embedding
     "center_input_sample": Field(one_of(False), False),
     "mid_block_scale_factor": Field(one_of(1, 1.0), 1),
     "act_fn": Field(one_of("silu"), "silu"),
@@ -79,15 +79,15 @@ CONDITIONED = (
     | {name: Field(one_of(False), False) for name in OFF}
     | {
         "down_block_types": Field(many(one_of(*KINDS["UNet2DConditionModel"]))),
-        "attention_head_dim": Field(many(COUNT, one=True), 8),  # a name of theirs: these are numbers of heads
+        "attention_head_dim": Field(many(COUNT, one=True), 8),  # despite its name, the number of heads
         "cross_attention_dim": Field(many(COUNT, one=True), 1280),
         "transformer_layers_per_block": Field(many(COUNT, one=True), 1),
         "use_linear_projection": Field(FLAG, False),
-        "upcast_attention": Field(FLAG, False),  # to float32, which softmax is here anyway
+        "upcast_attention": Field(FLAG, False),  # softmax is always computed in float32 here
         "resnet_time_scale_shift": Field(one_of("default"), "default"),
         "mid_block_type": Field(one_of("UNetMidBlock2DCrossAttn"), "UNetMidBlock2DCrossAttn"),
         "mid_block_only_cross_attention": Field(one_of(None, False), None),
-        "addition_embed_type_num_heads": Field(ANY, 64),  # of an embedding that is refused
+        "addition_embed_type_num_heads": Field(ANY, 64),  # an option of addition_embed_type, which must be None
         "resnet_out_scale_factor": Field(one_of(1, 1.0), 1.0),
         "conv_in_kernel": Field(one_of(3), 3),
         "conv_out_kernel": Field(one_of(3), 3),
@@ -97,13 +97,13 @@ CONDITIONED = (
 
 
 def _mirrored(down):
-    return [name.replace("Down", "Up") for name in down][::-1]  # also ResnetDownsample, ResnetUpsample
+    return [name.replace("Down", "Up") for name in down][::-1]  # also replaces ResnetDownsample by ResnetUpsample
 
 
-def _heads(widths, heads):
-    """The width of a head by level."""
-    listed = list(heads) if isinstance(heads, (list, tuple)) else [heads] * len(widths)
-    return [width / count for width, count in zip(widths, listed, strict=True)] if len(listed) == len(widths) else []
+def _head_widths(widths, heads):
+    """The width of a head on each level; [] for a list of another length than `widths`."""
+    counts = list(heads) if isinstance(heads, (list, tuple)) else [heads] * len(widths)
+    return [width / count for width, count in zip(widths, counts, strict=True)] if len(counts) == len(widths) else []
 
 
 RULES = (
@@ -121,18 +121,21 @@ OF_PLAIN = (
     Rule(
         ("upsample_type", "downsample_type"),
         lambda up, down: up == down,
-        lambda up, down: f"upsample_type must be the downsample_type, {down!r}, got {up!r}",
+        lambda up, down: f"upsample_type must be downsample_type = {down!r}, got {up!r}",
     ),
     Rule(
         ("downsample_type", "down_block_types"),
         lambda kind, down: ("DownBlock2D" if kind == "resnet" else "ResnetDownsampleBlock2D") not in down,
-        lambda kind, down: f"downsample_type must be that of the down_block_types, got {kind!r}",
+        lambda kind, down: (
+            "downsample_type must be 'resnet' with ResnetDownsampleBlock2D or 'conv' with DownBlock2D in "
+            f"down_block_types, got {kind!r}"
+        ),
     ),
     Rule(
         ("attn_norm_num_groups", "norm_num_groups", "resnet_time_scale_shift", "add_attention"),
-        # Without it the middle's attention has no norm where the embedding scales and shifts.
-        lambda own, groups, style, attended: not attended or own == groups or (own is None and style == "default"),
-        lambda own, groups, *_: f"attn_norm_num_groups must be norm_num_groups = {groups}, got {own}",
+        # With "scale_shift" and no attn_norm_num_groups, diffusers builds the attention of the middle without a norm.
+        lambda value, groups, style, middle: not middle or value == groups or (value is None and style == "default"),
+        lambda value, groups, *_: f"attn_norm_num_groups must be norm_num_groups = {groups}, got {value}",
     ),
 )
 OF_CONDITIONED = (
@@ -142,26 +145,29 @@ OF_CONDITIONED = (
     Rule(
         ("block_out_channels", "attention_head_dim"),
         lambda widths, heads: (
-            (of := _heads(widths, heads)) and (equal(heads) or equal(of)) and all(width == int(width) for width in of)
+            (head_widths := _head_widths(widths, heads))
+            and (equal(heads) or equal(head_widths))
+            and all(width == int(width) for width in head_widths)
         ),
         lambda widths, heads: (
-            f"attention_head_dim must give each of {list(widths)} whole heads, of one width or one number, got {heads}"
+            f"attention_head_dim must divide the block_out_channels {list(widths)} into heads of one number or one "
+            f"width on all levels, got {heads}"
         ),
     ),
 )
 
 
 def read(config: dict[str, Any]) -> dict[str, Any]:
-    """{field: value} of a config.json, with the defaults of its class. Raises as `build`."""
+    """{field: value} of a config.json, with the defaults of its class. Raises the errors of `build`."""
     plain = not isinstance(config, dict) or config.get("_class_name") != "UNet2DConditionModel"
     return fields.read(config, PLAIN if plain else CONDITIONED, OF_PLAIN if plain else OF_CONDITIONED)
 
 
 def build(config: dict[str, Any]) -> UNet:
-    """The network of a config.json. Its labels are 0 .. num_class_embeds - 1, the last of which is our null label.
+    """The network of a config.json. Its labels are 0 .. num_class_embeds - 1, of which the last is the null label.
 
     Raises:
-      ValueError: for what is missing, of a wrong type or not supported; lists it all.
+      ValueError: if fields are missing or have a wrong type or an unsupported value; the error lists all of them.
     """
     values = read(config)
     kinds = KINDS["UNet2DConditionModel" if "cross_attention_dim" in values else "UNet2DModel"]
@@ -183,7 +189,7 @@ def build(config: dict[str, Any]) -> UNet:
 
 def _residual_settings(values):
     padded_after = values["downsample_padding"] == 0
-    by_block = values.get("downsample_type") == "resnet"  # a field of UNet2DModel alone
+    by_block = values.get("downsample_type") == "resnet"  # only UNet2DModel has this field
     return Residual(
         resample="block" if by_block else "conv_pad_after" if padded_after else "conv",
         scale_shift=values["resnet_time_scale_shift"] == "scale_shift",
@@ -200,14 +206,14 @@ def _cross_attention(values, levels):
     return Attention(
         levels,
         num_heads=1 if by_width else single(heads),
-        head_channels=int(_heads(values["block_out_channels"], heads)[0]) if by_width else None,
+        head_channels=int(_head_widths(values["block_out_channels"], heads)[0]) if by_width else None,
         context_dim=single(values["cross_attention_dim"]),
         depth=single(values["transformer_layers_per_block"]),
     )
 
 
 def links(config: dict[str, Any]) -> list[Link]:
-    """The place of each module of theirs in the parameters of `build(config)`."""
+    """Links from diffusers' modules to those of `build(config)`, for `weights.from_torch` and `weights.to_torch`."""
     net = build(config)
     places = 0 if config.get("use_linear_projection") else 2
     last = len(net.widths) - 1
@@ -219,7 +225,7 @@ def links(config: dict[str, Any]) -> list[Link]:
         Link("conv_norm_out", ("GroupNorm_0",)),
         Link("conv_out", ("conv_out",)),
     ]
-    count: collections.Counter[str] = collections.Counter()  # the networks number their blocks in order
+    count: collections.Counter[str] = collections.Counter()  # Flax numbers blocks in the order of creation
 
     def add(theirs, kind):
         number = count[kind]
@@ -265,12 +271,13 @@ def _residual_links(theirs, number):
         "conv2": "Conv_1",
     }
     shortcut = Link(f"{theirs}.conv_shortcut", (ours, "Dense_1"), 2)
-    return [*(Link(f"{theirs}.{a}", (ours, b)) for a, b in names.items()), shortcut]
+    return [*(Link(f"{theirs}.{their_name}", (ours, name)) for their_name, name in names.items()), shortcut]
 
 
 def _attention_links(theirs, number):
+    ours = f"AttentionBlock_{number}"
     names = {"group_norm": "GroupNorm_0", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
-    return [Link(f"{theirs}.{a}", (f"AttentionBlock_{number}", b)) for a, b in names.items()]
+    return [Link(f"{theirs}.{their_name}", (ours, name)) for their_name, name in names.items()]
 
 
 def _transformer_links(theirs, number, *, depth, places):
@@ -280,11 +287,15 @@ def _transformer_links(theirs, number, *, depth, places):
         Link(f"{theirs}.proj_in", (ours, "in"), places),
         Link(f"{theirs}.proj_out", (ours, "out"), places),
     ]
+    projections = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
     for i in range(depth):
-        there, here = f"{theirs}.transformer_blocks.{i}", (ours, f"TransformerBlock_{i}")
-        for a, b in {"attn1": "self", "attn2": "cross"}.items():
-            maps = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
-            result += [Link(f"{there}.{a}.{c}", (*here, b, d)) for c, d in maps.items()]
-        result += [Link(f"{there}.norm{j}", (*here, f"norm_{j}")) for j in (1, 2, 3)]
-        result += [Link(f"{there}.ff.net.0.proj", (*here, "gated")), Link(f"{there}.ff.net.2", (*here, "out"))]
+        block, our_block = f"{theirs}.transformer_blocks.{i}", (ours, f"TransformerBlock_{i}")
+        for attention, our_attention in {"attn1": "self", "attn2": "cross"}.items():
+            for their_name, name in projections.items():
+                result.append(Link(f"{block}.{attention}.{their_name}", (*our_block, our_attention, name)))
+        result += [Link(f"{block}.norm{j}", (*our_block, f"norm_{j}")) for j in (1, 2, 3)]
+        result += [
+            Link(f"{block}.ff.net.0.proj", (*our_block, "gated")),
+            Link(f"{block}.ff.net.2", (*our_block, "out")),
+        ]
     return result
