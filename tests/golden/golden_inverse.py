@@ -1,7 +1,7 @@
 """Rows of inverse problems: operators, posteriors, the methods' denoisers and samplers."""
 
 import jax.numpy as jnp
-from golden_inputs import BATCH, DENOISER, DIMENSIONS, GAUSSIAN, MIXTURE, array, grid, key, times
+from golden_inputs import BATCH, DENOISER, DIMENSIONS, GAUSSIAN, MIXTURE, array, compiled, grid, key, times
 
 import diffax
 from diffax import inverse
@@ -74,20 +74,30 @@ def sampled(schedule, make, f, walk):
     return SAMPLE(key("sampled"), f(s, operator, y), denoise, array("x", BATCH, DIMENSIONS), walk())
 
 
+def plain(f):
+    """f(), operation by operation."""
+    return f()
+
+
 def rows():
-    """All rows of the group."""
+    """All rows of the group. Those with an iterative `solve` are compiled: it takes hundreds of operations."""
     for name, make in OPERATORS.items():
         for what, f in OF_OPERATOR.items():
-            yield f"operators/{name}/{what}", lambda f=f, make=make: measured(f, make)
+            how = compiled if name == "linear" else plain
+            yield f"operators/{name}/{what}", lambda f=f, make=make, how=how: how(lambda: measured(f, make))
     for schedule in SCHEDULES:
         for operator, make in {"mask": MASK, "matrix": MATRIX}.items():
+            how = compiled if operator == "matrix" else plain
             for name, f in METHODS.items():
                 full = f"methods/{schedule}/{operator}/{name}"
-                yield full, lambda a=schedule, b=make, c=f: method(a, b, c)
+                yield full, lambda a=schedule, b=make, c=f, how=how: how(lambda: method(a, b, c))
         for name, f in SAMPLERS.items():
             yield f"samplers/{schedule}/{name}", lambda a=schedule, f=f: sampled(a, MASK, f, grid)
         yield f"samplers/{schedule}/repaint", lambda a=schedule: sampled(a, MASK, REPAINT, JUMPS)
-        yield f"samplers/{schedule}/dps-matrix", lambda a=schedule: sampled(a, MATRIX, SAMPLERS["dps"], grid)
+        yield (
+            f"samplers/{schedule}/dps-matrix",
+            lambda a=schedule: compiled(lambda: sampled(a, MATRIX, SAMPLERS["dps"], grid)),
+        )
     for name, law in {"gaussian": GAUSSIAN, "mixture": MIXTURE}.items():
         for what, f in OF_LAW.items():
             yield f"posterior/{name}/{what}", lambda f=f, law=law: f(POSTERIOR(law()))
