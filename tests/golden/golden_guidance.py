@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from golden_inputs import BATCH, DENOISER, DIMENSIONS, GAUSSIAN, MIXTURE, array, key, times
 
 import diffax
-from diffax import analytic, samplers, weightings
+from diffax import analytic, samplers
+from diffax.losses import weightings
 
 S = lambda: diffax.Cosine()
 FLOW = lambda: diffax.Flow()
@@ -16,29 +17,34 @@ NETWORK = lambda x, t: jnp.sin(x) + 0.1 * x
 WITH_VARIANCE = lambda: lambda x, t: diffax.Moments(C()(x, t), jnp.cos(x) ** 2)
 KINDS = ("x0", "eps", "score", "v", "velocity", "edm")
 DENOISERS = {
-    "classifier_free": lambda: diffax.classifier_free(C(), U(), 2.5),
-    "classifier_free-function": lambda: diffax.classifier_free(C(), U(), lambda t: 1 + 2 * t),
-    "classifier_free_batched": lambda: diffax.classifier_free_batched(LABELLED, LABELS(), NULL, 2.5),
-    "guide_batched": lambda: diffax.guide_batched(
-        lambda c, u: diffax.rescale(diffax.classifier_free(c, u, 7.5), c, 0.7), LABELLED, LABELS(), NULL
+    "classifier_free": lambda: diffax.classifier_free_guidance(C(), U(), 2.5),
+    "classifier_free-function": lambda: diffax.classifier_free_guidance(C(), U(), lambda t: 1 + 2 * t),
+    "classifier_free_batched": lambda: diffax.batched_classifier_free_guidance(LABELLED, LABELS(), NULL, 2.5),
+    "guide_batched": lambda: diffax.batched_guidance(
+        lambda c, u: diffax.guidance_rescale(diffax.classifier_free_guidance(c, u, 7.5), c, 0.7),
+        LABELLED,
+        LABELS(),
+        NULL,
     ),
-    "autoguidance": lambda: diffax.autoguidance(C(), U(), 1.8),
-    "interval": lambda: diffax.interval(diffax.classifier_free(C(), U(), 2.5), C(), 0.3, 0.8),
-    "interval-log_snr": lambda: diffax.interval(U(), C(), -2.0, 1.0, of=S().log_snr),
-    "rescale": lambda: diffax.rescale(diffax.classifier_free(C(), U(), 5.0), C(), 0.7),
-    "rescale-v": lambda: diffax.rescale(diffax.classifier_free(C(), U(), 5.0), C(), 0.7, kind="v", schedule=S()),
-    "apg": lambda: diffax.apg(C(), U(), 3.0),
-    "apg-threshold": lambda: diffax.apg(C(), U(), 3.0, eta=0.3, threshold=0.8),
-    "classifier": lambda: diffax.classifier(U(), lambda x, t: -jnp.sum(jnp.sin(x) ** 2, 1), S(), 1.5),
+    "autoguidance": lambda: diffax.classifier_free_guidance(C(), U(), 1.8),
+    "interval": lambda: diffax.guidance_interval(diffax.classifier_free_guidance(C(), U(), 2.5), C(), 0.3, 0.8),
+    "interval-log_snr": lambda: diffax.guidance_interval(U(), C(), -2.0, 1.0, of=S().log_snr),
+    "rescale": lambda: diffax.guidance_rescale(diffax.classifier_free_guidance(C(), U(), 5.0), C(), 0.7),
+    "rescale-v": lambda: diffax.guidance_rescale(
+        diffax.classifier_free_guidance(C(), U(), 5.0), C(), 0.7, kind="v", schedule=S()
+    ),
+    "apg": lambda: diffax.adaptive_projected_guidance(C(), U(), 3.0),
+    "apg-threshold": lambda: diffax.adaptive_projected_guidance(C(), U(), 3.0, eta=0.3, threshold=0.8),
+    "classifier": lambda: diffax.classifier_guidance(U(), lambda x, t: -jnp.sum(jnp.sin(x) ** 2, 1), S(), 1.5),
     **{f"denoiser-{kind}": lambda kind=kind: diffax.denoiser(NETWORK, S(), kind) for kind in KINDS},
     "denoiser-moments": lambda: diffax.denoiser(lambda x, t: diffax.Moments(NETWORK(x, t), jnp.cos(x)), S(), "v"),
-    "clip_static": lambda: diffax.clip_static(C(), -0.8, 0.6),
-    "clip_dynamic": lambda: diffax.clip_dynamic(C(), quantile=0.7, limit=0.5),
-    "reschedule": lambda: diffax.reschedule(C(), S(), FLOW()),
-    "on_x0": lambda: diffax.on_x0(lambda d: diffax.clip_static(d, -0.5, 0.5), WITH_VARIANCE()),
-    "mean_only": lambda: diffax.mean_only(WITH_VARIANCE()),
-    "consistency_function": lambda: diffax.consistency_function(NETWORK, S(), t_min=0.01),
-    "latent_consistency_function": lambda: diffax.latent_consistency_function(C(), num_train_steps=20),
+    "clip_static": lambda: diffax.denoisers.clip_static(C(), -0.8, 0.6),
+    "clip_dynamic": lambda: diffax.denoisers.clip_dynamic(C(), quantile=0.7, limit=0.5),
+    "reschedule": lambda: diffax.denoisers.reschedule(C(), S(), FLOW()),
+    "on_x0": lambda: diffax.denoisers.on_x0(lambda d: diffax.denoisers.clip_static(d, -0.5, 0.5), WITH_VARIANCE()),
+    "mean_only": lambda: diffax.denoisers.mean_only(WITH_VARIANCE()),
+    "consistency_function": lambda: diffax.denoisers.consistency_function(NETWORK, S(), t_min=0.01),
+    "latent_consistency_function": lambda: diffax.denoisers.latent_consistency_function(C(), num_train_steps=20),
     "centres": lambda: samplers.centres(C(), S(), 0.2),
 }
 OF_LAW = {
@@ -60,7 +66,7 @@ WEIGHTINGS = {
     "p2": lambda: weightings.p2(gamma=0.5),
     "edm": lambda: weightings.edm(),
     "sigmoid": lambda: weightings.sigmoid(bias=1.0),
-    "likelihood": lambda: weightings.likelihood(),
+    "likelihood": lambda: weightings.elbo(),
 }
 
 

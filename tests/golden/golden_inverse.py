@@ -36,7 +36,7 @@ SAMPLERS = {
     "ddnm_plus": lambda s, op, y: inverse.ddnm_plus(s, op, y, std=0.1),
 }
 REPAINT = lambda s, op, y: inverse.repaint(diffax.ddpm(s), s, op, y)
-JUMPS = lambda: inverse.jumps(grid(), length=2, repeats=2)
+JUMPS = lambda: diffax.times.jumps(grid(), length=2, repeats=2)
 POSTERIOR = lambda law: inverse.posterior(law, MASK(), jnp.array([[0.5, 0.0, -0.2]]), std=0.2)
 MOMENTS = lambda law: inverse.moments(law)
 OF_LAW = {

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from golden_inputs import BATCH, DIMENSIONS, array, data, key, times
 
 import diffax
-from diffax import bound_losses, draws, weightings
+from diffax import losses
+from diffax.losses import training_times, weightings
 
 SCHEDULES = {
     "cosine": lambda: diffax.Cosine(),
@@ -22,32 +23,38 @@ WEIGHTINGS = {
     "p2": lambda: {"weighting": weightings.p2()},
     "edm": lambda: {"weighting": weightings.edm()},
     "sigmoid": lambda: {"weighting": weightings.sigmoid(), "measure": "log_snr"},
-    "likelihood": lambda: {"weighting": weightings.likelihood(), "measure": "log_snr"},
+    "likelihood": lambda: {"weighting": weightings.elbo(), "measure": "log_snr"},
 }
 TIMES = {
-    "uniform-independent": lambda: draws.draw(key("t"), BATCH, draws.uniform(t_min=0.01)),
-    "uniform-stratified": lambda: draws.draw(key("t"), BATCH, draws.uniform(t_min=0.01), way=draws.stratified),
-    "logit_normal-antithetic": lambda: draws.draw(key("t"), BATCH, draws.logit_normal(), way=draws.antithetic),
-    "mode-stratified": lambda: draws.draw(key("t"), BATCH, draws.mode(), way=draws.stratified),
+    "uniform-independent": lambda: training_times.draw(key("t"), BATCH, training_times.uniform(t_min=0.01)),
+    "uniform-stratified": lambda: training_times.draw(
+        key("t"), BATCH, training_times.uniform(t_min=0.01), uniforms=training_times.stratified
+    ),
+    "logit_normal-antithetic": lambda: training_times.draw(
+        key("t"), BATCH, training_times.logit_normal(), uniforms=training_times.antithetic
+    ),
+    "mode-stratified": lambda: training_times.draw(
+        key("t"), BATCH, training_times.mode(), uniforms=training_times.stratified
+    ),
 }
-LATTICES = {"density": lambda: None, "lattice": lambda: diffax.Lattice(0.25, -4.0, 4.0)}
+LATTICES = {"density": lambda: None, "lattice": lambda: diffax.likelihood.Lattice(0.25, -4.0, 4.0)}
 MOMENTS = diffax.Moments
 DENOISING = lambda predict, s, kind, x, t, **options: diffax.denoising_loss(
     key("loss"), predict, s, kind, x, t, **options
 )
 BOUNDS = {
-    "hybrid": lambda predict, s, x, t, lattice: bound_losses.hybrid_loss(
+    "hybrid": lambda predict, s, x, t, lattice: losses.hybrid_loss(
         key("loss"), predict, s, "v", x, t, num_steps=20, weight=0.1, lattice=lattice
     ),
-    "vlb": lambda predict, s, x, t, lattice: bound_losses.vlb_loss(
+    "vlb": lambda predict, s, x, t, lattice: losses.vlb_loss(
         key("loss"), predict, s, "eps", x, t, num_steps=20, lattice=lattice
     ),
 }
 LEARNED = lambda: diffax.Learned.init(key("schedule"), units=4, log_snr_max=8.0, log_snr_min=-8.0)
-VDM = lambda predict, s, x, t, lattice, ends: bound_losses.vdm_loss(
+VDM = lambda predict, s, x, t, lattice, ends: losses.vdm_loss(
     key("loss"), predict, s, "v", x, t, lattice=lattice, learn_ends=ends
 )
-DROP_LABELS = lambda: diffax.drop_labels(key("labels"), jnp.arange(16), 99, p_uncond=0.4)
+DROP_LABELS = lambda: diffax.losses.drop_labels(key("labels"), jnp.arange(16), 99, p_uncond=0.4)
 SNAP = lambda x: jnp.round(x * 4) / 4
 
 

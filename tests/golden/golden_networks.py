@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from golden_inputs import array, key
 
-from diffax.nn import lora
+from diffax.nn import Attention, Norm, Residual, TimeEmbedding, lora
 from diffax.nn.autoencoder import Autoencoder
 from diffax.nn.autoencoding import autoencoder_loss, kl_to_standard_normal, reparameterise
 from diffax.nn.dit import DiT
@@ -33,25 +33,36 @@ CAPTIONS = lambda: {"tokens": jnp.array([[3, 7, 1, 0], [5, 2, 0, 0]])}
 # name -> (network, x, the other inputs)
 NETWORKS = {
     "unet-ddpm": (lambda: UNet(**SMALL), IMAGES, NONE),
-    "unet-odd-levels": (lambda: UNet(**SMALL | {"num_res_blocks": 2}, attention_levels=(0, 1)), POINTS, NONE),
+    "unet-odd-levels": (lambda: UNet(**SMALL | {"num_res_blocks": 2}, attention=Attention((0, 1))), POINTS, NONE),
     "unet-adm": (
-        lambda: UNet(**SMALL, scale_shift=True, resample="block", head_channels=4, num_classes=5),
+        lambda: UNet(
+            **SMALL,
+            residual=Residual("block", scale_shift=True),
+            attention=Attention(head_channels=4),
+            num_classes=5,
+        ),
         IMAGES,
         LABELS,
     ),
-    "unet-ncsnpp": (lambda: UNet(**SMALL, scale_shift=True, resample="block", rescale=2**0.5), IMAGES, NONE),
+    "unet-ncsnpp": (lambda: UNet(**SMALL, residual=Residual("block", scale_shift=True, rescale=2**0.5)), IMAGES, NONE),
     "unet-heads": (
-        lambda: UNet(**SMALL, num_heads=2, norm_groups=4, time_shift=0, time_cos_first=True, pad_after=True),
+        lambda: UNet(
+            **SMALL,
+            residual=Residual("conv_pad_after"),
+            attention=Attention(num_heads=2),
+            norm=Norm(4),
+            time=TimeEmbedding(shift=0, cos_first=True),
+        ),
         IMAGES,
         NONE,
     ),
     "unet-cross": (
-        lambda: UNet(**SMALL, attention="cross", context_dim=6, transformer_depth=2, num_heads=2, vector_dim=3),
+        lambda: UNet(**SMALL, attention=Attention(num_heads=2, context_dim=6, depth=2), vector_dim=3),
         IMAGES,
         lambda: CONTEXT() | VECTOR(),
     ),
     "unet-labels-dropout": (
-        lambda: UNet(**SMALL, num_classes=5, dropout_rate=0.3, middle_attention=False),
+        lambda: UNet(**SMALL, attention=Attention(middle=False), num_classes=5, dropout_rate=0.3),
         IMAGES,
         lambda: LABELS() | KEYED(),
     ),
@@ -85,7 +96,7 @@ NETWORKS = {
     ),
     "captioned": (
         lambda: Captioned(
-            UNet(**SMALL, attention="cross", context_dim=16, vector_dim=16), TextEncoder(vocab_size=9, width=16)
+            UNet(**SMALL, attention=Attention(context_dim=16), vector_dim=16), TextEncoder(vocab_size=9, width=16)
         ),
         IMAGES,
         CAPTIONS,

@@ -6,13 +6,14 @@ from golden_inputs import BATCH, DENOISER, DIMENSIONS, GAUSSIAN, MIXTURE, array,
 
 import diffax
 from diffax import analytic, samplers
+from diffax.samplers.engines.adams import adams
 
 SCHEDULES = {
     "cosine": lambda: diffax.Cosine(),
     "linear": lambda: diffax.Linear(),
     "flow": lambda: diffax.Flow(),
     "edm": lambda: diffax.EDM(),
-    "table": lambda: diffax.from_betas(diffax.cosine_betas(20)),
+    "table": lambda: diffax.from_betas(diffax.schedules.cosine_betas(20)),
 }
 THIRDS = ("linear", "flow", "table")
 OTHER = lambda s: DENOISER(GAUSSIAN(), s)  # the second branch of guidance
@@ -32,7 +33,7 @@ SAMPLERS = {
     "euler": lambda s: samplers.euler(s),
     "euler-time": lambda s: samplers.euler(s, space="time"),
     "euler-churn": lambda s: samplers.euler(s, s_churn=2.0),
-    "euler_ancestral": lambda s: samplers.euler_ancestral(s, eta=0.8),
+    "euler_ancestral": lambda s: samplers.ddim(s, eta=0.8),
     "heun": lambda s: samplers.heun(s),
     "heun-alpha": lambda s: samplers.heun(s, alpha=0.7),
     "heun-time": lambda s: samplers.heun(s, space="time"),
@@ -66,9 +67,9 @@ SAMPLERS = {
     "exponential_adams-3-flow": lambda s: samplers.exponential_adams(s, form="flow", order=3, corrected=True),
     "exponential_adams-4-rho": lambda s: samplers.exponential_adams(s, form="rho", order=4),
     "exponential_adams-3-eps": lambda s: samplers.exponential_adams(s, form="eps", order=3),
-    "adams-time": lambda s: samplers.adams(s, form="time", order=2),
-    "adams-corrected": lambda s: samplers.adams(s, order=4, corrected="start", lower_order_final=True),
-    "adams-eta": lambda s: samplers.adams(s, order=2, eta=0.5, noise_scale=0.9),
+    "adams-time": lambda s: adams(s, form="time", order=2),
+    "adams-corrected": lambda s: adams(s, order=4, corrected="start", lower_order_final=True),
+    "adams-eta": lambda s: adams(s, order=2, eta=0.5, noise_scale=0.9),
     **UNIPC,
     "unip": lambda s: samplers.unipc(s, order=3, corrected=False),
     "unipc-final": lambda s: samplers.unipc(s, form="x0", variant="bh1", lower_order_final=True),
@@ -96,11 +97,11 @@ SAMPLERS = {
     "churn": lambda s: samplers.churn(samplers.ddim(s), s, 2.0, s_noise=1.01),
     "ancestral": lambda s: samplers.ancestral(samplers.heun(s), s, eta=0.5, noise_scale=0.9),
     "corrected": lambda s: samplers.corrected(samplers.ddim(s), samplers.langevin(s, step_size=0.1, num_steps=2)),
-    "predictor_corrector": lambda s: samplers.predictor_corrector(samplers.ddpm(s), s),
+    "predictor_corrector": lambda s: samplers.corrected(samplers.ddpm(s), samplers.langevin(s, snr=0.16)),
     "cfg_plus_plus": lambda s: samplers.cfg_plus_plus(samplers.ddim(s), s, OTHER(s), 0.3),
     "cfg_plus_plus-2m": lambda s: samplers.cfg_plus_plus(samplers.dpmpp_2m(s), s, OTHER(s), 0.3),
     "guidance_momentum": lambda s: samplers.guidance_momentum(
-        samplers.ddim(s), OTHER(s), lambda c, u: diffax.classifier_free(c, u, 2.0)
+        samplers.ddim(s), OTHER(s), lambda c, u: diffax.classifier_free_guidance(c, u, 2.0)
     ),
     "runge_kutta": lambda s: analytic.runge_kutta(s),
 }
@@ -113,7 +114,7 @@ LEARNED = lambda s: samplers.ddpm(s, variance="learned")
 MOMENTS = lambda s: lambda x, t: diffax.Moments(DENOISER(MIXTURE(), s)(x, t), 0.5 + 0.25 * jnp.cos(x))
 START = lambda s: s(grid()[0]).sigma * array("start", BATCH, DIMENSIONS)
 GRID = lambda s: grid()
-TURNING_GRID = lambda s: diffax.restart_times(s, grid(), 0.1, 0.5, num_restarts=1, num_steps=3)
+TURNING_GRID = lambda s: diffax.times.restart(s, grid(), 0.1, 0.5, num_restarts=1, num_steps=3)
 RUN = {
     "end": lambda *args: diffax.integrate(*args).x,
     "sample": lambda *args: diffax.sample(*args),

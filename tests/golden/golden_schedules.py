@@ -6,7 +6,8 @@ import numpy as np
 from golden_inputs import BATCH, DIMENSIONS, array, compiled, data, grid, key, times
 
 import diffax
-from diffax import draws, inverse, random, resampling, sde
+from diffax import random, sde
+from diffax.losses import resampling, training_times
 
 SCHEDULES = {
     "linear": lambda: diffax.Linear(),
@@ -23,9 +24,11 @@ SCHEDULES = {
     "log_linear": lambda: diffax.LogLinear(0.002, 80.0),
     "edm": lambda: diffax.EDM(),
     "edm-flow": lambda: diffax.EDM(scaling="flow"),
-    "table": lambda: diffax.from_betas(diffax.cosine_betas(20)),
-    "table-ve": lambda: diffax.from_betas(diffax.linear_betas(50), scaling="ve"),
-    "zero_terminal_snr": lambda: diffax.from_betas(diffax.zero_terminal_snr(diffax.linear_betas(50))),
+    "table": lambda: diffax.from_betas(diffax.schedules.cosine_betas(20)),
+    "table-ve": lambda: diffax.from_betas(diffax.schedules.linear_betas(50), scaling="ve"),
+    "zero_terminal_snr": lambda: diffax.from_betas(
+        diffax.schedules.zero_terminal_snr(diffax.schedules.linear_betas(50))
+    ),
     "shifted": lambda: diffax.shifted(diffax.Linear(beta_min=0.2, beta_max=15.0, scaling="flow"), 3.0),
     "noise_floor": lambda: diffax.NoiseFloor(diffax.Cosine(), 0.2),
     "learned": lambda: diffax.Learned.init(key("learned"), units=8),
@@ -34,16 +37,16 @@ OF_SCHEDULE = {
     "level": lambda s, t: s(t),
     "log_snr": lambda s, t: s.log_snr(t),
     "inverse": lambda s, t: s.inverse(jnp.linspace(-12.0, 12.0, 9)),
-    "rates": lambda s, t: diffax.rates(s, t[1:-1]),
-    "transition": lambda s, t: diffax.transition(s, t[1:], t[:-1]),
+    "rates": lambda s, t: diffax.schedules.rates(s, t[1:-1]),
+    "transition": lambda s, t: diffax.schedules.transition(s, t[1:], t[:-1]),
     "coefficients": lambda s, t: sde.coefficients(s, t[1:-1]),
 }
 BETAS = {
-    "linear": lambda: diffax.linear_betas(10),
-    "quadratic": lambda: diffax.quadratic_betas(10),
-    "cosine": lambda: diffax.cosine_betas(10),
-    "sigmoid": lambda: diffax.sigmoid_betas(10),
-    "zero_terminal_snr": lambda: diffax.zero_terminal_snr(diffax.linear_betas(10)),
+    "linear": lambda: diffax.schedules.linear_betas(10),
+    "quadratic": lambda: diffax.schedules.quadratic_betas(10),
+    "cosine": lambda: diffax.schedules.cosine_betas(10),
+    "sigmoid": lambda: diffax.schedules.sigmoid_betas(10),
+    "zero_terminal_snr": lambda: diffax.schedules.zero_terminal_snr(diffax.schedules.linear_betas(10)),
 }
 GRIDS = {
     "uniform": lambda s: diffax.times.uniform(s, 7),
@@ -52,7 +55,7 @@ GRIDS = {
     "path": lambda s: diffax.times.path(s, 7, 0.2, 0.8),
     "uniform_log_snr": lambda s: diffax.times.uniform_log_snr(s, 7),
     "uniform_log_snr-ends": lambda s: diffax.times.uniform_log_snr(s, 7, sigma_max=20.0, sigma_min=0.1),
-    "exponential": lambda s: diffax.times.exponential(s, 7),
+    "exponential": lambda s: diffax.times.uniform_log_snr(s, 7),
     "polyexponential": lambda s: diffax.times.polyexponential(s, 7, rho=1.3),
     "karras": lambda s: diffax.times.karras(s, 7),
     "arctan": lambda s: diffax.times.arctan(s, 7),
@@ -62,19 +65,21 @@ GRIDS = {
     "trailing": lambda s: diffax.times.trailing(s, 7),
     "linspace": lambda s: diffax.times.linspace(s, 7),
     "lcm": lambda s: diffax.times.lcm(s, 4, original_steps=10),
-    "restart_times": lambda s: diffax.restart_times(s, grid(), 0.1, 0.5, num_restarts=2, num_steps=3),
-    "jumps": lambda s: inverse.jumps(grid(), length=2, repeats=2),
+    "restart_times": lambda s: diffax.times.restart(s, grid(), 0.1, 0.5, num_restarts=2, num_steps=3),
+    "jumps": lambda s: diffax.times.jumps(grid(), length=2, repeats=2),
 }
 KINDS = ("x0", "eps", "score", "v", "velocity", "edm")
 PREDICTIONS = {
     "row": lambda kind, s, x, y, t: diffax.predictions.row(kind, s, t),
-    "target": lambda kind, s, x, y, t: diffax.target(kind, s, x, y, t),
-    "split": lambda kind, s, x, y, t: diffax.split(kind, s, y, x, t),
+    "target": lambda kind, s, x, y, t: diffax.predictions.target(kind, s, x, y, t),
+    "split": lambda kind, s, x, y, t: diffax.predictions.split(kind, s, y, x, t),
 }
 LEVELS = {
     "diffuse": lambda s: diffax.diffuse(s, data(), array("eps", BATCH, DIMENSIONS), times()),
     "initial_noise": lambda s: diffax.initial_noise(key("initial"), s, (BATCH, DIMENSIONS), 0.9),
-    "posterior": lambda s: diffax.posterior(s, data(), array("x", BATCH, DIMENSIONS), times(), 0.8 * times()),
+    "posterior": lambda s: diffax.likelihood.forward_posterior(
+        s, data(), array("x", BATCH, DIMENSIONS), times(), 0.8 * times()
+    ),
     "score": lambda s: sde.score(lambda x, t: 0.5 * x, s, array("x", BATCH, DIMENSIONS), times()),
 }
 RANDOM = {
@@ -87,22 +92,22 @@ RANDOM = {
     "noise": lambda: random.noise(key("a"), data()),
     "noise-keys": lambda: random.noise(jax.random.split(key("a"), BATCH), data()),
     "noise-tree": lambda: random.noise(key("a"), {"a": data(), "b": array("b", BATCH, 2, 2)}),
-    "uniform": lambda: random.uniform(key("a"), 5),
+    "uniform": lambda: random.unit_interval(key("a"), 5),
 }
 LAWS = {
-    "uniform": lambda: draws.uniform(t_min=0.1, t_max=0.9),
-    "logit_normal": lambda: draws.logit_normal(mean=-0.3, std=0.8),
-    "mode": lambda: draws.mode(),
-    "cosmap": lambda: draws.cosmap(),
-    "log_normal_sigma": lambda: draws.log_normal_sigma(diffax.EDM()),
+    "uniform": lambda: training_times.uniform(t_min=0.1, t_max=0.9),
+    "logit_normal": lambda: training_times.logit_normal(mean=-0.3, std=0.8),
+    "mode": lambda: training_times.mode(),
+    "cosmap": lambda: training_times.cosmap(),
+    "log_normal_sigma": lambda: training_times.log_normal_sigma(diffax.EDM()),
 }
 WAYS = {
-    "independent": lambda: draws.independent,
-    "stratified": lambda: draws.stratified,
-    "antithetic": lambda: draws.antithetic,
+    "independent": lambda: training_times.independent,
+    "stratified": lambda: training_times.stratified,
+    "antithetic": lambda: training_times.antithetic,
 }
-DRAW = lambda law, way: draws.draw(key("draw"), 6, law, way=way)
-DISCRETE = lambda drawn: draws.discrete(drawn, 20)
+DRAW = lambda law, way: training_times.draw(key("draw"), 6, law, uniforms=way)
+DISCRETE = lambda drawn: training_times.discrete(drawn, 20)
 LOSS_AWARE = lambda: resampling.loss_aware(3, history=2, uniform_fraction=0.05)
 
 
@@ -112,7 +117,7 @@ def followed():
     for i in range(2):
         t = jnp.linspace(0.05, 1.0, 6)
         state = resampler.update(state, t, jnp.abs(array(f"losses{i}", 6)))
-    return state, DRAW(resampler.law(state), WAYS["stratified"]())
+    return state, DRAW(resampler.distribution(state), WAYS["stratified"]())
 
 
 def rows():

@@ -436,7 +436,7 @@ def test_a_traced_table_gives_the_same_grids_and_steps(betas):
     ("run", "message"),
     [
         (lambda: times.karras(COSINE, 5, sigma_max=0.01), "sigma_max must be > sigma_min = 0.02, got 0.01"),
-        (lambda: times.karras(COSINE, 5, sigma_min=100.0), "sigma_min must be < sigma_max = 80, got 100"),
+        (lambda: times.karras(COSINE, 5, sigma_min=100.0), r"sigma_min must be < sigma_max = 80\.0, got 100"),
         (lambda: times.uniform(COSINE, 5, t_max=np.ones(2)), r"t_max must have shape \(\), got \(2,\)"),
     ],
 )
