@@ -1,22 +1,24 @@
 """One-line errors for bad input: NAME must be CONDITION, got VALUE."""
 
 import difflib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffax._pytrees import batch_size, concrete
-from diffax.typing import Schedule
+from diffax.typing import Scalar, Schedule, Tree, Weight
+
+V = TypeVar("V")
 
 
-def described(value: Any) -> str:
+def described(value: object) -> str:
     """A value as text for a one-line error: the repr of numbers and strings, the kind and shape of other values."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    if isinstance(value, jax.Array) or type(value).__module__ == "numpy":
+    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
         return f"an array of shape {value.shape} and dtype {value.dtype}"
     if callable(value) and hasattr(value, "__name__"):
         return f"the function {value.__name__}"
@@ -26,7 +28,7 @@ def described(value: Any) -> str:
     return text if len(text) <= 80 and "\n" not in text else f"a {type(value).__name__}"
 
 
-def check_schedule(schedule: Any, name: str = "schedule") -> None:
+def check_schedule(schedule: object, name: str = "schedule") -> None:
     """Raises `ValueError` for a value without the methods of a schedule, or for a class of schedules.
 
     >>> check_schedule("cosine")
@@ -38,7 +40,7 @@ def check_schedule(schedule: Any, name: str = "schedule") -> None:
         raise ValueError(f"{name} must be a noise schedule, such as diffax.Cosine(), got {described(schedule)}")
 
 
-def check_function(name: str, value: Any, kind: str = "a function (x, t) -> x0") -> None:
+def check_function(name: str, value: object, kind: str = "a function (x, t) -> x0") -> None:
     """Raises `ValueError` for a value that is not callable, or for a schedule in a function's place.
 
     >>> check_function("denoise", 3)
@@ -72,19 +74,19 @@ def interval(text: str) -> Condition:
     """
     low, high = (float(bound) for bound in text[1:-1].split(","))
 
-    def holds(v):
+    def holds(v: np.ndarray) -> Any:
         return (v >= low if text[0] == "[" else v > low) & (v <= high if text[-1] == "]" else v < high)
 
     return Condition(f"in {text}", holds)
 
 
-def _rounded(bound: Any) -> Any:
+def _rounded(bound: Scalar) -> Any:
     """A bound in six digits, for an error."""
     value = np.asarray(bound).tolist()
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def above(bound: Any, name: str) -> Condition:
+def above(bound: Scalar, name: str) -> Condition:
     """The condition to exceed another argument, whose name the error says.
 
     >>> check("t_max", 0.1, above(0.2, "t_min"))
@@ -95,17 +97,17 @@ def above(bound: Any, name: str) -> Condition:
     return Condition(f"> {name} = {_rounded(bound)}", lambda v: v > bound)
 
 
-def at_least(bound: Any, name: str) -> Condition:
+def at_least(bound: Scalar, name: str) -> Condition:
     """The condition to be no less than another argument."""
     return Condition(f">= {name} = {_rounded(bound)}", lambda v: v >= bound)
 
 
-def below(bound: Any, name: str) -> Condition:
+def below(bound: Scalar, name: str) -> Condition:
     """The condition to be less than another argument."""
     return Condition(f"< {name} = {_rounded(bound)}", lambda v: v < bound)
 
 
-def check(name: str, value: Any, condition: Condition) -> None:
+def check(name: str, value: object, condition: Condition) -> None:
     """Raises `ValueError` if the condition is known now to be false somewhere; a traced value passes.
 
     >>> check("beta_min", -1.0, positive)
@@ -120,7 +122,7 @@ def check(name: str, value: Any, condition: Condition) -> None:
         raise ValueError(f"{name} must be {condition.says}, got {known.tolist()}")
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
+def check_count(name: str, value: object, least: int = 1) -> None:
     """Raises `ValueError` unless `value` is an int, of Python or NumPy, of at least `least`.
 
     >>> check_count("probes", 2.5)
@@ -132,7 +134,7 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
 
 
-def check_weight(name: str, value: Any) -> None:
+def check_weight(name: str, value: object) -> None:
     """Raises `ValueError` unless `value` is a number, an array or a function of t; a traced one passes.
 
     >>> check_weight("weight", "7.5")
@@ -146,7 +148,11 @@ def check_weight(name: str, value: Any) -> None:
         check(name, value, number)
 
 
-def choose(name: str, value: Any, known: Any) -> Any:
+@overload
+def choose(name: str, value: object, known: Mapping[str, V]) -> V: ...
+@overload
+def choose(name: str, value: object, known: tuple[str, ...]) -> str: ...
+def choose(name: str, value: object, known: Collection[str]) -> Any:
     """`known[value]` (the value itself where `known` is no mapping), or a `ValueError` with the nearest known name.
 
     >>> choose("scaling", "vpp", {"vp": 1, "ve": 2})
@@ -161,7 +167,7 @@ def choose(name: str, value: Any, known: Any) -> Any:
     return known[value] if isinstance(known, Mapping) else value
 
 
-def check_per_example(x: Any, **values: Any) -> None:
+def check_per_example(x: Tree, **values: Weight | None) -> None:
     """Raises `ValueError` for a value that is neither () nor (B,), B the batch of x; None and functions pass.
 
     >>> check_per_example(jnp.ones((4, 2)), eta=jnp.ones(3))
@@ -174,7 +180,7 @@ def check_per_example(x: Any, **values: Any) -> None:
             raise ValueError(f"{name} must have shape () or ({batch_size(x)},), got {jnp.shape(value)}")
 
 
-def check_like(name: str, value: Any, x: Any) -> None:
+def check_like(name: str, value: object, x: Tree) -> None:
     """Raises `ValueError` unless `value` is a tree like x with leaves of the same shapes.
 
     >>> check_like("denoise(x, t)", jnp.ones((4, 1)), jnp.ones((4, 2)))
@@ -187,7 +193,7 @@ def check_like(name: str, value: Any, x: Any) -> None:
         raise ValueError(f"{name} must have the shape of x, {shapes[0]}, got {shapes[1]}")
 
 
-def check_float(name: str, x: Any) -> None:
+def check_float(name: str, x: Tree) -> None:
     """Raises `ValueError` for leaves of x that are not of a float type.
 
     >>> check_float("x", jnp.ones(2, int))

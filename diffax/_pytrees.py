@@ -2,16 +2,19 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffax.typing import Array, Leaf, PerExample, Scalar, Tree, X
+
 T = TypeVar("T")
 
 
-def static(default: Any = dataclasses.MISSING) -> Any:
+def static(default: object = dataclasses.MISSING) -> Any:
     """A dataclass field that is part of the tree's structure (strings, ints), never traced."""
     return dataclasses.field(default=default, metadata={"static": True})
 
@@ -34,14 +37,14 @@ def pytree(cls: type[T]) -> type[T]:
     data = tuple(f.name for f in fields if not f.metadata.get("static"))
     meta = tuple(f.name for f in fields if f.metadata.get("static"))
 
-    def flatten(node):
+    def flatten(node: object) -> Any:
         return tuple(getattr(node, n) for n in data), tuple(getattr(node, n) for n in meta)
 
-    def flatten_with_keys(node):
+    def flatten_with_keys(node: object) -> Any:
         keyed = tuple((jax.tree_util.GetAttrKey(n), getattr(node, n)) for n in data)
         return keyed, tuple(getattr(node, n) for n in meta)
 
-    def unflatten(aux, children):
+    def unflatten(aux: tuple[Any, ...], children: Iterable[Any]) -> Any:
         node = object.__new__(cls)
         for name, value in zip(data + meta, tuple(children) + aux, strict=True):
             object.__setattr__(node, name, value)
@@ -51,7 +54,7 @@ def pytree(cls: type[T]) -> type[T]:
     return cls
 
 
-def concrete(value: Any) -> Any:
+def concrete(value: object) -> Any:
     """`value` as a NumPy array where it is known now, None where it is traced or not a number."""
     if value is None or isinstance(value, jax.core.Tracer):
         return None
@@ -62,16 +65,16 @@ def concrete(value: Any) -> Any:
     return array if np.issubdtype(array.dtype, np.number) or array.dtype.kind == "V" else None
 
 
-def is_zero(value: Any) -> bool:
+def is_zero(value: object) -> bool:
     """Whether a hyperparameter is a literal 0, so that work may be skipped while tracing.
 
     >>> is_zero(0.0), is_zero(jnp.zeros(())), is_zero(0.5)
     (True, False, False)
     """
-    return isinstance(value, (int, float)) and value == 0
+    return isinstance(value, (int, float)) and bool(value == 0)
 
 
-def promoted(*values: Any) -> Any:
+def promoted(*values: object) -> Any:
     """The dtype of the values together, arrays or dtypes: JAX's standard promotion, under strict promotion too.
 
     >>> promoted(jnp.bfloat16, jnp.float32), promoted(jnp.ones(1, jnp.bfloat16), 2.0)
@@ -107,7 +110,7 @@ def float_fields(node: Any) -> None:
             object.__setattr__(node, field.name, floating(getattr(node, field.name)))
 
 
-def as_float(value: Any) -> Any:
+def as_float(value: object) -> Array:
     """`value` as an array of a float type, at least float32: times and levels are never half precision."""
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.inexact):
@@ -115,7 +118,7 @@ def as_float(value: Any) -> Any:
     return array.astype(promoted(array.dtype, jnp.float32))
 
 
-def widen(x: Any) -> Any:
+def widen(x: X) -> X:
     """The leaves of half precision (below 32 bits) as float32, all others, integers too, as they are.
 
     A state is carried like this: in bfloat16 a step of less than 1 / 512 of x would be rounded away.
@@ -123,20 +126,22 @@ def widen(x: Any) -> Any:
     >>> widen({"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2, int)})["a"].dtype
     dtype('float32')
     """
-    return jax.tree.map(lambda v: v.astype(jnp.float32) if _is_half(v) else v, x)
+    result: X = jax.tree.map(lambda v: v.astype(jnp.float32) if _is_half(v) else v, x)
+    return result
 
 
-def narrow(x: Any, like: Any) -> Any:
+def narrow(x: Tree, like: X) -> X:
     """x with the leaves that are of half precision in `like` in that precision: the end of what began with `widen`."""
-    return jax.tree.map(lambda v, given: v.astype(given.dtype) if _is_half(given) else v, x, like)
+    result: X = jax.tree.map(lambda v, given: v.astype(given.dtype) if _is_half(given) else v, x, like)
+    return result
 
 
-def _is_half(leaf: Any) -> bool:
+def _is_half(leaf: Leaf) -> bool:
     dtype = jnp.result_type(leaf)
     return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
 
 
-def expand(value: Any, x: Any) -> Any:
+def expand(value: PerExample, x: Tree) -> Array:
     """A coefficient of shape () or (B,) with trailing axes added, so that it multiplies x of shape (B, ...).
 
     Raises:
@@ -153,7 +158,7 @@ def expand(value: Any, x: Any) -> Any:
     return value.reshape(value.shape + (1,) * (jnp.ndim(x) - 1))
 
 
-def combine(*terms: tuple[Any, Any]) -> Any:
+def combine(*terms: tuple[PerExample, X]) -> X:
     """The linear combination sum_i c_i x_i of trees x_i with coefficients c_i of shape () or (B,).
 
     Computed at the coefficients' precision, returned in the dtype of the first tree's leaves (float32 for integers).
@@ -166,7 +171,7 @@ def combine(*terms: tuple[Any, Any]) -> Any:
     """
     coefficients, trees = zip(*terms, strict=True)
 
-    def leaf(*leaves):
+    def leaf(*leaves: Leaf) -> Array:
         if len({v.shape for v in leaves}) > 1:
             raise ValueError(f"arrays to combine must have one shape, got {', '.join(str(v.shape) for v in leaves)}")
         total = jnp.asarray(0)
@@ -175,28 +180,29 @@ def combine(*terms: tuple[Any, Any]) -> Any:
         dtype = leaves[0].dtype
         return total.astype(dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.float32)
 
-    return jax.tree.map(leaf, *(jax.tree.map(jnp.asarray, tree) for tree in trees))
+    result: X = jax.tree.map(leaf, *(jax.tree.map(jnp.asarray, tree) for tree in trees))
+    return result
 
 
-def plus(u: Any, v: Any) -> Any:
+def plus(u: Leaf, v: Leaf) -> Array:
     """u + v of two arrays, promoted explicitly."""
     dtype = promoted(u, v)
     return u.astype(dtype) + v.astype(dtype)
 
 
-def times(u: Any, v: Any) -> Any:
+def times(u: Leaf, v: Leaf) -> Array:
     """u v of two arrays, promoted explicitly."""
     dtype = promoted(u, v)
     return u.astype(dtype) * v.astype(dtype)
 
 
-def of_rank(v: Any, x: Any) -> Any:
+def of_rank(v: Scalar, x: Tree) -> Array:
     """An array v that broadcasts to x by its last axes, with leading axes added, as many as x has."""
     v = jnp.asarray(v)
     return v.reshape((1,) * (jnp.ndim(x) - v.ndim) + v.shape)
 
 
-def safe_sqrt(v: Any) -> Any:
+def safe_sqrt(v: Scalar) -> Array:
     """sqrt(max(v, 0)) with slope 0 where v <= 0, in place of sqrt's infinite slope at 0.
 
     >>> float(jax.grad(safe_sqrt)(0.0))
@@ -206,7 +212,7 @@ def safe_sqrt(v: Any) -> Any:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, v, 1.0)), 0.0)
 
 
-def batch_size(x: Any) -> int:
+def batch_size(x: Tree) -> int:
     """The length of the leading axis that all leaves of x share."""
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
     if len(sizes) != 1 or sizes == {()}:

@@ -28,7 +28,7 @@ from diffax._pytrees import concrete, expand, float_fields, floating, of_rank, p
 from diffax.samplers._base import Sampler, State, init
 from diffax.sampling import integrate
 from diffax.times import path
-from diffax.typing import Array, Denoiser, Key, Level, Schedule
+from diffax.typing import Array, Denoiser, Examples, Key, Keys, Leaf, Level, SamplerState, Schedule, Times, Tree
 
 CLEAN = Level(1.0, 0.0, jnp.inf)  # the data law itself
 
@@ -44,11 +44,11 @@ class Gaussian:
     basis: Any
     variances: Any
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         float_fields(self)
 
     @classmethod
-    def from_covariance(cls, mean: Any, covariance: Any) -> "Gaussian":
+    def from_covariance(cls, mean: Examples, covariance: Examples) -> "Gaussian":
         """N(mean, covariance); mean: (D,), covariance: (D, D), or () for a multiple of the identity.
 
         Raises:
@@ -64,33 +64,33 @@ class Gaussian:
             raise ValueError(f"covariance must be symmetric and >= 0, got {covariance.tolist()}")
         return cls(mean, basis, np.maximum(variances, 0))
 
-    def _project(self, x, level):
+    def _project(self, x: Tree, level: Level) -> Any:
         """x - alpha m in the basis U, and c_t."""
         centred = x - expand(level.alpha, x) * of_rank(self.mean, x)
         z = jnp.matmul(centred, self.basis, precision="highest")
         variances = of_rank(self.variances, x)
         return z, expand(level.alpha, x) ** 2 * variances + expand(level.sigma, x) ** 2
 
-    def _back(self, z):
+    def _back(self, z: Leaf) -> Array:
         return jnp.matmul(z, jnp.asarray(self.basis).T, precision="highest")
 
-    def denoise(self, x: Any, level: Level) -> Array:
+    def denoise(self, x: Tree, level: Level) -> Array:
         """E[x0 | x] at this level."""
         z, c = self._project(x, level)
         variances = of_rank(self.variances, x)
         return of_rank(self.mean, x) + self._back(expand(level.alpha, x) * variances / c * z)
 
-    def score(self, x: Any, level: Level = CLEAN) -> Array:
+    def score(self, x: Tree, level: Level = CLEAN) -> Array:
         """The gradient of `log_prob` in x."""
         z, c = self._project(x, level)
         return -self._back(z / c)
 
-    def log_prob(self, x: Any, level: Level = CLEAN) -> Array:
+    def log_prob(self, x: Tree, level: Level = CLEAN) -> Array:
         """log p_t(x) in nats, shape (...)."""
         z, c = self._project(x, level)
         return -0.5 * jnp.sum(z**2 / c + jnp.log(2 * jnp.pi * c), -1)
 
-    def flow(self, x: Any, level_t: Level, level_s: Level) -> Array:
+    def flow(self, x: Tree, level_t: Level, level_s: Level) -> Array:
         """The probability-flow ODE's map from level t to level s."""
         z, c_t = self._project(x, level_t)
         _, c_s = self._project(x, level_s)
@@ -121,7 +121,7 @@ class Mixture:
     means: Any
     std: Any
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         float_fields(self)
         check("weights", self.weights, Condition("a law", lambda w: (w >= 0) & np.isclose(w.sum(), 1)))
         check("std", self.std, positive)
@@ -129,7 +129,7 @@ class Mixture:
         if len(shapes[1]) != 2 or shapes[0] != shapes[1][:1]:
             raise ValueError(f"means must have shape (K, D) beside weights (K,), got {shapes[1]} beside {shapes[0]}")
 
-    def _components(self, x, level):
+    def _components(self, x: Tree, level: Level) -> Any:
         """(..., K, D) x - alpha m_k, (..., K) c_t, (..., K) log of w_k N_k(x)."""
         x = jnp.asarray(x)[..., None, :]
         centred = x - expand(level.alpha, x) * of_rank(self.means, x)
@@ -141,23 +141,23 @@ class Mixture:
         log_joint = jnp.log(weights) - 0.5 * (square / c + dimension * jnp.log(2 * jnp.pi * c))
         return centred, c, log_joint
 
-    def _stds(self, like):
+    def _stds(self, like: Tree) -> Any:
         """s, () or (..., K)."""
         return of_rank(self.std, like) if jnp.ndim(self.std) else jnp.asarray(self.std)
 
-    def denoise(self, x: Any, level: Level) -> Array:
+    def denoise(self, x: Tree, level: Level) -> Array:
         """E[x0 | x] at this level."""
         centred, c, log_joint = self._components(x, level)
         gain = expand(level.alpha, c) * jnp.square(self._stds(c)) / c
         gamma = jax.nn.softmax(log_joint, -1)
         return jnp.sum(gamma[..., None] * (of_rank(self.means, centred) + gain[..., None] * centred), -2)
 
-    def score(self, x: Any, level: Level = CLEAN) -> Array:
+    def score(self, x: Tree, level: Level = CLEAN) -> Array:
         """The gradient of `log_prob` in x."""
         centred, c, log_joint = self._components(x, level)
         return -jnp.sum((jax.nn.softmax(log_joint, -1) / c)[..., None] * centred, -2)
 
-    def log_prob(self, x: Any, level: Level = CLEAN) -> Array:
+    def log_prob(self, x: Tree, level: Level = CLEAN) -> Array:
         """log p_t(x) in nats, shape (...)."""
         return jax.nn.logsumexp(self._components(x, level)[2], axis=-1)
 
@@ -170,7 +170,7 @@ class Mixture:
         )
         k = jax.vmap(lambda key: jax.random.categorical(key, logits))(random.fold_in(keys, 0))
         means = jnp.asarray(self.means)
-        eps = random.noise(random.fold_in(keys, 1), jax.ShapeDtypeStruct((n, means.shape[1]), means.dtype))
+        eps: Array = random.noise(random.fold_in(keys, 1), jax.ShapeDtypeStruct((n, means.shape[1]), means.dtype))
         return means[k] + stds[k][:, None] * eps
 
     def denoiser(self, schedule: Schedule) -> Denoiser:
@@ -178,7 +178,7 @@ class Mixture:
         return lambda x, t: self.denoise(x, schedule(t))
 
 
-def flow(schedule: Schedule, denoise: Denoiser, x: Any, t: Any, s: Any, *, num_steps: int = 1000) -> Any:
+def flow(schedule: Schedule, denoise: Denoiser, x: Tree, t: Times, s: Times, *, num_steps: int = 1000) -> Any:
     """The probability-flow ODE's map from t to s for any denoiser, by the classical Runge-Kutta method.
 
     In u = x / alpha and kappa = log(sigma / alpha) = -lambda / 2 the ODE is du / dkappa = u - x0(alpha u). The
@@ -201,14 +201,14 @@ def flow(schedule: Schedule, denoise: Denoiser, x: Any, t: Any, s: Any, *, num_s
 def runge_kutta(schedule: Schedule) -> Sampler:
     """The classical Runge-Kutta sampler behind `flow`: order 4, four calls a step, for grids whose steps are short."""
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         level_t, level_s = schedule(t), schedule(s)
         h = (level_t.log_snr - level_s.log_snr) / 2
         middle = schedule.inverse((level_t.log_snr + level_s.log_snr) / 2)
 
         alpha_t, alpha_s, h = (expand(v, state.x) for v in (level_t.alpha, level_s.alpha, h))
 
-        def slope(u, time):
+        def slope(u: Times, time: Times) -> Any:
             return u - denoise(expand(schedule(time).alpha, u) * u, time)
 
         u = state.x.astype(promoted(state.x, alpha_t)) / alpha_t

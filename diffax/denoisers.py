@@ -30,7 +30,7 @@ from diffax._checks import (
 )
 from diffax._pytrees import as_float, combine, concrete, expand, promoted, times
 from diffax.predictions import check_kind, split
-from diffax.typing import Denoiser, Predict, Schedule
+from diffax.typing import Array, Denoiser, Kind, Leaf, PerExample, Predict, Scalar, Schedule, Times, Tree
 
 
 class Moments(NamedTuple):
@@ -43,7 +43,7 @@ class Moments(NamedTuple):
     v: Any
 
 
-def moments_of(answer: Any, v: Any = None) -> tuple[Any, Any]:
+def moments_of(answer: Tree, v: float | None = None) -> tuple[Any, Any]:
     """(x0, v) of a denoiser's answer, with this v everywhere unless it is None.
 
     Raises:
@@ -65,19 +65,19 @@ def on_x0(guide: Callable[..., Denoiser], *denoisers: Denoiser) -> Denoiser:
     Moments(x0=Array([[1.]], dtype=float32), v=Array([[0.5]], dtype=float32))
     """
 
-    def guided(x, t):
+    def guided(x: Tree, t: Times) -> Any:
         # asked again by the guide, which jit makes one call
         return with_x0(denoisers[0](x, t), guide(*(mean_only(denoise) for denoise in denoisers))(x, t))
 
     return guided
 
 
-def x0_of(answer: Any) -> Any:
+def x0_of(answer: Tree) -> Any:
     """The x0 of a denoiser's answer, without the variance that it may have."""
     return answer.x0 if isinstance(answer, Moments) else answer
 
 
-def with_x0(answer: Any, x0: Any) -> Any:
+def with_x0(answer: Tree, x0: Tree) -> Any:
     """Another x0 with the variance of a denoiser's answer, if it has one."""
     return answer._replace(x0=x0) if isinstance(answer, Moments) else x0
 
@@ -91,7 +91,7 @@ def mean_only(denoise: Denoiser) -> Denoiser:
     return lambda x, t: x0_of(denoise(x, t))
 
 
-def like_x(name: str, denoise: Any) -> Any:
+def like_x(name: str, denoise: Denoiser) -> Any:
     """denoise(x, t), which raises `ValueError` where the answer has not the shape of x. `Moments` are two answers.
 
     >>> like_x("denoise", lambda x, t: x[:, :1])(jnp.ones((4, 2)), 0.5)
@@ -100,7 +100,7 @@ def like_x(name: str, denoise: Any) -> Any:
     ValueError: denoise(x, t) must have the shape of x, (4, 2), got (4, 1)
     """
 
-    def checked(x, *times):
+    def checked(x: Tree, *times: Times) -> Any:
         answer = denoise(x, *times)
         for part in answer if isinstance(answer, Moments) else (answer,):
             check_like(f"{name}(x, t)", part, x)
@@ -109,7 +109,7 @@ def like_x(name: str, denoise: Any) -> Any:
     return checked
 
 
-def denoiser(predict: Predict, schedule: Schedule, kind: str, *, sigma_data: Any = 0.5) -> Denoiser:
+def denoiser(predict: Predict, schedule: Schedule, kind: Kind, *, sigma_data: PerExample = 0.5) -> Denoiser:
     """A denoiser from a network that predicts `kind`.
 
     Args:
@@ -130,7 +130,7 @@ def denoiser(predict: Predict, schedule: Schedule, kind: str, *, sigma_data: Any
     check("sigma_data", sigma_data, positive)
     predict = like_x("predict", predict)
 
-    def denoise(x, t):
+    def denoise(x: Tree, t: Times) -> Any:
         check_per_example(x, t=t)
         answer = predict(x, t)
         y, raw = answer if isinstance(answer, Moments) else (answer, None)
@@ -140,7 +140,7 @@ def denoiser(predict: Predict, schedule: Schedule, kind: str, *, sigma_data: Any
     return denoise
 
 
-def clip_static(denoise: Denoiser, low: Any = -1.0, high: Any = 1.0) -> Denoiser:
+def clip_static(denoise: Denoiser, low: PerExample = -1.0, high: PerExample = 1.0) -> Denoiser:
     """x0 clipped to the data's range [low, high], as in DDPM's released code (Ho et al. 2020).
 
     low, high: () or (B,), may be traced.
@@ -153,14 +153,14 @@ def clip_static(denoise: Denoiser, low: Any = -1.0, high: Any = 1.0) -> Denoiser
     if known is not None:
         check("high", high, above(known, "low"))
 
-    def clip(v):
+    def clip(v: Leaf) -> Any:
         check_per_example(v, low=low, high=high)
         return _clip(v, expand(low, v), expand(high, v)).astype(v.dtype)
 
     return _leaf_by_leaf(clip, denoise)
 
 
-def clip_dynamic(denoise: Denoiser, *, quantile: Any = 0.995, limit: Any = 1.0) -> Denoiser:
+def clip_dynamic(denoise: Denoiser, *, quantile: PerExample = 0.995, limit: PerExample = 1.0) -> Denoiser:
     """Dynamic thresholding: x0 clipped to [-s, s] and divided by s / limit, s = max(limit, quantile of |x0|).
 
     Saharia et al. 2022 (Imagen), section 2.3. The quantile is that of an example, over all its axes, in each leaf by
@@ -180,7 +180,7 @@ def clip_dynamic(denoise: Denoiser, *, quantile: Any = 0.995, limit: Any = 1.0) 
     check("quantile", quantile, interval("[0, 1]"))
     check("limit", limit, positive)
 
-    def clip(v):
+    def clip(v: Leaf) -> Any:
         check_per_example(v, quantile=quantile, limit=limit)
         flat = jnp.abs(v.reshape(len(v), -1)).astype(promoted(v.dtype, jnp.float32))
         q = jnp.broadcast_to(jnp.asarray(quantile, flat.dtype), (len(v),))
@@ -191,13 +191,13 @@ def clip_dynamic(denoise: Denoiser, *, quantile: Any = 0.995, limit: Any = 1.0) 
     return _leaf_by_leaf(clip, denoise)
 
 
-def _clip(v: Any, low: Any, high: Any) -> Any:
+def _clip(v: Leaf, low: Leaf, high: Leaf) -> Array:
     dtype = promoted(v, low, high)
     return jnp.clip(*(u.astype(dtype) for u in (v, low, high)))
 
 
-def _leaf_by_leaf(f: Callable, denoise: Denoiser) -> Denoiser:
-    def changed(x, t):
+def _leaf_by_leaf(f: Callable[..., Any], denoise: Denoiser) -> Denoiser:
+    def changed(x: Tree, t: Times) -> Any:
         answer = denoise(x, t)
         return with_x0(answer, jax.tree.map(f, x0_of(answer)))
 
@@ -230,7 +230,7 @@ def reschedule(denoise: Denoiser, schedule: Schedule, onto: Schedule) -> Denoise
     check_schedule(schedule)
     check_schedule(onto, "onto")
 
-    def moved(x, t):
+    def moved(x: Tree, t: Times) -> Any:
         level = onto(t)
         time = schedule.inverse(level.log_snr)
         return denoise(combine((schedule(time).alpha / level.alpha, x)), time)
@@ -238,10 +238,10 @@ def reschedule(denoise: Denoiser, schedule: Schedule, onto: Schedule) -> Denoise
     return moved
 
 
-def centres(denoise: Denoiser, schedule: Schedule, std: Any) -> Denoiser:
+def centres(denoise: Denoiser, schedule: Schedule, std: PerExample) -> Denoiser:
     """(x, t) -> E[y | x_t = x] = x0 + alpha std^2 / sigma^2 (alpha x0 - x), for data x0 = y + std n."""
 
-    def of_y(x, t):
+    def of_y(x: Tree, t: Times) -> Any:
         level = schedule(t)
         weight = level.alpha * jnp.square(std / level.sigma)
         return combine((1 + weight * level.alpha, denoise(x, t)), (-weight, x))
@@ -249,7 +249,9 @@ def centres(denoise: Denoiser, schedule: Schedule, std: Any) -> Denoiser:
     return of_y
 
 
-def consistency_function(predict: Predict, schedule: Schedule, *, t_min: Any = 0.0, sigma_data: Any = 0.5) -> Denoiser:
+def consistency_function(
+    predict: Predict, schedule: Schedule, *, t_min: Times = 0.0, sigma_data: PerExample = 0.5
+) -> Denoiser:
     """f with f(x, t_min) = x from the free network F of a consistency model; for `consistency` with the same t_min.
 
         f = alpha_0 (c_skip x / alpha + c_out F(x, t)),   rho = sigma / alpha, 0 is t_min
@@ -273,7 +275,7 @@ def consistency_function(predict: Predict, schedule: Schedule, *, t_min: Any = 0
     check_function("predict", predict, "a function (x, t) -> y")
     predict = like_x("predict", predict)
 
-    def function(x, t):
+    def function(x: Tree, t: Times) -> Any:
         level, end = schedule(t), schedule(t_min)
         rho = jnp.exp(-level.log_snr / 2)
         beyond = -rho * jnp.expm1((level.log_snr - end.log_snr) / 2)  # rho - rho_0
@@ -285,7 +287,7 @@ def consistency_function(predict: Predict, schedule: Schedule, *, t_min: Any = 0
 
 
 def latent_consistency_function(
-    denoise: Denoiser, *, num_train_steps: int = 1000, timestep_scaling: Any = 10.0, sigma_data: Any = 0.5
+    denoise: Denoiser, *, num_train_steps: int = 1000, timestep_scaling: Scalar = 10.0, sigma_data: PerExample = 0.5
 ) -> Denoiser:
     """f with f(x, t) = x at the first timestep, from a distilled denoiser; for `lcm`.
 
@@ -314,7 +316,7 @@ def latent_consistency_function(
     check_function("denoise", denoise)
     denoise = like_x("denoise", denoise)
 
-    def function(x, t):
+    def function(x: Tree, t: Times) -> Any:
         tau = timestep_scaling * jnp.maximum(as_float(t) * num_train_steps - 1, 0.0)
         square = tau**2 + sigma_data**2
         return combine((sigma_data**2 / square, x), (tau / jnp.sqrt(square), denoise(x, t)))

@@ -34,25 +34,39 @@ from diffax._checks import (
 from diffax._pytrees import batch_size, combine, expand, promoted, safe_sqrt
 from diffax.denoisers import Moments, like_x, with_x0, x0_of
 from diffax.predictions import KINDS, check_kind, split, target
-from diffax.typing import Denoiser, Guide, Predict, Schedule
+from diffax.typing import (
+    Array,
+    Conditioning,
+    Denoiser,
+    Guide,
+    Kind,
+    Leaf,
+    PerExample,
+    Predict,
+    Scalar,
+    Schedule,
+    Times,
+    Tree,
+    Weight,
+)
 
 
-def _at(name: str, weight: Any, x: Any, t: Any) -> Any:
+def _at(name: str, weight: Weight, x: Tree, t: Times) -> Any:
     value = weight(t) if callable(weight) else weight
     check_per_example(x, **{name: value})
     return jnp.asarray(value)
 
 
-def _literal(weight: Any, value: int) -> bool:
+def _literal(weight: Weight, value: int) -> bool:
     return isinstance(weight, (int, float)) and weight == value
 
 
-def _need(**branches: Any) -> None:
+def _need(**branches: object) -> None:
     for name, branch in branches.items():
         check_function(name, branch, "a denoiser (x, t) -> x0")
 
 
-def classifier_free_guidance(conditional: Any, unconditional: Any, weight: Any) -> Denoiser:
+def classifier_free_guidance(conditional: Denoiser, unconditional: Denoiser, weight: Weight) -> Denoiser:
     """Classifier-free guidance: x0 = u + w (c - u), c and u the two denoisers' answers.
 
     Ho & Salimans 2021, eq. 6, whose w is this one less 1. Where one network gives both answers,
@@ -85,14 +99,16 @@ def classifier_free_guidance(conditional: Any, unconditional: Any, weight: Any) 
     check_weight("weight", weight)
     conditional, unconditional = like_x("conditional", conditional), like_x("unconditional", unconditional)
 
-    def denoise(x, t):
+    def denoise(x: Tree, t: Times) -> Any:
         w, c = _at("weight", weight, x, t), conditional(x, t)
         return with_x0(c, combine((w, x0_of(c)), (1 - w, x0_of(unconditional(x, t)))))
 
     return denoise
 
 
-def batched_guidance(guide: Guide, denoise: Callable[[Any, Any, Any], Any], condition: Any, null: Any) -> Denoiser:
+def batched_guidance(
+    guide: Guide, denoise: Callable[[Any, Any, Any], Any], condition: Conditioning, null: Conditioning
+) -> Denoiser:
     """Any guidance of two branches for the price of one call of a network, at twice the batch size.
 
     `guide` receives two denoisers that hold the answers c and u of this call, so it may ask each of them as often as
@@ -121,14 +137,14 @@ def batched_guidance(guide: Guide, denoise: Callable[[Any, Any, Any], Any], cond
     """
     _check_null(condition, null)
 
-    def pair(first, second):
+    def pair(first: Leaf, second: Leaf) -> Any:
         return jnp.stack([first, second], 1).reshape(2 * len(first), *first.shape[1:])
 
-    def guided(x, t):
+    def guided(x: Tree, t: Times) -> Any:
         x = jax.tree.map(jnp.asarray, x)
         size = len(jax.tree.leaves(x)[0])
 
-        def conditions(c, n):
+        def conditions(c: Scalar, n: Scalar) -> Any:
             c = jnp.asarray(c)
             c = c if c.ndim else jnp.broadcast_to(c, (size,))
             return pair(c, jnp.broadcast_to(jnp.asarray(n), c.shape))
@@ -143,7 +159,7 @@ def batched_guidance(guide: Guide, denoise: Callable[[Any, Any, Any], Any], cond
     return guided
 
 
-def _check_null(condition: Any, null: Any) -> None:
+def _check_null(condition: Conditioning, null: Conditioning) -> None:
     if null is None:
         raise ValueError("null must be the condition of the unconditional branch, got None")
     trees: list[Any] = [jax.tree.structure(v) for v in (condition, null)]
@@ -156,7 +172,7 @@ def _check_null(condition: Any, null: Any) -> None:
 
 
 def batched_classifier_free_guidance(
-    denoise: Callable[[Any, Any, Any], Any], condition: Any, null: Any, weight: Any
+    denoise: Callable[[Any, Any, Any], Any], condition: Conditioning, null: Conditioning, weight: Weight
 ) -> Denoiser:
     """`classifier_free_guidance` with one call of the network for both branches: x0 = u + w (c - u).
 
@@ -182,7 +198,12 @@ def batched_classifier_free_guidance(
 
 
 def guidance_interval(
-    guided: Denoiser, plain: Denoiser, low: Any = 0.0, high: Any = 1.0, *, of: Any = None
+    guided: Denoiser,
+    plain: Denoiser,
+    low: PerExample = 0.0,
+    high: PerExample = 1.0,
+    *,
+    of: Callable[[Any], Any] | None = None,
 ) -> Denoiser:
     """Guidance where low <= t <= high, the plain denoiser elsewhere.
 
@@ -210,16 +231,16 @@ def guidance_interval(
     for name, bound in (("low", low), ("high", high)):
         check(name, bound, number)
 
-    def denoise(x, t):
+    def denoise(x: Tree, t: Times) -> Any:
         level = jnp.asarray(t if of is None else of(t))
         check_per_example(x, low=low, high=high)
         inside = (low <= level) & (level <= high)
         kinds = []
 
-        def cast(tree):
+        def cast(tree: Tree) -> Any:
             return jax.tree.map(lambda like, v: v.astype(combine((1.0, like)).dtype), x, tree)
 
-        def like_x(answer):  # both branches of a `cond` need one dtype, and one structure
+        def like_x(answer: Tree) -> Any:  # both branches of a `cond` need one dtype, and one structure
             kinds.append("Moments" if isinstance(answer, Moments) else "x0")
             if len(set(kinds)) == 2:
                 raise ValueError(f"plain must give {kinds[0]} as guided does, got {kinds[1]}")
@@ -235,11 +256,11 @@ def guidance_interval(
 def guidance_rescale(
     guided: Denoiser,
     conditional: Denoiser,
-    strength: Any,
+    strength: Weight,
     *,
-    kind: str = "x0",
+    kind: Kind = "x0",
     schedule: Schedule | None = None,
-    sigma_data: Any = 0.5,
+    sigma_data: PerExample = 0.5,
 ) -> Denoiser:
     """Guidance with the conditional answer's contrast: y = g (phi std(c) / std(g) + 1 - phi).
 
@@ -271,34 +292,40 @@ def guidance_rescale(
     if kind != "x0" and schedule is None:
         raise ValueError(f"schedule must be given to rescale kind {kind!r}, got None")
 
-    def std(v):
+    def std(v: Leaf) -> Any:
         v = v.reshape(len(v), -1).astype(promoted(v.dtype, jnp.float32))
         return safe_sqrt(jnp.mean(jnp.square(v - v.mean(1, keepdims=True)), 1))
 
-    def denoise(x, t):
+    def denoise(x: Tree, t: Times) -> Any:
         phi = _at("strength", strength, x, t)
 
-        def prediction(x0):
+        def prediction(x0: Tree) -> Any:
             if schedule is None or kind == "x0":
                 return x0
             alpha, sigma, _ = schedule(t)
             return target(kind, schedule, x0, combine((1 / sigma, x), (-alpha / sigma, x0)), t, sigma_data=sigma_data)
 
-        def matched(g, c):
+        def matched(g: Leaf, c: Leaf) -> Any:
             spread = std(g)
             ratio = jnp.where(spread > 0, std(c) / jnp.where(spread > 0, spread, 1.0), 1.0)
             return combine((1 + phi * (ratio - 1), g))
 
         answer = guided(x, t)
         y = jax.tree.map(matched, *(prediction(x0_of(v)) for v in (answer, conditional(x, t))))
-        plain = schedule is None or kind == "x0"
-        return with_x0(answer, y if plain else split(kind, schedule, y, x, t, sigma_data=sigma_data)[0])
+        if schedule is None or kind == "x0":
+            return with_x0(answer, y)
+        return with_x0(answer, split(kind, schedule, y, x, t, sigma_data=sigma_data)[0])
 
     return denoise
 
 
 def adaptive_projected_guidance(
-    conditional: Denoiser, unconditional: Denoiser, weight: Any, *, eta: Any = 0.0, threshold: Any = jnp.inf
+    conditional: Denoiser,
+    unconditional: Denoiser,
+    weight: Weight,
+    *,
+    eta: PerExample = 0.0,
+    threshold: PerExample = jnp.inf,
 ) -> Denoiser:
     """Adaptive projected guidance: less of the part of guidance that only saturates.
 
@@ -328,13 +355,13 @@ def adaptive_projected_guidance(
     check("eta", eta, number)
     check("threshold", threshold, positive)
 
-    def dot(a, b):
-        def leaf(u, v):
+    def dot(a: Scalar, b: Scalar) -> Any:
+        def leaf(u: Leaf, v: Leaf) -> Array:
             return jnp.sum((u * v).reshape(len(u), -1), 1, dtype=promoted(u.dtype, jnp.float32))
 
         return sum(jax.tree.leaves(jax.tree.map(leaf, a, b)))
 
-    def denoise(x, t):
+    def denoise(x: Tree, t: Times) -> Any:
         check_per_example(x, eta=eta, threshold=threshold)
         answer = conditional(x, t)
         c = jax.tree.map(jnp.asarray, x0_of(answer))
@@ -350,7 +377,7 @@ def adaptive_projected_guidance(
     return denoise
 
 
-def classifier_guidance(denoise: Denoiser, log_prob: Predict, schedule: Schedule, scale: Any) -> Denoiser:
+def classifier_guidance(denoise: Denoiser, log_prob: Predict, schedule: Schedule, scale: PerExample) -> Denoiser:
     """Classifier guidance: x0 + w sigma^2 / alpha grad_x log p(y | x_t).
 
     The score of p(x_t) p(y | x_t)^w, by Tweedie's formula; Dhariwal & Nichol 2021, eq. 14 (algorithm 2, which does the
@@ -380,13 +407,13 @@ def classifier_guidance(denoise: Denoiser, log_prob: Predict, schedule: Schedule
 
     denoise = like_x("denoise", denoise)
 
-    def total(x, t):
+    def total(x: Tree, t: Times) -> Any:
         value, size = log_prob(x, t), batch_size(x)
         if jnp.shape(value) != (size,):
             raise ValueError(f"log_prob(x, t) must have shape ({size},), got {jnp.shape(value)}")
         return jnp.sum(value)
 
-    def guided(x, t):
+    def guided(x: Tree, t: Times) -> Any:
         slope = jax.grad(total)(x, t)  # examples do not mix: the sum's gradient is each one's
         alpha, sigma, _ = schedule(t)
         answer = denoise(x, t)

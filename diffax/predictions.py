@@ -18,7 +18,8 @@ network F in Karras et al. 2022, eq. 7, D = c_skip x + c_out F, for any alpha:
 c_skip = alpha sigma_data^2 / n^2, c_out = sigma sigma_data / n, which at alpha = 1 are table 1's.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -29,15 +30,15 @@ from diffax._checks import check_per_example, check_schedule, choose
 from diffax._pytrees import combine
 from diffax.schedules import rates
 from diffax.times import default_ends
-from diffax.typing import Key, Level, Schedule
+from diffax.typing import Array, Key, Kind, Level, PerExample, Schedule, Times, Tree, X
 
 
-def _edm(level: Level, sigma_data: Any) -> tuple[Any, Any]:
+def _edm(level: Level, sigma_data: PerExample) -> tuple[Any, Any]:
     norm = jnp.sqrt((level.alpha * sigma_data) ** 2 + level.sigma**2)
     return level.sigma / (sigma_data * norm), -level.alpha * sigma_data / norm
 
 
-KINDS = {
+KINDS: dict[str, Callable[..., tuple[Any, Any]]] = {
     "x0": lambda schedule, t, level, sigma_data: (1.0, 0.0),
     "eps": lambda schedule, t, level, sigma_data: (0.0, 1.0),
     "score": lambda schedule, t, level, sigma_data: (0.0, -1 / level.sigma),
@@ -47,7 +48,7 @@ KINDS = {
 }
 
 
-def check_kind(kind: str, schedule: Schedule) -> None:
+def check_kind(kind: Kind, schedule: Schedule) -> None:
     """Raises `ValueError` for an unknown kind, and for one from which x0 does not follow where no signal is left."""
     check_schedule(schedule)
     choose("kind", kind, KINDS)
@@ -55,7 +56,7 @@ def check_kind(kind: str, schedule: Schedule) -> None:
         raise ValueError(f"kind must be x0, v, velocity or edm with zero terminal SNR, got {kind!r}")
 
 
-def row(kind: str, schedule: Schedule, t: Any, *, sigma_data: Any = 0.5) -> tuple[Any, Any]:
+def row(kind: Kind, schedule: Schedule, t: Times, *, sigma_data: PerExample = 0.5) -> tuple[Any, Any]:
     """The row (a, b) of a prediction kind at t, shapes () or that of t.
 
     Raises:
@@ -64,7 +65,7 @@ def row(kind: str, schedule: Schedule, t: Any, *, sigma_data: Any = 0.5) -> tupl
     return choose("kind", kind, KINDS)(schedule, t, schedule(t), sigma_data)
 
 
-def diffuse(schedule: Schedule, x0: Any, eps: Any, t: Any) -> Any:
+def diffuse(schedule: Schedule, x0: X, eps: X, t: Times) -> X:
     """x_t = alpha x0 + sigma eps. x0, eps: (B, ...); t: () or (B,)."""
     check_schedule(schedule)
     check_per_example(x0, t=t)
@@ -72,7 +73,13 @@ def diffuse(schedule: Schedule, x0: Any, eps: Any, t: Any) -> Any:
     return combine((level.alpha, x0), (level.sigma, eps))
 
 
-def initial_noise(key: Key, schedule: Schedule, shape: Any, t: Any = None) -> Any:
+@overload
+def initial_noise(
+    key: Key, schedule: Schedule, shape: tuple[int, ...] | list[int], t: Times | None = None
+) -> Array: ...
+@overload
+def initial_noise(key: Key, schedule: Schedule, shape: Tree, t: Times | None = None) -> Any: ...
+def initial_noise(key: Key, schedule: Schedule, shape: Tree, t: Times | None = None) -> Any:
     """Noise to start sampling from: x_t = sigma(t) eps, the right scale for variance-exploding schedules too.
 
     Args:
@@ -96,13 +103,13 @@ def initial_noise(key: Key, schedule: Schedule, shape: Any, t: Any = None) -> An
     return combine((schedule(t).sigma, random.noise(random.stream(key, "initial_noise"), like)))
 
 
-def target(kind: str, schedule: Schedule, x0: Any, eps: Any, t: Any, *, sigma_data: Any = 0.5) -> Any:
+def target(kind: Kind, schedule: Schedule, x0: X, eps: X, t: Times, *, sigma_data: PerExample = 0.5) -> X:
     """y = a x0 + b eps, what the network should predict. x0, eps: (B, ...); t: () or (B,)."""
     a, b = row(kind, schedule, t, sigma_data=sigma_data)
     return combine((a, x0), (b, eps))
 
 
-def split(kind: str, schedule: Schedule, y: Any, x: Any, t: Any, *, sigma_data: Any = 0.5) -> tuple[Any, Any]:
+def split(kind: Kind, schedule: Schedule, y: X, x: X, t: Times, *, sigma_data: PerExample = 0.5) -> tuple[X, X]:
     """(x0, eps) from a prediction y of this kind at (x, t): the inverse of (`diffuse`, `target`).
 
         x0  = (b x - sigma y) / det,   eps = (alpha y - a x) / det,   det = alpha b - sigma a

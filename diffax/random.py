@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax._pytrees import batch_size
-from diffax.typing import Array, Float, Key
+from diffax.typing import Array, DType, Float, Key, Leaf, Tree
 
 IMPLEMENTATION = "threefry2x32"
 
@@ -39,7 +39,7 @@ def per_example(key: Key, size: int) -> Key:
     return key
 
 
-def keys_at(key: Key, index: Any) -> Key:
+def keys_at(key: Key, index: Array | np.ndarray) -> Key:
     """Keys of shape (B,): fold_in(key, index_i), those of the examples at these places of a whole. key: ()."""
     return jax.vmap(jax.random.fold_in, (None, 0))(threefry(key), jnp.asarray(index))
 
@@ -62,14 +62,14 @@ def threefry(key: Key) -> Key:
     if jax.random.key_impl(key) == IMPLEMENTATION:
         return key
 
-    def seeded(words):
+    def seeded(words: Leaf) -> Key:
         return functools.reduce(jax.random.fold_in, words.ravel(), jax.random.key(0, impl=IMPLEMENTATION))
 
     words = jax.random.key_data(key)
     return seeded(words) if jnp.ndim(key) == 0 else jax.vmap(seeded)(words)
 
 
-def fold_in(key: Key, data: Any) -> Key:
+def fold_in(key: Key, data: int | Array | np.integer[Any]) -> Key:
     """`jax.random.fold_in` for a key of shape () or (B,); data: one integer, traced or not."""
     key = threefry(key)
     if jnp.ndim(key) == 0:
@@ -87,7 +87,7 @@ def stream(key: Key, name: str) -> Key:
     return fold_in(key, np.uint32(zlib.crc32(name.encode())))
 
 
-def noise(key: Key, like: Any) -> Any:
+def noise(key: Key, like: Tree) -> Any:
     """Standard normal noise with the shapes and dtypes of `like`, leaves (B, ...). The key is consumed.
 
     The one place where samplers and losses get their noise from. The key is used as it is.
@@ -99,14 +99,14 @@ def noise(key: Key, like: Any) -> Any:
     keys = per_example(key, batch_size(like))
     leaves, treedef = jax.tree.flatten(like)
 
-    def draw(index, leaf):
+    def draw(index: int, leaf: Leaf) -> Any:
         leaf_keys = keys if len(leaves) == 1 else fold_in(keys, index)
         return jax.vmap(lambda k: jax.random.normal(k, leaf.shape[1:], leaf.dtype))(leaf_keys)
 
     return jax.tree.unflatten(treedef, [draw(i, leaf) for i, leaf in enumerate(leaves)])
 
 
-def unit_interval(key: Key, size: int, dtype: Any = jnp.float32) -> Float[Array, " {size}"]:
+def unit_interval(key: Key, size: int, dtype: DType = jnp.float32) -> Float[Array, " {size}"]:
     """Uniform draws on [0, 1), one for each example: shape (size,). The key is consumed."""
     keys = per_example(stream(key, "uniform"), size)
     return jax.vmap(lambda k: jax.random.uniform(k, (), dtype))(keys)

@@ -25,18 +25,18 @@ from diffax._pytrees import as_float, batch_size, concrete, narrow, widen
 from diffax.denoisers import like_x
 from diffax.samplers._base import Sampler, check_sampler
 from diffax.times import check_grid
-from diffax.typing import Denoiser, Grid, Keys
+from diffax.typing import Denoiser, Grid, Keys, SamplerState, Tree, X, Y
 
 
 def unroll(
     key: Keys,
     sampler: Sampler,
     denoise: Denoiser,
-    x: Any,
+    x: Tree,
     times: Grid,
     *,
-    record: Callable[[Any], Any] = lambda state: state.x,
-) -> tuple[Any, Any]:
+    record: Callable[[Any], Y] = lambda state: state.x,
+) -> tuple[SamplerState, Y]:
     """The final state, and `record(state)` after each of the n - 1 moves, stacked along a leading axis.
 
     The x of both is in the dtype of the given one.
@@ -56,7 +56,7 @@ def unroll(
         is too short: every sampler starts itself, multistep ones with lower orders.
     """
 
-    def narrowed(state):
+    def narrowed(state: SamplerState) -> SamplerState:
         return state._replace(x=narrow(state.x, x))
 
     x = jax.tree.map(jnp.asarray, x)
@@ -64,7 +64,9 @@ def unroll(
     return narrowed(state), records
 
 
-def _walk(key, sampler, denoise, x, times, record):
+def _walk(
+    key: Keys, sampler: Sampler, denoise: Denoiser, x: Tree, times: Grid, record: Callable[[Any], Y]
+) -> tuple[SamplerState, Y]:
     """`unroll` whose states are as they are carried, x at least in float32."""
     check_sampler(sampler)
     check_function("denoise", denoise)
@@ -77,7 +79,7 @@ def _walk(key, sampler, denoise, x, times, record):
             f"times must have shape (n,) or (n, {batch_size(x)}), a grid for each example, got {times.shape}"
         )
 
-    def move(state, inputs):
+    def move(state: SamplerState, inputs: tuple[Any, ...]) -> tuple[SamplerState, Y]:
         index, t, s = inputs
         new = sampler.step(random.fold_in(key, index), denoise, state, t, s)
         check_like("x of sampler.step's state", new.x, state.x)
@@ -87,7 +89,7 @@ def _walk(key, sampler, denoise, x, times, record):
     return jax.lax.scan(move, sampler.init(widen(x), times), (steps, times[:-1], times[1:]))
 
 
-def integrate(key: Keys, sampler: Sampler, denoise: Denoiser, x: Any, times: Grid) -> Any:
+def integrate(key: Keys, sampler: Sampler, denoise: Denoiser, x: Tree, times: Grid) -> SamplerState:
     """The sampler's state after stepping along the grid: n entries, n - 1 moves. Arguments as in `unroll`.
 
     >>> import diffax
@@ -100,7 +102,7 @@ def integrate(key: Keys, sampler: Sampler, denoise: Denoiser, x: Any, times: Gri
     return state
 
 
-def sample(key: Keys, sampler: Sampler, denoise: Denoiser, x: Any, times: Grid) -> Any:
+def sample(key: Keys, sampler: Sampler, denoise: Denoiser, x: X, times: Grid) -> X:
     """x0: `integrate`, then `sampler.finish` at times[-1], one denoiser call. Arguments as in `unroll`.
 
     Raises:
@@ -121,7 +123,7 @@ def sample(key: Keys, sampler: Sampler, denoise: Denoiser, x: Any, times: Grid) 
     return narrow(sampler.finish(key, like_x("denoise", denoise), state, as_float(times)[-1]), x)
 
 
-def _check_start(sampler: Sampler, x: Any, times: Grid) -> None:
+def _check_start(sampler: Sampler, x: Tree, times: Grid) -> None:
     """Raises `ValueError` if x is known not to have the standard deviation of the noise at times[0].
 
     The likely cause is an `initial_noise` that was drawn at another time. x and times are known outside of `jit`. The

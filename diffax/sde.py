@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from diffax._checks import check_per_example, check_schedule
 from diffax._pytrees import as_float, combine
-from diffax.typing import Denoiser, Schedule
+from diffax.typing import Denoiser, Schedule, Times, X
 
 
 class Coefficients(NamedTuple):
@@ -34,7 +34,7 @@ class Coefficients(NamedTuple):
     diffusion2: Any
 
 
-def coefficients(schedule: Schedule, t: Any) -> Coefficients:
+def coefficients(schedule: Schedule, t: Times) -> Coefficients:
     """(f, g^2) of the schedule's SDE at t, by one jvp; any shape. At and beyond the clip they are those from inside.
 
     >>> from diffax.schedules import Linear
@@ -46,7 +46,7 @@ def coefficients(schedule: Schedule, t: Any) -> Coefficients:
     return Coefficients(slope.alpha / level.alpha, -jnp.square(level.sigma) * slope.log_snr)
 
 
-def score(denoise: Denoiser, schedule: Schedule, x: Any, t: Any) -> Any:
+def score(denoise: Denoiser, schedule: Schedule, x: X, t: Times) -> X:
     """grad log p_t(x) = (alpha x0 - x) / sigma^2 (Tweedie), of the shape of x, (B, ...); t: () or (B,).
 
     >>> from diffax.schedules import Flow
@@ -56,4 +56,5 @@ def score(denoise: Denoiser, schedule: Schedule, x: Any, t: Any) -> Any:
     check_schedule(schedule)
     check_per_example(x, t=t)
     alpha, sigma, _ = schedule(t)
-    return combine((-1 / jnp.square(sigma), x), (alpha / jnp.square(sigma), denoise(x, t)))
+    x0: X = denoise(x, t)
+    return combine((-1 / jnp.square(sigma), x), (alpha / jnp.square(sigma), x0))

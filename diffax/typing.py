@@ -7,20 +7,31 @@
     Denoiser  (x, t) -> x0    the posterior mean E[x0 | x_t = x]
     Guide     (conditional, unconditional) -> guided denoiser
 
+    Keys        a key of shape (), or one for each example, (B,)
     Scalar      a number or an array, of shape () unless its argument says otherwise; may be traced
     PerExample  a number or an array of shape () or (B,); may be traced
     Times       t, of shape () or (B,)
     Weight      a number, an array of shape () or (B,), or a function of t
     Tree        an array (B, ...), or a pytree of arrays with the same leading axis
+    Leaf        an array, as a leaf of a Tree is; of NumPy where nothing is traced
     Params      the parameters of a network, a pytree
+    Batch       what a training step takes, a pytree with leaves (B, ...)
+    X, Y        type variables: a function X -> X returns the type that it takes
+    Values      numbers along one axis, an array or a sequence
+    Examples    an array (N, ...) of JAX or NumPy
+    Conditioning  labels or embeddings, a pytree with leaves (B, ...)
+    SamplerState  the state of a sampler, a NamedTuple whose first field is x
+    DType       whatever names a dtype
     Kind        a kind of prediction
+
+The choices of a string (`Scaling`, `Variant` ...) are literals for type checkers and `str` at run time.
 
 x: `(B, ...)`; t: `()` or `(B,)`, always a float in [0, 1] (0 is data, 1 is noise).
 """
 
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -30,23 +41,44 @@ Key = jax.Array
 
 # For type checkers. At run time they are `Any`, so that bad input reaches the library's own one-line errors.
 if TYPE_CHECKING:
+    from jax.typing import DTypeLike
+
     Predict = Callable[[Any, Any], Any]
     Denoiser = Callable[[Any, Any], Any]
     Guide = Callable[[Denoiser, Denoiser], Denoiser]
-    Scalar = float | Array | np.ndarray[Any, Any]
-    PerExample = float | Array | np.ndarray[Any, Any]
-    Times = float | Array | np.ndarray[Any, Any]
+    Scalar = float | Array | np.ndarray[Any, Any] | np.number[Any]
+    PerExample = Scalar
+    Times = Scalar
     Weight = PerExample | Callable[[Any], Any]
+    Values = Sequence[float] | Array | np.ndarray[Any, Any]
+    Examples = Array | np.ndarray[Any, Any]
+    Leaf = Array
+    X = TypeVar("X")
+    Keys = Array
     Tree = Any
     Params = Any
+    Batch = Any
+    Conditioning = Any
+    SamplerState = Any
+    DType = DTypeLike
+    Y = TypeVar("Y")
     Kind = Literal["x0", "eps", "score", "v", "velocity", "edm"]
+    Scaling = Literal["vp", "sub_vp", "ve", "flow"]
+    Integrand = Literal["x0", "eps"]
+    Space = Literal["rho", "time"]
+    Variant = Literal["bh1", "bh2"]
+    Solver = Literal["midpoint", "heun"]
 else:
-    Predict = Denoiser = Guide = Scalar = PerExample = Times = Weight = Tree = Params = Kind = Any
+    Predict = Denoiser = Guide = Scalar = PerExample = Times = Weight = Values = Examples = Leaf = X = Y = Any
+    Keys = Tree = Params = Batch = Conditioning = SamplerState = DType = Kind = Any
+    Scaling = Integrand = Space = Variant = Solver = str
 
 # Shapes in annotations are jaxtyping's, which is no dependency of the library: they are live where
 # jaxtyping was imported first (under pytest, whose plugin checks them) and plain names elsewhere.
 if TYPE_CHECKING or "jaxtyping" in sys.modules:
-    from jaxtyping import Float, Num, Shaped
+    from jaxtyping import Float as Float
+    from jaxtyping import Num as Num
+    from jaxtyping import Shaped as Shaped
 else:
 
     class Shaped:
@@ -59,7 +91,6 @@ else:
     Float = Num = Shaped
 
 Grid = Num[Any, "n ..."]  # a step grid: (n,), or (n, B) with a grid for each example
-Keys = Shaped[Array, "..."]  # () or (B,)
 
 
 class Level(NamedTuple):
@@ -74,14 +105,14 @@ class Level(NamedTuple):
 class Schedule(Protocol):
     """What every noise schedule provides. `log_snr` decreases in t and `inverse` undoes it."""
 
-    def log_snr(self, t: Any) -> Any:
+    def log_snr(self, t: Times) -> Array:
         """log(alpha^2 / sigma^2) at time t; any shape."""
         ...
 
-    def inverse(self, log_snr: Any) -> Any:
+    def inverse(self, log_snr: Scalar) -> Array:
         """The time at which the schedule has this log-SNR; any shape."""
         ...
 
-    def __call__(self, t: Any) -> Level:
+    def __call__(self, t: Times) -> Level:
         """The noise level at time t; any shape."""
         ...

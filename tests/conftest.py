@@ -25,7 +25,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax
 import pytest
 
-collect_ignore_glob = ["nn/interop/make_*.py"]  # they need torch
+# make_*.py needs torch; typing_user.py is for type checkers.
+collect_ignore_glob = ["nn/interop/make_*.py", "typing_user.py"]
 
 
 def pytest_addoption(parser):

@@ -22,7 +22,7 @@ from diffax._checks import check, non_negative
 from diffax._pytrees import float_fields, pytree
 from diffax.analytic import CLEAN, Gaussian, Mixture
 from diffax.inverse._operators import Mask, Operator
-from diffax.typing import Array, Denoiser, Key, Level, Schedule
+from diffax.typing import Array, Denoiser, Key, Leaf, Level, PerExample, Schedule, Tree
 
 
 @pytree
@@ -35,20 +35,20 @@ class GaussianMixture:
     weights: Any
     components: Any
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         float_fields(self)
 
-    def _log_joint(self, x, level):
+    def _log_joint(self, x: Tree, level: Level) -> Any:
         """(K, ...) log of w_k N_k(x)."""
         log_probs = jax.vmap(lambda law: law.log_prob(x, level))(self.components)
         weights = jnp.asarray(self.weights)
         return log_probs + jnp.log(weights).reshape(-1, *[1] * (log_probs.ndim - 1))
 
-    def log_prob(self, x: Any, level: Level = CLEAN) -> Array:
+    def log_prob(self, x: Tree, level: Level = CLEAN) -> Array:
         """log p_t(x) in nats, shape (...)."""
         return jax.nn.logsumexp(self._log_joint(x, level), 0)
 
-    def denoise(self, x: Any, level: Level) -> Array:
+    def denoise(self, x: Tree, level: Level) -> Array:
         """E[x0 | x] at this level."""
         gamma = jax.nn.softmax(self._log_joint(x, level), 0)
         return jnp.sum(gamma[..., None] * jax.vmap(lambda law: law.denoise(x, level))(self.components), 0)
@@ -61,14 +61,15 @@ class GaussianMixture:
         of = jax.tree.map(lambda v: jnp.asarray(v)[k], self.components)
         eps = random.noise(random.fold_in(keys, 1), jax.ShapeDtypeStruct(of.mean.shape, of.mean.dtype))
         z = jnp.sqrt(of.variances) * eps
-        return of.mean + jnp.einsum("nij,nj->ni", of.basis, z, precision="highest")
+        x0: Array = of.mean + jnp.einsum("nij,nj->ni", of.basis, z, precision="highest")
+        return x0
 
     def denoiser(self, schedule: Schedule) -> Denoiser:
         """denoise(x, t) for this schedule."""
         return lambda x, t: self.denoise(x, schedule(t))
 
 
-def posterior(prior: Gaussian | Mixture, operator: Operator, y: Any, *, std: Any) -> Gaussian | GaussianMixture:
+def posterior(prior: Gaussian | Mixture, operator: Operator, y: Tree, *, std: PerExample) -> Gaussian | GaussianMixture:
     """The law of x0 given y = A x0 + std n: a `Gaussian` for a `Gaussian`, a `GaussianMixture` for a `Mixture`.
 
     Its denoiser is the exact conditional one, E[x0 | x_t, y], so that any sampler on it samples the posterior.
@@ -111,7 +112,7 @@ def posterior(prior: Gaussian | Mixture, operator: Operator, y: Any, *, std: Any
     return GaussianMixture(weights / weights.sum(), jax.tree.map(lambda *v: np.stack(v), *laws))
 
 
-def _check_fits(operator: Operator, mean: Any, y: Any) -> None:
+def _check_fits(operator: Operator, mean: Tree, y: Tree) -> None:
     try:
         measured = jax.eval_shape(operator.forward, jnp.asarray(mean)[None]).shape
     except (TypeError, ValueError):
@@ -120,7 +121,7 @@ def _check_fits(operator: Operator, mean: Any, y: Any) -> None:
         raise ValueError(f"y must measure x0 of the prior's shape {np.shape(mean)}, got {np.shape(y)}")
 
 
-def moments(law: Any) -> tuple[np.ndarray, np.ndarray]:
+def moments(law: Gaussian | Mixture | GaussianMixture) -> tuple[np.ndarray, np.ndarray]:
     """The mean (D,) and covariance (D, D) of a `Gaussian`, `Mixture` or `GaussianMixture`, in float64.
 
     >>> moments(Mixture(np.array([0.5, 0.5]), np.array([[-1.0], [1.0]]), 0.5))[1].tolist()
@@ -141,7 +142,7 @@ def moments(law: Any) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.einsum("k,kij->ij", weights, within + np.einsum("ki,kj->kij", means - mean, means - mean))
 
 
-def _rows(operator, example, y):
+def _rows(operator: Operator, example: Leaf, y: Tree) -> Any:
     """Rows of A and entries of y in the basis U, without those that measure nothing."""
     identity = np.eye(len(example), dtype=np.asarray(example).dtype)
     with jax.ensure_compile_time_eval():  # a constant inside jit, too
@@ -155,7 +156,7 @@ def _rows(operator, example, y):
     return (c[:, None] * vt)[kept], (u.T @ y)[kept]
 
 
-def _condition(mean, covariance, rows, values, std):
+def _condition(mean: np.ndarray, covariance: np.ndarray, rows: np.ndarray, values: np.ndarray, std: PerExample) -> Any:
     """Mean, covariance, log evidence of N(mean, covariance) given rows x0 + std n = values."""
     if not np.isfinite(std) or not len(values):
         return mean, covariance, 0.0

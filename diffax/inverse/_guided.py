@@ -10,10 +10,10 @@ from diffax._pytrees import combine
 from diffax.denoisers import like_x
 from diffax.inverse._linear_map import conjugate_residuals
 from diffax.inverse._operators import Operator, measurement, project, residual
-from diffax.typing import Denoiser, Schedule
+from diffax.typing import Denoiser, PerExample, Scalar, Schedule, Times, Tree, Weight
 
 
-def ddnm(denoise: Denoiser, operator: Operator, y: Any) -> Denoiser:
+def ddnm(denoise: Denoiser, operator: Operator, y: Tree) -> Denoiser:
     """DDNM: x0 <- A^+ y + (I - A^+ A) x0, so that every x0 measures y exactly. For y without noise.
 
     The range of A is y's, its null space the denoiser's, whatever the level; hence biased. Neutral where nothing is
@@ -40,13 +40,19 @@ def ddnm(denoise: Denoiser, operator: Operator, y: Any) -> Denoiser:
     return lambda x, t: project(operator, y, denoise(x, t))
 
 
-def _checked(denoise):
+def _checked(denoise: Denoiser) -> Any:
     check_function("denoise", denoise)
     return like_x("denoise", denoise)
 
 
 def pigdm(
-    denoise: Denoiser, schedule: Schedule, operator: Operator, y: Any, *, std: Any = 0.0, data_variance: Any = 1.0
+    denoise: Denoiser,
+    schedule: Schedule,
+    operator: Operator,
+    y: Tree,
+    *,
+    std: PerExample = 0.0,
+    data_variance: PerExample = 1.0,
 ) -> Denoiser:
     """PiGDM: the score of p(y | x) as if x0 | x were N(x0(x), r^2 I).
 
@@ -85,7 +91,7 @@ def pigdm(
     check("std", std, non_negative)
     check("data_variance", data_variance, positive)
 
-    def guided(x, t):
+    def guided(x: Tree, t: Times) -> Any:
         check_per_example(x, std=std, data_variance=data_variance)
         level = schedule(t)
         x0, pull = jax.vjp(lambda x: denoise(x, t), x)
@@ -98,7 +104,7 @@ def pigdm(
 
 
 def mmps(
-    denoise: Denoiser, schedule: Schedule, operator: Operator, y: Any, *, std: Any = 0.0, iterations: int = 4
+    denoise: Denoiser, schedule: Schedule, operator: Operator, y: Tree, *, std: PerExample = 0.0, iterations: int = 4
 ) -> Denoiser:
     """Moment matching: the score of p(y | x) as if x0 | x were N(x0(x), V) with its own covariance, by Tweedie.
 
@@ -145,7 +151,7 @@ def mmps(
     check("std", std, non_negative)
     check_count("iterations", iterations)
 
-    def guided(x, t):
+    def guided(x: Tree, t: Times) -> Any:
         check_per_example(x, std=std)
         level = schedule(t)
         x0, pull = jax.vjp(lambda x: denoise(x, t), x)
@@ -155,7 +161,7 @@ def mmps(
         of_map = counts / (1 + variance)
         of_one = jnp.where(counts > 0, variance / (1 + variance), 1.0)
 
-        def apply(r):
+        def apply(r: Scalar) -> Any:
             change = combine((of_map * level.sigma**2 / level.alpha, pull(_like(operator.adjoint(r), x0))[0]))
             return change, combine((of_one, r), (1.0, operator.forward(change)))
 
@@ -168,7 +174,7 @@ def mmps(
 
 
 def diffpir(
-    denoise: Denoiser, schedule: Schedule, operator: Operator, y: Any, *, std: Any, weight: Any = 1.0
+    denoise: Denoiser, schedule: Schedule, operator: Operator, y: Tree, *, std: PerExample, weight: Weight = 1.0
 ) -> Denoiser:
     """DiffPIR's proximal step: the x0 that trades the measurement for the denoiser's answer.
 
@@ -203,7 +209,7 @@ def diffpir(
     check("std", std, non_negative)
     check("weight", weight, positive)
 
-    def guided(x, t):
+    def guided(x: Tree, t: Times) -> Any:
         check_per_example(x, std=std, weight=weight)
         x0 = denoise(x, t)
         variance, counts = _finite(std)
@@ -214,11 +220,11 @@ def diffpir(
     return guided
 
 
-def _finite(std):
+def _finite(std: PerExample) -> Any:
     """(std^2, 1), or (1, 0) where std is infinite: the measurement does not count, with finite slopes."""
     infinite = jnp.isinf(jnp.square(std))  # from 2e19 on in float32
     return jnp.square(jnp.where(infinite, 1.0, std)), jnp.where(infinite, 0.0, 1.0)
 
 
-def _like(value, x0):
+def _like(value: Tree, x0: Tree) -> Any:
     return jax.tree.map(lambda v, like: v.astype(like.dtype), value, x0)

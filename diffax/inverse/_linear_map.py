@@ -1,5 +1,6 @@
 """Any linear function as a measurement: its transpose, and conjugate residuals to solve with it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from diffax._checks import Condition, check, check_count
 from diffax._pytrees import combine, expand, promoted, pytree, static
 from diffax.inverse._operators import check_shape, float_array
+from diffax.typing import Leaf, Scalar, Times, Tree
 
 
 @pytree
@@ -19,35 +21,35 @@ class LinearMap:
     outputs: Any = static()
     iterations: int = static(default=64)
 
-    def forward(self, x0: Any) -> Any:
+    def forward(self, x0: Tree) -> Any:
         """A x0: f, example by example."""
         return jax.vmap(self.f)(_check_tree("x", x0, self.inputs))
 
-    def adjoint(self, y: Any) -> Any:
+    def adjoint(self, y: Tree) -> Any:
         """A^T y, in the dtype of the example that `linear` was given."""
         transpose = jax.linear_transpose(self.f, jax.tree.unflatten(*self.inputs))
         y = jax.tree.map(lambda v, like: jnp.asarray(v, like.dtype), y, jax.tree.unflatten(*self.outputs))
         return jax.vmap(lambda v: transpose(v)[0])(_check_tree("y", y, self.outputs))
 
-    def solve(self, y: Any, a: Any, b: Any) -> Any:
+    def solve(self, y: Tree, a: Scalar, b: Scalar) -> Any:
         """(a A A^T + b I)^-1 y by conjugate residuals; with b = 0, least squares: y may leave the range of A."""
         infinite = jnp.isinf(b)
         total = jnp.where(infinite, 1.0, a + jnp.where(infinite, 1.0, b))
         of_map = jnp.where(infinite, 0.0, a / total)
         of_one = jnp.where(infinite, 1.0, jnp.where(infinite, 1.0, b) / total)
 
-        def apply(v):
+        def apply(v: Leaf) -> Any:
             return v, combine((of_one, v), (of_map, self.forward(self.adjoint(v))))
 
         z, _ = conjugate_residuals(apply, jax.tree.map(float_array, y), self.iterations)
         return combine((jnp.where(infinite, 0.0, 1 / total), z))
 
-    def check(self, y: Any) -> None:
+    def check(self, y: Tree) -> None:
         """Raises `ValueError` for a y of another shape than that of f's values."""
         _check_tree("y", y, self.outputs)
 
 
-def linear(f: Any, example: Any, *, iterations: int = 64) -> LinearMap:
+def linear(f: Callable[[Any], Any], example: Tree, *, iterations: int = 64) -> LinearMap:
     """The operator of any linear function, by its transpose.
 
     Args:
@@ -77,7 +79,7 @@ def linear(f: Any, example: Any, *, iterations: int = 64) -> LinearMap:
     return LinearMap(f, _structure(struct), _structure(out), iterations)
 
 
-def conjugate_residuals(apply: Any, y: Any, iterations: int) -> tuple[Any, Any]:
+def conjugate_residuals(apply: Callable[[Any], Any], y: Tree, iterations: int) -> tuple[Any, Any]:
     """(W z, y - M z) for z with M z = y: conjugate residuals, each example with its own step sizes.
 
         z <- z + a p,   r <- r - a M p,   a = <r, M p> / |M p|^2
@@ -103,10 +105,10 @@ def conjugate_residuals(apply: Any, y: Any, iterations: int) -> tuple[Any, Any]:
     eps = jnp.finfo(norm.dtype).eps
     floor = norm * eps**2
 
-    def ratio(above, below, live):
+    def ratio(above: Leaf, below: Leaf, live: Leaf) -> Any:
         return jnp.where(live, above / jnp.where(live, below, 1.0), 0.0)
 
-    def move(_, state):
+    def move(_: Leaf, state: tuple[Any, ...]) -> Any:
         wz, r, wp, mp, before, most, live = state
         wr, mr = apply(r)
         curvature, rr = _dot(r, mr), squared_norm(r)
@@ -125,33 +127,34 @@ def conjugate_residuals(apply: Any, y: Any, iterations: int) -> tuple[Any, Any]:
     zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(apply, y))
     # <r', M r'> = inf of no iteration before the first: b = 0.
     start = zeros[0], y, *zeros, jnp.full_like(norm, jnp.inf), jnp.zeros_like(norm), jnp.full(norm.shape, True)
-    return jax.lax.fori_loop(0, iterations, move, start)[:2]
+    wz, rest, *_ = jax.lax.fori_loop(0, iterations, move, start)
+    return wz, rest
 
 
-def _where(live, v):
+def _where(live: Leaf, v: Leaf) -> Any:
     """v of the examples that are live, 0 of the others."""
     return jax.tree.map(lambda leaf: jnp.where(expand(live, leaf), leaf, 0), v)
 
 
-def _dot(u, v):
-    def leaf(a, b):
+def _dot(u: Times, v: Leaf) -> Any:
+    def leaf(a: Leaf, b: Leaf) -> Any:
         product = a.astype(promoted(a.dtype, jnp.float32)) * b
         return product.reshape(len(product), -1).sum(-1)
 
     return sum(jax.tree.leaves(jax.tree.map(leaf, u, v)))
 
 
-def squared_norm(v: Any) -> Any:
+def squared_norm(v: Leaf) -> Any:
     """|v|^2 of each example: (B, ...) to (B,), over all leaves."""
     return _dot(v, v)
 
 
-def _structure(struct):
+def _structure(struct: Tree) -> Any:
     leaves, treedef = jax.tree.flatten(struct)
     return treedef, tuple(leaves)
 
 
-def _check_tree(name, value, structure):
+def _check_tree(name: str, value: Tree, structure: tuple[Any, ...]) -> Any:
     treedef, leaves = structure
     if jax.tree.structure(value) != treedef:
         raise ValueError(f"{name} must be a tree like {treedef}, got {jax.tree.structure(value)}")

@@ -18,7 +18,8 @@ What each operator knows of its own singular values c:
 x0: (B, ...), y: (B, ...), or (1, ...) where all examples share one measurement. a, b: () or (B,), may be traced.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,25 +27,26 @@ import numpy as np
 
 from diffax._checks import Condition, check, check_count, described, non_negative, positive
 from diffax._pytrees import combine, expand, float_fields, floating, promoted, pytree, static
+from diffax.typing import DType, Leaf, PerExample, Scalar, Tree
 
 
 @runtime_checkable
 class Operator(Protocol):
     """What every measurement provides."""
 
-    def forward(self, x0: Any) -> Any:
+    def forward(self, x0: Tree) -> Any:
         """A x0: (B, ...) to (B, ...)."""
         ...
 
-    def adjoint(self, y: Any) -> Any:
+    def adjoint(self, y: Tree) -> Any:
         """A^T y."""
         ...
 
-    def solve(self, y: Any, a: Any, b: Any) -> Any:
+    def solve(self, y: Tree, a: Scalar, b: Scalar) -> Any:
         """(a A A^T + b I)^-1 y; a, b: () or (B,), >= 0; b may be infinite."""
         ...
 
-    def check(self, y: Any) -> None:
+    def check(self, y: Tree) -> None:
         """Raises `ValueError` for a y that is no measurement of this operator."""
         ...
 
@@ -65,16 +67,16 @@ class Mask:
 
     known: Any
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for leaf in jax.tree.leaves(self.known):
             check("known", leaf, Condition("0 or 1", lambda v: (v == 0) | (v == 1)))
 
     gain = 1.0  # the squared singular values that are not zero
 
-    def select(self, of_known: Any, x: Any) -> Any:
+    def select(self, of_known: Tree, x: Tree) -> Any:
         """`of_known` where known, x elsewhere; shapes and dtypes of x."""
 
-        def leaf(known, a, v):
+        def leaf(known: Scalar, a: Scalar, v: Leaf) -> Any:
             shapes = jnp.shape(known), jnp.shape(a)
             if np.broadcast_shapes(*shapes, v.shape) != v.shape:
                 raise ValueError(f"known must broadcast to x of shape {v.shape}, got {shapes[0]}")
@@ -82,29 +84,31 @@ class Mask:
 
         return jax.tree.map(leaf, self.known, of_known, jax.tree.map(jnp.asarray, x))
 
-    def forward(self, x0: Any) -> Any:
+    def forward(self, x0: Tree) -> Any:
         """A x0, the shape of x0."""
         return self.select(x0, jax.tree.map(jnp.zeros_like, x0))
 
-    def adjoint(self, y: Any) -> Any:
+    def adjoint(self, y: Tree) -> Any:
         """A^T y = A y."""
         return self.forward(y)
 
-    def solve(self, y: Any, a: Any, b: Any) -> Any:
+    def solve(self, y: Tree, a: Scalar, b: Scalar) -> Any:
         """y / (a + b) where known, 0 elsewhere."""
         return self.forward(_divide(y, a, b, 1.0))
 
-    def check(self, y: Any) -> None:
+    def check(self, y: Tree) -> None:
         """Raises `ValueError` unless `known` broadcasts to y."""
 
-        def leaf(known, v):
-            known, shape = np.shape(known), np.shape(v)
+        def leaf(known: Scalar, v: Leaf) -> None:
+            of_known, shape = np.shape(known), np.shape(v)
             try:
-                full = np.broadcast_shapes(known, shape)
+                full = np.broadcast_shapes(of_known, shape)
             except ValueError:
                 full = ()
             if not shape or full[1:] != shape[1:] or len(full) != len(shape) or shape[0] not in (1, full[0]):
-                raise ValueError(f"y must have the shape (B, ...) of x, to which known {known} broadcasts, got {shape}")
+                raise ValueError(
+                    f"y must have the shape (B, ...) of x, to which known {of_known} broadcasts, got {shape}"
+                )
 
         _same_structure(self.known, y)
         jax.tree.map(leaf, self.known, y)
@@ -130,7 +134,7 @@ class BoxDownsample:
     shape: tuple[int, ...] = static()
     axes: tuple[int, ...] = static(default=(0, 1))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "axes", _check_axes(self.axes, self.shape))
         if isinstance(self.factor, bool) or not isinstance(self.factor, (int, np.integer)) or self.factor < 1:
@@ -143,7 +147,7 @@ class BoxDownsample:
         """The squared singular values."""
         return float(self.factor) ** -len(self.axes)
 
-    def forward(self, x0: Any) -> Any:
+    def forward(self, x0: Tree) -> Any:
         """A x0: (B, *shape) to the shape that is smaller by the factor along the axes."""
         x0 = check_shape("x", x0, self.shape)
         for axis in self.axes:
@@ -151,18 +155,18 @@ class BoxDownsample:
             x0 = jnp.mean(x0.reshape(split), axis + 2)
         return x0
 
-    def adjoint(self, y: Any) -> Any:
+    def adjoint(self, y: Tree) -> Any:
         """A^T y: each entry spread over its box."""
         self.check(y)
         for axis in self.axes:
             y = jnp.repeat(jnp.asarray(y), self.factor, axis + 1) / self.factor
         return y
 
-    def solve(self, y: Any, a: Any, b: Any) -> Any:
+    def solve(self, y: Tree, a: Scalar, b: Scalar) -> Any:
         """y / (a factor^-axes + b)."""
         return _divide(y, a, b, self.gain)
 
-    def check(self, y: Any) -> None:
+    def check(self, y: Tree) -> None:
         """Raises `ValueError` for a y of another shape."""
         small = tuple(n // self.factor if axis in self.axes else n for axis, n in enumerate(self.shape))
         check_shape("y", y, small)
@@ -192,7 +196,7 @@ class Blur:
     axes: tuple[int, ...] = static(default=(0, 1))
     cutoff: Any = 1e-5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "axes", _check_axes(self.axes, self.shape, most=3))
         size, room = np.shape(self.kernel), tuple(self.shape[axis] for axis in self.axes)
@@ -201,13 +205,13 @@ class Blur:
         check("cutoff", self.cutoff, non_negative)
         float_fields(self)
 
-    def _transfer(self, dtype):
+    def _transfer(self, dtype: DType) -> Any:
         """The kernel's Fourier transform, with length-1 axes to multiply the spectrum of (B, *shape)."""
         kernel = jnp.asarray(self.kernel, dtype)
         size, room = kernel.shape, [self.shape[axis] for axis in self.axes]
         kernel = jnp.pad(kernel, [(0, n - k) for k, n in zip(size, room, strict=True)])
         kernel = jnp.roll(kernel, [-(k // 2) for k in size], range(len(size)))
-        kernel = jnp.transpose(kernel, np.argsort(self.axes))
+        kernel = jnp.transpose(kernel, np.argsort(self.axes).tolist())
         wide = [1] + [n if axis in self.axes else 1 for axis, n in enumerate(self.shape)]
         transfer = jnp.fft.rfftn(kernel.reshape(wide), axes=self._fft_axes)
         power = jnp.square(transfer.real) + jnp.square(transfer.imag)
@@ -215,10 +219,10 @@ class Blur:
         return jnp.where(kept, transfer, 0), jnp.where(kept, power, 0)
 
     @property
-    def _fft_axes(self):
+    def _fft_axes(self) -> Any:
         return tuple(sorted(axis + 1 for axis in self.axes))
 
-    def _filter(self, x, multiply):
+    def _filter(self, x: Tree, multiply: Callable[..., Any]) -> Any:
         """x with its spectrum multiplied by multiply(transfer, power), at float32 or better."""
         wide = x.astype(promoted(x.dtype, jnp.float32))
         spectrum = jnp.fft.rfftn(wide, axes=self._fft_axes)
@@ -226,30 +230,30 @@ class Blur:
         sizes = [x.shape[axis] for axis in self._fft_axes]
         return jnp.fft.irfftn(spectrum, sizes, axes=self._fft_axes).astype(x.dtype)
 
-    def forward(self, x0: Any) -> Any:
+    def forward(self, x0: Tree) -> Any:
         """A x0, the shape of x0."""
         return self._filter(check_shape("x", x0, self.shape), lambda transfer, power, like: transfer)
 
-    def adjoint(self, y: Any) -> Any:
+    def adjoint(self, y: Tree) -> Any:
         """A^T y: convolution with the kernel turned round."""
         return self._filter(check_shape("y", y, self.shape), lambda transfer, power, like: transfer.conj())
 
-    def solve(self, y: Any, a: Any, b: Any) -> Any:
+    def solve(self, y: Tree, a: Scalar, b: Scalar) -> Any:
         """(a A A^T + b I)^-1 y; 0 where a singular value and b are both 0."""
 
-        def inverse(transfer, power, like):
+        def inverse(transfer: Leaf, power: Leaf, like: Leaf) -> Any:
             total = expand(a, like) * power + expand(b, like)
             return jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1.0), 0.0)
 
         return self._filter(check_shape("y", y, self.shape), inverse)
 
-    def check(self, y: Any) -> None:
+    def check(self, y: Tree) -> None:
         """Raises `ValueError` for a y of another shape than x's."""
         check_shape("y", y, self.shape)
 
 
 def gaussian_blur(
-    std: Any, shape: tuple[int, ...], *, radius: int, axes: tuple[int, ...] = (0, 1), cutoff: Any = 1e-5
+    std: PerExample, shape: tuple[int, ...], *, radius: int, axes: tuple[int, ...] = (0, 1), cutoff: Scalar = 1e-5
 ) -> Blur:
     """`Blur` by a Gaussian of standard deviation `std` pixels, cut off beyond `radius` pixels, of sum 1.
 
@@ -269,7 +273,7 @@ def gaussian_blur(
     return Blur(kernel, shape, axes, cutoff)
 
 
-def measurement(operator: Operator, y: Any) -> Any:
+def measurement(operator: Operator, y: Tree) -> Any:
     """y as arrays of floats, checked against its operator; a leading axis of length 1 is shared by all examples.
 
     A mask's unknown entries may hold anything: they are set to 0.
@@ -284,7 +288,14 @@ def measurement(operator: Operator, y: Any) -> Any:
     return operator.forward(y) if isinstance(operator, Mask) else y  # what is not known is no measurement
 
 
-def residual(operator: Any, y: Any, x0: Any) -> Any:
+# An operator, or any function of x0.
+if TYPE_CHECKING:
+    Measurement = Operator | Callable[[Any], Any]
+else:
+    Measurement = Any
+
+
+def residual(operator: Measurement, y: Tree, x0: Tree) -> Any:
     """y - A x0, for y of shape (B, ...) or (1, ...); `operator` may be any function x0 -> y.
 
     Raises:
@@ -295,19 +306,19 @@ def residual(operator: Any, y: Any, x0: Any) -> Any:
     return jax.tree.map(lambda v, image: fit(jnp.asarray(v, image.dtype), image) - image, y, images)
 
 
-def fit(y: Any, like: Any) -> Any:
+def fit(y: Tree, like: Tree) -> Any:
     """y in the shape of `like`, if it broadcasts to it by its batch axis alone, or else a `ValueError`."""
     if y.shape[1:] != like.shape[1:] or y.shape[0] not in (1, like.shape[0]):
         raise ValueError(f"y must have shape {like.shape}, or 1 in place of the batch, got {y.shape}")
     return jnp.broadcast_to(y, like.shape)
 
 
-def pseudo_inverse(operator: Operator, y: Any) -> Any:
+def pseudo_inverse(operator: Operator, y: Tree) -> Any:
     """A^+ y = A^T (A A^T)^-1 y."""
     return operator.adjoint(operator.solve(y, 1.0, 0.0))
 
 
-def project(operator: Operator, y: Any, x0: Any) -> Any:
+def project(operator: Operator, y: Tree, x0: Tree) -> Any:
     """The nearest point to x0 that measures y: x0 + A^+ (y - A x0).
 
     It puts the known pixels into a result of `replacement` or `repaint`, too.
@@ -318,12 +329,12 @@ def project(operator: Operator, y: Any, x0: Any) -> Any:
     return combine((1.0, x0), (1.0, pseudo_inverse(operator, residual(operator, y, x0))))
 
 
-def _divide(y, a, b, gain):
+def _divide(y: Tree, a: Scalar, b: Scalar, gain: PerExample) -> Any:
     total = jnp.asarray(a) * gain + b
     return jax.tree.map(lambda v: (v / expand(total, v)).astype(v.dtype), jax.tree.map(float_array, y))
 
 
-def _check_axes(axes, shape, most=None):
+def _check_axes(axes: Iterable[int], shape: tuple[int, ...], most: int | None = None) -> Any:
     axes = tuple(axes)
     ok = axes and len(set(axes)) == len(axes) and all(axis in range(len(shape)) for axis in axes)
     if not ok or (most is not None and len(axes) > most):
@@ -332,7 +343,7 @@ def _check_axes(axes, shape, most=None):
     return axes
 
 
-def check_shape(name: str, value: Any, shape: tuple[int, ...]) -> Any:
+def check_shape(name: str, value: Scalar, shape: tuple[int, ...]) -> Any:
     """`value` as an array of shape (B, *shape), or a `ValueError` that names it."""
     if np.ndim(value) != len(shape) + 1 or np.shape(value)[1:] != shape:
         expected = ", ".join(map(str, ("B", *shape)))
@@ -340,11 +351,12 @@ def check_shape(name: str, value: Any, shape: tuple[int, ...]) -> Any:
     return float_array(value)
 
 
-def float_array(value: Any) -> Any:
+def float_array(value: Scalar) -> Any:
     """An array of floats: one of integers would truncate the result of a division."""
     return jnp.asarray(floating(value))
 
 
-def _same_structure(known, y):
-    if jax.tree.structure(known) != jax.tree.structure(y):
-        raise ValueError(f"y must be a tree like known {jax.tree.structure(known)}, got {jax.tree.structure(y)}")
+def _same_structure(known: Tree, y: Tree) -> None:
+    trees: list[Any] = [jax.tree.structure(v) for v in (known, y)]
+    if trees[0] != trees[1]:
+        raise ValueError(f"y must be a tree like known {trees[0]}, got {trees[1]}")

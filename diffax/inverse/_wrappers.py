@@ -9,16 +9,16 @@ from diffax import random
 from diffax._checks import check, check_per_example, check_schedule, described, interval, non_negative
 from diffax._pytrees import combine, expand, safe_sqrt
 from diffax.inverse._linear_map import squared_norm
-from diffax.inverse._operators import Mask, Operator, fit, measurement, project, pseudo_inverse, residual
+from diffax.inverse._operators import Mask, Measurement, Operator, fit, measurement, project, pseudo_inverse, residual
 from diffax.samplers._base import Sampler, State, check_of_data, check_sampler, init
 from diffax.samplers.wrappers._restart import restart
-from diffax.typing import Schedule
+from diffax.typing import Denoiser, Keys, PerExample, SamplerState, Schedule, Times, Tree
 
 # What `replacement` folds into the step's key for its own noise; the wrapped sampler gets the key as it is.
 SALT = 0x4B4E4F57
 
 
-def replacement(sampler: Sampler, schedule: Schedule, operator: Mask, y: Any) -> Sampler:
+def replacement(sampler: Sampler, schedule: Schedule, operator: Mask, y: Tree) -> Sampler:
     """Inpainting by replacement: after each step the known entries become a noised measurement.
 
         x_s <- alpha_s y + sigma_s z where known, z ~ N(0, I) anew in each step
@@ -51,7 +51,7 @@ def replacement(sampler: Sampler, schedule: Schedule, operator: Mask, y: Any) ->
         raise ValueError(f"operator must be a Mask, got {type(operator).__name__}")
     y = measurement(operator, y)
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         check_of_data("replacement", denoise)
         state = sampler.step(key, denoise, state, t, s)
         level = schedule(s)
@@ -64,7 +64,7 @@ def replacement(sampler: Sampler, schedule: Schedule, operator: Mask, y: Any) ->
     return sampler._replace(step=step, noisy=True)
 
 
-def repaint(sampler: Sampler, schedule: Schedule, operator: Mask, y: Any) -> Sampler:
+def repaint(sampler: Sampler, schedule: Schedule, operator: Mask, y: Tree) -> Sampler:
     """RePaint: `restart` of `replacement`, so that it walks grids which turn back.
 
         s <= t    a step of `replacement`
@@ -96,7 +96,7 @@ def repaint(sampler: Sampler, schedule: Schedule, operator: Mask, y: Any) -> Sam
     return restart(replacement(sampler, schedule, operator, y), schedule)
 
 
-def dps(sampler: Sampler, operator: Any, y: Any, *, scale: Any = 1.0) -> Sampler:
+def dps(sampler: Sampler, operator: Measurement, y: Tree, *, scale: PerExample = 1.0) -> Sampler:
     """DPS: after each step x moves down the gradient of the misfit of the x0 that was predicted before it.
 
         x_s <- x_s - scale d/dx_t |y - A x0(x_t)|       the norm of each example by itself
@@ -131,8 +131,8 @@ def dps(sampler: Sampler, operator: Any, y: Any, *, scale: Any = 1.0) -> Sampler
     elif not callable(operator):
         raise ValueError(f"operator must be a measurement or a function, got {described(operator)}")
 
-    def step(key, denoise, state, t, s):
-        def misfits(x):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
+        def misfits(x: Tree) -> Any:
             return safe_sqrt(squared_norm(residual(operator, y, denoise(x, t)))).sum()
 
         check_of_data("dps", denoise)
@@ -146,7 +146,7 @@ def dps(sampler: Sampler, operator: Any, y: Any, *, scale: Any = 1.0) -> Sampler
     return sampler._replace(step=step, calls=sampler.calls + 1)
 
 
-def renoising(schedule: Schedule, *, zeta: Any) -> Sampler:
+def renoising(schedule: Schedule, *, zeta: PerExample) -> Sampler:
     """DiffPIR's sampler: DDIM in which a part zeta of the predicted noise's variance is drawn anew.
 
         x_s = alpha_s x0 + sigma_s (sqrt(1 - zeta) eps + sqrt(zeta) z),   eps = (x_t - alpha_t x0) / sigma_t
@@ -172,7 +172,7 @@ def renoising(schedule: Schedule, *, zeta: Any) -> Sampler:
     check_schedule(schedule)
     check("zeta", zeta, interval("[0, 1]"))
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         check_per_example(state.x, zeta=zeta)
         level_t, level_s = schedule(t), schedule(s)
         anew = jnp.where(jnp.asarray(t) != s, zeta, 0.0)
@@ -186,7 +186,7 @@ def renoising(schedule: Schedule, *, zeta: Any) -> Sampler:
     return Sampler(init, step, order=1, calls=1, noisy=True)
 
 
-def ddnm_plus(schedule: Schedule, operator: Any, y: Any, *, std: Any) -> Sampler:
+def ddnm_plus(schedule: Schedule, operator: Operator, y: Tree, *, std: PerExample) -> Sampler:
     """DDNM+: ancestral sampling in which the measurement's noise takes the place of the sampler's, as far as it goes.
 
         a = -alpha_s expm1(h),   tau^2 = -sigma_s^2 expm1(h),   h = lambda_t - lambda_s       (as in `ddpm`)
@@ -216,19 +216,20 @@ def ddnm_plus(schedule: Schedule, operator: Any, y: Any, *, std: Any) -> Sampler
     (1, 2)
     """
     check_schedule(schedule)
-    if getattr(operator, "gain", None) is None:
+    gain = getattr(operator, "gain", None)
+    if gain is None:
         raise ValueError(f"operator must be a Mask or BoxDownsample, got {type(operator).__name__}")
     check("std", std, non_negative)
     y = measurement(operator, y)
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         level_t, level_s = schedule(t), schedule(s)
         check_of_data("ddnm_plus", denoise)
         check_per_example(state.x, std=std)
         h = jnp.minimum(level_t.log_snr - level_s.log_snr, 0.0)
         of_x0, tau = -level_s.alpha * jnp.expm1(h), level_s.sigma * safe_sqrt(-jnp.expm1(h))
         infinite = jnp.isinf(std)
-        brought = of_x0 * jnp.where(infinite, 0.0, std) / operator.gain**0.5
+        brought = of_x0 * jnp.where(infinite, 0.0, std) / gain**0.5
         over = infinite | (brought > tau)
         part = jnp.where(over, tau / jnp.where(over & ~infinite, brought, 1.0), 1.0)
         part = jnp.where(infinite, 0.0, part)

@@ -45,7 +45,7 @@ from diffax.denoisers import Moments, like_x, moments_of
 from diffax.likelihood._lattice import Lattice, decoder_log_prob
 from diffax.samplers._base import Sampler
 from diffax.sampling import unroll
-from diffax.typing import Denoiser, Keys, Schedule
+from diffax.typing import Denoiser, Keys, Leaf, PerExample, SamplerState, Scalar, Schedule, Times, Tree, Values
 
 VARIANCES = {"small": 0.0, "large": 1.0, "learned": None}
 
@@ -62,7 +62,7 @@ class Bound(NamedTuple):
     decoder: Any
 
 
-def forward_posterior(schedule: Schedule, x0: Any, x: Any, t: Any, s: Any) -> tuple[Any, Any]:
+def forward_posterior(schedule: Schedule, x0: Tree, x: Tree, t: Times, s: Times) -> tuple[Any, Any]:
     """(mean, std) of q(x_s | x_t, x0), s <= t. mean: (B, ...), like x; std, the root of beta-tilde: like t.
 
     Raises:
@@ -83,7 +83,7 @@ def forward_posterior(schedule: Schedule, x0: Any, x: Any, t: Any, s: Any) -> tu
     return mean, level_s.sigma * safe_sqrt(-jnp.expm1(h))
 
 
-def _check_order(t, s):
+def _check_order(t: Times, s: Times) -> None:
     # In float32, which a time may have been rounded to on its way here.
     late, early = concrete(t), concrete(s)
     if late is not None and early is not None:
@@ -92,7 +92,7 @@ def _check_order(t, s):
             raise ValueError(f"s must be <= t = {late[later][0]:g}, got {early[later][0]:g}")
 
 
-def gaussian_kl(mean: Any, std: Any, other_mean: Any, other_std: Any) -> Any:
+def gaussian_kl(mean: Tree, std: PerExample, other_mean: Tree, other_std: PerExample) -> Any:
     """KL(N(mean, std^2) || N(other_mean, other_std^2)) of each entry, in nats.
 
     >>> [round(abs(float(gaussian_kl(0.0, 1.0, m, s))), 4) for m, s in ((0.0, 1.0), (1.0, 1.0), (0.0, 2.0))]
@@ -102,7 +102,9 @@ def gaussian_kl(mean: Any, std: Any, other_mean: Any, other_std: Any) -> Any:
     return -jnp.log(ratio) + (jnp.square(ratio) - 1 + jnp.square((mean - other_mean) / other_std)) / 2
 
 
-def step_term(schedule: Schedule, denoise: Denoiser, x0: Any, x: Any, t: Any, s: Any, variance: str = "small") -> Any:
+def step_term(
+    schedule: Schedule, denoise: Denoiser, x0: Tree, x: Tree, t: Times, s: Times, variance: str = "small"
+) -> Any:
     """(B,) KL(q(x_s | x_t, x0) || p(x_s | x_t)) at x_t = x, in nats, summed over all dimensions.
 
     Args:
@@ -126,7 +128,7 @@ def step_term(schedule: Schedule, denoise: Denoiser, x0: Any, x: Any, t: Any, s:
     log_sigma = jnp.log(level_t.sigma) - jnp.log(level_s.sigma)
     gap = jnp.exp(level_s.log_snr) - jnp.exp(level_t.log_snr)
 
-    def term(x0, x0_hat, v):
+    def term(x0: Tree, x0_hat: Tree, v: Leaf) -> Any:
         log_ratio = -v * expand(log_sigma, x0)  # of std to std_p
         ratio2 = jnp.exp(2 * log_ratio)
         return -log_ratio + jnp.expm1(2 * log_ratio) / 2 + ratio2 * expand(gap, x0) * jnp.square(x0 - x0_hat) / 2
@@ -134,13 +136,22 @@ def step_term(schedule: Schedule, denoise: Denoiser, x0: Any, x: Any, t: Any, s:
     return total(jax.tree.map(term, x0, x0_hat, v))
 
 
-def prior_term(schedule: Schedule, x0: Any, t: Any = 1.0) -> Any:
+def prior_term(schedule: Schedule, x0: Tree, t: Times = 1.0) -> Any:
     """(B,) KL(q(x_t | x0) || N(0, sigma_t^2 I)) = SNR |x0|^2 / 2, in nats: what starting from pure noise costs."""
     snr = jnp.exp(schedule(t).log_snr)
     return total(jax.tree.map(lambda v: expand(snr, v) * jnp.square(v) / 2, widen(x0)))
 
 
-def decoder_term(key, schedule, denoise, x0, t, before, variance, lattice):
+def decoder_term(
+    key: Keys,
+    schedule: Schedule,
+    denoise: Denoiser,
+    x0: Tree,
+    t: Times,
+    before: Scalar,
+    variance: str,
+    lattice: Lattice | None,
+) -> Any:
     """(B,) `decoder_at` of the denoiser's answer, for a draw of x_t."""
     level = schedule(t)
     x = combine((level.alpha, x0), (level.sigma, random.noise(key, x0)))
@@ -148,7 +159,7 @@ def decoder_term(key, schedule, denoise, x0, t, before, variance, lattice):
     return decoder_at(schedule, Moments(*moments_of(denoise(x, t), VARIANCES[variance])), x0, t, before, lattice)
 
 
-def decoder_at(schedule, answer, x0, t, before, lattice):
+def decoder_at(schedule: Schedule, answer: Tree, x0: Tree, t: Times, before: Scalar, lattice: Lattice | None) -> Any:
     """(B,) -log p(x0 | x_t) at the last level t.
 
     before: log-SNR of the level in front, less than t's; its beta-tilde is the small variance.
@@ -158,7 +169,7 @@ def decoder_at(schedule, answer, x0, t, before, lattice):
     # Where both are one level, as beyond the clip, there is no small variance.
     large, shrink = -level.log_snr / 2, jnp.where(gap < 0, jnp.log(-jnp.expm1(jnp.where(gap < 0, gap, -1.0))) / 2, 0.0)
 
-    def term(x0, x0_hat, v):
+    def term(x0: Tree, x0_hat: Tree, v: Leaf) -> Any:
         std = jnp.exp(expand(large, x0) + (1 - v) * expand(shrink, x0))
         return -decoder_log_prob(x0, x0_hat, std, lattice)
 
@@ -174,8 +185,8 @@ def variational_bound(
     key: Keys,
     schedule: Schedule,
     denoise: Denoiser,
-    x0: Any,
-    times: Any,
+    x0: Tree,
+    times: Values,
     *,
     variance: str = "small",
     lattice: Lattice | None = None,
@@ -209,12 +220,12 @@ def variational_bound(
     check_float("x0", x0)
     choose("variance", variance, VARIANCES)
     known = concrete(times)
-    if jnp.ndim(times) != 1 or len(times) < 2 or (known is not None and not (known[1:] <= known[:-1]).all()):
+    if np.ndim(times) != 1 or len(times) < 2 or (known is not None and not (known[1:] <= known[:-1]).all()):
         raise ValueError(f"times must fall from noise to data, n >= 2 of them, got {times}")
     key = random.stream(key, "variational_bound")
     x0, times = widen(x0), as_float(times)
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(key, x0)))
         return _Terms(state.x, step_term(schedule, denoise, x0, x, t, s, variance))
 
@@ -231,11 +242,11 @@ def continuous_bound(
     key: Keys,
     schedule: Schedule,
     denoise: Denoiser,
-    x0: Any,
-    t: Any,
+    x0: Tree,
+    t: Times,
     *,
-    t_max: Any = 1.0,
-    t_min: Any = 1e-3,
+    t_max: Times = 1.0,
+    t_min: Times = 1e-3,
     lattice: Lattice | None = None,
 ) -> Bound:
     """The bound of infinitely many steps from t_max to t_min, the integral by one draw of t for each example.
@@ -268,7 +279,7 @@ def continuous_bound(
     return Bound(prior + integral + decoder, prior, integral, decoder)
 
 
-def _check_inside(t, t_min, t_max):
+def _check_inside(t: Times, t_min: Times, t_max: Times) -> None:
     low, high, known = concrete(t_min), concrete(t_max), concrete(t)
     if low is not None:
         check("t_max", t_max, above(low, "t_min"))
@@ -278,7 +289,7 @@ def _check_inside(t, t_min, t_max):
             raise ValueError(f"t must be in [t_min, t_max] = [{low}, {high}], got {known[outside].flat[0]:g}")
 
 
-def integrand(log_snr: Any, slope: Any, x0: Any, x0_hat: Any) -> Any:
+def integrand(log_snr: Scalar, slope: Scalar, x0: Tree, x0_hat: Tree) -> Any:
     """(B,) -lambda' SNR |x0 - x0_hat|^2 / 2 in nats, what a time costs in continuous time: log_snr (B,) and its slope.
 
     Source: Kingma et al. 2021, eq. 17.
@@ -287,6 +298,6 @@ def integrand(log_snr: Any, slope: Any, x0: Any, x0_hat: Any) -> Any:
     return total(jax.tree.map(lambda u, v: expand(rate, u) * jnp.square(u - v), x0, x0_hat))
 
 
-def total(terms):
+def total(terms: Tree) -> Any:
     """(B,) sums over all axes of all leaves but the batch's."""
     return sum(jnp.sum(v.reshape(len(v), -1), 1) for v in jax.tree.leaves(terms))

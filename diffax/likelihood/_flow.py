@@ -27,7 +27,7 @@ from diffax.denoisers import like_x, mean_only
 from diffax.samplers._base import Sampler
 from diffax.sampling import integrate
 from diffax.times import check_grid
-from diffax.typing import Denoiser, Grid, Keys, Schedule
+from diffax.typing import Denoiser, Grid, Keys, Leaf, SamplerState, Scalar, Schedule, Times, Tree
 
 EXACT_LIMIT = 4096  # dimensions: the products with unit vectors cost as many network calls, at every step
 
@@ -67,14 +67,14 @@ def log_likelihood(
     key: Keys,
     schedule: Schedule,
     denoise: Denoiser,
-    x: Any,
+    x: Tree,
     times: Grid,
     *,
     prior_log_prob: Callable[[Any], Any] | None = None,
     divergence: str = "hutchinson",
     probes: int = 1,
     probe_distribution: str = "rademacher",
-    solve: Callable | None = None,
+    solve: Callable[..., Any] | None = None,
 ) -> LogLikelihood:
     """log p_t(x) at t = times[0], for each example.
 
@@ -144,17 +144,17 @@ def log_likelihood(
     )
 
 
-def _check_rising(times):
+def _check_rising(times: Grid) -> None:
     check_grid(times)
     known = concrete(times)
     if known is not None and (len(known) < 2 or (known[0] > known[-1]).any()):
         raise ValueError(f"times must rise from data to noise, got {known.tolist()}")
 
 
-def _flow(schedule, denoise, probes, dimensions) -> Field:
+def _flow(schedule: Schedule, denoise: Denoiser, probes: Tree | None, dimensions: int) -> Field:
     """The equations at the module's head; the trace by these probes, exact for None."""
 
-    def field(state, t):
+    def field(state: SamplerState, t: Times) -> Any:
         alpha, c = schedule(t).alpha, size_of(schedule, t)
         x = combine((c, state.x))
         x0, product = jax.linearize(lambda x: denoise(x, t), x)
@@ -165,17 +165,17 @@ def _flow(schedule, denoise, probes, dimensions) -> Field:
     return field
 
 
-def heun(schedule: Schedule, field: Field, start: Flow, times: Any) -> tuple[Flow, Any, Any]:
+def heun(schedule: Schedule, field: Field, start: Flow, times: Grid) -> tuple[Flow, Any, Any]:
     """Heun's method over the grid, in log(sigma / alpha): (end, steps, True)."""
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         h = (schedule.log_snr(t) - schedule.log_snr(s)) / 2
         first = field(state, t)
         second = field(state._replace(x=combine((1.0, state.x), (h, first.x))), s)
         x = combine((1.0, state.x), (h / 2, first.x), (h / 2, second.x))
         return Flow(x, state.log_det + h / 2 * (first.log_det + second.log_det))
 
-    def init(x, times):
+    def init(x: Tree, times: Grid) -> SamplerState:
         return start
 
     sampler = Sampler(init, step, order=2, calls=2)
@@ -183,26 +183,26 @@ def heun(schedule: Schedule, field: Field, start: Flow, times: Any) -> tuple[Flo
     return end, len(times) - 1, True
 
 
-def size_of(schedule: Schedule, t: Any) -> Any:
+def size_of(schedule: Schedule, t: Times) -> Any:
     """C = sqrt(alpha^2 + sigma^2), which takes x to y = x / c."""
     alpha, sigma, _ = schedule(t)
     return jnp.sqrt(jnp.square(alpha) + jnp.square(sigma))
 
 
-def _dot(u, v):
+def _dot(u: Times, v: Leaf) -> Any:
     """(B,) inner products of the examples of two trees."""
     products = jax.tree.map(lambda a, b: jnp.sum((a * b).reshape(len(a), -1), 1), u, v)
     return sum(jax.tree.leaves(products))
 
 
-def _exact_trace(product, x):
+def _exact_trace(product: Callable[[Any], Any], x: Tree) -> Any:
     """(1, B): the trace of a linear map that takes each example by itself, by its products with unit vectors."""
     leaves, structure = jax.tree.flatten(x)
-    total = 0.0
+    total: Any = 0.0
     for place, leaf in enumerate(leaves):
         width = leaf[0].size
 
-        def entry(index, place=place, leaf=leaf, width=width):
+        def entry(index: Leaf, place: int = place, leaf: Leaf = leaf, width: int = width) -> Any:
             unit = jnp.broadcast_to(jax.nn.one_hot(index, width, dtype=leaf.dtype), (len(leaf), width))
             zeros = [jnp.zeros_like(other) for other in leaves]
             zeros[place] = unit.reshape(leaf.shape)
@@ -214,19 +214,19 @@ def _exact_trace(product, x):
     return total[None]
 
 
-def _estimated_trace(product, probes):
+def _estimated_trace(product: Callable[[Any], Any], probes: Tree) -> Any:
     """(P, B): e^T J e for each probe."""
     return jax.vmap(lambda e: _dot(e, product(e)))(probes)
 
 
-def _draw(of_key):
-    def probes(key, x, count):
+def _draw(of_key: Callable[..., Any]) -> Any:
+    def probes(key: Keys, x: Tree, count: int) -> Any:
         leaves, structure = jax.tree.flatten(x)
 
-        def one(index):
+        def one(index: Leaf) -> Any:
             keys = random.per_example(random.fold_in(key, index), batch_size(x))
 
-            def leaf(place, like):
+            def leaf(place: int, like: Tree) -> Any:
                 draw = jax.vmap(lambda k: of_key(k, like.shape[1:], like.dtype))
                 return draw(random.fold_in(keys, place))
 
@@ -240,7 +240,7 @@ def _draw(of_key):
 PROBES = {"rademacher": _draw(jax.random.rademacher), "gaussian": _draw(jax.random.normal)}
 
 
-def _stderr(values):
+def _stderr(values: Leaf) -> Any:
     """(B,) standard error of the mean of (B, P); NaN for a single value."""
     count = values.shape[1]
     if count == 1:
@@ -249,10 +249,10 @@ def _stderr(values):
     return safe_sqrt(variance)
 
 
-def _dimensions(x):
+def _dimensions(x: Tree) -> Any:
     return sum(leaf[0].size for leaf in jax.tree.leaves(x))
 
 
-def _standard(x, sigma):
+def _standard(x: Tree, sigma: Scalar) -> Any:
     """(B,) log N(x; 0, sigma^2 I)."""
     return -_dot(x, x) / (2 * sigma**2) - _dimensions(x) * (jnp.log(sigma) + 0.5 * math.log(2 * math.pi))

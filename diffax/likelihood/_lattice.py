@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from diffax import random
 from diffax._checks import Condition, at_least, check, positive
 from diffax._pytrees import batch_size, concrete, float_fields, floating, pytree
-from diffax.typing import Keys
+from diffax.typing import Keys, Leaf, PerExample, Scalar, Tree
 
 
 @pytree
@@ -29,14 +29,14 @@ class Lattice:
     low: Any = -1.0
     high: Any = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         float_fields(self)
         check("bin_width", self.bin_width, positive)
         low = concrete(self.low)
         if low is not None:
             check("high", self.high, at_least(low, "low"))
 
-    def check(self, name: str, x: Any) -> None:
+    def check(self, name: str, x: Tree) -> None:
         """Raises `ValueError` if x, arrays or a pytree of them, is known to reach beyond the first or the last bin.
 
         >>> Lattice(2 / 255).check("x0", jnp.array([0.0, 255.0]))
@@ -53,7 +53,7 @@ class Lattice:
                 raise ValueError(f"{name} must be in [{low}, {high}], got {outside.flat[0]}")
 
 
-def dequantize(key: Keys, x: Any, lattice: Lattice) -> Any:
+def dequantize(key: Keys, x: Tree, lattice: Lattice) -> Any:
     """x + bin_width (u - 1/2), u uniform on [0, 1): data on a lattice becomes data with a density.
 
     Its log-density, plus log bin_width for each dimension, is in the mean at most the lattice's log-probability.
@@ -76,14 +76,14 @@ def dequantize(key: Keys, x: Any, lattice: Lattice) -> Any:
     leaves, structure = jax.tree.flatten(jax.tree.map(floating, x))
     keys = random.per_example(random.stream(key, "dequantize"), batch_size(x))
 
-    def moved(place, leaf):
+    def moved(place: int, leaf: Leaf) -> Any:
         u = jax.vmap(lambda k: jax.random.uniform(k, leaf.shape[1:], leaf.dtype))(random.fold_in(keys, place))
         return leaf + lattice.bin_width * (u - 0.5)
 
     return jax.tree.unflatten(structure, [moved(i, leaf) for i, leaf in enumerate(leaves)])
 
 
-def bits_per_dim(log_prob: Any, dimensions: int, *, bin_width: Any) -> Any:
+def bits_per_dim(log_prob: Scalar, dimensions: int, *, bin_width: Scalar) -> Any:
     """-(log_prob / D + log bin_width) / log 2: bits per dimension of lattice data from a log-density in nats.
 
     Args:
@@ -102,7 +102,7 @@ def bits_per_dim(log_prob: Any, dimensions: int, *, bin_width: Any) -> Any:
     return -(jnp.asarray(log_prob) / dimensions + jnp.log(bin_width)) / math.log(2)
 
 
-def decoder_log_prob(x0: Any, mean: Any, std: Any, lattice: Lattice | None = None) -> Any:
+def decoder_log_prob(x0: Tree, mean: Tree, std: PerExample, lattice: Lattice | None = None) -> Any:
     """log p(x0) of each entry: a Gaussian's density, or on a lattice its probability of the bin around x0.
 
     The first and the last bin reach to infinity, so the probabilities of all bins add up to 1.
@@ -133,7 +133,7 @@ def decoder_log_prob(x0: Any, mean: Any, std: Any, lattice: Lattice | None = Non
     return _log_difference(a, b)
 
 
-def _log_difference(a, b):
+def _log_difference(a: Scalar, b: Scalar) -> Any:
     """log(Phi(b) - Phi(a)), a < b, finite and with a finite slope where a or b is infinite."""
     first, second = jnp.isneginf(a), jnp.isposinf(b)
     log_a = jax.scipy.special.log_ndtr(jnp.where(first, 0.0, a))

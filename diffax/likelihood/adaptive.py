@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from diffax._checks import check, check_count, check_float, check_function, check_schedule, positive
 from diffax._pytrees import as_float, combine, narrow, widen
 from diffax.denoisers import like_x, mean_only
-from diffax.likelihood._flow import size_of
+from diffax.likelihood._flow import Field, size_of
 from diffax.times import check_grid
-from diffax.typing import Denoiser, Schedule
+from diffax.typing import Denoiser, Grid, Leaf, Scalar, Schedule, Times, Tree
 
 
 class Solution(NamedTuple):
@@ -36,12 +36,12 @@ class Solution(NamedTuple):
 def solver(
     *,
     method: Any = None,
-    rtol: Any = 1e-5,
-    atol: Any = 1e-5,
+    rtol: Scalar = 1e-5,
+    atol: Scalar = 1e-5,
     max_steps: int = 4096,
     adjoint: Any = None,
     throw: bool = True,
-) -> Callable:
+) -> Callable[..., Any]:
     """An adaptive `solve` for `diffax.log_likelihood`, and what `solve` and `solve_and_denoise` call.
 
     Args:
@@ -65,10 +65,10 @@ def solver(
     controller = diffrax.PIDController(rtol=rtol, atol=atol, norm=_worst)
     adjoint = diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
 
-    def solve(schedule, field, start, times):
+    def solve(schedule: Schedule, field: Field, start: Times, times: Grid) -> Any:
         first, last = (-schedule.log_snr(t) / 2 for t in (times[0], times[-1]))
 
-        def slope(w, state, args):
+        def slope(w: Leaf, state: Tree, args: None) -> Any:
             return field(state, schedule.inverse(-2 * w))
 
         # What the field closes over (parameters, labels) becomes its leaves, so that every adjoint sees it.
@@ -92,7 +92,7 @@ def solver(
     return solve
 
 
-def solve(schedule: Schedule, denoise: Denoiser, x: Any, times: Any, **options: Any) -> Solution:
+def solve(schedule: Schedule, denoise: Denoiser, x: Tree, times: Grid, **options: Any) -> Solution:
     """The probability-flow ODE from times[0] to times[-1], in either direction; what lies between is not looked at.
 
     Args:
@@ -120,7 +120,7 @@ def solve(schedule: Schedule, denoise: Denoiser, x: Any, times: Any, **options: 
     return found._replace(x=narrow(found.x, x))
 
 
-def _solution(schedule, denoise, x, times, options):
+def _solution(schedule: Schedule, denoise: Denoiser, x: Tree, times: Grid, options: dict[str, Any]) -> Solution:
     """`solve` with x as it is carried, at least in float32."""
     if len(times) < 2:
         raise ValueError(f"times must have at least two entries, got {len(times)}")
@@ -131,7 +131,7 @@ def _solution(schedule, denoise, x, times, options):
     check_grid(times)
     solve, x, denoise = solver(**options), widen(x), mean_only(like_x("denoise", denoise))
 
-    def field(y, t):
+    def field(y: Tree, t: Times) -> Any:
         alpha, c = schedule(t).alpha, size_of(schedule, t)
         r = alpha / c
         return combine((jnp.square(r), y), (-r, denoise(combine((c, y)), t)))
@@ -140,7 +140,7 @@ def _solution(schedule, denoise, x, times, options):
     return Solution(combine((size_of(schedule, times[-1]), y)), steps, converged)
 
 
-def solve_and_denoise(schedule: Schedule, denoise: Denoiser, x: Any, times: Any, **options: Any) -> Solution:
+def solve_and_denoise(schedule: Schedule, denoise: Denoiser, x: Tree, times: Grid, **options: Any) -> Solution:
     """`solve`, then one denoiser call at times[-1], as `diffax.sample` ends; arguments as there.
 
     >>> import diffax
@@ -154,13 +154,13 @@ def solve_and_denoise(schedule: Schedule, denoise: Denoiser, x: Any, times: Any,
     return found._replace(x=jax.tree.map(lambda v: jnp.where(found.converged, v, jnp.nan), x0))
 
 
-def _worst(error):
+def _worst(error: Tree) -> Any:
     """The largest root mean square of a row of a leaf: of an example, for what is (B, ...)."""
     rows = [leaf.reshape(len(leaf), -1) if leaf.ndim else leaf.reshape(1, 1) for leaf in jax.tree.leaves(error)]
     return jnp.sqrt(jnp.max(jnp.stack([jnp.max(jnp.mean(jnp.square(row), 1)) for row in rows])))
 
 
-def _modules():
+def _modules() -> Any:
     try:
         import diffrax
         import equinox

@@ -32,21 +32,34 @@ from diffax.likelihood._bound import decoder_at, decoder_term, integrand, prior_
 from diffax.predictions import KINDS, target
 from diffax.schedules import Learned
 from diffax.schedules._scalings import SCALINGS
-from diffax.typing import Keys, Level, Schedule
+from diffax.typing import (
+    Array,
+    Denoiser,
+    Float,
+    Keys,
+    Kind,
+    Level,
+    PerExample,
+    Predict,
+    Scalar,
+    Schedule,
+    Times,
+    Tree,
+)
 
 
 def vdm_loss(
     key: Keys,
-    predict: Any,
+    predict: Predict,
     schedule: Learned,
-    kind: str,
-    x0: Any,
-    t: Any,
+    kind: Kind,
+    x0: Tree,
+    t: Times,
     *,
     learn_ends: bool = False,
     lattice: Lattice | None = None,
-    sigma_data: Any = 0.5,
-) -> Any:
+    sigma_data: PerExample = 0.5,
+) -> Float[Array, " batch"]:
     """The bound of continuous time in bits per dimension, (B,), that trains a learned schedule as well.
 
     The bound does not depend on the curve between the ends, but the variance of its estimate l(t) does. So the
@@ -73,7 +86,7 @@ def vdm_loss(
     """
     if not isinstance(schedule, Learned):
         raise ValueError(f"schedule must be Learned, got {type(schedule).__name__}")
-    choose("kind", kind, [k for k in KINDS if k != "velocity"])
+    choose("kind", kind, tuple(k for k in KINDS if k != "velocity"))
     check_function("predict", predict, "a function (x, log_snr) -> y")
     check_float("x0", x0)
     check_per_example(x0, t=t, sigma_data=sigma_data)
@@ -85,7 +98,7 @@ def vdm_loss(
     eps = random.noise(random.fold_in(key, 0), x0)
     unit = _dimensions(x0) * math.log(2)
 
-    def integral(log_snr, slope):
+    def integral(log_snr: Scalar, slope: Scalar) -> Any:
         level = Level(*SCALINGS[schedule.scaling](jnp.exp(-log_snr / 2)), log_snr)
         x = combine((level.alpha, x0), (level.sigma, eps))
         a, b = KINDS[kind](schedule, t, level, sigma_data)
@@ -99,22 +112,23 @@ def vdm_loss(
     denoise = denoiser(lambda x, t: predict(x, shape_fixed.log_snr(t)), shape_fixed, kind, sigma_data=sigma_data)
     first, last = as_float(0.0), as_float(1.0)
     decoder = decoder_term(random.fold_in(key, 1), shape_fixed, denoise, x0, first, -jnp.inf, "large", lattice)
-    return integral(*mixed) + (decoder + prior_term(shape_fixed, x0, last)) / unit
+    loss: Array = integral(*mixed) + (decoder + prior_term(shape_fixed, x0, last)) / unit
+    return loss
 
 
 def hybrid_loss(
     key: Keys,
-    predict: Any,
+    predict: Predict,
     schedule: Schedule,
-    kind: str,
-    x0: Any,
-    t: Any,
+    kind: Kind,
+    x0: Tree,
+    t: Times,
     *,
     num_steps: int,
-    weight: Any = 0.001,
+    weight: PerExample = 0.001,
     lattice: Lattice | None = None,
-    sigma_data: Any = 0.5,
-) -> Any:
+    sigma_data: PerExample = 0.5,
+) -> Float[Array, " batch"]:
     """Improved DDPM's L_simple + weight L_vlb of each example, (B,): the second trains the variance alone.
 
         L_simple = mean |y_hat - y|^2,     L_vlb = T L_(t -> t - 1 / T) / (D log 2), the decoder's at t = 1 / T
@@ -149,7 +163,7 @@ def hybrid_loss(
     x = combine((schedule(t).alpha, x0), (schedule(t).sigma, eps))
     y_hat, raw = moments_of(like_x("predict", predict)(x, t), None)
     y = target(kind, schedule, x0, eps, t, sigma_data=sigma_data)
-    simple = total(jax.tree.map(lambda u, v: jnp.square(u - v), y, y_hat)) / _dimensions(x0)
+    simple: Array = total(jax.tree.map(lambda u, v: jnp.square(u - v), y, y_hat)) / _dimensions(x0)
     fixed = Moments(jax.lax.stop_gradient(y_hat), raw)
     denoise = denoiser(lambda x, t: fixed, schedule, kind, sigma_data=sigma_data)
     return simple + weight * _term_loss(schedule, denoise, x0, x, t, num_steps, lattice)
@@ -157,16 +171,16 @@ def hybrid_loss(
 
 def vlb_loss(
     key: Keys,
-    predict: Any,
+    predict: Predict,
     schedule: Schedule,
-    kind: str,
-    x0: Any,
-    t: Any,
+    kind: Kind,
+    x0: Tree,
+    t: Times,
     *,
     num_steps: int,
     lattice: Lattice | None = None,
-    sigma_data: Any = 0.5,
-) -> Any:
+    sigma_data: PerExample = 0.5,
+) -> Float[Array, " batch"]:
     """One term of the bound for each example, times their number, in bits per dimension: (B,), an unbiased estimate.
 
     L_vlb of `hybrid_loss` alone, which trains mean and variance. Its variance is large: improved DDPM draws t by
@@ -184,13 +198,16 @@ def vlb_loss(
     return _term_loss(schedule, denoise, x0, x, t, num_steps, lattice)
 
 
-def _term_loss(schedule, denoise, x0, x, t, num_steps, lattice):
+def _term_loss(
+    schedule: Schedule, denoise: Denoiser, x0: Tree, x: Tree, t: Times, num_steps: int, lattice: Lattice | None
+) -> Array:
     answer = Moments(*moments_of(denoise(x, t), None))
     step = step_term(schedule, lambda x, t: answer, x0, x, t, jnp.maximum(t - 1 / num_steps, 0.0), "learned")
     # At the first level's variances for all, so that no example that does not count has a NaN for a gradient.
     end = decoder_at(schedule, answer, x0, as_float(1 / num_steps), schedule(2 / num_steps).log_snr, lattice)
-    return jnp.where(t < 1.5 / num_steps, end, step) * num_steps / (_dimensions(x0) * math.log(2))
+    loss: Array = jnp.where(t < 1.5 / num_steps, end, step) * num_steps / (_dimensions(x0) * math.log(2))
+    return loss
 
 
-def _dimensions(x0):
+def _dimensions(x0: Tree) -> int:
     return sum(leaf[0].size for leaf in jax.tree.leaves(x0))

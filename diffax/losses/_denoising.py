@@ -24,10 +24,10 @@ from diffax._pytrees import as_float, batch_size, promoted
 from diffax.predictions import check_kind, diffuse, row
 from diffax.predictions import target as prediction_target
 from diffax.schedules._curve import LOG_SNR_MAX
-from diffax.typing import Array, Float, Key, Predict, Schedule, Shaped
+from diffax.typing import Array, Float, Key, Kind, Leaf, PerExample, Predict, Scalar, Schedule, Shaped, Times, Tree
 
 
-def _rate(schedule: Schedule, t: Any) -> Any:
+def _rate(schedule: Schedule, t: Times) -> Any:
     """-d lambda / dt; 0 where lambda is clipped, since there it does not change."""
     t = as_float(t)
     log_snr, slope = jax.jvp(schedule.log_snr, (t,), (jnp.ones_like(t),))
@@ -41,13 +41,13 @@ def denoising_loss(
     key: Key,
     predict: Predict,
     schedule: Schedule,
-    kind: str,
-    x0: Any,
-    t: Any,
+    kind: Kind,
+    x0: Tree,
+    t: Times,
     *,
     weighting: Callable[[Any], Any] | None = None,
     measure: str = "t",
-    sigma_data: Any = 0.5,
+    sigma_data: PerExample = 0.5,
 ) -> Float[Array, " batch"]:
     """The denoising (score-matching, flow-matching) loss of each example, its mean over dimensions: (B,).
 
@@ -95,24 +95,27 @@ def denoising_loss(
     y_hat = predict(diffuse(schedule, x0, eps, t), t)
     check_like("predict(x, t)", y_hat, x0)
 
-    def squared_error(u, v):
+    def squared_error(u: Leaf, v: Leaf) -> Array:
         dtype = promoted(u.dtype, v.dtype, jnp.float32)
         return jnp.square(u.astype(dtype) - v.astype(dtype))
 
     square = jax.tree.map(squared_error, y, y_hat)
     size = batch_size(x0)
     total = sum(leaf.reshape(size, -1).sum(1) for leaf in jax.tree.leaves(square))
-    loss = total / sum(leaf.size // size for leaf in jax.tree.leaves(square))
+    loss: Array = total / sum(leaf.size // size for leaf in jax.tree.leaves(square))
     if weighting is None:
         return loss
     alpha, sigma, log_snr = schedule(t)
     a, b = row(kind, schedule, t, sigma_data=sigma_data)
     weight = weighting(log_snr)
     check_per_example(x0, **{"weighting(log_snr)": weight})
-    return rate(schedule, t) * weight * (alpha / (alpha * b - sigma * a)) ** 2 * loss
+    loss = rate(schedule, t) * weight * (alpha / (alpha * b - sigma * a)) ** 2 * loss
+    return loss
 
 
-def drop_labels(key: Key, labels: Shaped[Any, " batch"], null_label: int, *, p_uncond: Any) -> Shaped[Array, " batch"]:
+def drop_labels(
+    key: Key, labels: Shaped[Any, " batch"], null_label: int, *, p_uncond: Scalar
+) -> Shaped[Array, " batch"]:
     """(B,) labels, each replaced by the null label with probability p_uncond, to train for guidance.
 
     Ho & Salimans 2021, algorithm 1.

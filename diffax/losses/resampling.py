@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from diffax._checks import check, check_count, interval
 from diffax._pytrees import as_float, promoted
+from diffax.typing import Leaf, Scalar, Times
 
 
-def bin_of(t: Any, count: int) -> Any:
+def bin_of(t: Times, count: int) -> Any:
     """Which of the bins (i / count, (i + 1) / count] of [0, 1] holds t; 0 is in the first.
 
     A t that exceeds an edge by no more than two units of float32's rounding is that edge.
@@ -41,7 +42,7 @@ class Resampler(NamedTuple):
     distribution: Callable[[Losses], Callable[[Any], Any]]
 
 
-def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Any = 1e-3) -> Resampler:
+def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Scalar = 1e-3) -> Resampler:
     """Importance sampling by past losses: p_i proportional to sqrt(mean of the last squared losses of bin i).
 
     The law is uniform until each bin has seen `history` losses. Bins are of equal width in t, (i / N, (i + 1) / N];
@@ -75,10 +76,10 @@ def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Any = 1e-3
     check_count("history", history)
     check("uniform_fraction", uniform_fraction, interval("[0, 1]"))
 
-    def init():
+    def init() -> Any:
         return Losses(jnp.zeros((num_bins, history)), jnp.zeros(num_bins, jnp.int32))
 
-    def update(state, t, losses):
+    def update(state: Losses, t: Times, losses: Leaf) -> Any:
         losses = as_float(losses)
         if losses.ndim != 1 or jnp.shape(t) != losses.shape:
             raise ValueError(f"t and losses must have shape (B,), got {jnp.shape(t)} and {losses.shape}")
@@ -95,7 +96,7 @@ def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Any = 1e-3
         # Kept small: only its remainder and whether the bin is full matter.
         return Losses(written, jnp.where(counts >= history, history + counts % history, counts))
 
-    def distribution(state):
+    def distribution(state: Losses) -> Any:
         size = jnp.sqrt(jnp.mean(state.squares, axis=1))
         ready = jnp.all(state.counts >= history) & (size.sum() > 0)
         size = jnp.where(ready, size, 1.0)
@@ -104,7 +105,7 @@ def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Any = 1e-3
         # The weight is the slope of these very numbers, so that rounding of the sum biases nothing.
         table = edges / edges[-1], jnp.arange(num_bins + 1) / num_bins
 
-        def quantile(u):
+        def quantile(u: Times) -> Any:
             dtype = promoted(as_float(u), *table)
             return jnp.interp(*(v.astype(dtype) for v in (as_float(u), *table)))
 

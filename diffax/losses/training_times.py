@@ -27,7 +27,7 @@ from diffax import random
 from diffax._checks import Condition, at_least, check, check_count, interval, positive
 from diffax._pytrees import as_float, concrete
 from diffax.losses.resampling import bin_of
-from diffax.typing import Array, Float, Key, Schedule
+from diffax.typing import Array, Float, Key, Leaf, PerExample, Scalar, Schedule, Times
 
 Distribution = Callable[[Any], Any]  # u -> t, increasing, any shape
 Uniforms = Callable[[Key, int], Any]  # (key, size) -> (size,) u
@@ -69,7 +69,7 @@ def independent(key: Key, size: int) -> Float[Array, " {size}"]:
     return random.unit_interval(random.stream(key, "independent"), size)
 
 
-def stratified(key: Key, size: int, *, index: Any = None, total: int | None = None) -> Float[Array, " {size}"]:
+def stratified(key: Key, size: int, *, index: Array | None = None, total: int | None = None) -> Float[Array, " {size}"]:
     """(B,) u, one in each cell [j / B, (j + 1) / B).
 
         one key:              u_i = (u_0 + i / B) mod 1, one offset for all: each u_i is uniform          B^-2
@@ -125,14 +125,14 @@ def antithetic(key: Key, size: int) -> Float[Array, " {size}"]:
     return jnp.where(place % 2 == 1, 1 - u, u)
 
 
-def _probit(u: Any) -> Any:
+def _probit(u: Leaf) -> Any:
     """The normal quantile, finite at 0 and 1 too."""
     u = as_float(u)
     info = jnp.finfo(u.dtype)
     return jax.scipy.special.ndtri(jnp.clip(u, info.tiny, 1 - info.epsneg))
 
 
-def uniform(*, t_min: Any = 0.0, t_max: Any = 1.0) -> Distribution:
+def uniform(*, t_min: Times = 0.0, t_max: Times = 1.0) -> Distribution:
     """t uniform on [t_min, t_max].
 
     Raises:
@@ -149,7 +149,7 @@ def uniform(*, t_min: Any = 0.0, t_max: Any = 1.0) -> Distribution:
     return lambda u: t_min + (t_max - t_min) * as_float(u)
 
 
-def logit_normal(*, mean: Any = 0.0, std: Any = 1.0) -> Distribution:
+def logit_normal(*, mean: Scalar = 0.0, std: PerExample = 1.0) -> Distribution:
     """logit(t) ~ N(mean, std^2): the middle times; a negative mean leans to the data.
 
     The importance weight 1 / p(t) is unbounded at both ends.
@@ -166,7 +166,7 @@ def logit_normal(*, mean: Any = 0.0, std: Any = 1.0) -> Distribution:
     return lambda u: jax.nn.sigmoid(mean + std * _probit(u))
 
 
-def mode(*, scale: Any = 1.29) -> Distribution:
+def mode(*, scale: PerExample = 1.29) -> Distribution:
     """Q(u) = u - scale (sin^2(pi u / 2) - u): heavy tails, and more (scale > 0) or less of the middle times.
 
     In the paper's direction of u: t = 1 - u - scale (cos^2(pi u / 2) - 1 + u). scale = 0 is `uniform`.
@@ -184,7 +184,7 @@ def mode(*, scale: Any = 1.29) -> Distribution:
     """
     check("scale", scale, Condition("in [-1, 2 / (pi - 2)]", lambda v: (v >= -1) & (v <= 2 / (np.pi - 2))))
 
-    def quantile(u):
+    def quantile(u: Times) -> Any:
         u = as_float(u)
         return u - scale * (jnp.square(jnp.sin(jnp.pi / 2 * u)) - u)
 
@@ -202,7 +202,7 @@ def cosmap() -> Distribution:
     [0.0, 0.293, 0.5, 1.0]
     """
 
-    def quantile(u):
+    def quantile(u: Times) -> Any:
         angle = jnp.pi / 2 * as_float(u)
         # sin / (sin + cos), with the cosine as a sine: exact 0 and 1 at the ends.
         sin, cos = jnp.sin(angle), jnp.sin(jnp.pi / 2 * (1 - as_float(u)))
@@ -211,7 +211,7 @@ def cosmap() -> Distribution:
     return quantile
 
 
-def log_normal_sigma(schedule: Schedule, *, mean: Any = -1.2, std: Any = 1.2) -> Distribution:
+def log_normal_sigma(schedule: Schedule, *, mean: Scalar = -1.2, std: PerExample = 1.2) -> Distribution:
     """ln(sigma / alpha) ~ N(mean, std^2), turned into t by the schedule. Beyond its ends t is 0 or 1, weight 0.
 
     Args:

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax._checks import check, non_negative, positive
+from diffax.typing import PerExample, Scalar
 
 Weighting = Callable[[Any], Any]
 
@@ -40,7 +41,7 @@ def simple() -> Weighting:
     return jnp.ones_like
 
 
-def min_snr(*, gamma: Any = 5.0) -> Weighting:
+def min_snr(*, gamma: Scalar = 5.0) -> Weighting:
     """w = min(SNR, gamma) / SNR: as `simple` where SNR < gamma, weight gamma on x0 at the cleaner levels.
 
     Args:
@@ -69,7 +70,7 @@ def truncated_snr() -> Weighting:
     return lambda log_snr: jnp.maximum(1.0, jnp.exp(-log_snr))
 
 
-def p2(*, gamma: Any = 1.0, k: Any = 1.0) -> Weighting:
+def p2(*, gamma: Scalar = 1.0, k: Scalar = 1.0) -> Weighting:
     """w = (k + SNR)^-gamma: perception prioritised, away from the finest noise.
 
     Args:
@@ -89,7 +90,7 @@ def p2(*, gamma: Any = 1.0, k: Any = 1.0) -> Weighting:
     return lambda log_snr: jnp.exp(-gamma * jnp.log(k + jnp.exp(log_snr)))
 
 
-def edm(*, sigma_data: Any = 0.5) -> Weighting:
+def edm(*, sigma_data: PerExample = 0.5) -> Weighting:
     """w = 1 + 1 / (sigma_data^2 SNR): unit weight on the network F of the `edm` prediction, at every level.
 
     On x0 it is (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 with sigma = SNR^-1/2, hence 1 / c_out^2.
@@ -110,7 +111,7 @@ def edm(*, sigma_data: Any = 0.5) -> Weighting:
     return lambda log_snr: 1.0 + jnp.exp(-log_snr) / jnp.square(sigma_data)
 
 
-def sigmoid(*, bias: Any = 0.0) -> Weighting:
+def sigmoid(*, bias: Scalar = 0.0) -> Weighting:
     """w = 1 / (1 + exp(lambda - bias)) per unit of log-SNR: pass it with `measure="log_snr"`.
 
     It falls as lambda grows, so the loss is the ELBO of data with a little noise added (Kingma & Gao 2023).

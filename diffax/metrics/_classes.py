@@ -1,11 +1,11 @@
 """What a classifier says about samples: how often it is right, and whether all classes are there."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from diffax.metrics._sets import check_finite
-from diffax.typing import Float
+from diffax.typing import Examples, Float, Values
 
 
 class ClassBalance(NamedTuple):
@@ -16,7 +16,7 @@ class ClassBalance(NamedTuple):
     chi_square: float
 
 
-def accuracy(predictions: Any, labels: Any) -> float:
+def accuracy(predictions: Examples, labels: Examples) -> float:
     """mean_i 1[argmax_k logits_ik = label_i].
 
     Args:
@@ -40,7 +40,7 @@ def accuracy(predictions: Any, labels: Any) -> float:
     return float(np.mean(predictions == labels))
 
 
-def class_balance(labels: Any, expected: Any) -> ClassBalance:
+def class_balance(labels: Examples, expected: Values) -> ClassBalance:
     """TV = sum_k |n_k / N - p_k| / 2 and chi^2 = sum_k (n_k - N p_k)^2 / (N p_k), n_k the counts.
 
     If the labels are independent draws from p, chi^2 is K - 1 on average, with a variance of 2 (K - 1). Labels drawn
@@ -75,7 +75,7 @@ def class_balance(labels: Any, expected: Any) -> ClassBalance:
     return ClassBalance(counts, float(variation), float(((counts - wanted) ** 2 / wanted).sum()))
 
 
-def _classes(name: str, value: Any) -> np.ndarray:
+def _classes(name: str, value: Values) -> np.ndarray:
     array = np.asarray(value)
     if array.ndim != 1 or not len(array) or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"{name} must be N >= 1 integers, got shape {array.shape} of {array.dtype}")

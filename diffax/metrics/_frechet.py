@@ -7,14 +7,14 @@ matrix is taken. The estimate is biased upwards, by about a / N: `frechet_infini
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from diffax._checks import check_count
 from diffax.metrics._sets import check_width, feature_set, feature_sets
-from diffax.typing import Float, Key
+from diffax.typing import Examples, Float, Key
 
 
 class FeatureMoments(NamedTuple):
@@ -41,7 +41,7 @@ class _Fit(NamedTuple):
     root: np.ndarray
 
 
-def frechet_distance(first: Any, second: Any, *, allow_few: bool = False) -> float:
+def frechet_distance(first: Examples, second: Examples, *, allow_few: bool = False) -> float:
     """|m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)), m and C the sample means and covariances.
 
     The value falls with the number of examples, so compare at equal counts only, and beside the distance of two sets
@@ -68,7 +68,7 @@ def frechet_distance(first: Any, second: Any, *, allow_few: bool = False) -> flo
     return _distance(_fit(first), _fit(second))
 
 
-def moments(features: Any) -> FeatureMoments:
+def moments(features: Examples) -> FeatureMoments:
     """The moments of one chunk of features (N, D), N >= 1, in float64 on the host.
 
     Raises:
@@ -124,7 +124,7 @@ def frechet_from_moments(first: FeatureMoments, second: FeatureMoments, *, allow
 
 
 def frechet_infinity(
-    key: Key, first: Any, second: Any, *, points: int = 15, smallest: int | None = None, both: bool = False
+    key: Key, first: Examples, second: Examples, *, points: int = 15, smallest: int | None = None, both: bool = False
 ) -> Extrapolation:
     """The Fréchet distance for infinitely many examples: FD(n) = value + slope / n, by least squares.
 
@@ -165,7 +165,8 @@ def frechet_infinity(
 
 
 def _choose(key: Key, features: np.ndarray, count: int) -> np.ndarray:
-    return features[np.asarray(jax.random.permutation(key, len(features)))[:count]]
+    chosen: np.ndarray = features[np.asarray(jax.random.permutation(key, len(features)))[:count]]
+    return chosen
 
 
 def _check_enough(name: str, count: int, width: int, allow_few: bool) -> None:

@@ -8,7 +8,6 @@ covariance under a Gaussian window around a place.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +15,10 @@ import numpy as np
 
 from diffax._checks import Condition, check, check_count, positive
 from diffax._pytrees import as_float
-from diffax.typing import Array, Float
+from diffax.typing import Array, Examples, Float, Leaf, Scalar
 
 
-def psnr(first: Any, second: Any, *, data_range: Any) -> Float[Array, " batch"]:
+def psnr(first: Examples, second: Examples, *, data_range: Scalar) -> Float[Array, " batch"]:
     """Peak signal-to-noise ratio in dB: (B,). Infinite, with a gradient of zero, where images are equal.
 
     Args:
@@ -41,10 +40,10 @@ def psnr(first: Any, second: Any, *, data_range: Any) -> Float[Array, " batch"]:
 
 
 def ssim(
-    first: Any,
-    second: Any,
+    first: Examples,
+    second: Examples,
     *,
-    data_range: Any,
+    data_range: Scalar,
     window: int = 11,
     sigma: float = 1.5,
     k1: float = 0.01,
@@ -77,18 +76,19 @@ def ssim(
     check("sigma", sigma, positive)
     if min(x.shape[1:-1]) < window:
         raise ValueError(f"window must fit into images of shape {x.shape[1:-1]}, got {window}")
-    return _similarity(x, y, (k1 * data_range) ** 2, (k2 * data_range) ** 2, window, sigma)
+    similarity: Array = _similarity(x, y, (k1 * data_range) ** 2, (k2 * data_range) ** 2, window, sigma)
+    return similarity
 
 
 @functools.partial(jax.jit, static_argnames="window")
-def _similarity(x: Any, y: Any, c1: Any, c2: Any, window: int, sigma: Any) -> Any:
+def _similarity(x: Leaf, y: Leaf, c1: Scalar, c2: Scalar, window: int, sigma: Scalar) -> Array:
     m_x, m_y, xx, yy, xy = _blur(jnp.stack([x, y, x * x, y * y, x * y]), window, sigma)
     v_x, v_y, v_xy = xx - m_x**2, yy - m_y**2, xy - m_x * m_y
     similarity = (2 * m_x * m_y + c1) * (2 * v_xy + c2) / ((m_x**2 + m_y**2 + c1) * (v_x + v_y + c2))
     return jnp.mean(similarity, axis=tuple(range(1, x.ndim)))
 
 
-def _blur(x: Float[Array, "maps batch *space c"], window: int, sigma: Any) -> Float[Array, "maps batch *smaller c"]:
+def _blur(x: Float[Array, "maps batch *space c"], window: int, sigma: Scalar) -> Float[Array, "maps batch *smaller c"]:
     """Weighted means under a separable Gaussian window, where it fits; in sums, not products of matrices (bf16)."""
     places = (jnp.arange(window) - window // 2).astype(float)
     weights = jax.nn.softmax(-(places**2) / (2 * sigma**2)).astype(x.dtype)
@@ -98,7 +98,7 @@ def _blur(x: Float[Array, "maps batch *space c"], window: int, sigma: Any) -> Fl
     return x
 
 
-def _pair(first: Any, second: Any, data_range: Any) -> tuple[Array, Array]:
+def _pair(first: Examples, second: Examples, data_range: Scalar) -> tuple[Array, Array]:
     check("data_range", data_range, Condition("> 0 and finite", lambda v: (v > 0) & np.isfinite(v)))
     x, y = as_float(first), as_float(second)
     if x.ndim < 3:

@@ -7,14 +7,14 @@ law, at any count, and below zero half of the time or more.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from diffax._checks import check_count
 from diffax.metrics._sets import blocks, feature_sets
-from diffax.typing import Float, Key
+from diffax.typing import Examples, Float, Key
 
 
 class KernelEstimate(NamedTuple):
@@ -26,7 +26,7 @@ class KernelEstimate(NamedTuple):
     subsets: int
 
 
-def kernel_distance(first: Any, second: Any) -> float:
+def kernel_distance(first: Examples, second: Examples) -> float:
     """sum_(i != j) k(x_i, x_j) / N(N-1) + sum_(i != j) k(y_i, y_j) / M(M-1) - 2 sum_ij k(x_i, y_j) / NM.
 
     Args:
@@ -44,7 +44,7 @@ def kernel_distance(first: Any, second: Any) -> float:
     return _mmd2(*feature_sets(first=first, second=second, least=2))
 
 
-def kernel_distance_subsets(key: Key, first: Any, second: Any, *, size: int = 1000) -> KernelEstimate:
+def kernel_distance_subsets(key: Key, first: Examples, second: Examples, *, size: int = 1000) -> KernelEstimate:
     """`kernel_distance` of as many disjoint pairs of subsets as there are, with its standard error.
 
     Disjoint subsets are independent, so that std / sqrt(subsets) is the error of the mean. Published tables draw 100

@@ -11,13 +11,13 @@ radii around a set's examples stand for where its law lives:
 All four depend on both counts and on k: compare at equal ones, and beside the values of two sets of real data.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from diffax._checks import check_count
 from diffax.metrics._sets import feature_sets, squared_distances
-from diffax.typing import Float
+from diffax.typing import Examples, Float
 
 
 class PrecisionRecall(NamedTuple):
@@ -41,7 +41,7 @@ class Neighbours(NamedTuple):
     example: np.ndarray
 
 
-def precision_recall(real: Any, fake: Any, *, neighbours: int = 3) -> PrecisionRecall:
+def precision_recall(real: Examples, fake: Examples, *, neighbours: int = 3) -> PrecisionRecall:
     """precision = mean_j max_i 1[|y_j - x_i| <= r_k(x_i; X)], recall the same with X and Y exchanged.
 
     Args:
@@ -63,7 +63,7 @@ def precision_recall(real: Any, fake: Any, *, neighbours: int = 3) -> PrecisionR
     return PrecisionRecall(float(precise.mean()), float(recalled.mean()))
 
 
-def density_coverage(real: Any, fake: Any, *, neighbours: int = 5) -> DensityCoverage:
+def density_coverage(real: Examples, fake: Examples, *, neighbours: int = 5) -> DensityCoverage:
     """density = sum_ij 1[|y_j - x_i| < r_k(x_i; X)] / (k M), coverage = mean_i max_j 1[|y_j - x_i| < r_k(x_i; X)].
 
     For two sets of one law the density is one on average, and the coverage about 1 - 2^-k at N = M.
@@ -85,7 +85,7 @@ def density_coverage(real: Any, fake: Any, *, neighbours: int = 5) -> DensityCov
     return DensityCoverage(float(inside.sum() / (neighbours * len(fake))), float((inside > 0).mean()))
 
 
-def nearest_neighbours(queries: Any, reference: Any) -> Neighbours:
+def nearest_neighbours(queries: Examples, reference: Examples) -> Neighbours:
     """min_j |x_i - y_j| and where: with samples and training data, what was memorised.
 
     Compare with the distances of held-out data to the same reference.
@@ -108,7 +108,7 @@ def nearest_neighbours(queries: Any, reference: Any) -> Neighbours:
     return Neighbours(np.linalg.norm(queries - reference[index], axis=1), index)
 
 
-def _sets(real: Any, fake: Any, neighbours: int, *, both: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def _sets(real: Examples, fake: Examples, neighbours: int, *, both: bool = True) -> tuple[np.ndarray, np.ndarray]:
     check_count("neighbours", neighbours)
     real, fake = feature_sets(real=real, fake=fake)
     for name, value in (("real", real), ("fake", fake))[: 1 + both]:

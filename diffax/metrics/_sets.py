@@ -1,16 +1,15 @@
 """Sets of features, (N, D): the checks that all metrics share, and blocks of rows that bound their memory."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from diffax.typing import Float
+from diffax.typing import Examples, Float
 
 BLOCK = 2**24  # entries of the largest temporary array: 128 MiB in float64
 
 
-def feature_set(name: str, value: Any, *, least: int = 1) -> Float[np.ndarray, "n d"]:
+def feature_set(name: str, value: Examples, *, least: int = 1) -> Float[np.ndarray, "n d"]:
     """`value` as a float64 array on the host.
 
     Raises:
@@ -36,7 +35,7 @@ def check_finite(name: str, array: np.ndarray) -> None:
         raise ValueError(f"{name} must be finite, got {array[index]} at {[int(i) for i in index]}")
 
 
-def feature_sets(*, least: int = 1, **values: Any) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "m d"]]:
+def feature_sets(*, least: int = 1, **values: Examples) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "m d"]]:
     """Two sets by the names of their arguments, checked as `feature_set` does and for the same D."""
     (name, first), (other, second) = ((k, feature_set(k, v, least=least)) for k, v in values.items())
     check_width(name, first.shape[1], other, second.shape[1])

@@ -16,10 +16,12 @@ import numpy as np
 
 from diffax._checks import Condition, check, check_count, positive
 from diffax.metrics._sets import blocks, feature_sets
-from diffax.typing import Float, Key
+from diffax.typing import Examples, Float, Key, PerExample, Scalar, Tree
 
 
-def sliced_wasserstein(key: Key, first: Any, second: Any, *, projections: int = 500, order: float = 2.0) -> float:
+def sliced_wasserstein(
+    key: Key, first: Examples, second: Examples, *, projections: int = 500, order: float = 2.0
+) -> float:
     """SW_p = (mean_theta int_0^1 |F_theta^-1(u) - G_theta^-1(u)|^p du)^(1/p), the integral exact for any two counts.
 
     The same key gives the same projections, so that values of several sets against one are compared with less noise.
@@ -55,12 +57,13 @@ def _line(x: Float[np.ndarray, "rows n"], y: Float[np.ndarray, "rows m"], order:
     n, m = x.shape[1], y.shape[1]
     ends = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)
     x, y = np.sort(x, 1)[:, (ends - 1) // m], np.sort(y, 1)[:, (ends - 1) // n]
-    return np.abs(x - y) ** order @ (np.diff(ends, prepend=0) / (n * m))
+    powers: np.ndarray = np.abs(x - y) ** order @ (np.diff(ends, prepend=0) / (n * m))
+    return powers
 
 
 def sinkhorn_divergence(
-    first: Any,
-    second: Any,
+    first: Examples,
+    second: Examples,
     *,
     epsilon: float | None = None,
     threshold: float = 1e-6,
@@ -104,7 +107,7 @@ def sinkhorn_divergence(
 
 
 @functools.partial(jax.jit, static_argnames="max_iterations")
-def _divergence(x: Any, y: Any, epsilon: Any, threshold: Any, max_iterations: int) -> Any:
+def _divergence(x: Tree, y: Tree, epsilon: Scalar, threshold: PerExample, max_iterations: int) -> Any:
     """The divergence, and whether all three problems converged. One compile for all epsilon and thresholds."""
     try:
         from ott.geometry.pointcloud import PointCloud

@@ -24,18 +24,18 @@ class Blocks(NamedTuple):
     pad_after: bool
     dtype: Any
 
-    def residual(self, h: Any, width: int) -> Any:
+    def residual(self, h: Array, width: int) -> Array:
         """A residual block."""
         return ResBlock(width, dtype=self.dtype, norm=self.norm)(h)
 
-    def middle(self, h: Any) -> Any:
+    def middle(self, h: Array) -> Array:
         """Two residual blocks around one attention."""
         h = self.residual(h, self.widths[-1])
         if self.attention:
             h = AttentionBlock(dtype=self.dtype, norm=self.norm)(h)
         return self.residual(h, self.widths[-1])
 
-    def last(self, h: Any, channels: int) -> Any:
+    def last(self, h: Array, channels: int) -> Array:
         """norm, silu, the last convolution."""
         h = nn.silu(group_norm(h.shape[-1], self.dtype, self.norm)(h))
         return conv(channels, h.ndim - 2, self.dtype, name="conv_out")(h)
@@ -124,7 +124,7 @@ class Autoencoder(nn.Module):
     post_quant_conv: bool = True
     dtype: Any = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         """The two halves."""
         for name in ("sample_channels", "latent_channels", "channels"):
             check_count(name, getattr(self, name))
@@ -178,6 +178,6 @@ class Autoencoder(nn.Module):
         return self.decode(mean if key is None else reparameterise(key, mean, log_variance)), mean, log_variance
 
 
-def _check(name: str, x: Any, channels: int) -> None:
+def _check(name: str, x: Array, channels: int) -> None:
     if not 3 <= x.ndim <= 5 or x.shape[-1] != channels:
         raise ValueError(f"{name} must have shape (B, *space, {channels}) with 1 to 3 spatial axes, got {x.shape}")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax._checks import check, check_like, choose, non_negative
-from diffax.typing import Array, Float, Key
+from diffax.typing import Array, Float, Key, Scalar
 
 RECONSTRUCTIONS = {"squared": jnp.square, "absolute": jnp.abs}
 
@@ -28,7 +28,8 @@ def reparameterise(
 
     Source: Kingma & Welling 2014, section 2.4.
     """
-    return mean + jnp.exp(0.5 * log_variance) * random.noise(random.stream(key, "reparameterise"), mean)
+    eps: Array = random.noise(random.stream(key, "reparameterise"), mean)
+    return mean + jnp.exp(0.5 * log_variance) * eps
 
 
 def kl_to_standard_normal(
@@ -57,7 +58,7 @@ def autoencoder_loss(
     decode: Callable[[Any], Any],
     x: Float[Array, "batch ..."],
     *,
-    kl_weight: Any = 1e-6,
+    kl_weight: Scalar = 1e-6,
     reconstruction: str = "squared",
     perceptual: Callable[[Any, Any], Any] | None = None,
     adversarial: Callable[[Any], Any] | None = None,

@@ -23,7 +23,7 @@ from diffax.nn.attention import Implementation, MultiHeadAttention
 from diffax.nn.checks import check_label, check_shapes, check_space, check_time, per_axis, with_mask
 from diffax.nn.layers import ZEROS, dropout, labels_or_null, sinusoidal
 from diffax.nn.positions import rotary_angles, sincos
-from diffax.typing import Array, Float, Key
+from diffax.typing import Array, DType, Examples, Float, Key, Times
 
 DIT_SIZES: dict[str, dict[str, Any]] = {
     "S": {"channels": 384, "depth": 12, "num_heads": 6},
@@ -85,7 +85,7 @@ class DiT(nn.Module):
     implementation: Implementation = None
     dtype: Any = jnp.float32
 
-    def _patch(self, x: Any) -> tuple[int, ...]:
+    def _patch(self, x: Array) -> tuple[int, ...]:
         """The patch, an entry for each axis of x."""
         check_space(x)
         if self.patch_size is None and x.ndim != 3:
@@ -118,7 +118,15 @@ class DiT(nn.Module):
         if self.position_grid is not None:
             per_axis("position_grid", self.position_grid, axes)
 
-    def _check_input(self, x: Any, label: Any, context: Any, context_mask: Any, vector: Any, mask: Any) -> None:
+    def _check_input(
+        self,
+        x: Array,
+        label: Examples | None,
+        context: Examples | None,
+        context_mask: Examples | None,
+        vector: Examples | None,
+        mask: Examples | None,
+    ) -> None:
         check_label(label, self.num_classes)
         if context is not None and not self.cross_attention:
             raise ValueError("context was given to a network without it: set cross_attention")
@@ -131,7 +139,7 @@ class DiT(nn.Module):
         own = {"vector": (vector, (len(x), self.vector_dim)), "mask": (mask, x.shape[:2])}
         check_shapes(with_mask(len(x), context, context_mask, self.context_dim) | own)
 
-    def _embeddings(self, x: Any, t: Any, label: Any, vector: Any) -> list[Array]:
+    def _embeddings(self, x: Array, t: Times, label: Examples | None, vector: Examples | None) -> list[Array]:
         """The (B, channels) embedding of time, class and vector, for each block or one for all."""
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
         if self.num_classes is not None:
@@ -146,13 +154,13 @@ class DiT(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch *space c"],
-        t: Any,
-        label: Any = None,
+        t: Times,
+        label: Examples | None = None,
         *,
-        context: Any = None,
-        context_mask: Any = None,
-        vector: Any = None,
-        mask: Any = None,
+        context: Examples | None = None,
+        context_mask: Examples | None = None,
+        vector: Examples | None = None,
+        mask: Examples | None = None,
         key: Key | None = None,
     ) -> Float[Array, "batch *space out"]:
         """The prediction y.
@@ -216,7 +224,7 @@ class Embedding(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, t: Any, label: Any, vector: Any = None) -> Float[Array, "batch c"]:
+    def __call__(self, t: Times, label: Examples | None, vector: Examples | None = None) -> Float[Array, "batch c"]:
         """See the class."""
         dense = functools.partial(nn.Dense, self.channels, dtype=self.dtype, kernel_init=SMALL)
         emb = sinusoidal(t, 256, scale=self.time_scale, shift=self.time_shift, cos_first=True)
@@ -249,10 +257,10 @@ class Block(nn.Module):
         self,
         x: Float[Array, "batch n c"],
         emb: Float[Array, "batch e"],
-        angles: Any = None,
-        mask: Any = None,
-        context: Any = None,
-        context_mask: Any = None,
+        angles: Array | None = None,
+        mask: Examples | None = None,
+        context: Examples | None = None,
+        context_mask: Examples | None = None,
         key: Key | None = None,
     ) -> Float[Array, "batch n c"]:
         """See the class."""
@@ -271,27 +279,27 @@ class Block(nn.Module):
         return x + gate_2 * h
 
 
-def _norm(eps: float, dtype: Any) -> nn.LayerNorm:
+def _norm(eps: float, dtype: DType) -> nn.LayerNorm:
     """Without parameters, which the modulation has; statistics in float32."""
     return nn.LayerNorm(epsilon=eps, use_bias=False, use_scale=False, dtype=dtype)
 
 
-def _modulation(emb: Any, parts: int, dtype: Any) -> list[Array]:
+def _modulation(emb: Array, parts: int, dtype: DType) -> list[Array]:
     """So many (B, 1, C), zero at first, from the embedding."""
     dense = nn.Dense(parts * emb.shape[-1], dtype=dtype, kernel_init=ZEROS, name="modulation")
     return jnp.split(dense(nn.silu(emb))[:, None], parts, -1)
 
 
-def _modulate(h: Any, shift: Any, scale: Any) -> Array:
+def _modulate(h: Array, shift: Array, scale: Array) -> Array:
     return h * (1 + scale) + shift
 
 
-def _as_dense(key: Any, shape: Any, dtype: Any = jnp.float32) -> Array:
+def _as_dense(key: Key, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Array:
     """Xavier's, of the convolution as a map of a whole patch to a token."""
     return XAVIER(key, (math.prod(shape[:-1]), shape[-1]), dtype).reshape(shape)
 
 
-def _join(h: Any, grid: tuple[int, ...], patch: tuple[int, ...]) -> Array:
+def _join(h: Array, grid: tuple[int, ...], patch: tuple[int, ...]) -> Array:
     """Tokens (B, n, patch * C) to (B, *space, C)."""
     axes = range(len(grid))
     h = h.reshape(len(h), *grid, *patch, -1)

@@ -23,7 +23,7 @@ s   EDM2(channels=192, num_classes=1000)                280.2M
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -36,7 +36,7 @@ from diffax._pytrees import promoted, safe_sqrt
 from diffax.nn.attention import Implementation, attend, split_heads
 from diffax.nn.checks import check_label, check_levels, check_space, check_time, level_widths
 from diffax.nn.layers import ZEROS, double, dropout, halve, labels_or_null
-from diffax.typing import Array, Float, Key
+from diffax.typing import Array, Examples, Float, Key, Params, Scalar, Times
 
 EPS = 1e-4
 CLIP = 256.0
@@ -44,23 +44,23 @@ RESIDUAL = ATTENTION = 0.3  # the share of a branch in the sum
 WEIGHT = "weight"  # the name of all parameters but the gains
 
 
-def unit(x: Any, axis: Any = -1) -> Array:
+def unit(x: Array, axis: int | Sequence[int] = -1) -> Array:
     """x / (1e-4 + its root mean square along `axis`), computed in float32 at least, in the dtype of x."""
     wide = x.astype(promoted(x.dtype, jnp.float32))
     return (wide / (EPS + safe_sqrt(jnp.mean(jnp.square(wide), axis, keepdims=True)))).astype(x.dtype)
 
 
-def mp_silu(x: Any) -> Array:
+def mp_silu(x: Array) -> Array:
     """Of unit magnitude for standard normal x (equation 81)."""
     return nn.silu(x) / 0.596
 
 
-def mp_sum(a: Any, b: Any, t: Any = 0.5) -> Any:
+def mp_sum(a: Array, b: Array, t: Times = 0.5) -> Any:
     """From a (t = 0) to b (t = 1), of unit magnitude where a and b are and do not correlate (equation 88)."""
     return ((1 - t) * a + t * b) / ((1 - t) ** 2 + t**2) ** 0.5
 
 
-def mp_cat(a: Any, b: Any, t: Any = 0.5) -> Array:
+def mp_cat(a: Array, b: Array, t: Times = 0.5) -> Array:
     """Channels of a beside those of b, of unit magnitude, with shares 1 - t and t however many they are (103)."""
     scale = ((a.shape[-1] + b.shape[-1]) / ((1 - t) ** 2 + t**2)) ** 0.5
     return jnp.concatenate([scale * (1 - t) / a.shape[-1] ** 0.5 * a, scale * t / b.shape[-1] ** 0.5 * b], -1)
@@ -77,16 +77,16 @@ def fourier(t: Float[Array, " batch"], dim: int) -> Float[Array, "batch dim"]:
     return 2**0.5 * jnp.cos(2 * math.pi * (t.astype(jnp.float32)[:, None] * frequency[None] + phase[None]))
 
 
-def normalised(params: Any) -> Any:
+def normalised(params: Params) -> Any:
     """The parameters with each weight at magnitude 1, root mean square over what an output sums; gains as they are."""
 
-    def leaf(path, value):
+    def leaf(path: tuple[Any, ...], value: Array) -> Array:
         return unit(value, range(value.ndim - 1)) if getattr(path[-1], "key", None) == WEIGHT else value
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-def forced_weight_norm(updates: Any, params: Any) -> Any:
+def forced_weight_norm(updates: Params, params: Params) -> Any:
     """The updates that lead to `normalised(params + updates)`: `optax.stateless` of it ends a chain (equation 66).
 
     Raises:
@@ -109,7 +109,7 @@ class MPConv(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch *space c"], gain: Any = 1.0) -> Float[Array, "batch *space out"]:
+    def __call__(self, x: Float[Array, "batch *space c"], gain: Scalar = 1.0) -> Float[Array, "batch *space out"]:
         """See the class."""
         w = self.param(WEIGHT, nn.initializers.normal(1.0), (*self.window, x.shape[-1], self.features))
         w = unit(w, range(w.ndim - 1)) * (gain / math.sqrt(w[..., 0].size))
@@ -141,7 +141,7 @@ class Block(nn.Module):
     ) -> Float[Array, "batch *space out"]:
         """See the class."""
         layer, window = functools.partial(MPConv, dtype=self.dtype), (3,) * (x.ndim - 2)
-        skip: Callable = (lambda x: x) if x.shape[-1] == self.features else layer(self.features, name="skip")
+        skip: Callable[..., Any] = (lambda x: x) if x.shape[-1] == self.features else layer(self.features, name="skip")
         x = unit(skip(x)) if self.encoder else x
         scale = 1 + layer(self.features, name="emb")(emb, self.param("emb_gain", ZEROS, ()))
         h = layer(self.features, window, name="conv_1")(mp_silu(x))
@@ -191,7 +191,7 @@ class EDM2(nn.Module):
         """The channels of each level."""
         return level_widths(self.channels, self.channel_multipliers)
 
-    def _check(self, x: Any, label: Any) -> None:
+    def _check(self, x: Array, label: Examples | None) -> None:
         for name in ("outputs", "channels", "head_channels"):
             check_count(name, getattr(self, name))
         for name in ("out_channels", "num_classes"):
@@ -207,7 +207,7 @@ class EDM2(nn.Module):
             if width % head:
                 raise ValueError(f"head_channels must divide the {width} channels, got {head}")
 
-    def _embed(self, x: Any, t: Any, label: Any) -> Array:
+    def _embed(self, x: Array, t: Times, label: Examples | None) -> Array:
         """The (B, E) embedding of time and class, as wide as the widest level."""
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
         emb = MPConv(max(self.widths), name="time")(fourier(self.time_scale * t, self.channels))
@@ -219,7 +219,7 @@ class EDM2(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch *space c"], t: Any, label: Any = None, *, key: Key | None = None
+        self, x: Float[Array, "batch *space c"], t: Times, label: Examples | None = None, *, key: Key | None = None
     ) -> Float[Array, "batch *space out"]:
         """The prediction y; zero at first.
 
@@ -243,7 +243,7 @@ class EDM2(nn.Module):
         shared = {"dropout_rate": self.dropout_rate, "implementation": self.implementation, "dtype": self.dtype}
         made = functools.partial(nn.remat(Block) if self.remat else Block, **shared)
 
-        def block(name, h, width, attention=False):
+        def block(name: str, h: Array, width: int, attention: bool = False) -> Array:
             heads = width // self.head_channels if attention else 0
             return made(width, name.startswith("encoder"), heads, name=name)(h, emb, next(keys))
 

@@ -28,12 +28,12 @@ import jax.numpy as jnp
 from diffax import random
 from diffax._checks import check_count
 from diffax._pytrees import promoted
-from diffax.typing import Key
+from diffax.typing import Array, Key, Leaf, Params, Scalar, Tree
 
 TABLE = "embedding"
 
 
-def init(key: Key, params: Any, patterns: Sequence[str], *, rank: int) -> dict[str, Any]:
+def init(key: Key, params: Params, patterns: Sequence[str], *, rank: int) -> dict[str, Any]:
     """Adapters that change nothing yet: nested dicts, with {"a", "b"} in the place of each adapted matrix.
 
     Args:
@@ -68,7 +68,7 @@ def init(key: Key, params: Any, patterns: Sequence[str], *, rank: int) -> dict[s
     return adapters
 
 
-def merge(params: Any, adapters: Any, *, alpha: Any) -> Any:
+def merge(params: Params, adapters: Params, *, alpha: Scalar) -> Any:
     """The parameters with W + (alpha / r) A B in the place of each adapted W, in its dtype.
 
     The product is taken in full precision, so that merged once and merged in each step are the same. Merging with
@@ -89,7 +89,7 @@ def merge(params: Any, adapters: Any, *, alpha: Any) -> Any:
     """
     thin, left = _paths(adapters), set(_paths(adapters))
 
-    def leaf(path, w):
+    def leaf(path: tuple[Any, ...], w: Array) -> Any:
         name = _name(path)
         a, b = thin.get(f"{name}/a"), thin.get(f"{name}/b")
         if a is None or b is None:
@@ -106,12 +106,12 @@ def merge(params: Any, adapters: Any, *, alpha: Any) -> Any:
     return merged
 
 
-def count(tree: Any) -> int:
+def count(tree: Tree) -> int:
     """How many parameters a tree has: of the adapters and of all, the share that is trained."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def _pair(key: Key, leaf: Any, table: bool, rank: int) -> dict[str, Any]:
+def _pair(key: Key, leaf: Leaf, table: bool, rank: int) -> dict[str, Any]:
     """{"a", "b"} of a matrix: one of them zero."""
     shapes = {"a": (*leaf.shape[:-1], rank), "b": (rank, leaf.shape[-1])}
     dtype = promoted(leaf.dtype, jnp.float32)
@@ -121,10 +121,10 @@ def _pair(key: Key, leaf: Any, table: bool, rank: int) -> dict[str, Any]:
     return {"a": std * jax.random.normal(key, shapes["a"], dtype), "b": jnp.zeros(shapes["b"], dtype)}
 
 
-def _paths(tree: Any) -> dict[str, Any]:
+def _paths(tree: Tree) -> dict[str, Any]:
     """{"a/b/kernel": leaf} of a tree."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _name(path: Any) -> str:
+def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")

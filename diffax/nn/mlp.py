@@ -15,7 +15,7 @@ from diffax import random
 from diffax._checks import check_count
 from diffax.nn.checks import check_label, check_time
 from diffax.nn.layers import ZEROS, dropout, labels_or_null, sinusoidal
-from diffax.typing import Array, Float, Key
+from diffax.typing import Array, Examples, Float, Key, Times
 
 
 class MLP(nn.Module):
@@ -41,7 +41,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch ..."], t: Any, label: Any = None, *, key: Key | None = None
+        self, x: Float[Array, "batch ..."], t: Times, label: Examples | None = None, *, key: Key | None = None
     ) -> Float[Array, "batch ..."]:
         """y = f(x, t, label).
 
@@ -77,8 +77,8 @@ class MLP(nn.Module):
         y = nn.Dense(size * self.outputs, kernel_init=ZEROS, dtype=self.dtype, name="last")(h)
         return y.reshape(*x.shape[:-1], x.shape[-1] * self.outputs).astype(jnp.float32)
 
-    def _block(self, h, embedding, key, i):
-        def dense(features, name, **how):
+    def _block(self, h: Array, embedding: Array, key: Key | None, i: int) -> Array:
+        def dense(features: int, name: str, **how: Any) -> nn.Dense:
             return nn.Dense(features, dtype=self.dtype, name=f"block{i}_{name}", **how)
 
         shift, scale = jnp.split(dense(2 * self.channels, "modulation", kernel_init=ZEROS)(embedding), 2, -1)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from diffax._checks import Condition, check, check_count, interval
 from diffax.nn.attention import MultiHeadAttention
 from diffax.nn.layers import sinusoidal
-from diffax.typing import Array, Float, Key, Num
+from diffax.typing import Array, Examples, Float, Key, Num, Times
 
 PADDING = 0
 
@@ -68,7 +68,7 @@ class TextEncoder(nn.Module):
         h = self._norm("norm")(h)
         return jnp.where(mask[..., None], h, jnp.zeros_like(h)), mask
 
-    def _norm(self, name):
+    def _norm(self, name: str) -> nn.LayerNorm:
         return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)
 
 
@@ -86,7 +86,7 @@ class Captioned(nn.Module):
     text: TextEncoder
 
     def __call__(
-        self, x: Float[Array, "batch *space c"], t: Any, tokens: Any = None, *, key: Key | None = None
+        self, x: Float[Array, "batch *space c"], t: Times, tokens: Examples | None = None, *, key: Key | None = None
     ) -> Float[Array, "batch *space out"]:
         """The prediction y. tokens: (B, m), or None for the null caption; the others as of the network."""
         tokens = jnp.full((x.shape[0], 1), PADDING) if tokens is None else tokens
@@ -95,4 +95,5 @@ class Captioned(nn.Module):
         if getattr(self.network, "vector_dim", None) is not None:  # words that are not there are zeros
             words = jnp.maximum(mask.sum(1, keepdims=True), 1).astype(context.dtype)
             whole["vector"] = context.sum(1) / words
-        return self.network(x, t, context=context, context_mask=mask, key=key, **whole)
+        y: Array = self.network(x, t, context=context, context_mask=mask, key=key, **whole)
+        return y

@@ -9,6 +9,11 @@ from typing import Any, NamedTuple
 from diffax._checks import described
 from diffax._pytrees import widen
 from diffax.denoisers import mean_only
+from diffax.typing import Denoiser, Grid, Keys, SamplerState, Schedule, Times, Tree
+
+Init = Callable[[Tree, Grid], SamplerState]  # (x, times) -> state
+Step = Callable[[Keys, Denoiser, SamplerState, Times, Times], SamplerState]  # (key, denoise, state, t, s) -> state at s
+Finish = Callable[[Keys, Denoiser, SamplerState, Times], Tree]  # (key, denoise, state, t) -> x0
 
 
 class State(NamedTuple):
@@ -17,12 +22,12 @@ class State(NamedTuple):
     x: Any
 
 
-def init(x: Any, times: Any) -> State:
+def init(x: Tree, times: Grid) -> State:
     """The `init` of a sampler without memory. x of half precision is carried in float32."""
     return State(widen(x))
 
 
-def denoise_last(key: Any, denoise: Any, state: Any, t: Any) -> Any:
+def denoise_last(key: Keys, denoise: Denoiser, state: SamplerState, t: Times) -> Tree:
     """The `finish` of most samplers: x0 of one denoiser call at the last time. It draws nothing."""
     return mean_only(denoise)(state.x, t)
 
@@ -47,19 +52,19 @@ class Sampler(NamedTuple):
     its x (`state._replace(x=None)`), so that x is there once.
     """
 
-    init: Callable[[Any, Any], Any]
-    step: Callable[[Any, Any, Any, Any, Any], Any]
+    init: Init
+    step: Step
     order: int
     calls: int
-    finish: Callable[[Any, Any, Any, Any], Any] = denoise_last
+    finish: Finish = denoise_last
     start_calls: int = 0
     noisy: bool = False
     renoises: bool = False
     memory: bool = False
-    schedule: Any = None
+    schedule: Schedule | None = None
 
 
-def check_of_data(wrapper: str, denoise: Any) -> None:
+def check_of_data(wrapper: str, denoise: Denoiser) -> None:
     """Raises `ValueError` for the denoiser that `noise_floor` steps with, which returns a centre of the data.
 
     For wrappers that compare this result with an x0: of another denoiser, or of a measurement.
@@ -68,7 +73,7 @@ def check_of_data(wrapper: str, denoise: Any) -> None:
         raise ValueError(f"{wrapper} must be put around noise_floor, as its x0 is no centre of the data: got it inside")
 
 
-def check_sampler(sampler: Any) -> None:
+def check_sampler(sampler: object) -> None:
     """Raises `ValueError` for a value that is not a `Sampler`: a function that makes one, or a plain pair.
 
     >>> check_sampler((lambda x, times: x, lambda key, denoise, state, t, s: state))
@@ -81,7 +86,7 @@ def check_sampler(sampler: Any) -> None:
         raise ValueError(f"sampler must be {made}, got {described(sampler)}")
 
 
-def check_single_step(sampler):
+def check_single_step(sampler: Sampler) -> None:
     """Refuses multistep samplers: what they remember is of another path, and is divided by the length of a step."""
     check_sampler(sampler)
     if sampler.memory:

@@ -37,6 +37,7 @@ from diffax.samplers.wrappers._corrected import corrected
 from diffax.samplers.wrappers._noise_floor import noise_floor
 from diffax.samplers.wrappers._restart import restart
 from diffax.times import SIGMA_MIN
+from diffax.typing import PerExample, Schedule
 
 
 class Row(NamedTuple):
@@ -67,7 +68,7 @@ class Row(NamedTuple):
     k_diffusion: tuple[str, ...] = ()
     diffusers: tuple[str, ...] = ()
 
-    def build(self, schedule: Any, noise: Any = None) -> Sampler:
+    def build(self, schedule: Schedule, noise: PerExample | None = None) -> Sampler:
         """The sampler with its `settings`, at a noise level; None for that of the settings or the default."""
         level = {} if noise is None or self.noise is None else {self.noise: noise}
         return self.make(schedule, **{**self.settings, **level})
@@ -193,11 +194,11 @@ CATALOGUE = {
 }
 
 
-def _predictor_corrector(schedule):
+def _predictor_corrector(schedule: Schedule) -> Any:
     return corrected(ddpm(schedule), langevin(schedule, snr=0.16))
 
 
-def _floored(schedule):
+def _floored(schedule: Schedule) -> Any:
     return unipc(schedule, **CATALOGUE["unipc"].settings)
 
 
@@ -216,7 +217,7 @@ NAMED: dict[str, Callable[[Any], Sampler]] = {
 }
 
 
-def by_name(name: str, schedule: Any, noise: Any = None) -> Sampler:
+def by_name(name: str, schedule: Schedule, noise: PerExample | None = None) -> Sampler:
     """The sampler of a name in `CATALOGUE` or `NAMED`, at a noise level; None for its own.
 
     >>> import diffax

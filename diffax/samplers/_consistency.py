@@ -14,6 +14,7 @@ f, the last one at times[-1]: one entry is one-step generation. What makes f of 
     latent_consistency_function   f = c_skip x + c_out denoise(x, t)
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,14 +24,20 @@ from diffax._checks import check, check_count, check_per_example, check_schedule
 from diffax._pytrees import as_float, combine, is_zero
 from diffax.samplers._base import Sampler, State, init
 from diffax.schedules import transition
-from diffax.typing import Schedule
+from diffax.typing import Denoiser, Keys, PerExample, SamplerState, Scalar, Schedule, Times
 
 
-def _sampler(schedule, coefficients, order=0, noisy=True, **per_example):
+def _sampler(
+    schedule: Schedule,
+    coefficients: Callable[[Any, Any], Any],
+    order: int = 0,
+    noisy: bool = True,
+    **per_example: PerExample,
+) -> Sampler:
     """A sampler x_s = c_1 x + c_2 f + c_3 z, coefficients (t, s) -> c, that leaves x as it is where t = s."""
     check_schedule(schedule)
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         check_per_example(state.x, **per_example)
         moves = jnp.asarray(t) != s
         of_x, of_f, std = (
@@ -41,7 +48,7 @@ def _sampler(schedule, coefficients, order=0, noisy=True, **per_example):
     return Sampler(init, step, order=order, calls=1, noisy=noisy, schedule=schedule)
 
 
-def consistency(schedule: Schedule, *, t_min: Any = 0.0) -> Sampler:
+def consistency(schedule: Schedule, *, t_min: Times = 0.0) -> Sampler:
     """Multistep consistency sampling: x_s is a draw from q(x_s | x_(t_min)) at x_(t_min) = f(x_t, t).
 
     With an exact f every x_s has exactly the law of its level, however few the steps; with a posterior mean in place
@@ -65,7 +72,7 @@ def consistency(schedule: Schedule, *, t_min: Any = 0.0) -> Sampler:
     """
     check("t_min", t_min, interval("[0, 1]"))
 
-    def coefficients(t, s):
+    def coefficients(t: Times, s: Times) -> Any:
         return 0.0, *transition(schedule, jnp.maximum(s, t_min), t_min)
 
     return _sampler(schedule, coefficients, t_min=t_min)
@@ -85,14 +92,14 @@ def lcm(schedule: Schedule) -> Sampler:
     (2, 3)
     """
 
-    def coefficients(t, s):
+    def coefficients(t: Times, s: Times) -> Any:
         level = schedule(s)
         return 0.0, level.alpha, level.sigma
 
     return _sampler(schedule, coefficients)
 
 
-def tcd(schedule: Schedule, *, gamma: Any = 0.3, num_train_steps: int | None = None) -> Sampler:
+def tcd(schedule: Schedule, *, gamma: Scalar = 0.3, num_train_steps: int | None = None) -> Sampler:
     """Strategic stochastic sampling of trajectory consistency models: past s to s' = (1 - gamma) s, then noise up to s.
 
     gamma = 0 is `ddim` without noise, gamma = 1 is `lcm` (to within sigma(0)). One call a step. Order 1 at a literal
@@ -120,7 +127,7 @@ def tcd(schedule: Schedule, *, gamma: Any = 0.3, num_train_steps: int | None = N
     if num_train_steps is not None:
         check_count("num_train_steps", num_train_steps)
 
-    def coefficients(t, s):
+    def coefficients(t: Times, s: Times) -> Any:
         s = as_float(s)
         if num_train_steps is None:
             past = (1 - gamma) * s

@@ -13,8 +13,6 @@ with eps eliminated, so that nothing is divided by a small sigma_t and a step of
 and for eta = 0, where q = 1, x_s = sigma_s / sigma_t x_t + (alpha_s - alpha_t sigma_s / sigma_t) x0.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from diffax import random
@@ -22,10 +20,10 @@ from diffax._checks import check, check_per_example, check_schedule, interval
 from diffax._pytrees import combine, is_zero, safe_sqrt
 from diffax.samplers._base import Sampler, State, init
 from diffax.samplers.engines.forms import cross, log_step
-from diffax.typing import Schedule
+from diffax.typing import Denoiser, Keys, PerExample, SamplerState, Schedule, Times
 
 
-def ddim(schedule: Schedule, *, eta: Any = 0.0) -> Sampler:
+def ddim(schedule: Schedule, *, eta: PerExample = 0.0) -> Sampler:
     """DDIM (Song, Meng & Ermon 2021, eq. 12 and 16), for any schedule and scaling.
 
     Order 1, one denoiser call a step. eta = 0 is the exponential Euler step for the probability-flow ODE
@@ -49,7 +47,7 @@ def ddim(schedule: Schedule, *, eta: Any = 0.0) -> Sampler:
     check_schedule(schedule)
     check("eta", eta, interval("[0, 1]"))
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         check_per_example(state.x, eta=eta)
         level_t, level_s = schedule(t), schedule(s)
         if is_zero(eta):

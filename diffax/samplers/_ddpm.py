@@ -17,7 +17,7 @@ from diffax._pytrees import combine, expand, safe_sqrt
 from diffax.denoisers import moments_of
 from diffax.samplers._base import Sampler, State, init
 from diffax.samplers.engines.forms import log_step
-from diffax.typing import Schedule
+from diffax.typing import Denoiser, Keys, SamplerState, Schedule, Times
 
 VARIANCES = {
     "small": lambda level_t, level_s: level_s.sigma,
@@ -50,7 +50,7 @@ def ddpm(schedule: Schedule, *, variance: str = "small") -> Sampler:
     check_schedule(schedule)
     scale = choose("variance", variance, VARIANCES)
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         level_t, level_s = schedule(t), schedule(s)
         h = -2 * log_step(level_t, level_s)
         back = h <= 0  # towards data

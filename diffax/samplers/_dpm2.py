@@ -1,18 +1,21 @@
 """The midpoint method in sigma / alpha."""
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from diffax.samplers._base import Sampler
 from diffax.samplers.engines.stages import two_stage
 from diffax.samplers.wrappers._ancestral import ancestral
 from diffax.samplers.wrappers._churn import with_churn
-from diffax.typing import Schedule
+from diffax.typing import PerExample, Schedule
 
 
 def dpm2(
-    schedule: Schedule, *, s_churn: Any = 0.0, s_tmin: Any = 0.0, s_tmax: Any = jnp.inf, s_noise: Any = 1.0
+    schedule: Schedule,
+    *,
+    s_churn: PerExample = 0.0,
+    s_tmin: PerExample = 0.0,
+    s_tmax: PerExample = jnp.inf,
+    s_noise: PerExample = 1.0,
 ) -> Sampler:
     """The midpoint method in rho with the midpoint in log rho (Karras et al. 2022, appendix; k-diffusion), order 2.
 
@@ -23,6 +26,6 @@ def dpm2(
     return with_churn(two_stage(schedule, "rho", 0.5, rule="midpoint"), schedule, s_churn, s_tmin, s_tmax, s_noise)
 
 
-def dpm2_ancestral(schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0) -> Sampler:
+def dpm2_ancestral(schedule: Schedule, *, eta: PerExample = 1.0, noise_scale: PerExample = 1.0) -> Sampler:
     """`dpm2` to a lower level, then noise back to s: see `ancestral`."""
     return ancestral(dpm2(schedule), schedule, eta=eta, noise_scale=noise_scale)

@@ -5,11 +5,11 @@ from diffax.samplers._base import Sampler
 from diffax.samplers._ddim import ddim
 from diffax.samplers.engines.forms import FORMS, check_order
 from diffax.samplers.engines.stages import in_lambda, in_time, three_stage, two_stage
-from diffax.typing import Schedule
+from diffax.typing import Integrand, Schedule
 
 
 def dpm_solver(
-    schedule: Schedule, *, order: int = 3, form: str = "eps", space: str = "log_snr", taylor: bool = False
+    schedule: Schedule, *, order: int = 3, form: Integrand = "eps", space: str = "log_snr", taylor: bool = False
 ) -> Sampler:
     """Single-step DPM-Solver of order 1, 2 or 3 (Lu et al. 2022, algorithms 1 and 2), or in form x0 its ++ version.
 

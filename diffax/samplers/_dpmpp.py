@@ -10,7 +10,7 @@ from diffax.samplers.engines.adams import adams
 from diffax.samplers.engines.forms import higher_order
 from diffax.samplers.engines.stages import in_lambda, two_stage
 from diffax.samplers.wrappers._ancestral import ancestral, ancestral_levels
-from diffax.typing import Schedule
+from diffax.typing import Denoiser, Keys, Level, PerExample, SamplerState, Scalar, Schedule, Solver, Times, Tree
 
 
 def dpmpp_2s(schedule: Schedule) -> Sampler:
@@ -21,12 +21,12 @@ def dpmpp_2s(schedule: Schedule) -> Sampler:
     return two_stage(schedule, "x0", 0.5)
 
 
-def dpmpp_2s_ancestral(schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0) -> Sampler:
+def dpmpp_2s_ancestral(schedule: Schedule, *, eta: PerExample = 1.0, noise_scale: PerExample = 1.0) -> Sampler:
     """`dpmpp_2s` to a lower level, then noise back to s: see `ancestral`."""
     return ancestral(dpmpp_2s(schedule), schedule, eta=eta, noise_scale=noise_scale)
 
 
-def dpmpp_sde(schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0, r: Any = 0.5) -> Sampler:
+def dpmpp_sde(schedule: Schedule, *, eta: PerExample = 1.0, noise_scale: PerExample = 1.0, r: Scalar = 0.5) -> Sampler:
     """DPM-Solver++ SDE (k-diffusion): both stages of `dpmpp_2s` ancestral, two calls and two draws a step.
 
     With (rho_d, rho_u) the ancestral split of the way to the stage's own level,
@@ -50,7 +50,7 @@ def dpmpp_sde(schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0, r: 
     check("r", r, interval("(0, 1]"))
     check("noise_scale", noise_scale, non_negative)
 
-    def stage(key, level_t, level_s, x, *terms):
+    def stage(key: Keys, level_t: Level, level_s: Level, x: Tree, *terms: tuple[Any, Any]) -> Any:
         """An ancestral step from t to s with data sum_i w_i x0_i, the w_i summing to 1."""
         down, up = ancestral_levels(level_t, level_s, eta)
         ratio = down * level_t.alpha / level_t.sigma
@@ -58,7 +58,7 @@ def dpmpp_sde(schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0, r: 
         noisy = (level_s.alpha * up * noise_scale, random.noise(key, x))
         return combine((level_s.alpha / level_t.alpha * ratio, x), *toward, noisy)
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         check_per_example(state.x, eta=eta, noise_scale=noise_scale, r=r)
         level_t, level_s = schedule(t), schedule(s)
         t_r = in_lambda(schedule, t, level_t, s, level_s, r)
@@ -74,7 +74,7 @@ def dpmpp_sde(schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0, r: 
 SOLVERS = {"midpoint": "bh2", "heun": "exact"}
 
 
-def dpmpp_2m(schedule: Schedule, *, solver: str = "midpoint", lower_order_final: bool = False) -> Sampler:
+def dpmpp_2m(schedule: Schedule, *, solver: Solver = "midpoint", lower_order_final: bool = False) -> Sampler:
     """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2), order 2.
 
         x_s = sigma_s / sigma_t x_t - alpha_s expm1(-h) (x0 + h / (2 h_prev) (x0 - x0_prev))        midpoint
@@ -114,11 +114,14 @@ def dpmpp_3m(schedule: Schedule, *, start: str = "corrected", lower_order_final:
     Raises:
       ValueError: for another start.
     """
-    mended = choose("start", start, {"corrected": "start", "cold": False})
+    starts: dict[str, bool | str] = {"corrected": "start", "cold": False}
+    mended = choose("start", start, starts)
     return adams(schedule, form="x0", order=3, corrected=mended, lower_order_final=lower_order_final)
 
 
-def dpmpp_2m_sde(schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0, solver: str = "midpoint") -> Sampler:
+def dpmpp_2m_sde(
+    schedule: Schedule, *, eta: PerExample = 1.0, noise_scale: PerExample = 1.0, solver: Solver = "midpoint"
+) -> Sampler:
     """DPM-Solver++(2M) SDE (Lu et al. 2022b, algorithm 4; k-diffusion), eta = 0 being `dpmpp_2m`.
 
         x_s = e^(-eta h) sigma_s / sigma_t x_t - alpha_s expm1(-(1 + eta) h) (x0 + h / (2 h_prev) (x0 - x0_prev))
@@ -139,6 +142,6 @@ def dpmpp_2m_sde(schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0, 
     return adams(schedule, form="x0", order=2, rule=rule, eta=eta, noise_scale=noise_scale)
 
 
-def dpmpp_3m_sde(schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0) -> Sampler:
+def dpmpp_3m_sde(schedule: Schedule, *, eta: PerExample = 1.0, noise_scale: PerExample = 1.0) -> Sampler:
     """DPM-Solver++(3M) SDE (k-diffusion, with the phi_3 term in full); eta = 0 is `dpmpp_3m`. As `dpmpp_2m_sde`."""
     return adams(schedule, form="x0", order=3, corrected="start", eta=eta, noise_scale=noise_scale)

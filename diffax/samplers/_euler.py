@@ -11,17 +11,17 @@ from diffax.samplers._ddim import ddim
 from diffax.samplers.engines.forms import FORMS, evaluate
 from diffax.samplers.engines.stages import SPACES
 from diffax.samplers.wrappers._churn import with_churn
-from diffax.typing import Schedule
+from diffax.typing import Denoiser, Keys, PerExample, SamplerState, Schedule, Space, Times
 
 
 def euler(
     schedule: Schedule,
     *,
-    space: str = "rho",
-    s_churn: Any = 0.0,
-    s_tmin: Any = 0.0,
-    s_tmax: Any = jnp.inf,
-    s_noise: Any = 1.0,
+    space: Space = "rho",
+    s_churn: PerExample = 0.0,
+    s_tmin: PerExample = 0.0,
+    s_tmax: PerExample = jnp.inf,
+    s_noise: PerExample = 1.0,
 ) -> Sampler:
     """Euler's method, order 1: in rho = sigma / alpha it is `ddim`; for a flow schedule it is the same in time.
 
@@ -44,10 +44,10 @@ def euler(
     return with_churn(base, schedule, s_churn, s_tmin, s_tmax, s_noise)
 
 
-def _euler_in_time(schedule):
+def _euler_in_time(schedule: Schedule) -> Any:
     form = FORMS["time"]
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         f = evaluate(form, schedule, denoise, state.x, t, schedule(t))
         return State(combine((1.0, state.x), (s - t, f)))
 

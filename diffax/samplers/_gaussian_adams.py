@@ -20,17 +20,17 @@ from diffax._pytrees import as_float, combine, expand, of_rank, plus, times, wid
 from diffax.samplers._base import Sampler
 from diffax.samplers.engines.adams import RULES, Method, adams, corrector
 from diffax.samplers.engines.forms import trig
-from diffax.typing import Schedule
+from diffax.typing import Denoiser, Grid, Keys, Leaf, PerExample, SamplerState, Scalar, Schedule, Times, Tree
 
 
 def gaussian_adams(
     schedule: Schedule,
     *,
-    mean: Any = 0.0,
-    std: Any = 1.0,
+    mean: Tree = 0.0,
+    std: PerExample = 1.0,
     order: int = 3,
     end: str = "open",
-    start: Any = None,
+    start: Times | None = None,
 ) -> Sampler:
     """Adams-Bashforth-Moulton of order p (p + 1 with its corrector) in theta, exact for data N(mean, std^2 I).
 
@@ -72,7 +72,7 @@ def gaussian_adams(
     inner = adams(schedule, form=form, order=order, corrected=True)
     method = Method(form, order, RULES["exact"], True)
 
-    def init(x, times):
+    def init(x: Tree, times: Grid) -> SamplerState:
         x = widen(x)
         _check_mean(mean, x)
         check_per_example(x, std=std)
@@ -82,15 +82,15 @@ def gaussian_adams(
             x = _shifted(combine((form.carry(level, first), centred)), first.alpha, mean)
         return inner.init(x, times)
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         level_t, level_s = schedule(t), schedule(s)
 
-        def of_centred(x, t):
+        def of_centred(x: Tree, t: Times) -> Any:
             return _shifted(denoise(_shifted(x, level_t.alpha, mean), t), -1.0, mean)
 
         new = inner.step(key, of_centred, state._replace(x=_shifted(state.x, -level_t.alpha, mean)), t, s)
         if smooth:
-            new = _interpolated(method, form.node(s, level_s), form.gain(level_s), new, (s == 0) & (t > 0))
+            new = _interpolated(method, form.node(s, level_s), form.gain(level_s), new, jnp.asarray((s == 0) & (t > 0)))
         x = _shifted(new.x, level_s.alpha, mean)
         still = s == t  # and then exactly so
         return new._replace(x=jax.tree.map(lambda u, v: jnp.where(expand(still, v), u, v), state.x, x))
@@ -98,31 +98,31 @@ def gaussian_adams(
     return inner._replace(init=init, step=step)
 
 
-def _interpolated(method: Method, y: Any, gain: Any, state: Any, at_end: Any) -> Any:
+def _interpolated(method: Method, y: Tree, gain: PerExample, state: SamplerState, at_end: Scalar) -> Any:
     """The state corrected with f = 0 at its own end y, where `at_end`; no later corrector does it again."""
     weights = [jnp.where(at_end, gain * w, 0.0) for w in corrector(method, y, state)[1:]]
     x = combine((1.0, state.x), *zip(weights, state.values, strict=True))
     return state._replace(x=x, used=jnp.where(at_end, 0, state.used))
 
 
-def _shifted(x: Any, scale: Any, mean: Any) -> Any:
+def _shifted(x: Tree, scale: PerExample, mean: Tree) -> Any:
     """X + scale mean, mean a number or a tree of what broadcasts to x."""
     if isinstance(mean, (int, float)) and mean == 0:
         return x
 
-    def leaf(v, m):
+    def leaf(v: Leaf, m: Scalar) -> Any:
         return plus(v, times(expand(scale, v), of_rank(m, v))).astype(v.dtype)
 
     return jax.tree.map(leaf, x, _means(mean, x))
 
 
-def _means(mean: Any, x: Any) -> Any:
+def _means(mean: Tree, x: Tree) -> Any:
     """A mean for each leaf of x."""
     return jax.tree.map(lambda _: mean, x) if jax.tree_util.all_leaves([mean]) else mean
 
 
-def _check_mean(mean: Any, x: Any) -> None:
-    def leaf(m, v):
+def _check_mean(mean: Tree, x: Tree) -> None:
+    def leaf(m: Scalar, v: Leaf) -> None:
         if jnp.broadcast_shapes(jnp.shape(m), jnp.shape(v)) != jnp.shape(v):
             raise ValueError
 

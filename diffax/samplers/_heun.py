@@ -1,25 +1,23 @@
 """Heun's method."""
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from diffax._checks import check, choose, interval
 from diffax.samplers._base import Sampler
 from diffax.samplers.engines.stages import SPACES, two_stage
 from diffax.samplers.wrappers._churn import with_churn
-from diffax.typing import Schedule
+from diffax.typing import PerExample, Scalar, Schedule, Space
 
 
 def heun(
     schedule: Schedule,
     *,
-    space: str = "rho",
-    alpha: Any = 1.0,
-    s_churn: Any = 0.0,
-    s_tmin: Any = 0.0,
-    s_tmax: Any = jnp.inf,
-    s_noise: Any = 1.0,
+    space: Space = "rho",
+    alpha: Scalar = 1.0,
+    s_churn: PerExample = 0.0,
+    s_tmin: PerExample = 0.0,
+    s_tmax: PerExample = jnp.inf,
+    s_noise: PerExample = 1.0,
 ) -> Sampler:
     """Heun's method of EDM (Karras et al. 2022, algorithm 1; with churn algorithm 2), order 2, two calls a step.
 

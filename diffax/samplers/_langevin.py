@@ -26,7 +26,7 @@ from diffax import random
 from diffax._checks import check, check_count, check_per_example, check_schedule, non_negative
 from diffax._pytrees import combine, promoted, safe_sqrt
 from diffax.samplers._base import Sampler, State, init
-from diffax.typing import Schedule
+from diffax.typing import Denoiser, Keys, Leaf, SamplerState, Schedule, Times, Tree, Weight
 
 
 class Corrector(NamedTuple):
@@ -40,17 +40,19 @@ class Corrector(NamedTuple):
     calls: int
 
 
-def _norm(x):
+def _norm(x: Tree) -> Any:
     """(B,) Euclidean norms of the examples of a tree, at least in float32."""
 
-    def square(leaf):
+    def square(leaf: Leaf) -> Any:
         leaf = leaf.astype(promoted(leaf.dtype, jnp.float32))
         return jnp.sum(jnp.square(leaf), tuple(range(1, leaf.ndim)))
 
     return safe_sqrt(sum(square(leaf) for leaf in jax.tree.leaves(x)))
 
 
-def langevin(schedule: Schedule, *, snr: Any = None, step_size: Any = None, num_steps: int = 1) -> Corrector:
+def langevin(
+    schedule: Schedule, *, snr: Weight | None = None, step_size: Weight | None = None, num_steps: int = 1
+) -> Corrector:
     """`num_steps` Langevin steps at a level, with steps of fixed size or scaled by a signal-to-noise ratio r.
 
         step_size   epsilon = 2 (step_size sigma)^2            affine in x and z where the denoiser is
@@ -85,7 +87,7 @@ def langevin(schedule: Schedule, *, snr: Any = None, step_size: Any = None, num_
     name, size = ("step_size", step_size) if snr is None else ("snr", snr)
     check(name, size, non_negative)
 
-    def move(key, denoise, x, t):
+    def move(key: Keys, denoise: Denoiser, x: Tree, t: Times) -> Any:
         alpha, sigma, _ = schedule(t)
         given = jnp.asarray(size(t) if callable(size) else size)
         check_per_example(x, **{name: given})
@@ -103,7 +105,7 @@ def langevin(schedule: Schedule, *, snr: Any = None, step_size: Any = None, num_
     return Corrector(move, calls=num_steps)
 
 
-def annealed_langevin(schedule: Schedule, *, step_size: Any = None, snr: Any = None) -> Sampler:
+def annealed_langevin(schedule: Schedule, *, step_size: Weight | None = None, snr: Weight | None = None) -> Sampler:
     """Annealed Langevin dynamics: at each level one Langevin step and nothing else.
 
         x <- alpha_s / alpha_t x_t
@@ -132,7 +134,7 @@ def annealed_langevin(schedule: Schedule, *, step_size: Any = None, snr: Any = N
     """
     corrector = langevin(schedule, step_size=step_size, snr=snr)
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         x = combine((schedule(s).alpha / schedule(t).alpha, state.x))
         return State(corrector.move(key, denoise, x, s))
 

@@ -1,10 +1,12 @@
 """PNDM."""
 
+from typing import Any
+
 from diffax._checks import choose
 from diffax._pytrees import combine
 from diffax.samplers._base import Sampler
 from diffax.samplers.engines.pseudo import Start, eps_after, pseudo_multistep
-from diffax.typing import Schedule
+from diffax.typing import Denoiser, Schedule, Times, Tree
 
 
 def pndm(schedule: Schedule, *, start: str = "plms") -> Sampler:
@@ -28,11 +30,11 @@ def pndm(schedule: Schedule, *, start: str = "plms") -> Sampler:
     )
 
 
-def _improved_euler(schedule, denoise, x, e, t, s):
+def _improved_euler(schedule: Schedule, denoise: Denoiser, x: Tree, e: Tree, t: Times, s: Times) -> Any:
     return combine((0.5, e), (0.5, eps_after(schedule, denoise, x, e, t, s)))
 
 
-def _runge_kutta(schedule, denoise, x, e, t, s):
+def _runge_kutta(schedule: Schedule, denoise: Denoiser, x: Tree, e: Tree, t: Times, s: Times) -> Any:
     middle = (t + s) / 2
     e_2 = eps_after(schedule, denoise, x, e, t, middle)
     e_3 = eps_after(schedule, denoise, x, e_2, t, middle)

@@ -1,17 +1,15 @@
 """SA-Solver, stochastic Adams methods."""
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from diffax._checks import check, non_negative
 from diffax.samplers._base import Sampler
 from diffax.samplers.engines.adams import adams
 from diffax.samplers.engines.forms import check_order
-from diffax.typing import Schedule
+from diffax.typing import PerExample, Schedule
 
 
-def sa_solver(schedule: Schedule, *, order: int = 3, tau: Any = 1.0, corrected: bool = True) -> Sampler:
+def sa_solver(schedule: Schedule, *, order: int = 3, tau: PerExample = 1.0, corrected: bool = True) -> Sampler:
     """SA-Solver (Xue et al. 2023, algorithm 1): stochastic Adams predictor and corrector in x0.
 
         x_s = e^(-tau^2 h) sigma_s / sigma_t x_t + alpha_s sum_j b_j x0_j + sigma_s sqrt(1 - e^(-2 tau^2 h)) z

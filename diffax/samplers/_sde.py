@@ -15,6 +15,7 @@ where f and g^2 grow without bound (`Cosine`, `Flow` at t = 1) the grid must sta
 the linear part exactly (`ddpm`, `dpmpp_sde`, `dpmpp_2m_sde`) need far fewer.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,21 +28,21 @@ from diffax.samplers._base import Sampler, State, init
 from diffax.samplers._ddim import ddim
 from diffax.samplers.engines.forms import begins_in_noise
 from diffax.sde import coefficients
-from diffax.typing import Schedule
+from diffax.typing import Denoiser, Keys, PerExample, SamplerState, Schedule, Times, Tree
 
 
-def _drift(schedule, x0, x, t, h, eta):
+def _drift(schedule: Schedule, x0: Tree, x: Tree, t: Times, h: PerExample, eta: PerExample) -> Any:
     """The drift at (x, t), where the denoiser gives x0, of the SDE that a step of length h solves."""
     (f, g2), (alpha, sigma, _) = coefficients(schedule, t), schedule(t)
     k = (1 - jnp.sign(h) * jnp.square(eta)) / 2 * g2 / jnp.square(sigma)
     return combine((f + k, x), (-k * alpha, x0))
 
 
-def _step(schedule, eta, plain):
+def _step(schedule: Schedule, eta: PerExample, plain: Callable[..., Any]) -> Callable[..., Any]:
     """The step `plain`, which takes x0 at (x, t) too; from noise alone that of `ddim`, since f and g^2 jump there."""
     jump = ddim(schedule, eta=eta)
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         x0, first = denoise(state.x, t), begins_in_noise(schedule, t)
         new = plain(key, denoise, x0, state.x, t, s)
         if first is not False:
@@ -52,7 +53,7 @@ def _step(schedule, eta, plain):
     return step
 
 
-def euler_maruyama(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
+def euler_maruyama(schedule: Schedule, *, eta: PerExample = 1.0) -> Sampler:
     """Euler-Maruyama, order 1 in law, one denoiser call a step.
 
     Over a rising grid with eta = 1 it simulates the forward SDE, whatever the denoiser. eta = 0 is Euler's method for
@@ -75,7 +76,7 @@ def euler_maruyama(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
     check_schedule(schedule)
     check("eta", eta, interval("[0, 1]"))
 
-    def plain(key, denoise, x0, x, t, s):
+    def plain(key: Keys, denoise: Denoiser, x0: Tree, x: Tree, t: Times, s: Times) -> Any:
         check_per_example(x, eta=eta)
         h = s - t
         drift, g2 = _drift(schedule, x0, x, t, h, eta), coefficients(schedule, t).diffusion2
@@ -85,7 +86,7 @@ def euler_maruyama(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
     return Sampler(init, _step(schedule, eta, plain), order=1, calls=1, noisy=not is_zero(eta), schedule=schedule)
 
 
-def stochastic_heun(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
+def stochastic_heun(schedule: Schedule, *, eta: PerExample = 1.0) -> Sampler:
     """Heun's method with one draw of noise in both stages, order 2 in law, two denoiser calls a step.
 
     For additive noise, as here, that is enough for weak order 2. eta = 0 is Heun's method for the probability-flow ODE.
@@ -107,7 +108,7 @@ def stochastic_heun(schedule: Schedule, *, eta: Any = 1.0) -> Sampler:
     check_schedule(schedule)
     check("eta", eta, interval("[0, 1]"))
 
-    def plain(key, denoise, x0, x, t, s):
+    def plain(key: Keys, denoise: Denoiser, x0: Tree, x: Tree, t: Times, s: Times) -> Any:
         check_per_example(x, eta=eta)
         h = s - t
         g2 = (coefficients(schedule, t).diffusion2 + coefficients(schedule, s).diffusion2) / 2

@@ -4,15 +4,15 @@ from diffax._checks import choose
 from diffax.samplers._base import Sampler
 from diffax.samplers.engines.adams import adams
 from diffax.samplers.engines.forms import check_order
-from diffax.typing import Schedule
+from diffax.typing import Integrand, Schedule, Variant
 
 
 def unipc(
     schedule: Schedule,
     *,
     order: int = 3,
-    variant: str = "bh2",
-    form: str = "eps",
+    variant: Variant = "bh2",
+    form: Integrand = "eps",
     corrected: bool = True,
     lower_order_final: bool = False,
 ) -> Sampler:

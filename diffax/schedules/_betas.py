@@ -4,11 +4,11 @@ q(x_i | x_{i-1}) = N(sqrt(1 - beta_i) x_{i-1}, beta_i I),   alpha_i^2 = prod_{j 
 """
 
 import math
-from typing import Any
 
 import numpy as np
 
 from diffax._checks import above, check, check_count, interval, non_negative, positive
+from diffax.typing import Values
 
 
 def linear_betas(num_steps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
@@ -79,10 +79,11 @@ def _check(num_steps: int, **betas: float) -> None:
 
 
 def _capped(alpha2: np.ndarray, beta_max: float) -> np.ndarray:
-    return np.minimum(1 - alpha2[1:] / alpha2[:-1], beta_max)
+    betas: np.ndarray = np.minimum(1 - alpha2[1:] / alpha2[:-1], beta_max)
+    return betas
 
 
-def zero_terminal_snr(betas: Any) -> np.ndarray:
+def zero_terminal_snr(betas: Values) -> np.ndarray:
     """(T,) betas whose last level holds no signal: alpha is shifted to 0 there and rescaled to keep its first value.
 
         alpha'_i = alpha_1 (alpha_i - alpha_T) / (alpha_1 - alpha_T)
@@ -107,7 +108,7 @@ def zero_terminal_snr(betas: Any) -> np.ndarray:
     return np.append(known[0], 1 - (alpha[1:] / alpha[:-1]) ** 2)
 
 
-def check_betas(betas: Any) -> np.ndarray:
+def check_betas(betas: Values) -> np.ndarray:
     """Concrete betas (T,) as float64, or a `ValueError` for a shape or a value that is none of theirs."""
     known = np.asarray(betas, np.float64)
     if known.ndim != 1 or not len(known):

@@ -18,6 +18,7 @@ from diffax.schedules._shifted import shifted
 from diffax.schedules._sigmoid import Sigmoid
 from diffax.schedules._sub_vp import SubVP
 from diffax.schedules._tabulated import Tabulated, from_betas
+from diffax.typing import Scalar, Scaling
 
 
 class Row(NamedTuple):
@@ -33,7 +34,7 @@ class Row(NamedTuple):
     make: Callable[..., Any]
     title: str
     ratio: str
-    scaling: str
+    scaling: Scaling
     source: str
 
 
@@ -65,15 +66,17 @@ def _zero_terminal_quadratic_betas(
     return from_betas(zero_terminal_snr(quadratic_betas(num_steps, beta_start=beta_start, beta_end=beta_end)))
 
 
-def _shifted_cosine(*, shift: Any, scaling: str = "vp") -> Any:
+def _shifted_cosine(*, shift: Scalar, scaling: Scaling = "vp") -> Any:
     return shifted(Cosine(scaling), shift)
 
 
-def _shifted_flow(*, shift: Any, scaling: str = "flow") -> Any:
+def _shifted_flow(*, shift: Scalar, scaling: Scaling = "flow") -> Any:
     return shifted(Flow(scaling), shift)
 
 
-def _learned(*, log_snr_max: float = 13.3, log_snr_min: float = -5.0, units: int = 64, scaling: str = "vp") -> Learned:
+def _learned(
+    *, log_snr_max: float = 13.3, log_snr_min: float = -5.0, units: int = 64, scaling: Scaling = "vp"
+) -> Learned:
     key = jax.random.key(0)
     return Learned.init(key, log_snr_max=log_snr_max, log_snr_min=log_snr_min, units=int(units), scaling=scaling)
 

@@ -1,9 +1,12 @@
 """The cosine schedule."""
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from diffax._pytrees import pytree, static
 from diffax.schedules._curve import Curve
+from diffax.typing import Array, Scaling
 
 
 @pytree
@@ -16,14 +19,14 @@ class Cosine(Curve):
     0.866
     """
 
-    scaling: str = static(default="vp")
+    scaling: Scaling = static(default="vp")
 
-    def curve(self, t):
+    def curve(self, t: Array) -> Any:
         return -2 * jnp.log(self.ratio(t))
 
-    def ratio(self, t):
+    def ratio(self, t: Array) -> Any:
         # The sine of pi/2 - . rather than a cosine: exact near t = 1.
         return jnp.sin(jnp.pi / 2 * t) / jnp.sin(jnp.pi / 2 * (1 - t))
 
-    def uncurve(self, log_snr):
+    def uncurve(self, log_snr: Array) -> Any:
         return 2 / jnp.pi * jnp.arctan(jnp.exp(-log_snr / 2))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from diffax._checks import check, positive
 from diffax._pytrees import pytree, static
 from diffax.schedules._curve import Curve, check_range, early
+from diffax.typing import Array, Scaling
 
 
 @pytree
@@ -34,25 +35,25 @@ class EDM(Curve):
     sigma_min: Any = 0.002
     sigma_max: Any = 80.0
     rho: Any = 7.0
-    scaling: str = static(default="ve")
+    scaling: Scaling = static(default="ve")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range(("sigma_min", "sigma_max"), self.sigma_min, self.sigma_max)
         check("rho", self.rho, positive)
 
     @property
-    def _ends(self):
+    def _ends(self) -> Any:
         return tuple(early(lambda xp, v, rho: v ** (1 / rho), v, self.rho) for v in (self.sigma_min, self.sigma_max))
 
-    def curve(self, t):
+    def curve(self, t: Array) -> Any:
         low, high = self._ends
         return -2 * self.rho * jnp.log(low + (high - low) * t)
 
-    def ratio(self, t):
+    def ratio(self, t: Array) -> Any:
         low, high = self._ends
         return (low + (high - low) * t) ** self.rho
 
-    def uncurve(self, log_snr):
+    def uncurve(self, log_snr: Array) -> Any:
         low, high = self._ends
         return (jnp.exp(-log_snr / (2 * self.rho)) - low) / (high - low)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from diffax._pytrees import as_float, pytree, static
 from diffax.schedules._curve import Curve, straight_through
-from diffax.typing import Level
+from diffax.typing import Array, Level, Scaling, Times
 
 
 @pytree
@@ -20,18 +20,18 @@ class Flow(Curve):
     [0.75, 0.25, 2.1972]
     """
 
-    scaling: str = static(default="flow")
+    scaling: Scaling = static(default="flow")
 
-    def curve(self, t):
+    def curve(self, t: Array) -> Any:
         return 2 * (jnp.log1p(-t) - jnp.log(t))
 
-    def ratio(self, t):
+    def ratio(self, t: Array) -> Any:
         return t / (1 - t)
 
-    def uncurve(self, log_snr):
+    def uncurve(self, log_snr: Array) -> Any:
         return jax.nn.sigmoid(-log_snr / 2)
 
-    def __call__(self, t: Any) -> Level:
+    def __call__(self, t: Times) -> Level:
         """The level at t; any shape. Of the scaling flow, the slopes have all digits too."""
         level = super().__call__(t)
         if self.scaling != "flow":

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from diffax._checks import check, finite, positive
 from diffax._pytrees import pytree, static
 from diffax.schedules._curve import LOG_SNR_MAX, Curve, early, floored
+from diffax.typing import Array, Scaling
 
 
 @pytree
@@ -31,29 +32,29 @@ class Laplace(Curve):
 
     mean: Any = 0.0
     width: Any = 0.5
-    scaling: str = static(default="vp")
+    scaling: Scaling = static(default="vp")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check("mean", self.mean, finite)
         check("width", self.width, positive)
 
-    def _tail(self, t):
+    def _tail(self, t: Array) -> Any:
         """1 - 2 |t - 1/2|, and the sign of t - 1/2."""
         first_half = t < 0.5
         least = jnp.maximum(0.25 * jnp.exp(-(LOG_SNR_MAX + jnp.abs(self.mean)) / self.width), 1e-20)
         tail = 2 * floored(jnp.where(first_half, t, 1 - t), least)
         return tail, jnp.where(first_half, -1.0, 1.0).astype(t.dtype)
 
-    def curve(self, t):
+    def curve(self, t: Array) -> Any:
         tail, sign = self._tail(t)
         return self.mean + sign * self.width * jnp.log(tail)
 
-    def ratio(self, t):
+    def ratio(self, t: Array) -> Any:
         tail, sign = self._tail(t)
         return early(lambda xp, mean: xp.exp(-mean / 2), self.mean) * tail ** (-sign * self.width / 2)
 
-    def uncurve(self, log_snr):
+    def uncurve(self, log_snr: Array) -> Any:
         from_mean = log_snr - self.mean
         half = 0.5 * jnp.exp(-jnp.abs(from_mean) / self.width)
         return jnp.where(from_mean > 0, half, 1 - half)

@@ -7,6 +7,7 @@ In continuous time the bound depends on the end points alone (Kingma et al. 2021
 moves the variance of its estimate. `diffax.losses.vdm_loss` trains both.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from diffax import random
 from diffax._checks import Condition, check, check_count, interval
 from diffax._pytrees import as_float, of_rank, pytree, static
 from diffax.schedules._curve import LOG_SNR_MAX, Curve, straight_through
+from diffax.typing import Array, Keys, Scalar, Scaling, Times
 
 BISECTIONS = 40
 
@@ -49,11 +51,17 @@ class Learned(Curve):
     weights: Any
     biases: Any
     heights: Any
-    scaling: str = static(default="vp")
+    scaling: Scaling = static(default="vp")
 
     @classmethod
     def init(
-        cls, key: Any, *, log_snr_max: float = 13.3, log_snr_min: float = -5.0, units: int = 64, scaling: str = "vp"
+        cls,
+        key: Keys,
+        *,
+        log_snr_max: float = 13.3,
+        log_snr_min: float = -5.0,
+        units: int = 64,
+        scaling: Scaling = "vp",
     ) -> "Learned":
         """A schedule close to linear in log-SNR, with VDM's end points (Kingma et al. 2021, section 6).
 
@@ -81,34 +89,34 @@ class Learned(Curve):
         heights = jnp.full((units,), -4.0)
         return cls(jnp.asarray([log_snr_max, log_snr_min]), jnp.asarray(0.5), weights, biases, heights, scaling)
 
-    def _f(self, t: Any) -> Any:
+    def _f(self, t: Times) -> Any:
         t = jnp.asarray(t)[..., None]
         weights, biases, heights = (of_rank(v, t) for v in (self.weights, self.biases, self.heights))
         weights, heights = jax.nn.softplus(weights), jax.nn.softplus(heights)
         bent = jnp.sum(heights * jax.nn.sigmoid(weights * t + biases), -1)
         return jax.nn.softplus(self.slope) * t[..., 0] + bent
 
-    def _clipped(self, f, t, at_data, at_noise):
+    def _clipped(self, f: Callable[[Any], Any], t: Array, at_data: Scalar, at_noise: Scalar) -> Any:
         # The ends lie within the clip, so that no bisection is needed to find where it begins.
         return f(straight_through(t, jnp.clip(t, 0.0, 1.0)))
 
     @property
-    def _clipped_ends(self):
+    def _clipped_ends(self) -> Any:
         """Training may move the ends beyond the clip, or across each other."""
         high = jnp.clip(self.ends[0], -LOG_SNR_MAX + SMALLEST_RANGE, LOG_SNR_MAX)
         return high, jnp.clip(self.ends[1], -LOG_SNR_MAX, high - SMALLEST_RANGE)
 
-    def curve(self, t):
+    def curve(self, t: Array) -> Any:
         f, (first, last) = self._f(t), self._f(jnp.asarray([0.0, 1.0], jnp.asarray(t).dtype))
         high, low = self._clipped_ends
         return high + (low - high) * (f - first) / (last - first)
 
-    def uncurve(self, log_snr):
+    def uncurve(self, log_snr: Array) -> Any:
         """By bisection, and one step of Newton's that the derivative goes through."""
         log_snr = as_float(log_snr)
         frozen, wanted = jax.lax.stop_gradient((self, log_snr))
 
-        def halve(_, bounds):
+        def halve(_: Array, bounds: tuple[Array, Array]) -> Any:
             low, high = bounds
             middle = (low + high) / 2
             later = frozen.curve(middle) > wanted

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from diffax._pytrees import pytree, static
 from diffax.schedules._beta_integral import beta_integral, beta_time
 from diffax.schedules._curve import Curve, check_range
+from diffax.typing import Array, Scaling
 
 
 @pytree
@@ -31,17 +32,17 @@ class Linear(Curve):
 
     beta_min: Any = 0.1
     beta_max: Any = 20.0
-    scaling: str = static(default="vp")
+    scaling: Scaling = static(default="vp")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range(("beta_min", "beta_max"), self.beta_min, self.beta_max, may_equal=True)
 
-    def curve(self, t):
+    def curve(self, t: Array) -> Any:
         return -jnp.log(jnp.expm1(beta_integral(self.beta_min, self.beta_max, t)))
 
-    def ratio(self, t):
+    def ratio(self, t: Array) -> Any:
         return jnp.sqrt(jnp.expm1(beta_integral(self.beta_min, self.beta_max, t)))
 
-    def uncurve(self, log_snr):
+    def uncurve(self, log_snr: Array) -> Any:
         return beta_time(self.beta_min, self.beta_max, jax.nn.softplus(-log_snr))

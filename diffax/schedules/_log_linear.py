@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from diffax._pytrees import pytree, static
 from diffax.schedules._curve import Curve, check_range, early
+from diffax.typing import Array, Scaling
 
 
 @pytree
@@ -29,26 +30,26 @@ class LogLinear(Curve):
 
     sigma_min: Any
     sigma_max: Any
-    scaling: str = static(default="ve")
+    scaling: Scaling = static(default="ve")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range(("sigma_min", "sigma_max"), self.sigma_min, self.sigma_max)
 
     @property
-    def _ends(self):
+    def _ends(self) -> Any:
         return early(lambda xp, v: xp.log(v), self.sigma_min), early(lambda xp, v: xp.log(v), self.sigma_max)
 
-    def curve(self, t):
+    def curve(self, t: Array) -> Any:
         low, high = self._ends
         return -2 * (low + (high - low) * t)
 
-    def ratio(self, t):
+    def ratio(self, t: Array) -> Any:
         low, high = self._ends
         # From the middle, so that the exponent has as few digits before the point as it can.
         middle = early(lambda xp, a, b: xp.sqrt(a * b), self.sigma_min, self.sigma_max)
         return middle * jnp.exp((high - low) * (t - 0.5))
 
-    def uncurve(self, log_snr):
+    def uncurve(self, log_snr: Array) -> Any:
         low, high = self._ends
         return (-log_snr / 2 - low) / (high - low)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from diffax._checks import check, check_schedule, non_negative
 from diffax._pytrees import as_float, float_fields, pytree
-from diffax.typing import Level
+from diffax.typing import Level, Scalar, Times
 
 
 @pytree
@@ -24,13 +24,13 @@ class NoiseFloor:
     base: Any
     std: Any
 
-    def __call__(self, t: Any) -> Level:
+    def __call__(self, t: Times) -> Level:
         """(alpha, sigma', log-SNR) at t; any shape."""
         level = self.base(t)
         sigma = jnp.sqrt(jnp.square(level.sigma) + jnp.square(level.alpha * self.std))
         return Level(level.alpha, sigma, self._lifted(level.log_snr))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the floor; an integer becomes a float."""
         float_fields(self)
         check_schedule(self.base)
@@ -51,16 +51,16 @@ class NoiseFloor:
         """Number of levels of the base, where that is a table."""
         return getattr(self.base, "num_train_steps", None)
 
-    def log_snr(self, t: Any) -> Any:
+    def log_snr(self, t: Times) -> Any:
         """log(alpha^2 / sigma'^2) at t, at most -2 log std; any shape."""
         return self._lifted(self.base.log_snr(t))
 
-    def inverse(self, log_snr: Any) -> Any:
+    def inverse(self, log_snr: Scalar) -> Any:
         """The t at which this schedule has this log-SNR, 0 where none has; any shape."""
         square = jnp.exp(-as_float(log_snr)) - jnp.square(self.std)
         return self.base.inverse(-jnp.log(jnp.maximum(square, RHO_MIN**2)))
 
-    def _lifted(self, log_snr):
+    def _lifted(self, log_snr: Scalar) -> Any:
         return -jnp.log(jnp.exp(-log_snr) + jnp.square(self.std))
 
 

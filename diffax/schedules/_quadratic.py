@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from diffax._pytrees import pytree, static
 from diffax.schedules._curve import Curve, check_range, early
+from diffax.typing import Array, Scaling
 
 
 @pytree
@@ -31,24 +32,24 @@ class Quadratic(Curve):
 
     beta_min: Any = 0.85
     beta_max: Any = 12.0
-    scaling: str = static(default="vp")
+    scaling: Scaling = static(default="vp")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range(("beta_min", "beta_max"), self.beta_min, self.beta_max, may_equal=True)
 
-    def _integral(self, t):
+    def _integral(self, t: Array) -> Any:
         product = early(lambda xp, low, high: xp.sqrt(low * high) - low, self.beta_min, self.beta_max)  # a c
         square = early(lambda xp, low, high: xp.square(xp.sqrt(high) - xp.sqrt(low)) / 3, self.beta_min, self.beta_max)
         return t * (self.beta_min + t * (product + square * t))
 
-    def curve(self, t):
+    def curve(self, t: Array) -> Any:
         return -jnp.log(jnp.expm1(self._integral(t)))
 
-    def ratio(self, t):
+    def ratio(self, t: Array) -> Any:
         return jnp.sqrt(jnp.expm1(self._integral(t)))
 
-    def uncurve(self, log_snr):
+    def uncurve(self, log_snr: Array) -> Any:
         integral = jax.nn.softplus(-log_snr)
         a = jnp.sqrt(self.beta_min)
         # u = a + c t, and u^3 - a^3 = 3 c B: divided by u^2 + u a + a^2 instead of c, which may be 0.

@@ -12,7 +12,7 @@ from diffax._pytrees import concrete, pytree
 from diffax.schedules._curve import Curve, early
 from diffax.schedules._scalings import SCALINGS
 from diffax.schedules._tabulated import Tabulated
-from diffax.typing import Schedule
+from diffax.typing import Array, Scalar, Scaling, Schedule
 
 
 @pytree
@@ -23,30 +23,31 @@ class Shifted(Curve):
     shift: Any
 
     @property
-    def scaling(self) -> str:  # type: ignore[override]
+    def scaling(self) -> Scaling:
         """That of the schedule."""
-        return self.schedule.scaling
+        scaling: Scaling = self.schedule.scaling
+        return scaling
 
-    def curve(self, t):
+    def curve(self, t: Array) -> Any:
         # The curve before the clip, where there is one: shifted by 2 log s, it is the new one that is clipped.
         of = self.schedule.curve if isinstance(self.schedule, Curve) else self.schedule.log_snr
         return of(t) - 2 * self._log_shift
 
-    def ratio(self, t):
+    def ratio(self, t: Array) -> Any:
         if isinstance(self.schedule, Curve):
             return self.shift * self.schedule.ratio(t)
         return self.shift * jnp.exp(-self.schedule.log_snr(t) / 2)
 
-    def uncurve(self, log_snr):
+    def uncurve(self, log_snr: Array) -> Any:
         of = self.schedule.uncurve if isinstance(self.schedule, Curve) else self.schedule.inverse
         return of(log_snr + 2 * self._log_shift)
 
     @property
-    def _log_shift(self):
+    def _log_shift(self) -> Any:
         return early(lambda xp, v: xp.log(v), self.shift)
 
 
-def shifted(schedule: Any, shift: Any) -> Schedule:
+def shifted(schedule: Any, shift: Scalar) -> Schedule:
     """`schedule` with sigma / alpha times s = `shift` at every t: lambda'(t) = lambda(t) - 2 log s, clipped to 20.
 
     s > 1 is more noise. For pictures of side d and a schedule made for side d0, s = d / d0 (Hoogeboom et al. 2023,

@@ -1,5 +1,6 @@
 """The sigmoid schedule."""
 
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from diffax._checks import above, check, positive
 from diffax._pytrees import concrete, pytree, static
 from diffax.schedules._curve import Curve, early, floored
+from diffax.typing import Array, Scalar, Scaling
 
 
 @pytree
@@ -36,9 +38,9 @@ class Sigmoid(Curve):
     start: Any = -3.0
     end: Any = 3.0
     tau: Any = 1.0
-    scaling: str = static(default="vp")
+    scaling: Scaling = static(default="vp")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check("tau", self.tau, positive)
         start = concrete(self.start)
@@ -46,27 +48,27 @@ class Sigmoid(Curve):
             check("end", self.end, above(start, "start"))
 
     @property
-    def _half_width(self):
+    def _half_width(self) -> Any:
         return (self.end - self.start) / (2 * self.tau)
 
     @property
-    def _log_k(self):
-        def of(xp, start, end, tau):
+    def _log_k(self) -> Any:
+        def of(xp: ModuleType, start: Scalar, end: Scalar, tau: Scalar) -> Any:
             a, b = xp.abs(start / tau), xp.abs(end / tau)
             return (b - a) / 2 + xp.log1p(xp.exp(-b)) - xp.log1p(xp.exp(-a))
 
         return early(of, self.start, self.end, self.tau)
 
-    def curve(self, t):
+    def curve(self, t: Array) -> Any:
         return -2 * jnp.log(self.ratio(t))
 
-    def ratio(self, t):
+    def ratio(self, t: Array) -> Any:
         w, left = self._half_width, floored(1 - t, 1e-12)
         # sinh(x) = -exp(x) expm1(-2 x) / 2: no overflow, and digits kept at both ends.
         of_ends = jnp.expm1(-2 * w * t) / jnp.expm1(-2 * w * left)
         return jnp.sqrt(of_ends) * jnp.exp(w * (t - 0.5) + self._log_k / 2)
 
-    def uncurve(self, log_snr):
+    def uncurve(self, log_snr: Array) -> Any:
         w, log_q = self._half_width, -log_snr - self._log_k
         part = (jax.nn.softplus(w - jnp.abs(log_q)) - jax.nn.softplus(-w - jnp.abs(log_q))) / (2 * w)
         return jnp.where(log_q > 0, 1 - part, part)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from diffax._pytrees import pytree, static
 from diffax.schedules._beta_integral import beta_integral, beta_time
 from diffax.schedules._curve import Curve, check_range
+from diffax.typing import Array, Scaling
 
 
 @pytree
@@ -30,20 +31,20 @@ class SubVP(Curve):
 
     beta_min: Any = 0.1
     beta_max: Any = 20.0
-    scaling: str = static(default="sub_vp")
+    scaling: Scaling = static(default="sub_vp")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range(("beta_min", "beta_max"), self.beta_min, self.beta_max, may_equal=True)
 
-    def curve(self, t):
+    def curve(self, t: Array) -> Any:
         integral = beta_integral(self.beta_min, self.beta_max, t)
         return -2 * jnp.log(-jnp.expm1(-integral)) - integral
 
-    def ratio(self, t):
+    def ratio(self, t: Array) -> Any:
         integral = beta_integral(self.beta_min, self.beta_max, t)
         return -jnp.expm1(-integral) * jnp.exp(integral / 2)
 
-    def uncurve(self, log_snr):
+    def uncurve(self, log_snr: Array) -> Any:
         integral = 2 * jnp.arcsinh(jnp.exp(-log_snr / 2) / 2)
         return beta_time(self.beta_min, self.beta_max, integral)

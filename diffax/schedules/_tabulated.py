@@ -9,6 +9,7 @@ import numpy as np
 from diffax._pytrees import as_float, concrete, pytree, static
 from diffax.schedules._betas import check_betas
 from diffax.schedules._curve import LOG_SNR_MAX, Curve, straight_through
+from diffax.typing import Array, DType, Scalar, Scaling, Values
 
 NOISE_ALONE = -13.8  # log-SNR at sigma / alpha = 1000
 
@@ -30,9 +31,9 @@ class Tabulated(Curve):
     """
 
     log_snr_table: Any
-    scaling: str = static(default="vp")
+    scaling: Scaling = static(default="vp")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if np.ndim(self.log_snr_table) != 1 or not len(self.log_snr_table):
             shape = np.shape(self.log_snr_table)
@@ -63,7 +64,7 @@ class Tabulated(Curve):
         """
         return self._last_below(NOISE_ALONE)
 
-    def _last_below(self, log_snr):
+    def _last_below(self, log_snr: Scalar) -> Any:
         table = concrete(self.log_snr_table)
         return jnp.asarray(self.log_snr_table)[-1] < log_snr if table is None else bool(table[-1] < log_snr)
 
@@ -72,7 +73,7 @@ class Tabulated(Curve):
         """T, the number of levels."""
         return len(self.log_snr_table)
 
-    def _nodes(self, dtype):
+    def _nodes(self, dtype: DType) -> Any:
         """(T + 1,) log-SNR at t = i / T, and what its rounding to this precision lost, where that is known."""
         table, xp = concrete(self.log_snr_table), np
         if table is None:
@@ -81,20 +82,20 @@ class Tabulated(Curve):
         nodes = exact.astype(dtype)
         return jnp.asarray(nodes), jnp.asarray((exact - nodes).astype(dtype))
 
-    def curve(self, t):
+    def curve(self, t: Array) -> Any:
         nodes, lost = self._nodes(t.dtype)
         left, part = _locate(jax.lax.stop_gradient(t), len(nodes) - 1)
         part = straight_through(t * (len(nodes) - 1) - left.astype(t.dtype), part)
         rest = (1 - part) * lost[left] + part * lost[left + 1]
         return nodes[left] + (part * (nodes[left + 1] - nodes[left]) + rest)
 
-    def uncurve(self, log_snr):
+    def uncurve(self, log_snr: Array) -> Any:
         nodes, _ = self._nodes(log_snr.dtype)
         times = jnp.arange(len(nodes), dtype=nodes.dtype) / (len(nodes) - 1)
         return jnp.interp(-log_snr, -nodes, times)
 
 
-def _locate(t, count):
+def _locate(t: Array, count: int) -> Any:
     """The cell of t and its place there, in [0, 1], of as many digits as t has.
 
     t count has an error of count eps / 2, which a steep last cell turns into digits of alpha: halves of t times
@@ -117,7 +118,7 @@ def _locate(t, count):
     return jnp.where(beyond, count - 1, left).astype(int), jnp.where(beyond, 1.0, part)
 
 
-def from_betas(betas: Any, *, scaling: str = "vp") -> Tabulated:
+def from_betas(betas: Values, *, scaling: Scaling = "vp") -> Tabulated:
     """The discrete-time schedule of DDPM: alpha_i^2 = prod_{j <= i} (1 - beta_j).
 
     Concrete betas are accumulated in float64, whatever the precision of what follows.

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax._pytrees import as_float, concrete, safe_sqrt
-from diffax.typing import Schedule
+from diffax.typing import Schedule, Times
 
 
-def rates(schedule: Schedule, t: Any) -> tuple[Any, Any]:
+def rates(schedule: Schedule, t: Times) -> tuple[Any, Any]:
     """(d alpha / dt, d sigma / dt) at t, by one jvp; any shape.
 
     >>> import diffax
@@ -22,7 +22,7 @@ def rates(schedule: Schedule, t: Any) -> tuple[Any, Any]:
     return tangent.alpha, tangent.sigma
 
 
-def transition(schedule: Schedule, t: Any, s: Any) -> tuple[Any, Any]:
+def transition(schedule: Schedule, t: Times, s: Times) -> tuple[Any, Any]:
     """(scale, std) of q(x_t | x_s) = N(scale x_s, std^2 I), for s <= t; any shape.
 
         scale = alpha_t / alpha_s

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from diffax.times._discrete import lcm, leading, linspace, trailing
 from diffax.times._in_noise import arctan, karras, polyexponential, uniform_log_snr
 from diffax.times._in_time import beta, quadratic, uniform
+from diffax.typing import Schedule
 
 
 class Row(NamedTuple):
@@ -28,7 +29,7 @@ class Row(NamedTuple):
     k_diffusion: tuple[str, ...] = ()
     diffusers: tuple[str, ...] = ()
 
-    def build(self, schedule: Any, n: int) -> Any:
+    def build(self, schedule: Schedule, n: int) -> Any:
         """(n,) times, with the row's settings."""
         return self.make(schedule, n, **self.settings)
 

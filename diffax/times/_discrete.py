@@ -1,12 +1,10 @@
 """Step grids of the timesteps of a table, made on the host."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 
 from diffax._checks import Condition, check, check_count, check_schedule, interval, whole
-from diffax.typing import Array, Float, Schedule
+from diffax.typing import Array, Float, Schedule, Values
 
 
 def leading(schedule: Schedule, n: int, *, num_train_steps: int | None = None, offset: int = 0) -> Float[Array, " n"]:
@@ -89,7 +87,7 @@ def lcm(
     return jnp.asarray(steps[np.arange(n) * original_steps // n] / count, dtype=float)
 
 
-def from_timesteps(num_train_steps: int, timesteps: Any) -> Float[Array, " n"]:
+def from_timesteps(num_train_steps: int, timesteps: Values) -> Float[Array, " n"]:
     """(n,) times of a list of integer timesteps i in [0, T - 1].
 
     Raises:

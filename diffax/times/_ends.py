@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from diffax._pytrees import as_float
 from diffax.schedules._curve import straight_through
-from diffax.typing import Schedule
+from diffax.typing import Scalar, Schedule
 
 SIGMA_MAX, SIGMA_MIN = 80.0, 0.02  # sigma / alpha at the default ends
 
@@ -32,7 +32,7 @@ def default_ends(schedule: Schedule) -> tuple[Any, Any]:
     return jnp.where(zero, 1.0, t_max), data_end(schedule)
 
 
-def noise_end(schedule: Schedule, sigma: Any) -> Any:
+def noise_end(schedule: Schedule, sigma: Scalar) -> Any:
     """The largest time at which sigma / alpha <= sigma. The inverse may round up, for `Laplace` to t = 1."""
     t = as_float(schedule.inverse(-2 * jnp.log(as_float(sigma))))
     bits = jnp.int64 if t.dtype == jnp.float64 else jnp.int32

@@ -9,10 +9,10 @@ import numpy as np
 from diffax._checks import above, check, check_count, check_schedule, interval
 from diffax._pytrees import as_float, concrete, promoted
 from diffax.times._ends import SIGMA_MAX, data_end, default_ends, noise_end
-from diffax.typing import Array, Float, Schedule
+from diffax.typing import Array, Float, Leaf, Schedule, Times, Values
 
 
-def check_grid(times: Any, *, may_turn: bool = False) -> None:
+def check_grid(times: Values, *, may_turn: bool = False) -> None:
     """Raises `ValueError` for a grid that is known now to leave [0, 1] or, unless it may, to turn back.
 
     times: (n, ...), n >= 1; a grid may repeat a point.
@@ -38,7 +38,7 @@ def _short(grid: np.ndarray) -> str:
 
 
 def entries(
-    schedule: Schedule, n: int, t_max: Any, t_min: Any, inner: Callable[[Any, Any, Any], Any]
+    schedule: Schedule, n: int, t_max: Times | None, t_min: Times | None, inner: Callable[[Any, Any, Any], Any]
 ) -> Float[Array, " n"]:
     """Times from t_max to t_min, None for the default ends. Both ends are exact; powers and logs are smooth between.
 
@@ -60,7 +60,7 @@ def entries(
     if n > 1 and low is not None:
         check("t_max", t_max, above(low, "t_min"))
 
-    def grid(from_noise):
+    def grid(from_noise: bool) -> Array:
         times = between(as_float(t_max), as_float(t_min), n - from_noise, inner)
         return jnp.concatenate([jnp.ones(1, times.dtype), times]) if from_noise else times
 
@@ -68,7 +68,7 @@ def entries(
     return grid(zero) if isinstance(zero, bool) else jnp.where(zero, grid(True), grid(False))
 
 
-def between(first: Any, last: Any, n: int, inner: Callable[[Any, Any, Any], Any]) -> Any:
+def between(first: Leaf, last: Leaf, n: int, inner: Callable[[Any, Any, Any], Any]) -> Array:
     """Times from `first` to `last`, `inner` between them, cut to n entries."""
     dtype = promoted(first, last)
     parts = first[None], inner(first, last, jnp.linspace(0.0, 1.0, n)[1:-1]), last[None]

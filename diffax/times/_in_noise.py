@@ -9,17 +9,17 @@ from diffax._checks import above, below, check, check_count, check_schedule, pos
 from diffax._pytrees import as_float, concrete
 from diffax.times._ends import SIGMA_MAX, SIGMA_MIN, noise_end
 from diffax.times._grid import between, entries
-from diffax.typing import Array, Float, Schedule
+from diffax.typing import Array, Float, PerExample, Scalar, Schedule, Times, Values
 
 
 def uniform_log_snr(
     schedule: Schedule,
     n: int,
     *,
-    t_max: Any = None,
-    t_min: Any = None,
-    sigma_max: Any = None,
-    sigma_min: Any = None,
+    t_max: Times | None = None,
+    t_min: Times | None = None,
+    sigma_max: Scalar | None = None,
+    sigma_min: Scalar | None = None,
 ) -> Float[Array, " n"]:
     """(n,) times evenly spaced in log-SNR, the default grid of the commands. Arguments as in `karras`.
 
@@ -36,11 +36,11 @@ def polyexponential(
     schedule: Schedule,
     n: int,
     *,
-    rho: Any = 1.0,
-    t_max: Any = None,
-    t_min: Any = None,
-    sigma_max: Any = None,
-    sigma_min: Any = None,
+    rho: Scalar = 1.0,
+    t_max: Times | None = None,
+    t_min: Times | None = None,
+    sigma_max: Scalar | None = None,
+    sigma_min: Scalar | None = None,
 ) -> Float[Array, " n"]:
     """(n,) times at log r = log r_min + u^rho (log r_max - log r_min), u evenly spaced from 1 to 0; r = sigma / alpha.
 
@@ -56,7 +56,7 @@ def polyexponential(
     """
     check("rho", rho, positive)
 
-    def curve(ramp, first, last):
+    def curve(ramp: Scalar, first: Scalar, last: Scalar) -> Any:
         return last + (1 - ramp) ** rho * (first - last)
 
     return _in_noise(schedule, n, t_max, t_min, curve, sigma_max, sigma_min)
@@ -66,11 +66,11 @@ def karras(
     schedule: Schedule,
     n: int,
     *,
-    rho: Any = 7.0,
-    t_max: Any = None,
-    t_min: Any = None,
-    sigma_max: Any = None,
-    sigma_min: Any = None,
+    rho: Scalar = 7.0,
+    t_max: Times | None = None,
+    t_min: Times | None = None,
+    sigma_max: Scalar | None = None,
+    sigma_min: Scalar | None = None,
 ) -> Float[Array, " n"]:
     """(n,) times evenly spaced in (sigma / alpha)^(1 / rho). Karras et al. 2022, eq. 5.
 
@@ -94,7 +94,7 @@ def karras(
     """
     check("rho", rho, positive)
 
-    def curve(ramp, first, last):
+    def curve(ramp: Scalar, first: Scalar, last: Scalar) -> Any:
         # exp(first / rho) times what the bracket adds up to, so that nothing overflows for a small rho.
         return first + rho * jnp.log1p(ramp * jnp.expm1((last - first) / rho))
 
@@ -102,7 +102,13 @@ def karras(
 
 
 def arctan(
-    schedule: Schedule, n: int, *, scale: Any = 0.7, power: Any = 1.25, t_max: Any = None, t_min: Any = None
+    schedule: Schedule,
+    n: int,
+    *,
+    scale: PerExample = 0.7,
+    power: Scalar = 1.25,
+    t_max: Times | None = None,
+    t_min: Times | None = None,
 ) -> Float[Array, " n"]:
     """(n,) times at which atan((r / scale)^(1 / power)) is evenly spaced, r = sigma / alpha; both ends included.
 
@@ -130,7 +136,7 @@ def arctan(
         check(name, value, positive)
     log_scale = jnp.log(as_float(scale))
 
-    def inner(first, last, ramp):
+    def inner(first: Scalar, last: Scalar, ramp: Scalar) -> Any:
         low, high = (jnp.arctan(jnp.exp((-schedule.log_snr(t) / 2 - log_scale) / power)) for t in (first, last))
         theta = low + (high - low) * ramp
         return schedule.inverse(-2 * (log_scale + power * jnp.log(jnp.tan(theta))))
@@ -138,7 +144,7 @@ def arctan(
     return entries(schedule, n, t_max, t_min, inner)
 
 
-def from_sigmas(schedule: Schedule, sigmas: Any) -> Float[Array, " n"]:
+def from_sigmas(schedule: Schedule, sigmas: Values) -> Float[Array, " n"]:
     """(n,) times at which sigma / alpha is what the list says, as far as the schedule reaches.
 
     Lists of noise levels from other libraries end with a 0; leave it out: `sample` ends with the denoiser.
@@ -155,7 +161,7 @@ def from_sigmas(schedule: Schedule, sigmas: Any) -> Float[Array, " n"]:
     return schedule.inverse(-2 * jnp.log(as_float(sigmas)))
 
 
-def path(schedule: Schedule, n: int, t: Any, s: Any) -> Float[Array, " n"]:
+def path(schedule: Schedule, n: int, t: Times, s: Times) -> Float[Array, " n"]:
     """(n,) times from t to s, in either direction, evenly spaced in log-SNR: `uniform_log_snr` for traced ends.
 
     >>> from diffax.schedules import LogLinear
@@ -169,12 +175,12 @@ def path(schedule: Schedule, n: int, t: Any, s: Any) -> Float[Array, " n"]:
 def _in_noise(
     schedule: Schedule,
     n: int,
-    t_max: Any,
-    t_min: Any,
+    t_max: Times | None,
+    t_min: Times | None,
     curve: Callable[[Any, Any, Any], Any],
-    sigma_max: Any = None,
-    sigma_min: Any = None,
-) -> Any:
+    sigma_max: Scalar | None = None,
+    sigma_min: Scalar | None = None,
+) -> Array:
     """Times at curve(ramp, first, last) of log(sigma / alpha), ramp in (0, 1). A given sigma replaces that end's t."""
     check_schedule(schedule)
     for name, value in (("sigma_max", sigma_max), ("sigma_min", sigma_min)):
@@ -193,11 +199,11 @@ def _in_noise(
 
 
 def _by_log_snr(schedule: Schedule, curve: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
-    def inner(first, last, ramp):
+    def inner(first: Scalar, last: Scalar, ramp: Scalar) -> Any:
         return schedule.inverse(-2 * curve(ramp, -schedule.log_snr(first) / 2, -schedule.log_snr(last) / 2))
 
     return inner
 
 
-def _log_linear(ramp: Any, first: Any, last: Any) -> Any:
+def _log_linear(ramp: Scalar, first: Scalar, last: Scalar) -> Any:
     return first + ramp * (last - first)

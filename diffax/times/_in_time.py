@@ -7,10 +7,12 @@ import jax.numpy as jnp
 from diffax._checks import check, positive
 from diffax.times._beta_quantile import beta_quantile
 from diffax.times._grid import entries
-from diffax.typing import Array, Float, Schedule
+from diffax.typing import Array, Float, Scalar, Schedule, Times
 
 
-def uniform(schedule: Schedule, n: int, *, t_max: Any = None, t_min: Any = None) -> Float[Array, " n"]:
+def uniform(
+    schedule: Schedule, n: int, *, t_max: Times | None = None, t_min: Times | None = None
+) -> Float[Array, " n"]:
     """(n,) times evenly spaced from t_max to t_min, both included.
 
     Args:
@@ -29,11 +31,13 @@ def uniform(schedule: Schedule, n: int, *, t_max: Any = None, t_min: Any = None)
     return entries(schedule, n, t_max, t_min, _even)
 
 
-def _even(first: Any, last: Any, ramp: Any) -> Any:
+def _even(first: Scalar, last: Scalar, ramp: Scalar) -> Any:
     return first * (1 - ramp) + last * ramp
 
 
-def quadratic(schedule: Schedule, n: int, *, t_max: Any = None, t_min: Any = None) -> Float[Array, " n"]:
+def quadratic(
+    schedule: Schedule, n: int, *, t_max: Times | None = None, t_min: Times | None = None
+) -> Float[Array, " n"]:
     """(n,) times whose square roots are evenly spaced. Arguments as in `uniform`.
 
     Song, Meng & Ermon 2021, appendix D.2 ("quadratic", there from t_max = 0.8); `time_quadratic` in DPM-Solver's code.
@@ -43,19 +47,25 @@ def quadratic(schedule: Schedule, n: int, *, t_max: Any = None, t_min: Any = Non
     [0.64, 0.25, 0.04]
     """
 
-    def inner(first, last, ramp):
+    def inner(first: Scalar, last: Scalar, ramp: Scalar) -> Any:
         return (jnp.sqrt(first) * (1 - ramp) + _root(last) * ramp) ** 2
 
     return entries(schedule, n, t_max, t_min, inner)
 
 
-def _root(t: Any) -> Any:
+def _root(t: Times) -> Any:
     """sqrt(t), with a finite slope at 0."""
     return jnp.where(t > 0, jnp.sqrt(jnp.where(t > 0, t, 1.0)), 0.0)
 
 
 def beta(
-    schedule: Schedule, n: int, *, a: Any = 0.6, b: Any = 0.6, t_max: Any = None, t_min: Any = None
+    schedule: Schedule,
+    n: int,
+    *,
+    a: Scalar = 0.6,
+    b: Scalar = 0.6,
+    t_max: Times | None = None,
+    t_min: Times | None = None,
 ) -> Float[Array, " n"]:
     """(n,) times t_min + (t_max - t_min) q(p), q the quantile function of Beta(a, b), p evenly spaced from 1 to 0.
 
@@ -80,7 +90,7 @@ def beta(
     for name, value in (("a", a), ("b", b)):
         check(name, value, positive)
 
-    def inner(first, last, ramp):
+    def inner(first: Scalar, last: Scalar, ramp: Scalar) -> Any:
         return last + (first - last) * beta_quantile(1 - ramp, a, b)
 
     return entries(schedule, n, t_max, t_min, inner)

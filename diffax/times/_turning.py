@@ -8,11 +8,11 @@ import numpy as np
 from diffax._checks import Condition, below, check, check_count, check_schedule, interval
 from diffax._pytrees import as_float, concrete
 from diffax.times._in_noise import path
-from diffax.typing import Array, Schedule
+from diffax.typing import Array, Schedule, Times, Values
 
 
 def restart(
-    schedule: Schedule, times: Any, t_min: Any, t_max: Any, *, num_restarts: int = 1, num_steps: int = 5
+    schedule: Schedule, times: Values, t_min: Times, t_max: Times, *, num_restarts: int = 1, num_steps: int = 5
 ) -> Array:
     """A grid with one restart interval: (n + num_restarts (num_steps + 1),) times for (n,) times.
 
@@ -41,8 +41,8 @@ def restart(
     check_schedule(schedule)
     for name, value, least in (("num_restarts", num_restarts, 0), ("num_steps", num_steps, 1)):
         check_count(name, value, least)
-    if jnp.ndim(times) != 1 or not len(times):
-        raise ValueError(f"times must have shape (n,) with n >= 1, got {jnp.shape(times)}")
+    if np.ndim(times) != 1 or not len(times):
+        raise ValueError(f"times must have shape (n,) with n >= 1, got {np.shape(times)}")
     check("t_max", t_max, interval("[0, 1]"))
     known_t_max, known_times = concrete(t_max), concrete(times)
     if known_t_max is not None:
@@ -62,7 +62,7 @@ def restart(
     return jnp.where(inside, way[(j - first - 1) % (num_steps + 1)], outer)
 
 
-def jumps(times: Any, *, length: int = 10, repeats: int = 10) -> Any:
+def jumps(times: Values, *, length: int = 10, repeats: int = 10) -> Any:
     """RePaint's grid: at every `length`-th entry from the end, back by `length` entries, `repeats` - 1 times.
 
     The entry with u entries after it is a turning point for u = 0, length, 2 length, ... < n - length. With `sample`,

@@ -1,8 +1,9 @@
 """The training state, the step, its parallel form, the optimiser and checkpoints; learned step grids."""
 
 from diffax.training._learned_grid import LearnedGrid, learn_grid
-from diffax.training.checkpoints import CheckpointError, Checkpoints
+from diffax.training.checkpoints import Checkpoints
 from diffax.training.exports import load_export, save_export
+from diffax.training.manifest import CheckpointError
 from diffax.training.optimizers import adamw
 from diffax.training.parallel import data_parallel, make_mesh, place, sharded
 from diffax.training.state import TrainState, init_state

@@ -7,6 +7,7 @@ theta falls along the gradient of log E |sampler(times) - target|^2, through the
 gap is positive and no smaller than floor L / m, so that the grid neither turns back nor collapses onto a point.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ from diffax.analytic import flow
 from diffax.samplers._base import Sampler
 from diffax.sampling import integrate, sample
 from diffax.times import check_grid
-from diffax.typing import Array, Denoiser, Grid, Keys, Schedule
+from diffax.typing import Array, Denoiser, Grid, Keys, Leaf, Params, Scalar, Schedule, Tree, Values
 
 ENDINGS = {
     "sample": lambda key, sampler, denoise, x, times: sample(key, sampler, denoise, x, times),
@@ -46,15 +47,15 @@ def learn_grid(
     sampler: Sampler,
     schedule: Schedule,
     denoise: Denoiser,
-    x: Any,
+    x: Tree,
     times: Grid,
     *,
-    target: Any = None,
+    target: Tree = None,
     ending: str = "sample",
     learn_end: bool = True,
     num_steps: int = 200,
-    learning_rate: Any = 0.1,
-    floor: Any = 0.05,
+    learning_rate: Scalar = 0.1,
+    floor: Scalar = 0.05,
 ) -> LearnedGrid:
     """The step grid at which `sampler` comes closest to the exact solution, with as many entries as `times`.
 
@@ -104,7 +105,7 @@ def learn_grid(
     if target is None:
         target = flow(schedule, denoise, x, times[0], 0.0 if ending == "sample" else times[-1], num_steps=200)
 
-    def loss(parameters):
+    def loss(parameters: tuple[Any, Any]) -> Any:
         grid = _grid(schedule, times, parameters, floor, learn_end)
         return jnp.log(_mean_square(run(key, sampler, denoise, x, grid), target)), grid
 
@@ -112,11 +113,11 @@ def learn_grid(
     return LearnedGrid(_grid(schedule, times, parameters, floor, learn_end), jnp.exp(losses / 2))
 
 
-def _check(x: Any, times: Any, target: Any, ending: str, learn_end: bool, num_steps: int, floor: Any) -> None:
+def _check(x: Tree, times: Values, target: Tree, ending: str, learn_end: bool, num_steps: int, floor: Scalar) -> None:
     if ending == "integrate" and learn_end and target is None:
         raise ValueError("learn_end must be False for ending='integrate' without a target, got True")
-    if jnp.ndim(times) != 1 or len(times) < 3:
-        raise ValueError(f"times must have shape (n,) with n >= 3, got {jnp.shape(times)}")
+    if np.ndim(times) != 1 or len(times) < 3:
+        raise ValueError(f"times must have shape (n,) with n >= 3, got {np.shape(times)}")
     check_grid(times)
     check("times", times, Condition("falling", lambda v: np.diff(v) < 0))
     check_count("num_steps", num_steps)
@@ -126,14 +127,14 @@ def _check(x: Any, times: Any, target: Any, ending: str, learn_end: bool, num_st
     check("floor", floor, interval("(0, 1)"))
 
 
-def _first(schedule: Schedule, times: Any, floor: Any) -> tuple[Any, Any]:
+def _first(schedule: Schedule, times: Leaf, floor: Scalar) -> tuple[Any, Any]:
     """(theta, log of the length) of the grid to start from; a gap below the floor is lifted to just above it."""
     gaps = jnp.diff(schedule.log_snr(times))
     share = gaps / gaps.sum() - floor / len(gaps)
     return jnp.log(jnp.maximum(share, 1e-3 / len(gaps))), jnp.log(gaps.sum())
 
 
-def _grid(schedule: Schedule, times: Any, parameters: tuple[Any, Any], floor: Any, learn_end: bool) -> Any:
+def _grid(schedule: Schedule, times: Leaf, parameters: tuple[Any, Any], floor: Scalar, learn_end: bool) -> Any:
     theta, log_length = parameters
     share = (1 - floor) * jax.nn.softmax(theta) + floor / len(theta)
     first, last = schedule.log_snr(times[jnp.array([0, -1])])
@@ -143,16 +144,16 @@ def _grid(schedule: Schedule, times: Any, parameters: tuple[Any, Any], floor: An
     return jnp.concatenate([times[:1], inner[:-1], end])
 
 
-def _mean_square(y: Any, target: Any) -> Any:
+def _mean_square(y: Tree, target: Tree) -> Any:
     squares = jax.tree.map(lambda u, v: jnp.sum(jnp.square(u - v)), y, target)
     return sum(jax.tree.leaves(squares)) / sum(leaf.size for leaf in jax.tree.leaves(target))
 
 
-def _descend(loss: Any, parameters: Any, num_steps: int, learning_rate: Any) -> tuple[Any, Any]:
+def _descend(loss: Callable[[Any], Any], parameters: Params, num_steps: int, learning_rate: Scalar) -> tuple[Any, Any]:
     """Adam (Kingma & Ba 2015, algorithm 1), falling to no step at all; the best parameters met, and all losses."""
     zeros = jax.tree.map(jnp.zeros_like, parameters)
 
-    def step(carry, i):
+    def step(carry: tuple[Any, ...], i: Leaf) -> Any:
         now, mean, square, best, least = carry
         (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(now)
         better = value < least
@@ -162,7 +163,7 @@ def _descend(loss: Any, parameters: Any, num_steps: int, learning_rate: Any) -> 
         rate = learning_rate * (1 - i / num_steps)
         seen = (i + 1).astype(float)
 
-        def moved(p, m, v):
+        def moved(p: Leaf, m: Leaf, v: Leaf) -> Any:
             of_mean, of_square = ((1 - decay**seen).astype(p.dtype) for decay in (0.9, 0.99))
             return p - rate * m / of_mean / (jnp.sqrt(v / of_square) + 1e-8)
 

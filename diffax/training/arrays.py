@@ -8,6 +8,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from diffax.training.state import TrainState
+from diffax.typing import Leaf, Tree
 
 
 def filled(state: TrainState) -> dict[str, Any]:
@@ -16,14 +17,14 @@ def filled(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
 
 
-def describe(tree: Any) -> dict[str, str]:
+def describe(tree: Tree) -> dict[str, str]:
     """{path: "dtype[shape]"} of the arrays of a tree; of keys their type.
 
     >>> describe({"w": jax.numpy.ones((2, 3)), "key": jax.random.key(0)})
     {"['key']": 'key<fry>[]', "['w']": 'float32[2,3]'}
     """
 
-    def leaf(v):
+    def leaf(v: Leaf) -> Any:
         return f"{v.dtype}[{','.join(map(str, v.shape))}]"
 
     return {jax.tree_util.keystr(path): leaf(v) for path, v in jax.tree_util.tree_leaves_with_path(tree)}
@@ -47,11 +48,11 @@ def check_arrays(folder: Path, saved: dict[str, str], wanted: dict[str, str]) ->
             raise ValueError(f"checkpoint {folder} must hold {path} = {asked}, got {there}")
 
 
-def abstract(tree: Any) -> Any:
+def abstract(tree: Tree) -> Any:
     """The shapes, dtypes and shardings of a tree; what has no sharding goes to the first local device."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
-    def leaf(v):
+    def leaf(v: Leaf) -> Any:
         sharding = getattr(v, "sharding", None) or here
         return jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding)
 

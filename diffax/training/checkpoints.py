@@ -28,6 +28,7 @@ from diffax.training import manifest
 from diffax.training.arrays import abstract, by_itself, check_arrays, describe, filled
 from diffax.training.manifest import CheckpointError
 from diffax.training.state import TrainState
+from diffax.typing import Tree
 
 
 class Unsound(NamedTuple):
@@ -61,20 +62,20 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory: str | os.PathLike,
+        directory: str | os.PathLike[str],
         *,
         keep_latest: int = 2,
         keep_every: int = 0,
         best: str = "",
         read_only: bool = False,
-    ):
+    ) -> None:
         check_count("keep_latest", keep_latest)
         check_count("keep_every", keep_every, 0)
         self._folder = Path(directory).absolute()
         self._keep_latest, self._keep_every, self._best = keep_latest, keep_every, best
         self._read_only = read_only
         self._thread = ThreadPoolExecutor(1, "checkpoints")
-        self._saving: tuple[int, Future] | None = None
+        self._saving: tuple[int, Future[None]] | None = None
         if not read_only and _is_first():
             self._folder.mkdir(parents=True, exist_ok=True)
             for part in self._folder.glob("*.part*"):  # what a killed save left behind
@@ -82,10 +83,10 @@ class Checkpoints:
         if not read_only:
             _meet("checkpoints are open")
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         return self
 
-    def __exit__(self, *exc):
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     @property
@@ -94,13 +95,15 @@ class Checkpoints:
         self.wait()
         return self._steps()
 
-    def _steps(self):
+    def _steps(self) -> list[int]:
         if not self._folder.is_dir():
             return []
         names = [path.name for path in self._folder.iterdir()]
         return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
-    def save(self, step: int, state: TrainState, record: dict[str, Any], metrics: dict[str, float] | None = None):
+    def save(
+        self, step: int, state: TrainState, record: dict[str, Any], metrics: dict[str, float] | None = None
+    ) -> None:
         """Writes the state, its record (JSON) and its metrics; goes on while they are written.
 
         The state is copied first: it may be donated to the next step.
@@ -161,7 +164,8 @@ class Checkpoints:
         Raises:
           CheckpointError: if it is damaged.
         """
-        return self._manifest(step)["record"]
+        record: dict[str, Any] = self._manifest(step)["record"]
+        return record
 
     def verify(self, step: int) -> None:
         """Reads each file of a step.
@@ -223,7 +227,7 @@ class Checkpoints:
         check_arrays(self._folder / str(step), self._manifest(step)["arrays"], describe(tree))
         return dataclasses.replace(like, **ocp.load(self._folder / str(step), abstract(tree)))
 
-    def restore_ema(self, step: int, like: Any) -> Any:
+    def restore_ema(self, step: int, like: Tree) -> Any:
         """The averaged parameters of a step alone, with the shapes, dtypes and shardings of `like`.
 
         Raises:
@@ -235,10 +239,10 @@ class Checkpoints:
         with by_itself(partial=True):
             return ocp.load(self._folder / str(step), abstract({"ema": like}))["ema"]
 
-    def _part(self, step):
+    def _part(self, step: int) -> Any:
         return self._folder / f"{step}.part"
 
-    def _failed(self, step, error):
+    def _failed(self, step: int, error: Exception) -> Any:
         # What was half written must not take the room of the next.
         for part in self._folder.glob(f"{step}.part*") if _is_first() else ():
             shutil.rmtree(part, ignore_errors=True)
@@ -247,7 +251,7 @@ class Checkpoints:
         message = next((line for line in str(error).splitlines() if "space" in line.lower()), str(error))
         return CheckpointError(f"step {step} could not be saved, {kept}: {message[:300]}")
 
-    def _commit(self, response, part, body):
+    def _commit(self, response: Any, part: Path, body: dict[str, Any]) -> None:
         """In a thread: when Orbax has written all, the manifest, then the name."""
         response.result()
         if not _is_first():
@@ -260,7 +264,7 @@ class Checkpoints:
         manifest.sync(self._folder)
         self._prune()
 
-    def _prune(self):
+    def _prune(self) -> None:
         values, measure = {}, self._best.removeprefix("-")
         for step in self._steps():
             with contextlib.suppress(CheckpointError):  # what is no checkpoint counts for nothing and is left alone
@@ -276,14 +280,15 @@ class Checkpoints:
             if step not in keep:
                 shutil.rmtree(self._folder / str(step), ignore_errors=True)
 
-    def _manifest(self, step) -> dict[str, Any]:
+    def _manifest(self, step: int) -> dict[str, Any]:
         return manifest.read(self._folder / str(step))
 
-    def _agreed_newest(self):
+    def _agreed_newest(self) -> Any:
         """Of several processes the first looks, and all do as it says."""
         if jax.process_count() == 1:
             return self.newest()
-        step, skipped, problem = -1, [], None
+        step, problem = -1, None
+        skipped: list[Any] = []
         if _is_first():
             try:
                 found, skipped = self.newest()

@@ -9,11 +9,12 @@ from orbax.checkpoint import v1 as ocp
 
 from diffax.training import manifest
 from diffax.training.arrays import abstract, by_itself, check_arrays, describe
+from diffax.typing import Params, Tree
 
 KIND = "export"  # a step of a run has a manifest too
 
 
-def save_export(directory: str | os.PathLike, params: Any, record: dict[str, Any]) -> None:
+def save_export(directory: str | os.PathLike[str], params: Params, record: dict[str, Any]) -> None:
     """Writes parameters alone, with their record (JSON), for inference. The folder must not exist."""
     folder = Path(directory).absolute()
     part = folder.with_name(f".{folder.name}.part")
@@ -25,7 +26,7 @@ def save_export(directory: str | os.PathLike, params: Any, record: dict[str, Any
     manifest.sync(folder.parent)
 
 
-def load_export(directory: str | os.PathLike, like: Any) -> Any:
+def load_export(directory: str | os.PathLike[str], like: Tree) -> Any:
     """The parameters of an export, with the shapes, dtypes and shardings of `like`.
 
     Raises:
@@ -38,16 +39,17 @@ def load_export(directory: str | os.PathLike, like: Any) -> Any:
         return ocp.load(folder, abstract(tree))["params"]
 
 
-def export_record(directory: str | os.PathLike) -> dict[str, Any]:
+def export_record(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """The record of an export.
 
     Raises:
       CheckpointError: if it is damaged.
     """
-    return manifest.read(Path(directory))["record"]
+    record: dict[str, Any] = manifest.read(Path(directory))["record"]
+    return record
 
 
-def is_export(directory: str | os.PathLike) -> bool:
+def is_export(directory: str | os.PathLike[str]) -> bool:
     """Whether a folder was written by `save_export`."""
     folder = Path(directory)
     if not (folder / manifest.MANIFEST).exists():

@@ -36,7 +36,8 @@ def read(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{MANIFEST} is not what was written") from error
     if digest != _of_text(text):
         raise CheckpointError(f"{MANIFEST} is not what was written")
-    return json.loads(text)
+    body: dict[str, Any] = json.loads(text)
+    return body
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -65,10 +66,10 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _of_text(text):
+def _of_text(text: str) -> Any:
     return hashlib.blake2b(text.encode()).hexdigest()
 
 
-def _digest(path):
+def _digest(path: Path) -> Any:
     with path.open("rb") as file:
         return hashlib.file_digest(file, hashlib.blake2b).hexdigest()

@@ -1,22 +1,21 @@
 """Optimisers."""
 
-from typing import Any
-
 import optax
 
 from diffax._checks import check, interval, non_negative, positive
+from diffax.typing import Scalar
 
 
 def adamw(
     *,
-    learning_rate: Any,
+    learning_rate: Scalar,
     num_steps: int,
     warmup_steps: int = 0,
     decay: str = "cosine",
-    weight_decay: Any = 0.0,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    clip_norm: Any = 1.0,
+    weight_decay: Scalar = 0.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    clip_norm: Scalar = 1.0,
 ) -> optax.GradientTransformation:
     """AdamW after clipping by global norm, with linear warm-up and then `decay`. The floats may be traced.
 

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffax._checks import choose
+from diffax.typing import Batch, Leaf, Params, Tree
 
 AXIS = "data"
 SMALL = 1024  # entries: what is smaller is not worth a message between devices
@@ -29,11 +30,11 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
 
 
-def _replicate(leaf: Any, count: int) -> PartitionSpec:
+def _replicate(leaf: Leaf, count: int) -> PartitionSpec:
     return PartitionSpec()
 
 
-def _fsdp(leaf: Any, count: int) -> PartitionSpec:
+def _fsdp(leaf: Leaf, count: int) -> PartitionSpec:
     """Split along the largest axis that divides by the number of devices."""
     fits = [axis for axis, size in enumerate(leaf.shape) if size % count == 0]
     if leaf.size < SMALL or not fits:
@@ -45,7 +46,7 @@ def _fsdp(leaf: Any, count: int) -> PartitionSpec:
 RULES = {"replicate": _replicate, "fsdp": _fsdp}
 
 
-def layout(tree: Any, mesh: Mesh, rule: str = "replicate") -> Any:
+def layout(tree: Tree, mesh: Mesh, rule: str = "replicate") -> Any:
     """The sharding of each leaf: "replicate", a copy on each device; "fsdp", split along its largest axis that divides.
 
     Leaves under 1,024 entries are copied by either rule.
@@ -63,7 +64,7 @@ def layout(tree: Any, mesh: Mesh, rule: str = "replicate") -> Any:
     return jax.tree.map(lambda leaf: NamedSharding(mesh, of_leaf(leaf, mesh.size)), tree)
 
 
-def place(tree: Any, mesh: Mesh, rule: str = "replicate") -> Any:
+def place(tree: Tree, mesh: Mesh, rule: str = "replicate") -> Any:
     """A copy of the tree in that layout, leaf shapes unchanged: what the steps below take and give.
 
     All processes give the same tree.
@@ -74,11 +75,11 @@ def place(tree: Any, mesh: Mesh, rule: str = "replicate") -> Any:
     return jax.tree.map(_put, copy, layout(tree, mesh, rule))
 
 
-def _is_key(leaf):
+def _is_key(leaf: Leaf) -> Any:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _put(leaf, sharding):
+def _put(leaf: Leaf, sharding: NamedSharding) -> Any:
     """`device_put` of what all processes hold alike, also onto devices of others; those take no typed keys."""
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)
@@ -91,26 +92,29 @@ def _put(leaf, sharding):
 
 
 @functools.lru_cache
-def _wrap(impl, sharding):
+def _wrap(impl: str, sharding: NamedSharding) -> Any:
     return jax.jit(lambda v: jax.random.wrap_key_data(v, impl=impl), out_shardings=sharding)
 
 
 class ParallelStep:
     """`step(state, batch) -> (state, metrics)` over devices; `lower(state, batch)` as of a jitted function."""
 
-    def __init__(self, compiled: Callable, arguments: Callable, result: Callable = lambda out: out):
+    def __init__(
+        self, compiled: Callable[..., Any], arguments: Callable[..., Any], result: Callable[..., Any] = lambda out: out
+    ) -> None:
         self._compiled, self._arguments, self._result = compiled, arguments, result
 
-    def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
+    def __call__(self, state: Tree, batch: Batch) -> tuple[Any, Any]:
         """One step. The state is donated."""
-        return self._result(self._compiled(*self._arguments(state, batch)))
+        result: tuple[Any, Any] = self._result(self._compiled(*self._arguments(state, batch)))
+        return result
 
-    def lower(self, state: Any, batch: Any) -> Any:
+    def lower(self, state: Tree, batch: Batch) -> Any:
         """The program, traced and not compiled: its cost, or `compile()` and its memory."""
         return self._compiled.lower(*self._arguments(state, batch))  # type: ignore[attr-defined]
 
 
-def data_parallel(step: Callable, mesh: Mesh | None = None) -> ParallelStep:
+def data_parallel(step: Callable[..., Any], mesh: Mesh | None = None) -> ParallelStep:
     """`step(state, batch)` by `jax.pmap` over the devices, each taking an equal part of the batch.
 
     The state is not stacked: its leaves have the same shapes as on one device (`in_axes=(None, 0)`). Put the
@@ -138,7 +142,7 @@ def data_parallel(step: Callable, mesh: Mesh | None = None) -> ParallelStep:
     )
     count = _local(mesh)
 
-    def split(batch):
+    def split(batch: Batch) -> Any:
         _check_batch(batch, count)
         return jax.tree.map(lambda leaf: np.reshape(leaf, (count, -1, *leaf.shape[1:])), batch)
 
@@ -151,18 +155,18 @@ def data_parallel(step: Callable, mesh: Mesh | None = None) -> ParallelStep:
     )
 
 
-def _over(mesh, tree):
+def _over(mesh: Mesh, tree: Tree) -> Any:
     """The same buffers, a copy on each device of this process, as an array over all of a mesh."""
     sharding = NamedSharding(mesh, PartitionSpec())
 
-    def leaf(v):
+    def leaf(v: Leaf) -> Any:
         parts = [shard.data for shard in v.addressable_shards]
         return jax.make_array_from_single_device_arrays(v.shape, sharding, parts)
 
     return jax.tree.map(leaf, tree)
 
 
-def sharded(step: Callable, mesh: Mesh | None = None, rule: str = "replicate") -> ParallelStep:
+def sharded(step: Callable[..., Any], mesh: Mesh | None = None, rule: str = "replicate") -> ParallelStep:
     """`step(state, batch)` by `jax.jit` over the devices, the state in the layout of a rule. Same contract.
 
     The compiler puts in what has to be sent: with "fsdp" parameters are gathered where they are used, and gradients,
@@ -181,21 +185,21 @@ def sharded(step: Callable, mesh: Mesh | None = None, rule: str = "replicate") -
     of_batch, everywhere = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def one(state, batch):
+    def one(state: Tree, batch: Batch) -> Any:
         state, metrics = step(state, batch)
         state = jax.lax.with_sharding_constraint(state, layout(state, mesh, rule))
         return state, jax.lax.with_sharding_constraint(metrics, everywhere)
 
     count = _local(mesh)
 
-    def put(batch):
+    def put(batch: Batch) -> Any:
         _check_batch(batch, count)
         return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(of_batch, np.asarray(leaf)), batch)
 
     return ParallelStep(one, lambda state, batch: (state, put(batch)))
 
 
-def over_batch(f: Callable, mesh: Mesh | None = None) -> Callable:
+def over_batch(f: Callable[..., Any], mesh: Mesh | None = None) -> Callable[..., Any]:
     """`f(params, *batch)` of a jitted f that treats each example by itself, the batch spread over all devices.
 
     Returns:
@@ -207,7 +211,7 @@ def over_batch(f: Callable, mesh: Mesh | None = None) -> Callable:
     gather = jax.jit(lambda tree: tree, out_shardings=everywhere)
     copied = functools.partial(jax.device_put, device=everywhere) if everywhere.is_fully_addressable else gather
 
-    def run(params, *batch):
+    def run(params: Params, *batch: Batch) -> Any:
         size = len(jax.tree.leaves(batch)[0])
         filled = np.resize(np.arange(size), size + -size % mesh.size)  # up to a multiple of the devices
         spread = jax.tree.map(lambda leaf: _put(leaf[filled], of_batch), batch)
@@ -217,11 +221,11 @@ def over_batch(f: Callable, mesh: Mesh | None = None) -> Callable:
     return run
 
 
-def _local(mesh):
+def _local(mesh: Mesh) -> Any:
     return sum(device.process_index == jax.process_index() for device in mesh.devices.flat)
 
 
-def _check_batch(batch, count):
+def _check_batch(batch: Batch, count: int) -> None:
     for leaf in jax.tree.leaves(batch):
         if len(leaf) % count:
             raise ValueError(f"batch size must be a multiple of {count} devices, got {len(leaf)}")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from diffax._pytrees import pytree
-from diffax.typing import Key
+from diffax.typing import Key, Params, Tree
 
 
 @pytree
@@ -27,7 +27,7 @@ class TrainState:
     memory: Any = ()
 
 
-def init_state(key: Key, params: Any, optimizer: optax.GradientTransformation, memory: Any = ()) -> TrainState:
+def init_state(key: Key, params: Params, optimizer: optax.GradientTransformation, memory: Tree = ()) -> TrainState:
     """The state before the first step. The key is consumed."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -11,6 +11,7 @@ import optax
 from diffax import random
 from diffax._checks import check, check_count, interval
 from diffax.training.state import TrainState
+from diffax.typing import Batch, Keys, Leaf, Params, Scalar, Tree
 
 Loss = Callable[..., Any]  # (params, batch, keys (B,)) -> (B,); with a memory see `train_step`
 
@@ -19,10 +20,10 @@ def train_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     *,
-    ema_decay: Any,
-    remember: Callable | None = None,
+    ema_decay: Scalar,
+    remember: Callable[..., Any] | None = None,
     accumulate: int = 1,
-) -> Callable:
+) -> Callable[..., Any]:
     """Builds `step(state, batch, *, axis_name=None) -> (state, metrics)`.
 
     Args:
@@ -50,13 +51,13 @@ def train_step(
     check("ema_decay", ema_decay, interval("[0, 1)"))
     check_count("accumulate", accumulate)
 
-    def mean_loss(params, batch, keys, memory):
+    def mean_loss(params: Params, batch: Batch, keys: Keys, memory: Tree) -> Any:
         losses, seen = (loss(params, batch, keys), ()) if remember is None else loss(params, batch, keys, memory)
         return jnp.mean(losses), seen
 
     gradient = in_parts(jax.value_and_grad(mean_loss, has_aux=True), accumulate)
 
-    def step(state: TrainState, batch: Any, *, axis_name: str | None = None) -> tuple[TrainState, Any]:
+    def step(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Any]:
         keys = random.keys_at(random.fold_in(state.key, state.step), batch["index"])
         (value, seen), grads = gradient(state.params, batch, keys, state.memory)
         if axis_name is not None:
@@ -74,7 +75,9 @@ def train_step(
     return step
 
 
-def _moved(optimizer: Any, ema_decay: Any, state: TrainState, grads: Any) -> dict[str, Any]:
+def _moved(
+    optimizer: optax.GradientTransformation, ema_decay: Scalar, state: TrainState, grads: Params
+) -> dict[str, Any]:
     """The parameters, their average and the optimiser's state after a step along the gradient."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -83,7 +86,7 @@ def _moved(optimizer: Any, ema_decay: Any, state: TrainState, grads: Any) -> dic
     return {"params": params, "ema": ema, "opt_state": opt_state}
 
 
-def in_parts(gradient: Callable, count: int) -> Callable:
+def in_parts(gradient: Callable[..., Any], count: int) -> Callable[..., Any]:
     """`gradient(params, batch, keys, memory) -> ((mean, seen), grads)` over `count` parts of the batch in turn.
 
     Example i goes into part i mod count, so that a batch that is spread over devices stays where it is.
@@ -91,16 +94,16 @@ def in_parts(gradient: Callable, count: int) -> Callable:
     if count == 1:
         return gradient
 
-    def part(leaf):
+    def part(leaf: Leaf) -> Any:
         if len(leaf) % count:
             raise ValueError(f"accumulate must divide the {len(leaf)} examples of a device, got {count}")
         return jnp.swapaxes(leaf.reshape(len(leaf) // count, count, *leaf.shape[1:]), 0, 1)
 
-    def whole(leaf):
+    def whole(leaf: Leaf) -> Any:
         return jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:])
 
-    def summed(params, batch, keys, memory):
-        def one(total, parts):
+    def summed(params: Params, batch: Batch, keys: Keys, memory: Tree) -> Any:
+        def one(total: Tree, parts: Tree) -> Any:
             (value, seen), grads = gradient(params, *parts, memory)
             return jax.tree.map(jnp.add, total, (value, grads)), seen
 

@@ -31,7 +31,7 @@ back, and kept over a step of length zero, which changes nothing.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -42,12 +42,12 @@ from diffax._checks import check, check_per_example, check_schedule, choose, non
 from diffax._pytrees import combine, expand, is_zero, safe_sqrt, widen
 from diffax.samplers._base import Sampler
 from diffax.samplers.engines.forms import Form, begins_in_noise, check_order, evaluate, form_of
-from diffax.typing import Schedule
+from diffax.typing import Denoiser, Grid, Keys, Leaf, PerExample, SamplerState, Scalar, Schedule, Times, Tree
 
 FORM_NAMES = ("x0", "eps", "rho", "flow", "time")
 
 
-RULES: dict[str, Callable] = {
+RULES: dict[str, Callable[..., Any]] = {
     "exact": lambda h, moments: moments[1],
     "bh1": lambda h, moments: h * h / 2,
     "bh2": lambda h, moments: h * moments[0] / 2,
@@ -62,7 +62,7 @@ class History(NamedTuple):
     """
 
     x: Any
-    values: tuple
+    values: tuple[Any, ...]
     nodes: Any
     tail: Any
     arrived: Any
@@ -75,11 +75,11 @@ class Method(NamedTuple):
 
     form: Form
     order: int
-    rule: Callable
+    rule: Callable[..., Any]
     corrector: Any
 
 
-def newton_integrals(moments: list, offsets: list) -> list:
+def newton_integrals(moments: list[Any], offsets: list[Any]) -> list[Any]:
     """[int prod_(i < m) (u - d_i)] for m = 0 .. len(moments) - 1, with d_0 = 0 and d_i = offsets[i - 1]."""
     polynomial, integrals = [1.0], []
     for moment, root in zip(moments, [0.0, *offsets, 0.0], strict=False):
@@ -90,12 +90,12 @@ def newton_integrals(moments: list, offsets: list) -> list:
     return integrals
 
 
-def divided_difference(nodes: list) -> list:
+def divided_difference(nodes: list[Any]) -> list[Any]:
     """The coefficients of f(nodes[j]) in the divided difference f[nodes[0], .., nodes[-1]]."""
     return [1 / math.prod(node - other for i, other in enumerate(nodes) if i != j) for j, node in enumerate(nodes)]
 
 
-def history_offsets(nodes: Any, start: Any, h: Any, close: Any) -> tuple[list, Any]:
+def history_offsets(nodes: Iterable[Any], start: Times, h: PerExample, close: PerExample) -> tuple[list[Any], Any]:
     """Offsets d_i = y_i - start, and how many lie behind `start` by more than `close`, seen in the direction of h.
 
     Those that do not (a cold start, a grid that turned back) are replaced by distinct ones: nothing divides by 0.
@@ -110,7 +110,7 @@ def history_offsets(nodes: Any, start: Any, h: Any, close: Any) -> tuple[list, A
     return offsets, count
 
 
-def predictor(method: Method, h: Any, a: Any, start: Any, state: History) -> tuple[list, Any]:
+def predictor(method: Method, h: PerExample, a: Scalar, start: Times, state: History) -> tuple[list[Any], Any]:
     """Weights of f_t, f_1 .. in the integral over a step of length h from `start`, and the order they have."""
     order = method.order
     offsets, count = history_offsets(state.nodes[: order - 1], start, h, _close(start, method.form))
@@ -129,7 +129,7 @@ def predictor(method: Method, h: Any, a: Any, start: Any, state: History) -> tup
     return weights, k
 
 
-def corrector(method: Method, y: Any, state: History) -> list:
+def corrector(method: Method, y: Times, state: History) -> list[Any]:
     """Weights of f_t, f_1 .. in the increment that the step which ended at y is corrected by."""
     order, first = method.order, state.nodes[0]
     h = jnp.where(y == first, 1.0, y - first)
@@ -151,7 +151,7 @@ def corrector(method: Method, y: Any, state: History) -> list:
     return weights
 
 
-def _check_noise(form, eta, noise_scale):
+def _check_noise(form: str | Form, eta: PerExample, noise_scale: PerExample) -> Any:
     """Whether there may be noise; `ValueError` for settings of it that fit no method."""
     noisy = not is_zero(eta)
     if noisy and form != "x0":
@@ -162,7 +162,7 @@ def _check_noise(form, eta, noise_scale):
     return noisy
 
 
-def _close(y, form):
+def _close(y: Times, form: Form) -> Any:
     """What may be round-off in a node y: a step that short is no base for a divided difference."""
     return 16 * jnp.finfo(jnp.result_type(y)).eps * jnp.maximum(jnp.abs(y), form.scale)
 
@@ -173,9 +173,9 @@ def adams(
     form: str | Form = "x0",
     order: int = 2,
     rule: str = "exact",
-    corrected: Any = False,
-    eta: Any = 0.0,
-    noise_scale: Any = 1.0,
+    corrected: bool | str = False,
+    eta: PerExample = 0.0,
+    noise_scale: PerExample = 1.0,
     lower_order_final: bool = False,
 ) -> Sampler:
     """The method at the head of this module. One denoiser call a step.
@@ -209,13 +209,13 @@ def adams(
     length = order if corrected else order - 1
     noisy = _check_noise(form, eta, noise_scale)
 
-    def node(t):
+    def node(t: Times) -> Any:
         return method.form.node(t, schedule(t))
 
-    def noise(t):
+    def noise(t: Times) -> Any:
         return jnp.asarray(eta(t) if callable(eta) else eta)
 
-    def init(x, times):
+    def init(x: Tree, times: Grid) -> SamplerState:
         x, first = widen(x), node(times[0])
         values = tuple(jax.tree.map(jnp.zeros_like, x) for _ in range(length))
         nodes = jnp.stack([first] * length) if length else ()
@@ -225,7 +225,7 @@ def adams(
         a = jnp.broadcast_to(jnp.ones_like(first), jnp.broadcast_shapes(jnp.shape(first), jnp.shape(noise(times[0]))))
         return History(x, values, nodes, tail, first, jnp.zeros(jnp.shape(first), int), a)
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         check_per_example(state.x, eta=noise(t), noise_scale=noise_scale)
         level_t, level_s = schedule(t), schedule(s)
         y, end = method.form.node(t, level_t), method.form.node(s, level_s)
@@ -263,7 +263,7 @@ def adams(
     )
 
 
-def _last(nodes, count, form):
+def _last(nodes: Leaf, count: int, form: Form) -> Any:
     """(count, ...) the last nodes of a grid that differ: repeats of its end are no steps."""
     moves = jnp.abs(jnp.diff(nodes, axis=0)) > _close(nodes[1:], form)
     left = jnp.concatenate([jnp.cumsum(moves[::-1], 0)[::-1], jnp.zeros((1, *nodes.shape[1:]), int)])  # moves to come
@@ -271,7 +271,7 @@ def _last(nodes, count, form):
     return jnp.take_along_axis(nodes, first, 0)
 
 
-def _on_one_path(state, y, close):
+def _on_one_path(state: History, y: Times, close: PerExample) -> Any:
     """The state without what another path left: nodes where the step begins count for nothing."""
     if not len(state.nodes):
         return state
@@ -280,10 +280,12 @@ def _on_one_path(state, y, close):
     return state._replace(nodes=jnp.where(same, state.nodes, y), used=used)
 
 
-def _remember(state, x, f, y, h, last, still, short):
+def _remember(
+    state: History, x: Tree, f: Tree, y: Times, h: PerExample, last: tuple[Any, ...], still: Scalar, short: Scalar
+) -> Any:
     """The next state. A step of length zero changes nothing; one of the length of round-off leaves no history."""
 
-    def keep(old, new, condition):
+    def keep(old: Tree, new: Tree, condition: Tree) -> Any:
         return jax.tree.map(lambda u, v: jnp.where(expand(condition, v), u, v), old, new)
 
     values, nodes = state.values, state.nodes
@@ -297,4 +299,4 @@ def _remember(state, x, f, y, h, last, still, short):
     if not rest:
         return new
     used, a = (jnp.where(still, u, v) for u, v in zip((state.used, state.a), rest, strict=True))
-    return new._replace(used=jnp.where(short & ~still, 0, used), a=a)
+    return new._replace(used=jnp.where(short & ~jnp.asarray(still), 0, used), a=a)

@@ -34,7 +34,7 @@ import numpy as np
 from diffax._checks import choose
 from diffax._pytrees import combine
 from diffax.schedules import rates
-from diffax.typing import Denoiser, Level, Schedule
+from diffax.typing import Denoiser, Level, PerExample, Scalar, Schedule, Times, Tree
 
 
 def cross(level_t: Level, level_s: Level) -> Any:
@@ -66,16 +66,16 @@ class Form(NamedTuple):
     scale: nodes smaller than this are rounded like nodes of this size (a logarithm near 0 is a difference).
     """
 
-    node: Callable
-    length: Callable
-    value: Callable
-    carry: Callable
-    gain: Callable
-    moments: Callable
+    node: Callable[..., Any]
+    length: Callable[..., Any]
+    value: Callable[..., Any]
+    carry: Callable[..., Any]
+    gain: Callable[..., Any]
+    moments: Callable[..., Any]
     scale: float = 1e-3
 
 
-def phi(z: Any, n: int) -> list:
+def phi(z: Tree, n: int) -> list[Any]:
     """[phi_1(z) .. phi_n(z)], phi_0 = exp, phi_(k+1)(z) = (phi_k(z) - 1 / k!) / z; any shape, exact at z = 0.
 
     >>> [round(float(p), 4) for p in phi(jnp.asarray(0.0), 3)]
@@ -96,48 +96,48 @@ def phi(z: Any, n: int) -> list:
     return [jnp.where(near, a, b) for a, b in zip(down, up, strict=True)]
 
 
-def _exponential(h, n, z):
+def _exponential(h: PerExample, n: int, z: Tree) -> Any:
     return [math.factorial(j) * h ** (j + 1) * p for j, p in enumerate(phi(z, n))]
 
 
-def _polynomial(h, n, a):
+def _polynomial(h: PerExample, n: int, a: Scalar) -> Any:
     return [h ** (j + 1) / (j + 1) for j in range(n)]
 
 
-def _eps(schedule, t, level, x, x0):
+def _eps(schedule: Schedule, t: Times, level: Level, x: Tree, x0: Tree) -> Any:
     return combine((1 / level.sigma, x), (-level.alpha / level.sigma, x0))
 
 
-def _velocity(schedule, t, level, x, x0):
+def _velocity(schedule: Schedule, t: Times, level: Level, x: Tree, x0: Tree) -> Any:
     of_alpha, of_sigma = rates(schedule, t)
     return combine((of_sigma / level.sigma, x), (of_alpha - of_sigma * level.alpha / level.sigma, x0))
 
 
-def _lambda(t, level):
+def _lambda(t: Times, level: Level) -> Any:
     return level.log_snr / 2
 
 
-def _log_length(t, level_t, s, level_s):
+def _log_length(t: Times, level_t: Level, s: Times, level_s: Level) -> Any:
     return log_step(level_t, level_s)
 
 
-def _rho(t, level):
+def _rho(t: Times, level: Level) -> Any:
     return level.sigma / level.alpha
 
 
-def _rho_length(t, level_t, s, level_s):
+def _rho_length(t: Times, level_t: Level, s: Times, level_s: Level) -> Any:
     return cross(level_t, level_s) / (level_t.alpha * level_s.alpha)
 
 
-def _share(t, level):
+def _share(t: Times, level: Level) -> Any:
     return level.sigma / (level.alpha + level.sigma)
 
 
-def _share_length(t, level_t, s, level_s):
+def _share_length(t: Times, level_t: Level, s: Times, level_s: Level) -> Any:
     return cross(level_t, level_s) / ((level_t.alpha + level_t.sigma) * (level_s.alpha + level_s.sigma))
 
 
-def _flow(schedule, t, level, x, x0):
+def _flow(schedule: Schedule, t: Times, level: Level, x: Tree, x0: Tree) -> Any:
     return combine((1 / level.sigma, x), (-1 - level.alpha / level.sigma, x0))
 
 
@@ -187,7 +187,7 @@ FORMS = {
 }
 
 
-def trig(std: Any) -> Form:
+def trig(std: PerExample) -> Form:
     """The row `trig`: exact for data N(0, std^2 I), where its integrand is 0.
 
         f = cos(theta) eps - sin(theta) x0 / std = (alpha std x - c^2 x0 / std) / (c sigma)
@@ -195,21 +195,21 @@ def trig(std: Any) -> Form:
     std: > 0, () or (B,), may be traced. Lu & Song 2025 (TrigFlow) with rho = tan(theta) for std = 1.
     """
 
-    def norm(level):
+    def norm(level: Level) -> Any:
         return jnp.sqrt(jnp.square(level.alpha * std) + jnp.square(level.sigma))
 
-    def value(schedule, t, level, x, x0):
+    def value(schedule: Schedule, t: Times, level: Level, x: Tree, x0: Tree) -> Any:
         c = norm(level)
         return combine((level.alpha * std / (c * level.sigma), x), (-c / (std * level.sigma), x0))
 
-    def node(t, level):
+    def node(t: Times, level: Level) -> Any:
         return jnp.arctan2(level.sigma, level.alpha * std)
 
-    def length(t, level_t, s, level_s):
+    def length(t: Times, level_t: Level, s: Times, level_s: Level) -> Any:
         cosine = level_t.alpha * level_s.alpha * jnp.square(std) + level_t.sigma * level_s.sigma
         return jnp.arctan2(std * cross(level_t, level_s), cosine)
 
-    def carry(level_t, level_s):
+    def carry(level_t: Level, level_s: Level) -> Any:
         c_t, c_s = norm(level_t), norm(level_s)
         # By differences: norms about 1, as of vp, are rounded to 1 or below, and a thousand of their ratios drift.
         of_alpha = jnp.square(std) * (level_s.alpha - level_t.alpha) * (level_s.alpha + level_t.alpha)
@@ -220,24 +220,24 @@ def trig(std: Any) -> Form:
     return Form(node=node, length=length, value=value, carry=carry, gain=norm, moments=_polynomial)
 
 
-def evaluate(form: Form, schedule: Schedule, denoise: Denoiser, x: Any, t: Any, level: Level) -> Any:
+def evaluate(form: Form, schedule: Schedule, denoise: Denoiser, x: Tree, t: Times, level: Level) -> Any:
     """The integrand of a form at (x, t), by one denoiser call."""
     return form.value(schedule, t, level, x, denoise(x, t))
 
 
-def begins_in_noise(schedule: Schedule, t: Any) -> Any:
+def begins_in_noise(schedule: Schedule, t: Times) -> Any:
     """Whether a step from t is taken at order 1: t = 1 of a schedule that `ends_in_noise`; False for all others."""
     ends = getattr(schedule, "ends_in_noise", False)
     return False if ends is False else (jnp.asarray(t) >= 1) & ends
 
 
-def higher_order(schedule: Schedule, t: Any, weight: Any) -> Any:
+def higher_order(schedule: Schedule, t: Times, weight: PerExample) -> Any:
     """The weight of a term beyond order 1 in a step from t: 0 where `begins_in_noise`."""
     first = begins_in_noise(schedule, t)
     return weight if first is False else jnp.where(first, 0.0, weight)
 
 
-def check_order(order: Any, most: int) -> int:
+def check_order(order: object, most: int) -> int:
     """`order` if it is an int in 1 .. most, else a `ValueError`."""
     if isinstance(order, bool) or not isinstance(order, (int, np.integer)) or not 1 <= order <= most:
         raise ValueError(f"order must be an int in 1 .. {most}, got {order!r}")

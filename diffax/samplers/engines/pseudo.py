@@ -19,7 +19,7 @@ from diffax._checks import check_schedule
 from diffax._pytrees import combine, expand, of_rank, promoted, widen
 from diffax.samplers._base import Sampler
 from diffax.samplers.engines.forms import FORMS, begins_in_noise, cross, evaluate
-from diffax.typing import Schedule
+from diffax.typing import Denoiser, Grid, Keys, Leaf, Level, SamplerState, Scalar, Schedule, Times, Tree
 
 WEIGHTS = np.array(
     [[1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 / 12, 5 / 12, 0], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
@@ -47,7 +47,7 @@ class Start(NamedTuple):
     """The first steps of PNDM, the slope that they take in place of the weights', and the extra calls of each."""
 
     steps: int
-    slope: Callable
+    slope: Callable[..., Any]
     calls: int
 
 
@@ -55,12 +55,12 @@ def pseudo_multistep(schedule: Schedule, order: int, start: Start | None) -> Sam
     """The method at the head of this module, with its first steps as `start` takes them."""
     check_schedule(schedule)
 
-    def init(x, times):
+    def init(x: Tree, times: Grid) -> SamplerState:
         x = widen(x)
         values = jax.tree.map(lambda v: jnp.zeros((order, *v.shape), v.dtype), x)
         return Pseudo(x, values, jnp.zeros(jnp.shape(times[0]), int), times[0], times[0])
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         level_t = schedule(t)
         e = evaluate(EPS, schedule, denoise, state.x, t, level_t)
         turned = (state.last - t) * (t - s) < 0
@@ -69,20 +69,20 @@ def pseudo_multistep(schedule: Schedule, order: int, start: Start | None) -> Sam
         values = jax.tree.map(lambda ring, v: _put(ring, v, count % order), state.values, e)
         of_x, of_slope = _transfer(level_t, schedule(s))
 
-        def mean():
+        def mean() -> Any:
             return combine(*zip(_weights(count, order, t), _places(values, order), strict=True))
 
-        def later():
+        def later() -> Any:
             return combine((of_x, state.x), (of_slope, mean()))
 
-        def first():
+        def first(start: Start) -> Any:
             e = jax.tree.map(lambda ring: _take(ring, count % order), values)
             starts = (count < start.steps) & ~jnp.asarray(begins_in_noise(schedule, t))
             slope = _select(starts, start.slope(schedule, denoise, state.x, e, t, s), mean())
             return combine((of_x, state.x), (of_slope, slope))
 
         # Both branches move x themselves, so that XLA makes one loop of that and the mean.
-        x = later() if start is None else jax.lax.cond(jnp.any(count < start.steps), first, later)
+        x = later() if start is None else jax.lax.cond(jnp.any(count < start.steps), lambda: first(start), later)
         # The weights take all steps to be equal: one of length zero leaves no trace, what it wrote is written over.
         still = t == s
         then, now = (jnp.broadcast_to(v, jnp.shape(state.last)) for v in (t, s))
@@ -96,19 +96,19 @@ def pseudo_multistep(schedule: Schedule, order: int, start: Start | None) -> Sam
     )
 
 
-def _transfer(level_t, level_s):
+def _transfer(level_t: Level, level_s: Level) -> Any:
     """The factors of x and e in phi."""
     return level_s.alpha / level_t.alpha, cross(level_t, level_s) / level_t.alpha
 
 
-def eps_after(schedule, denoise, x, e, t, s):
+def eps_after(schedule: Schedule, denoise: Denoiser, x: Tree, e: Tree, t: Times, s: Times) -> Any:
     """The eps at s, where phi moves x."""
     level_s = schedule(s)
     of_x, of_e = _transfer(schedule(t), level_s)
     return evaluate(EPS, schedule, denoise, combine((of_x, x), (of_e, e)), s, level_s)
 
 
-def _put(ring, value, place):
+def _put(ring: Leaf, value: Leaf, place: Leaf) -> Any:
     """`value` at a place of the ring, that of each example where they differ."""
     put = jax.lax.dynamic_update_index_in_dim
     if place.ndim == 0:
@@ -116,7 +116,7 @@ def _put(ring, value, place):
     return jax.vmap(lambda ring, value, place: put(ring, value, place, 0), (1, 0, 0), 1)(ring, value, place)
 
 
-def _take(ring, place):
+def _take(ring: Leaf, place: Leaf) -> Any:
     """What is at a place of the ring, that of each example where they differ."""
     take = jax.lax.dynamic_index_in_dim
     if place.ndim == 0:
@@ -124,17 +124,17 @@ def _take(ring, place):
     return jax.vmap(lambda ring, place: take(ring, place, 0, keepdims=False), (1, 0))(ring, place)
 
 
-def _places(values, order):
+def _places(values: Tree, order: int) -> Any:
     return [jax.tree.map(operator.itemgetter(j), values) for j in range(order)]
 
 
-def _weights(count, order, t):
+def _weights(count: Leaf, order: int, t: Times) -> Any:
     """Of the places of the ring: by their age, the newest first."""
     rows = jnp.asarray(WEIGHTS[:order, :order], promoted(t, jnp.float32))[jnp.minimum(count, order - 1)]
     age = (count[..., None] - of_rank(jnp.arange(order), count[..., None])) % order
     return jnp.moveaxis(jnp.take_along_axis(rows, age, -1), -1, 0)
 
 
-def _select(condition, yes, no):
+def _select(condition: Scalar, yes: Tree, no: Tree) -> Any:
     """Of two trees, by example."""
     return jax.tree.map(lambda u, v: jnp.where(expand(condition, u), u, v), yes, no)

@@ -25,27 +25,27 @@ from diffax._checks import check_schedule
 from diffax._pytrees import combine
 from diffax.samplers._base import Sampler, State, init
 from diffax.samplers.engines.forms import FORMS, Form, evaluate, higher_order
-from diffax.typing import Schedule
+from diffax.typing import Denoiser, Keys, Level, PerExample, SamplerState, Scalar, Schedule, Times, Tree
 
 
-def in_lambda(schedule, t, level_t, s, level_s, fraction):
+def in_lambda(schedule: Schedule, t: Times, level_t: Level, s: Times, level_s: Level, fraction: Scalar) -> Any:
     """The time at a fraction of the way from t to s in lambda."""
     return schedule.inverse(level_t.log_snr + fraction * (level_s.log_snr - level_t.log_snr))
 
 
-def in_rho(schedule, t, level_t, s, level_s, fraction):
+def in_rho(schedule: Schedule, t: Times, level_t: Level, s: Times, level_s: Level, fraction: Scalar) -> Any:
     """The time at a fraction of the way from t to s in rho = sigma / alpha."""
     step = jnp.expm1((level_t.log_snr - level_s.log_snr) / 2)
     return schedule.inverse(level_t.log_snr - 2 * jnp.log1p(fraction * step))
 
 
-def in_time(schedule, t, level_t, s, level_s, fraction):
+def in_time(schedule: Schedule, t: Times, level_t: Level, s: Times, level_s: Level, fraction: Scalar) -> Any:
     """The time at a fraction of the way from t to s."""
     return t + fraction * (s - t)
 
 
 # The weight of f_r - f_t in the integral.
-RULES: dict[str, Callable] = {
+RULES: dict[str, Callable[..., Any]] = {
     "half": lambda h, h_r, m0, m1: _over(m0 * h, 2 * h_r),
     "midpoint": lambda h, h_r, m0, m1: m0,
     "exact": lambda h, h_r, m0, m1: _over(m1, h_r),
@@ -55,13 +55,15 @@ RULES: dict[str, Callable] = {
 SPACES = {"rho": in_rho, "time": in_time}
 
 
-def two_stage(schedule: Schedule, form: str, r: Any, *, place: Callable = in_lambda, rule: str = "half") -> Sampler:
+def two_stage(
+    schedule: Schedule, form: str, r: Scalar, *, place: Callable[..., Any] = in_lambda, rule: str = "half"
+) -> Sampler:
     """The second-order step at the head of this module; `rule` is a key of `RULES`."""
     check_schedule(schedule)
     shape = FORMS[form]
     at_end = isinstance(r, (int, float)) and r == 1
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         level_t, level_s = schedule(t), schedule(s)
         t_r = s if at_end else place(schedule, t, level_t, s, level_s, r)
         level_r = level_s if at_end else schedule(t_r)
@@ -76,10 +78,10 @@ def two_stage(schedule: Schedule, form: str, r: Any, *, place: Callable = in_lam
     return Sampler(init, step, order=2, calls=2, schedule=schedule)
 
 
-def three_stage(schedule: Schedule, form: Form, place: Callable, taylor: bool) -> Sampler:
+def three_stage(schedule: Schedule, form: Form, place: Callable[..., Any], taylor: bool) -> Sampler:
     """The third-order step of `dpm_solver`, with intermediate points at 1/3 and 2/3 of the way."""
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         x, level_t, level_s = state.x, schedule(t), schedule(s)
         t_1, t_2 = (place(schedule, t, level_t, s, level_s, r) for r in (1 / 3, 2 / 3))
         level_1, level_2 = schedule(t_1), schedule(t_2)
@@ -103,12 +105,14 @@ def three_stage(schedule: Schedule, form: Form, place: Callable, taylor: bool) -
     return Sampler(init, step, order=3, calls=3, schedule=schedule)
 
 
-def _stage(form: Form, level_t, level_s, h, x, f, *slopes):
+def _stage(
+    form: Form, level_t: Level, level_s: Level, h: PerExample, x: Tree, f: Tree, *slopes: tuple[Any, Any]
+) -> Any:
     """carry x + gain (M_0(h) f + sum_i weight_i slope_i)."""
     carry, gain = form.carry(level_t, level_s), form.gain(level_s)
     m0 = form.moments(h, 1, 1.0)[0]
     return combine((carry, x), (gain * m0, f), *((gain * w, v) for w, v in slopes))
 
 
-def _over(weight, length):
+def _over(weight: PerExample, length: PerExample) -> Any:
     return jnp.where(length == 0, 0.0, weight / jnp.where(length == 0, 1.0, length))

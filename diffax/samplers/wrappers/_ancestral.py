@@ -15,10 +15,10 @@ from diffax._checks import check, check_per_example, check_schedule, interval, n
 from diffax._pytrees import combine, is_zero, safe_sqrt
 from diffax.samplers._base import Sampler, check_single_step
 from diffax.samplers.engines.forms import log_step
-from diffax.typing import Schedule
+from diffax.typing import Denoiser, Keys, Level, PerExample, SamplerState, Schedule, Times
 
 
-def ancestral(sampler: Sampler, schedule: Schedule, *, eta: Any = 1.0, noise_scale: Any = 1.0) -> Sampler:
+def ancestral(sampler: Sampler, schedule: Schedule, *, eta: PerExample = 1.0, noise_scale: PerExample = 1.0) -> Sampler:
     """Steps below s and adds noise back to s, the ancestral form of any single-step sampler (k-diffusion).
 
     eta = 0 is the bare sampler; around `ddim` it is `ddim(eta=eta)`. The order in law is that of the wrapped sampler:
@@ -40,7 +40,7 @@ def ancestral(sampler: Sampler, schedule: Schedule, *, eta: Any = 1.0, noise_sca
     if is_zero(eta):
         return sampler
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         check_per_example(state.x, eta=eta, noise_scale=noise_scale)
         level_t, level_s = schedule(t), schedule(s)
         down, up = ancestral_levels(level_t, level_s, eta)
@@ -57,7 +57,7 @@ def ancestral(sampler: Sampler, schedule: Schedule, *, eta: Any = 1.0, noise_sca
     return sampler._replace(step=step, noisy=True)
 
 
-def ancestral_levels(level_t: Any, level_s: Any, eta: Any) -> tuple[Any, Any]:
+def ancestral_levels(level_t: Level, level_s: Level, eta: PerExample) -> tuple[Any, Any]:
     """(rho_d, rho_u): how far down to step and how much noise to add back. Towards noise no noise is added."""
     h = jnp.minimum(-2 * log_step(level_t, level_s), 0.0)
     rho, eta2 = level_s.sigma / level_s.alpha, jnp.where(h < 0, jnp.square(eta), 0.0)

@@ -14,10 +14,10 @@ from diffax._checks import check_function, check_per_example, check_schedule, ch
 from diffax._pytrees import combine
 from diffax.denoisers import like_x, x0_of
 from diffax.samplers._base import Sampler, check_of_data, check_open
-from diffax.typing import Denoiser, Schedule
+from diffax.typing import Denoiser, Keys, SamplerState, Schedule, Times, Tree, Weight
 
 
-def cfg_plus_plus(sampler: Sampler, schedule: Schedule, conditional: Denoiser, weight: Any) -> Sampler:
+def cfg_plus_plus(sampler: Sampler, schedule: Schedule, conditional: Denoiser, weight: Weight) -> Sampler:
     """CFG++ (Chung et al. 2024, algorithm 2): x_s of the unconditional step, plus alpha_s w (c - u).
 
     The sampler is stepped with the unconditional denoiser; c and u are those at its first call in a step, so the
@@ -57,11 +57,11 @@ def cfg_plus_plus(sampler: Sampler, schedule: Schedule, conditional: Denoiser, w
     check_weight("weight", weight)
     conditional = like_x("conditional", conditional)
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         check_of_data("cfg_plus_plus", denoise)
         calls = []
 
-        def listened(x, t):
+        def listened(x: Tree, t: Times) -> Any:
             answer = denoise(x, t)
             calls.append((x, t, x0_of(answer)))
             return answer

@@ -14,7 +14,7 @@ from diffax._checks import at_least, check, check_per_example, check_schedule, n
 from diffax._pytrees import as_float, combine, concrete, is_zero, safe_sqrt, widen
 from diffax.samplers._base import Sampler, check_single_step
 from diffax.samplers.engines.forms import log_step
-from diffax.typing import Schedule
+from diffax.typing import Denoiser, Grid, Keys, PerExample, SamplerState, Schedule, Times, Tree
 
 
 class Churned(NamedTuple):
@@ -28,11 +28,11 @@ class Churned(NamedTuple):
 def churn(
     sampler: Sampler,
     schedule: Schedule,
-    s_churn: Any,
+    s_churn: PerExample,
     *,
-    s_tmin: Any = 0.0,
-    s_tmax: Any = jnp.inf,
-    s_noise: Any = 1.0,
+    s_tmin: PerExample = 0.0,
+    s_tmax: PerExample = jnp.inf,
+    s_noise: PerExample = 1.0,
 ) -> Sampler:
     """Adds noise before each step, as EDM's stochastic sampler does (Karras et al. 2022, algorithm 2).
 
@@ -56,7 +56,7 @@ def churn(
     check_churn(s_churn, s_tmin, s_tmax, s_noise)
     check_single_step(sampler)
 
-    def init(x, times):
+    def init(x: Tree, times: Grid) -> SamplerState:
         check_per_example(x, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
         x = widen(x)
         n = 1 + jnp.sum(jnp.diff(jnp.asarray(times), axis=0) != 0, axis=0)
@@ -64,7 +64,7 @@ def churn(
         gamma = jnp.minimum(churned / n.astype(churned.dtype), jnp.sqrt(2.0) - 1)
         return Churned(x, sampler.init(x, times)._replace(x=None), gamma)
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         level = schedule(t)
         rho = jnp.exp(-level.log_snr / 2)
         gamma = jnp.where((rho >= s_tmin) & (rho <= s_tmax) & (s < t), state.gamma, 0.0)
@@ -78,13 +78,13 @@ def churn(
         inner = sampler.step(random.fold_in(key, 1), denoise, state.inner._replace(x=x), churned, s)
         return Churned(inner.x, inner._replace(x=None), state.gamma)
 
-    def finish(key, denoise, state, t):
+    def finish(key: Keys, denoise: Denoiser, state: SamplerState, t: Times) -> Tree:
         return sampler.finish(key, denoise, state.inner._replace(x=state.x), t)
 
     return sampler._replace(init=init, step=step, finish=finish, noisy=sampler.noisy or not is_zero(s_churn))
 
 
-def check_churn(s_churn: Any, s_tmin: Any, s_tmax: Any, s_noise: Any) -> None:
+def check_churn(s_churn: PerExample, s_tmin: PerExample, s_tmax: PerExample, s_noise: PerExample) -> None:
     """Raises `ValueError` for settings of `churn` that are known to lie outside their range."""
     check("s_churn", s_churn, non_negative)
     check("s_noise", s_noise, non_negative)
@@ -94,7 +94,9 @@ def check_churn(s_churn: Any, s_tmin: Any, s_tmax: Any, s_noise: Any) -> None:
         check("s_tmax", s_tmax, at_least(lowest, "s_tmin"))
 
 
-def with_churn(base, schedule, s_churn, s_tmin, s_tmax, s_noise):
+def with_churn(
+    base: Sampler, schedule: Schedule, s_churn: PerExample, s_tmin: PerExample, s_tmax: PerExample, s_noise: PerExample
+) -> Sampler:
     check_churn(s_churn, s_tmin, s_tmax, s_noise)
     if is_zero(s_churn):
         return base

@@ -8,6 +8,7 @@ from diffax._checks import check_like
 from diffax._pytrees import expand
 from diffax.samplers._base import Sampler, check_sampler
 from diffax.samplers._langevin import Corrector
+from diffax.typing import Denoiser, Keys, SamplerState, Times
 
 SALT = 0x1A9E0000  # keeps a corrector's draws apart from those of the sampler that it corrects
 
@@ -32,7 +33,7 @@ def corrected(sampler: Sampler, corrector: Corrector) -> Sampler:
     if corrector.calls == 0:
         return sampler
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         state = sampler.step(key, denoise, state, t, s)
         # The calls of what is inside tell correctors around correctors apart.
         x = corrector.move(random.fold_in(key, SALT + sampler.calls), denoise, state.x, s)

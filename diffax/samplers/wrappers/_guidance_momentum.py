@@ -12,7 +12,7 @@ from diffax._checks import check, check_function, check_per_example, interval
 from diffax._pytrees import combine, expand, widen
 from diffax.denoisers import like_x, x0_of
 from diffax.samplers._base import Sampler, check_of_data, check_open
-from diffax.typing import Denoiser
+from diffax.typing import Denoiser, Grid, Guide, Keys, PerExample, SamplerState, Times, Tree
 
 
 class MomentumState(NamedTuple):
@@ -23,7 +23,7 @@ class MomentumState(NamedTuple):
     difference: Any
 
 
-def guidance_momentum(sampler: Sampler, conditional: Denoiser, guide: Any, *, momentum: Any = -0.5) -> Sampler:
+def guidance_momentum(sampler: Sampler, conditional: Denoiser, guide: Guide, *, momentum: PerExample = -0.5) -> Sampler:
     """Guidance that sees d_k = c_k - u_k + beta d_(k - 1) in place of c_k - u_k, with k the step.
 
     Sadat et al. 2024, section 4.1: with beta < 0 ("reverse momentum") and `adaptive_projected_guidance` it is their
@@ -56,16 +56,16 @@ def guidance_momentum(sampler: Sampler, conditional: Denoiser, guide: Any, *, mo
     conditional = like_x("conditional", conditional)
     check("momentum", momentum, interval("(-1, 1)"))
 
-    def init(x, times):
+    def init(x: Tree, times: Grid) -> SamplerState:
         check_per_example(x, momentum=momentum)
         x = widen(x)
         return MomentumState(x, sampler.init(x, times)._replace(x=None), jax.tree.map(jnp.zeros_like, x))
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         check_of_data("guidance_momentum", denoise)
         seen = []
 
-        def guided(x, t):
+        def guided(x: Tree, t: Times) -> Any:
             answer = conditional(x, t)
             c, u = x0_of(answer), x0_of(denoise(x, t))
             d = combine((momentum, state.difference), (1.0, c), (-1.0, u))
@@ -80,7 +80,7 @@ def guidance_momentum(sampler: Sampler, conditional: Denoiser, guide: Any, *, mo
         kept = jax.tree.map(lambda old, new: jnp.where(expand(stays, old), old, new), state.difference, seen[0])
         return MomentumState(inner.x, inner._replace(x=None), kept)
 
-    def finish(key, denoise, state, t):
+    def finish(key: Keys, denoise: Denoiser, state: SamplerState, t: Times) -> Tree:
         return sampler.finish(key, denoise, state.inner._replace(x=state.x), t)
 
     return sampler._replace(init=init, step=step, finish=finish)

@@ -7,16 +7,15 @@ step, and is exact from order 1 on for N(m, floor^2 I) whatever m is. `diffax.ti
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from diffax._checks import check, non_negative
 from diffax.denoisers import centres
 from diffax.samplers._base import Sampler, check_sampler
 from diffax.schedules._noise_floor import NoiseFloor
-from diffax.typing import Schedule
+from diffax.typing import Denoiser, Keys, PerExample, SamplerState, Schedule, Times
 
 
-def noise_floor(make: Callable[[Schedule], Sampler], schedule: Schedule, std: Any) -> Sampler:
+def noise_floor(make: Callable[[Schedule], Sampler], schedule: Schedule, std: PerExample) -> Sampler:
     """Any sampler, made to diffuse the centres y of data x0 = y + std n: see the head of this module.
 
     The ODE that it solves is the same; so are order and calls, and x means what it did. What changes is what the
@@ -52,7 +51,7 @@ def noise_floor(make: Callable[[Schedule], Sampler], schedule: Schedule, std: An
     inner = make(NoiseFloor(schedule, std))
     check_sampler(inner)
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         of_y = centres(denoise, schedule, std)
         of_y.of_centres = True  # type: ignore[attr-defined]
         return inner.step(key, of_y, state, t, s)

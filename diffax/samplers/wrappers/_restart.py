@@ -19,10 +19,10 @@ from diffax._checks import check, check_per_example, check_schedule, non_negativ
 from diffax._pytrees import as_float, combine, expand
 from diffax.samplers._base import Sampler, check_sampler
 from diffax.schedules import transition
-from diffax.typing import Schedule
+from diffax.typing import Denoiser, Keys, PerExample, SamplerState, Schedule, Times
 
 
-def restart(sampler: Sampler, schedule: Schedule, *, noise_scale: Any = 1.0) -> Sampler:
+def restart(sampler: Sampler, schedule: Schedule, *, noise_scale: PerExample = 1.0) -> Sampler:
     """Sampler -> sampler: steps towards noise add noise; its grid, e.g. from `times.restart`, may turn back.
 
     Order and calls are those of the sampler; over a grid without turns it is the sampler. A jump makes no denoiser
@@ -49,17 +49,17 @@ def restart(sampler: Sampler, schedule: Schedule, *, noise_scale: Any = 1.0) -> 
     check_schedule(schedule)
     check("noise_scale", noise_scale, non_negative)
 
-    def step(key, denoise, state, t, s):
+    def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         check_per_example(state.x, noise_scale=noise_scale)
         t, s = as_float(t), as_float(s)
         up = s > t
 
-        def jump(state):
+        def jump(state: SamplerState) -> Any:
             scale, std = transition(schedule, jnp.maximum(s, t), t)
             z = random.noise(key, state.x)
             return state._replace(x=combine((scale, state.x), (noise_scale * std, z)))
 
-        def base(state, s):
+        def base(state: SamplerState, s: Times) -> Any:
             return sampler.step(key, denoise, state, t, s)
 
         if up.ndim == 0:
