@@ -26,10 +26,12 @@ def mypy(tmp_path_factory):
     return sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path_factory.mktemp("mypy")
 
 
+@pytest.mark.slow
 def test_mypy_accepts_a_users_script(mypy):
     assert not errors(*mypy, SCRIPT)
 
 
+@pytest.mark.slow
 def test_mypy_rejects_wrong_arguments(mypy, tmp_path):
     script = tmp_path / "wrong.py"
     script.write_text(

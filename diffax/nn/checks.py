@@ -23,7 +23,7 @@ def check_time(t: ArrayLike, x: Array) -> None:
     ...
     ValueError: t must be a float in [0, 1], such as (i + 1) / T for timestep i of T, got 500
     """
-    check_per_example(x, t=t)
+    check_per_example(x, t=jnp.asarray(t))
     if jnp.issubdtype(jnp.result_type(t), jnp.integer):
         values = concrete(t)
         if values is None or not np.isin(values, (0, 1)).all():

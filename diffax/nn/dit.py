@@ -271,7 +271,7 @@ class Block(nn.Module):
         x = x + gate_1 * MultiHeadAttention(*options, XAVIER, name="self")(h, None, mask, angles)
         if context is not None:
             h = _norm(1e-6, self.dtype)(x)
-            x = x + MultiHeadAttention(*options, ZEROS, name="cross")(h, context, context_mask)
+            x = x + MultiHeadAttention(*options, ZEROS, name="cross")(h, jnp.asarray(context), context_mask)
         h = _modulate(_norm(self.norm_eps, self.dtype)(x), shift_2, scale_2)
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=XAVIER)
         h = nn.gelu(dense(int(self.mlp_ratio * channels), name="mlp_1")(h), approximate=True)
