@@ -1,23 +1,24 @@
 """diffax: functional diffusion models in JAX.
 
-Nouns are pytrees, verbs are functions, algorithms are pairs of functions.
+Data types are pytrees, operations are functions, and algorithms are pairs of functions.
 
-    schedules    log-SNR curves x scalings: t -> (alpha, sigma, log_snr)
+    schedules    log-SNR curves times scalings: t -> (alpha, sigma, log_snr)
     times        step grids from noise to data
-    predictions  what a network predicts, as rows (a, b): diffuse, target, split
+    predictions  the kinds of network predictions, as rows (a, b): diffuse, target, split
     denoisers    network -> denoiser (x, t) -> E[x0 | x]
     guidance     denoisers -> denoiser
-    samplers     (init, step) pairs and their wrappers; the table of names is in `diffax.samplers`
-    sampling     the one loop: integrate, sample, unroll
-    losses       the denoising loss and the bounds; losses.weightings, losses.training_times, losses.resampling
+    samplers     (init, step) pairs and their wrappers; the docstring of `diffax.samplers` has the table of names
+    sampling     the sampling loop: integrate, sample, unroll
+    losses       the denoising loss and the variational bounds; losses.weightings, losses.training_times,
+                 losses.resampling
     sde          drift and diffusion of a schedule; the score of a denoiser
-    likelihood   log-density by the probability-flow ODE, the bound term by term, bits per dimension
-                 likelihood.adaptive: the ODE by an adaptive solver (needs diffrax; import it)
-    analytic     oracles with a known answer
-    inverse      measurements y = A x0 + noise, and samplers of x0 given y
+    likelihood   log-density by the probability-flow ODE, the variational bound term by term, bits per dimension
+                 likelihood.adaptive: the ODE by an adaptive solver (needs diffrax; import it yourself)
+    analytic     oracles: data distributions with a known denoiser and log-density
+    inverse      measurements y = A x0 + noise, and sampling of x0 given y
     nn           Flax networks           (needs flax; import diffax.nn)
-    training     step, EMA, checkpoints  (needs optax, orbax; import diffax.training)
-    metrics      distances between sets of features (import diffax.metrics)
+    training     training step, EMA, checkpoints  (needs optax, orbax; import diffax.training)
+    metrics      distances between sets of features  (import diffax.metrics)
 
 Ten lines from a network to samples:
 

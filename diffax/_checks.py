@@ -15,7 +15,7 @@ V = TypeVar("V")
 
 
 def described(value: object) -> str:
-    """A value as text for a one-line error: the repr of numbers and strings, the kind and shape of other values."""
+    """Text for a value in a one-line error: the repr of numbers and strings, the kind and shape of other values."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, (jax.Array, np.ndarray, np.generic)):
@@ -29,7 +29,7 @@ def described(value: object) -> str:
 
 
 def check_schedule(schedule: object, name: str = "schedule") -> None:
-    """Raises `ValueError` for a value without the methods of a schedule, or for a class of schedules.
+    """Raise `ValueError` for a value without the methods of a schedule, or for a schedule class instead of an instance.
 
     >>> check_schedule("cosine")
     Traceback (most recent call last):
@@ -41,7 +41,7 @@ def check_schedule(schedule: object, name: str = "schedule") -> None:
 
 
 def check_function(name: str, value: object, kind: str = "a function (x, t) -> x0") -> None:
-    """Raises `ValueError` for a value that is not callable, or for a schedule in a function's place.
+    """Raise `ValueError` for a value that is not callable, or for a schedule instead of a function.
 
     >>> check_function("denoise", 3)
     Traceback (most recent call last):
@@ -53,9 +53,13 @@ def check_function(name: str, value: object, kind: str = "a function (x, t) -> x
 
 
 class Condition(NamedTuple):
-    """says: the condition in words, after "must be"; holds: NumPy array -> bool array."""
+    """A condition on a value.
 
-    says: str
+    text: the condition in words, as it follows "must be" in an error.
+    holds: NumPy array -> bool array.
+    """
+
+    text: str
     holds: Callable[[np.ndarray], Any]
 
 
@@ -67,7 +71,7 @@ whole = Condition("a whole number", lambda v: v == np.round(v))
 
 
 def interval(text: str) -> Condition:
-    """The condition to lie in an interval, as "[0, 1)" has 0 but not 1.
+    """The condition of lying in an interval: "[0, 1)" includes 0 and excludes 1.
 
     >>> interval("[0, 1)").holds(np.array([0.0, 1.0])).tolist()
     [True, False]
@@ -81,13 +85,13 @@ def interval(text: str) -> Condition:
 
 
 def _rounded(bound: Scalar) -> Any:
-    """A bound in six digits, for an error."""
+    """A bound rounded to six digits, for an error."""
     value = np.asarray(bound).tolist()
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def above(bound: Scalar, name: str) -> Condition:
-    """The condition to exceed another argument, whose name the error says.
+    """The condition `> bound`, where the bound is another argument; `name` is its name in the error.
 
     >>> check("t_max", 0.1, above(0.2, "t_min"))
     Traceback (most recent call last):
@@ -98,32 +102,32 @@ def above(bound: Scalar, name: str) -> Condition:
 
 
 def at_least(bound: Scalar, name: str) -> Condition:
-    """The condition to be no less than another argument."""
+    """The condition `>= bound`, where the bound is the argument `name`."""
     return Condition(f">= {name} = {_rounded(bound)}", lambda v: v >= bound)
 
 
 def below(bound: Scalar, name: str) -> Condition:
-    """The condition to be less than another argument."""
+    """The condition `< bound`, where the bound is the argument `name`."""
     return Condition(f"< {name} = {_rounded(bound)}", lambda v: v < bound)
 
 
 def check(name: str, value: object, condition: Condition) -> None:
-    """Raises `ValueError` if the condition is known now to be false somewhere; a traced value passes.
+    """Raise `ValueError` if the condition is false for some entry of the value; a traced value passes.
 
     >>> check("beta_min", -1.0, positive)
     Traceback (most recent call last):
     ...
     ValueError: beta_min must be > 0, got -1.0
     """
-    known = concrete(value)
+    array = concrete(value)
     if value is None or isinstance(value, str):
-        raise ValueError(f"{name} must be {condition.says}, got {value!r}")
-    if known is not None and not np.all(condition.holds(known)):
-        raise ValueError(f"{name} must be {condition.says}, got {known.tolist()}")
+        raise ValueError(f"{name} must be {condition.text}, got {value!r}")
+    if array is not None and not np.all(condition.holds(array)):
+        raise ValueError(f"{name} must be {condition.text}, got {array.tolist()}")
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:
-    """Raises `ValueError` unless `value` is an int, of Python or NumPy, of at least `least`.
+    """Raise `ValueError` unless `value` is a Python or NumPy int >= `least`.
 
     >>> check_count("probes", 2.5)
     Traceback (most recent call last):
@@ -135,7 +139,7 @@ def check_count(name: str, value: object, least: int = 1) -> None:
 
 
 def check_weight(name: str, value: object) -> None:
-    """Raises `ValueError` unless `value` is a number, an array or a function of t; a traced one passes.
+    """Raise `ValueError` unless `value` is a number, an array or a function of t; a traced value passes.
 
     >>> check_weight("weight", "7.5")
     Traceback (most recent call last):
@@ -153,7 +157,10 @@ def choose(name: str, value: object, known: Mapping[str, V]) -> V: ...
 @overload
 def choose(name: str, value: object, known: tuple[str, ...]) -> str: ...
 def choose(name: str, value: object, known: Collection[str]) -> Any:
-    """`known[value]` (the value itself where `known` is no mapping), or a `ValueError` with the nearest known name.
+    """Return `known[value]`, or the value itself if `known` is not a mapping.
+
+    Raises:
+      ValueError: for a value that is not in `known`, with the nearest name in `known`.
 
     >>> choose("scaling", "vpp", {"vp": 1, "ve": 2})
     Traceback (most recent call last):
@@ -168,7 +175,7 @@ def choose(name: str, value: object, known: Collection[str]) -> Any:
 
 
 def check_per_example(x: Tree, **values: Weight | None) -> None:
-    """Raises `ValueError` for a value that is neither () nor (B,), B the batch of x; None and functions pass.
+    """Raise `ValueError` for a value whose shape is neither () nor (B,), B the batch of x; None and functions pass.
 
     >>> check_per_example(jnp.ones((4, 2)), eta=jnp.ones(3))
     Traceback (most recent call last):
@@ -181,7 +188,7 @@ def check_per_example(x: Tree, **values: Weight | None) -> None:
 
 
 def check_like(name: str, value: object, x: Tree) -> None:
-    """Raises `ValueError` unless `value` is a tree like x with leaves of the same shapes.
+    """Raise `ValueError` unless `value` is a tree like x with leaves of the same shapes.
 
     >>> check_like("denoise(x, t)", jnp.ones((4, 1)), jnp.ones((4, 2)))
     Traceback (most recent call last):
@@ -194,7 +201,7 @@ def check_like(name: str, value: object, x: Tree) -> None:
 
 
 def check_float(name: str, x: Tree) -> None:
-    """Raises `ValueError` for leaves of x that are not of a float type.
+    """Raise `ValueError` if a leaf of x does not have a float dtype.
 
     >>> check_float("x", jnp.ones(2, int))
     Traceback (most recent call last):

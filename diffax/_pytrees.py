@@ -15,16 +15,16 @@ T = TypeVar("T")
 
 
 def static(default: object = dataclasses.MISSING) -> Any:
-    """A dataclass field that is part of the tree's structure (strings, ints), never traced."""
+    """A dataclass field that belongs to the structure of the tree and is never traced, such as a string or an int."""
     return dataclasses.field(default=default, metadata={"static": True})
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(static,))
 def pytree(cls: type[T]) -> type[T]:
-    """Makes a class a frozen dataclass whose fields are pytree leaves, but for those marked `static()`.
+    """Make a class a frozen dataclass that is a pytree; fields marked `static()` belong to its structure.
 
-    Unflattening does not run `__post_init__`: what a transformation puts into the leaves (tracers,
-    axis numbers, None) is not the user's input, so it is not validated.
+    Unflattening does not run `__post_init__`. Transformations put tracers, axis numbers or None into the leaves, and
+    the validation of user input would reject these.
 
     >>> @pytree
     ... class Point:
@@ -55,7 +55,7 @@ def pytree(cls: type[T]) -> type[T]:
 
 
 def concrete(value: object) -> Any:
-    """`value` as a NumPy array where it is known now, None where it is traced or not a number."""
+    """`value` as a NumPy array, or None if it is traced or not numeric."""
     if value is None or isinstance(value, jax.core.Tracer):
         return None
     try:
@@ -66,7 +66,7 @@ def concrete(value: object) -> Any:
 
 
 def is_zero(value: object) -> bool:
-    """Whether a hyperparameter is a literal 0, so that work may be skipped while tracing.
+    """Whether a hyperparameter is the Python number 0. Code may then skip work at trace time.
 
     >>> is_zero(0.0), is_zero(jnp.zeros(())), is_zero(0.5)
     (True, False, False)
@@ -75,7 +75,7 @@ def is_zero(value: object) -> bool:
 
 
 def promoted(*values: object) -> Any:
-    """The dtype of the values together, arrays or dtypes: JAX's standard promotion, under strict promotion too.
+    """The common dtype of arrays or dtypes by JAX's standard promotion, also where strict promotion is set.
 
     >>> promoted(jnp.bfloat16, jnp.float32), promoted(jnp.ones(1, jnp.bfloat16), 2.0)
     (dtype('float32'), dtype(bfloat16))
@@ -85,7 +85,7 @@ def promoted(*values: object) -> Any:
 
 
 def floating(value: Any) -> Any:
-    """Integers as floats, numbers, lists or arrays; everything else as it is, Python's floats too.
+    """Convert integers and booleans to floats and lists to arrays; return other values unchanged.
 
     >>> floating(3), floating([1, 2]).tolist(), floating(0.5)
     (3.0, [1.0, 2.0], 0.5)
@@ -93,17 +93,17 @@ def floating(value: Any) -> Any:
     if isinstance(value, int):
         return float(value)
     if isinstance(value, (list, tuple)):
-        known = concrete(value)
-        value = jnp.asarray(value) if known is None else known
+        array = concrete(value)
+        value = jnp.asarray(value) if array is None else array
     dtype = getattr(value, "dtype", None)
     whole = dtype is not None and (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_))
     return value.astype(float) if whole else value
 
 
 def float_fields(node: Any) -> None:
-    """Makes floats of the integers among the leaves of a frozen dataclass, in its `__post_init__`.
+    """Convert the integer leaves of a frozen dataclass to floats. Call it in `__post_init__`.
 
-    An integer cannot be differentiated, and what is cast to its dtype is truncated.
+    Integers cannot be differentiated, and a float that is cast to an integer dtype would be truncated.
     """
     for field in dataclasses.fields(node):
         if not field.metadata.get("static"):
@@ -111,7 +111,7 @@ def float_fields(node: Any) -> None:
 
 
 def as_float(value: object) -> Array:
-    """`value` as an array of a float type, at least float32: times and levels are never half precision."""
+    """`value` as an array of float32 or wider: times and noise levels are never in half precision."""
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         return array.astype(float)
@@ -119,9 +119,9 @@ def as_float(value: object) -> Array:
 
 
 def widen(x: X) -> X:
-    """The leaves of half precision (below 32 bits) as float32, all others, integers too, as they are.
+    """Cast leaves of half precision (below 32 bits) to float32; return the other leaves unchanged.
 
-    A state is carried like this: in bfloat16 a step of less than 1 / 512 of x would be rounded away.
+    The states of samplers are widened, because a step smaller than 1 / 512 of x is rounded away in bfloat16.
 
     >>> widen({"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2, int)})["a"].dtype
     dtype('float32')
@@ -131,8 +131,8 @@ def widen(x: X) -> X:
 
 
 def narrow(x: Tree, like: X) -> X:
-    """x with the leaves that are of half precision in `like` in that precision: the end of what began with `widen`."""
-    result: X = jax.tree.map(lambda v, given: v.astype(given.dtype) if _is_half(given) else v, x, like)
+    """Undo `widen`: cast each leaf of x to the dtype of the leaf in `like` where that is of half precision."""
+    result: X = jax.tree.map(lambda v, other: v.astype(other.dtype) if _is_half(other) else v, x, like)
     return result
 
 
@@ -142,7 +142,7 @@ def _is_half(leaf: Leaf) -> bool:
 
 
 def expand(value: PerExample, x: Tree) -> Array:
-    """A coefficient of shape () or (B,) with trailing axes added, so that it multiplies x of shape (B, ...).
+    """Add trailing axes to a coefficient of shape () or (B,), so that it multiplies x of shape (B, ...).
 
     Raises:
       ValueError: for a coefficient of another shape.
@@ -161,10 +161,11 @@ def expand(value: PerExample, x: Tree) -> Array:
 def combine(*terms: tuple[PerExample, X]) -> X:
     """The linear combination sum_i c_i x_i of trees x_i with coefficients c_i of shape () or (B,).
 
-    Computed at the coefficients' precision, returned in the dtype of the first tree's leaves (float32 for integers).
+    The sum is computed in the common dtype of coefficients and leaves, and returned in the dtype of the leaves of the
+    first tree (float32 for integers).
 
     Raises:
-      ValueError: for a coefficient of another shape, or trees of different shapes: nothing is broadcast.
+      ValueError: for a coefficient of another shape, or trees of different shapes: trees are not broadcast.
 
     >>> combine((2.0, {"a": jnp.ones(2)}), (jnp.array([0.0, 1.0]), {"a": jnp.ones(2)}))["a"].tolist()
     [2.0, 3.0]
@@ -185,25 +186,25 @@ def combine(*terms: tuple[PerExample, X]) -> X:
 
 
 def plus(u: Leaf, v: Leaf) -> Array:
-    """u + v of two arrays, promoted explicitly."""
+    """u + v of two arrays in their common dtype, also where strict promotion is set."""
     dtype = promoted(u, v)
     return u.astype(dtype) + v.astype(dtype)
 
 
 def times(u: Leaf, v: Leaf) -> Array:
-    """u v of two arrays, promoted explicitly."""
+    """u v of two arrays in their common dtype, also where strict promotion is set."""
     dtype = promoted(u, v)
     return u.astype(dtype) * v.astype(dtype)
 
 
 def of_rank(v: Scalar, x: Tree) -> Array:
-    """An array v that broadcasts to x by its last axes, with leading axes added, as many as x has."""
+    """Add leading axes to v until it has the rank of x, so that v broadcasts against the last axes of x."""
     v = jnp.asarray(v)
     return v.reshape((1,) * (jnp.ndim(x) - v.ndim) + v.shape)
 
 
 def safe_sqrt(v: Scalar) -> Array:
-    """sqrt(max(v, 0)) with slope 0 where v <= 0, in place of sqrt's infinite slope at 0.
+    """sqrt(max(v, 0)) with derivative 0 where v <= 0; the derivative of sqrt is infinite at 0.
 
     >>> float(jax.grad(safe_sqrt)(0.0))
     0.0
@@ -213,7 +214,11 @@ def safe_sqrt(v: Scalar) -> Array:
 
 
 def batch_size(x: Tree) -> int:
-    """The length of the leading axis that all leaves of x share."""
+    """The length of the leading axis that all leaves of x share.
+
+    Raises:
+      ValueError: if the leaves do not share a leading axis.
+    """
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
     if len(sizes) != 1 or sizes == {()}:
         raise ValueError(f"x must have one leading batch axis, got shapes {jax.tree.map(jnp.shape, x)}")

@@ -1,4 +1,4 @@
-"""Oracles: data laws for which denoiser, score, log-density and probability-flow map are known.
+"""Oracles: data distributions with known denoiser, score, log-density and probability-flow map.
 
     x_t = alpha x0 + sigma eps
     E[x0 | x_t] = (x_t + sigma^2 score(x_t)) / alpha          (Tweedie)
@@ -13,7 +13,7 @@ Mixture sum_k w_k N(m_k, s^2 I), with responsibilities gamma_k(x_t):
 
     E[x0 | x_t] = sum_k gamma_k (m_k + alpha s^2 / c_t (x_t - alpha m_k)),   c_t = alpha^2 s^2 + sigma^2
 
-Every sampler of diffax is measured against these.
+The tests measure every sampler of diffax against these.
 """
 
 from typing import Any
@@ -30,14 +30,19 @@ from diffax.sampling import integrate
 from diffax.times import path
 from diffax.typing import Array, Denoiser, Examples, Key, Keys, Leaf, Level, SamplerState, Schedule, Times, Tree
 
-CLEAN = Level(1.0, 0.0, jnp.inf)  # the data law itself
+CLEAN = Level(1.0, 0.0, jnp.inf)  # the level of clean data
 
 
 @pytree
 class Gaussian:
-    """Data x0 ~ N(m, U diag(v) U^T) in D dimensions; see `from_covariance`.
+    """Data x0 ~ N(m, U diag(v) U^T) in D dimensions. Build it with `from_covariance`.
 
-    mean: (D,); basis: (D, D), the columns of U; variances: (D,), >= 0. States are (..., D), levels () or (B,).
+    States x have shape (..., D); the fields of levels have shape () or (B,).
+
+    Args:
+      mean: (D,), m.
+      basis: (D, D), U: its columns are the eigenvectors.
+      variances: (D,), v >= 0.
     """
 
     mean: Any
@@ -49,7 +54,7 @@ class Gaussian:
 
     @classmethod
     def from_covariance(cls, mean: Examples, covariance: Examples) -> "Gaussian":
-        """N(mean, covariance); mean: (D,), covariance: (D, D), or () for a multiple of the identity.
+        """N(mean, covariance); mean: (D,), covariance: (D, D), or () for covariance times the identity.
 
         Raises:
           ValueError: if the covariance is not symmetric and positive semi-definite.
@@ -65,25 +70,26 @@ class Gaussian:
         return cls(mean, basis, np.maximum(variances, 0))
 
     def _project(self, x: Tree, level: Level) -> Any:
-        """x - alpha m in the basis U, and c_t."""
+        """x - alpha m in the basis U, and c_t; both (..., D)."""
         centred = x - expand(level.alpha, x) * of_rank(self.mean, x)
         z = jnp.matmul(centred, self.basis, precision="highest")
         variances = of_rank(self.variances, x)
         return z, expand(level.alpha, x) ** 2 * variances + expand(level.sigma, x) ** 2
 
-    def _back(self, z: Leaf) -> Array:
+    def _from_basis(self, z: Leaf) -> Array:
+        """U z, the inverse of the rotation in `_project`."""
         return jnp.matmul(z, jnp.asarray(self.basis).T, precision="highest")
 
     def denoise(self, x: Tree, level: Level) -> Array:
-        """E[x0 | x] at this level."""
+        """E[x0 | x_t = x] at this level, of the shape of x."""
         z, c = self._project(x, level)
         variances = of_rank(self.variances, x)
-        return of_rank(self.mean, x) + self._back(expand(level.alpha, x) * variances / c * z)
+        return of_rank(self.mean, x) + self._from_basis(expand(level.alpha, x) * variances / c * z)
 
     def score(self, x: Tree, level: Level = CLEAN) -> Array:
         """The gradient of `log_prob` in x."""
         z, c = self._project(x, level)
-        return -self._back(z / c)
+        return -self._from_basis(z / c)
 
     def log_prob(self, x: Tree, level: Level = CLEAN) -> Array:
         """log p_t(x) in nats, shape (...)."""
@@ -94,13 +100,13 @@ class Gaussian:
         """The probability-flow ODE's map from level t to level s."""
         z, c_t = self._project(x, level_t)
         _, c_s = self._project(x, level_s)
-        return expand(level_s.alpha, x) * of_rank(self.mean, x) + self._back(jnp.sqrt(c_s / c_t) * z)
+        return expand(level_s.alpha, x) * of_rank(self.mean, x) + self._from_basis(jnp.sqrt(c_s / c_t) * z)
 
     def sample(self, key: Key, n: int) -> Array:
         """(n, D) draws of x0. The key is consumed."""
         like = jax.ShapeDtypeStruct((n, len(self.mean)), jnp.asarray(self.mean).dtype)
         z = random.noise(random.stream(key, "Gaussian.sample"), like)
-        return of_rank(self.mean, z) + self._back(jnp.sqrt(of_rank(self.variances, z)) * z)
+        return of_rank(self.mean, z) + self._from_basis(jnp.sqrt(of_rank(self.variances, z)) * z)
 
     def denoiser(self, schedule: Schedule) -> Denoiser:
         """denoise(x, t) for this schedule."""
@@ -109,12 +115,15 @@ class Gaussian:
 
 @pytree
 class Mixture:
-    """Data x0 ~ sum_k w_k N(m_k, s^2 I).
+    """Data x0 ~ sum_k w_k N(m_k, s^2 I). States x have shape (..., D).
 
-    weights: (K,), sum 1; means: (K, D); std: s, () or (K,). States are (..., D).
+    Args:
+      weights: (K,), w >= 0 with sum 1.
+      means: (K, D), m.
+      std: () or (K,), s > 0.
 
     Raises:
-      ValueError: if the weights are not a law, or a std is not positive.
+      ValueError: if the weights are negative or do not sum to 1, a std is not positive, or the shapes do not match.
     """
 
     weights: Any
@@ -123,14 +132,14 @@ class Mixture:
 
     def __post_init__(self) -> None:
         float_fields(self)
-        check("weights", self.weights, Condition("a law", lambda w: (w >= 0) & np.isclose(w.sum(), 1)))
+        check("weights", self.weights, Condition(">= 0 with sum 1", lambda w: (w >= 0) & np.isclose(w.sum(), 1)))
         check("std", self.std, positive)
         shapes = np.shape(self.weights), np.shape(self.means)
         if len(shapes[1]) != 2 or shapes[0] != shapes[1][:1]:
-            raise ValueError(f"means must have shape (K, D) beside weights (K,), got {shapes[1]} beside {shapes[0]}")
+            raise ValueError(f"means must have shape (K, D) for weights (K,), got {shapes[1]} for {shapes[0]}")
 
     def _components(self, x: Tree, level: Level) -> Any:
-        """(..., K, D) x - alpha m_k, (..., K) c_t, (..., K) log of w_k N_k(x)."""
+        """x - alpha m_k, (..., K, D); c_t, (..., K); log(w_k N_k(x)), (..., K)."""
         x = jnp.asarray(x)[..., None, :]
         centred = x - expand(level.alpha, x) * of_rank(self.means, x)
         square = jnp.sum(centred**2, -1)
@@ -142,11 +151,11 @@ class Mixture:
         return centred, c, log_joint
 
     def _stds(self, like: Tree) -> Any:
-        """s, () or (..., K)."""
+        """s with shape () or (..., K), so that it broadcasts against `like`."""
         return of_rank(self.std, like) if jnp.ndim(self.std) else jnp.asarray(self.std)
 
     def denoise(self, x: Tree, level: Level) -> Array:
-        """E[x0 | x] at this level."""
+        """E[x0 | x_t = x] at this level, of the shape of x."""
         centred, c, log_joint = self._components(x, level)
         gain = expand(level.alpha, c) * jnp.square(self._stds(c)) / c
         gamma = jax.nn.softmax(log_joint, -1)
@@ -182,24 +191,27 @@ def flow(schedule: Schedule, denoise: Denoiser, x: Tree, t: Times, s: Times, *, 
     """The probability-flow ODE's map from t to s for any denoiser, by the classical Runge-Kutta method.
 
     In u = x / alpha and kappa = log(sigma / alpha) = -lambda / 2 the ODE is du / dkappa = u - x0(alpha u). The
-    error falls as num_steps^-4: 1,000 steps reach 1e-10 on the mixtures of the tests, where t is not near 0.
+    error falls as num_steps^-4: 1,000 steps reach 1e-10 on the mixtures of the tests if t is not near 0.
 
     Args:
       schedule: noise schedule.
       denoise: (x, t) -> x0.
       x: (B, ...) at t.
-      t: ().
-      s: ().
-      num_steps: steps, each of 4 denoiser calls.
+      t: (), the time to start from.
+      s: (), the time to end at; it may be larger or smaller than t.
+      num_steps: steps, an int >= 1; each makes 4 denoiser calls.
+
+    Raises:
+      ValueError: if num_steps is traced or less than 1.
     """
-    if (known := concrete(num_steps)) is None or known < 1:
+    if (count := concrete(num_steps)) is None or count < 1:
         raise ValueError(f"num_steps must be an int >= 1, got {num_steps}")
     times = path(schedule, num_steps + 1, t, s)
     return integrate(jax.random.key(0), runge_kutta(schedule), denoise, x, times).x
 
 
 def runge_kutta(schedule: Schedule) -> Sampler:
-    """The classical Runge-Kutta sampler behind `flow`: order 4, four calls a step, for grids whose steps are short."""
+    """The classical Runge-Kutta sampler of `flow`: order 4, four denoiser calls a step. Use it on fine grids."""
 
     def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         level_t, level_s = schedule(t), schedule(s)

@@ -1,4 +1,4 @@
-"""What a network may predict: one row (a, b) for each kind.
+"""Kinds of network predictions: one row (a, b) for each kind.
 
     x = alpha x0 + sigma eps
     y = a x0 + b eps
@@ -11,11 +11,12 @@
     velocity   d alpha / dt               d sigma / dt
     edm        sigma / (sigma_data n)     -alpha sigma_data / n,     n^2 = alpha^2 sigma_data^2 + sigma^2
 
-Any kind becomes any other through the 2x2 solve in `split`, with determinant alpha b - sigma a.
+`split` solves these two equations for (x0, eps), with determinant alpha b - sigma a, so any kind can be converted to
+any other.
 
-`v` is Salimans & Ho 2022; `velocity` is flow matching's dx/dt (Lipman et al. 2023); `edm` is the target of the
+`v` is from Salimans & Ho 2022. `velocity` is dx/dt of flow matching (Lipman et al. 2023). `edm` is the target of the
 network F in Karras et al. 2022, eq. 7, D = c_skip x + c_out F, for any alpha:
-c_skip = alpha sigma_data^2 / n^2, c_out = sigma sigma_data / n, which at alpha = 1 are table 1's.
+c_skip = alpha sigma_data^2 / n^2, c_out = sigma sigma_data / n. At alpha = 1 these are the formulas of table 1.
 """
 
 from collections.abc import Callable
@@ -49,7 +50,10 @@ KINDS: dict[str, Callable[..., tuple[Any, Any]]] = {
 
 
 def check_kind(kind: Kind, schedule: Schedule) -> None:
-    """Raises `ValueError` for an unknown kind, and for one from which x0 does not follow where no signal is left."""
+    """Raise `ValueError` for an unknown kind, and for eps or score with zero terminal SNR.
+
+    At a level without signal, eps and score do not determine x0.
+    """
     check_schedule(schedule)
     choose("kind", kind, KINDS)
     if kind in ("eps", "score") and getattr(schedule, "zero_terminal_snr", False) is True:
@@ -84,12 +88,13 @@ def initial_noise(key: Key, schedule: Schedule, shape: Tree, t: Times | None = N
 
     Args:
       key: shape () or (B,); consumed.
-      schedule: gives sigma.
-      shape: (B, ...) for one float32 array, or a pytree of arrays or `jax.ShapeDtypeStruct`s to imitate.
-      t: () or (B,), the first of the times that are sampled over. None for the default t_max of the grids in
-        `diffax.times`, where sigma / alpha = 80 if the schedule reaches that far. Pass times[0] for other grids.
+      schedule: noise schedule; gives sigma.
+      shape: (B, ...) for one float32 array, or a pytree of arrays or `jax.ShapeDtypeStruct`s with the shapes and dtypes
+        of the result.
+      t: () or (B,), the first time of the step grid. None is the default t_max of the grids in `diffax.times`, where
+        sigma / alpha = 80 if the schedule reaches that far. Pass times[0] for other grids.
 
-    The signal alpha(t) x0 is left out: beside the noise it is 1 / 80 of the data's size at the default t.
+    The signal alpha(t) x0 is omitted. Relative to the noise it is 1 / 80 of the size of the data at the default t.
 
     >>> from diffax.schedules import LogLinear
     >>> x = initial_noise(jax.random.key(0), LogLinear(0.01, 348.0), (1000, 10))
@@ -104,7 +109,7 @@ def initial_noise(key: Key, schedule: Schedule, shape: Tree, t: Times | None = N
 
 
 def target(kind: Kind, schedule: Schedule, x0: X, eps: X, t: Times, *, sigma_data: PerExample = 0.5) -> X:
-    """y = a x0 + b eps, what the network should predict. x0, eps: (B, ...); t: () or (B,)."""
+    """y = a x0 + b eps, the training target of the network. x0, eps: (B, ...); t: () or (B,)."""
     a, b = row(kind, schedule, t, sigma_data=sigma_data)
     return combine((a, x0), (b, eps))
 
@@ -116,11 +121,11 @@ def split(kind: Kind, schedule: Schedule, y: X, x: X, t: Times, *, sigma_data: P
 
     Args:
       kind: a key of `KINDS`.
-      schedule: gives alpha, sigma.
+      schedule: noise schedule; gives alpha and sigma.
       y: (B, ...), the prediction.
       x: (B, ...), the noisy input.
       t: () or (B,).
-      sigma_data: standard deviation of the data, of `edm` alone.
+      sigma_data: () or (B,), standard deviation of the data; only `edm` uses it. Default 0.5.
 
     Returns:
       (x0, eps), each (B, ...) in the dtype of x.

@@ -1,14 +1,14 @@
-"""Randomness by example: every draw takes one key, or one key for each example.
+"""Random draws by example: every function that draws takes one key, or one key for each example.
 
-The noise of example i depends on its own key alone: not on the batch size, nor on how many devices share
-the batch. Where a draw is made, a key of shape () stands for the keys fold_in(key, i), i = 0 .. B - 1.
+The noise of example i depends only on its own key, not on the batch size or the number of devices. A single key of
+shape () stands for the keys fold_in(key, i), i = 0 .. B - 1.
 
-Functions of different names draw independently, whatever keys they get: each draws from `stream(key, NAME)`. One key
-for the times and the noise of a loss, say, does no harm. Samplers and `noise`, which draws for them, use keys as they
-are: give them keys of their own, by `jax.random.split`.
+Public functions draw from `stream(key, NAME)`, where NAME is their own name. So two functions draw independent numbers
+from the same key; for example, one key may serve the times and the noise of a loss. Samplers and `noise`, which draws
+for them, use the key without a stream: give each of them its own key by `jax.random.split`.
 
-Draws are made by threefry, whatever the implementation of the key: under `vmap`, `rbg` and `unsafe_rbg` take the random
-bits of all examples from the first key. Their keys seed threefry keys here (`threefry`).
+All draws use threefry, for keys of every implementation. Under `vmap`, `rbg` and `unsafe_rbg` take the random bits of
+all examples from the first key, so `threefry` first converts their keys.
 """
 
 import functools
@@ -26,10 +26,10 @@ IMPLEMENTATION = "threefry2x32"
 
 
 def per_example(key: Key, size: int) -> Key:
-    """Keys of shape (size,): the given ones, or fold_in(key, i) for a single key.
+    """Keys of shape (size,): `key` itself if it has that shape, fold_in(key, i) for a single key.
 
     Raises:
-      ValueError: if there is a key for each of a different number of examples, or the key is not typed.
+      ValueError: if the shape of key is neither () nor (size,), or the key is not typed.
     """
     key = threefry(key)
     if jnp.ndim(key) == 0:
@@ -40,12 +40,12 @@ def per_example(key: Key, size: int) -> Key:
 
 
 def keys_at(key: Key, index: Array | np.ndarray) -> Key:
-    """Keys of shape (B,): fold_in(key, index_i), those of the examples at these places of a whole. key: ()."""
+    """Keys of shape (B,): fold_in(key, index_i), the keys of the examples with these indices in a batch. key: ()."""
     return jax.vmap(jax.random.fold_in, (None, 0))(threefry(key), jnp.asarray(index))
 
 
 def threefry(key: Key) -> Key:
-    """The key itself if its implementation is threefry, else a threefry key that its data seed; () or (B,).
+    """The key itself if its implementation is threefry, else a threefry key seeded by its data; shape () or (B,).
 
     Raises:
       ValueError: if the key is not typed, or has more than one axis.
@@ -70,7 +70,7 @@ def threefry(key: Key) -> Key:
 
 
 def fold_in(key: Key, data: int | Array | np.integer[Any]) -> Key:
-    """`jax.random.fold_in` for a key of shape () or (B,); data: one integer, traced or not."""
+    """`jax.random.fold_in` for a key of shape () or (B,); data: one integer, may be traced."""
     key = threefry(key)
     if jnp.ndim(key) == 0:
         return jax.random.fold_in(key, data)
@@ -90,7 +90,7 @@ def stream(key: Key, name: str) -> Key:
 def noise(key: Key, like: Tree) -> Any:
     """Standard normal noise with the shapes and dtypes of `like`, leaves (B, ...). The key is consumed.
 
-    The one place where samplers and losses get their noise from. The key is used as it is.
+    All noise of samplers and losses comes from this function. It uses the key without a `stream`.
 
     >>> key = jax.random.key(0)
     >>> bool((noise(key, jnp.ones((4, 2)))[:2] == noise(key, jnp.ones((2, 2)))).all())

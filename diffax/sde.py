@@ -1,12 +1,12 @@
-r"""The stochastic differential equation that a schedule is.
+r"""The stochastic differential equations (SDEs) of a schedule.
 
     forward     dx = f(t) x dt + g(t) dw                    f = d log alpha / dt,   g^2 = -sigma^2 dlambda / dt
     backward    dx = (f x - (1 + eta^2) / 2 g^2 score) dt + eta g dw       t falls
-    again       dx = (f x - (1 - eta^2) / 2 g^2 score) dt + eta g dw       t rises
+    upward      dx = (f x - (1 - eta^2) / 2 g^2 score) dt + eta g dw       t rises
 
-with lambda = log(alpha^2 / sigma^2), so that g^2 = d sigma^2 / dt - 2 f sigma^2. Whatever eta, all of them have the
-marginals p_t: eta = 0 is the probability-flow ODE, eta = 1 the reverse SDE and, where t rises, the forward SDE itself,
-which needs no score. `diffax.samplers.euler_maruyama` and `stochastic_heun` solve them.
+with lambda = log(alpha^2 / sigma^2), so that g^2 = d sigma^2 / dt - 2 f sigma^2. For every eta, these equations have
+the marginals p_t. With eta = 0 they are the probability-flow ODE. With eta = 1, `backward` is the reverse SDE, and
+`upward` is the forward SDE, which needs no score. `diffax.samplers.euler_maruyama` and `stochastic_heun` solve them.
 
     schedule                     f                        g^2
     VP, `Linear`                 -beta / 2                beta                              Song et al. 2021, eq. 32
@@ -14,7 +14,7 @@ which needs no score. `diffax.samplers.euler_maruyama` and `stochastic_heun` sol
     VE, `LogLinear`              0                        2 log(sigma_max / sigma_min) sigma^2       Song et al., eq. 30
     rectified flow, `Flow`       -1 / (1 - t)             2 t / (1 - t)                     Lipman et al. 2023
 
-Anderson 1982; Song et al. 2021, eq. 5, 6 and 13; eta: Huang, Lim & Courville 2021, eq. 8.
+Source: Anderson 1982; Song et al. 2021, eq. 5, 6 and 13; for eta, Huang, Lim & Courville 2021, eq. 8.
 """
 
 from typing import Any, NamedTuple
@@ -28,14 +28,16 @@ from diffax.typing import Denoiser, Schedule, Times, X
 
 
 class Coefficients(NamedTuple):
-    """f and g^2 at t, of the shape of t."""
+    """drift: f, and diffusion2: g^2 at t. Both have the shape of t."""
 
     drift: Any
     diffusion2: Any
 
 
 def coefficients(schedule: Schedule, t: Times) -> Coefficients:
-    """(f, g^2) of the schedule's SDE at t, by one jvp; any shape. At and beyond the clip they are those from inside.
+    """(f, g^2) of the schedule's SDE at t, by one jvp; any shape.
+
+    At and beyond the clip of log-SNR they are the one-sided values from inside.
 
     >>> from diffax.schedules import Linear
     >>> [round(float(v), 4) for v in coefficients(Linear(), 0.5)]  # beta = 10.05
@@ -47,7 +49,7 @@ def coefficients(schedule: Schedule, t: Times) -> Coefficients:
 
 
 def score(denoise: Denoiser, schedule: Schedule, x: X, t: Times) -> X:
-    """grad log p_t(x) = (alpha x0 - x) / sigma^2 (Tweedie), of the shape of x, (B, ...); t: () or (B,).
+    """grad log p_t(x) = (alpha x0 - x) / sigma^2 (Tweedie). x and the result: (B, ...); t: () or (B,).
 
     >>> from diffax.schedules import Flow
     >>> score(lambda x, t: 0 * x, Flow(), jnp.ones((1, 2)), 0.5).tolist()

@@ -1,6 +1,6 @@
 """Aliases and protocols that every module shares.
 
-`Array` is a `jax.Array`; the state `x` may also be a pytree of arrays (positions and features, say).
+`Array` is a `jax.Array`; the state `x` may also be a pytree of arrays, for example of positions and features.
 `Key` is a typed key of shape `()`, or one key for each example, shape `(B,)`.
 
     Predict   (x, t) -> y     a network with its parameters and conditioning bound
@@ -15,16 +15,16 @@
     Tree        an array (B, ...), or a pytree of arrays with the same leading axis
     Leaf        an array, as a leaf of a Tree is; of NumPy where nothing is traced
     Params      the parameters of a network, a pytree
-    Batch       what a training step takes, a pytree with leaves (B, ...)
-    X, Y        type variables: a function X -> X returns the type that it takes
+    Batch       the input of a training step, a pytree with leaves (B, ...)
+    X, Y        type variables: a function X -> X returns the type of its argument
     Values      numbers along one axis, an array or a sequence
     Examples    an array (N, ...) of JAX or NumPy
     Conditioning  labels or embeddings, a pytree with leaves (B, ...)
     SamplerState  the state of a sampler, a NamedTuple whose first field is x
-    DType       whatever names a dtype
+    DType       a dtype or the name of a dtype
     Kind        a kind of prediction
 
-The choices of a string (`Scaling`, `Variant` ...) are literals for type checkers and `str` at run time.
+Strings with a fixed set of values (`Scaling`, `Variant` ...) are literals for type checkers and `str` at run time.
 
 x: `(B, ...)`; t: `()` or `(B,)`, always a float in [0, 1] (0 is data, 1 is noise).
 """
@@ -39,7 +39,8 @@ import numpy as np
 Array = jax.Array
 Key = jax.Array
 
-# For type checkers. At run time they are `Any`, so that bad input reaches the library's own one-line errors.
+# These aliases are for type checkers. At run time they are `Any`: a run-time type checker accepts every value, and bad
+# input raises the one-line errors of this library.
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
@@ -73,8 +74,8 @@ else:
     Keys = Tree = Params = Batch = Conditioning = SamplerState = DType = Kind = Any
     Scaling = Integrand = Space = Variant = Solver = str
 
-# Shapes in annotations are jaxtyping's, which is no dependency of the library: they are live where
-# jaxtyping was imported first (under pytest, whose plugin checks them) and plain names elsewhere.
+# Shapes in annotations use jaxtyping, which is not a dependency of the library. They are active if jaxtyping was
+# imported before diffax, as its pytest plugin does to check them. Otherwise the class below replaces them.
 if TYPE_CHECKING or "jaxtyping" in sys.modules:
     from jaxtyping import Float as Float
     from jaxtyping import Num as Num
@@ -82,10 +83,10 @@ if TYPE_CHECKING or "jaxtyping" in sys.modules:
 else:
 
     class Shaped:
-        """Stands in for jaxtyping's annotations: `Float[Array, "n"]` is `Any`."""
+        """Replacement for the annotations of jaxtyping: `Float[Array, "n"]` is `Any`."""
 
         def __class_getitem__(cls, item: Any) -> Any:
-            """The annotation without its meaning."""
+            """Return `Any`: dtype and shape are not checked."""
             return Any
 
     Float = Num = Shaped
@@ -94,7 +95,7 @@ Grid = Num[Any, "n ..."]  # a step grid: (n,), or (n, B) with a grid for each ex
 
 
 class Level(NamedTuple):
-    """A noise level: x_t = alpha x0 + sigma eps, log_snr = log(alpha^2 / sigma^2). Shapes: that of t."""
+    """A noise level: x_t = alpha x0 + sigma eps, log_snr = log(alpha^2 / sigma^2). Each field has the shape of t."""
 
     alpha: Any
     sigma: Any
@@ -103,7 +104,7 @@ class Level(NamedTuple):
 
 @runtime_checkable
 class Schedule(Protocol):
-    """What every noise schedule provides. `log_snr` decreases in t and `inverse` undoes it."""
+    """The interface of noise schedules. `log_snr` decreases in t, and `inverse` is its inverse function."""
 
     def log_snr(self, t: Times) -> Array:
         """log(alpha^2 / sigma^2) at time t; any shape."""

@@ -111,7 +111,7 @@ def test_samples_satisfy_the_score_identities(oracle):
             lambda: analytic.Gaussian.from_covariance([0.0, 0.0], [[1.0, 0.0], [0.0, -1.0]]),
             "covariance must be",
         ),
-        (lambda: analytic.Mixture([0.5, 0.4], [[0.0], [1.0]], 1.0), "weights must be a law"),
+        (lambda: analytic.Mixture([0.5, 0.4], [[0.0], [1.0]], 1.0), "weights must be >= 0 with sum 1"),
         (lambda: analytic.Mixture([0.5, 0.5], [[0.0], [1.0]], -1.0), "std must be > 0, got -1.0"),
         (lambda: analytic.Mixture([0.5, 0.5], [[0.0]], 1.0), r"means must have shape \(K, D\)"),
         (

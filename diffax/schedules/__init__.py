@@ -11,8 +11,8 @@ The scaling turns r into (alpha, sigma); any curve combines with any scaling:
     sub_vp  sigma = 1 - alpha^2         alpha = 2 / (r + sqrt(r^2 + 4))
     flow    alpha + sigma = 1           alpha = 1 / (1 + r)
 
-|lambda| is clipped to 20, so alpha and sigma are never 0 and t = 0 and t = 1 are ordinary points. The
-derivatives at and beyond the clip are the one-sided ones from inside.
+|lambda| is clipped to 20. So alpha and sigma are never 0, and t = 0 and t = 1 need no special case. At and beyond
+the clip the derivatives are the one-sided derivatives from inside (docs/how_it_works.md, "Slopes at the clip").
 
     name                           here        r(t)                                 scaling  source
     linear                         Linear      sqrt(exp(B) - 1), beta linear in t   vp       Song et al. 2021
@@ -34,8 +34,8 @@ derivatives at and beyond the clip are the one-sided ones from inside.
     zero_terminal_linear_betas     from_betas  the linear table, ending in noise    vp       Lin et al. 2024
     zero_terminal_quadratic_betas  from_betas  the quadratic one, ending in noise   vp       Lin et al. 2024
 
-with B(t) the integral of beta from 0 to t. `name` is that of configs; `quadratic` is
-Stable Diffusion's "scaled_linear".
+B(t) is the integral of beta from 0 to t. `name` is the name in configs. Stable Diffusion's code calls `quadratic`
+"scaled_linear".
 """
 
 from diffax.schedules._betas import cosine_betas, linear_betas, quadratic_betas, sigmoid_betas, zero_terminal_snr

@@ -8,10 +8,10 @@ from diffax.typing import PerExample, Scalar, Times
 
 
 def beta_integral(low: PerExample, high: PerExample, t: Times) -> Any:
-    """B(t) of beta = low + (high - low) t."""
+    """B(t) = low t + (high - low) t^2 / 2, the integral of beta(t) = low + (high - low) t."""
     return t * (low + 0.5 * (high - low) * t)
 
 
 def beta_time(low: PerExample, high: PerExample, integral: Scalar) -> Any:
-    """The t of B(t), the root of a quadratic in the form that survives high = low."""
+    """The t with B(t) = integral, the root of a quadratic equation. This form does not divide by high - low."""
     return 2 * integral / (low + jnp.sqrt(low**2 + 2 * (high - low) * integral))

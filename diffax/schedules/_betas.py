@@ -1,4 +1,4 @@
-"""Betas of discrete time, (T,) NumPy arrays in float64, for `diffax.from_betas`.
+"""Tables of betas for discrete time: (T,) NumPy arrays in float64, for `diffax.from_betas`.
 
 q(x_i | x_{i-1}) = N(sqrt(1 - beta_i) x_{i-1}, beta_i I),   alpha_i^2 = prod_{j <= i} (1 - beta_j)
 """
@@ -15,7 +15,7 @@ def linear_betas(num_steps: int, *, beta_start: float = 1e-4, beta_end: float = 
     """(T,) betas linear in the step: Ho et al. 2020, section 4.
 
     Raises:
-      ValueError: for num_steps < 1 or a beta outside (0, 1], as the others here.
+      ValueError: for num_steps < 1 or a beta outside (0, 1]. The other tables of this module raise the same.
 
     >>> linear_betas(3).tolist()
     [0.0001, 0.01005, 0.02]
@@ -25,7 +25,7 @@ def linear_betas(num_steps: int, *, beta_start: float = 1e-4, beta_end: float = 
 
 
 def quadratic_betas(num_steps: int, *, beta_start: float = 0.00085, beta_end: float = 0.012) -> np.ndarray:
-    """(T,) betas whose square root is linear in the step: `scaled_linear` in latent diffusion's code.
+    """(T,) betas whose square root is linear in the step: "scaled_linear" in latent diffusion's code.
 
     The defaults are those of Stable Diffusion (Rombach et al. 2022).
 
@@ -47,7 +47,7 @@ def cosine_betas(num_steps: int, *, offset: float = 0.008, beta_max: float = 0.9
     _check(num_steps, beta_max=beta_max)
     check("offset", offset, non_negative)
     t = np.arange(num_steps + 1, dtype=np.float64) / num_steps
-    return _capped(np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2, beta_max)
+    return _betas_from(np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2, beta_max)
 
 
 def sigmoid_betas(
@@ -55,8 +55,8 @@ def sigmoid_betas(
 ) -> np.ndarray:
     """(T,) betas of alpha^2(t) = (S(1) - S(t)) / (S(1) - S(0)), S(t) = sigmoid((start + (end - start) t) / tau).
 
-    Jabri et al. 2022 and Chen 2023, algorithm 1; betas are capped at `beta_max`. `diffax.Sigmoid` is the same
-    in continuous time.
+    Jabri et al. 2022 and Chen 2023, algorithm 1; betas are capped at `beta_max`. `diffax.Sigmoid` is the
+    schedule in continuous time.
 
     Raises:
       ValueError: if not tau > 0 and start < end.
@@ -69,7 +69,7 @@ def sigmoid_betas(
     check("end", end, above(start, "start"))
     t = np.arange(num_steps + 1, dtype=np.float64) / num_steps
     s = 1 / (1 + np.exp(-(start + (end - start) * t) / tau))
-    return _capped((s[-1] - s) / (s[-1] - s[0]), beta_max)
+    return _betas_from((s[-1] - s) / (s[-1] - s[0]), beta_max)
 
 
 def _check(num_steps: int, **betas: float) -> None:
@@ -78,17 +78,18 @@ def _check(num_steps: int, **betas: float) -> None:
         check(name, beta, interval("(0, 1]"))
 
 
-def _capped(alpha2: np.ndarray, beta_max: float) -> np.ndarray:
+def _betas_from(alpha2: np.ndarray, beta_max: float) -> np.ndarray:
     betas: np.ndarray = np.minimum(1 - alpha2[1:] / alpha2[:-1], beta_max)
     return betas
 
 
 def zero_terminal_snr(betas: Values) -> np.ndarray:
-    """(T,) betas whose last level holds no signal: alpha is shifted to 0 there and rescaled to keep its first value.
+    """(T,) betas with zero terminal SNR: alpha is shifted so that the last is 0, then rescaled to keep the first.
 
         alpha'_i = alpha_1 (alpha_i - alpha_T) / (alpha_1 - alpha_T)
 
-    Betas that already end so come back unchanged. With them a network cannot predict eps or score.
+    Betas whose last alpha is already 0 are returned unchanged. A network cannot predict eps or score with such a
+    table, because x0 = (x - sigma eps) / alpha divides by 0 at the last level.
     Lin et al. 2024, algorithm 1.
 
     Args:
@@ -100,22 +101,26 @@ def zero_terminal_snr(betas: Values) -> np.ndarray:
     >>> zero_terminal_snr([0.1, 0.2, 0.3])[-1].item()
     1.0
     """
-    known = check_betas(betas)
-    if len(known) < 2:
-        raise ValueError(f"betas must have shape (T,) with T >= 2, got {known.shape}")
-    alpha = np.sqrt(np.cumprod(1 - known))
+    values = check_betas(betas)
+    if len(values) < 2:
+        raise ValueError(f"betas must have shape (T,) with T >= 2, got {values.shape}")
+    alpha = np.sqrt(np.cumprod(1 - values))
     alpha = alpha[0] * (alpha - alpha[-1]) / (alpha[0] - alpha[-1])
-    return np.append(known[0], 1 - (alpha[1:] / alpha[:-1]) ** 2)
+    return np.append(values[0], 1 - (alpha[1:] / alpha[:-1]) ** 2)
 
 
 def check_betas(betas: Values) -> np.ndarray:
-    """Concrete betas (T,) as float64, or a `ValueError` for a shape or a value that is none of theirs."""
-    known = np.asarray(betas, np.float64)
-    if known.ndim != 1 or not len(known):
-        raise ValueError(f"betas must have shape (T,) with T >= 1, got {known.shape}")
-    bad = ~((known > 0) & (known <= 1))
-    bad[:-1] |= known[:-1] == 1
+    """Return concrete betas (T,) as float64.
+
+    Raises:
+      ValueError: for another shape, a beta outside (0, 1], or a 1 before the last.
+    """
+    values = np.asarray(betas, np.float64)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"betas must have shape (T,) with T >= 1, got {values.shape}")
+    bad = ~((values > 0) & (values <= 1))
+    bad[:-1] |= values[:-1] == 1
     if bad.any():
         first = int(np.argmax(bad))
-        raise ValueError(f"betas must lie in (0, 1), the last in (0, 1], got betas[{first}] = {known[first]:g}")
-    return known
+        raise ValueError(f"betas must lie in (0, 1), the last in (0, 1], got betas[{first}] = {values[first]:g}")
+    return values

@@ -1,4 +1,4 @@
-"""The catalogue of schedules: one row a name, from which tables and the names of configs are made."""
+"""The catalogue of schedules: one row for each name. The tables in the docs and the names in configs come from it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,12 +22,12 @@ from diffax.typing import Scalar, Scaling
 
 
 class Row(NamedTuple):
-    """What a schedule is.
+    """One schedule of the catalogue.
 
     make: keyword parameters -> schedule.
-    title: its class, or the function that makes its table.
+    title: name of its class, or of the function that builds it.
     ratio: r(t) = sigma / alpha in words.
-    scaling: that of its source, the default.
+    scaling: the default scaling, which is that of the source.
     source: authors and year.
     """
 

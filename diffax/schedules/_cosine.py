@@ -13,7 +13,7 @@ from diffax.typing import Array, Scaling
 class Cosine(Curve):
     """The cosine schedule: alpha = cos(pi t / 2), sigma = sin(pi t / 2); lambda = -2 log tan(pi t / 2).
 
-    Nichol & Dhariwal 2021, eq. 17, without the offset s of the discrete version (`cosine_betas` has it).
+    Nichol & Dhariwal 2021, eq. 17, without the offset s of the discrete table `cosine_betas`.
 
     >>> round(float(Cosine()(1 / 3).alpha), 4)
     0.866
@@ -25,7 +25,7 @@ class Cosine(Curve):
         return -2 * jnp.log(self.ratio(t))
 
     def ratio(self, t: Array) -> Any:
-        # The sine of pi/2 - . rather than a cosine: exact near t = 1.
+        # sin(pi / 2 (1 - t)) instead of cos(pi / 2 t): near t = 1 the rounding of pi / 2 t would dominate the cosine.
         return jnp.sin(jnp.pi / 2 * t) / jnp.sin(jnp.pi / 2 * (1 - t))
 
     def uncurve(self, log_snr: Array) -> Any:

@@ -1,4 +1,7 @@
-"""What a schedule is made of: a log-SNR curve, clipped, times a scaling. The equations head `diffax.schedules`."""
+"""The base class of schedules: a clipped log-SNR curve times a scaling.
+
+The docstring of `diffax.schedules` has the equations.
+"""
 
 import abc
 import math
@@ -26,9 +29,10 @@ def straight_through(value: Scalar, clipped: Scalar) -> Any:
 
 
 def early(f: Callable[..., Any], *values: Scalar) -> Any:
-    """f(numpy or jax.numpy, *values): in float64, as a Python float, where all values are Python numbers.
+    """`f(xp, *values)`, computed in float64 where all values are Python numbers.
 
-    So a constant that is made of hyperparameters is rounded once, to whatever precision it meets.
+    In that case xp is NumPy and the result is a Python float; otherwise xp is `jax.numpy`. So a constant that is
+    computed from Python hyperparameters is rounded only once, to the dtype of the array that it is combined with.
     """
     if all(isinstance(v, (int, float)) for v in values):
         return float(f(np, *values))
@@ -36,38 +40,42 @@ def early(f: Callable[..., Any], *values: Scalar) -> Any:
 
 
 def floored(v: Array, least: Scalar) -> Any:
-    """V kept from 0 by a floor beyond the clip: float32 knows no time between 1 - 6e-8 and 1."""
+    """max(v, least) with the derivative of v.
+
+    It keeps a time v or 1 - v away from 0, so that logs and quotients are finite; `least` lies beyond the clip of
+    log-SNR. In float32, 1 - t is 0 for every t > 1 - 6e-8.
+    """
     return straight_through(v, jnp.maximum(v, least))
 
 
 def check_range(names: tuple[str, str], low: PerExample, high: PerExample, *, may_equal: bool = False) -> None:
-    """0 < low < high, or <= where they may be equal."""
+    """Raise `ValueError` unless 0 < low < high, or 0 < low <= high with `may_equal`. Traced values pass."""
     check(names[0], low, positive)
-    known = concrete(low)
-    if known is not None:
+    bound = concrete(low)
+    if bound is not None:
         sign = ">=" if may_equal else ">"
         check(
-            names[1], high, Condition(f"{sign} {names[0]} = {known}", lambda v: v >= known if may_equal else v > known)
+            names[1], high, Condition(f"{sign} {names[0]} = {bound}", lambda v: v >= bound if may_equal else v > bound)
         )
 
 
 class Curve(abc.ABC):
-    """What diffax's schedules share: clipping and scaling of the functions a subclass gives.
+    """Base class of schedules: it clips the log-SNR curve of a subclass and applies the scaling.
 
-    A subclass is a pytree with `curve(t)`, the log-SNR before clipping, `uncurve(log_snr)`, its inverse,
-    and a static field `scaling`. It gives `ratio(t)` too where exp(-curve(t) / 2) would lose digits.
+    A subclass is a pytree with a static field `scaling` and two methods: `curve(t)`, the log-SNR before clipping, and
+    `uncurve(log_snr)`, the inverse of `curve`. It also overrides `ratio(t)` where exp(-curve(t) / 2) would lose digits.
     """
 
     scaling: Scaling
 
     def __post_init__(self) -> None:
-        """Checks the name of the scaling; integer parameters become floats."""
+        """Check the name of the scaling and convert integer parameters to floats."""
         float_fields(self)
         choose("scaling", self.scaling, SCALINGS)
 
     @abc.abstractmethod
     def curve(self, t: Array) -> Any:
-        """log-SNR at t, may be infinite at the ends of [0, 1]."""
+        """Log-SNR at t before clipping; it may be infinite at the ends of [0, 1]."""
 
     @abc.abstractmethod
     def uncurve(self, log_snr: Array) -> Any:
@@ -78,7 +86,11 @@ class Curve(abc.ABC):
         return jnp.exp(-self.curve(t) / 2)
 
     def _clipped(self, f: Callable[[Any], Any], t: Array, at_data: Scalar, at_noise: Scalar) -> Any:
-        """f(t), at_data before |log-SNR| = 20 and at_noise beyond it; the slopes there are one-sided, from inside."""
+        """f(t), replaced by `at_data` where log-SNR > 20 and by `at_noise` where log-SNR < -20.
+
+        The derivative in the replaced parts is the one-sided derivative from inside (docs/how_it_works.md, "Slopes at
+        the clip").
+        """
         first, last = self.inverse(jnp.asarray([LOG_SNR_MAX, -LOG_SNR_MAX], t.dtype))
         inside = f(straight_through(t, jnp.clip(t, first, last)))
         clipped = jnp.clip(inside, min(at_data, at_noise), max(at_data, at_noise))
@@ -95,6 +107,6 @@ class Curve(abc.ABC):
 
     def __call__(self, t: Times) -> Level:
         """The level (alpha, sigma, log_snr) at t; any shape."""
-        # Not by way of log-SNR: in float32 the rounding of a log-SNR of 20 alone costs sigma 5e-7.
+        # Compute the ratio directly: in float32 the rounding of a log-SNR of 20 would give sigma an error of 5e-7.
         ratio = self._clipped(self.ratio, as_float(t), 1 / RATIO_MAX, RATIO_MAX)
         return Level(*SCALINGS[self.scaling](ratio), self.log_snr(t))

@@ -1,4 +1,4 @@
-"""The schedule of EDM, a power of sigma linear in t."""
+"""The EDM schedule: a power of sigma is linear in t."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ from diffax.typing import Array, Scaling
 
 @pytree
 class EDM(Curve):
-    """EDM's noise levels as a schedule: sigma^(1 / rho) linear in t; lambda = -2 log sigma.
+    """The EDM schedule: sigma^(1 / rho) linear in t; lambda = -2 log sigma.
 
         sigma = (a + (b - a) t)^rho,   a = sigma_min^(1 / rho), b = sigma_max^(1 / rho)
 
-    Karras et al. 2022, eq. 5: uniform t is the grid that their samplers walk. Where rho grows it tends to
-    `LogLinear`; rho = 1 is sigma linear in t.
+    Karras et al. 2022, eq. 5: uniform times give the step grid of their samplers. As rho grows, the schedule tends to
+    `LogLinear`; with rho = 1, sigma is linear in t.
 
     Args:
       sigma_min: noise level at t = 0, > 0.

@@ -32,11 +32,12 @@ class Flow(Curve):
         return jax.nn.sigmoid(-log_snr / 2)
 
     def __call__(self, t: Times) -> Level:
-        """The level at t; any shape. Of the scaling flow, the slopes have all digits too."""
+        """The level (alpha, sigma, log_snr) at t; any shape. With the scaling "flow" its derivatives are exact."""
         level = super().__call__(t)
         if self.scaling != "flow":
             return level
-        # By way of the clipped t they would have no more than 1 - t has: three in float32 at the noise end.
+        # Take the derivatives of 1 - t and t, which are exact. The derivatives of the clipped ratio would have only as
+        # many digits as 1 - t, which at the noise end are three in float32.
         t = as_float(t)
         alpha, sigma = straight_through(1 - t, level.alpha), straight_through(t, level.sigma)
         return Level(alpha, sigma, straight_through(2 * jnp.log(alpha / sigma), level.log_snr))

@@ -12,11 +12,11 @@ from diffax.typing import Array, Scaling
 
 @pytree
 class Laplace(Curve):
-    """The Laplace schedule: uniform t draws log-SNR from a Laplace law with this mean and width.
+    """The Laplace schedule: for uniform t, log-SNR has a Laplace distribution with this mean and width.
 
         lambda = mean - width sign(1/2 - t) log(1 - 2 |t - 1/2|)
 
-    Hang et al. 2024, table 1 (mu = 0, b = 0.5): training spends its time around lambda = mean.
+    Hang et al. 2024, table 1 (mu = 0, b = 0.5): most training times have a log-SNR near the mean.
 
     Args:
       mean: mu, the log-SNR at t = 1/2.
@@ -24,7 +24,7 @@ class Laplace(Curve):
       scaling: "vp", "ve", "sub_vp" or "flow".
 
     Raises:
-      ValueError: if width is not positive, or the mean not finite.
+      ValueError: if width is not positive, or mean is not finite.
 
     >>> round(float(Laplace(mean=1.0, width=0.5).log_snr(0.25)), 4)  # 1 + 0.5 log 2
     1.3466
@@ -40,7 +40,7 @@ class Laplace(Curve):
         check("width", self.width, positive)
 
     def _tail(self, t: Array) -> Any:
-        """1 - 2 |t - 1/2|, and the sign of t - 1/2."""
+        """1 - 2 |t - 1/2|, kept above 0, and the sign of t - 1/2."""
         first_half = t < 0.5
         least = jnp.maximum(0.25 * jnp.exp(-(LOG_SNR_MAX + jnp.abs(self.mean)) / self.width), 1e-20)
         tail = 2 * floored(jnp.where(first_half, t, 1 - t), least)

@@ -21,7 +21,7 @@ class Linear(Curve):
     Args:
       beta_min: beta at t = 0, > 0.
       beta_max: beta at t = 1, >= beta_min.
-      scaling: "vp", "ve", "sub_vp" or "flow", as for every schedule.
+      scaling: "vp", "ve", "sub_vp" or "flow".
 
     Raises:
       ValueError: if not 0 < beta_min <= beta_max.

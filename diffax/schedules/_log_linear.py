@@ -13,8 +13,8 @@ from diffax.typing import Array, Scaling
 class LogLinear(Curve):
     """The variance-exploding schedule: sigma = sigma_min (sigma_max / sigma_min)^t; lambda = -2 log sigma.
 
-    Song & Ermon 2019; Song et al. 2021, eq. 30. As for every schedule |lambda| is clipped to 20: under ve sigma never
-    leaves [4.5e-5, 22026].
+    Song & Ermon 2019; Song et al. 2021, eq. 30. As for every schedule, |lambda| is clipped to 20: with the ve scaling,
+    sigma stays in [4.5e-5, 22026].
 
     Args:
       sigma_min: noise level at t = 0, > 0.
@@ -46,7 +46,7 @@ class LogLinear(Curve):
 
     def ratio(self, t: Array) -> Any:
         low, high = self._ends
-        # From the middle, so that the exponent has as few digits before the point as it can.
+        # Relative to the geometric mean of the ends, the exponent is smallest, and so is its rounding error.
         middle = early(lambda xp, a, b: xp.sqrt(a * b), self.sigma_min, self.sigma_max)
         return middle * jnp.exp((high - low) * (t - 0.5))
 

@@ -1,4 +1,4 @@
-"""The schedule of a linear sqrt(beta)."""
+"""The schedule with sqrt(beta) linear in t."""
 
 from typing import Any
 
@@ -52,6 +52,7 @@ class Quadratic(Curve):
     def uncurve(self, log_snr: Array) -> Any:
         integral = jax.nn.softplus(-log_snr)
         a = jnp.sqrt(self.beta_min)
-        # u = a + c t, and u^3 - a^3 = 3 c B: divided by u^2 + u a + a^2 instead of c, which may be 0.
+        # With u = a + c t, u^3 - a^3 = 3 c B. So t = (u - a) / c = 3 B / (u^2 + u a + a^2), which does not divide by c:
+        # c may be 0.
         u = jnp.cbrt(a**3 + 3 * (jnp.sqrt(self.beta_max) - a) * integral)
         return 3 * integral / (u * u + u * a + a * a)

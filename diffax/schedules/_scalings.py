@@ -1,4 +1,4 @@
-"""Scalings: (alpha, sigma) of the ratio sigma / alpha. The equations head `diffax.schedules`."""
+"""Scalings: (alpha, sigma) from the ratio sigma / alpha. The docstring of `diffax.schedules` has the equations."""
 
 from typing import Any
 
@@ -18,12 +18,13 @@ def _sub_vp(ratio: Scalar) -> tuple[Any, Any]:
 
 
 def _flow(ratio: Scalar) -> tuple[Any, Any]:
-    # The larger as 1 less the smaller: their sum, which a thousand steps divide by, is 1 in float32 too.
+    # Compute the larger as 1 - smaller, so that alpha + sigma is exactly 1 in float32: every step divides by this sum.
     alpha, sigma = 1 / (1 + ratio), ratio / (1 + ratio)
     return jnp.where(ratio < 1, 1 - sigma, alpha), jnp.where(ratio < 1, sigma, 1 - alpha)
 
 
-# (alpha, sigma) of the ratio sigma / alpha. Nothing small comes of a difference, so they keep its relative precision.
+# Each function maps sigma / alpha to (alpha, sigma). No small number is computed as a difference of close numbers, so
+# both keep the relative precision of the ratio.
 SCALINGS = {
     "vp": _vp,
     "ve": lambda ratio: (jnp.ones_like(ratio), ratio),

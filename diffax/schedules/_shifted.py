@@ -1,4 +1,4 @@
-"""The log-SNR shift for resolution: the same picture at s times the side needs s times the noise ratio.
+"""The log-SNR shift for resolution: an image with s times the side needs s times the noise-to-signal ratio.
 
 lambda'(t) = lambda(t) - 2 log s,   sigma' / alpha' = s sigma / alpha
 """
@@ -17,21 +17,21 @@ from diffax.typing import Array, Scalar, Scaling, Schedule
 
 @pytree
 class Shifted(Curve):
-    """Another schedule's curve with sigma / alpha times `shift`, under its scaling; `shifted` makes it."""
+    """Another schedule with sigma / alpha times `shift` and the same scaling. Build it with `shifted`."""
 
     schedule: Any
     shift: Any
 
     @property
     def scaling(self) -> Scaling:
-        """That of the schedule."""
+        """The scaling of the inner schedule."""
         scaling: Scaling = self.schedule.scaling
         return scaling
 
     def curve(self, t: Array) -> Any:
-        # The curve before the clip, where there is one: shifted by 2 log s, it is the new one that is clipped.
-        of = self.schedule.curve if isinstance(self.schedule, Curve) else self.schedule.log_snr
-        return of(t) - 2 * self._log_shift
+        # Shift the curve before clipping, where the inner schedule has one, so that only the shifted curve is clipped.
+        inner_curve = self.schedule.curve if isinstance(self.schedule, Curve) else self.schedule.log_snr
+        return inner_curve(t) - 2 * self._log_shift
 
     def ratio(self, t: Array) -> Any:
         if isinstance(self.schedule, Curve):
@@ -39,8 +39,8 @@ class Shifted(Curve):
         return self.shift * jnp.exp(-self.schedule.log_snr(t) / 2)
 
     def uncurve(self, log_snr: Array) -> Any:
-        of = self.schedule.uncurve if isinstance(self.schedule, Curve) else self.schedule.inverse
-        return of(log_snr + 2 * self._log_shift)
+        inner_inverse = self.schedule.uncurve if isinstance(self.schedule, Curve) else self.schedule.inverse
+        return inner_inverse(log_snr + 2 * self._log_shift)
 
     @property
     def _log_shift(self) -> Any:
@@ -50,19 +50,19 @@ class Shifted(Curve):
 def shifted(schedule: Any, shift: Scalar) -> Schedule:
     """`schedule` with sigma / alpha times s = `shift` at every t: lambda'(t) = lambda(t) - 2 log s, clipped to 20.
 
-    s > 1 is more noise. For pictures of side d and a schedule made for side d0, s = d / d0 (Hoogeboom et al. 2023,
+    s > 1 adds noise. For images of side d and a schedule made for side d0, s = d / d0 (Hoogeboom et al. 2023,
     section 3.1: lambda + 2 log(d0 / d)). For `Flow` it is the same as the change of time
     t -> s t / (1 + (s - 1) t) of Stable Diffusion 3 (Esser et al. 2024, eq. 23), since (1 - t') / t' = (1 - t) / (s t).
-    So give either the shifted schedule with plain times or the plain schedule with shifted times, not both.
+    So use either the shifted schedule with plain times or the plain schedule with shifted times, not both.
     Shifts multiply: shifted(shifted(schedule, 2), 3) is shifted(schedule, 6).
 
     Args:
-      schedule: any schedule with a `scaling`. A table stays a table: the last level of one with zero terminal SNR
-        stays without signal, and t = 0 stays clean.
+      schedule: any schedule with a `scaling`. If it is a table, so is the result: a last level without signal keeps
+        zero SNR, and t = 0 is still clean data.
       shift: s, () and > 0; may be traced.
 
     Raises:
-      ValueError: if shift is known not to be positive, or the schedule has no scaling.
+      ValueError: if shift is not positive (a traced shift is not checked), or the schedule has no scaling.
 
     >>> from diffax.schedules import Flow
     >>> round(float(shifted(Flow(), 3.0)(0.5).sigma), 4)  # t' = 3 / 2 / (1 + 1)
@@ -70,7 +70,7 @@ def shifted(schedule: Any, shift: Scalar) -> Schedule:
     """
     check("shift", shift, positive)
     if getattr(schedule, "scaling", None) not in SCALINGS:
-        raise ValueError(f"schedule must have a scaling out of {', '.join(SCALINGS)}, got {schedule!r}")
+        raise ValueError(f"schedule must have one of the scalings {', '.join(SCALINGS)}, got {schedule!r}")
     if not isinstance(schedule, Tabulated):
         return Shifted(schedule, shift)
     table, log_shift = concrete(schedule.log_snr_table), early(lambda xp, v: xp.log(v), shift)

@@ -23,10 +23,10 @@ class Sigmoid(Curve):
     Jabri et al. 2022; Chen 2023, algorithm 1, which names start, end and tau.
 
     Args:
-      start: where the sigmoid starts.
-      end: where it ends, > start.
-      tau: temperature, > 0; for large tau alpha^2 = 1 - t.
-      scaling: "vp", "ve", "sub_vp" or "flow"; alpha^2 above is that of vp.
+      start: argument of the sigmoid at t = 0, before the division by tau.
+      end: argument of the sigmoid at t = 1, > start.
+      tau: temperature, > 0; for large tau, alpha^2 tends to 1 - t.
+      scaling: "vp", "ve", "sub_vp" or "flow"; the alpha^2 above holds for vp.
 
     Raises:
       ValueError: if not tau > 0 and start < end.
@@ -53,20 +53,20 @@ class Sigmoid(Curve):
 
     @property
     def _log_k(self) -> Any:
-        def of(xp: ModuleType, start: Scalar, end: Scalar, tau: Scalar) -> Any:
+        def log_k(xp: ModuleType, start: Scalar, end: Scalar, tau: Scalar) -> Any:
             a, b = xp.abs(start / tau), xp.abs(end / tau)
             return (b - a) / 2 + xp.log1p(xp.exp(-b)) - xp.log1p(xp.exp(-a))
 
-        return early(of, self.start, self.end, self.tau)
+        return early(log_k, self.start, self.end, self.tau)
 
     def curve(self, t: Array) -> Any:
         return -2 * jnp.log(self.ratio(t))
 
     def ratio(self, t: Array) -> Any:
-        w, left = self._half_width, floored(1 - t, 1e-12)
-        # sinh(x) = -exp(x) expm1(-2 x) / 2: no overflow, and digits kept at both ends.
-        of_ends = jnp.expm1(-2 * w * t) / jnp.expm1(-2 * w * left)
-        return jnp.sqrt(of_ends) * jnp.exp(w * (t - 0.5) + self._log_k / 2)
+        w, remaining = self._half_width, floored(1 - t, 1e-12)
+        # sinh(x) = -exp(x) expm1(-2 x) / 2 does not overflow, and it is accurate near both ends.
+        expm1_ratio = jnp.expm1(-2 * w * t) / jnp.expm1(-2 * w * remaining)
+        return jnp.sqrt(expm1_ratio) * jnp.exp(w * (t - 0.5) + self._log_k / 2)
 
     def uncurve(self, log_snr: Array) -> Any:
         w, log_q = self._half_width, -log_snr - self._log_k

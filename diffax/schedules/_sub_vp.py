@@ -15,7 +15,7 @@ class SubVP(Curve):
     """The sub-VP SDE's schedule: alpha = exp(-B / 2), sigma = 1 - exp(-B), beta as in `Linear`.
 
     lambda = -2 log(2 sinh(B / 2)). Song et al. 2021, eq. 28 and 29: f = -beta / 2, g^2 = beta (1 - exp(-2 B)).
-    (`Linear(scaling="sub_vp")` has the log-SNR of the VP SDE under this scaling.)
+    `Linear(scaling="sub_vp")` is another schedule: it has the log-SNR of the VP SDE.
 
     Args:
       beta_min: beta at t = 0, > 0.

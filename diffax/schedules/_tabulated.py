@@ -1,4 +1,7 @@
-"""Discrete time: a table of log-SNR, level i of T at t = (i + 1) / T. The equations head `diffax.schedules`."""
+"""Discrete time: a table of log-SNR with level i of T at t = (i + 1) / T.
+
+The docstring of `diffax.schedules` has the equations.
+"""
 
 from typing import Any
 
@@ -18,13 +21,14 @@ NOISE_ALONE = -13.8  # log-SNR at sigma / alpha = 1000
 class Tabulated(Curve):
     """A table of T levels at t = (i + 1) / T, i = 0 .. T - 1, interpolated in log-SNR; t = 0 is clean data.
 
-    A time that differs from (i + 1) / T by no more than float32's rounding is that level, at any precision.
+    A time within the rounding error of float32 from (i + 1) / T counts as exactly that level, in every dtype.
 
     Args:
-      log_snr_table: (T,) strictly decreasing; -inf in the last place is zero terminal SNR.
+      log_snr_table: (T,) strictly decreasing; -inf as the last entry means zero terminal SNR.
+      scaling: "vp", "ve", "sub_vp" or "flow".
 
     Raises:
-      ValueError: if the table is empty or does not decrease.
+      ValueError: if the table is empty, contains nan or does not decrease.
 
     >>> Tabulated(np.array([4.0, 0.0, -4.0, -8.0])).log_snr(jnp.array([0.25, 0.5, 0.625])).tolist()
     [4.0, 0.0, -2.0]
@@ -49,18 +53,19 @@ class Tabulated(Curve):
 
     @property
     def zero_terminal_snr(self) -> Any:
-        """Whether the last level holds no signal at all (alpha below 1e-8), a traced bool of a traced table.
+        """Whether the last level has no signal (alpha below 1e-8); a traced bool for a traced table.
 
-        Never so where alpha = 1.
+        It is False with the scaling "ve", where alpha = 1.
         """
         return self.scaling != "ve" and self._last_below(-2 * LOG_SNR_MAX)
 
     @property
     def ends_in_noise(self) -> Any:
-        """Whether sigma / alpha > 1000 at the last level, far from the level before; a traced bool of a traced table.
+        """Whether sigma / alpha > 1000 at the last level; a traced bool for a traced table.
 
-        So it is with zero terminal SNR and for `cosine_betas`. A second-order step from there would multiply the error
-        of the first denoiser call by the ratio of the two levels, so every sampler takes that step at order 1.
+        It is True with zero terminal SNR and for `cosine_betas`, whose last level is far from the level before it. A
+        second-order step from there would multiply the error of the first denoiser call by the ratio of the two levels,
+        so every sampler takes that step at order 1.
         """
         return self._last_below(NOISE_ALONE)
 
@@ -74,7 +79,7 @@ class Tabulated(Curve):
         return len(self.log_snr_table)
 
     def _nodes(self, dtype: DType) -> Any:
-        """(T + 1,) log-SNR at t = i / T, and what its rounding to this precision lost, where that is known."""
+        """(T + 1,) log-SNR at t = i / T in this dtype, and its rounding errors (0 for a traced table)."""
         table, xp = concrete(self.log_snr_table), np
         if table is None:
             table, xp = jnp.asarray(self.log_snr_table, dtype), jnp
@@ -83,11 +88,11 @@ class Tabulated(Curve):
         return jnp.asarray(nodes), jnp.asarray((exact - nodes).astype(dtype))
 
     def curve(self, t: Array) -> Any:
-        nodes, lost = self._nodes(t.dtype)
-        left, part = _locate(jax.lax.stop_gradient(t), len(nodes) - 1)
-        part = straight_through(t * (len(nodes) - 1) - left.astype(t.dtype), part)
-        rest = (1 - part) * lost[left] + part * lost[left + 1]
-        return nodes[left] + (part * (nodes[left + 1] - nodes[left]) + rest)
+        nodes, errors = self._nodes(t.dtype)
+        index, position = _locate(jax.lax.stop_gradient(t), len(nodes) - 1)
+        position = straight_through(t * (len(nodes) - 1) - index.astype(t.dtype), position)
+        correction = (1 - position) * errors[index] + position * errors[index + 1]
+        return nodes[index] + (position * (nodes[index + 1] - nodes[index]) + correction)
 
     def uncurve(self, log_snr: Array) -> Any:
         nodes, _ = self._nodes(log_snr.dtype)
@@ -96,53 +101,53 @@ class Tabulated(Curve):
 
 
 def _locate(t: Array, count: int) -> Any:
-    """The cell of t and its place there, in [0, 1], of as many digits as t has.
+    """The cell of t, an int in 0 .. count - 1, and the position of t in it, in [0, 1], with as many digits as t.
 
-    t count has an error of count eps / 2, which a steep last cell turns into digits of alpha: halves of t times
-    a count of up to 12 bits are exact.
+    The rounded product t count has an error of count eps / 2, which a steep last cell would turn into an error of
+    alpha. So t is split into two halves of its bits, whose products with a count of up to 12 bits are exact.
     """
     info = jnp.finfo(t.dtype)
     high = jax.lax.reduce_precision(t, info.nexp, info.nmant // 2)
     big, small = high * count, (t - high) * count
-    left = jnp.floor(big + small)
-    left = jnp.clip(
-        jnp.where((big - left) + small < 0, left - 1, left), 0, count - 1
-    )  # big + small may have been rounded up to a node
-    part = (big - left) + small
-    # (i + 1) / T in float32 is the node, not a point beside it: the last cell may be too steep for that. Two units, as
-    # XLA may multiply by 1 / T, which is rounded itself.
-    rounding = 2.001 * 2.0**-24 * (left + 1)
-    ahead = 1 - part <= rounding
-    left, part = jnp.where(ahead, left + 1, left), jnp.where(ahead | (part <= rounding), 0.0, part)
-    beyond = left > count - 1
-    return jnp.where(beyond, count - 1, left).astype(int), jnp.where(beyond, 1.0, part)
+    index = jnp.floor(big + small)
+    # The sum big + small may be rounded up to a node: then t lies in the cell before.
+    index = jnp.clip(jnp.where((big - index) + small < 0, index - 1, index), 0, count - 1)
+    position = (big - index) + small
+    # A float32 time (i + 1) / T must give the node itself, because in a steep last cell a point next to the node has
+    # another alpha. The tolerance is two units of rounding: XLA may multiply by 1 / T, which is rounded as well.
+    rounding = 2.001 * 2.0**-24 * (index + 1)
+    at_next_node = 1 - position <= rounding
+    at_node = at_next_node | (position <= rounding)
+    index, position = jnp.where(at_next_node, index + 1, index), jnp.where(at_node, 0.0, position)
+    past_end = index > count - 1
+    return jnp.where(past_end, count - 1, index).astype(int), jnp.where(past_end, 1.0, position)
 
 
 def from_betas(betas: Values, *, scaling: Scaling = "vp") -> Tabulated:
     """The discrete-time schedule of DDPM: alpha_i^2 = prod_{j <= i} (1 - beta_j).
 
-    Concrete betas are accumulated in float64, whatever the precision of what follows.
+    Concrete betas are accumulated in float64, even if the schedule is evaluated in float32.
 
     Args:
-      betas: (T,) in (0, 1]; a last beta of 1 is zero terminal SNR.
+      betas: (T,) in (0, 1]; a last beta of 1 means zero terminal SNR.
       scaling: "vp", "ve", "sub_vp" or "flow".
 
     Returns:
       A `Tabulated` schedule with T levels.
 
     Raises:
-      ValueError: if a beta lies outside (0, 1], or 1 is not the last.
+      ValueError: if a beta lies outside (0, 1], or a beta before the last is 1.
 
     Source: Ho et al. 2020, eq. 4.
 
     >>> round(float(from_betas([0.19, 0.5])(0.5).alpha), 4)
     0.9
     """
-    known = concrete(betas)
-    if known is None:
+    values = concrete(betas)
+    if values is None:
         log_alpha2 = jnp.cumsum(jnp.log1p(-as_float(betas)))
         return Tabulated(log_alpha2 - jnp.log(-jnp.expm1(log_alpha2)), scaling=scaling)
-    known = check_betas(known)
+    values = check_betas(values)
     with np.errstate(divide="ignore"):
-        log_alpha2_f64 = np.cumsum(np.log1p(-known))
+        log_alpha2_f64 = np.cumsum(np.log1p(-values))
     return Tabulated(log_alpha2_f64 - np.log(-np.expm1(log_alpha2_f64)), scaling=scaling)

@@ -1,7 +1,7 @@
 """Step grids: (n,) times that fall from noise to data.
 
-A grid is an ordinary array: write your own, differentiate through it, reverse it for inversion.
-`sample` over n entries costs n denoiser calls of a one-call sampler.
+A grid is an ordinary array: you may write your own, differentiate through it, or reverse it for inversion.
+`sample` over n entries costs n denoiser calls with a sampler that makes one call a step.
 
     here             kind      evenly spaced                               source
     uniform_log_snr  noise     log(sigma / alpha)                          Lu et al. 2022, section 3.4
@@ -16,22 +16,23 @@ A grid is an ordinary array: write your own, differentiate through it, reverse i
     linspace         discrete  T - 1 to 0                                  Nichol & Dhariwal 2021
     lcm              discrete  n of the 50 of the distillation             Luo et al. 2023
 
-`from_sigmas` and `from_timesteps` take lists of your own: timestep i of T is t = (i + 1) / T. `restart` and `jumps`
-turn a grid back towards noise, for samplers that renoise; `diffax.training.learn_grid` learns one for a sampler.
+`from_sigmas` and `from_timesteps` build grids from your own lists: timestep i of T is t = (i + 1) / T. `restart` and
+`jumps` turn a grid back towards noise, for samplers that renoise. `diffax.training.learn_grid` learns a grid for a
+sampler.
 
-Every grid is called `(schedule, n, *, t_max=None, t_min=None)`, the discrete ones `(schedule, n, *,
-num_train_steps=None)`. The grids in time and in noise run from t_max to t_min, both included. Their default ends, those
-of `default_ends`, lie at sigma / alpha = 80 and 0.02, or at the schedule's own ends where it does not reach that far:
-from a larger sigma / alpha, such as 22,026 at t = 1 of `Cosine` or `Flow`, a second-order step multiplies the error of
-the first denoiser call by the ratio of the two levels. Most grids in noise also take sigma_max and sigma_min, ends in
-sigma / alpha, in place of t_max and t_min. Likelihood and inversion need t_max=1 and t_min=0.
+The arguments of a grid are `(schedule, n, *, t_max=None, t_min=None)`, those of a discrete grid `(schedule, n, *,
+num_train_steps=None)`. The grids in time and in noise run from t_max to t_min, both included. Their default ends
+(`default_ends`) lie at sigma / alpha = 80 and 0.02, or at the schedule's own ends if it does not reach that far. The
+default avoids larger sigma / alpha, such as 22,026 at t = 1 of `Cosine` or `Flow`: a second-order step from there
+multiplies the error of the first denoiser call by the ratio of the two levels. Most grids in noise also take sigma_max
+and sigma_min, the ends in sigma / alpha, instead of t_max and t_min. Likelihood and inversion need t_max=1 and t_min=0.
 
-A table with zero terminal SNR has no level near 80 that a network was trained at, so its grids start with t = 1,
-followed by a grid of n - 1 entries from the level at 80. Samplers take the first move there at order 1.
+A network trained on a table with zero terminal SNR has seen no level near 80. So the grid of such a table starts with
+t = 1, followed by n - 1 entries from the level at 80. Samplers take the first step there at order 1.
 
-Every number may be traced, except n and the arguments of the discrete grids, which are tables made on the host.
-The discrete names are those of Lin et al. 2024, table 2, and of the diffusers library; those in noise are
-k-diffusion's, whose `vp` is `uniform` under a `Linear` schedule from t_max=1 to t_min=1e-3.
+Every number may be traced, except n and the arguments of the discrete grids, which are computed on the host.
+The names of discrete grids are those of Lin et al. 2024, table 2, and of the diffusers library. The names of grids in
+noise are those of k-diffusion; its `vp` is `uniform` under a `Linear` schedule from t_max=1 to t_min=1e-3.
 """
 
 from diffax.times._catalogue import CATALOGUE, suggestion

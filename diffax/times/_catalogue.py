@@ -1,4 +1,4 @@
-"""The catalogue of step grids: one row a name, from which tables and the names of configs are made."""
+"""The catalogue of step grids: one row for each name. The tables in the docs and the names in configs come from it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,15 +10,16 @@ from diffax.typing import Schedule
 
 
 class Row(NamedTuple):
-    """What a step grid is.
+    """One step grid of the catalogue.
 
     make: (schedule, n, **settings) -> (n,) times.
-    kind: "noise" (even in a function of sigma / alpha), "time" (of t) or "discrete" (timesteps of a table).
-    even: what is evenly spaced, or which timesteps.
+    kind: "noise" (evenly spaced in a function of sigma / alpha), "time" (in a function of t) or "discrete" (timesteps
+      of a table).
+    even: the quantity that is evenly spaced, or the timesteps.
     source: authors and year.
-    settings: what the name stands for beside the defaults.
-    k_diffusion: its names in k-diffusion (`get_sigmas_*`).
-    diffusers: its names in diffusers (`timestep_spacing`, or `use_*_sigmas`).
+    settings: keyword arguments of `make` that differ from its defaults.
+    k_diffusion: names of the grid in k-diffusion (`get_sigmas_*`).
+    diffusers: names of the grid in diffusers (`timestep_spacing`, or `use_*_sigmas`).
     """
 
     make: Callable[..., Any]
@@ -30,7 +31,7 @@ class Row(NamedTuple):
     diffusers: tuple[str, ...] = ()
 
     def build(self, schedule: Schedule, n: int) -> Any:
-        """(n,) times, with the row's settings."""
+        """(n,) times with the settings of this row."""
         return self.make(schedule, n, **self.settings)
 
 
@@ -80,13 +81,13 @@ CATALOGUE = {
 
 
 def suggestion(name: str) -> str | None:
-    """The name here of a grid of k-diffusion or diffusers.
+    """The name in diffax of a grid of k-diffusion or diffusers; None for an unknown name.
 
     >>> suggestion("exponential"), suggestion("use_karras_sigmas"), suggestion("magic")
     ('uniform_log_snr', 'karras', None)
     """
     bare = name.removeprefix("get_sigmas_")
-    return next((ours for ours, row in CATALOGUE.items() if bare in (*row.k_diffusion, *row.diffusers)), None)
+    return next((grid for grid, row in CATALOGUE.items() if bare in (*row.k_diffusion, *row.diffusers)), None)
 
 
 def table() -> str:

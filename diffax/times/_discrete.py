@@ -1,4 +1,4 @@
-"""Step grids of the timesteps of a table, made on the host."""
+"""Step grids over the timesteps of a table, computed on the host."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,16 +8,19 @@ from diffax.typing import Array, Float, Schedule, Values
 
 
 def leading(schedule: Schedule, n: int, *, num_train_steps: int | None = None, offset: int = 0) -> Float[Array, " n"]:
-    """(n,) times of timesteps i = offset + k floor(T / n), k = n - 1 .. 0. DDPM, DDIM and most of their heirs.
+    """(n,) times of timesteps i = offset + k floor(T / n), k = n - 1 .. 0. Ho et al. 2020.
+
+    DDPM, DDIM and most later samplers use this grid.
 
     Args:
-      schedule: noise schedule, whose table is divided.
+      schedule: noise schedule; its table gives T.
       n: entries, an int in 1 .. T.
-      num_train_steps: T; that of the schedule's table if None, 1,000 for a schedule in continuous time.
+      num_train_steps: T; if None, the length of the schedule's table, or 1,000 for a schedule in continuous time.
       offset: added to each timestep.
 
     Raises:
-      ValueError: for n outside 1 .. T, or an offset that leads out of the table. So do `trailing` and `linspace`.
+      ValueError: for n outside 1 .. T, or an offset that moves a timestep outside 0 .. T - 1. `trailing` and `linspace`
+        raise the same.
 
     >>> from diffax.schedules import Cosine
     >>> [round(1000 * float(t)) - 1 for t in leading(Cosine(), 4)]
@@ -28,9 +31,9 @@ def leading(schedule: Schedule, n: int, *, num_train_steps: int | None = None, o
 
 
 def trailing(schedule: Schedule, n: int, *, num_train_steps: int | None = None, offset: int = 0) -> Float[Array, " n"]:
-    """(n,) times of timesteps i = offset + round(T - k T / n) - 1, k = 0 .. n - 1: from pure noise. Lin et al. 2024.
+    """(n,) times of timesteps i = offset + round(T - k T / n) - 1, k = 0 .. n - 1. Lin et al. 2024.
 
-    Arguments as in `leading`.
+    The grid starts at pure noise. Arguments as in `leading`.
 
     >>> from diffax.schedules import Cosine
     >>> [round(1000 * float(t)) - 1 for t in trailing(Cosine(), 4)]
@@ -60,11 +63,11 @@ def lcm(
 ) -> Float[Array, " n"]:
     """(n,) times: n of the `original_steps` timesteps that LCM and TCD models were distilled on, evenly by index.
 
-    Timesteps i = k j - 1, j = 1 .. original_steps, k = floor(T / original_steps); of them, from the noisiest on, those
-    at floor(m original_steps / n), m = 0 .. n - 1.
+    The distillation used the timesteps i = k j - 1, j = 1 .. original_steps, k = floor(T / original_steps). Of these,
+    sorted from the noisiest on, the grid takes the indices floor(m original_steps / n), m = 0 .. n - 1.
 
     Args:
-      schedule: noise schedule, whose table is divided.
+      schedule: noise schedule; its table gives T.
       n: entries, an int in 1 .. original_steps.
       num_train_steps: T, as in `leading`.
       original_steps: steps of the distillation, an int in 1 .. T.
@@ -79,10 +82,10 @@ def lcm(
     [999, 759, 499, 259]
     """
     count = _check_table(schedule, 1, num_train_steps)
-    for name, value, most in (("n", n, original_steps), ("original_steps", original_steps, count)):
+    for name, value, upper in (("n", n, original_steps), ("original_steps", original_steps, count)):
         check_count(name, value)
-        if value > most:
-            raise ValueError(f"{name} must be at most {most}, got {value}")
+        if value > upper:
+            raise ValueError(f"{name} must be at most {upper}, got {value}")
     steps = np.arange(original_steps, 0, -1) * (count // original_steps)
     return jnp.asarray(steps[np.arange(n) * original_steps // n] / count, dtype=float)
 
@@ -91,7 +94,7 @@ def from_timesteps(num_train_steps: int, timesteps: Values) -> Float[Array, " n"
     """(n,) times of a list of integer timesteps i in [0, T - 1].
 
     Raises:
-      ValueError: if a timestep lies outside.
+      ValueError: if a timestep is not a whole number in [0, T - 1].
 
     >>> [round(float(t), 4) for t in from_timesteps(1000, [999, 499, 0])]
     [1.0, 0.5, 0.001]
@@ -113,14 +116,14 @@ def table_length(schedule: Schedule) -> int:
 
 
 def _check_table(schedule: Schedule, n: int, num_train_steps: int | None) -> int:
-    """The length of the table."""
+    """Check the arguments that discrete grids share; return T, the length of the table."""
     check_schedule(schedule)
-    most = table_length(schedule) if num_train_steps is None else num_train_steps
+    length = table_length(schedule) if num_train_steps is None else num_train_steps
     check_count("n", n)
-    check_count("num_train_steps", most)
-    if n > most:
-        raise ValueError(f"n must be at most num_train_steps = {most}, got {n}")
-    return most
+    check_count("num_train_steps", length)
+    if n > length:
+        raise ValueError(f"n must be at most num_train_steps = {length}, got {n}")
+    return length
 
 
 def _offset(steps: np.ndarray, offset: int, num_train_steps: int) -> Array:

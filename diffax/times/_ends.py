@@ -16,10 +16,11 @@ SIGMA_MAX, SIGMA_MIN = 80.0, 0.02  # sigma / alpha at the default ends
 def default_ends(schedule: Schedule) -> tuple[Any, Any]:
     """(t_max, t_min), each (): the times at sigma / alpha = 80 and 0.02, the default ends of all grids.
 
-    t_max is the largest floating-point time at which sigma / alpha does not exceed 80. Where the schedule does not
-    reach 80 or 0.02 the end is its own: 1, and 0 or the first level of a table. With zero terminal SNR t_max is 1.
+    t_max is the largest floating-point time at which sigma / alpha does not exceed 80. If the schedule does not reach
+    80, t_max is 1. If it does not reach 0.02, t_min is 0, or the first level of a table. With zero terminal SNR t_max
+    is 1.
 
-    Source: 80 is that of Karras et al. 2022, table 1.
+    Source of 80: Karras et al. 2022, table 1.
 
     >>> from diffax.schedules import EDM, LogLinear
     >>> [round(float(t), 4) for t in default_ends(LogLinear(0.002, 800.0))]
@@ -33,21 +34,25 @@ def default_ends(schedule: Schedule) -> tuple[Any, Any]:
 
 
 def noise_end(schedule: Schedule, sigma: Scalar) -> Any:
-    """The largest time at which sigma / alpha <= sigma. The inverse may round up, for `Laplace` to t = 1."""
+    """The largest floating-point time at which sigma / alpha <= sigma; 1 if the schedule does not reach sigma.
+
+    The inverse may round up, with `Laplace` even to t = 1. So the floats near it are tested too.
+    """
     t = as_float(schedule.inverse(-2 * jnp.log(as_float(sigma))))
     bits = jnp.int64 if t.dtype == jnp.float64 else jnp.int32
-    place, last = (jax.lax.bitcast_convert_type(v, bits) for v in (jax.lax.stop_gradient(t), jnp.ones_like(t)))
-    near = jnp.clip(place + jnp.arange(-512, 513, dtype=bits), 0, last)  # neighbours: floats >= 0 are ordered as ints
-    near = jnp.append(jax.lax.bitcast_convert_type(near, t.dtype), jnp.ones((), t.dtype))
-    level = schedule(near)
+    t_bits, one_bits = (jax.lax.bitcast_convert_type(v, bits) for v in (jax.lax.stop_gradient(t), jnp.ones_like(t)))
+    # Non-negative floats have the same order as their bits read as integers, so t_bits + k is the k-th float after t.
+    nearby_bits = jnp.clip(t_bits + jnp.arange(-512, 513, dtype=bits), 0, one_bits)
+    candidates = jnp.append(jax.lax.bitcast_convert_type(nearby_bits, t.dtype), jnp.ones((), t.dtype))
+    level = schedule(candidates)
     ratio = level.sigma / level.alpha
-    largest = jnp.max(jnp.where(ratio <= sigma, near, near[0]))
+    largest = jnp.max(jnp.where(ratio <= sigma, candidates, candidates[0]))
     return jnp.where(ratio[-1] > sigma * (1 + 1e-5), straight_through(t, largest), 1.0)
 
 
 def data_end(schedule: Schedule) -> Any:
-    """The time at which sigma / alpha = 0.02, or the schedule's own end."""
+    """The time at which sigma / alpha = 0.02, or the first time of the schedule if it does not reach 0.02."""
     steps = getattr(schedule, "num_train_steps", None)
-    own, log_snr = as_float(0.0 if steps is None else 1 / steps), -2 * math.log(SIGMA_MIN)
-    reached = schedule.log_snr(own) > log_snr + 2e-5
-    return jnp.where(reached, jnp.maximum(schedule.inverse(as_float(log_snr)), own), own)
+    first, log_snr = as_float(0.0 if steps is None else 1 / steps), -2 * math.log(SIGMA_MIN)
+    reached = schedule.log_snr(first) > log_snr + 2e-5
+    return jnp.where(reached, jnp.maximum(schedule.inverse(as_float(log_snr)), first), first)

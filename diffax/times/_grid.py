@@ -1,4 +1,4 @@
-"""What all grids share: checks, ends, the entries between."""
+"""Functions that all grids share: the checks, the ends and the entries between them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,24 +13,26 @@ from diffax.typing import Array, Float, Leaf, Schedule, Times, Values
 
 
 def check_grid(times: Values, *, may_turn: bool = False) -> None:
-    """Raises `ValueError` for a grid that is known now to leave [0, 1] or, unless it may, to turn back.
+    """Raise `ValueError` if a grid leaves [0, 1] or turns back. The values of a traced grid are not checked.
 
-    times: (n, ...), n >= 1; a grid may repeat a point.
+    Args:
+      times: (n, ...), n >= 1; a point may be repeated.
+      may_turn: whether the grid may turn back.
     """
     if np.ndim(times) < 1 or np.shape(times)[0] < 1:
         raise ValueError(f"times must have shape (n, ...) with n >= 1, got {np.shape(times)}")
-    known = concrete(times)
-    if known is None:
+    values = concrete(times)
+    if values is None:
         return
-    bad = ~((known >= 0) & (known <= 1))
+    bad = ~((values >= 0) & (values <= 1))
     if bad.any():
-        raise ValueError(f"times must lie in [0, 1], got {known[bad].flat[0]:g}")
+        raise ValueError(f"times must lie in [0, 1], got {values[bad].flat[0]:g}")
     if may_turn:
         return
-    moves = np.diff(known, axis=0)
+    moves = np.diff(values, axis=0)
     turns = (moves > 0).any(0) & (moves < 0).any(0)
     if turns.any():
-        raise ValueError(f"times must be monotone, got {_short(known)}")
+        raise ValueError(f"times must be monotone, got {_short(values)}")
 
 
 def _short(grid: np.ndarray) -> str:
@@ -40,9 +42,17 @@ def _short(grid: np.ndarray) -> str:
 def entries(
     schedule: Schedule, n: int, t_max: Times | None, t_min: Times | None, inner: Callable[[Any, Any, Any], Any]
 ) -> Float[Array, " n"]:
-    """Times from t_max to t_min, None for the default ends. Both ends are exact; powers and logs are smooth between.
+    """(n,) times from t_max to t_min; an end that is None is the default end.
 
-    inner: (first, last, ramp) -> times between the ends; ramp: evenly spaced in (0, 1).
+    Both ends are returned exactly. `inner` computes only the times between them, so that its powers and logs are not
+    differentiated at an end where they are not smooth.
+
+    Args:
+      schedule: noise schedule.
+      n: entries, an int >= 1.
+      t_max: () first time in [0, 1], or None.
+      t_min: () last time in [0, 1], or None.
+      inner: (first, last, ramp) -> times between the ends; ramp is evenly spaced in (0, 1).
     """
     check_schedule(schedule)
     check_count("n", n)
@@ -64,12 +74,12 @@ def entries(
         times = between(as_float(t_max), as_float(t_min), n - from_noise, inner)
         return jnp.concatenate([jnp.ones(1, times.dtype), times]) if from_noise else times
 
-    # With zero terminal SNR: t = 1, and the others from sigma / alpha = 80.
+    # With zero terminal SNR the grid is t = 1, followed by n - 1 entries that start at sigma / alpha = 80.
     return grid(zero) if isinstance(zero, bool) else jnp.where(zero, grid(True), grid(False))
 
 
 def between(first: Leaf, last: Leaf, n: int, inner: Callable[[Any, Any, Any], Any]) -> Array:
-    """Times from `first` to `last`, `inner` between them, cut to n entries."""
+    """(n,) times: `first`, the times of `inner`, and `last`; only `first` for n = 1."""
     dtype = promoted(first, last)
     parts = first[None], inner(first, last, jnp.linspace(0.0, 1.0, n)[1:-1]), last[None]
     return jnp.concatenate([v.astype(dtype) for v in parts])[:n]

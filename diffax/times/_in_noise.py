@@ -1,4 +1,4 @@
-"""Step grids even in a function of sigma / alpha."""
+"""Step grids that are evenly spaced in a function of sigma / alpha."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,9 @@ def uniform_log_snr(
     sigma_max: Scalar | None = None,
     sigma_min: Scalar | None = None,
 ) -> Float[Array, " n"]:
-    """(n,) times evenly spaced in log-SNR, the default grid of the commands. Arguments as in `karras`.
+    """(n,) times evenly spaced in log-SNR. Arguments as in `karras`.
+
+    The commands use this grid by default.
 
     Source: Lu et al. 2022, section 3.4.
 
@@ -44,8 +46,9 @@ def polyexponential(
 ) -> Float[Array, " n"]:
     """(n,) times at log r = log r_min + u^rho (log r_max - log r_min), u evenly spaced from 1 to 0; r = sigma / alpha.
 
-    rho = 1 is `uniform_log_snr`; rho > 1 puts more times near data. k-diffusion's `get_sigmas_polyexponential`
-    (Crowson 2022). Arguments as in `karras`.
+    rho = 1 is `uniform_log_snr`; rho > 1 puts more times near data. Arguments as in `karras`.
+
+    Source: `get_sigmas_polyexponential` of k-diffusion (Crowson 2022).
 
     Raises:
       ValueError: as `karras`.
@@ -74,16 +77,17 @@ def karras(
 ) -> Float[Array, " n"]:
     """(n,) times evenly spaced in (sigma / alpha)^(1 / rho). Karras et al. 2022, eq. 5.
 
-    Under `EDM` with the same ends it is `uniform`. The paper's ends are sigma_max=80 and sigma_min=0.002.
+    With the schedule `EDM` and the ends of that schedule, this grid is `uniform`. The ends of the paper are
+    sigma_max=80 and sigma_min=0.002.
 
     Args:
-      schedule: noise schedule; sigma / alpha is its noise-to-signal ratio, whatever its scaling.
+      schedule: noise schedule with any scaling; sigma / alpha is its noise-to-signal ratio.
       n: entries.
-      rho: > 0; the larger, the closer to `uniform_log_snr`.
-      t_max: first time, unless sigma_max is given; that of `default_ends` if None.
-      t_min: last time, unless sigma_min is given; that of `default_ends` if None.
-      sigma_max: first sigma / alpha, as far as the schedule reaches.
-      sigma_min: last sigma / alpha, < sigma_max, as far as the schedule reaches.
+      rho: > 0; a larger rho is closer to `uniform_log_snr`.
+      t_max: first time; ignored if sigma_max is given; from `default_ends` if None.
+      t_min: last time; ignored if sigma_min is given; from `default_ends` if None.
+      sigma_max: sigma / alpha at the first time, limited to the range of the schedule.
+      sigma_min: sigma / alpha at the last time, < sigma_max, limited to the range of the schedule.
 
     Raises:
       ValueError: if not 0 < sigma_min < sigma_max, rho is not positive, or as `uniform`.
@@ -95,7 +99,7 @@ def karras(
     check("rho", rho, positive)
 
     def curve(ramp: Scalar, first: Scalar, last: Scalar) -> Any:
-        # exp(first / rho) times what the bracket adds up to, so that nothing overflows for a small rho.
+        # Factor exp(first / rho) out of the sum, so that nothing overflows for a small rho.
         return first + rho * jnp.log1p(ramp * jnp.expm1((last - first) / rho))
 
     return _in_noise(schedule, n, t_max, t_min, curve, sigma_max, sigma_min)
@@ -112,16 +116,16 @@ def arctan(
 ) -> Float[Array, " n"]:
     """(n,) times at which atan((r / scale)^(1 / power)) is evenly spaced, r = sigma / alpha; both ends included.
 
-    Dense around r = scale, which should be of the order of the data's standard deviation, and sparser by the power of
-    r towards both ends, so that t_max=1 and t_min=0 cost little. power = 1 is uniform in the theta of
-    `gaussian_adams` for std = scale; scale = power = 1 is `uniform` under `Cosine`. Under `noise_floor` give
-    `NoiseFloor(schedule, std)`.
+    The grid is dense around r = scale, which should be about the standard deviation of the data. Towards both ends the
+    density falls as a power of r, so t_max=1 and t_min=0 take few entries. With power = 1 the grid is uniform in the
+    theta of `gaussian_adams` for std = scale. With scale = power = 1 it is `uniform` under `Cosine`. For the sampler
+    wrapper `noise_floor`, pass `NoiseFloor(schedule, std)` as the schedule.
 
     Args:
-      schedule: noise schedule; sigma / alpha is its noise-to-signal ratio, whatever its scaling.
+      schedule: noise schedule with any scaling; sigma / alpha is its noise-to-signal ratio.
       n: entries.
       scale: > 0, may be traced.
-      power: > 0, may be traced; the larger, the closer to `uniform_log_snr`.
+      power: > 0, may be traced; a larger power is closer to `uniform_log_snr`.
       t_max: first time, as in `uniform`.
       t_min: last time, as in `uniform`.
 
@@ -145,12 +149,12 @@ def arctan(
 
 
 def from_sigmas(schedule: Schedule, sigmas: Values) -> Float[Array, " n"]:
-    """(n,) times at which sigma / alpha is what the list says, as far as the schedule reaches.
+    """(n,) times at which sigma / alpha equals the entries of `sigmas`, limited to the range of the schedule.
 
-    Lists of noise levels from other libraries end with a 0; leave it out: `sample` ends with the denoiser.
+    Lists of noise levels from other libraries end with a 0. Omit it: `sample` ends with a denoiser call instead.
 
     Raises:
-      ValueError: if one of them is known not to be positive.
+      ValueError: if an entry is not positive. Traced entries are not checked.
 
     >>> from diffax.schedules import LogLinear
     >>> [round(float(t), 4) for t in from_sigmas(LogLinear(0.01, 100.0), jnp.array([100.0, 1.0]))]
@@ -162,7 +166,7 @@ def from_sigmas(schedule: Schedule, sigmas: Values) -> Float[Array, " n"]:
 
 
 def path(schedule: Schedule, n: int, t: Times, s: Times) -> Float[Array, " n"]:
-    """(n,) times from t to s, in either direction, evenly spaced in log-SNR: `uniform_log_snr` for traced ends.
+    """(n,) times from t to s, in either direction, evenly spaced in log-SNR; t and s may be traced.
 
     >>> from diffax.schedules import LogLinear
     >>> [round(float(t), 4) for t in path(LogLinear(0.01, 100.0), 3, 0.5, 1.0)]
@@ -181,7 +185,10 @@ def _in_noise(
     sigma_max: Scalar | None = None,
     sigma_min: Scalar | None = None,
 ) -> Array:
-    """Times at curve(ramp, first, last) of log(sigma / alpha), ramp in (0, 1). A given sigma replaces that end's t."""
+    """(n,) times at which log(sigma / alpha) = curve(ramp, first, last), for ramp in (0, 1).
+
+    `first` and `last` are log(sigma / alpha) at the ends. sigma_max replaces t_max, and sigma_min replaces t_min.
+    """
     check_schedule(schedule)
     for name, value in (("sigma_max", sigma_max), ("sigma_min", sigma_min)):
         if value is not None:

@@ -1,4 +1,4 @@
-"""Step grids even in a function of t."""
+"""Step grids that are evenly spaced in a function of t."""
 
 from typing import Any
 
@@ -18,11 +18,11 @@ def uniform(
     Args:
       schedule: noise schedule, for the default ends.
       n: entries, an int >= 1.
-      t_max: first time in [0, 1]; that of `default_ends` if None.
-      t_min: last time, < t_max; that of `default_ends` if None.
+      t_max: first time in [0, 1]; from `default_ends` if None.
+      t_min: last time, < t_max; from `default_ends` if None.
 
     Raises:
-      ValueError: for n < 1, an end outside [0, 1], or t_max <= t_min where n > 1. So do all grids.
+      ValueError: for n < 1, an end outside [0, 1], or t_max <= t_min for n > 1. All grids raise the same.
 
     >>> from diffax.schedules import Cosine
     >>> uniform(Cosine(), 3, t_max=1.0, t_min=0.0).tolist()
@@ -40,7 +40,8 @@ def quadratic(
 ) -> Float[Array, " n"]:
     """(n,) times whose square roots are evenly spaced. Arguments as in `uniform`.
 
-    Song, Meng & Ermon 2021, appendix D.2 ("quadratic", there from t_max = 0.8); `time_quadratic` in DPM-Solver's code.
+    Source: Song, Meng & Ermon 2021, appendix D.2 ("quadratic", from t_max = 0.8). The code of DPM-Solver calls it
+    `time_quadratic`.
 
     >>> from diffax.schedules import Cosine
     >>> [round(float(t), 4) for t in quadratic(Cosine(), 3, t_max=0.64, t_min=0.04)]
@@ -54,7 +55,7 @@ def quadratic(
 
 
 def _root(t: Times) -> Any:
-    """sqrt(t), with a finite slope at 0."""
+    """sqrt(t) with derivative 0 at t = 0."""
     return jnp.where(t > 0, jnp.sqrt(jnp.where(t > 0, t, 1.0)), 0.0)
 
 
@@ -69,13 +70,15 @@ def beta(
 ) -> Float[Array, " n"]:
     """(n,) times t_min + (t_max - t_min) q(p), q the quantile function of Beta(a, b), p evenly spaced from 1 to 0.
 
-    a = b < 1 puts more times near both ends, a = b = 1 is `uniform`. Lee et al. 2024, section 4.1 (alpha = beta = 0.6).
+    a = b < 1 puts more times near both ends, a = b = 1 is `uniform`.
+
+    Source: Lee et al. 2024, section 4.1 (alpha = beta = 0.6).
 
     Args:
       schedule: noise schedule, for the default ends.
       n: entries.
-      a: alpha of the distribution, > 0: the smaller, the more times near data.
-      b: beta of the distribution, > 0: the smaller, the more times near noise.
+      a: alpha of the distribution, > 0; a smaller a puts more times near data.
+      b: beta of the distribution, > 0; a smaller b puts more times near noise.
       t_max: first time, as in `uniform`.
       t_min: last time, as in `uniform`.
 

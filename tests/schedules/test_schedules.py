@@ -472,11 +472,11 @@ def test_transitions_compose(schedule):
         (lambda: diffax.EDM(rho=0.0), "rho must be > 0, got 0.0"),
         (lambda: diffax.EDM(80.0, 0.002), "sigma_max must be > sigma_min = 80.0, got 0.002"),
         (lambda: diffax.shifted(diffax.Flow(), 0.0), "shift must be > 0, got 0.0"),
-        (lambda: diffax.shifted(lambda t: t, 2.0), "schedule must have a scaling out of vp, ve, sub_vp, flow, got"),
+        (lambda: diffax.shifted(lambda t: t, 2.0), "schedule must have one of the scalings vp, ve, sub_vp, flow, got"),
         (lambda: diffax.schedules.zero_terminal_snr([0.1]), r"betas must have shape \(T,\) with T >= 2, got \(1,\)"),
         (lambda: diffax.schedules.zero_terminal_snr([0.1, 1.5]), r"betas\[1\] = 1.5"),
         (lambda: diffax.schedules.sigmoid_betas(10, tau=-1.0), "tau must be > 0, got -1.0"),
-        (lambda: diffax.schedules.transition(diffax.Cosine(), 0.2, 0.3), "transition goes from s to a later t"),
+        (lambda: diffax.schedules.transition(diffax.Cosine(), 0.2, 0.3), "s must be <= t = 0.2, got 0.3"),
     ],
 )
 def test_bad_input(make, message):
