@@ -1,15 +1,15 @@
-"""How good samples are: pure functions on arrays and sets of features.
+"""Measures of sample quality: pure functions of arrays and sets of features.
 
-Sets of features are (N, D), computed by any extractor. Their distances are taken on the host in float64, in blocks (the
-Sinkhorn divergence: whole, on JAX's default device), and no number means anything without the extractor, the counts,
-and the value for two sets of real data.
+A set of features has shape (N, D); any extractor may compute it. Distances are computed in float64 on the host, in
+blocks of rows. (The Sinkhorn divergence is computed in one piece, on JAX's default device.) Report a distance together
+with the extractor, both counts, and the same distance between two sets of real data: it has no meaning without them.
 
-    frechet     distance of Gaussian fits; its streaming moments; its limit for infinitely many examples
+    frechet     distance of Gaussian fits; streaming moments; limit for infinitely many examples
     kernel      kernel distance (KID), unbiased, with a standard error
     manifold    precision, recall, density, coverage; nearest training examples
     transport   sliced Wasserstein distance; Sinkhorn divergence (extra `metrics`)
     classes     accuracy and class balance, from a classifier's predictions
-    images      PSNR and SSIM of reconstructions: jit, vmap and grad work
+    images      PSNR and SSIM of reconstructions; they support jit, vmap and grad
 """
 
 from diffax.metrics._classes import ClassBalance, accuracy, class_balance

@@ -2,8 +2,9 @@
 
     FD = |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)),   m and C the sample means and covariances
 
-With C_i = R_i^T R_i the cross term is the sum of the singular values of R_1 R_2^T: no root of an ill-conditioned
-matrix is taken. The estimate is biased upwards, by about a / N: `frechet_infinity` extrapolates it.
+With C_i = R_i^T R_i, tr (C_1 C_2)^(1/2) is the sum of the singular values of R_1 R_2^T, so that no root of an
+ill-conditioned matrix is computed. The estimate is too large by about a / N; `frechet_infinity` removes this bias by
+extrapolation.
 """
 
 import math
@@ -18,7 +19,10 @@ from diffax.typing import Examples, Float, Key
 
 
 class FeatureMoments(NamedTuple):
-    """Mean (D,), scatter (D, D) = sum_i (x_i - m) (x_i - m)^T and number of some examples' features; a pytree."""
+    """The first two moments of N feature vectors; a pytree.
+
+    examples: N; mean: (D,) m; scatter: (D, D), sum_i (x_i - m) (x_i - m)^T.
+    """
 
     examples: int
     mean: Float[np.ndarray, " d"]
@@ -26,7 +30,7 @@ class FeatureMoments(NamedTuple):
 
 
 class Extrapolation(NamedTuple):
-    """The line value + slope / N through the distances at these counts; distances and counts: (points,)."""
+    """The fitted line value + slope / n, and its data: counts n (points,) and distances FD(n) (points,)."""
 
     value: float
     slope: float
@@ -35,25 +39,27 @@ class Extrapolation(NamedTuple):
 
 
 class _Fit(NamedTuple):
-    """Mean (D,), and R (K, D) with R^T R the sample covariance."""
+    """A Gaussian fit. mean: (D,); root: (K, D) R, where R^T R is the sample covariance."""
 
     mean: np.ndarray
     root: np.ndarray
 
 
 def frechet_distance(first: Examples, second: Examples, *, allow_few: bool = False) -> float:
-    """|m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)), m and C the sample means and covariances.
+    """The Fréchet distance |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)) of the Gaussian fits of two sets.
 
-    The value falls with the number of examples, so compare at equal counts only, and beside the distance of two sets
-    of real data. The roots R are those of QR decompositions of the features: the covariances are never formed.
+    The bias falls with the number of examples: compare values at equal counts only, and report the distance between two
+    sets of real data as a reference. The roots R come from QR decompositions of the centred features, so that the
+    covariances are never formed.
 
     Args:
       first: (N, D) features.
       second: (M, D) features.
-      allow_few: whether D examples or fewer will do, with covariances that are singular; two are the least.
+      allow_few: False requires N > D and M > D. True allows any count of at least 2; the covariance of D examples or
+        fewer is singular.
 
     Raises:
-      ValueError: for other shapes, features that are not finite, or too few examples.
+      ValueError: if a shape is wrong, a feature is not finite, or there are too few examples.
 
     Source: Dowson & Landau 1982; Heusel et al. 2017, eq. 6.
 
@@ -72,7 +78,7 @@ def moments(features: Examples) -> FeatureMoments:
     """The moments of one chunk of features (N, D), N >= 1, in float64 on the host.
 
     Raises:
-      ValueError: for other shapes, or features that are not finite.
+      ValueError: if the shape is wrong, or a feature is not finite.
     """
     x = feature_set("features", features)
     mean = x.mean(0)
@@ -80,14 +86,14 @@ def moments(features: Examples) -> FeatureMoments:
 
 
 def merge(first: FeatureMoments, second: FeatureMoments) -> FeatureMoments:
-    """The moments of both sets together. Any order and grouping gives the same, but for rounding.
+    """The moments of the union of two sets. The result is independent of order and grouping, up to rounding.
 
         m = m_1 + (N_2 / N) d,   S = S_1 + S_2 + (N_1 N_2 / N) d d^T,   d = m_2 - m_1,   N = N_1 + N_2
 
     Source: Chan, Golub & LeVeque 1979.
 
     Raises:
-      ValueError: if they have different numbers of features.
+      ValueError: if the sets have different numbers of features.
 
     >>> import functools
     >>> chunks = np.arange(30.0).reshape(5, 3, 2)
@@ -103,24 +109,25 @@ def merge(first: FeatureMoments, second: FeatureMoments) -> FeatureMoments:
 
 
 def frechet_from_moments(first: FeatureMoments, second: FeatureMoments, *, allow_few: bool = False) -> float:
-    """`frechet_distance` of two sets of which only the moments are known.
+    """`frechet_distance` of two sets, computed from their moments.
 
-    The roots R come from the eigenvectors of the covariances; variances below D 2e-16 of the largest count as zero.
+    The roots R come from the eigendecompositions of the covariances. An eigenvalue below D eps times the largest one
+    is set to zero; eps = 2.2e-16.
 
     Args:
-      first: moments of the one set, in D features.
-      second: moments of the other.
-      allow_few: whether counts of D or less will do; two are the least.
+      first: moments of the first set, in D features.
+      second: moments of the second set, in D features.
+      allow_few: as of `frechet_distance`.
 
     Raises:
-      ValueError: for different numbers of features, moments that are not finite, or too few examples.
+      ValueError: if the numbers of features differ, a moment is not finite, or there are too few examples.
     """
     check_width("first", len(first.mean), "second", len(second.mean))
     for name, value in (("first", first), ("second", second)):
         _check_enough(name, value.examples, len(value.mean), allow_few)
         feature_set(f"{name}.mean", np.asarray(value.mean)[None])
         feature_set(f"{name}.scatter", value.scatter)
-    return _distance(_fit_of_moments(first), _fit_of_moments(second))
+    return _distance(_fit_from_moments(first), _fit_from_moments(second))
 
 
 def frechet_infinity(
@@ -128,19 +135,20 @@ def frechet_infinity(
 ) -> Extrapolation:
     """The Fréchet distance for infinitely many examples: FD(n) = value + slope / n, by least squares.
 
-    FD(n) is that of a random choice of n of the N examples; n goes in even steps from `smallest` to N.
+    FD(n) is the distance for a random subset of n of the N examples. The n are evenly spaced from `smallest` to N.
 
     Args:
-      key: shape (); chooses the examples.
+      key: shape (); draws the subsets.
       first: (N, D) features.
-      second: (M, D) features, all of them used at each point: what bias their count gives stays.
-      points: how many n.
-      smallest: the first n, more than D, and with `both` n M / N is to be more than D too; if not given, N // 10 or
-        about twice the least.
-      both: whether to take n M / N of the second set too, so that its bias goes as well.
+      second: (M, D) features.
+      points: number of counts n, >= 2.
+      smallest: the smallest n, > D; with `both`, n M / N > D too. None for N // 10, or about twice the minimum if that
+        is larger.
+      both: False uses all of the second set at each point, so that the bias of its M examples remains. True draws a
+        subset of n M / N of them, so that this bias is removed too.
 
     Raises:
-      ValueError: for bad features, fewer than 2 points, or too few examples for two different n.
+      ValueError: if the features are invalid, points < 2, or there are too few examples for two different n.
 
     Source: Chong & Forsyth 2020, section 3 (`both` = False).
     """
@@ -154,19 +162,20 @@ def frechet_infinity(
     if smallest >= n:
         raise ValueError(f"first must have more examples than smallest = {smallest}, got {n}")
     counts = np.unique(np.linspace(smallest, n, points).round().astype(int))
-    whole = _fit(second)
+    second_fit = _fit(second)
     distances = []
     for i, count in enumerate(counts.tolist()):
-        keys = jax.random.split(jax.random.fold_in(key, i))
-        other = _fit(_choose(keys[1], second, round(count * m / n))) if both else whole
-        distances.append(_distance(_fit(_choose(keys[0], first, count)), other))
+        first_key, second_key = jax.random.split(jax.random.fold_in(key, i))
+        if both:
+            second_fit = _fit(_subset(second_key, second, round(count * m / n)))
+        distances.append(_distance(_fit(_subset(first_key, first, count)), second_fit))
     slope, value = np.polyfit(1 / counts, distances, 1)
     return Extrapolation(float(value), float(slope), counts, np.array(distances))
 
 
-def _choose(key: Key, features: np.ndarray, count: int) -> np.ndarray:
-    chosen: np.ndarray = features[np.asarray(jax.random.permutation(key, len(features)))[:count]]
-    return chosen
+def _subset(key: Key, features: np.ndarray, count: int) -> np.ndarray:
+    subset: np.ndarray = features[np.asarray(jax.random.permutation(key, len(features)))[:count]]
+    return subset
 
 
 def _check_enough(name: str, count: int, width: int, allow_few: bool) -> None:
@@ -183,9 +192,9 @@ def _fit(features: np.ndarray) -> _Fit:
     return _Fit(mean, np.linalg.qr(features - mean, mode="r") / np.sqrt(len(features) - 1))
 
 
-def _fit_of_moments(value: FeatureMoments) -> _Fit:
+def _fit_from_moments(value: FeatureMoments) -> _Fit:
     variances, axes = np.linalg.eigh(np.asarray(value.scatter, np.float64) / (int(value.examples) - 1))
-    # What rounding left of zero would count by its root.
+    # Rounding turns a zero eigenvalue into about eps times the largest, whose root is not negligible: set it to zero.
     variances[variances < variances[-1] * len(variances) * np.finfo(float).eps] = 0
     return _Fit(np.asarray(value.mean, np.float64), np.sqrt(variances)[:, None] * axes.T)
 

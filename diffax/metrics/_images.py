@@ -1,10 +1,10 @@
-"""How near a reconstruction is to the truth: PSNR and SSIM, one value for each image; jit, vmap and grad work.
+"""PSNR and SSIM of reconstructions, one value per image. Both support jit, vmap and grad.
 
     PSNR = 10 log10(L^2 / mean (x - y)^2)
-    SSIM = mean over places of (2 m_x m_y + C_1) (2 v_xy + C_2) / ((m_x^2 + m_y^2 + C_1) (v_x + v_y + C_2))
+    SSIM = mean over positions of (2 m_x m_y + C_1) (2 v_xy + C_2) / ((m_x^2 + m_y^2 + C_1) (v_x + v_y + C_2))
 
-L is the range that data may have (2 for data in [-1, 1]), C_i = (K_i L)^2; m, v are means, variances and the
-covariance under a Gaussian window around a place.
+L is the range of the data (2 for data in [-1, 1]) and C_i = (K_i L)^2. m_x, v_x and v_xy are the mean, the variance and
+the covariance under a Gaussian window around a position.
 """
 
 import functools
@@ -19,20 +19,22 @@ from diffax.typing import Array, Examples, Float, Leaf, Scalar
 
 
 def psnr(first: Examples, second: Examples, *, data_range: Scalar) -> Float[Array, " batch"]:
-    """Peak signal-to-noise ratio in dB: (B,). Infinite, with a gradient of zero, where images are equal.
+    """Peak signal-to-noise ratio in dB, (B,).
+
+    For two equal images the value is infinite and the gradient zero.
 
     Args:
       first: (B, *space, C).
       second: (B, *space, C).
-      data_range: L, the largest minus the least value that data may have; may be traced.
+      data_range: L, the largest minus the smallest possible value of the data, > 0; may be traced.
 
     Raises:
-      ValueError: for shapes that differ or lack an axis, or data_range <= 0.
+      ValueError: if the shapes differ or have fewer than 3 axes, or data_range <= 0.
 
     >>> psnr(jnp.zeros((1, 4, 4, 1)), jnp.full((1, 4, 4, 1), 0.2), data_range=2.0).round(3).tolist()
     [20.0]
     """
-    x, y = _pair(first, second, data_range)
+    x, y = _checked_pair(first, second, data_range)
     error = jnp.mean((x - y) ** 2, axis=tuple(range(1, x.ndim)))
     equal = error == 0
     ratio = jnp.where(equal, 1.0, error) / data_range**2
@@ -49,19 +51,22 @@ def ssim(
     k1: float = 0.01,
     k2: float = 0.03,
 ) -> Float[Array, " batch"]:
-    """Structural similarity: (B,), at most 1. The mean over channels and the places whose window lies within the image.
+    """Structural similarity (SSIM), (B,), at most 1.
+
+    The value is the mean over channels and over all positions where the whole window fits into the image.
 
     Args:
-      first: (B, *space, C), one to three spatial axes, each at least `window` long.
+      first: (B, *space, C), 1 to 3 spatial axes, each of size >= `window`.
       second: (B, *space, C).
-      data_range: L, the largest minus the least value that data may have; may be traced.
-      window: length of the Gaussian window, odd. Images of 8x8, say, need a smaller one than the published 11.
-      sigma: its standard deviation.
-      k1: of C_1.
-      k2: of C_2.
+      data_range: L, the largest minus the smallest possible value of the data, > 0; may be traced.
+      window: size of the Gaussian window along each axis, odd. The published 11 does not fit into 8x8 images.
+      sigma: standard deviation of the window, > 0.
+      k1: K_1, in C_1 = (K_1 L)^2.
+      k2: K_2, in C_2 = (K_2 L)^2.
 
     Raises:
-      ValueError: for shapes that differ or lack an axis, images smaller than the window, or bad settings.
+      ValueError: if the shapes differ or have fewer than 3 axes, the images are smaller than the window, or a setting
+        is out of range.
 
     Source: Wang et al. 2004, eqs. 12 to 17.
 
@@ -69,7 +74,7 @@ def ssim(
     >>> ssim(x, x, data_range=1.0).tolist()
     [1.0]
     """
-    x, y = _pair(first, second, data_range)
+    x, y = _checked_pair(first, second, data_range)
     check_count("window", window)
     if window % 2 == 0:
         raise ValueError(f"window must be odd, got {window}")
@@ -89,16 +94,19 @@ def _similarity(x: Leaf, y: Leaf, c1: Scalar, c2: Scalar, window: int, sigma: Sc
 
 
 def _blur(x: Float[Array, "maps batch *space c"], window: int, sigma: Scalar) -> Float[Array, "maps batch *smaller c"]:
-    """Weighted means under a separable Gaussian window, where it fits; in sums, not products of matrices (bf16)."""
-    places = (jnp.arange(window) - window // 2).astype(float)
-    weights = jax.nn.softmax(-(places**2) / (2 * sigma**2)).astype(x.dtype)
+    """Weighted means under a separable Gaussian window, at the positions where it fits.
+
+    Shifted slices are summed rather than convolved: an accelerator may compute a convolution in bfloat16.
+    """
+    offsets = (jnp.arange(window) - window // 2).astype(float)
+    weights = jax.nn.softmax(-(offsets**2) / (2 * sigma**2)).astype(x.dtype)
     for axis in range(2, x.ndim - 1):
         size = x.shape[axis] - window + 1
         x = jnp.asarray(sum(weights[i] * jax.lax.slice_in_dim(x, i, i + size, axis=axis) for i in range(window)))
     return x
 
 
-def _pair(first: Examples, second: Examples, data_range: Scalar) -> tuple[Array, Array]:
+def _checked_pair(first: Examples, second: Examples, data_range: Scalar) -> tuple[Array, Array]:
     check("data_range", data_range, Condition("> 0 and finite", lambda v: (v > 0) & np.isfinite(v)))
     x, y = as_float(first), as_float(second)
     if x.ndim < 3:

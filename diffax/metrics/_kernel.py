@@ -1,9 +1,9 @@
-"""The kernel distance (KID): the squared maximum mean discrepancy of two sets of features.
+"""The kernel distance (KID): the squared maximum mean discrepancy (MMD) of two sets of features.
 
     MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y),   k(x, y) = (x.y / D + 1)^3
 
-The means over different examples of a set are unbiased, so that the estimate is zero on average for two sets of one
-law, at any count, and below zero half of the time or more.
+Within a set the mean excludes the pairs (x_i, x_i), so the estimate is unbiased: for two sets from one distribution it
+is zero on average at any count, and negative in half of the cases or more.
 """
 
 import math
@@ -18,7 +18,11 @@ from diffax.typing import Examples, Float, Key
 
 
 class KernelEstimate(NamedTuple):
-    """Mean over disjoint subsets, standard deviation among them, standard error of the mean, how many there were."""
+    """An estimate from disjoint subsets.
+
+    mean: average over the subsets; std: standard deviation over them; stderr: standard error of the mean;
+    subsets: their number.
+    """
 
     mean: float
     std: float
@@ -27,14 +31,16 @@ class KernelEstimate(NamedTuple):
 
 
 def kernel_distance(first: Examples, second: Examples) -> float:
-    """sum_(i != j) k(x_i, x_j) / N(N-1) + sum_(i != j) k(y_i, y_j) / M(M-1) - 2 sum_ij k(x_i, y_j) / NM.
+    """The unbiased estimate of MMD^2 from all examples.
+
+        sum_(i != j) k(x_i, x_j) / N(N-1) + sum_(i != j) k(y_i, y_j) / M(M-1) - 2 sum_ij k(x_i, y_j) / NM
 
     Args:
       first: (N, D) features, N >= 2.
       second: (M, D) features, M >= 2.
 
     Raises:
-      ValueError: for other shapes, or features that are not finite.
+      ValueError: if a shape is wrong, or a feature is not finite.
 
     Source: Gretton et al. 2012, eq. 3; Binkowski et al. 2018, section 4.
 
@@ -45,19 +51,19 @@ def kernel_distance(first: Examples, second: Examples) -> float:
 
 
 def kernel_distance_subsets(key: Key, first: Examples, second: Examples, *, size: int = 1000) -> KernelEstimate:
-    """`kernel_distance` of as many disjoint pairs of subsets as there are, with its standard error.
+    """The mean of `kernel_distance` over min(N, M) // size pairs of disjoint subsets, with its standard error.
 
-    Disjoint subsets are independent, so that std / sqrt(subsets) is the error of the mean. Published tables draw 100
-    subsets of 1,000 that overlap: the same mean and std on average, but their std / 10 is not the error.
+    Disjoint subsets are independent, so std / sqrt(subsets) is the standard error of the mean. Published tables draw
+    100 overlapping subsets of 1,000: mean and std agree on average, but std / 10 is not the standard error there.
 
     Args:
-      key: shape (); deals the examples out to the subsets.
-      first: (N, D) features.
-      second: (M, D) features.
-      size: examples of each set in a subset.
+      key: shape (); assigns the examples to subsets.
+      first: (N, D) features, N >= 2 size.
+      second: (M, D) features, M >= 2 size.
+      size: examples per subset and set, >= 2.
 
     Raises:
-      ValueError: for bad features, a size below 2, or fewer than 2 size examples in a set.
+      ValueError: if the features are invalid, size < 2, or a set has fewer than 2 size examples.
 
     Source: Binkowski et al. 2018, section 4; Zaremba et al. 2013 (disjoint blocks).
     """
@@ -67,30 +73,30 @@ def kernel_distance_subsets(key: Key, first: Examples, second: Examples, *, size
         if len(value) < 2 * size:
             raise ValueError(f"{name} must have at least 2 subsets of size = {size} examples, got {len(value)}")
     subsets = min(len(first), len(second)) // size
-    orders = [
+    indices = [
         np.asarray(jax.random.permutation(k, len(x)))[: subsets * size].reshape(subsets, size)
         for k, x in zip(jax.random.split(key), (first, second), strict=True)
     ]
-    values = [_mmd2(first[i], second[j]) for i, j in zip(*orders, strict=True)]
+    values = [_mmd2(first[i], second[j]) for i, j in zip(*indices, strict=True)]
     std = float(np.std(values, ddof=1))
     return KernelEstimate(float(np.mean(values)), std, std / math.sqrt(subsets), subsets)
 
 
-def _cube(products: np.ndarray, width: int) -> np.ndarray:
+def _cubic_kernel(products: np.ndarray, width: int) -> np.ndarray:
     k = products / width + 1
     return k * k * k
 
 
-def _sum(first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"]) -> float:
+def _kernel_sum(first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"]) -> float:
     width = first.shape[1]
-    return math.fsum(_cube(first[rows] @ second.T, width).sum() for rows in blocks(len(first), len(second)))
+    return math.fsum(_cubic_kernel(first[rows] @ second.T, width).sum() for rows in blocks(len(first), len(second)))
 
 
-def _mean_of_different(x: Float[np.ndarray, "n d"]) -> float:
-    own = _cube(np.einsum("nd,nd->n", x, x), x.shape[1]).sum()
-    return (_sum(x, x) - float(own)) / (len(x) * (len(x) - 1))
+def _mean_without_diagonal(x: Float[np.ndarray, "n d"]) -> float:
+    diagonal = _cubic_kernel(np.einsum("nd,nd->n", x, x), x.shape[1]).sum()
+    return (_kernel_sum(x, x) - float(diagonal)) / (len(x) * (len(x) - 1))
 
 
 def _mmd2(first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"]) -> float:
-    cross = _sum(first, second) / (len(first) * len(second))
-    return _mean_of_different(first) + _mean_of_different(second) - 2 * cross
+    cross = _kernel_sum(first, second) / (len(first) * len(second))
+    return _mean_without_diagonal(first) + _mean_without_diagonal(second) - 2 * cross

@@ -1,7 +1,7 @@
-"""Flax Linen networks. The core only ever sees `predict(x, t)`, so any other network works as well.
+"""Flax Linen networks. The other packages only call `predict(x, t)`, so any other network works as well.
 
-In float32 they work under `jax_numpy_dtype_promotion=strict` and `jax_numpy_rank_promotion=raise`. In half precision
-Flax's own norms and pooling promote to float32, which strict promotion refuses.
+In float32 the networks support `jax_numpy_dtype_promotion=strict` and `jax_numpy_rank_promotion=raise`. In half
+precision they do not support strict promotion, because Flax's norms and pooling promote to float32.
 """
 
 from diffax.nn.attention import Attention, with_implementation

@@ -1,4 +1,4 @@
-"""The KL autoencoder of latent diffusion (Rombach et al. 2022): images to a small Gaussian code and back."""
+"""The KL autoencoder of latent diffusion (Rombach et al. 2022): encodes images as small Gaussian latents."""
 
 from typing import Any, NamedTuple
 
@@ -11,11 +11,14 @@ from diffax.nn.autoencoding import reparameterise
 from diffax.nn.layers import Downsample, Norm, ResBlock, Upsample, conv, group_norm
 from diffax.typing import Array, Float, Key
 
-LOG_VARIANCE = (-30.0, 20.0)
+LOG_VARIANCE = (-30.0, 20.0)  # range to which the log-variance of the encoder is clipped
 
 
 class Blocks(NamedTuple):
-    """What the encoder and the decoder are made of. widths: channels of each level; the others as of `Autoencoder`."""
+    """Settings and building blocks of encoder and decoder.
+
+    widths: channels of each level; norm: settings of the group norms; the other fields as of `Autoencoder`.
+    """
 
     widths: tuple[int, ...]
     num_res_blocks: int
@@ -25,24 +28,27 @@ class Blocks(NamedTuple):
     dtype: Any
 
     def residual(self, h: Array, width: int) -> Array:
-        """A residual block."""
+        """A residual block with `width` output channels."""
         return ResBlock(width, dtype=self.dtype, norm=self.norm)(h)
 
     def middle(self, h: Array) -> Array:
-        """Two residual blocks around one attention."""
+        """A residual block, attention if enabled, and another residual block."""
         h = self.residual(h, self.widths[-1])
         if self.attention:
             h = AttentionBlock(dtype=self.dtype, norm=self.norm)(h)
         return self.residual(h, self.widths[-1])
 
     def last(self, h: Array, channels: int) -> Array:
-        """norm, silu, the last convolution."""
+        """Group norm, silu, and the last convolution."""
         h = nn.silu(group_norm(h.shape[-1], self.dtype, self.norm)(h))
         return conv(channels, h.ndim - 2, self.dtype, name="conv_out")(h)
 
 
 class Encoder(nn.Module):
-    """x (B, *space, C) to 2 `latent_channels` at 1 / 2^(levels - 1) of the size. quant: a dense layer at the end."""
+    """The encoder: x (B, *space, C) -> (B, *small, 2 `latent_channels`), where small = space / 2^(levels - 1).
+
+    quant: whether a dense layer follows.
+    """
 
     blocks: Blocks
     latent_channels: int
@@ -63,7 +69,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z (B, *small, L) back to (B, *space, `out_channels`). quant: a dense layer in front."""
+    """The decoder: z (B, *small, L) -> (B, *space, `out_channels`). quant: whether a dense layer comes first."""
 
     blocks: Blocks
     out_channels: int
@@ -85,11 +91,12 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """q(z | x) = N(mean, diag exp(log_variance)) by a convolutional encoder, x from z by its mirror image.
+    """A variational autoencoder, q(z | x) = N(mean, diag exp(log_variance)), with a convolutional encoder and decoder.
 
-    Level i has `channels * channel_multipliers[i]` channels at 1 / 2^i of the input's size; each has `num_res_blocks`
-    residual blocks on the way down and one more on the way up. There are two more around one attention at the
-    smallest size, in both halves. One to three spatial axes; each size must be a multiple of 2^(levels - 1).
+    Level i has `channels * channel_multipliers[i]` channels at 1 / 2^i of the input size. Each level has
+    `num_res_blocks` residual blocks in the encoder and one more in the decoder. At the smallest size both have a middle
+    part: two residual blocks with attention between them. x has 1 to 3 spatial axes; each size must be a multiple of
+    2^(levels - 1).
 
         mean, log_variance = net.apply(params, x, method="encode")
         y = net.apply(params, z, method="decode")
@@ -98,17 +105,19 @@ class Autoencoder(nn.Module):
       sample_channels: channels of x.
       latent_channels: channels of z.
       channels: width of the first level.
-      channel_multipliers: a multiplier for each level.
-      num_res_blocks: residual blocks a level.
-      attention: whether there is attention in the middle.
-      norm_groups: of the group norms, see `diffax.nn.layers.group_norm`.
-      eps: of the group norms.
-      pad_after: where a level is halved, zeros after the last place alone, as published; else one on each side.
-      quant_conv, post_quant_conv: a dense layer over the channels after the encoder, and in front of the decoder.
-      dtype: what the network computes in; parameters and results stay float32.
+      channel_multipliers: width of each level, as a multiple of `channels`.
+      num_res_blocks: residual blocks per level of the encoder; each level of the decoder has one more.
+      attention: whether the middle part has attention.
+      norm_groups: number of groups of the group norms, see `diffax.nn.layers.group_norm`.
+      eps: epsilon of the group norms.
+      pad_after: padding of the convolutions that halve the size: True pads only at the end of each axis, as published;
+        False pads both sides.
+      quant_conv: whether a dense layer over the channels follows the encoder.
+      post_quant_conv: whether a dense layer over the channels precedes the decoder.
+      dtype: dtype of the computation; parameters and results are float32.
 
-    `Autoencoder()` is the one of Stable Diffusion 1, with 83,653,863 parameters; here the last convolution of each
-    residual block and of the attention starts at zero.
+    `Autoencoder()` is the autoencoder of Stable Diffusion 1, with 83,653,863 parameters, except that the last
+    convolution of each residual block and of the attention is initialised to zero.
     """
 
     sample_channels: int = 3
@@ -125,7 +134,7 @@ class Autoencoder(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        """The two halves."""
+        """Checks the settings, and creates encoder and decoder."""
         for name in ("sample_channels", "latent_channels", "channels"):
             check_count(name, getattr(self, name))
         check_count("num_res_blocks", self.num_res_blocks, 0)
@@ -142,13 +151,13 @@ class Autoencoder(nn.Module):
     def encode(self, x: Float[Array, "batch *space c"]) -> tuple[Array, Array]:
         """Mean and log-variance of z given x, both (B, *small, latent_channels), float32.
 
-        The log-variance is clipped to (-30, 20).
+        The log-variance is clipped to [-30, 20].
 
         Args:
           x: (B, *space, sample_channels).
 
         Raises:
-          ValueError: for shapes the network cannot take.
+          ValueError: if the shape of x is wrong, or a size is not a multiple of 2^(levels - 1).
         """
         _check("x", x, self.sample_channels)
         factor = 2 ** (len(self.channel_multipliers) - 1)
@@ -158,21 +167,21 @@ class Autoencoder(nn.Module):
         return mean, jnp.clip(log_variance, *LOG_VARIANCE)
 
     def decode(self, z: Float[Array, "batch *small l"]) -> Float[Array, "batch *space c"]:
-        """The image of a code: (B, *space, sample_channels), float32.
+        """The reconstruction from z: (B, *space, sample_channels), float32.
 
         Args:
           z: (B, *small, latent_channels).
 
         Raises:
-          ValueError: for shapes the network cannot take.
+          ValueError: if the shape of z is wrong.
         """
         _check("z", z, self.latent_channels)
         return self.decoder(z).astype(jnp.float32)
 
     def __call__(self, x: Float[Array, "batch *space c"], key: Key | None = None) -> tuple[Array, Array, Array]:
-        """(y, mean, log_variance): the image of a draw of z given x, or of its mean without a key; and the moments.
+        """(y, mean, log_variance): the reconstruction of x, and the moments of z given x.
 
-        key: () or (B,); consumed.
+        key: () or (B,), consumed; y is decoded from a random z. None decodes the mean of z.
         """
         mean, log_variance = self.encode(x)
         return self.decode(mean if key is None else reparameterise(key, mean, log_variance)), mean, log_variance

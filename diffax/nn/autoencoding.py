@@ -1,4 +1,4 @@
-"""Training a variational autoencoder: pure functions, for any pair of encoder and decoder.
+"""Training of variational autoencoders: pure functions, for any pair of encoder and decoder.
 
 q(z | x) = N(mean, diag exp(log_variance)),   z = mean + exp(log_variance / 2) eps
 L = (|x - y(z)|^2 + kl_weight KL(q(z | x) | N(0, 1))) / dim(x) + perceptual(x, y) + adversarial(y)
@@ -19,7 +19,7 @@ RECONSTRUCTIONS = {"squared": jnp.square, "absolute": jnp.abs}
 def reparameterise(
     key: Key, mean: Float[Array, "batch ..."], log_variance: Float[Array, "batch ..."]
 ) -> Float[Array, "batch ..."]:
-    """A draw z = mean + exp(log_variance / 2) eps for each example; the gradient flows through both moments.
+    """A random z = mean + exp(log_variance / 2) eps, eps ~ N(0, 1), differentiable in both moments.
 
     Args:
       key: () or (B,); consumed.
@@ -35,7 +35,7 @@ def reparameterise(
 def kl_to_standard_normal(
     mean: Float[Array, "batch ..."], log_variance: Float[Array, "batch ..."]
 ) -> Float[Array, " batch"]:
-    """KL(N(mean, diag exp(log_variance)) | N(0, 1)) in nats, a sum over the dimensions of each example: (B,).
+    """KL(N(mean, diag exp(log_variance)) | N(0, 1)) in nats, summed over the dimensions of each example: (B,).
 
         1/2 sum_i mean_i^2 + exp(log_variance_i) - 1 - log_variance_i
 
@@ -63,26 +63,27 @@ def autoencoder_loss(
     perceptual: Callable[[Any, Any], Any] | None = None,
     adversarial: Callable[[Any], Any] | None = None,
 ) -> Float[Array, " batch"]:
-    """The loss of each example, (B,), with one draw of its code.
+    """The loss of each example, (B,), with one random z per example.
 
-    The reconstruction term is a mean over the dimensions of x, and the KL is divided by as many, so `kl_weight` means
-    what it does where both are sums: 1 and "squared" is the evidence bound of a decoder of variance 1/2.
+    The reconstruction error is averaged over the dimensions of x, and the KL term is divided by their number. Therefore
+    `kl_weight` has the same meaning as with two sums: kl_weight = 1 with "squared" gives the evidence lower bound of a
+    decoder with variance 1/2.
 
     Args:
       key: () or (B,); consumed.
       encode: x -> (mean, log_variance).
       decode: z -> y, of the shape of x.
       x: (B, ...).
-      kl_weight: >= 0.
-      reconstruction: "squared" or "absolute", of x - y.
-      perceptual: (x, y) -> (B,), a distance in the features of some network, times its weight.
-      adversarial: y -> (B,), what a discriminator finds wrong with y, times its weight.
+      kl_weight: weight of the KL term, >= 0.
+      reconstruction: error of the reconstruction x - y, "squared" or "absolute".
+      perceptual: (x, y) -> (B,), a weighted distance in the features of some network, or None.
+      adversarial: y -> (B,), the weighted loss of y under a discriminator, or None.
+
+    Raises:
+      ValueError: if kl_weight < 0, reconstruction is unknown, or `encode` or `decode` returns a wrong shape.
 
     Source: Rombach et al. 2022, appendix G, and their code: an absolute error, LPIPS, a patch discriminator, and a KL
     weight of 1e-6.
-
-    Raises:
-      ValueError: for a negative weight, or another reconstruction.
     """
     check("kl_weight", kl_weight, non_negative)
     error = choose("reconstruction", reconstruction, RECONSTRUCTIONS)

@@ -1,11 +1,12 @@
-"""The diffusion transformer, DiT (Peebles & Xie 2023), on sequences, images, videos and sets of points.
+"""The diffusion transformer, DiT (Peebles & Xie 2023), for sequences, images, videos and sets of points.
 
-x is cut into patches, each a token h_i. A block is, with (s, a, g) for each half from the embedding of time and class,
+x is divided into patches; each patch becomes a token h_i. With shifts s, scales a and gates g from the embedding of
+time and class, a block is
 
     h <- h + g_1 attention(norm(h) (1 + a_1) + s_1)
     h <- h + g_2 mlp(norm(h) (1 + a_2) + s_2)
 
-where (s, a, g) are zero at first (adaLN-zero), so that each block begins as the identity and the network as zero.
+(s, a, g) are initialised to zero (adaLN-zero), so that each block starts as the identity and the network as zero.
 
 xl/2  DiT(**DIT_SIZES["XL"], patch_size=2, num_classes=1000, outputs=2)     674.8M parameters, latents 32x32x4
 """
@@ -32,7 +33,8 @@ DIT_SIZES: dict[str, dict[str, Any]] = {
     "XL": {"channels": 1152, "depth": 28, "num_heads": 16},
 }
 XAVIER = nn.initializers.xavier_uniform()
-THIRD = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")  # Xavier's for q, k and v as one map
+# The variance of Xavier's initialisation for one (C, 3C) map to q, k and v, as published; here for three (C, C) maps.
+QKV_INIT = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
 SMALL = nn.initializers.normal(0.02)
 
 
@@ -41,25 +43,26 @@ class DiT(nn.Module):
 
     Attributes:
       out_channels, outputs, vector_dim, num_classes, remat, dtype: as of `UNet`.
-      implementation: of attention, see `diffax.nn.attention.attend`.
-      patch_size: places of a token along each axis, an int or one for each axis; each size of x is a multiple of it.
-        None for a set of points x (B, n, C): no patches, no positions, and the result moves with the points.
+      implementation: implementation of attention, see `diffax.nn.attention.attend`.
+      patch_size: size of a patch along each axis, an int or one for each axis; each size of x must be a multiple of it.
+        None for a set of points x (B, n, C): no patches, no positions, and the network is permutation-equivariant.
       channels: width of the tokens.
       depth: number of blocks.
-      num_heads: attention heads.
-      mlp_ratio: width of the feed-forward net, in `channels`.
-      positions: "sincos", added, as published; "rope", axial rotary; "none". None is "sincos", and "none" of points.
-        Both are computed for the size of x at hand, so the parameters fit any size.
-      position_grid: tokens along each axis in training, an int or one for each axis, over which positions are spread at
-        other sizes; None to go on counting.
-      cross_attention: each block also attends to a context (text), between its two halves (Chen et al. 2023).
-      context_dim: width of the context's tokens, for calls without one; None where there always is a context.
-      attention_bias: whether the maps to queries, keys and values have one.
-      norm_eps: of the norm before the feed-forward net; the others have 1e-6.
-      embed_each_block: whether each block has an embedding of time and class of its own; the last layer uses the first.
-      dropout_rate: dropout in the feed-forward net; active where a key is given.
-      time_scale: what t is multiplied by before its sinusoidal embedding; 1000 for t in [0, 1].
-      time_shift: see `sinusoidal`.
+      num_heads: number of attention heads.
+      mlp_ratio: width of the feed-forward network, as a multiple of `channels`.
+      positions: "sincos" adds a fixed embedding, as published; "rope" uses axial rotary embeddings; "none". None means
+        "none" for points and "sincos" otherwise. Positions have no parameters, so that the network fits x of any size.
+      position_grid: tokens along each axis in training, an int or one for each axis. At other sizes, positions are
+        rescaled to this range. None uses the positions 0, 1, .. at any size.
+      cross_attention: whether each block also attends to a context (text), between self-attention and feed-forward
+        network (Chen et al. 2023).
+      context_dim: width of the context tokens. Required for calls without a context; None if each call has one.
+      attention_bias: whether the maps to queries, keys and values have a bias.
+      norm_eps: epsilon of the norm before the feed-forward network; the other norms use 1e-6.
+      embed_each_block: whether each block has its own embedding of time and class; the last layer uses the first one.
+      dropout_rate: dropout rate in the feed-forward network, in [0, 1). Dropout is active when a key is passed.
+      time_scale: factor on t before its sinusoidal embedding; 1000 for t in [0, 1].
+      time_shift: `shift` of `sinusoidal`.
     """
 
     out_channels: int | None = None
@@ -86,7 +89,7 @@ class DiT(nn.Module):
     dtype: Any = jnp.float32
 
     def _patch(self, x: Array) -> tuple[int, ...]:
-        """The patch, an entry for each axis of x."""
+        """The patch size, one entry for each spatial axis of x."""
         check_space(x)
         if self.patch_size is None and x.ndim != 3:
             raise ValueError(f"x must have shape (B, n, C) where patch_size is None, got {x.shape}")
@@ -96,6 +99,7 @@ class DiT(nn.Module):
         return patch
 
     def _positions(self) -> str:
+        """The kind of positions; the default depends on `patch_size`."""
         points = self.patch_size is None
         if self.positions is None:
             return "none" if points else "sincos"
@@ -112,7 +116,7 @@ class DiT(nn.Module):
         check("mlp_ratio", self.mlp_ratio, Condition("at least 1 / channels", lambda v: v * self.channels >= 1))
         check("dropout_rate", self.dropout_rate, interval("[0, 1)"))
         if self.context_dim is not None and not self.cross_attention:
-            raise ValueError(f"context_dim must be given with cross_attention alone, got {self.context_dim}")
+            raise ValueError(f"context_dim must be None without cross_attention, got {self.context_dim}")
         if self.position_grid is not None and self._positions() == "none":
             raise ValueError(f"position_grid must be None where there are no positions, got {self.position_grid}")
         if self.position_grid is not None:
@@ -129,18 +133,23 @@ class DiT(nn.Module):
     ) -> None:
         check_label(label, self.num_classes)
         if context is not None and not self.cross_attention:
-            raise ValueError("context was given to a network without it: set cross_attention")
+            raise ValueError(
+                f"context must be None for a network without cross_attention, got shape {jnp.shape(context)}"
+            )
         if self.cross_attention and context is None and self.context_dim is None:
-            raise ValueError("context must be given to a network with cross_attention, or context_dim set, got None")
+            raise ValueError("context must be given to a network with cross_attention and no context_dim, got None")
         if vector is not None and self.vector_dim is None:
-            raise ValueError("vector was given to a network without it: set vector_dim")
+            raise ValueError(f"vector must be None for a network without vector_dim, got shape {jnp.shape(vector)}")
         if mask is not None and (x.ndim != 3 or self._patch(x) != (1,)):
-            raise ValueError(f"mask was given to a network of patches of {self.patch_size}: it is for points")
-        own = {"vector": (vector, (len(x), self.vector_dim)), "mask": (mask, x.shape[:2])}
-        check_shapes(with_mask(len(x), context, context_mask, self.context_dim) | own)
+            raise ValueError(
+                f"mask must be None unless x is a set of points (patch_size None), got shape {jnp.shape(mask)} "
+                f"with patch_size {self.patch_size}"
+            )
+        shapes = {"vector": (vector, (len(x), self.vector_dim)), "mask": (mask, x.shape[:2])}
+        check_shapes(with_mask(len(x), context, context_mask, self.context_dim) | shapes)
 
     def _embeddings(self, x: Array, t: Times, label: Examples | None, vector: Examples | None) -> list[Array]:
-        """The (B, channels) embedding of time, class and vector, for each block or one for all."""
+        """The (B, channels) embeddings of time, class and vector: one for each block, or one for all blocks."""
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
         if self.num_classes is not None:
             label = labels_or_null(label, self.num_classes, len(x))
@@ -166,21 +175,21 @@ class DiT(nn.Module):
         """The prediction y.
 
         Args:
-          x: (B, *space, C), 1 to 3 spatial axes, of sizes that are multiples of the patch; or points (B, n, C).
+          x: (B, *space, C) with 1 to 3 spatial axes, whose sizes are multiples of the patch size; or points (B, n, C).
           t: () or (B,).
           label: () or (B,) ints in [0, num_classes], or None for the null label.
-          context: (B, m, E) tokens to attend to; None for no token, where `context_dim` is set.
-          context_mask: (B, m), which of them there are; None for all.
+          context: (B, m, E) tokens to attend to, or None for no tokens; None requires `context_dim`.
+          context_mask: (B, m), True for valid context tokens; None if all are valid.
           vector: (B, vector_dim); None for zeros.
-          mask: (B, n), which points of x (B, n, C) there are; the others change nothing, their y is zero.
+          mask: (B, n), True for valid points of x (B, n, C). Other points do not affect these, and their y is zero.
           key: (B,) or () dropout keys, or None to switch dropout off.
 
         Returns:
           (B, *space, out_channels), float32.
 
         Raises:
-          ValueError: for settings that fit no network, shapes it cannot take, sizes that are no multiple of the patch
-            among them, or a condition it was not made for.
+          ValueError: if a setting is out of range, a shape is wrong, a size of x is not a multiple of the patch size,
+            or a condition is passed that the settings do not include.
         """
         patch, positions = self._patch(x), self._positions()
         self._check_settings(x.ndim - 2)
@@ -215,7 +224,10 @@ class DiT(nn.Module):
 
 
 class Embedding(nn.Module):
-    """The embedding of time, class and vector, (B, channels); t: (B,), label: (B,) or None, vector: (B, E) or None."""
+    """The embedding of time, class and vector.
+
+    t: (B,); label: (B,) or None; vector: (B, E) or None; returns (B, channels). Attributes as of `DiT`.
+    """
 
     channels: int
     num_classes: int | None = None
@@ -238,10 +250,10 @@ class Embedding(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, attention to a context if there is one, a feed-forward net; see the module for the equations.
+    """Self-attention, cross-attention if there is a context, and a feed-forward network; equations in the module.
 
-    x: (B, n, C), emb: (B, E), angles: of `rotary_angles` or None, mask: (B, n) or None, context: (B, m, E) or None,
-    context_mask: (B, m) or None, key: (B,) or None; returns (B, n, C). Attributes as of `DiT`.
+    x: (B, n, C); emb: (B, E); angles: of `rotary_angles` or None; mask: (B, n) or None; context: (B, m, E) or None;
+    context_mask: (B, m) or None; key: (B,) or None; returns (B, n, C). Attributes as of `DiT`.
     """
 
     num_heads: int = 1
@@ -265,7 +277,7 @@ class Block(nn.Module):
     ) -> Float[Array, "batch n c"]:
         """See the class."""
         channels = x.shape[-1]
-        options = (self.num_heads, self.dtype, self.attention_bias, self.implementation, THIRD)
+        options = (self.num_heads, self.dtype, self.attention_bias, self.implementation, QKV_INIT)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = _modulation(emb, 6, self.dtype)
         h = _modulate(_norm(1e-6, self.dtype)(x), shift_1, scale_1)
         x = x + gate_1 * MultiHeadAttention(*options, XAVIER, name="self")(h, None, mask, angles)
@@ -280,12 +292,12 @@ class Block(nn.Module):
 
 
 def _norm(eps: float, dtype: DType) -> nn.LayerNorm:
-    """Without parameters, which the modulation has; statistics in float32."""
+    """A layer norm without scale and bias, which the modulation provides. Its statistics are float32."""
     return nn.LayerNorm(epsilon=eps, use_bias=False, use_scale=False, dtype=dtype)
 
 
 def _modulation(emb: Array, parts: int, dtype: DType) -> list[Array]:
-    """So many (B, 1, C), zero at first, from the embedding."""
+    """`parts` arrays (B, 1, C) computed from the embedding; zero at initialisation."""
     dense = nn.Dense(parts * emb.shape[-1], dtype=dtype, kernel_init=ZEROS, name="modulation")
     return jnp.split(dense(nn.silu(emb))[:, None], parts, -1)
 
@@ -295,12 +307,12 @@ def _modulate(h: Array, shift: Array, scale: Array) -> Array:
 
 
 def _as_dense(key: Key, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Array:
-    """Xavier's, of the convolution as a map of a whole patch to a token."""
+    """Xavier initialisation of a patch convolution, viewed as a dense map from a flattened patch to a token."""
     return XAVIER(key, (math.prod(shape[:-1]), shape[-1]), dtype).reshape(shape)
 
 
 def _join(h: Array, grid: tuple[int, ...], patch: tuple[int, ...]) -> Array:
-    """Tokens (B, n, patch * C) to (B, *space, C)."""
+    """Reassemble tokens (B, n, prod(patch) C) into (B, *space, C)."""
     axes = range(len(grid))
     h = h.reshape(len(h), *grid, *patch, -1)
     h = jnp.transpose(h, (0, *(1 + a + i * len(grid) for a in axes for i in (0, 1)), 1 + 2 * len(grid)))

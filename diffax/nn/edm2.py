@@ -1,21 +1,22 @@
 """The magnitude-preserving U-Net of EDM2, configuration G (Karras et al. 2024, figure 21), in 1 to 3 dimensions.
 
-Activations keep the standard deviation of 1 that the input has: by the layers, not by what is learned.
+Each layer preserves magnitudes: for an input of standard deviation 1, all activations have about standard deviation 1,
+whatever the learned weights are.
 
-    weight      w / (eps + rms(w)) over what each output sums, over sqrt(fan in)        n = eps + ||w|| / sqrt(fan in)
+    weight      w / (n sqrt(fan in)),  n = eps + ||w|| / sqrt(fan in) = eps + rms(w), over the inputs of each output
     silu        silu(x) / 0.596
     sum         ((1 - t) a + t b) / sqrt((1 - t)^2 + t^2)
     concat      sqrt((Na + Nb) / ((1 - t)^2 + t^2)) [(1 - t) a / sqrt(Na), t b / sqrt(Nb)]
-    pixel norm  x / (eps + rms(x)) over the channels: of the encoder's main path, and of q, k, v in attention
+    pixel norm  x / (eps + rms(x)) over the channels: for the encoder's main path, and for q, k, v in attention
 
-So the answer does not depend on the scale of a weight w, and the gradient is orthogonal to w: every step makes w longer
-and the next ones smaller. `forced_weight_norm` puts the stored w back to magnitude 1 after each step (the paper's rates
-are about 0.01, and decay):
+The output does not depend on the scale of a weight w, so the gradient is orthogonal to w. Each update therefore makes w
+longer, which makes the relative size of later updates smaller. `forced_weight_norm` prevents this: it resets the stored
+w to magnitude 1 after each step (the paper's learning rates are about 0.01, and decay):
 
     optimizer = optax.chain(optax.adam(rate), optax.stateless(edm2.forced_weight_norm))
 
-x must have about unit variance: c_in x where the schedule does not see to it (VE). The rest of the preconditioning is
-the prediction kind "edm"; the paper's learned weighting, u(sigma), and post-hoc moving averages are not part of this.
+x must have about unit variance: pass c_in x if the schedule does not normalise it (VE). The prediction kind "edm" is
+the rest of the preconditioning. The paper's learned weighting u(sigma) and post-hoc EMA are not part of this module.
 
 xs  EDM2(channels=128, num_classes=1000)                124.7M parameters
 s   EDM2(channels=192, num_classes=1000)                280.2M
@@ -40,37 +41,40 @@ from diffax.typing import Array, Examples, Float, Key, Params, Scalar, Times
 
 EPS = 1e-4
 CLIP = 256.0
-RESIDUAL = ATTENTION = 0.3  # the share of a branch in the sum
-WEIGHT = "weight"  # the name of all parameters but the gains
+RESIDUAL = ATTENTION = 0.3  # t of `mp_sum`: the share of the branch in the sum
+WEIGHT = "weight"  # name of all parameters except the gains
 
 
 def unit(x: Array, axis: int | Sequence[int] = -1) -> Array:
-    """x / (1e-4 + its root mean square along `axis`), computed in float32 at least, in the dtype of x."""
+    """x / (1e-4 + rms(x)) with the root mean square along `axis`; computed in at least float32, in the dtype of x."""
     wide = x.astype(promoted(x.dtype, jnp.float32))
     return (wide / (EPS + safe_sqrt(jnp.mean(jnp.square(wide), axis, keepdims=True)))).astype(x.dtype)
 
 
 def mp_silu(x: Array) -> Array:
-    """Of unit magnitude for standard normal x (equation 81)."""
+    """silu(x) / 0.596, which has unit magnitude for standard normal x (equation 81)."""
     return nn.silu(x) / 0.596
 
 
 def mp_sum(a: Array, b: Array, t: Times = 0.5) -> Any:
-    """From a (t = 0) to b (t = 1), of unit magnitude where a and b are and do not correlate (equation 88)."""
+    """Interpolate from a (t = 0) to b (t = 1). Unit magnitude is preserved if a, b are uncorrelated (equation 88)."""
     return ((1 - t) * a + t * b) / ((1 - t) ** 2 + t**2) ** 0.5
 
 
 def mp_cat(a: Array, b: Array, t: Times = 0.5) -> Array:
-    """Channels of a beside those of b, of unit magnitude, with shares 1 - t and t however many they are (103)."""
+    """Concatenate the channels of a and b, preserving unit magnitude (equation 103).
+
+    a and b contribute with weights 1 - t and t, independent of their numbers of channels.
+    """
     scale = ((a.shape[-1] + b.shape[-1]) / ((1 - t) ** 2 + t**2)) ** 0.5
     return jnp.concatenate([scale * (1 - t) / a.shape[-1] ** 0.5 * a, scale * t / b.shape[-1] ** 0.5 * b], -1)
 
 
 def fourier(t: Float[Array, " batch"], dim: int) -> Float[Array, "batch dim"]:
-    """sqrt(2) cos(2 pi (f_i t + p_i)), f_i spread as N(0, 1), p_i as U(0, 1) (equation 75).
+    """Fourier features sqrt(2) cos(2 pi (f_i t + p_i)), with f_i distributed as N(0, 1), p_i as U(0, 1) (equation 75).
 
-    In place of random constants, f_i are quantiles and p_i multiples of the golden ratio. The mean product of two
-    embeddings is about exp(-(2 pi (t - s))^2 / 2).
+    Instead of random constants, the f_i are quantiles of N(0, 1) and the p_i are multiples of the golden ratio, modulo
+    1. The mean product of the embeddings of t and s is about exp(-(2 pi (t - s))^2 / 2).
     """
     index = jnp.arange(dim, dtype=jnp.float32)
     frequency, phase = jax.scipy.special.ndtri((index + 0.5) / dim), (index * (5**0.5 - 1) / 2) % 1
@@ -78,7 +82,7 @@ def fourier(t: Float[Array, " batch"], dim: int) -> Float[Array, "batch dim"]:
 
 
 def normalised(params: Params) -> Any:
-    """The parameters with each weight at magnitude 1, root mean square over what an output sums; gains as they are."""
+    """The parameters with each weight scaled to root mean square 1 over the inputs of each output; gains unchanged."""
 
     def leaf(path: tuple[Any, ...], value: Array) -> Array:
         return unit(value, range(value.ndim - 1)) if getattr(path[-1], "key", None) == WEIGHT else value
@@ -87,10 +91,12 @@ def normalised(params: Params) -> Any:
 
 
 def forced_weight_norm(updates: Params, params: Params) -> Any:
-    """The updates that lead to `normalised(params + updates)`: `optax.stateless` of it ends a chain (equation 66).
+    """The updates that lead to `normalised(params + updates)` (equation 66).
+
+    Use `optax.stateless(forced_weight_norm)` as the last element of an `optax.chain`.
 
     Raises:
-      ValueError: if the optimiser is not given the parameters.
+      ValueError: if the optimiser's `update` is called without the parameters.
     """
     if params is None:
         raise ValueError("params must be given to the optimiser's update, got None")
@@ -99,9 +105,10 @@ def forced_weight_norm(updates: Params, params: Params) -> Any:
 
 
 class MPConv(nn.Module):
-    """A convolution with this window, zero-padded, or () for a map of the channels; no bias (equations 47, 66).
+    """A magnitude-preserving, zero-padded convolution without bias (equations 47, 66).
 
-    x: (B, *space, C), gain: what the result is multiplied by; returns (B, *space, features).
+    x: (B, *space, C); gain: factor on the result; returns (B, *space, features). window: size of the kernel along each
+    spatial axis; () for a linear map of the channels.
     """
 
     features: int
@@ -122,10 +129,11 @@ class MPConv(nn.Module):
 
 
 class Block(nn.Module):
-    """silu, conv, times 1 + embedding, silu, dropout, conv: summed with the input; then attention, if it has heads.
+    """A residual block (silu, conv, modulation, silu, dropout, conv), then self-attention if num_heads > 0.
 
-    x: (B, *space, C), emb: (B, E), key: (B,), () or None; returns (B, *space, features). In the encoder the main path
-    is mapped to the features and normalised before the branch leaves it, in the decoder after.
+    x: (B, *space, C); emb: (B, E); key: (B,), () or None; returns (B, *space, features). An encoder block maps x to
+    `features` channels and normalises it before the residual branch. A decoder block maps x only for the sum with the
+    branch, and does not normalise it.
     """
 
     features: int
@@ -157,19 +165,19 @@ class Block(nn.Module):
 
 
 class EDM2(nn.Module):
-    """A U-Net y = f(x, t, label); see the module for what keeps its magnitudes.
+    """A magnitude-preserving U-Net y = f(x, t, label).
 
-    Level i has `channels * channel_multipliers[i]` channels at 1 / 2^i of the input's size, rounded up: odd sizes work.
-    The middle, the first two blocks of the decoder, has attention too.
+    Level i has `channels * channel_multipliers[i]` channels at 1 / 2^i of the input size, rounded up, so that odd sizes
+    work. The middle consists of the first two blocks of the decoder; its first block has attention too.
 
     Attributes:
       out_channels, outputs, channels, channel_multipliers, num_classes, dropout_rate, remat: as of `UNet`.
-      num_res_blocks: residual blocks a level on the way down; one more on the way up.
-      attention_levels: indices of the levels with attention; (2, 3) are 16x16 and 8x8 of a 64x64 input.
-      head_channels: channels of an attention head.
-      time_scale: what t is multiplied by: 4 for t in [0, 1], 1 for the paper's ln(sigma) / 4, 1/8 for log-SNR.
-      implementation: of attention, see `diffax.nn.attention.attend`.
-      dtype: as of `UNet`; norms and the embedding of time and class stay float32.
+      num_res_blocks: residual blocks per level of the encoder; each level of the decoder has one more.
+      attention_levels: indices of the levels with attention; (2, 3) are 16x16 and 8x8 for a 64x64 input.
+      head_channels: channels of each attention head.
+      time_scale: factor on t: 4 for t in [0, 1], 1 for the paper's ln(sigma) / 4, 1/8 for log-SNR.
+      implementation: implementation of attention, see `diffax.nn.attention.attend`.
+      dtype: as of `UNet`; norms and the embedding of time and class are computed in float32.
     """
 
     out_channels: int | None = None
@@ -221,7 +229,7 @@ class EDM2(nn.Module):
     def __call__(
         self, x: Float[Array, "batch *space c"], t: Times, label: Examples | None = None, *, key: Key | None = None
     ) -> Float[Array, "batch *space out"]:
-        """The prediction y; zero at first.
+        """The prediction y; zero at initialisation.
 
         Args:
           x: (B, *space, C), of about unit variance.
@@ -233,21 +241,22 @@ class EDM2(nn.Module):
           (B, *space, out_channels), float32.
 
         Raises:
-          ValueError: for settings that fit no network, shapes it cannot take, or a label that it was not made for.
+          ValueError: if a setting is out of range, a shape is wrong, or label is out of range or passed without
+            `num_classes`.
         """
         check_time(t, x)
         self._check(x, label)
         channels = self.outputs * x.shape[-1] if self.out_channels is None else self.out_channels
         emb, window = self._embed(x, t, label), (3,) * (x.ndim - 2)
         keys = (None if key is None else random.fold_in(key, number) for number in range(1000))
-        shared = {"dropout_rate": self.dropout_rate, "implementation": self.implementation, "dtype": self.dtype}
-        made = functools.partial(nn.remat(Block) if self.remat else Block, **shared)
+        options = {"dropout_rate": self.dropout_rate, "implementation": self.implementation, "dtype": self.dtype}
+        make_block = functools.partial(nn.remat(Block) if self.remat else Block, **options)
 
         def block(name: str, h: Array, width: int, attention: bool = False) -> Array:
             heads = width // self.head_channels if attention else 0
-            return made(width, name.startswith("encoder"), heads, name=name)(h, emb, next(keys))
+            return make_block(width, name.startswith("encoder"), heads, name=name)(h, emb, next(keys))
 
-        x = jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], -1)  # ones in place of biases
+        x = jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], -1)  # a channel of ones replaces biases
         h = MPConv(self.widths[0], window, self.dtype, name="conv_in")(x)
         skips = [h]
         for level, width in enumerate(self.widths):

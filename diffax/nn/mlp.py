@@ -1,6 +1,6 @@
-"""A multilayer perceptron, for points in the plane and for the smallest images: the cheapest network there is.
+"""A residual multilayer perceptron (MLP), the cheapest network: for points in the plane and very small images.
 
-x is flattened, h = W x, and a block is, with (s, a) from the embedding e of time and class,
+x is flattened and h = W x. With shift s and scale a computed from the embedding of time and class, a block is
 
     h <- h + W_2 silu(norm(W_1 silu(norm(h) (1 + a) + s)))
 """
@@ -19,16 +19,16 @@ from diffax.typing import Array, Examples, Float, Key, Times
 
 
 class MLP(nn.Module):
-    """A residual perceptron y = f(x, t, label) on all of x at once.
+    """A residual perceptron y = f(x, t, label) on the flattened x.
 
     Attributes:
-      outputs: answers of x's shape, side by side in the last axis: 2 for a mean and a variance.
-      channels: width of the layers, a multiple of 4.
-      depth: number of blocks.
-      dropout_rate: dropout inside the blocks; active where a key is given.
-      num_classes: number of labels, or None; label `num_classes` is the null label, "no class given".
-      time_scale: what t is multiplied by before its sinusoidal embedding; 1000 for t in [0, 1].
-      dtype: what the network computes in; parameters and result stay float32.
+      outputs: number of predictions of the shape of x, concatenated along the last axis; 2 for a mean and a variance.
+      channels: width of the layers, even and at least 4.
+      depth: number of blocks, >= 1.
+      dropout_rate: dropout rate inside the blocks, in [0, 1). Dropout is active when a key is passed.
+      num_classes: number of classes, or None. Label `num_classes` is the null label, which means "no class".
+      time_scale: factor on t before its sinusoidal embedding; 1000 for t in [0, 1].
+      dtype: dtype of the computation; parameters and y are float32.
     """
 
     outputs: int = 1
@@ -43,19 +43,20 @@ class MLP(nn.Module):
     def __call__(
         self, x: Float[Array, "batch ..."], t: Times, label: Examples | None = None, *, key: Key | None = None
     ) -> Float[Array, "batch ..."]:
-        """y = f(x, t, label).
+        """The prediction y; zero at initialisation.
 
         Args:
           x: (B, ..., C).
           t: () or (B,).
-          label: () or (B,) ints in [0, num_classes], None for the null label.
-          key: () or (B,), of dropout; None for none.
+          label: () or (B,) ints in [0, num_classes], or None for the null label.
+          key: () or (B,) dropout keys, or None to switch dropout off.
 
         Returns:
           (B, ..., C * outputs), float32.
 
         Raises:
-          ValueError: for a label without classes or out of range, x without features, or sizes that are none.
+          ValueError: if label is out of range or passed without `num_classes`, x has fewer than 2 axes, t has a wrong
+            shape, or a setting is out of range.
         """
         check_count("depth", self.depth)
         check_count("channels", self.channels, 4)
@@ -71,15 +72,15 @@ class MLP(nn.Module):
         embedding = nn.silu(nn.Dense(self.channels, dtype=self.dtype, name="embedding")(embedding))
         h = nn.Dense(self.channels, dtype=self.dtype, name="first")(x.reshape(len(x), size))
         for i in range(self.depth):
-            of_block = None if key is None else random.fold_in(key, i)
-            h += self._block(h, embedding, of_block, i)
+            block_key = None if key is None else random.fold_in(key, i)
+            h += self._block(h, embedding, block_key, i)
         h = nn.silu(nn.LayerNorm(dtype=self.dtype, name="norm")(h))
         y = nn.Dense(size * self.outputs, kernel_init=ZEROS, dtype=self.dtype, name="last")(h)
         return y.reshape(*x.shape[:-1], x.shape[-1] * self.outputs).astype(jnp.float32)
 
     def _block(self, h: Array, embedding: Array, key: Key | None, i: int) -> Array:
-        def dense(features: int, name: str, **how: Any) -> nn.Dense:
-            return nn.Dense(features, dtype=self.dtype, name=f"block{i}_{name}", **how)
+        def dense(features: int, name: str, **options: Any) -> nn.Dense:
+            return nn.Dense(features, dtype=self.dtype, name=f"block{i}_{name}", **options)
 
         shift, scale = jnp.split(dense(2 * self.channels, "modulation", kernel_init=ZEROS)(embedding), 2, -1)
         inner = nn.LayerNorm(dtype=self.dtype, name=f"block{i}_norm1")(h)

@@ -1,9 +1,9 @@
-"""Where a token lies on a grid of one or more axes, told to a transformer.
+"""Positional embeddings of tokens on a grid with one or more axes.
 
-With the place p = 0, 1, .. on an axis and the frequencies w_k = 10000^(-k / K), k = 0 .. K - 1:
+With the position p = 0, 1, .. on an axis and the frequencies w_k = 10000^(-k / K), k = 0 .. K - 1:
 
-    sincos  (sin p w_0, .., sin p w_{K-1}, cos p w_0, .., cos p w_{K-1}), the axes side by side, added to the token
-    rope    channels (k, k + K) of a query or key are turned by the angle p w_k: scores depend on differences of p alone
+    sincos  (sin p w_0, .., sin p w_{K-1}, cos p w_0, .., cos p w_{K-1}), concatenated over the axes, added to the token
+    rope    rotates channels (k, k + K) of queries and keys by the angle p w_k: scores depend on differences of p only
 """
 
 from typing import Any
@@ -16,51 +16,72 @@ from diffax.typing import Array, Float
 
 
 def sincos(grid: tuple[int, ...], dim: int, *, base: int | tuple[int, ...] | None = None) -> Float[Array, "n {dim}"]:
-    """The fixed embedding of each place of the grid, in row-major order; the last axis comes first in the channels.
+    """The fixed sine-cosine embedding of each grid position.
 
-    On two axes it is the published one of MAE and DiT (He et al. 2022; Peebles & Xie 2023). base: places run over
-    `base` units however many there are, p = i base / n, one for all axes or one for each; None for p = i.
+    Args:
+      grid: number of positions along each axis.
+      dim: number of channels, even, at least 2 per axis.
+      base: the range of p, one int or one for each axis: position i of n has p = i base / n. None for p = i.
+
+    Returns:
+      (n, dim), positions in row-major order. The channels of the last axis come first.
 
     Raises:
-      ValueError: if dim is odd or has no two channels for each axis, or base does not fit the axes.
+      ValueError: if dim is odd or less than 2 per axis, or base does not match the axes.
+
+    Source: MAE and DiT for two axes (He et al. 2022; Peebles & Xie 2023).
     """
     tables, bases = [], _bases(base, len(grid))
-    for axis, count in zip(reversed(range(len(grid))), _shares("channels", dim, len(grid)), strict=True):
+    counts = _frequency_counts("channels", dim, len(grid))
+    for axis, count in zip(reversed(range(len(grid))), counts, strict=True):
         angles = _angles(grid[axis], count, bases[axis])
         table = np.concatenate([np.sin(angles), np.cos(angles)], -1)
-        tables.append(_along(table, axis, grid))
+        tables.append(_expand(table, axis, grid))
     return jnp.concatenate(tables, -1).reshape(-1, dim)
 
 
 def rotary_angles(
     grid: tuple[int, ...], dim: int, *, base: int | tuple[int, ...] | None = None
 ) -> Float[Array, "n half"]:
-    """The (n, dim / 2) angles of each place of the grid, in row-major order, for `rotate` (Su et al. 2021).
+    """The rotation angles of each grid position, for `rotate`.
 
-    The dim channels of a head are shared out among the axes, the first axis first. base: as of `sincos`.
+    Args:
+      grid: number of positions along each axis.
+      dim: number of channels of a head, even, at least 2 per axis. They are divided among the axes, the first axis
+        first.
+      base: as of `sincos`.
+
+    Returns:
+      (n, dim / 2), positions in row-major order.
 
     Raises:
-      ValueError: if dim is odd or has no two channels for each axis, or base does not fit the axes.
+      ValueError: if dim is odd or less than 2 per axis, or base does not match the axes.
+
+    Source: Su et al. 2021.
     """
     tables, bases = [], _bases(base, len(grid))
-    for axis, (size, count) in enumerate(zip(grid, _shares("channels of a head", dim, len(grid)), strict=True)):
-        tables.append(_along(_angles(size, count, bases[axis]), axis, grid))
+    counts = _frequency_counts("channels of a head", dim, len(grid))
+    for axis, (size, count) in enumerate(zip(grid, counts, strict=True)):
+        tables.append(_expand(_angles(size, count, bases[axis]), axis, grid))
     return jnp.concatenate(tables, -1).reshape(-1, dim // 2)
 
 
 def rotate(x: Float[Array, "batch n heads d"], angles: Float[Array, "n half"]) -> Float[Array, "batch n heads d"]:
-    """Channels (k, k + d/2) of each head, turned by the angles of the token; in float32, result in the dtype of x."""
+    """Rotate channels (k, k + d/2) of each head by the angles of the token.
+
+    Computed in float32; the result has the dtype of x.
+    """
     cos, sin = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]
     a, b = jnp.split(x.astype(jnp.float32), 2, -1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x.dtype)
 
 
-def _shares(what: str, dim: int, axes: int) -> list[int]:
-    """How many of the dim / 2 frequencies each axis has; what is left over goes to the first."""
+def _frequency_counts(name: str, dim: int, axes: int) -> list[int]:
+    """The number of frequencies of each axis, dim / 2 in total; the first axes get the remainder of the division."""
     if dim % 2 or dim < 2 * axes:
-        raise ValueError(f"{what} must be even and at least {2 * axes} for positions on {axes} axes, got {dim}")
-    least, more = divmod(dim // 2, axes)
-    return [least + (i < more) for i in range(axes)]
+        raise ValueError(f"{name} must be even and at least {2 * axes} for positions on {axes} axes, got {dim}")
+    count, remainder = divmod(dim // 2, axes)
+    return [count + (i < remainder) for i in range(axes)]
 
 
 def _bases(base: int | tuple[int, ...] | None, axes: int) -> tuple[int | None, ...]:
@@ -69,12 +90,12 @@ def _bases(base: int | tuple[int, ...] | None, axes: int) -> tuple[int | None, .
 
 def _angles(size: int, count: int, base: int | None) -> np.ndarray:
     """p w_k, (size, count), in float64."""
-    places = np.arange(size) * (1.0 if base is None else base / size)
-    return np.outer(places, 10_000.0 ** -(np.arange(count) / count))
+    positions = np.arange(size) * (1.0 if base is None else base / size)
+    return np.outer(positions, 10_000.0 ** -(np.arange(count) / count))
 
 
-def _along(table: np.ndarray, axis: int, grid: tuple[int, ...]) -> Any:
-    """A table (size, k) of one axis at each place of the grid, (*grid, k)."""
+def _expand(table: np.ndarray, axis: int, grid: tuple[int, ...]) -> Any:
+    """Broadcast the table (size, k) of one axis to all grid positions, (*grid, k)."""
     shape = [1] * len(grid) + [table.shape[-1]]
     shape[axis] = grid[axis]
     return jnp.broadcast_to(jnp.asarray(table, jnp.float32).reshape(shape), (*grid, table.shape[-1]))

@@ -1,8 +1,9 @@
-"""Captions as a condition: a transformer over their words, trained along with the network that attends to it.
+"""Conditioning on captions: a transformer text encoder, trained together with the network that attends to its output.
 
     h = E[tokens] + p,  h <- h + attention(norm h),  h <- h + W_2 gelu(W_1 norm h),  context = norm h
 
-(Vaswani et al. 2017; pre-norm as in Radford et al. 2021.) Token 0 is padding: a caption is as long as its other tokens.
+(Vaswani et al. 2017; pre-norm as in Radford et al. 2021.) p is the sinusoidal embedding of the position. Token 0 is
+padding, so captions of different lengths can share a batch.
 """
 
 from typing import Any
@@ -19,17 +20,17 @@ PADDING = 0
 
 
 class TextEncoder(nn.Module):
-    """tokens (B, m), ints in [0, vocab_size), 0 for padding -> (embeddings (B, m, width), mask (B, m)).
+    """A text encoder: tokens (B, m), ints in [0, vocab_size) -> (embeddings (B, m, width), mask (B, m)).
 
-    Embeddings are zero at the padding, and how much of it there is changes nothing else. Positions are sinusoidal, so m
-    may be any length.
+    Padding tokens have zero embeddings and do not affect the other embeddings. The positional embedding is sinusoidal,
+    so that any length m works.
 
     Attributes:
-      vocab_size: rows of the word table, the one of the padding among them.
-      width: of the embeddings; even, at least 4, and divisible by `num_heads`.
-      depth: transformer blocks.
-      num_heads: attention heads.
-      dtype: what it computes in.
+      vocab_size: number of rows of the word table, including the padding token 0.
+      width: width of the embeddings; even, at least 4, and a multiple of `num_heads`.
+      depth: number of transformer blocks, >= 0.
+      num_heads: number of attention heads.
+      dtype: dtype of the computation; parameters are float32.
     """
 
     vocab_size: int
@@ -40,23 +41,24 @@ class TextEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Num[Any, "batch m"]) -> tuple[Float[Array, "batch m e"], Num[Array, "batch m"]]:
-        """See the class.
+        """The embeddings and the mask of the tokens, see the class.
 
         Raises:
-          ValueError: if the tokens are no ints (B, m) or not in [0, vocab_size), or the settings do not fit. Tokens
-            that are traced, as under `jax.jit`, cannot be checked: from vocab_size on they give NaN, and negative ones
-            count from the end.
+          ValueError: if the tokens are not ints of shape (B, m) in [0, vocab_size), or a setting is out of range. The
+            values of traced tokens, as under `jax.jit`, cannot be checked: a token >= vocab_size gives NaN, and a
+            negative one indexes the table from its end.
         """
         for name in ("vocab_size", "width", "num_heads"):
             check_count(name, getattr(self, name))
         check_count("depth", self.depth, 0)
         check("width", self.width, Condition("even and at least 4", lambda v: (v >= 4) & (v % 2 == 0)))
-        given, tokens = tokens, jnp.asarray(tokens)
+        unconverted, tokens = tokens, jnp.asarray(tokens)
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(f"tokens must be ints of shape (B, m), got {tokens.dtype} of shape {tokens.shape}")
-        check("tokens", given, interval(f"[0, {self.vocab_size})"))
+        check("tokens", unconverted, interval(f"[0, {self.vocab_size})"))
         mask = tokens != PADDING
-        # Words as large as the sinusoids beside them: at Flax's 1 / sqrt(width) a caption is mostly its length.
+        # Word embeddings need the scale of the positional sinusoids. Flax's default std of 1 / sqrt(width) is so small
+        # that the positions dominate and captions differ mainly by their length.
         init = nn.initializers.normal(1.0)
         h = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, embedding_init=init, name="words")(tokens)
         h = h + sinusoidal(jnp.arange(tokens.shape[1]), self.width, scale=1.0).astype(self.dtype)[None]
@@ -73,13 +75,16 @@ class TextEncoder(nn.Module):
 
 
 class Captioned(nn.Module):
-    """y = network(x, t, context = text(tokens)): a network with cross-attention and its text encoder as one.
+    """A network with cross-attention and its text encoder in one module: y = network(x, t, context = text(tokens)).
 
-    network: called as `network(x, t, context=, context_mask=, key=)`: a `UNet` with
-      `attention=Attention(context_dim=width)`, or a `DiT`. One with vector_dim = width is given the mean of the words
-      as `vector`, which reaches every block beside the time, as an embedding of the whole caption does in GLIDE (Nichol
-      et al. 2022).
-    The null caption, for guidance, has no words: zeros.
+    The null caption, for guidance, consists of padding only, so that its embeddings are zero.
+
+    Attributes:
+      network: called as `network(x, t, context=, context_mask=, key=)`: a `UNet` with
+        `attention=Attention(context_dim=width)`, or a `DiT` with `cross_attention`. A network with vector_dim = width
+        also gets the mean of the word embeddings as `vector`, which is added to the time embedding of every block, like
+        the caption embedding of GLIDE (Nichol et al. 2022).
+      text: the text encoder.
     """
 
     network: nn.Module
@@ -88,12 +93,13 @@ class Captioned(nn.Module):
     def __call__(
         self, x: Float[Array, "batch *space c"], t: Times, tokens: Examples | None = None, *, key: Key | None = None
     ) -> Float[Array, "batch *space out"]:
-        """The prediction y. tokens: (B, m), or None for the null caption; the others as of the network."""
+        """The prediction y. tokens: (B, m), or None for the null caption; other arguments as of the network."""
         tokens = jnp.full((x.shape[0], 1), PADDING) if tokens is None else tokens
         context, mask = self.text(tokens)
-        whole = {}
-        if getattr(self.network, "vector_dim", None) is not None:  # words that are not there are zeros
-            words = jnp.maximum(mask.sum(1, keepdims=True), 1).astype(context.dtype)
-            whole["vector"] = context.sum(1) / words
-        y: Array = self.network(x, t, context=context, context_mask=mask, key=key, **whole)
+        condition = {}
+        if getattr(self.network, "vector_dim", None) is not None:
+            # The embeddings of padding are zero, so the sum over all tokens is the sum over the words.
+            num_words = jnp.maximum(mask.sum(1, keepdims=True), 1).astype(context.dtype)
+            condition["vector"] = context.sum(1) / num_words
+        y: Array = self.network(x, t, context=context, context_mask=mask, key=key, **condition)
         return y

@@ -1,4 +1,4 @@
-"""The training state, the step, its parallel form, the optimiser and checkpoints; learned step grids."""
+"""Training: state, step, parallel step, optimiser, checkpoints and exports; learned step grids."""
 
 from diffax.training._learned_grid import LearnedGrid, learn_grid
 from diffax.training.checkpoints import Checkpoints

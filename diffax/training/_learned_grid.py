@@ -1,10 +1,10 @@
-"""A step grid learned for one sampler, one number of calls and one law of data, by gradient descent.
+"""Step grids learned by gradient descent, for one sampler, one number of steps and one data distribution.
 
     kappa_0 = log(sigma / alpha) at times[0],   kappa_k = kappa_0 - sum_{j < k} g_j
     g_j = L ((1 - floor) softmax(theta)_j + floor / m),   m gaps of a total length L
 
-theta falls along the gradient of log E |sampler(times) - target|^2, through the loop of `diffax.sampling` itself. Every
-gap is positive and no smaller than floor L / m, so that the grid neither turns back nor collapses onto a point.
+theta and log L minimise log E |sampler(times) - target|^2; the gradient is taken through the loop of `diffax.sampling`.
+Every gap is at least floor L / m > 0, so that the times stay monotonic and do not collapse onto one point.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ ENDINGS = {
 
 
 class LearnedGrid(NamedTuple):
-    """times: (n,), the best grid met; errors: (num_steps,), the root-mean-square error on the way."""
+    """times: (n,), the best grid of all iterations; errors: (num_steps,), root-mean-square error at each iteration."""
 
     times: Array
     errors: Array
@@ -57,36 +57,38 @@ def learn_grid(
     learning_rate: Scalar = 0.1,
     floor: Scalar = 0.05,
 ) -> LearnedGrid:
-    """The step grid at which `sampler` comes closest to the exact solution, with as many entries as `times`.
+    """A step grid of the length of `times` that minimises the error of `sampler`.
 
-    Learned on the starts x, by Adam on log E |end - target|^2; check it on others. Made for samplers without noise:
-    under noise the error that it lowers is that of each path. Works for any sampler, as they are all traced.
+    Adam minimises log E |end - target|^2 over the initial states x; validate the grid on other initial states. The
+    method is meant for deterministic samplers: with a noisy sampler the error is that of each path, not of the
+    distribution. Every sampler works, since all of them can be traced.
 
     Args:
-      key: shape () or (B,), for a sampler that needs it.
-      sampler: what the grid is for.
-      schedule: the sampler's.
+      key: shape () or (B,); only noisy samplers use it.
+      sampler: the sampler to learn the grid for.
+      schedule: the schedule of the sampler.
       denoise: (x, t) -> x0.
-      x: (B, ...) starts at times[0], which stays; some hundred are enough for a dozen numbers.
-      times: (n,), n >= 3, falling: where learning starts.
-      target: (B, ...) what the sampler should reach from x. None for the probability-flow ODE's solution at t = 0
-        ("sample") or times[-1] ("integrate"), by 200 steps of Runge and Kutta (800 denoiser calls).
+      x: (B, ...) initial states at times[0], which stays fixed. About a hundred suffice to learn a dozen times.
+      times: (n,), n >= 3, decreasing: the initial grid.
+      target: (B, ...) the desired result from x. None for the solution of the probability-flow ODE at t = 0 ("sample")
+        or at times[-1] ("integrate"), computed by 200 Runge-Kutta steps (800 denoiser calls).
       ending: "sample" to learn for `diffax.sample`, "integrate" for `diffax.integrate`.
-      learn_end: whether times[-1] moves too. "integrate" wants False, unless a target is given: one that does not
-        move with it.
-      num_steps: gradient steps.
-      learning_rate: of Adam.
-      floor: no gap in log-SNR is smaller than this part of the mean gap, in (0, 1).
+      learn_end: whether times[-1] is learned too. "integrate" needs False or an explicit target, since the default
+        target is the solution at the initial times[-1].
+      num_steps: number of gradient steps, >= 1.
+      learning_rate: initial learning rate of Adam; it decays linearly to 0.
+      floor: smallest gap in log-SNR, as a fraction of the mean gap, in (0, 1).
 
     Returns:
-      `LearnedGrid(times, errors)`. The grid is never worse on x than the first one, but for what `floor` changes in it.
+      `LearnedGrid(times, errors)`. On x the error is at most that of the initial grid, after the gaps of that grid were
+      raised to `floor`.
 
     Raises:
-      ValueError: for another ending, "integrate" with learn_end and no target, fewer than 3 times or times that
-        do not fall, num_steps < 1, a target of another shape than x, or a floor outside (0, 1).
+      ValueError: if ending is unknown, ending is "integrate" with learn_end and no target, there are fewer than 3 times
+        or they do not decrease, num_steps < 1, target does not have the shape of x, or floor is outside (0, 1).
 
-    Source: the plain form, by differentiation through the sampler, of what Watson et al. 2022 (learned samplers) and
-    Sabour et al. 2024 (Align Your Steps) look for.
+    Source: direct differentiation through the sampler, towards the aim of Watson et al. 2022 (learned samplers) and
+    Sabour et al. 2024 (Align Your Steps).
 
     >>> import diffax
     >>> law, schedule = diffax.analytic.Gaussian.from_covariance([0.7, -0.4], 0.1), diffax.Cosine()
@@ -109,7 +111,7 @@ def learn_grid(
         grid = _grid(schedule, times, parameters, floor, learn_end)
         return jnp.log(_mean_square(run(key, sampler, denoise, x, grid), target)), grid
 
-    parameters, losses = _descend(loss, _first(schedule, times, floor), num_steps, learning_rate)
+    parameters, losses = _minimise(loss, _initial_parameters(schedule, times, floor), num_steps, learning_rate)
     return LearnedGrid(_grid(schedule, times, parameters, floor, learn_end), jnp.exp(losses / 2))
 
 
@@ -127,8 +129,8 @@ def _check(x: Tree, times: Values, target: Tree, ending: str, learn_end: bool, n
     check("floor", floor, interval("(0, 1)"))
 
 
-def _first(schedule: Schedule, times: Leaf, floor: Scalar) -> tuple[Any, Any]:
-    """(theta, log of the length) of the grid to start from; a gap below the floor is lifted to just above it."""
+def _initial_parameters(schedule: Schedule, times: Leaf, floor: Scalar) -> tuple[Any, Any]:
+    """(theta, log L) of the initial grid. A gap below the floor is raised to just above it."""
     gaps = jnp.diff(schedule.log_snr(times))
     share = gaps / gaps.sum() - floor / len(gaps)
     return jnp.log(jnp.maximum(share, 1e-3 / len(gaps))), jnp.log(gaps.sum())
@@ -149,26 +151,29 @@ def _mean_square(y: Tree, target: Tree) -> Any:
     return sum(jax.tree.leaves(squares)) / sum(leaf.size for leaf in jax.tree.leaves(target))
 
 
-def _descend(loss: Callable[[Any], Any], parameters: Params, num_steps: int, learning_rate: Scalar) -> tuple[Any, Any]:
-    """Adam (Kingma & Ba 2015, algorithm 1), falling to no step at all; the best parameters met, and all losses."""
+def _minimise(loss: Callable[[Any], Any], parameters: Params, num_steps: int, learning_rate: Scalar) -> tuple[Any, Any]:
+    """Adam (Kingma & Ba 2015, algorithm 1) with a learning rate that decays linearly to 0.
+
+    Returns the parameters with the smallest loss, and all losses.
+    """
     zeros = jax.tree.map(jnp.zeros_like, parameters)
 
     def step(carry: tuple[Any, ...], i: Leaf) -> Any:
-        now, mean, square, best, least = carry
-        (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(now)
-        better = value < least
-        best = jax.tree.map(lambda a, b: jnp.where(better, a, b), now, best)
+        current, mean, square, best, best_value = carry
+        (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(current)
+        better = value < best_value
+        best = jax.tree.map(lambda a, b: jnp.where(better, a, b), current, best)
         mean = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, mean, gradient)
         square = jax.tree.map(lambda v, g: 0.99 * v + 0.01 * g**2, square, gradient)
         rate = learning_rate * (1 - i / num_steps)
-        seen = (i + 1).astype(float)
+        count = (i + 1).astype(float)
 
-        def moved(p: Leaf, m: Leaf, v: Leaf) -> Any:
-            of_mean, of_square = ((1 - decay**seen).astype(p.dtype) for decay in (0.9, 0.99))
-            return p - rate * m / of_mean / (jnp.sqrt(v / of_square) + 1e-8)
+        def update(p: Leaf, m: Leaf, v: Leaf) -> Any:
+            mean_correction, square_correction = ((1 - decay**count).astype(p.dtype) for decay in (0.9, 0.99))
+            return p - rate * m / mean_correction / (jnp.sqrt(v / square_correction) + 1e-8)
 
-        now = jax.tree.map(moved, now, mean, square)
-        return (now, mean, square, best, jnp.where(better, value, least)), value
+        current = jax.tree.map(update, current, mean, square)
+        return (current, mean, square, best, jnp.where(better, value, best_value)), value
 
     start = (parameters, zeros, zeros, parameters, jnp.inf)
     (_, _, _, best, _), losses = jax.lax.scan(step, start, jnp.arange(num_steps))

@@ -1,4 +1,4 @@
-"""The arrays of a tree, as checkpoints and exports name, compare and load them."""
+"""Helpers of checkpoints and exports: describe, compare and load the arrays of a tree."""
 
 import dataclasses
 from pathlib import Path
@@ -12,13 +12,13 @@ from diffax.typing import Leaf, Tree
 
 
 def filled(state: TrainState) -> dict[str, Any]:
-    """The fields that hold arrays: a field that is new and empty leaves old checkpoints as they are."""
+    """The fields of the state that contain arrays. Without empty fields, a new field keeps old checkpoints valid."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
 
 
 def describe(tree: Tree) -> dict[str, str]:
-    """{path: "dtype[shape]"} of the arrays of a tree; of keys their type.
+    """{path: "dtype[shape]"} of the arrays of a tree. A key array has its key type as dtype.
 
     >>> describe({"w": jax.numpy.ones((2, 3)), "key": jax.random.key(0)})
     {"['key']": 'key<fry>[]', "['w']": 'float32[2,3]'}
@@ -31,29 +31,32 @@ def describe(tree: Tree) -> dict[str, str]:
 
 
 def by_itself(partial: bool = False) -> ocp.Context:
-    """A context in which this process loads alone: the others may be elsewhere. partial: some of the leaves."""
-    context, here = ocp.Context(), jax.process_index()
+    """An Orbax context in which only this process loads, without a barrier that the other processes must reach.
+
+    partial: whether to load only some of the leaves.
+    """
+    context, process = ocp.Context(), jax.process_index()
     context.pytree.loading.partial_load = partial
-    context.multiprocessing.active_processes = {here}
-    context.multiprocessing.primary_host = here
-    context.multiprocessing.barrier_sync_key_prefix = f"process_{here}"
+    context.multiprocessing.active_processes = {process}
+    context.multiprocessing.primary_host = process
+    context.multiprocessing.barrier_sync_key_prefix = f"process_{process}"
     return context
 
 
 def check_arrays(folder: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
-    """Raises `ValueError` at the first difference of what `describe` says of two trees."""
+    """Raises `ValueError` if the results of `describe` for two trees differ; the message shows the first difference."""
     for path in sorted(saved.keys() | wanted.keys()):
         if saved.get(path) != wanted.get(path):
-            there, asked = saved.get(path, "nothing"), wanted.get(path, "nothing")
-            raise ValueError(f"checkpoint {folder} must hold {path} = {asked}, got {there}")
+            actual, expected = saved.get(path, "nothing"), wanted.get(path, "nothing")
+            raise ValueError(f"checkpoint {folder} must hold {path} = {expected}, got {actual}")
 
 
 def abstract(tree: Tree) -> Any:
-    """The shapes, dtypes and shardings of a tree; what has no sharding goes to the first local device."""
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    """The shapes, dtypes and shardings of a tree. A leaf without a sharding gets the first local device."""
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def leaf(v: Leaf) -> Any:
-        sharding = getattr(v, "sharding", None) or here
+        sharding = getattr(v, "sharding", None) or default
         return jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding)
 
     return jax.tree.map(leaf, tree)

@@ -1,11 +1,11 @@
-"""Checkpoints: Orbax writes and reads the arrays; what is whole, what is kept and what is restored is decided here.
+"""Checkpoints. Orbax writes and reads the arrays; this module commits, verifies, prunes and restores the steps.
 
-    DIRECTORY/<step>/          a checkpoint; it gets this name when it is whole, by one rename
-    DIRECTORY/<step>/MANIFEST  a digest of each of its files, what its arrays are, its record; and a digest of itself
-    DIRECTORY/<step>.part*     one that is being written, or was when its process was killed
+    DIRECTORY/<step>/          a complete checkpoint: its folder is renamed to this name after the last write
+    DIRECTORY/<step>/MANIFEST  digests of all its files, description of its arrays, its record; and its own digest
+    DIRECTORY/<step>.part*     an incomplete checkpoint, still being written or left by a killed process
 
-Orbax restores flipped bits without a word, and takes an empty folder for the newest step. So a step is restored only if
-every file has the digest that was written down; else the one before it is, and what was passed over is said.
+Orbax reports no error for flipped bits, and accepts an empty folder as the newest step. Therefore a step is restored
+only if every file matches its digest. Otherwise the previous step is restored and the skipped steps are reported.
 """
 
 import contextlib
@@ -32,14 +32,14 @@ from diffax.typing import Tree
 
 
 class Unsound(NamedTuple):
-    """A step that was passed over, and why."""
+    """A skipped step, and the reason why it cannot be restored."""
 
     step: int
     reason: str
 
 
 class Restored(NamedTuple):
-    """What `Checkpoints.restore_latest` found."""
+    """The result of `Checkpoints.restore_latest`. skipped: the newer steps that are not sound."""
 
     step: int
     state: TrainState
@@ -50,11 +50,16 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run. Use as a context manager, or call `close`.
 
-    Keeps the latest `keep_latest`, every step that is a multiple of `keep_every` (0: none beside the latest), and the
-    best by the metric `best` ("": none): the lowest, or the highest of "-name". A NaN is never the best.
+    Only one run may save into the folder. All other users must open it with `read_only`, which does not touch a step
+    that is being written. With several processes, all must call `save` and `restore_latest`, on a shared folder.
 
-    One run saves; all others open the folder `read_only`, which leaves alone what is being written. Over several
-    processes all call `save` and `restore_latest`; they must see the same folder.
+    Args:
+      directory: the folder of the checkpoints; created unless `read_only`.
+      keep_latest: number of latest steps to keep, >= 1.
+      keep_every: also keep each step that is a multiple of this number; 0 for none.
+      best: also keep the best step by this metric: the lowest value of "name", or the highest value with "-name"; ""
+        for none. A NaN is never the best.
+      read_only: whether to leave the folder unchanged.
 
     Raises:
       ValueError: if keep_latest < 1 or keep_every < 0.
@@ -78,10 +83,10 @@ class Checkpoints:
         self._saving: tuple[int, Future[None]] | None = None
         if not read_only and _is_first():
             self._folder.mkdir(parents=True, exist_ok=True)
-            for part in self._folder.glob("*.part*"):  # what a killed save left behind
+            for part in self._folder.glob("*.part*"):  # incomplete saves of a killed process
                 shutil.rmtree(part, ignore_errors=True)
         if not read_only:
-            _meet("checkpoints are open")
+            _barrier("checkpoints are open")
 
     def __enter__(self) -> Any:
         return self
@@ -91,7 +96,7 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps that there are, ascending, sound or not; waits for what is being written."""
+        """All steps in the folder, ascending, unverified. Waits for a save that is under way."""
         self.wait()
         return self._steps()
 
@@ -104,22 +109,22 @@ class Checkpoints:
     def save(
         self, step: int, state: TrainState, record: dict[str, Any], metrics: dict[str, float] | None = None
     ) -> None:
-        """Writes the state, its record (JSON) and its metrics; goes on while they are written.
+        """Saves the state, its record (JSON) and its metrics in the background.
 
-        The state is copied first: it may be donated to the next step.
+        The state is copied before the method returns, so that it may be donated to the next step.
 
         Raises:
-          CheckpointError: if the save before this one failed; this one is under way all the same.
+          CheckpointError: if the previous save failed (this save has started nevertheless), or this one cannot start.
         """
-        failed = None
+        previous_error = None
         try:
             self.wait()
         except CheckpointError as error:
-            failed = error
+            previous_error = error
         part = self._part(step)
         if _is_first():
             shutil.rmtree(part, ignore_errors=True)
-        _meet(f"room for step {step}")
+        _barrier(f"room for step {step}")
         tree = filled(state)
         value = (metrics or {}).get(self._best.removeprefix("-"))
         body = {
@@ -132,16 +137,16 @@ class Checkpoints:
         try:
             response = ocp.save_async(part, tree)
         except Exception as error:
-            raise self._failed(step, error) from error
+            raise self._save_error(step, error) from error
         self._saving = step, self._thread.submit(self._commit, response, part, body)
-        if failed:
-            raise failed
+        if previous_error:
+            raise previous_error
 
     def wait(self) -> None:
-        """Returns when what was saved is on disk.
+        """Waits until the last save is on disk.
 
         Raises:
-          CheckpointError: if it could not be written, and why. The steps before it are whole.
+          CheckpointError: if it could not be written; the message gives the reason. Earlier steps are not affected.
         """
         if self._saving is None:
             return
@@ -149,10 +154,10 @@ class Checkpoints:
         try:
             future.result()
         except Exception as error:
-            raise self._failed(step, error) from error
+            raise self._save_error(step, error) from error
 
     def close(self) -> None:
-        """Waits for what is being written. Raises as `wait`."""
+        """Waits for the last save and stops the thread. Raises as `wait`."""
         try:
             self.wait()
         finally:
@@ -162,21 +167,21 @@ class Checkpoints:
         """The record that was saved with a step.
 
         Raises:
-          CheckpointError: if it is damaged.
+          CheckpointError: if the manifest is missing or damaged.
         """
         record: dict[str, Any] = self._manifest(step)["record"]
         return record
 
     def verify(self, step: int) -> None:
-        """Reads each file of a step.
+        """Reads each file of a step and compares it with its digest.
 
         Raises:
-          CheckpointError: if one is missing or is not what was written.
+          CheckpointError: if a file is missing or does not match its digest.
         """
         manifest.verify(self._folder / str(step))
 
     def newest(self) -> tuple[int | None, list[Unsound]]:
-        """The newest sound step, None if there is no step at all; and those newer than it, with what is wrong.
+        """(step, skipped): the newest sound step, or None if the folder has no steps; and the newer, unsound steps.
 
         Raises:
           CheckpointError: if there are steps, but none is sound.
@@ -195,15 +200,16 @@ class Checkpoints:
         return None, []
 
     def restore_latest(self, like: TrainState) -> Restored | None:
-        """The newest sound state, with the shapes, dtypes and shardings of `like`; None if nothing was saved yet.
+        """The newest sound state, with the shapes, dtypes and shardings of `like`; None if the folder has no steps.
 
-        Newer steps that are not sound are moved aside, to `unsound-<step>`.
+        Newer steps that are not sound are renamed to `unsound-<step>`, unless the folder is `read_only`.
 
-        like: a state, or the same tree of `jax.ShapeDtypeStruct`s with shardings.
+        Args:
+          like: a state, or the same tree of `jax.ShapeDtypeStruct`s with shardings.
 
         Raises:
           CheckpointError: if there are steps, but none is sound.
-          ValueError: if the arrays of that step are others than those of `like`.
+          ValueError: if the arrays of that step do not match those of `like`.
         """
         step, skipped = self._agreed_newest()
         if step is None:
@@ -211,16 +217,17 @@ class Checkpoints:
         state = self.restore(step, like)
         if not self._read_only and _is_first():
             for unsound, _ in skipped:
-                aside = self._folder / f"unsound-{unsound}"
-                shutil.rmtree(aside, ignore_errors=True)
-                os.replace(self._folder / str(unsound), aside)
+                target = self._folder / f"unsound-{unsound}"
+                shutil.rmtree(target, ignore_errors=True)
+                os.replace(self._folder / str(unsound), target)
         return Restored(step, state, self.record(step), skipped)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state saved at a step, unverified, with the shapes, dtypes and shardings of `like`.
+        """The state of a step, with the shapes, dtypes and shardings of `like`. Does not verify the digests.
 
         Raises:
-          ValueError: if the arrays of that step are others than those of `like`; shows the first difference.
+          CheckpointError: if the manifest is missing or damaged.
+          ValueError: if the arrays of that step do not match those of `like`; the message shows the first difference.
         """
         self.wait()
         tree = filled(like)
@@ -228,10 +235,11 @@ class Checkpoints:
         return dataclasses.replace(like, **ocp.load(self._folder / str(step), abstract(tree)))
 
     def restore_ema(self, step: int, like: Tree) -> Any:
-        """The averaged parameters of a step alone, with the shapes, dtypes and shardings of `like`.
+        """Only the averaged parameters of a step, with the shapes, dtypes and shardings of `like`.
 
         Raises:
-          ValueError: if `like` has other leaves; shows the first difference.
+          CheckpointError: if the manifest is missing or damaged.
+          ValueError: if they do not match `like`; the message shows the first difference.
         """
         self.wait()
         saved = {path: v for path, v in self._manifest(step)["arrays"].items() if path.startswith("['ema']")}
@@ -242,21 +250,21 @@ class Checkpoints:
     def _part(self, step: int) -> Any:
         return self._folder / f"{step}.part"
 
-    def _failed(self, step: int, error: Exception) -> Any:
-        # What was half written must not take the room of the next.
+    def _save_error(self, step: int, error: Exception) -> Any:
+        # Delete the incomplete files, so that they do not use the disk space of the next save.
         for part in self._folder.glob(f"{step}.part*") if _is_first() else ():
             shutil.rmtree(part, ignore_errors=True)
-        whole = max(self._steps(), default=None)
-        kept = "there is none before it" if whole is None else f"step {whole} is kept"
+        latest = max(self._steps(), default=None)
+        consequence = "no step is saved yet" if latest is None else f"step {latest} is kept"
         message = next((line for line in str(error).splitlines() if "space" in line.lower()), str(error))
-        return CheckpointError(f"step {step} could not be saved, {kept}: {message[:300]}")
+        return CheckpointError(f"step {step} could not be saved, {consequence}: {message[:300]}")
 
     def _commit(self, response: Any, part: Path, body: dict[str, Any]) -> None:
-        """In a thread: when Orbax has written all, the manifest, then the name."""
+        """Waits for Orbax, writes the manifest, then gives the folder its final name. Runs in the thread."""
         response.result()
         if not _is_first():
             return
-        manifest.seal(part, body)  # on the disk before it has its name
+        manifest.seal(part, body)  # syncs all files to disk before the rename
         final = self._folder / str(body["step"])
         if final.exists():
             shutil.rmtree(final)
@@ -267,7 +275,7 @@ class Checkpoints:
     def _prune(self) -> None:
         values, measure = {}, self._best.removeprefix("-")
         for step in self._steps():
-            with contextlib.suppress(CheckpointError):  # what is no checkpoint counts for nothing and is left alone
+            with contextlib.suppress(CheckpointError):  # ignore folders that are not checkpoints
                 body = self._manifest(step)
                 values[step] = body["best"] if body.get("measure") == measure else None
         keep = set(list(values)[-self._keep_latest :])
@@ -284,20 +292,23 @@ class Checkpoints:
         return manifest.read(self._folder / str(step))
 
     def _agreed_newest(self) -> Any:
-        """Of several processes the first looks, and all do as it says."""
+        """`newest` of process 0, broadcast to all processes, so that all restore the same step.
+
+        The list of skipped steps is empty on the other processes.
+        """
         if jax.process_count() == 1:
             return self.newest()
-        step, problem = -1, None
+        step, failure = -1, None  # -1: the folder has no steps; -2: no step can be restored
         skipped: list[Any] = []
         if _is_first():
             try:
-                found, skipped = self.newest()
-                step = -1 if found is None else found
+                newest, skipped = self.newest()
+                step = -1 if newest is None else newest
             except (CheckpointError, OSError) as error:
-                step, problem = -2, error
+                step, failure = -2, error
         step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
         if step == -2:
-            raise problem or CheckpointError(f"no checkpoint in {self._folder} is sound")
+            raise failure or CheckpointError(f"no checkpoint in {self._folder} is sound")
         return (None if step == -1 else step), skipped
 
 
@@ -305,6 +316,6 @@ def _is_first() -> bool:
     return jax.process_index() == 0
 
 
-def _meet(name: str) -> None:
+def _barrier(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

@@ -1,4 +1,4 @@
-"""Parameters alone, for inference."""
+"""Exports: parameters without training state, for inference."""
 
 import os
 import shutil
@@ -11,11 +11,15 @@ from diffax.training import manifest
 from diffax.training.arrays import abstract, by_itself, check_arrays, describe
 from diffax.typing import Params, Tree
 
-KIND = "export"  # a step of a run has a manifest too
+KIND = "export"  # distinguishes the manifest of an export from that of a checkpoint
 
 
 def save_export(directory: str | os.PathLike[str], params: Params, record: dict[str, Any]) -> None:
-    """Writes parameters alone, with their record (JSON), for inference. The folder must not exist."""
+    """Writes parameters and their record (JSON) to a new folder.
+
+    Raises:
+      OSError: if the folder exists and is not empty.
+    """
     folder = Path(directory).absolute()
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -30,8 +34,8 @@ def load_export(directory: str | os.PathLike[str], like: Tree) -> Any:
     """The parameters of an export, with the shapes, dtypes and shardings of `like`.
 
     Raises:
-      CheckpointError: if the folder is damaged.
-      ValueError: if its arrays are others than those of `like`; shows the first difference.
+      CheckpointError: if a file is missing or damaged.
+      ValueError: if the arrays do not match those of `like`; the message shows the first difference.
     """
     folder, tree = Path(directory).absolute(), {"params": like}
     check_arrays(folder, manifest.verify(folder)["arrays"], describe(tree))
@@ -43,7 +47,7 @@ def export_record(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """The record of an export.
 
     Raises:
-      CheckpointError: if it is damaged.
+      CheckpointError: if the manifest is missing or damaged.
     """
     record: dict[str, Any] = manifest.read(Path(directory))["record"]
     return record
@@ -56,5 +60,5 @@ def is_export(directory: str | os.PathLike[str]) -> bool:
         return False
     try:
         return manifest.read(folder).get("kind") == KIND
-    except manifest.CheckpointError:  # which reading it will say
+    except manifest.CheckpointError:  # a damaged export is still an export: `load_export` reports the damage
         return True

@@ -1,4 +1,4 @@
-"""The digest of each file of a folder, and of the list itself: it is what was written, or there is an error."""
+"""Manifests: digests of all files of a folder and of the manifest itself, so that damage raises an error."""
 
 import hashlib
 import json
@@ -10,20 +10,20 @@ MANIFEST = "MANIFEST"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written, or none that can be restored."""
+    """A checkpoint cannot be written, or no checkpoint can be restored."""
 
 
 def seal(folder: Path, body: dict[str, Any]) -> None:
-    """Writes the manifest of what a folder holds, with the body (JSON); then all of it is on the disk."""
+    """Writes the manifest of a folder: the body (JSON) and the digest of each file. Syncs the folder to disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     text = json.dumps(body | {"files": {str(path.relative_to(folder)): _digest(path) for path in files}})
-    (folder / MANIFEST).write_text(f"{_of_text(text)}\n{text}\n")
-    for path in (*folder.rglob("*"), folder):  # folders too, for the names in them
+    (folder / MANIFEST).write_text(f"{_text_digest(text)}\n{text}\n")
+    for path in (*folder.rglob("*"), folder):  # folders too: syncing a file does not sync its name
         sync(path)
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The body that a folder was sealed with.
+    """The body of the manifest of a folder, including the digests of its files as "files".
 
     Raises:
       CheckpointError: if the manifest is missing or damaged.
@@ -33,32 +33,32 @@ def read(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{MANIFEST} cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise CheckpointError(f"{MANIFEST} is not what was written") from error
-    if digest != _of_text(text):
-        raise CheckpointError(f"{MANIFEST} is not what was written")
+        raise CheckpointError(f"{MANIFEST} does not match its digest") from error
+    if digest != _text_digest(text):
+        raise CheckpointError(f"{MANIFEST} does not match its digest")
     body: dict[str, Any] = json.loads(text)
     return body
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """The body, once each file was read.
+    """The body of the manifest, after each file was read and compared with its digest.
 
     Raises:
-      CheckpointError: if one is missing or is not what was written.
+      CheckpointError: if a file is missing or does not match its digest.
     """
     body = read(folder)
     for name, digest in body["files"].items():
         try:
-            found = _digest(folder / name)
+            actual = _digest(folder / name)
         except OSError as error:
             raise CheckpointError(f"{name} cannot be read ({error.strerror})") from error
-        if found != digest:
-            raise CheckpointError(f"{name} is not what was written")
+        if actual != digest:
+            raise CheckpointError(f"{name} does not match its digest")
     return body
 
 
 def sync(path: Path) -> None:
-    """Returns when a file, or the names in a folder, are on the disk."""
+    """Flushes a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -66,7 +66,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _of_text(text: str) -> Any:
+def _text_digest(text: str) -> Any:
     return hashlib.blake2b(text.encode()).hexdigest()
 
 

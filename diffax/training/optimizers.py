@@ -1,4 +1,4 @@
-"""Optimisers."""
+"""The AdamW optimiser with warm-up and decay."""
 
 import optax
 
@@ -17,20 +17,20 @@ def adamw(
     b2: Scalar = 0.999,
     clip_norm: Scalar = 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm, with linear warm-up and then `decay`. The floats may be traced.
+    """AdamW with gradient clipping by global norm, linear warm-up, and then `decay`. The floats may be traced.
 
     Args:
-      learning_rate: at the end of the warm-up, > 0.
-      num_steps: length of the run, where a cosine decay reaches 0.
-      warmup_steps: steps of warm-up, >= 0; a shorter run ends before it does.
+      learning_rate: the learning rate at the end of the warm-up, > 0.
+      num_steps: number of steps of the run, > 0; a cosine decay reaches 0 there.
+      warmup_steps: number of warm-up steps, >= 0; may exceed num_steps.
       decay: "cosine" or "constant".
-      weight_decay: decoupled weight decay.
-      b1: decay of the first moment.
-      b2: decay of the second moment.
+      weight_decay: decoupled weight decay, >= 0.
+      b1: decay rate of the first moment, in [0, 1).
+      b2: decay rate of the second moment, in [0, 1).
       clip_norm: global norm above which gradients are scaled down, > 0.
 
     Raises:
-      ValueError: for a value outside its range.
+      ValueError: if a value is outside its range.
 
     Source: Loshchilov & Hutter 2019.
     """

@@ -1,12 +1,12 @@
-"""From one step to many devices: `data_parallel` by pmap, `sharded` by jit with shardings. One contract, one layout.
+"""Training steps on many devices: `data_parallel` by pmap, `sharded` by jit with shardings; both have one interface.
 
     state = place(state, mesh, rule)                  on the devices, leaf shapes unchanged
-    step = data_parallel(step, mesh)                  a copy of the state on each device (rule "replicate")
-    step = sharded(step, mesh, rule)                  or a part of it: rule "fsdp"
-    state, metrics = step(state, batch)               batch: (B, ...) leaves, NumPy, this process's share
+    step = data_parallel(step, mesh)                  replicates the state (rule "replicate")
+    step = sharded(step, mesh, rule)                  replicates it, or shards it (rule "fsdp")
+    state, metrics = step(state, batch)               batch: NumPy leaves (B, ...), the part of this process
 
-Over several processes (`jax.distributed`) each calls the same functions, with its own share of the batch: an equal
-part of it, in any order, since each example carries its place in the whole batch (`train_step`).
+With several processes (`jax.distributed`), each process calls the same functions with its own part of the batch. All
+parts have the same size. The order is free, since each example has its position in the whole batch (`train_step`).
 """
 
 import functools
@@ -22,11 +22,11 @@ from diffax._checks import choose
 from diffax.typing import Batch, Leaf, Params, Tree
 
 AXIS = "data"
-SMALL = 1024  # entries: what is smaller is not worth a message between devices
+SMALL = 1024  # entries; smaller leaves are replicated, since sharding them saves less than their messages cost
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """All devices, of all processes, in one axis `data`; or those given."""
+    """A mesh with one axis, `data`. devices: None for all devices of all processes."""
     return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
 
 
@@ -35,7 +35,7 @@ def _replicate(leaf: Leaf, count: int) -> PartitionSpec:
 
 
 def _fsdp(leaf: Leaf, count: int) -> PartitionSpec:
-    """Split along the largest axis that divides by the number of devices."""
+    """Split the largest axis whose size is a multiple of the number of devices."""
     fits = [axis for axis, size in enumerate(leaf.shape) if size % count == 0]
     if leaf.size < SMALL or not fits:
         return PartitionSpec()
@@ -47,30 +47,35 @@ RULES = {"replicate": _replicate, "fsdp": _fsdp}
 
 
 def layout(tree: Tree, mesh: Mesh, rule: str = "replicate") -> Any:
-    """The sharding of each leaf: "replicate", a copy on each device; "fsdp", split along its largest axis that divides.
+    """The sharding of each leaf of a tree.
 
-    Leaves under 1,024 entries are copied by either rule.
-
-    Source: Rajbhandari et al. 2020 (ZeRO, stage 3); Zhao et al. 2023 (FSDP).
+    Args:
+      tree: a tree of arrays or of their shapes.
+      mesh: of `make_mesh`.
+      rule: "replicate" puts a copy of each leaf on each device. "fsdp" splits each leaf along its largest axis whose
+        size is a multiple of the number of devices; leaves without such an axis, or with fewer than 1,024 entries, are
+        replicated.
 
     Raises:
-      ValueError: for another rule.
+      ValueError: if the rule is unknown.
+
+    Source: Rajbhandari et al. 2020 (ZeRO, stage 3); Zhao et al. 2023 (FSDP).
 
     >>> mesh = make_mesh(jax.devices()[:1])
     >>> list(layout({"w": jnp.ones((64, 32))}, mesh, "fsdp")["w"].spec)
     ['data', None]
     """
-    of_leaf = choose("rule", rule, RULES)
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, of_leaf(leaf, mesh.size)), tree)
+    spec = choose("rule", rule, RULES)
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf, mesh.size)), tree)
 
 
 def place(tree: Tree, mesh: Mesh, rule: str = "replicate") -> Any:
-    """A copy of the tree in that layout, leaf shapes unchanged: what the steps below take and give.
+    """A copy of the tree in the layout of a rule, leaf shapes unchanged. The steps below take and return this layout.
 
-    All processes give the same tree.
+    All processes must pass the same tree.
     """
-    # Never an alias: the step donates its state, which must not delete the arrays that the caller holds.
-    # (`device_put(..., may_alias=False)` says so too, but not for typed keys.)
+    # Copy explicitly: the step donates its state, and donating an alias would delete the caller's arrays.
+    # `device_put(..., may_alias=False)` does not copy typed keys.
     copy = jax.tree.map(lambda leaf: jax.random.clone(leaf) if _is_key(leaf) else jnp.copy(leaf), tree)
     return jax.tree.map(_put, copy, layout(tree, mesh, rule))
 
@@ -80,24 +85,27 @@ def _is_key(leaf: Leaf) -> Any:
 
 
 def _put(leaf: Leaf, sharding: NamedSharding) -> Any:
-    """`device_put` of what all processes hold alike, also onto devices of others; those take no typed keys."""
+    """`device_put` of a leaf that is equal on all processes; the sharding may include devices of other processes.
+
+    A typed key cannot be put on devices of other processes. For such a key the raw data is put and wrapped again.
+    """
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)
     if _is_key(leaf):
         impl = jax.random.key_impl(leaf)
         data = _put(jax.random.key_data(leaf), sharding)
-        return _wrap(impl, sharding)(data)
+        return _wrap_keys(impl, sharding)(data)
     data = np.asarray(leaf)
     return jax.make_array_from_callback(data.shape, sharding, lambda index: data[index])
 
 
 @functools.lru_cache
-def _wrap(impl: str, sharding: NamedSharding) -> Any:
+def _wrap_keys(impl: str, sharding: NamedSharding) -> Any:
     return jax.jit(lambda v: jax.random.wrap_key_data(v, impl=impl), out_shardings=sharding)
 
 
 class ParallelStep:
-    """`step(state, batch) -> (state, metrics)` over devices; `lower(state, batch)` as of a jitted function."""
+    """`step(state, batch) -> (state, metrics)` on several devices; `lower(state, batch)` as for a jitted function."""
 
     def __init__(
         self, compiled: Callable[..., Any], arguments: Callable[..., Any], result: Callable[..., Any] = lambda out: out
@@ -110,26 +118,26 @@ class ParallelStep:
         return result
 
     def lower(self, state: Tree, batch: Batch) -> Any:
-        """The program, traced and not compiled: its cost, or `compile()` and its memory."""
+        """The lowered program, not compiled: for its cost analysis, or for `compile()` and its memory analysis."""
         return self._compiled.lower(*self._arguments(state, batch))  # type: ignore[attr-defined]
 
 
 def data_parallel(step: Callable[..., Any], mesh: Mesh | None = None) -> ParallelStep:
-    """`step(state, batch)` by `jax.pmap` over the devices, each taking an equal part of the batch.
+    """`step(state, batch)` by `jax.pmap` over the devices, with an equal part of the batch on each.
 
-    The state is not stacked: its leaves have the same shapes as on one device (`in_axes=(None, 0)`). Put the
-    first state on the devices with `place`, or the step compiles twice. The state is donated.
+    The state is not stacked: its leaves have the same shapes as on one device (`in_axes=(None, 0)`). Put the initial
+    state on the devices with `place`; otherwise the step compiles twice. The state is donated.
 
     Args:
       step: (state, batch, *, axis_name) -> (state, metrics), from `train_step`.
       mesh: of `make_mesh`; None for all devices.
 
     Returns:
-      (state, batch) -> (state, metrics), with batch leaves (B, ...), those of this process.
+      (state, batch) -> (state, metrics). The batch leaves (B, ...) are the part of this process.
 
     Raises:
-      ValueError: (from the returned function) if B is no multiple of the number of devices: pmap itself would
-        run on fewer devices, or fail obscurely.
+      ValueError: (from the returned function) if B is not a multiple of the number of devices of this process. pmap
+        alone would use fewer devices or fail with an obscure message.
     """
     mesh = make_mesh() if mesh is None else mesh
     mapped = jax.pmap(
@@ -140,7 +148,7 @@ def data_parallel(step: Callable[..., Any], mesh: Mesh | None = None) -> Paralle
         out_axes=None,
         donate_argnums=0,
     )
-    count = _local(mesh)
+    count = _local_count(mesh)
 
     def split(batch: Batch) -> Any:
         _check_batch(batch, count)
@@ -148,15 +156,15 @@ def data_parallel(step: Callable[..., Any], mesh: Mesh | None = None) -> Paralle
 
     if count == mesh.size:
         return ParallelStep(mapped, lambda state, batch: (state, split(batch)))
-    # Over several processes pmap's arrays are those of this one's devices alone.
+    # With several processes, pmap takes and returns arrays on the devices of this process only.
     local = mesh.local_mesh
     return ParallelStep(
-        mapped, lambda state, batch: (_over(local, state), split(batch)), functools.partial(_over, mesh)
+        mapped, lambda state, batch: (_on_mesh(local, state), split(batch)), functools.partial(_on_mesh, mesh)
     )
 
 
-def _over(mesh: Mesh, tree: Tree) -> Any:
-    """The same buffers, a copy on each device of this process, as an array over all of a mesh."""
+def _on_mesh(mesh: Mesh, tree: Tree) -> Any:
+    """The replicated arrays of this process as replicated arrays on a mesh; the buffers are shared, not copied."""
     sharding = NamedSharding(mesh, PartitionSpec())
 
     def leaf(v: Leaf) -> Any:
@@ -167,61 +175,72 @@ def _over(mesh: Mesh, tree: Tree) -> Any:
 
 
 def sharded(step: Callable[..., Any], mesh: Mesh | None = None, rule: str = "replicate") -> ParallelStep:
-    """`step(state, batch)` by `jax.jit` over the devices, the state in the layout of a rule. Same contract.
+    """`step(state, batch)` by `jax.jit` over the devices, with the state in the layout of a rule.
 
-    The compiler puts in what has to be sent: with "fsdp" parameters are gathered where they are used, and gradients,
-    optimiser and EMA live in parts. Put the first state on the devices with `place`, by the same rule.
+    The compiler inserts the communication. With "fsdp", parameters are gathered where they are used; gradients,
+    optimiser state and EMA stay sharded. Put the initial state on the devices with `place` and the same rule. The state
+    is donated.
 
     Args:
       step: (state, batch) -> (state, metrics), from `train_step`.
       mesh: of `make_mesh`; None for all devices.
       rule: "replicate" or "fsdp", see `layout`.
 
+    Returns:
+      (state, batch) -> (state, metrics), as `data_parallel`.
+
     Raises:
-      ValueError: for another rule, and (from the returned function) as `data_parallel`.
+      ValueError: if the rule is unknown, and (from the returned function) as `data_parallel`.
     """
     mesh = make_mesh() if mesh is None else mesh
     choose("rule", rule, RULES)
-    of_batch, everywhere = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
+    batch_sharding, replicated = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def one(state: Tree, batch: Batch) -> Any:
+    def sharded_step(state: Tree, batch: Batch) -> Any:
         state, metrics = step(state, batch)
         state = jax.lax.with_sharding_constraint(state, layout(state, mesh, rule))
-        return state, jax.lax.with_sharding_constraint(metrics, everywhere)
+        return state, jax.lax.with_sharding_constraint(metrics, replicated)
 
-    count = _local(mesh)
+    count = _local_count(mesh)
 
     def put(batch: Batch) -> Any:
         _check_batch(batch, count)
-        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(of_batch, np.asarray(leaf)), batch)
+        return jax.tree.map(
+            lambda leaf: jax.make_array_from_process_local_data(batch_sharding, np.asarray(leaf)), batch
+        )
 
-    return ParallelStep(one, lambda state, batch: (state, put(batch)))
+    return ParallelStep(sharded_step, lambda state, batch: (state, put(batch)))
 
 
 def over_batch(f: Callable[..., Any], mesh: Mesh | None = None) -> Callable[..., Any]:
-    """`f(params, *batch)` of a jitted f that treats each example by itself, the batch spread over all devices.
+    """`f(params, *batch)` with the batch sharded over all devices.
+
+    Args:
+      f: a jitted function that computes each example independently of the others.
+      mesh: of `make_mesh`; None for all devices.
 
     Returns:
-      (params, *batch) -> NumPy arrays, on every process. batch: trees of (B, ...) arrays or None, any B, the same on
-      all processes; params: in any layout.
+      (params, *batch) -> NumPy arrays, on every process. params may have any layout. batch: trees of (B, ...) arrays or
+      None, with any B, equal on all processes.
     """
     mesh = make_mesh() if mesh is None else mesh
-    of_batch, everywhere = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
-    gather = jax.jit(lambda tree: tree, out_shardings=everywhere)
-    copied = functools.partial(jax.device_put, device=everywhere) if everywhere.is_fully_addressable else gather
+    batch_sharding, replicated = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
+    gather = jax.jit(lambda tree: tree, out_shardings=replicated)
+    replicate = functools.partial(jax.device_put, device=replicated) if replicated.is_fully_addressable else gather
 
     def run(params: Params, *batch: Batch) -> Any:
         size = len(jax.tree.leaves(batch)[0])
-        filled = np.resize(np.arange(size), size + -size % mesh.size)  # up to a multiple of the devices
-        spread = jax.tree.map(lambda leaf: _put(leaf[filled], of_batch), batch)
-        found = gather(f(copied(params), *spread))
-        return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0))[:size], found)
+        indices = np.resize(np.arange(size), size + -size % mesh.size)  # pad to a multiple of the number of devices
+        sharded_batch = jax.tree.map(lambda leaf: _put(leaf[indices], batch_sharding), batch)
+        result = gather(f(replicate(params), *sharded_batch))
+        return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0))[:size], result)
 
     return run
 
 
-def _local(mesh: Mesh) -> Any:
+def _local_count(mesh: Mesh) -> Any:
+    """The number of devices of this process in a mesh."""
     return sum(device.process_index == jax.process_index() for device in mesh.devices.flat)
 
 

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step."""
+"""The training state and its initialisation."""
 
 from typing import Any
 
@@ -12,11 +12,15 @@ from diffax.typing import Key, Params, Tree
 
 @pytree
 class TrainState:
-    """Everything that the next step needs. The same layout on one device and on many.
+    """The state of training between two steps, with the same leaf shapes on one device and on many.
 
-    step: () int32, steps taken; params: the network's; ema: their moving average; opt_state: the optimiser's;
-    key: () the run's one source of randomness, never changed: a step folds its number into it;
-    memory: what the loss remembers of earlier steps, () if nothing.
+    Attributes:
+      step: () int32, number of steps so far.
+      params: parameters of the network.
+      ema: moving average of the parameters.
+      opt_state: state of the optimiser.
+      key: () the only source of randomness of the run. It never changes: each step folds its number into it.
+      memory: state of the loss, see `train_step`; () for a loss without one.
     """
 
     step: Any
@@ -28,11 +32,11 @@ class TrainState:
 
 
 def init_state(key: Key, params: Params, optimizer: optax.GradientTransformation, memory: Tree = ()) -> TrainState:
-    """The state before the first step. The key is consumed."""
+    """The state before the first step. Consumes the key."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema=jax.tree.map(jnp.copy, params),  # not the same buffers: the state is donated
+        ema=jax.tree.map(jnp.copy, params),  # a copy, since a buffer must not be donated twice
         opt_state=optimizer.init(params),
         key=key,
         memory=memory,

@@ -1,4 +1,4 @@
-"""One training step, the same on one device, under pmap and under jit with shardings."""
+"""One training step, with the same result on one device, under pmap and under jit with shardings."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from diffax._checks import check, check_count, interval
 from diffax.training.state import TrainState
 from diffax.typing import Batch, Keys, Leaf, Params, Scalar, Tree
 
-Loss = Callable[..., Any]  # (params, batch, keys (B,)) -> (B,); with a memory see `train_step`
+Loss = Callable[..., Any]  # (params, batch, keys (B,)) -> (B,); for a loss with a memory see `train_step`
 
 
 def train_step(
@@ -27,26 +27,26 @@ def train_step(
     """Builds `step(state, batch, *, axis_name=None) -> (state, metrics)`.
 
     Args:
-      loss: (params, batch, keys) -> the loss of each example, (B,); keys: (B,), one for each example.
+      loss: (params, batch, keys) -> (B,) losses of the examples; keys: (B,), one for each example. With `remember`:
+        (params, batch, keys, memory) -> ((B,) losses, seen), where seen is any tree of (B, ...) arrays.
       optimizer: an optax transformation.
-      ema_decay: in [0, 1), may be traced; the average warms up as min(ema_decay, (1 + n) / (10 + n)) after n steps.
-      remember: (memory, seen) -> memory, for a loss that follows earlier ones: then it is
-        (params, batch, keys, memory) -> ((B,), seen), where seen is any tree of (B, ...) arrays. `remember` gets
-        the whole batch's, so that the memory does not depend on the layout.
-      accumulate: how many parts of the batch the gradient is summed over, one after another, to save memory. The
-        batch of each device must be a multiple of it.
+      ema_decay: in [0, 1), may be traced; the decay warms up as min(ema_decay, (1 + n) / (10 + n)) after n steps.
+      remember: (memory, seen) -> memory, the update of `state.memory` for a loss that depends on earlier steps. It gets
+        `seen` of the whole batch, so that the memory does not depend on the layout. None for a loss without a memory.
+      accumulate: number of parts of the batch to process one after another, to save memory; their gradients are
+        averaged. It must divide the number of examples of each device.
 
-    A batch is a dict of (B, ...) arrays, one of which is `index`: the place of each example in the whole batch.
-    The key of an example is fold_in(fold_in(state.key, step), index), so its noise, time and dropout do not
-    depend on how the batch is laid out over devices. With `axis_name` losses and gradients are averaged over it.
+    A batch is a dict of (B, ...) arrays that includes `index`, the position of each example in the whole batch. The key
+    of an example is fold_in(fold_in(state.key, step), index), so its noise, time and dropout do not depend on the
+    layout of the batch over devices. With `axis_name`, losses and gradients are averaged over that axis.
 
-    Where the loss or the gradient is not finite, nothing but `step` moves: parameters, EMA, optimiser and memory stay.
+    If the loss or the gradient is not finite, only `step` changes: parameters, EMA, optimiser state and memory stay.
 
-    Metrics, all (): `loss`, `grad_norm` before clipping, and `finite`, whether the step was taken.
+    Metrics, all (): `loss`; `grad_norm`, before clipping; and `finite`, whether the update was applied.
 
     Raises:
-      ValueError: if ema_decay lies outside [0, 1), accumulate is no int >= 1, or (from the step) the batch is no
-        multiple of it.
+      ValueError: if ema_decay is outside [0, 1), accumulate is not an int >= 1, or (from the step) accumulate does not
+        divide the number of examples of a device.
     """
     check("ema_decay", ema_decay, interval("[0, 1)"))
     check_count("accumulate", accumulate)
@@ -63,11 +63,11 @@ def train_step(
         if axis_name is not None:
             value, grads = jax.lax.pmean((value, grads), axis_name)
             seen = jax.lax.all_gather(seen, axis_name, tiled=True)
-        new = _moved(optimizer, ema_decay, state, grads)
+        new = _update(optimizer, ema_decay, state, grads)
         new["memory"] = state.memory if remember is None else remember(state.memory, seen)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        # A choice on the device: nobody waits for the host to decide.
+        # Select on the device, so that the host does not have to synchronise.
         new = jax.tree.map(lambda v, old: jnp.where(finite, v, old), new, {name: getattr(state, name) for name in new})
         metrics = {"loss": value, "grad_norm": norm, "finite": finite}
         return dataclasses.replace(state, step=state.step + 1, **new), metrics
@@ -75,10 +75,10 @@ def train_step(
     return step
 
 
-def _moved(
+def _update(
     optimizer: optax.GradientTransformation, ema_decay: Scalar, state: TrainState, grads: Params
 ) -> dict[str, Any]:
-    """The parameters, their average and the optimiser's state after a step along the gradient."""
+    """The parameters, their moving average and the optimiser state after one update."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
@@ -87,31 +87,32 @@ def _moved(
 
 
 def in_parts(gradient: Callable[..., Any], count: int) -> Callable[..., Any]:
-    """`gradient(params, batch, keys, memory) -> ((mean, seen), grads)` over `count` parts of the batch in turn.
+    """`gradient(params, batch, keys, memory) -> ((mean, seen), grads)`, averaged over `count` parts of the batch.
 
-    Example i goes into part i mod count, so that a batch that is spread over devices stays where it is.
+    The parts are processed one after another. Example i is in part i mod count, so that each part of a batch that is
+    sharded over devices stays sharded, and no example moves to another device.
     """
     if count == 1:
         return gradient
 
-    def part(leaf: Leaf) -> Any:
+    def split(leaf: Leaf) -> Any:
         if len(leaf) % count:
             raise ValueError(f"accumulate must divide the {len(leaf)} examples of a device, got {count}")
         return jnp.swapaxes(leaf.reshape(len(leaf) // count, count, *leaf.shape[1:]), 0, 1)
 
-    def whole(leaf: Leaf) -> Any:
+    def join(leaf: Leaf) -> Any:
         return jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:])
 
-    def summed(params: Params, batch: Batch, keys: Keys, memory: Tree) -> Any:
-        def one(total: Tree, parts: Tree) -> Any:
-            (value, seen), grads = gradient(params, *parts, memory)
+    def averaged(params: Params, batch: Batch, keys: Keys, memory: Tree) -> Any:
+        def add(total: Tree, part: Tree) -> Any:
+            (value, seen), grads = gradient(params, *part, memory)
             return jax.tree.map(jnp.add, total, (value, grads)), seen
 
-        parts = jax.tree.map(part, (batch, keys))
-        (shape, _), of_grads = jax.eval_shape(gradient, params, *jax.tree.map(lambda v: v[0], parts), memory)
-        zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), (shape, of_grads))
-        total, seen = jax.lax.scan(one, zeros, parts)
+        parts = jax.tree.map(split, (batch, keys))
+        (value_shape, _), grad_shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda v: v[0], parts), memory)
+        zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), (value_shape, grad_shapes))
+        total, seen = jax.lax.scan(add, zeros, parts)
         value, grads = jax.tree.map(lambda v: v / count, total)
-        return (value, jax.tree.map(whole, seen)), grads
+        return (value, jax.tree.map(join, seen)), grads
 
-    return summed
+    return averaged

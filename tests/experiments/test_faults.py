@@ -287,7 +287,7 @@ def test_a_damaged_checkpoint_is_passed_over(prepared, capsys):
     (workdir / "checkpoints" / "8" / "MANIFEST").write_text("")
     prepared()
     text = capsys.readouterr()
-    assert "warning: checkpoint 8 is damaged and was moved aside: MANIFEST is not what was written" in text.out
+    assert "warning: checkpoint 8 is damaged and was moved aside: MANIFEST does not match its digest" in text.out
     assert "restored step 4" in text.out
     assert end_of(workdir) == end_of(straight)
     assert log_of(workdir) == log_of(straight)

@@ -280,8 +280,11 @@ SMALL = metrics.moments(OK)
         (lambda: metrics.density_coverage(OK, OK, neighbours=0), "neighbours must be an int >= 1, got 0"),
         (lambda: metrics.nearest_neighbours(OK, NAN), r"reference must be finite, got nan at \[1, 1\]"),
         (lambda: metrics.accuracy(NAN, [0, 1, 1]), r"predictions must be finite, got nan at \[1, 1\]"),
-        (lambda: metrics.accuracy(OK, [0, 1]), "predictions must be as many as the 2 labels, got 5"),
-        (lambda: metrics.accuracy([0.5], [0]), r"predictions must be N >= 1 integers, got shape \(1,\) of float64"),
+        (lambda: metrics.accuracy(OK, [0, 1]), "predictions must have 2 entries, as labels has, got 5"),
+        (
+            lambda: metrics.accuracy([0.5], [0]),
+            r"predictions must be integers of shape \(N,\) with N >= 1, got float64",
+        ),
         (lambda: metrics.class_balance([0, 2], [1, 1]), r"labels must be in \[0, 1\], got 2 at \[1\]"),
         (lambda: metrics.class_balance([0, 1], [1, 0]), r"expected must be positive, got 0.0 at \[1\]"),
         (lambda: metrics.class_balance([0, 1], [1, np.nan]), r"expected must be finite, got nan at \[1\]"),

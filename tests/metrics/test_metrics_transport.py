@@ -117,7 +117,7 @@ OK, NAN = np.eye(5, 2), np.full((3, 2), np.nan)
             lambda: sinkhorn_divergence(
                 RNG.normal(size=(30, 2)), RNG.normal(size=(20, 2)), epsilon=0.02, max_iterations=10
             ),
-            "max_iterations must do for threshold = 1e-06 at epsilon = 0.02, got 10",
+            "max_iterations must suffice for threshold = 1e-06 at epsilon = 0.02, got 10",
         ),
     ],
 )

@@ -155,7 +155,7 @@ def test_merge_keeps_the_dtype_of_half_precision_parameters():
         (lambda p: lora.init(KEY, p, ["*bias"], rank=1), r"patterns .* got '\*bias'"),
         (
             lambda p: lora.merge({"conv": p["conv"]}, lora.init(KEY, p, ["*"], rank=1), alpha=1.0),
-            "adapters must fit params, which have no matrix for dense/kernel/a",
+            r"adapters must have \(a, b\) pairs for matrices of params only, got dense/kernel/a",
         ),
         (
             lambda p: lora.merge(p, {"dense": {"kernel": {"a": jnp.ones((5, 1)), "b": jnp.ones((1, 2))}}}, alpha=1.0),
@@ -163,7 +163,7 @@ def test_merge_keeps_the_dtype_of_half_precision_parameters():
         ),
         (
             lambda p: lora.merge(p, {"dense": {"kernel": {"a": jnp.ones((4, 1))}}}, alpha=1.0),
-            "adapters must fit params, which have no matrix for dense/kernel/a",
+            r"adapters must have \(a, b\) pairs for matrices of params only, got dense/kernel/a",
         ),
     ],
 )

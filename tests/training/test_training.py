@@ -226,7 +226,7 @@ def test_a_damaged_export_is_refused(tmp_path):
     for path in files:
         original = path.read_bytes()
         path.write_bytes(bytes([original[0] ^ 1]) + original[1:])
-        with pytest.raises(training.CheckpointError, match=f"{path.name} is not what was written"):
+        with pytest.raises(training.CheckpointError, match=f"{path.name} does not match its digest"):
             training.load_export(tmp_path / "export", params)
         path.write_bytes(original)
 
