@@ -1,7 +1,7 @@
 r"""Inverse problems: samples of x0 given a measurement y = A x0 + std n, n ~ N(0, I), with the denoiser of the prior.
 
-A measurement is a pytree of linear functions (`operators`); a method wraps the denoiser, or the sampler where it also
-edits x or the noise. Any denoiser, any sampler; they compose with guidance as that does.
+An operator A is a pytree of linear functions. A method wraps the denoiser, or the sampler if it also changes x or the
+noise. Methods work with any denoiser and any sampler, and compose with guidance.
 
     operators      Mask, BoxDownsample, Blur, gaussian_blur, linear (any linear function, by its transpose)
 
@@ -10,21 +10,23 @@ edits x or the noise. Any denoiser, any sampler; they compose with guidance as t
     diffpir       denoiser  x0 + A^T (A A^T + rho I)^-1 (y - A x0)                                 std         -
     pigdm         denoiser  x0 + sigma^2/alpha J^T A^T (r^2 A A^T + std^2 I)^-1 (y - A x0)         std         1
     mmps          denoiser  x0 + V A^T (A V A^T + std^2 I)^-1 (y - A x0), V = sigma^2/alpha J^T    std         many
-    replacement   sampler   alpha_s y + sigma_s z where known                                      none        -
-    repaint       sampler   as replacement, on a grid that `times.jumps` made                            none        -
+    replacement   sampler   alpha_s y + sigma_s z in the known entries                             none        -
+    repaint       sampler   as replacement, on a grid from `times.jumps`                           none        -
     dps           sampler   x_s - scale d|y - A x0|/dx_t                                           any         1
-    ddnm_plus     is one    ddnm, y's noise in place of the sampler's                              std         -
-    renoising     is one    DiffPIR's renoising, for `diffpir`                                     -           -
+    ddnm_plus     -         as ddnm, and the noise of y replaces noise of the sampler              std         -
+    renoising     -         the renoising of DiffPIR, for `diffpir`                                -           -
 
-J = d x0 / d x; products with its transpose are what a call costs besides the network itself.
+`ddnm_plus` and `renoising` are samplers themselves. J = d x0 / d x; "products" counts the products with J^T in a call,
+which are its cost besides the network itself.
 
-Clipping and guidance belong inside: wrap the denoiser that is guided and clipped already. Methods without products use
-its x0 alone. pigdm, mmps and dps use its derivative as well, which is 0 where x0 is clipped, so that such entries are
-steered through the others alone, and which guidance makes less symmetric. A method's own correction may leave the
-data's range; `clip_static` around the method bounds it.
+Apply clipping and guidance first: wrap the denoiser that is already guided and clipped. Methods without products use
+only its x0. pigdm, mmps and dps also use J. J is 0 where x0 is clipped, so that the residuals of clipped entries have
+no effect, and guidance makes J less symmetric. The correction of a method may leave the range of the data;
+`clip_static` around the method bounds it.
 
-Which are exact: `pigdm` for data ~ N(m, v I), `mmps` for any Gaussian; all others are biased, even there. `posterior`
-gives the exact law for Gaussian and mixture priors; docs/inverse.md has each method's error against it.
+`pigdm` is exact for data ~ N(m, v I), and `mmps` for any Gaussian. All other methods are biased, even there.
+`posterior` gives the exact distribution for Gaussian and mixture priors; docs/inverse.md has the error of each method
+against it.
 """
 
 from diffax.inverse._exact import GaussianMixture, moments, posterior

@@ -1,4 +1,4 @@
-"""The exact posterior of the oracles under a linear measurement, to measure every method against.
+"""The exact posterior of Gaussian and mixture priors under a linear measurement, a reference for every method.
 
     y = A x0 + std n,   x0 ~ sum_k w_k N(m_k, C_k),   A = U diag(c) V^T
     x0 | y ~ sum_k w'_k N(m'_k, C'_k)
@@ -8,7 +8,8 @@
     C'_k = C_k - C_k A^T S_k^-1 A C_k
     w'_k ~ w_k N(y; A m_k, S_k)
 
-in the range of A, by its singular value decomposition, so that A may have rows that measure nothing, and std may be 0.
+The computation uses the singular value decomposition of A and leaves out the zero singular values, so that A may be
+rank-deficient and std may be 0.
 """
 
 from typing import Any
@@ -29,7 +30,7 @@ from diffax.typing import Array, Denoiser, Key, Leaf, Level, PerExample, Schedul
 class GaussianMixture:
     """sum_k w_k N(m_k, C_k) with full covariances: the posterior of a mixture under a linear measurement.
 
-    weights: (K,), sum 1; components: a `Gaussian` whose fields have a leading axis K. States are (..., D).
+    weights: (K,), of sum 1. components: a `Gaussian` whose fields have a leading axis K. States are (..., D).
     """
 
     weights: Any
@@ -40,7 +41,7 @@ class GaussianMixture:
 
     def _log_joint(self, x: Tree, level: Level) -> Any:
         """(K, ...) log of w_k N_k(x)."""
-        log_probs = jax.vmap(lambda law: law.log_prob(x, level))(self.components)
+        log_probs = jax.vmap(lambda component: component.log_prob(x, level))(self.components)
         weights = jnp.asarray(self.weights)
         return log_probs + jnp.log(weights).reshape(-1, *[1] * (log_probs.ndim - 1))
 
@@ -51,17 +52,17 @@ class GaussianMixture:
     def denoise(self, x: Tree, level: Level) -> Array:
         """E[x0 | x] at this level."""
         gamma = jax.nn.softmax(self._log_joint(x, level), 0)
-        return jnp.sum(gamma[..., None] * jax.vmap(lambda law: law.denoise(x, level))(self.components), 0)
+        return jnp.sum(gamma[..., None] * jax.vmap(lambda component: component.denoise(x, level))(self.components), 0)
 
     def sample(self, key: Key, n: int) -> Array:
         """(n, D) draws of x0. The key is consumed."""
         keys = random.per_example(random.stream(key, "GaussianMixture.sample"), n)
         logits = jnp.log(jnp.asarray(self.weights))
         k = jax.vmap(lambda key: jax.random.categorical(key, logits))(random.fold_in(keys, 0))
-        of = jax.tree.map(lambda v: jnp.asarray(v)[k], self.components)
-        eps = random.noise(random.fold_in(keys, 1), jax.ShapeDtypeStruct(of.mean.shape, of.mean.dtype))
-        z = jnp.sqrt(of.variances) * eps
-        x0: Array = of.mean + jnp.einsum("nij,nj->ni", of.basis, z, precision="highest")
+        component = jax.tree.map(lambda v: jnp.asarray(v)[k], self.components)
+        eps = random.noise(random.fold_in(keys, 1), jax.ShapeDtypeStruct(component.mean.shape, component.mean.dtype))
+        z = jnp.sqrt(component.variances) * eps
+        x0: Array = component.mean + jnp.einsum("nij,nj->ni", component.basis, z, precision="highest")
         return x0
 
     def denoiser(self, schedule: Schedule) -> Denoiser:
@@ -70,20 +71,23 @@ class GaussianMixture:
 
 
 def posterior(prior: Gaussian | Mixture, operator: Operator, y: Tree, *, std: PerExample) -> Gaussian | GaussianMixture:
-    """The law of x0 given y = A x0 + std n: a `Gaussian` for a `Gaussian`, a `GaussianMixture` for a `Mixture`.
+    """The exact distribution of x0 given y = A x0 + std n.
 
-    Its denoiser is the exact conditional one, E[x0 | x_t, y], so that any sampler on it samples the posterior.
-    Computed in float64 by NumPy; nothing may be traced.
+    Its denoiser is E[x0 | x_t, y], so any sampler with this denoiser samples the posterior. NumPy computes it in
+    float64: no argument may be traced.
 
     Args:
-      prior: the law of x0, in D dimensions.
-      operator: a measurement of (B, D).
-      y: (1, ...), one measurement; where its component outside the range of A does not matter.
-      std: (), >= 0; at 0 the prior's covariance must not vanish in the range of A.
+      prior: the distribution of x0, in D dimensions.
+      operator: an operator on (B, D).
+      y: (1, ...), one measurement; its component outside the range of A is ignored.
+      std: (), >= 0; with 0, the prior's covariance must not vanish in the range of A.
+
+    Returns:
+      A `Gaussian` for a `Gaussian` prior, a `GaussianMixture` for a `Mixture`.
 
     Raises:
-      ValueError: if y has another shape than the operator's measurements of the prior's x0, std < 0, or the prior is
-        another one.
+      ValueError: if y does not have the shape of the operator's measurements of the prior's x0, std < 0, or the prior
+        is neither a `Gaussian` nor a `Mixture`.
 
     >>> from diffax.inverse import Mask
     >>> prior = Gaussian.from_covariance([0.0, 0.0], [[1.0, 0.5], [0.5, 1.0]])
@@ -104,21 +108,24 @@ def posterior(prior: Gaussian | Mixture, operator: Operator, y: Tree, *, std: Pe
         mean, covariance, _ = _condition(*moments(prior), rows, values, float(std))
         return Gaussian.from_covariance(mean, covariance)
     means, weights = np.asarray(prior.means, np.float64), np.asarray(prior.weights, np.float64)
-    spread = np.broadcast_to(np.asarray(prior.std, np.float64), weights.shape) ** 2
-    parts = [_condition(m, v * np.eye(len(m)), rows, values, float(std)) for m, v in zip(means, spread, strict=True)]
-    log_weights = np.log(weights) + [part[2] for part in parts]
+    variances = np.broadcast_to(np.asarray(prior.std, np.float64), weights.shape) ** 2
+    conditioned = [
+        _condition(m, v * np.eye(len(m)), rows, values, float(std)) for m, v in zip(means, variances, strict=True)
+    ]
+    log_weights = np.log(weights) + [result[2] for result in conditioned]
     weights = np.exp(log_weights - log_weights.max())
-    laws = [Gaussian.from_covariance(mean, covariance) for mean, covariance, _ in parts]
-    return GaussianMixture(weights / weights.sum(), jax.tree.map(lambda *v: np.stack(v), *laws))
+    components = [Gaussian.from_covariance(mean, covariance) for mean, covariance, _ in conditioned]
+    return GaussianMixture(weights / weights.sum(), jax.tree.map(lambda *v: np.stack(v), *components))
 
 
 def _check_fits(operator: Operator, mean: Tree, y: Tree) -> None:
+    """Raise `ValueError` unless y has the shape of the operator's measurement of one x0 like the prior's mean."""
     try:
         measured = jax.eval_shape(operator.forward, jnp.asarray(mean)[None]).shape
     except (TypeError, ValueError):
         measured = None
     if measured != np.shape(y):
-        raise ValueError(f"y must measure x0 of the prior's shape {np.shape(mean)}, got {np.shape(y)}")
+        raise ValueError(f"y must be a measurement of x0 of the prior's shape {np.shape(mean)}, got {np.shape(y)}")
 
 
 def moments(law: Gaussian | Mixture | GaussianMixture) -> tuple[np.ndarray, np.ndarray]:
@@ -143,26 +150,30 @@ def moments(law: Gaussian | Mixture | GaussianMixture) -> tuple[np.ndarray, np.n
 
 
 def _rows(operator: Operator, example: Leaf, y: Tree) -> Any:
-    """Rows of A and entries of y in the basis U, without those that measure nothing."""
+    """Rows of A and entries of y in the basis U, without those of singular value 0."""
     identity = np.eye(len(example), dtype=np.asarray(example).dtype)
-    with jax.ensure_compile_time_eval():  # a constant inside jit, too
+    # Evaluate A now, also inside jit: NumPy needs its values.
+    with jax.ensure_compile_time_eval():
         matrix = np.asarray(operator.forward(jnp.asarray(identity)), np.float64).reshape(len(identity), -1).T
     u, c, vt = np.linalg.svd(matrix, full_matrices=False)
-    kept = c > 1e-6 * max(c.max(initial=0.0), 1e-300)
+    nonzero = c > 1e-6 * max(c.max(initial=0.0), 1e-300)
     y = np.asarray(y, np.float64)
     if isinstance(operator, Mask):
-        y = np.where(np.asarray(operator.known) != 0, y, 0.0)  # what is not known may be anything
+        # Entries of y outside the mask are ignored: set them to 0.
+        y = np.where(np.asarray(operator.known) != 0, y, 0.0)
     y = np.broadcast_to(y, (1, *np.shape(y)[1:])).ravel()
-    return (c[:, None] * vt)[kept], (u.T @ y)[kept]
+    return (c[:, None] * vt)[nonzero], (u.T @ y)[nonzero]
 
 
 def _condition(mean: np.ndarray, covariance: np.ndarray, rows: np.ndarray, values: np.ndarray, std: PerExample) -> Any:
-    """Mean, covariance, log evidence of N(mean, covariance) given rows x0 + std n = values."""
+    """Mean, covariance and log evidence of x0 ~ N(mean, covariance) given rows x0 + std n = values."""
     if not np.isfinite(std) or not len(values):
         return mean, covariance, 0.0
-    spread = rows @ covariance @ rows.T + std**2 * np.eye(len(values))
-    gain = np.linalg.solve(spread, rows @ covariance).T
-    off = values - rows @ mean
-    log_evidence = -0.5 * (off @ np.linalg.solve(spread, off) + np.linalg.slogdet(2 * np.pi * spread)[1])
-    after = covariance - gain @ rows @ covariance
-    return mean + gain @ off, (after + after.T) / 2, log_evidence
+    covariance_y = rows @ covariance @ rows.T + std**2 * np.eye(len(values))
+    gain = np.linalg.solve(covariance_y, rows @ covariance).T
+    residual = values - rows @ mean
+    log_evidence = -0.5 * (
+        residual @ np.linalg.solve(covariance_y, residual) + np.linalg.slogdet(2 * np.pi * covariance_y)[1]
+    )
+    new_covariance = covariance - gain @ rows @ covariance
+    return mean + gain @ residual, (new_covariance + new_covariance.T) / 2, log_evidence

@@ -1,21 +1,21 @@
-"""Linear measurements y = A x0 + std n, as pytrees of three linear functions.
+"""Linear measurements y = A x0 + std n: an operator A is a pytree of three linear functions.
 
     forward(x0)    A x0
     adjoint(y)     A^T y
-    solve(y, a, b) (a A A^T + b I)^-1 y      on the range of A, where b = 0
+    solve(y, a, b) (a A A^T + b I)^-1 y      with b = 0: on the range of A
 
-All that a method needs follows from these: with b = 0 the pseudo-inverse A^+ = A^T (A A^T)^-1, and, for Gaussians,
+Every method needs only these functions. With b = 0 they give the pseudo-inverse A^+ = A^T (A A^T)^-1, and for Gaussians
 
     argmin_x |y - A x|^2 + b |x - x0|^2 = x0 + A^T (A A^T + b I)^-1 (y - A x0)
 
-What each operator knows of its own singular values c:
+The singular values c of each operator:
 
-    Mask            A A^T = I on what is known              c^2 = 1
+    Mask            A A^T = I on the known entries          c^2 = 1
     BoxDownsample   A A^T = I / factor^axes                 c^2 = factor^-axes
     Blur            diagonal in the Fourier basis           c = |transfer|
-    LinearMap       nothing: conjugate residuals, example by example
+    LinearMap       unknown: conjugate residuals, for each example
 
-x0: (B, ...), y: (B, ...), or (1, ...) where all examples share one measurement. a, b: () or (B,), may be traced.
+x0: (B, ...). y: (B, ...), or (1, ...) if all examples share one measurement. a, b: () or (B,), may be traced.
 """
 
 from collections.abc import Callable, Iterable
@@ -32,7 +32,7 @@ from diffax.typing import DType, Leaf, PerExample, Scalar, Tree
 
 @runtime_checkable
 class Operator(Protocol):
-    """What every measurement provides."""
+    """The interface of a measurement operator."""
 
     def forward(self, x0: Tree) -> Any:
         """A x0: (B, ...) to (B, ...)."""
@@ -47,16 +47,17 @@ class Operator(Protocol):
         ...
 
     def check(self, y: Tree) -> None:
-        """Raises `ValueError` for a y that is no measurement of this operator."""
+        """Raise `ValueError` if y does not have the shape of this operator's measurements."""
         ...
 
 
 @pytree
 class Mask:
-    """The known entries of x0 and zero elsewhere: inpainting. A A^T = I on what is known.
+    """Inpainting: the known entries of x0, and 0 elsewhere. A A^T = I on the known entries.
 
     Args:
-      known: bool or 0 / 1, broadcasts to x0 of shape (B, ...): (H, W, 1), say, or (B, H, W, 1); a tree where x0 is one.
+      known: bool or 0 / 1, broadcasts to x0 of shape (B, ...), for example (H, W, 1) or (B, H, W, 1); a tree if x0 is
+        one.
 
     Raises:
       ValueError: if a value of `known` is neither 0 nor 1.
@@ -71,10 +72,10 @@ class Mask:
         for leaf in jax.tree.leaves(self.known):
             check("known", leaf, Condition("0 or 1", lambda v: (v == 0) | (v == 1)))
 
-    gain = 1.0  # the squared singular values that are not zero
+    gain = 1.0  # the nonzero squared singular values
 
     def select(self, of_known: Tree, x: Tree) -> Any:
-        """`of_known` where known, x elsewhere; shapes and dtypes of x."""
+        """`of_known` in the known entries, x elsewhere; with the shapes and dtypes of x."""
 
         def leaf(known: Scalar, a: Scalar, v: Leaf) -> Any:
             shapes = jnp.shape(known), jnp.shape(a)
@@ -93,21 +94,21 @@ class Mask:
         return self.forward(y)
 
     def solve(self, y: Tree, a: Scalar, b: Scalar) -> Any:
-        """y / (a + b) where known, 0 elsewhere."""
+        """y / (a + b) in the known entries, 0 elsewhere."""
         return self.forward(_divide(y, a, b, 1.0))
 
     def check(self, y: Tree) -> None:
-        """Raises `ValueError` unless `known` broadcasts to y."""
+        """Raise `ValueError` if `known` does not broadcast to y."""
 
         def leaf(known: Scalar, v: Leaf) -> None:
-            of_known, shape = np.shape(known), np.shape(v)
+            known_shape, shape = np.shape(known), np.shape(v)
             try:
-                full = np.broadcast_shapes(of_known, shape)
+                full = np.broadcast_shapes(known_shape, shape)
             except ValueError:
                 full = ()
             if not shape or full[1:] != shape[1:] or len(full) != len(shape) or shape[0] not in (1, full[0]):
                 raise ValueError(
-                    f"y must have the shape (B, ...) of x, to which known {of_known} broadcasts, got {shape}"
+                    f"y must have the shape (B, ...) of x, and known {known_shape} must broadcast to it, got {shape}"
                 )
 
         _same_structure(self.known, y)
@@ -116,12 +117,12 @@ class Mask:
 
 @pytree
 class BoxDownsample:
-    """The means over boxes: super-resolution by an integer factor. A A^T = I / factor^len(axes).
+    """Super-resolution by an integer factor: the means over boxes. A A^T = I / factor^len(axes).
 
     Args:
       factor: int >= 1, the side of a box.
-      shape: of one example, (H, W, C), say.
-      axes: of the example, along which boxes lie.
+      shape: of one example, for example (H, W, C).
+      axes: the axes of the example along which the boxes extend; default (0, 1).
 
     Raises:
       ValueError: if the factor does not divide the shape along these axes.
@@ -148,7 +149,7 @@ class BoxDownsample:
         return float(self.factor) ** -len(self.axes)
 
     def forward(self, x0: Tree) -> Any:
-        """A x0: (B, *shape) to the shape that is smaller by the factor along the axes."""
+        """A x0: (B, *shape) to a shape that is smaller by the factor along the axes."""
         x0 = check_shape("x", x0, self.shape)
         for axis in self.axes:
             split = (*x0.shape[: axis + 1], x0.shape[axis + 1] // self.factor, self.factor, *x0.shape[axis + 2 :])
@@ -156,7 +157,7 @@ class BoxDownsample:
         return x0
 
     def adjoint(self, y: Tree) -> Any:
-        """A^T y: each entry spread over its box."""
+        """A^T y: each entry is spread over its box."""
         self.check(y)
         for axis in self.axes:
             y = jnp.repeat(jnp.asarray(y), self.factor, axis + 1) / self.factor
@@ -167,24 +168,24 @@ class BoxDownsample:
         return _divide(y, a, b, self.gain)
 
     def check(self, y: Tree) -> None:
-        """Raises `ValueError` for a y of another shape."""
+        """Raise `ValueError` if y does not have the shape of a measurement."""
         small = tuple(n // self.factor if axis in self.axes else n for axis, n in enumerate(self.shape))
         check_shape("y", y, small)
 
 
 @pytree
 class Blur:
-    """Circular convolution with a kernel; by FFT, in which A A^T is diagonal.
+    """Circular convolution with a kernel, by FFT: A A^T is diagonal in the Fourier basis.
 
     Args:
-      kernel: one axis for each of `axes`; its entry at index size // 2 stays in place. May be traced.
-      shape: of one example, (H, W, C), say.
-      axes: of the example, 1 to 3 of them.
-      cutoff: >= 0; singular values below this part of the largest one count as zero, since nothing that they
-        carry can be had back in floating point; 3e-2 is what Wang et al. 2022 take to deblur.
+      kernel: one axis for each of `axes`; the entry at index size // 2 is the centre. May be traced.
+      shape: of one example, for example (H, W, C).
+      axes: 1 to 3 axes of the example; default (0, 1).
+      cutoff: >= 0, default 1e-5: singular values below this fraction of the largest one count as 0, because their
+        components cannot be recovered in floating point. Wang et al. 2022 use 3e-2 for deblurring.
 
     Raises:
-      ValueError: if the kernel has other axes, or is larger than the example.
+      ValueError: if the kernel does not have one axis for each of `axes`, or is larger than the example.
 
     >>> blur = Blur(jnp.array([0.25, 0.5, 0.25]), (4,), axes=(0,))
     >>> blur.forward(jnp.array([[1.0, 0.0, 0.0, 0.0]])).round(3).tolist()
@@ -198,32 +199,32 @@ class Blur:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
-        object.__setattr__(self, "axes", _check_axes(self.axes, self.shape, most=3))
-        size, room = np.shape(self.kernel), tuple(self.shape[axis] for axis in self.axes)
-        if len(size) != len(room) or any(k > n or k < 1 for k, n in zip(size, room, strict=True)):
-            raise ValueError(f"kernel must have {len(room)} axes of lengths up to {room}, got shape {size}")
+        object.__setattr__(self, "axes", _check_axes(self.axes, self.shape, max_axes=3))
+        size, limits = np.shape(self.kernel), tuple(self.shape[axis] for axis in self.axes)
+        if len(size) != len(limits) or any(k > n or k < 1 for k, n in zip(size, limits, strict=True)):
+            raise ValueError(f"kernel must have {len(limits)} axes of lengths up to {limits}, got shape {size}")
         check("cutoff", self.cutoff, non_negative)
         float_fields(self)
 
     def _transfer(self, dtype: DType) -> Any:
-        """The kernel's Fourier transform, with length-1 axes to multiply the spectrum of (B, *shape)."""
+        """The kernel's Fourier transform and its power, with length-1 axes to multiply the spectrum of (B, *shape)."""
         kernel = jnp.asarray(self.kernel, dtype)
-        size, room = kernel.shape, [self.shape[axis] for axis in self.axes]
-        kernel = jnp.pad(kernel, [(0, n - k) for k, n in zip(size, room, strict=True)])
+        size, lengths = kernel.shape, [self.shape[axis] for axis in self.axes]
+        kernel = jnp.pad(kernel, [(0, n - k) for k, n in zip(size, lengths, strict=True)])
         kernel = jnp.roll(kernel, [-(k // 2) for k in size], range(len(size)))
         kernel = jnp.transpose(kernel, np.argsort(self.axes).tolist())
         wide = [1] + [n if axis in self.axes else 1 for axis, n in enumerate(self.shape)]
         transfer = jnp.fft.rfftn(kernel.reshape(wide), axes=self._fft_axes)
         power = jnp.square(transfer.real) + jnp.square(transfer.imag)
-        kept = power > jnp.square(self.cutoff) * power.max()
-        return jnp.where(kept, transfer, 0), jnp.where(kept, power, 0)
+        nonzero = power > jnp.square(self.cutoff) * power.max()
+        return jnp.where(nonzero, transfer, 0), jnp.where(nonzero, power, 0)
 
     @property
     def _fft_axes(self) -> Any:
         return tuple(sorted(axis + 1 for axis in self.axes))
 
     def _filter(self, x: Tree, multiply: Callable[..., Any]) -> Any:
-        """x with its spectrum multiplied by multiply(transfer, power), at float32 or better."""
+        """x with its spectrum multiplied by multiply(transfer, power, spectrum), in float32 or better."""
         wide = x.astype(promoted(x.dtype, jnp.float32))
         spectrum = jnp.fft.rfftn(wide, axes=self._fft_axes)
         spectrum = spectrum * multiply(*self._transfer(wide.dtype), spectrum).astype(spectrum.dtype)
@@ -235,7 +236,7 @@ class Blur:
         return self._filter(check_shape("x", x0, self.shape), lambda transfer, power, like: transfer)
 
     def adjoint(self, y: Tree) -> Any:
-        """A^T y: convolution with the kernel turned round."""
+        """A^T y: convolution with the reversed kernel."""
         return self._filter(check_shape("y", y, self.shape), lambda transfer, power, like: transfer.conj())
 
     def solve(self, y: Tree, a: Scalar, b: Scalar) -> Any:
@@ -248,17 +249,24 @@ class Blur:
         return self._filter(check_shape("y", y, self.shape), inverse)
 
     def check(self, y: Tree) -> None:
-        """Raises `ValueError` for a y of another shape than x's."""
+        """Raise `ValueError` if y does not have the shape of x."""
         check_shape("y", y, self.shape)
 
 
 def gaussian_blur(
     std: PerExample, shape: tuple[int, ...], *, radius: int, axes: tuple[int, ...] = (0, 1), cutoff: Scalar = 1e-5
 ) -> Blur:
-    """`Blur` by a Gaussian of standard deviation `std` pixels, cut off beyond `radius` pixels, of sum 1.
+    """`Blur` with a Gaussian kernel of sum 1, truncated at `radius` pixels.
+
+    Args:
+      std: standard deviation in pixels, > 0.
+      shape: of one example, for example (H, W, C).
+      radius: int >= 0; the kernel has 2 radius + 1 entries along each axis.
+      axes: as in `Blur`.
+      cutoff: as in `Blur`.
 
     Raises:
-      ValueError: if std <= 0 or radius is no int >= 0.
+      ValueError: if std <= 0 or radius is not an int >= 0.
 
     >>> gaussian_blur(1.0, (8, 8, 3), radius=2).kernel.shape
     (5, 5)
@@ -274,21 +282,21 @@ def gaussian_blur(
 
 
 def measurement(operator: Operator, y: Tree) -> Any:
-    """y as arrays of floats, checked against its operator; a leading axis of length 1 is shared by all examples.
+    """y as float arrays, checked against its operator.
 
-    A mask's unknown entries may hold anything: they are set to 0.
+    All examples share a y of batch size 1. Entries of y outside a mask are ignored: they are set to 0.
 
     Raises:
-      ValueError: if y has another shape than the operator's measurements, or the operator is none.
+      ValueError: if y does not have the shape of the operator's measurements, or `operator` is not an operator.
     """
     if not isinstance(operator, Operator):
-        raise ValueError(f"operator must be a measurement of diffax.inverse, got {described(operator)}")
+        raise ValueError(f"operator must be an operator of diffax.inverse, got {described(operator)}")
     operator.check(y)
     y = jax.tree.map(float_array, y)
-    return operator.forward(y) if isinstance(operator, Mask) else y  # what is not known is no measurement
+    return operator.forward(y) if isinstance(operator, Mask) else y
 
 
-# An operator, or any function of x0.
+# A measurement operator, or any function of x0.
 if TYPE_CHECKING:
     Measurement = Operator | Callable[[Any], Any]
 else:
@@ -299,7 +307,7 @@ def residual(operator: Measurement, y: Tree, x0: Tree) -> Any:
     """y - A x0, for y of shape (B, ...) or (1, ...); `operator` may be any function x0 -> y.
 
     Raises:
-      ValueError: if y and x0 have different batches.
+      ValueError: if y and x0 have different batch sizes.
     """
     images = operator.forward(x0) if isinstance(operator, Operator) else operator(x0)
     images = jax.tree.map(float_array, images)
@@ -307,9 +315,13 @@ def residual(operator: Measurement, y: Tree, x0: Tree) -> Any:
 
 
 def fit(y: Tree, like: Tree) -> Any:
-    """y in the shape of `like`, if it broadcasts to it by its batch axis alone, or else a `ValueError`."""
+    """y broadcast along its batch axis to the shape of `like`.
+
+    Raises:
+      ValueError: if another axis has a different length.
+    """
     if y.shape[1:] != like.shape[1:] or y.shape[0] not in (1, like.shape[0]):
-        raise ValueError(f"y must have shape {like.shape}, or 1 in place of the batch, got {y.shape}")
+        raise ValueError(f"y must have shape {like.shape}, or batch size 1, got {y.shape}")
     return jnp.broadcast_to(y, like.shape)
 
 
@@ -319,9 +331,9 @@ def pseudo_inverse(operator: Operator, y: Tree) -> Any:
 
 
 def project(operator: Operator, y: Tree, x0: Tree) -> Any:
-    """The nearest point to x0 that measures y: x0 + A^+ (y - A x0).
+    """The nearest point to x0 with the measurement y: x0 + A^+ (y - A x0).
 
-    It puts the known pixels into a result of `replacement` or `repaint`, too.
+    Use it also to put the exact known pixels into a result of `replacement` or `repaint`.
 
     >>> project(Mask(jnp.array([1, 0])), jnp.array([[5.0, 0.0]]), jnp.array([[2.0, 3.0]])).tolist()
     [[5.0, 3.0]]
@@ -330,21 +342,27 @@ def project(operator: Operator, y: Tree, x0: Tree) -> Any:
 
 
 def _divide(y: Tree, a: Scalar, b: Scalar, gain: PerExample) -> Any:
+    """(a A A^T + b I)^-1 y if A A^T = gain I."""
     total = jnp.asarray(a) * gain + b
     return jax.tree.map(lambda v: (v / expand(total, v)).astype(v.dtype), jax.tree.map(float_array, y))
 
 
-def _check_axes(axes: Iterable[int], shape: tuple[int, ...], most: int | None = None) -> Any:
+def _check_axes(axes: Iterable[int], shape: tuple[int, ...], max_axes: int | None = None) -> Any:
+    """`axes` as a tuple. Raise `ValueError` unless they are up to `max_axes` different axes of an example."""
     axes = tuple(axes)
-    ok = axes and len(set(axes)) == len(axes) and all(axis in range(len(shape)) for axis in axes)
-    if not ok or (most is not None and len(axes) > most):
-        few = f" up to {most}" if most else ""
-        raise ValueError(f"axes must be{few} different axes of an example of shape {shape}, got {axes}")
+    valid = axes and len(set(axes)) == len(axes) and all(axis in range(len(shape)) for axis in axes)
+    if not valid or (max_axes is not None and len(axes) > max_axes):
+        limit = f" up to {max_axes}" if max_axes else ""
+        raise ValueError(f"axes must be{limit} different axes of an example of shape {shape}, got {axes}")
     return axes
 
 
 def check_shape(name: str, value: Scalar, shape: tuple[int, ...]) -> Any:
-    """`value` as an array of shape (B, *shape), or a `ValueError` that names it."""
+    """`value` as a float array of shape (B, *shape).
+
+    Raises:
+      ValueError: with `name`, if it has another shape.
+    """
     if np.ndim(value) != len(shape) + 1 or np.shape(value)[1:] != shape:
         expected = ", ".join(map(str, ("B", *shape)))
         raise ValueError(f"{name} must have shape ({expected}), got {np.shape(value)}")
@@ -352,11 +370,12 @@ def check_shape(name: str, value: Scalar, shape: tuple[int, ...]) -> Any:
 
 
 def float_array(value: Scalar) -> Any:
-    """An array of floats: one of integers would truncate the result of a division."""
+    """`value` as a float array, because an integer array would truncate the result of a division."""
     return jnp.asarray(floating(value))
 
 
 def _same_structure(known: Tree, y: Tree) -> None:
+    """Raise `ValueError` if y does not have the tree structure of `known`."""
     trees: list[Any] = [jax.tree.structure(v) for v in (known, y)]
     if trees[0] != trees[1]:
         raise ValueError(f"y must be a tree like known {trees[0]}, got {trees[1]}")

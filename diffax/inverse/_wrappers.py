@@ -1,4 +1,4 @@
-"""Samplers that know of a measurement: what also changes the renoising, or x itself. Equations head the package."""
+"""Methods that wrap or replace the sampler, because they change x or the noise. Equations: package docstring."""
 
 from typing import Any
 
@@ -14,29 +14,30 @@ from diffax.samplers._base import Sampler, State, check_of_data, check_sampler, 
 from diffax.samplers.wrappers._restart import restart
 from diffax.typing import Denoiser, Keys, PerExample, SamplerState, Schedule, Times, Tree
 
-# What `replacement` folds into the step's key for its own noise; the wrapped sampler gets the key as it is.
+# `replacement` folds SALT into the key of the step for its own noise; the wrapped sampler gets the unchanged key.
 SALT = 0x4B4E4F57
 
 
 def replacement(sampler: Sampler, schedule: Schedule, operator: Mask, y: Tree) -> Sampler:
-    """Inpainting by replacement: after each step the known entries become a noised measurement.
+    """Inpainting by replacement: after each step, the measurement at the noise level of s replaces the known entries.
 
-        x_s <- alpha_s y + sigma_s z where known, z ~ N(0, I) anew in each step
+        x_s <- alpha_s y + sigma_s z where known, z ~ N(0, I), new in each step
 
-    For y without noise. Biased: the unknown entries see the known ones only through noise that they share nothing
-    with, and never the other way round. The start is left as it is. Neutral where nothing is known. `project` puts y
-    itself into the result. Clipping and guidance act on the unknown entries alone, as without a measurement.
-
-    Source: Song et al. 2021, appendix I.2.
+    For y without noise. Biased: the unknown entries depend on the known ones only through a noised y, whose noise is
+    independent of theirs, and the known entries do not depend on the unknown ones. The initial x is not changed.
+    Without known entries this is the wrapped sampler. `project` puts y itself into the result. Clipping and guidance
+    act only on the unknown entries, as without a measurement.
 
     Args:
-      sampler: what to step with; order and calls are its own.
+      sampler: the sampler that takes the steps; it determines order and calls.
       schedule: noise schedule.
-      operator: the known entries.
-      y: (B, ...) or (1, ...), the shape of x; what it holds where nothing is known does not matter.
+      operator: the mask of the known entries.
+      y: (B, ...) or (1, ...), in the shape of x; its unknown entries are ignored.
 
     Raises:
-      ValueError: if the operator is no `Mask`, or y has another shape.
+      ValueError: if the operator is not a `Mask`, or y does not have the shape of x.
+
+    Source: Song et al. 2021, appendix I.2.
 
     >>> import diffax
     >>> schedule = diffax.Cosine()
@@ -57,34 +58,34 @@ def replacement(sampler: Sampler, schedule: Schedule, operator: Mask, y: Tree) -
         level = schedule(s)
         z = random.noise(random.fold_in(key, SALT), state.x)
         known = combine((level.sigma, z), (level.alpha, jax.tree.map(fit, y, z)))
-        moves = jnp.asarray(t) != s
+        is_step = jnp.asarray(t) != s
         replaced = operator.select(known, state.x)
-        return state._replace(x=jax.tree.map(lambda a, b: jnp.where(expand(moves, a), a, b), replaced, state.x))
+        return state._replace(x=jax.tree.map(lambda a, b: jnp.where(expand(is_step, a), a, b), replaced, state.x))
 
     return sampler._replace(step=step, noisy=True)
 
 
 def repaint(sampler: Sampler, schedule: Schedule, operator: Mask, y: Tree) -> Sampler:
-    """RePaint: `restart` of `replacement`, so that it walks grids which turn back.
+    """RePaint: `restart` of `replacement`, so that the grid may turn back towards noise.
 
         s <= t    a step of `replacement`
         s > t     x_s = alpha_s / alpha_t x_t + sqrt(sigma_s^2 - (alpha_s sigma_t / alpha_t)^2) z
 
-    `times.jumps` makes the grid. Each jump lets the unknown entries answer to the known ones: the more, the smaller the
-    bias. A jump costs no denoiser call where all examples share the grid. Meant for samplers without memory, such as
-    `ddpm`, the paper's: a multistep sampler starts afresh behind each jump. Neutral on a monotone grid where nothing is
-    known.
-
-    Source: Lugmayr et al. 2022, eq. 8 and algorithm 1.
+    `times.jumps` makes the grid. After each jump the steps adapt the unknown entries to the known ones again, so more
+    jumps give a smaller bias. A jump costs no denoiser call if all examples share the grid. Use a single-step sampler,
+    such as `ddpm` as in the paper: a multistep sampler drops its history at each jump. On a monotone grid without known
+    entries this is the wrapped sampler.
 
     Args:
-      sampler: what to step with.
+      sampler: the sampler that takes the steps.
       schedule: noise schedule.
-      operator: the known entries.
-      y: (B, ...) or (1, ...), the shape of x.
+      operator: the mask of the known entries.
+      y: (B, ...) or (1, ...), in the shape of x; its unknown entries are ignored.
 
     Raises:
       ValueError: as `replacement`.
+
+    Source: Lugmayr et al. 2022, eq. 8 and algorithm 1.
 
     >>> import diffax
     >>> schedule = diffax.Cosine()
@@ -97,25 +98,26 @@ def repaint(sampler: Sampler, schedule: Schedule, operator: Mask, y: Tree) -> Sa
 
 
 def dps(sampler: Sampler, operator: Measurement, y: Tree, *, scale: PerExample = 1.0) -> Sampler:
-    """DPS: after each step x moves down the gradient of the misfit of the x0 that was predicted before it.
+    """DPS: each step also moves x down the gradient of |y - A x0|, where x0 is predicted before the step.
 
-        x_s <- x_s - scale d/dx_t |y - A x0(x_t)|       the norm of each example by itself
+        x_s <- x_s - scale d/dx_t |y - A x0(x_t)|       the norm is computed for each example
 
-    Biased: the step is not that of any posterior score; `scale` is tuned by problem. Neutral at scale = 0. The
-    gradient takes a denoiser call of its own and its transpose; under jit XLA merges the call with the sampler's, where
-    that one too is at x_t. A clipped x0 has slope 0 at the clipped entries, so their misfit has no effect.
-
-    Source: Chung et al. 2023, eq. 16 and algorithm 1, in the form of their released code: the gradient of the norm,
-    which is that of the square times zeta_i = scale / (2 |y - A x0|).
+    Biased: this correction is not the score of any posterior, and `scale` must be tuned for each problem. At scale = 0
+    it is the wrapped sampler. The gradient costs one denoiser call and one vector-Jacobian product; under jit, XLA
+    merges the call with that of the sampler if both are at x_t. The Jacobian of a clipped x0 is 0 at the clipped
+    entries, so their residual has no effect.
 
     Args:
-      sampler: what to step with; the paper's is `ddpm`.
-      operator: a measurement, or any differentiable x0 -> y, (B, ...) to (B, ...), linear or not.
-      y: (B, ...) or (1, ...), its value.
-      scale: () or (B,), >= 0, may be traced.
+      sampler: the sampler that takes the steps; in the paper `ddpm`.
+      operator: a measurement operator, or any differentiable x0 -> y, (B, ...) to (B, ...), linear or not.
+      y: (B, ...) or (1, ...), the measurement.
+      scale: () or (B,), >= 0, default 1, may be traced.
 
     Raises:
-      ValueError: if y has another shape than the operator's measurements, or scale < 0.
+      ValueError: if y does not have the shape of the operator's measurements, or scale < 0.
+
+    Source: Chung et al. 2023, eq. 16 and algorithm 1, in the form of their released code: the gradient of the norm,
+    which is the gradient of the square times zeta_i = scale / (2 |y - A x0|).
 
     >>> import diffax
     >>> sampler = dps(diffax.ddim(diffax.Cosine()), Mask(jnp.array([1, 0])), jnp.array([[3.0, 0.0]]), scale=0.5)
@@ -129,40 +131,41 @@ def dps(sampler: Sampler, operator: Measurement, y: Tree, *, scale: PerExample =
     if isinstance(operator, Operator):
         y = measurement(operator, y)
     elif not callable(operator):
-        raise ValueError(f"operator must be a measurement or a function, got {described(operator)}")
+        raise ValueError(f"operator must be an operator of diffax.inverse or a function, got {described(operator)}")
 
     def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
-        def misfits(x: Tree) -> Any:
+        def total_misfit(x: Tree) -> Any:
             return safe_sqrt(squared_norm(residual(operator, y, denoise(x, t)))).sum()
 
         check_of_data("dps", denoise)
         check_per_example(state.x, scale=scale)
-        # The step first: a wrapper around this one listens to the first call, which must not be one inside `grad`.
+        # Take the step first: a wrapper around this one uses the first denoiser call, which must not be inside `grad`.
         stepped = sampler.step(key, denoise, state, t, s)
-        downhill = jax.grad(misfits)(state.x)  # of the sum: each example's own, since examples do not meet
+        # The gradient of the sum is the gradient of each example, because examples do not interact.
+        gradient = jax.grad(total_misfit)(state.x)
         length = jnp.where(jnp.asarray(t) != s, scale, 0.0)
-        return stepped._replace(x=combine((1.0, stepped.x), (-length, downhill)))
+        return stepped._replace(x=combine((1.0, stepped.x), (-length, gradient)))
 
     return sampler._replace(step=step, calls=sampler.calls + 1)
 
 
 def renoising(schedule: Schedule, *, zeta: PerExample) -> Sampler:
-    """DiffPIR's sampler: DDIM in which a part zeta of the predicted noise's variance is drawn anew.
+    """DiffPIR's sampler: DDIM in which new noise replaces a fraction zeta of the variance of the predicted noise.
 
         x_s = alpha_s x0 + sigma_s (sqrt(1 - zeta) eps + sqrt(zeta) z),   eps = (x_t - alpha_t x0) / sigma_t
 
-    zeta = 0 is `ddim`, of order 1; zeta = 1 keeps x0 alone. Between, no order: the part does not shrink with the
-    step, so that many steps wear the spread of the law down (`ddim(schedule, eta=...)` does not). One denoiser call a
-    step. Towards noise as towards data.
-
-    Source: Zhu et al. 2023, eq. 15 and algorithm 1.
+    zeta = 0 is `ddim`, of order 1; zeta = 1 keeps only x0. Between them it has no order: the fraction does not shrink
+    with the step, so that many steps reduce the spread of the distribution (`ddim(schedule, eta=...)` does not
+    have this bias). One denoiser call a step. Steps towards noise use the same formula.
 
     Args:
       schedule: noise schedule.
       zeta: () or (B,) in [0, 1], may be traced.
 
     Raises:
-      ValueError: if zeta is known to lie outside [0, 1].
+      ValueError: if a concrete zeta is outside [0, 1].
+
+    Source: Zhu et al. 2023, eq. 15 and algorithm 1.
 
     >>> import diffax
     >>> sampler = renoising(diffax.Cosine(), zeta=1.0)
@@ -175,19 +178,19 @@ def renoising(schedule: Schedule, *, zeta: PerExample) -> Sampler:
     def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         check_per_example(state.x, zeta=zeta)
         level_t, level_s = schedule(t), schedule(s)
-        anew = jnp.where(jnp.asarray(t) != s, zeta, 0.0)
-        kept, fresh = safe_sqrt(1 - anew), safe_sqrt(anew)
+        fraction = jnp.where(jnp.asarray(t) != s, zeta, 0.0)
+        c_old, c_new = safe_sqrt(1 - fraction), safe_sqrt(fraction)
         half = (level_t.log_snr - level_s.log_snr) / 2
-        # alpha_s - kept sigma_s alpha_t / sigma_t, without the difference of equals at kept = 1.
-        of_x0 = -level_s.alpha * (jnp.expm1(half) - jnp.exp(half) * anew / (1 + kept))
-        terms = ((kept * level_s.sigma / level_t.sigma, state.x), (of_x0, denoise(state.x, t)))
-        return State(combine(*terms, (fresh * level_s.sigma, random.noise(key, state.x))))
+        # c_x0 = alpha_s - c_old sigma_s alpha_t / sigma_t, in a form that does not cancel at c_old = 1.
+        c_x0 = -level_s.alpha * (jnp.expm1(half) - jnp.exp(half) * fraction / (1 + c_old))
+        terms = ((c_old * level_s.sigma / level_t.sigma, state.x), (c_x0, denoise(state.x, t)))
+        return State(combine(*terms, (c_new * level_s.sigma, random.noise(key, state.x))))
 
     return Sampler(init, step, order=1, calls=1, noisy=True)
 
 
 def ddnm_plus(schedule: Schedule, operator: Operator, y: Tree, *, std: PerExample) -> Sampler:
-    """DDNM+: ancestral sampling in which the measurement's noise takes the place of the sampler's, as far as it goes.
+    """DDNM+: ancestral sampling in which the noise of y replaces the noise of the sampler, as far as possible.
 
         a = -alpha_s expm1(h),   tau^2 = -sigma_s^2 expm1(h),   h = lambda_t - lambda_s       (as in `ddpm`)
         l = min(1, tau c / (a std))                             c the operator's singular value
@@ -195,20 +198,20 @@ def ddnm_plus(schedule: Schedule, operator: Operator, y: Tree, *, std: PerExampl
         x_s = exp(h / 2) sigma_s / sigma_t x_t + a x0 + sqrt(tau^2 - (a l std / c)^2) z      in the range of A^T
                                                       + tau z                                outside it
 
-    At std = 0 it is `ddpm(schedule)` with the denoiser `ddnm`. Biased as that is. Order 1, one denoiser call a step.
-    The denoiser is the bare one, in the last call of `sample` too: the measurement acts in the steps alone.
-    Clipping and guidance act as in `ddnm`.
-
-    Source: Wang, Yu & Zhang 2022, eq. 17 to 19.
+    At std = 0 it is `ddpm(schedule)` with the denoiser `ddnm`, and it is biased like that. Order 1, one denoiser call a
+    step. The measurement acts only in the steps: the last denoiser call of `sample` does not use it. Clipping and
+    guidance act as in `ddnm`.
 
     Args:
       schedule: noise schedule.
-      operator: `Mask` or `BoxDownsample`, whose singular values are all the same.
-      y: (B, ...) or (1, ...), its value.
-      std: standard deviation of the measurement's noise, () or (B,), >= 0, may be traced.
+      operator: `Mask` or `BoxDownsample`, whose nonzero singular values are all equal.
+      y: (B, ...) or (1, ...), the measurement.
+      std: standard deviation of the noise of y, () or (B,), >= 0, may be traced.
 
     Raises:
-      ValueError: for another operator, if y has another shape than its measurements, or std < 0.
+      ValueError: if the operator is another one, y does not have the shape of the operator's measurements, or std < 0.
+
+    Source: Wang, Yu & Zhang 2022, eq. 17 to 19.
 
     >>> import diffax
     >>> sampler = ddnm_plus(diffax.Cosine(), Mask(jnp.array([1, 0])), jnp.array([[3.0, 0.0]]), std=0.1)
@@ -227,18 +230,19 @@ def ddnm_plus(schedule: Schedule, operator: Operator, y: Tree, *, std: PerExampl
         check_of_data("ddnm_plus", denoise)
         check_per_example(state.x, std=std)
         h = jnp.minimum(level_t.log_snr - level_s.log_snr, 0.0)
-        of_x0, tau = -level_s.alpha * jnp.expm1(h), level_s.sigma * safe_sqrt(-jnp.expm1(h))
+        c_x0, tau = -level_s.alpha * jnp.expm1(h), level_s.sigma * safe_sqrt(-jnp.expm1(h))
         infinite = jnp.isinf(std)
-        brought = of_x0 * jnp.where(infinite, 0.0, std) / gain**0.5
-        over = infinite | (brought > tau)
-        part = jnp.where(over, tau / jnp.where(over & ~infinite, brought, 1.0), 1.0)
-        part = jnp.where(infinite, 0.0, part)
-        rest = jnp.where(over, 0.0, safe_sqrt(tau**2 - jnp.where(over, 0.0, brought) ** 2))
+        # The standard deviation of the noise that y adds to x_s in the range of A^T, for l = 1.
+        y_noise = c_x0 * jnp.where(infinite, 0.0, std) / gain**0.5
+        exceeds = infinite | (y_noise > tau)
+        fraction = jnp.where(exceeds, tau / jnp.where(exceeds & ~infinite, y_noise, 1.0), 1.0)
+        fraction = jnp.where(infinite, 0.0, fraction)
+        tau_range = jnp.where(exceeds, 0.0, safe_sqrt(tau**2 - jnp.where(exceeds, 0.0, y_noise) ** 2))
         x0 = denoise(state.x, t)
-        x0 = combine((1 - part, x0), (part, project(operator, y, x0)))
+        x0 = combine((1 - fraction, x0), (fraction, project(operator, y, x0)))
         z = random.noise(key, state.x)
         z_range = pseudo_inverse(operator, operator.forward(z))
-        of_x = jnp.exp(h / 2) * level_s.sigma / level_t.sigma
-        return State(combine((of_x, state.x), (of_x0, x0), (tau, z), (rest - tau, z_range)))
+        c_x = jnp.exp(h / 2) * level_s.sigma / level_t.sigma
+        return State(combine((c_x, state.x), (c_x0, x0), (tau, z), (tau_range - tau, z_range)))
 
     return Sampler(init, step, order=1, calls=1, noisy=True)

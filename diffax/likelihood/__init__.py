@@ -1,10 +1,10 @@
-"""Likelihoods: exact by the probability-flow ODE, bounded by the ELBO, in bits per dimension of data on a lattice.
+"""Likelihoods: exact by the probability-flow ODE, bounded by the ELBO; bits per dimension for data on a lattice.
 
 log_likelihood       log-density by the probability-flow ODE on a step grid
 adaptive             the same ODE by an adaptive solver   (needs diffrax: import diffax.likelihood.adaptive)
 variational_bound    the evidence lower bound (ELBO) in discrete time, term by term
 continuous_bound     the ELBO in continuous time
-Lattice              data on a lattice, as pixels are: dequantize, bits_per_dim
+Lattice              data on a lattice, such as pixels: dequantize, bits_per_dim
 """
 
 from diffax.likelihood._bound import Bound, continuous_bound, forward_posterior, variational_bound

@@ -1,10 +1,10 @@
-r"""The variational bound: what a diffusion model says of the likelihood of its data, term by term, in nats.
+r"""The evidence lower bound (ELBO), term by term, in nats.
 
     -log p(x0) <= L_T + sum_t L_(t -> s) + L_0
 
-    prior      L_T        = KL(q(x_T | x0) || N(0, sigma_T^2 I)) = alpha_T^2 |x0|^2 / (2 sigma_T^2)   at one variance
+    prior      L_T        = KL(q(x_T | x0) || N(0, sigma_T^2 I)) = alpha_T^2 |x0|^2 / (2 sigma_T^2)   (equal variances)
     steps      L_(t -> s) = KL(q(x_s | x_t, x0) || p(x_s | x_t)), Gaussians whose means differ by k (x0 - x0_hat)
-    decoder    L_0        = -log p(x0 | x_t) at the last level, Gaussian, or its integral over a bin of the lattice
+    decoder    L_0        = -log p(x0 | x_t) at the last level, a Gaussian density or its integral over a lattice bin
 
 With h = lambda_t - lambda_s <= 0 and SNR = exp(lambda):
 
@@ -13,14 +13,14 @@ With h = lambda_t - lambda_s <= 0 and SNR = exp(lambda):
     p(x_s | x_t) = N(mean at x0_hat, std_p^2),   log std_p = log std + v log(sigma_t / sigma_s),   v in [0, 1]
     L_(t -> s) = D (v log(sigma_t / sigma_s) + (r^2 - 1) / 2) + r^2 (SNR_s - SNR_t) |x0 - x0_hat|^2 / 2,   r = std/std_p
 
-v = 0 is beta-tilde ("small"), v = 1 beta ("large"), and between them a network may choose, by dimension ("learned").
-As the grid gets finer the steps tend to the bound of continuous time,
+v = 0 is beta-tilde ("small") and v = 1 is beta ("large"). A network may predict a v between them for each dimension
+("learned"). As the grid gets finer, the sum of the steps converges to the bound in continuous time,
 
     L_inf = 1 / 2 int -lambda'(t) E |eps - eps_hat|^2 dt,
 
 which depends on the schedule through its ends alone.
 
-Ho et al. 2020, eq. 5, 7, 8 and 13; Nichol & Dhariwal 2021, eq. 15; Kingma et al. 2021, eq. 11 to 17.
+Source: Ho et al. 2020, eq. 5, 7, 8 and 13; Nichol & Dhariwal 2021, eq. 15; Kingma et al. 2021, eq. 11 to 17.
 """
 
 from typing import Any, NamedTuple
@@ -51,9 +51,10 @@ VARIANCES = {"small": 0.0, "large": 1.0, "learned": None}
 
 
 class Bound(NamedTuple):
-    """Terms of the bound in nats. prior, decoder: (B,). steps: (n - 1, B), from noise to data; (B,) in continuous time.
+    """Terms of the bound in nats.
 
-    total: (B,), their sum, no less than -log p(x0) in the mean over the noise that was drawn.
+    total: (B,), the sum of the terms; its mean over the drawn noise is at least -log p(x0).
+    prior: (B,). steps: (n - 1, B), from noise to data; (B,) in continuous time. decoder: (B,).
     """
 
     total: Any
@@ -63,10 +64,20 @@ class Bound(NamedTuple):
 
 
 def forward_posterior(schedule: Schedule, x0: Tree, x: Tree, t: Times, s: Times) -> tuple[Any, Any]:
-    """(mean, std) of q(x_s | x_t, x0), s <= t. mean: (B, ...), like x; std, the root of beta-tilde: like t.
+    """Mean and standard deviation of q(x_s | x_t, x0).
+
+    Args:
+      schedule: noise schedule.
+      x0: (B, ...) clean data.
+      x: (B, ...), x_t.
+      t: () or (B,).
+      s: () or (B,), s <= t.
+
+    Returns:
+      (mean, std): the mean, (B, ...), and the square root of beta-tilde, of the shape of t.
 
     Raises:
-      ValueError: if s > t somewhere.
+      ValueError: if s > t for an example.
 
     Source: Ho et al. 2020, eq. 6 and 7; Kingma et al. 2021, appendix A.2.
 
@@ -78,18 +89,18 @@ def forward_posterior(schedule: Schedule, x0: Tree, x: Tree, t: Times, s: Times)
     _check_order(t, s)
     level_t, level_s = schedule(t), schedule(s)
     h = level_t.log_snr - level_s.log_snr
-    of_x = jnp.exp(h / 2) * level_s.sigma / level_t.sigma
-    mean = combine((of_x, x), (-level_s.alpha * jnp.expm1(h), x0))
+    c_x = jnp.exp(h / 2) * level_s.sigma / level_t.sigma
+    mean = combine((c_x, x), (-level_s.alpha * jnp.expm1(h), x0))
     return mean, level_s.sigma * safe_sqrt(-jnp.expm1(h))
 
 
 def _check_order(t: Times, s: Times) -> None:
-    # In float32, which a time may have been rounded to on its way here.
-    late, early = concrete(t), concrete(s)
-    if late is not None and early is not None:
-        late, early = np.broadcast_arrays(np.float32(late), np.float32(early))
-        if (later := early > late).any():
-            raise ValueError(f"s must be <= t = {late[later][0]:g}, got {early[later][0]:g}")
+    t_value, s_value = concrete(t), concrete(s)
+    if t_value is not None and s_value is not None:
+        # Compare in float32, because the caller may have rounded one of the times to it.
+        t_value, s_value = np.broadcast_arrays(np.float32(t_value), np.float32(s_value))
+        if (later := s_value > t_value).any():
+            raise ValueError(f"s must be <= t = {t_value[later][0]:g}, got {s_value[later][0]:g}")
 
 
 def gaussian_kl(mean: Tree, std: PerExample, other_mean: Tree, other_std: PerExample) -> Any:
@@ -109,15 +120,15 @@ def step_term(
 
     Args:
       schedule: noise schedule.
-      denoise: (x, t) -> x0, or `Moments` where the variance is learned.
+      denoise: (x, t) -> x0, or `Moments` for a learned variance.
       x0: (B, ...) clean data.
       x: (B, ...), a draw of q(x_t | x0).
       t: () or (B,).
       s: () or (B,), s <= t.
-      variance: "small", "large" or "learned".
+      variance: "small" (default), "large" or "learned".
 
     Raises:
-      ValueError: for another variance, for a learned one without `Moments`, and if s > t somewhere.
+      ValueError: if the variance is unknown, a learned variance comes without `Moments`, or s > t for an example.
     """
     _check_order(t, s)
     check_like("x0", x0, x)
@@ -126,18 +137,18 @@ def step_term(
     x0_hat, v = moments_of(like_x("denoise", denoise)(x, t), choose("variance", variance, VARIANCES))
     level_t, level_s = schedule(t), schedule(s)
     log_sigma = jnp.log(level_t.sigma) - jnp.log(level_s.sigma)
-    gap = jnp.exp(level_s.log_snr) - jnp.exp(level_t.log_snr)
+    snr_gap = jnp.exp(level_s.log_snr) - jnp.exp(level_t.log_snr)
 
     def term(x0: Tree, x0_hat: Tree, v: Leaf) -> Any:
-        log_ratio = -v * expand(log_sigma, x0)  # of std to std_p
+        log_ratio = -v * expand(log_sigma, x0)  # log(std / std_p)
         ratio2 = jnp.exp(2 * log_ratio)
-        return -log_ratio + jnp.expm1(2 * log_ratio) / 2 + ratio2 * expand(gap, x0) * jnp.square(x0 - x0_hat) / 2
+        return -log_ratio + jnp.expm1(2 * log_ratio) / 2 + ratio2 * expand(snr_gap, x0) * jnp.square(x0 - x0_hat) / 2
 
     return total(jax.tree.map(term, x0, x0_hat, v))
 
 
 def prior_term(schedule: Schedule, x0: Tree, t: Times = 1.0) -> Any:
-    """(B,) KL(q(x_t | x0) || N(0, sigma_t^2 I)) = SNR |x0|^2 / 2, in nats: what starting from pure noise costs."""
+    """(B,) KL(q(x_t | x0) || N(0, sigma_t^2 I)) = SNR |x0|^2 / 2, in nats: the cost of starting from pure noise."""
     snr = jnp.exp(schedule(t).log_snr)
     return total(jax.tree.map(lambda v: expand(snr, v) * jnp.square(v) / 2, widen(x0)))
 
@@ -148,35 +159,42 @@ def decoder_term(
     denoise: Denoiser,
     x0: Tree,
     t: Times,
-    before: Scalar,
+    previous_log_snr: Scalar,
     variance: str,
     lattice: Lattice | None,
 ) -> Any:
-    """(B,) `decoder_at` of the denoiser's answer, for a draw of x_t."""
+    """(B,) `decoder_at` for one draw of x_t."""
     level = schedule(t)
     x = combine((level.alpha, x0), (level.sigma, random.noise(key, x0)))
     denoise = like_x("denoise", denoise)
-    return decoder_at(schedule, Moments(*moments_of(denoise(x, t), VARIANCES[variance])), x0, t, before, lattice)
+    return decoder_at(
+        schedule, Moments(*moments_of(denoise(x, t), VARIANCES[variance])), x0, t, previous_log_snr, lattice
+    )
 
 
-def decoder_at(schedule: Schedule, answer: Tree, x0: Tree, t: Times, before: Scalar, lattice: Lattice | None) -> Any:
+def decoder_at(
+    schedule: Schedule, moments: Tree, x0: Tree, t: Times, previous_log_snr: Scalar, lattice: Lattice | None
+) -> Any:
     """(B,) -log p(x0 | x_t) at the last level t.
 
-    before: log-SNR of the level in front, less than t's; its beta-tilde is the small variance.
+    moments: `Moments` of the denoiser at t.
+    previous_log_snr: log-SNR of the level before t, lower than that of t; their beta-tilde is the small variance.
     """
     level = schedule(t)
-    gap = before - level.log_snr
-    # Where both are one level, as beyond the clip, there is no small variance.
+    gap = previous_log_snr - level.log_snr
+    # Where both levels are equal, as beyond the clip of the log-SNR, beta-tilde is 0: use the large variance.
     large, shrink = -level.log_snr / 2, jnp.where(gap < 0, jnp.log(-jnp.expm1(jnp.where(gap < 0, gap, -1.0))) / 2, 0.0)
 
     def term(x0: Tree, x0_hat: Tree, v: Leaf) -> Any:
         std = jnp.exp(expand(large, x0) + (1 - v) * expand(shrink, x0))
         return -decoder_log_prob(x0, x0_hat, std, lattice)
 
-    return total(jax.tree.map(term, x0, answer.x0, answer.v))
+    return total(jax.tree.map(term, x0, moments.x0, moments.v))
 
 
 class _Terms(NamedTuple):
+    """Sampler state of `variational_bound`. x: (B, ...), unchanged; term: (B,), the term of the last step."""
+
     x: Any
     term: Any
 
@@ -191,21 +209,24 @@ def variational_bound(
     variance: str = "small",
     lattice: Lattice | None = None,
 ) -> Bound:
-    """The bound of a discrete chain over a grid, one draw of noise for each term.
+    """The ELBO of a discrete chain over a step grid, with one draw of noise for each term.
 
     Args:
       key: () or (B,); consumed.
       schedule: noise schedule.
       denoise: (x, t) -> x0, or `Moments`.
       x0: (B, ...) clean data.
-      times: (n,) from noise to data, n >= 2: n - 1 steps, and the decoder at times[-1]. For a table of T levels all T:
-        `times.leading(schedule, T)`.
-      variance: "small", "large" or "learned", of the reverse steps and of the decoder.
-      lattice: of the data, as in `decoder_log_prob`; None for data with a density.
+      times: (n,) from noise to data, n >= 2: n - 1 steps, and the decoder at times[-1]. For a table of T levels use all
+        T: `times.leading(schedule, T)`.
+      variance: "small" (default), "large" or "learned", of the reverse steps and of the decoder.
+      lattice: the lattice of the data, as in `decoder_log_prob`; None (default) for data with a density.
+
+    Returns:
+      `Bound`, in nats.
 
     Raises:
-      ValueError: for another variance, a grid that does not fall or is too short, a learned variance without `Moments`,
-        and x0 outside the lattice.
+      ValueError: if the variance is unknown, the times increase or are fewer than 2, a learned variance comes without
+        `Moments`, or x0 is outside the lattice.
 
     >>> import diffax
     >>> law, schedule = diffax.analytic.Gaussian.from_covariance([0.0], 0.25), diffax.Cosine()
@@ -221,7 +242,7 @@ def variational_bound(
     choose("variance", variance, VARIANCES)
     known = concrete(times)
     if np.ndim(times) != 1 or len(times) < 2 or (known is not None and not (known[1:] <= known[:-1]).all()):
-        raise ValueError(f"times must fall from noise to data, n >= 2 of them, got {times}")
+        raise ValueError(f"times must be (n,) with n >= 2 and decrease from noise to data, got {times}")
     key = random.stream(key, "variational_bound")
     x0, times = widen(x0), as_float(times)
 
@@ -229,11 +250,14 @@ def variational_bound(
         x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(key, x0)))
         return _Terms(state.x, step_term(schedule, denoise, x0, x, t, s, variance))
 
-    walk = Sampler(lambda x, times: _Terms(x, jnp.zeros(batch_size(x))), step, order=0, calls=1)
-    _, steps = unroll(random.fold_in(key, 0), walk, denoise, x0, times, record=lambda state: state.term)
+    chain = Sampler(lambda x, times: _Terms(x, jnp.zeros(batch_size(x))), step, order=0, calls=1)
+    _, steps = unroll(random.fold_in(key, 0), chain, denoise, x0, times, record=lambda state: state.term)
     log_snr = schedule.log_snr(times)
-    before = jnp.max(log_snr, where=log_snr < log_snr[-1], initial=-jnp.inf)  # a grid may end in repeated points
-    decoder = decoder_term(random.fold_in(key, 1), schedule, denoise, x0, times[-1], before, variance, lattice)
+    # The grid may end with repeated points, so the level before the last is not always times[-2].
+    previous_log_snr = jnp.max(log_snr, where=log_snr < log_snr[-1], initial=-jnp.inf)
+    decoder = decoder_term(
+        random.fold_in(key, 1), schedule, denoise, x0, times[-1], previous_log_snr, variance, lattice
+    )
     prior = prior_term(schedule, x0, times[0])
     return Bound(prior + steps.sum(0) + decoder, prior, steps, decoder)
 
@@ -249,20 +273,23 @@ def continuous_bound(
     t_min: Times = 1e-3,
     lattice: Lattice | None = None,
 ) -> Bound:
-    """The bound of infinitely many steps from t_max to t_min, the integral by one draw of t for each example.
+    """The ELBO of infinitely many steps from t_max to t_min; one t for each example estimates the integral.
 
     Args:
       key: () or (B,); consumed.
       schedule: noise schedule.
       denoise: (x, t) -> x0.
       x0: (B, ...) clean data.
-      t: (B,), uniform on [t_min, t_max]; stratified draws cost the least variance.
-      t_max: where the prior is.
-      t_min: where the decoder is, with the variance sigma^2 / alpha^2 around x0_hat.
-      lattice: of the data, as in `decoder_log_prob`; None for data with a density.
+      t: (B,), uniform on [t_min, t_max]; stratified draws have the smallest variance.
+      t_max: time of the prior term; default 1.
+      t_min: time of the decoder, a Gaussian around x0_hat of variance sigma^2 / alpha^2; default 1e-3.
+      lattice: the lattice of the data, as in `decoder_log_prob`; None (default) for data with a density.
+
+    Returns:
+      `Bound`, in nats, with steps (B,).
 
     Raises:
-      ValueError: if t_min >= t_max, t is outside [t_min, t_max], or x0 outside the lattice.
+      ValueError: if t_min >= t_max, t is outside [t_min, t_max], or x0 is outside the lattice.
     """
     check_schedule(schedule)
     check_function("denoise", denoise)
@@ -280,17 +307,19 @@ def continuous_bound(
 
 
 def _check_inside(t: Times, t_min: Times, t_max: Times) -> None:
-    low, high, known = concrete(t_min), concrete(t_max), concrete(t)
+    low, high, values = concrete(t_min), concrete(t_max), concrete(t)
     if low is not None:
         check("t_max", t_max, above(low, "t_min"))
-    if not any(v is None for v in (low, high, known)):
-        outside = (np.float32(known) < np.float32(low)) | (np.float32(known) > np.float32(high))
+    if not any(v is None for v in (low, high, values)):
+        outside = (np.float32(values) < np.float32(low)) | (np.float32(values) > np.float32(high))
         if outside.any():
-            raise ValueError(f"t must be in [t_min, t_max] = [{low}, {high}], got {known[outside].flat[0]:g}")
+            raise ValueError(f"t must be in [t_min, t_max] = [{low}, {high}], got {values[outside].flat[0]:g}")
 
 
 def integrand(log_snr: Scalar, slope: Scalar, x0: Tree, x0_hat: Tree) -> Any:
-    """(B,) -lambda' SNR |x0 - x0_hat|^2 / 2 in nats, what a time costs in continuous time: log_snr (B,) and its slope.
+    """(B,) -lambda' SNR |x0 - x0_hat|^2 / 2 in nats, the integrand of the bound in continuous time.
+
+    log_snr, slope: (B,), lambda and its derivative lambda' with respect to t.
 
     Source: Kingma et al. 2021, eq. 17.
     """
@@ -299,5 +328,5 @@ def integrand(log_snr: Scalar, slope: Scalar, x0: Tree, x0_hat: Tree) -> Any:
 
 
 def total(terms: Tree) -> Any:
-    """(B,) sums over all axes of all leaves but the batch's."""
+    """(B,) sums over all leaves and over all axes except the batch axis."""
     return sum(jnp.sum(v.reshape(len(v), -1), 1) for v in jax.tree.leaves(terms))

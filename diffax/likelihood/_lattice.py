@@ -1,4 +1,4 @@
-"""Data on a lattice, as pixels are: its range, dequantization, bits per dimension."""
+"""Data on a lattice, such as pixels: its range, dequantization, and bits per dimension."""
 
 import math
 from typing import Any
@@ -17,9 +17,9 @@ class Lattice:
     """The values low, low + bin_width .. high, each in the middle of its bin.
 
     Args:
-      bin_width: > 0. Of images in [-1, 1]: 2 / 255 for 256 levels, 2 / 16 for the digits' 17.
-      low: the first value.
-      high: the last.
+      bin_width: > 0. For images in [-1, 1]: 2 / 255 for 256 levels, 2 / 16 for the 17 levels of the digits.
+      low: the first value; default -1.
+      high: the last value; default 1.
 
     Raises:
       ValueError: if bin_width is not positive, or high < low.
@@ -37,7 +37,7 @@ class Lattice:
             check("high", self.high, at_least(low, "low"))
 
     def check(self, name: str, x: Tree) -> None:
-        """Raises `ValueError` if x, arrays or a pytree of them, is known to reach beyond the first or the last bin.
+        """Raise `ValueError` if x, an array or a pytree, has a concrete value beyond the first or the last bin.
 
         >>> Lattice(2 / 255).check("x0", jnp.array([0.0, 255.0]))
         Traceback (most recent call last):
@@ -54,9 +54,10 @@ class Lattice:
 
 
 def dequantize(key: Keys, x: Tree, lattice: Lattice) -> Any:
-    """x + bin_width (u - 1/2), u uniform on [0, 1): data on a lattice becomes data with a density.
+    """x + bin_width (u - 1/2) with u uniform on [0, 1), which turns data on a lattice into data with a density.
 
-    Its log-density, plus log bin_width for each dimension, is in the mean at most the lattice's log-probability.
+    The log-density of the result, plus log bin_width for each dimension, is on average at most the log-probability
+    of x.
 
     Args:
       key: () or (B,); consumed.
@@ -64,7 +65,7 @@ def dequantize(key: Keys, x: Tree, lattice: Lattice) -> Any:
       lattice: `Lattice`.
 
     Raises:
-      ValueError: if x is known to lie outside.
+      ValueError: if a concrete x is outside the lattice.
 
     Source: Theis, van den Oord & Bethge 2016, section 3.1.
 
@@ -76,20 +77,23 @@ def dequantize(key: Keys, x: Tree, lattice: Lattice) -> Any:
     leaves, structure = jax.tree.flatten(jax.tree.map(floating, x))
     keys = random.per_example(random.stream(key, "dequantize"), batch_size(x))
 
-    def moved(place: int, leaf: Leaf) -> Any:
-        u = jax.vmap(lambda k: jax.random.uniform(k, leaf.shape[1:], leaf.dtype))(random.fold_in(keys, place))
+    def dequantized(index: int, leaf: Leaf) -> Any:
+        u = jax.vmap(lambda k: jax.random.uniform(k, leaf.shape[1:], leaf.dtype))(random.fold_in(keys, index))
         return leaf + lattice.bin_width * (u - 0.5)
 
-    return jax.tree.unflatten(structure, [moved(i, leaf) for i, leaf in enumerate(leaves)])
+    return jax.tree.unflatten(structure, [dequantized(i, leaf) for i, leaf in enumerate(leaves)])
 
 
 def bits_per_dim(log_prob: Scalar, dimensions: int, *, bin_width: Scalar) -> Any:
     """-(log_prob / D + log bin_width) / log 2: bits per dimension of lattice data from a log-density in nats.
 
     Args:
-      log_prob: any shape, log-density of the dequantized data, in the units x is in.
+      log_prob: any shape, log-density of the dequantized data in the units of x.
       dimensions: D, an int >= 1.
-      bin_width: of the lattice in those units, > 0; 1 for a log-probability, which has no units.
+      bin_width: > 0, of the lattice in the units of x; 1 if log_prob is a log-probability, which has no units.
+
+    Returns:
+      Bits per dimension, of the shape of log_prob.
 
     Raises:
       ValueError: if dimensions < 1 or bin_width is not positive.
@@ -103,18 +107,18 @@ def bits_per_dim(log_prob: Scalar, dimensions: int, *, bin_width: Scalar) -> Any
 
 
 def decoder_log_prob(x0: Tree, mean: Tree, std: PerExample, lattice: Lattice | None = None) -> Any:
-    """log p(x0) of each entry: a Gaussian's density, or on a lattice its probability of the bin around x0.
+    """log p(x0) of each entry: the density of a Gaussian, or on a lattice its probability of the bin around x0.
 
-    The first and the last bin reach to infinity, so the probabilities of all bins add up to 1.
+    The first and the last bin extend to infinity, so the probabilities of all bins add up to 1.
 
     Args:
       x0: data, on the lattice if there is one.
       mean: of the Gaussian, broadcasts.
       std: of the Gaussian, broadcasts.
-      lattice: of the data; None for the density.
+      lattice: the lattice of the data; None (default) for the density.
 
     Raises:
-      ValueError: if x0 is known to lie outside the lattice.
+      ValueError: if a concrete x0 is outside the lattice.
 
     Source: Ho et al. 2020, eq. 13.
 
@@ -127,16 +131,16 @@ def decoder_log_prob(x0: Tree, mean: Tree, std: PerExample, lattice: Lattice | N
     half, low, high = lattice.bin_width / 2, lattice.low, lattice.high
     upper = jnp.where(x0 > high - half, jnp.inf, (x0 + half - mean) / std)
     lower = jnp.where(x0 < low + half, -jnp.inf, (x0 - half - mean) / std)
-    # In the lower tail, where the logarithms of two normal distribution functions differ the most.
+    # Reflect the bin into the lower tail: there the logs of both CDFs differ the most, so their difference is accurate.
     flip = x0 < mean
     a, b = jnp.where(flip, lower, -upper), jnp.where(flip, upper, -lower)
     return _log_difference(a, b)
 
 
 def _log_difference(a: Scalar, b: Scalar) -> Any:
-    """log(Phi(b) - Phi(a)), a < b, finite and with a finite slope where a or b is infinite."""
-    first, second = jnp.isneginf(a), jnp.isposinf(b)
-    log_a = jax.scipy.special.log_ndtr(jnp.where(first, 0.0, a))
-    log_b = jnp.where(second, 0.0, jax.scipy.special.log_ndtr(jnp.where(second, 0.0, b)))
-    gap = jnp.where(first, -1.0, log_a - log_b)
-    return log_b + jnp.where(first, 0.0, jnp.log(-jnp.expm1(jnp.minimum(gap, -1e-30))))
+    """log(Phi(b) - Phi(a)) for a < b, finite and with a finite slope also where a or b is infinite."""
+    a_infinite, b_infinite = jnp.isneginf(a), jnp.isposinf(b)
+    log_a = jax.scipy.special.log_ndtr(jnp.where(a_infinite, 0.0, a))
+    log_b = jnp.where(b_infinite, 0.0, jax.scipy.special.log_ndtr(jnp.where(b_infinite, 0.0, b)))
+    gap = jnp.where(a_infinite, -1.0, log_a - log_b)
+    return log_b + jnp.where(a_infinite, 0.0, jnp.log(-jnp.expm1(jnp.minimum(gap, -1e-30))))

@@ -1,11 +1,13 @@
-r"""The probability-flow ODE by an adaptive solver: Diffrax's, with error control in place of a step grid.
+r"""The probability-flow ODE by an adaptive solver of Diffrax, with error control in place of a step grid.
 
     dy / dw = r^2 y - r x0(c y, t),     y = x / c, c^2 = alpha^2 + sigma^2, r = alpha / c, w = log(sigma / alpha)
 
-which is of order 1 at all levels and for every scaling. Needs `pip install '.[ode]'`; Kidger 2021.
+In these variables the ODE is of order 1 at all levels, for every scaling. The module needs `pip install '.[ode]'`.
 
-The batch is one system. The error is the worst of the examples' root mean squares, so the tolerance holds for each of
-them; the steps are those that the hardest one needs.
+The batch is solved as one system. Its error is the largest of the root mean squares of the examples, so the tolerance
+holds for each example, and the hardest example determines the steps.
+
+Source: Kidger 2021.
 """
 
 from collections.abc import Callable
@@ -17,15 +19,17 @@ import jax.numpy as jnp
 from diffax._checks import check, check_count, check_float, check_function, check_schedule, positive
 from diffax._pytrees import as_float, combine, narrow, widen
 from diffax.denoisers import like_x, mean_only
-from diffax.likelihood._flow import Field, size_of
+from diffax.likelihood._flow import Field, flow_scale
 from diffax.times import check_grid
 from diffax.typing import Denoiser, Grid, Leaf, Scalar, Schedule, Times, Tree
 
 
 class Solution(NamedTuple):
-    """x: (B, ...) at the last time, NaN unless converged. steps: how many, accepted and rejected together.
+    """Result of `solve`.
 
-    converged: whether the tolerance was kept to the end.
+    x: (B, ...) at the last time, NaN unless converged.
+    steps: number of steps, accepted and rejected.
+    converged: whether the solver reached the last time within the tolerance.
     """
 
     x: Any
@@ -42,20 +46,25 @@ def solver(
     adjoint: Any = None,
     throw: bool = True,
 ) -> Callable[..., Any]:
-    """An adaptive `solve` for `diffax.log_likelihood`, and what `solve` and `solve_and_denoise` call.
+    """An adaptive `solve` for `diffax.log_likelihood`; `solve` and `solve_and_denoise` use it too.
 
     Args:
-      method: a Diffrax solver with an error estimate; None is `diffrax.Tsit5()`.
-      rtol: relative tolerance of a step, > 0, may be traced.
-      atol: absolute tolerance, > 0, in y, which is of order 1.
-      max_steps: beyond which it has not converged.
-      adjoint: how to differentiate, one of Diffrax's; None is `RecursiveCheckpointAdjoint()`, the gradient of the steps
-        that were taken. `BacksolveAdjoint()` takes memory for one step only and is exact up to the tolerance.
-      throw: whether not to converge is an error, also inside jit; otherwise the values are NaN and `converged` False.
+      method: a Diffrax solver with an error estimate; None (default) is `diffrax.Tsit5()`.
+      rtol: relative tolerance of a step, > 0, default 1e-5, may be traced.
+      atol: absolute tolerance in y, which is of order 1; > 0, default 1e-5, may be traced.
+      max_steps: the largest number of steps, an int >= 1; default 4096.
+      adjoint: one of Diffrax's adjoints, which differentiate the solution. None (default) is
+        `RecursiveCheckpointAdjoint()`, the exact gradient of the steps taken. `BacksolveAdjoint()` needs the memory of
+        one step only, and its gradient is exact up to the tolerance.
+      throw: if True (default), raise an error when the solver does not converge, also inside jit; if False, return NaN
+        with `converged` False.
+
+    Returns:
+      solve(schedule, field, start, times) -> (end, steps, converged).
 
     Raises:
-      ValueError: if a tolerance is not positive or max_steps is no int >= 1.
-      ImportError: without Diffrax.
+      ValueError: if a tolerance is not positive or max_steps is not an int >= 1.
+      ImportError: if Diffrax is not installed.
     """
     for name, value in (("rtol", rtol), ("atol", atol)):
         check(name, value, positive)
@@ -71,9 +80,9 @@ def solver(
         def slope(w: Leaf, state: Tree, args: None) -> Any:
             return field(state, schedule.inverse(-2 * w))
 
-        # What the field closes over (parameters, labels) becomes its leaves, so that every adjoint sees it.
+        # Turn the arrays in the closure of the field (parameters, labels) into leaves, so that every adjoint uses them.
         slope = equinox.filter_closure_convert(slope, first, start, None)
-        found = diffrax.diffeqsolve(
+        solution = diffrax.diffeqsolve(
             diffrax.ODETerm(slope),
             method,
             first,
@@ -85,28 +94,28 @@ def solver(
             max_steps=max_steps,
             throw=throw,
         )
-        converged = found.result == diffrax.RESULTS.successful
-        end = jax.tree.map(lambda v: jnp.where(converged, v[-1], jnp.nan), found.ys)
-        return end, found.stats["num_steps"], converged
+        converged = solution.result == diffrax.RESULTS.successful
+        end = jax.tree.map(lambda v: jnp.where(converged, v[-1], jnp.nan), solution.ys)
+        return end, solution.stats["num_steps"], converged
 
     return solve
 
 
 def solve(schedule: Schedule, denoise: Denoiser, x: Tree, times: Grid, **options: Any) -> Solution:
-    """The probability-flow ODE from times[0] to times[-1], in either direction; what lies between is not looked at.
+    """Solve the probability-flow ODE from times[0] to times[-1], in either direction.
 
     Args:
       schedule: noise schedule, with any scaling.
       denoise: (x, t) -> x0, or `Moments`.
-      x: (B, ...) at times[0]; of half precision it is carried in float32 and comes back in its own dtype.
-      times: (n,), n >= 2.
+      x: (B, ...) at times[0]; half precision is converted to float32, and the result back to the dtype of x.
+      times: (n,), n >= 2; only the first and the last time are used.
       **options: those of `solver`.
 
     Returns:
       x, steps, converged; see `Solution`.
 
     Raises:
-      ValueError: for fewer than two times, or times outside [0, 1], and as `solver`.
+      ValueError: if there are fewer than two times or a time is outside [0, 1], and as `solver`.
 
     >>> import diffax
     >>> data = diffax.analytic.Gaussian.from_covariance([0.5, -0.5], 0.25)
@@ -116,12 +125,12 @@ def solve(schedule: Schedule, denoise: Denoiser, x: Tree, times: Grid, **options
     True
     """
     x = jax.tree.map(jnp.asarray, x)
-    found = _solution(schedule, denoise, x, times, options)
-    return found._replace(x=narrow(found.x, x))
+    solution = _solution(schedule, denoise, x, times, options)
+    return solution._replace(x=narrow(solution.x, x))
 
 
 def _solution(schedule: Schedule, denoise: Denoiser, x: Tree, times: Grid, options: dict[str, Any]) -> Solution:
-    """`solve` with x as it is carried, at least in float32."""
+    """`solve` with x in the precision of the computation, at least float32."""
     if len(times) < 2:
         raise ValueError(f"times must have at least two entries, got {len(times)}")
     check_schedule(schedule)
@@ -132,16 +141,16 @@ def _solution(schedule: Schedule, denoise: Denoiser, x: Tree, times: Grid, optio
     solve, x, denoise = solver(**options), widen(x), mean_only(like_x("denoise", denoise))
 
     def field(y: Tree, t: Times) -> Any:
-        alpha, c = schedule(t).alpha, size_of(schedule, t)
+        alpha, c = schedule(t).alpha, flow_scale(schedule, t)
         r = alpha / c
         return combine((jnp.square(r), y), (-r, denoise(combine((c, y)), t)))
 
-    y, steps, converged = solve(schedule, field, combine((1 / size_of(schedule, times[0]), x)), times)
-    return Solution(combine((size_of(schedule, times[-1]), y)), steps, converged)
+    y, steps, converged = solve(schedule, field, combine((1 / flow_scale(schedule, times[0]), x)), times)
+    return Solution(combine((flow_scale(schedule, times[-1]), y)), steps, converged)
 
 
 def solve_and_denoise(schedule: Schedule, denoise: Denoiser, x: Tree, times: Grid, **options: Any) -> Solution:
-    """`solve`, then one denoiser call at times[-1], as `diffax.sample` ends; arguments as there.
+    """`solve`, then one denoiser call at times[-1], as `diffax.sample` does; the arguments are those of `solve`.
 
     >>> import diffax
     >>> found = solve_and_denoise(diffax.Cosine(), lambda x, t: 0 * x + 0.5, jnp.ones((1, 2)), (1.0, 0.0))
@@ -149,18 +158,19 @@ def solve_and_denoise(schedule: Schedule, denoise: Denoiser, x: Tree, times: Gri
     ([[0.5, 0.5]], True)
     """
     x = jax.tree.map(jnp.asarray, x)
-    found = _solution(schedule, denoise, x, times, options)
-    x0 = narrow(mean_only(like_x("denoise", denoise))(found.x, as_float(times)[-1]), x)
-    return found._replace(x=jax.tree.map(lambda v: jnp.where(found.converged, v, jnp.nan), x0))
+    solution = _solution(schedule, denoise, x, times, options)
+    x0 = narrow(mean_only(like_x("denoise", denoise))(solution.x, as_float(times)[-1]), x)
+    return solution._replace(x=jax.tree.map(lambda v: jnp.where(solution.converged, v, jnp.nan), x0))
 
 
 def _worst(error: Tree) -> Any:
-    """The largest root mean square of a row of a leaf: of an example, for what is (B, ...)."""
+    """The largest root mean square over the rows of all leaves; a row of a leaf (B, ...) is an example."""
     rows = [leaf.reshape(len(leaf), -1) if leaf.ndim else leaf.reshape(1, 1) for leaf in jax.tree.leaves(error)]
     return jnp.sqrt(jnp.max(jnp.stack([jnp.max(jnp.mean(jnp.square(row), 1)) for row in rows])))
 
 
 def _modules() -> Any:
+    """Import Diffrax and Equinox, which are optional."""
     try:
         import diffrax
         import equinox

@@ -1,12 +1,12 @@
-"""Training losses, and what they are made of.
+"""Training losses, their weightings, and distributions of training times.
 
 denoising_loss    score matching and flow matching, for every kind of prediction
-vlb_loss          the variational bound: learned variances (Nichol & Dhariwal 2021)
-hybrid_loss       the denoising loss plus a small share of it
-vdm_loss          the bound in continuous time: learned schedules (Kingma et al. 2021)
-drop_labels       labels dropped for classifier-free guidance
+vlb_loss          the variational bound, for learned variances (Nichol & Dhariwal 2021)
+hybrid_loss       the denoising loss plus a small multiple of the variational bound
+vdm_loss          the variational bound in continuous time, for learned schedules (Kingma et al. 2021)
+drop_labels       random replacement of labels by the null label, for classifier-free guidance
 
-weightings        of the denoising loss: functions of log-SNR
+weightings        weightings of the denoising loss: functions of log-SNR
 training_times    distributions of t, and ways to draw from them
 resampling        a distribution of t that follows past losses
 """

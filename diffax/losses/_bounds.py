@@ -1,10 +1,10 @@
-r"""Losses made of the variational bound, in bits per dimension: they train the variance and the schedule too.
+r"""Losses from the variational bound, in bits per dimension, that also train the variance or the schedule.
 
-    hybrid   L_simple + 0.001 L_vlb, the second for the variance alone       Nichol & Dhariwal 2021
-    vlb      L_vlb: a term of the discrete bound, times their number
-    vdm      the bound of continuous time, and a learned schedule            Kingma et al. 2021
+    hybrid   L_simple + 0.001 L_vlb, where L_vlb trains the variance alone       Nichol & Dhariwal 2021
+    vlb      L_vlb: one term of the discrete bound, times the number of terms
+    vdm      the bound in continuous time, which also trains the schedule        Kingma et al. 2021
 
-The terms are those of `diffax.likelihood`.
+`diffax.likelihood` defines the terms.
 """
 
 import dataclasses
@@ -60,27 +60,31 @@ def vdm_loss(
     lattice: Lattice | None = None,
     sigma_data: PerExample = 0.5,
 ) -> Float[Array, " batch"]:
-    """The bound of continuous time in bits per dimension, (B,), that trains a learned schedule as well.
+    """The variational bound in continuous time, in bits per dimension; it also trains a learned schedule.
 
-    The bound does not depend on the curve between the ends, but the variance of its estimate l(t) does. So the
-    gradient that this loss has is that of E l for the network and the ends, and that of E l^2 for the curve: in one
-    backward pass, the gradient of l_i with respect to lambda(t_i) and lambda'(t_i) being multiplied by 2 l_i on its way
-    into the curve. Train all of it by one optimiser.
+    The bound depends on the schedule through its ends alone, but the variance of its estimate l(t) also depends on the
+    curve between the ends. Therefore the gradient of this loss is the gradient of E l for the network and the ends, and
+    the gradient of E l^2 for the curve. One backward pass computes both: the gradient of l_i with respect to
+    lambda(t_i) and lambda'(t_i) is multiplied by 2 l_i before it reaches the curve. Train all parameters with one
+    optimiser.
 
     Args:
       key: () or (B,); consumed.
-      predict: (x, log_snr) -> y, log_snr (B,) or (): what it is told of time is the level itself, or the bound would
-        depend on the curve.
+      predict: (x, log_snr) -> y, log_snr (B,) or (). The network receives the log-SNR in place of t, because with t the
+        bound would depend on the curve.
       schedule: `Learned`.
-      kind: what y is, any but velocity.
+      kind: the prediction y, any kind but velocity.
       x0: (B, ...) clean data.
-      t: (B,), uniform on [0, 1]; stratified draws are VDM's.
-      learn_ends: whether the ends are trained.
-      lattice: of the data, as in `decoder_log_prob`; None for data with a density.
-      sigma_data: of the prediction `edm` alone.
+      t: (B,), uniform on [0, 1]; VDM uses stratified draws.
+      learn_ends: whether the ends of the schedule are trained; default False.
+      lattice: the lattice of the data, as in `decoder_log_prob`; None (default) for data with a density.
+      sigma_data: standard deviation of the data, for the kind `edm` alone; default 0.5.
+
+    Returns:
+      (B,) losses.
 
     Raises:
-      ValueError: for a kind that has no place here, or another schedule.
+      ValueError: if the kind is unknown or velocity, or the schedule is not `Learned`.
 
     Source: Kingma et al. 2021, eq. 17 and 18, appendix I.2.
     """
@@ -93,10 +97,10 @@ def vdm_loss(
     predict = like_x("predict", predict)
     key, stop = random.stream(key, "vdm_loss"), jax.lax.stop_gradient
     x0, t = widen(x0), as_float(t)
-    shape_fixed = dataclasses.replace(stop(schedule), ends=schedule.ends if learn_ends else stop(schedule.ends))
+    curve_fixed = dataclasses.replace(stop(schedule), ends=schedule.ends if learn_ends else stop(schedule.ends))
     ends_fixed = dataclasses.replace(schedule, ends=stop(schedule.ends))
     eps = random.noise(random.fold_in(key, 0), x0)
-    unit = _dimensions(x0) * math.log(2)
+    nats_per_bit_per_dim = _dimensions(x0) * math.log(2)
 
     def integral(log_snr: Scalar, slope: Scalar) -> Any:
         level = Level(*SCALINGS[schedule.scaling](jnp.exp(-log_snr / 2)), log_snr)
@@ -104,15 +108,17 @@ def vdm_loss(
         a, b = KINDS[kind](schedule, t, level, sigma_data)
         det = level.alpha * b - level.sigma * a
         x0_hat = combine((b / det, x), (-level.sigma / det, predict(x, log_snr)))
-        return integrand(log_snr, slope, x0, x0_hat) / unit
+        return integrand(log_snr, slope, x0, x0_hat) / nats_per_bit_per_dim
 
-    of_ends, of_shape = (jax.jvp(s.log_snr, (t,), (jnp.ones_like(t),)) for s in (shape_fixed, ends_fixed))
-    twice = 2 * stop(integral(*map(stop, of_ends)))  # under jit the same computation as the one below
-    mixed = [stop(e) + (e - stop(e)) + twice * (c - stop(c)) for e, c in zip(of_ends, of_shape, strict=True)]
-    denoise = denoiser(lambda x, t: predict(x, shape_fixed.log_snr(t)), shape_fixed, kind, sigma_data=sigma_data)
+    # (lambda, lambda') twice: with a gradient to the ends alone, and with a gradient to the curve alone.
+    by_ends, by_curve = (jax.jvp(s.log_snr, (t,), (jnp.ones_like(t),)) for s in (curve_fixed, ends_fixed))
+    # 2 l_i. Under jit, XLA merges this computation with that of the loss.
+    twice = 2 * stop(integral(*map(stop, by_ends)))
+    mixed = [stop(e) + (e - stop(e)) + twice * (c - stop(c)) for e, c in zip(by_ends, by_curve, strict=True)]
+    denoise = denoiser(lambda x, t: predict(x, curve_fixed.log_snr(t)), curve_fixed, kind, sigma_data=sigma_data)
     first, last = as_float(0.0), as_float(1.0)
-    decoder = decoder_term(random.fold_in(key, 1), shape_fixed, denoise, x0, first, -jnp.inf, "large", lattice)
-    loss: Array = integral(*mixed) + (decoder + prior_term(shape_fixed, x0, last)) / unit
+    decoder = decoder_term(random.fold_in(key, 1), curve_fixed, denoise, x0, first, -jnp.inf, "large", lattice)
+    loss: Array = integral(*mixed) + (decoder + prior_term(curve_fixed, x0, last)) / nats_per_bit_per_dim
     return loss
 
 
@@ -129,26 +135,30 @@ def hybrid_loss(
     lattice: Lattice | None = None,
     sigma_data: PerExample = 0.5,
 ) -> Float[Array, " batch"]:
-    """Improved DDPM's L_simple + weight L_vlb of each example, (B,): the second trains the variance alone.
+    """The loss L_simple + weight L_vlb of improved DDPM, in which L_vlb trains the variance alone.
 
-        L_simple = mean |y_hat - y|^2,     L_vlb = T L_(t -> t - 1 / T) / (D log 2), the decoder's at t = 1 / T
+        L_simple = mean |y_hat - y|^2,     L_vlb = T L_(t -> t - 1 / T) / (D log 2)
 
-    The bound's gradient is stopped at x0_hat, so that it moves v, not the mean.
+    At t = 1 / T the term L_(t -> t - 1 / T) is that of the decoder. The gradient of L_vlb is stopped at x0_hat, so that
+    L_vlb changes v and not the mean.
 
     Args:
       key: () or (B,); consumed.
       predict: (x, t) -> `Moments(y, raw)`, raw in the shape of y; v = (raw + 1) / 2.
       schedule: noise schedule.
-      kind: what y is.
+      kind: the prediction y, a key of `diffax.predictions.KINDS`.
       x0: (B, ...) clean data.
       t: (B,) multiples of 1 / T.
       num_steps: T, an int >= 2.
-      weight: of L_vlb, in bits per dimension; 0.001 in the paper.
-      lattice: of the data, as in `decoder_log_prob`; None for data with a density.
-      sigma_data: of the prediction `edm` alone.
+      weight: () or (B,), >= 0: the factor of L_vlb, in bits per dimension; default 0.001, as in the paper.
+      lattice: the lattice of the data, as in `decoder_log_prob`; None (default) for data with a density.
+      sigma_data: standard deviation of the data, for the kind `edm` alone; default 0.5.
+
+    Returns:
+      (B,) losses.
 
     Raises:
-      ValueError: for an unknown kind, num_steps < 2, a negative weight, a network without the second output.
+      ValueError: if the kind is unknown, num_steps < 2, the weight is negative, or predict does not return `Moments`.
 
     Source: Nichol & Dhariwal 2021, eq. 15 and 16.
     """
@@ -181,11 +191,11 @@ def vlb_loss(
     lattice: Lattice | None = None,
     sigma_data: PerExample = 0.5,
 ) -> Float[Array, " batch"]:
-    """One term of the bound for each example, times their number, in bits per dimension: (B,), an unbiased estimate.
+    """An unbiased estimate of the bound in bits per dimension, (B,): one term times the number of terms.
 
-    L_vlb of `hybrid_loss` alone, which trains mean and variance. Its variance is large: improved DDPM draws t by
-    `resampling.loss_aware` (multiply by the draw's weight). Arguments, errors and source as there; the prior's
-    constant term is left out.
+    This is L_vlb of `hybrid_loss` alone, and it trains both the mean and the variance. The constant term of the prior
+    is left out. The estimate has a large variance, so improved DDPM draws t by `resampling.loss_aware` (multiply the
+    losses by the weights of the draw). Arguments, errors and source are those of `hybrid_loss`, without `weight`.
     """
     check_schedule(schedule)
     check_count("num_steps", num_steps, 2)
@@ -201,13 +211,15 @@ def vlb_loss(
 def _term_loss(
     schedule: Schedule, denoise: Denoiser, x0: Tree, x: Tree, t: Times, num_steps: int, lattice: Lattice | None
 ) -> Array:
-    answer = Moments(*moments_of(denoise(x, t), None))
-    step = step_term(schedule, lambda x, t: answer, x0, x, t, jnp.maximum(t - 1 / num_steps, 0.0), "learned")
-    # At the first level's variances for all, so that no example that does not count has a NaN for a gradient.
-    end = decoder_at(schedule, answer, x0, as_float(1 / num_steps), schedule(2 / num_steps).log_snr, lattice)
-    loss: Array = jnp.where(t < 1.5 / num_steps, end, step) * num_steps / (_dimensions(x0) * math.log(2))
+    """L_vlb of `hybrid_loss` at x_t = x, (B,)."""
+    moments = Moments(*moments_of(denoise(x, t), None))
+    step = step_term(schedule, lambda x, t: moments, x0, x, t, jnp.maximum(t - 1 / num_steps, 0.0), "learned")
+    # Use t = 1 / T for every example: a NaN in the branch that `where` discards would still reach the gradient.
+    decoder = decoder_at(schedule, moments, x0, as_float(1 / num_steps), schedule(2 / num_steps).log_snr, lattice)
+    loss: Array = jnp.where(t < 1.5 / num_steps, decoder, step) * num_steps / (_dimensions(x0) * math.log(2))
     return loss
 
 
 def _dimensions(x0: Tree) -> int:
+    """The number of dimensions of one example."""
     return sum(leaf[0].size for leaf in jax.tree.leaves(x0))

@@ -1,13 +1,13 @@
-"""Training losses.
+"""The denoising loss, and random replacement of labels for classifier-free guidance.
 
     L = E_{t, eps} |y_hat(x_t, t) - y|^2,   x_t = alpha x0 + sigma eps,   y = a x0 + b eps
 
-A weighting w(lambda) weighs the error of eps, whatever is predicted (Kingma & Gao 2023):
+A weighting w(lambda) multiplies the squared error of eps, for every kind of prediction (Kingma & Gao 2023):
 
     L = E w(lambda_t) |eps_hat - eps|^2 = E w(lambda_t) (alpha / det)^2 |y_hat - y|^2,   det = alpha b - sigma a
 
-Weightings are in `diffax.losses.weightings`, draws of t in `diffax.losses.training_times`. With measure "log_snr" a
-weighting counts per unit of log-SNR, so that over uniform t the loss depends on the schedule through its ends alone:
+`diffax.losses.weightings` has weightings, `diffax.losses.training_times` draws t. With measure "log_snr" a weighting
+is a weight per unit of log-SNR, so that over uniform t the loss depends on the schedule through its ends alone:
 
     L = E_t -lambda'(t) w(lambda_t) |eps_hat - eps|^2 = int w(lambda) |eps_hat - eps|^2 dlambda
 """
@@ -28,7 +28,7 @@ from diffax.typing import Array, Float, Key, Kind, Leaf, PerExample, Predict, Sc
 
 
 def _rate(schedule: Schedule, t: Times) -> Any:
-    """-d lambda / dt; 0 where lambda is clipped, since there it does not change."""
+    """-d lambda / dt, and 0 where lambda is clipped, because it is constant there."""
     t = as_float(t)
     log_snr, slope = jax.jvp(schedule.log_snr, (t,), (jnp.ones_like(t),))
     return jnp.where(jnp.abs(log_snr) < LOG_SNR_MAX, -slope, 0.0)
@@ -49,32 +49,35 @@ def denoising_loss(
     measure: str = "t",
     sigma_data: PerExample = 0.5,
 ) -> Float[Array, " batch"]:
-    """The denoising (score-matching, flow-matching) loss of each example, its mean over dimensions: (B,).
+    """The denoising loss (score matching or flow matching) of each example, its mean over dimensions: (B,).
+
+    With `weightings.simple()` the loss is L_simple of DDPM. Without a weighting it is the loss of flow matching for
+    `velocity`, and the loss of EDM for `edm` (`weightings.edm` gives the same loss with any other kind). If t is not
+    uniform and the objective must stay the same, multiply the losses by the weights of the draw.
 
     Args:
-      key: shape () or (B,); consumed.
+      key: () or (B,); consumed.
       predict: (x, t) -> y.
       schedule: noise schedule.
-      kind: what y is, a key of `diffax.predictions.KINDS`.
+      kind: the prediction y, a key of `diffax.predictions.KINDS`.
       x0: (B, ...) clean data.
       t: () or (B,) training times.
-      weighting: w(log_snr) on the error of eps, from `diffax.losses.weightings` or your own; None leaves the plain mean
-        square of what is predicted.
-      measure: what the weighting counts: "t", equal steps of t, or "log_snr", equal steps of log-SNR, as `sigmoid`
-        and `likelihood` are meant.
-      sigma_data: standard deviation of the data, of the prediction `edm` alone.
+      weighting: w(log_snr), a factor of the squared error of eps, from `diffax.losses.weightings` or your own; None
+        (default) is the plain mean squared error of the prediction.
+      measure: "t" (default) if w is a weight per unit of t; "log_snr" if it is a weight per unit of log-SNR, such as
+        `sigmoid` and `elbo`.
+      sigma_data: standard deviation of the data, for the kind `edm` alone; default 0.5.
 
-    It reduces to DDPM's L_simple with `weightings.simple()`, to the loss of flow matching for `velocity` without a
-    weighting, to that of EDM for `edm` without one (which is `weightings.edm` on any other kind).
-    Times that are not uniform: multiply by the draw's weight where the objective must stay the same.
+    Returns:
+      (B,) losses.
+
+    Raises:
+      ValueError: if the kind or the measure is unknown, the kind is eps or score with zero terminal SNR, the measure is
+        "log_snr" without a weighting, the prediction does not have the shape of x0, t or a weight is neither () nor
+        (B,), or x0 is not of a float type.
 
     Source: Ho et al. 2020, eq. 14; Lipman et al. 2023, eq. 14 (`velocity`); Karras et al. 2022, eq. 8 (`edm`);
     Kingma & Gao 2023 (weightings).
-
-    Raises:
-      ValueError: for an unknown kind, eps or score with zero terminal SNR, an unknown measure, or measure "log_snr"
-        without a weighting; for a prediction that has not the shape of x0, a t or a weight that is neither () nor (B,),
-        or an x0 that is not of a float type.
 
     >>> from diffax import schedules
     >>> from diffax.losses import weightings
@@ -116,12 +119,21 @@ def denoising_loss(
 def drop_labels(
     key: Key, labels: Shaped[Any, " batch"], null_label: int, *, p_uncond: Scalar
 ) -> Shaped[Array, " batch"]:
-    """(B,) labels, each replaced by the null label with probability p_uncond, to train for guidance.
+    """Replace each label by the null label with probability p_uncond, to train for classifier-free guidance.
 
-    Ho & Salimans 2021, algorithm 1.
+    Args:
+      key: () or (B,); consumed.
+      labels: (B,).
+      null_label: the label of the unconditional model.
+      p_uncond: () or (B,), in [0, 1], may be traced.
+
+    Returns:
+      (B,) labels.
 
     Raises:
-      ValueError: if p_uncond is known to lie outside [0, 1].
+      ValueError: if a concrete p_uncond is outside [0, 1].
+
+    Source: Ho & Salimans 2021, algorithm 1.
     """
     check("p_uncond", p_uncond, interval("[0, 1]"))
     check_per_example(labels, p_uncond=p_uncond)

@@ -1,4 +1,4 @@
-"""Training times that follow the losses: importance sampling by what each bin of t has cost lately."""
+"""Importance sampling of training times: the distribution of t follows the recent losses in each bin of t."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,30 +11,33 @@ from diffax.typing import Leaf, Scalar, Times
 
 
 def bin_of(t: Times, count: int) -> Any:
-    """Which of the bins (i / count, (i + 1) / count] of [0, 1] holds t; 0 is in the first.
+    """The index of the bin (i / count, (i + 1) / count] of [0, 1] that contains t; t = 0 is in the first bin.
 
-    A t that exceeds an edge by no more than two units of float32's rounding is that edge.
+    A t that exceeds an edge by at most two units of float32 rounding counts as that edge.
 
     >>> bin_of(jnp.array([0.0, 0.25, 0.26, 1.0]), 4).tolist()
     [0, 0, 1, 3]
     """
-    place = as_float(t) * count
-    return jnp.clip(jnp.ceil(place * (1 - 2.0**-22)) - 1, 0, count - 1).astype(int)
+    position = as_float(t) * count
+    return jnp.clip(jnp.ceil(position * (1 - 2.0**-22)) - 1, 0, count - 1).astype(int)
 
 
 class Losses(NamedTuple):
-    """The last losses of each bin of t: squares (bins, history) of them; counts (bins,) of those seen."""
+    """The last losses of each bin of t.
+
+    squares: (bins, history) squared losses. counts: (bins,) numbers of recorded losses, modulo `history` in full bins.
+    """
 
     squares: Any
     counts: Any
 
 
 class Resampler(NamedTuple):
-    """A law that follows the losses, as three pure functions.
+    """A distribution of t that follows the losses, as three pure functions.
 
     init() -> state
-    update(state, t, losses) -> state       t, losses: (B,), the losses not multiplied by the draw's weight
-    distribution(state) -> Distribution                       what to draw the next times with
+    update(state, t, losses) -> state       t, losses: (B,); pass the losses without the weights of the draw
+    distribution(state) -> Distribution     the distribution for the next draw of t
     """
 
     init: Callable[[], Losses]
@@ -45,10 +48,10 @@ class Resampler(NamedTuple):
 def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Scalar = 1e-3) -> Resampler:
     """Importance sampling by past losses: p_i proportional to sqrt(mean of the last squared losses of bin i).
 
-    The law is uniform until each bin has seen `history` losses. Bins are of equal width in t, (i / N, (i + 1) / N];
-    with num_bins = T and `training_times.discrete` they are the levels of a table. Where the batch is spread over
-    devices, gather t and losses of the whole batch before `update`, so that the states stay equal. A loss that is not
-    finite is left out.
+    The distribution is uniform until each bin has recorded `history` losses. All bins have equal width in t,
+    (i / N, (i + 1) / N]; with num_bins = T and `training_times.discrete` each bin is one level of a table. If the batch
+    is sharded over devices, gather t and losses of the whole batch before `update`, so that the states stay equal.
+    `update` ignores losses that are not finite.
 
         resampler = resampling.loss_aware(100)
         state = resampler.init()
@@ -58,14 +61,18 @@ def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Scalar = 1
         state = resampler.update(state, t, losses)
 
     Args:
-      num_bins: bins of t.
-      history: losses that a bin remembers.
-      uniform_fraction: in [0, 1], how much of the law is uniform, so that no bin starves.
+      num_bins: number of bins of t, an int >= 1.
+      history: number of losses stored for each bin, an int >= 1; default 10.
+      uniform_fraction: in [0, 1], the share of the uniform distribution in the mixture, so that every bin is drawn at
+        times; default 1e-3.
 
-    Source: Nichol & Dhariwal 2021, eq. 18 and the text below; the uniform fraction is their code's.
+    Returns:
+      `Resampler(init, update, distribution)`.
 
     Raises:
-      ValueError: if a count is no int >= 1, or uniform_fraction lies outside [0, 1].
+      ValueError: if num_bins or history is not an int >= 1, or uniform_fraction is outside [0, 1].
+
+    Source: Nichol & Dhariwal 2021, eq. 18 and the text below; the uniform fraction is from their code.
 
     >>> resampler = loss_aware(2, history=1, uniform_fraction=0.0)
     >>> state = resampler.update(resampler.init(), jnp.array([0.2, 0.7]), jnp.array([1.0, 3.0]))
@@ -83,26 +90,27 @@ def loss_aware(num_bins: int, *, history: int = 10, uniform_fraction: Scalar = 1
         losses = as_float(losses)
         if losses.ndim != 1 or jnp.shape(t) != losses.shape:
             raise ValueError(f"t and losses must have shape (B,), got {jnp.shape(t)} and {losses.shape}")
-        bins = jnp.where(jnp.isfinite(losses), bin_of(t, num_bins), num_bins)  # num_bins: nowhere
+        # Losses that are not finite get the index num_bins: the scatters below drop it.
+        bins = jnp.where(jnp.isfinite(losses), bin_of(t, num_bins), num_bins)
         order = jnp.argsort(bins, stable=True)
         bins, squares = bins[order], jnp.square(losses[order]).astype(state.squares.dtype)
-        rank = jnp.arange(len(bins)) - jnp.searchsorted(bins, bins)  # among those of the same bin
+        rank = jnp.arange(len(bins)) - jnp.searchsorted(bins, bins)  # among the losses of the same bin
         added = jnp.zeros_like(state.counts).at[bins].add(1, mode="drop")
-        # A bin is a ring; of more losses than it holds only the last ones are written.
+        # A row of `squares` is a ring buffer: if a batch has more than `history` losses of a bin, write the last ones.
         last = rank >= added.at[bins].get(mode="clip") - history
         column = (state.counts.at[bins].get(mode="clip") + rank) % history
-        written = state.squares.at[jnp.where(last, bins, num_bins), column].set(squares, mode="drop")
+        new_squares = state.squares.at[jnp.where(last, bins, num_bins), column].set(squares, mode="drop")
         counts = state.counts + added
-        # Kept small: only its remainder and whether the bin is full matter.
-        return Losses(written, jnp.where(counts >= history, history + counts % history, counts))
+        # Bound the counts, so that they cannot overflow: only their remainder and whether the bin is full matter.
+        return Losses(new_squares, jnp.where(counts >= history, history + counts % history, counts))
 
     def distribution(state: Losses) -> Any:
-        size = jnp.sqrt(jnp.mean(state.squares, axis=1))
-        ready = jnp.all(state.counts >= history) & (size.sum() > 0)
-        size = jnp.where(ready, size, 1.0)
-        p = (1 - uniform_fraction) * size / size.sum() + uniform_fraction / num_bins
+        rms = jnp.sqrt(jnp.mean(state.squares, axis=1))
+        ready = jnp.all(state.counts >= history) & (rms.sum() > 0)
+        rms = jnp.where(ready, rms, 1.0)
+        p = (1 - uniform_fraction) * rms / rms.sum() + uniform_fraction / num_bins
         edges = jnp.concatenate([jnp.zeros(1, p.dtype), jnp.cumsum(p)])
-        # The weight is the slope of these very numbers, so that rounding of the sum biases nothing.
+        # The importance weight is the slope of this rounded table, so that the rounding of the sum causes no bias.
         table = edges / edges[-1], jnp.arange(num_bins + 1) / num_bins
 
         def quantile(u: Times) -> Any:

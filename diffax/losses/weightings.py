@@ -1,9 +1,9 @@
-"""Weightings w(lambda) of the denoising loss: functions of the log-SNR lambda, on the error of eps.
+"""Weightings w(lambda) of the denoising loss: functions of the log-SNR lambda, factors of the squared error of eps.
 
     L = E w(lambda) |eps_hat - eps|^2,   SNR = exp(lambda)
     |eps_hat - eps|^2 = SNR |x0_hat - x0|^2 = SNR / (SNR + 1) |v_hat - v|^2        (v under vp)
 
-Papers state their weighting on whatever they predict; the same one on each error:
+Papers state a weighting as a factor of the error of their own prediction. The same weighting on each error:
 
     weighting        on eps                   on x0                   on v (vp)
     simple           1                        SNR                     SNR / (SNR + 1)
@@ -14,10 +14,10 @@ Papers state their weighting on whatever they predict; the same one on each erro
     sigmoid *        sigmoid(b - lambda)      e^b sigmoid(lambda - b)
     elbo *           1 / 2                    SNR / 2
 
-`denoising_loss(..., weighting=w)` converts for every kind of prediction. Those marked * weigh equal steps of
-log-SNR, not of t: pass them with `measure="log_snr"` (Kingma & Gao 2023, where the theory is).
+`denoising_loss(..., weighting=w)` converts w for every kind of prediction. Those marked * are weights per unit of
+log-SNR, not of t: pass them with `measure="log_snr"` (theory: Kingma & Gao 2023).
 
-A weighting is any function of log_snr, shape () or (B,), so a lambda will do. Hyperparameters may be traced.
+Any function of log_snr, () or (B,), is a weighting. Hyperparameters may be traced.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,9 @@ Weighting = Callable[[Any], Any]
 
 
 def simple() -> Weighting:
-    """w = 1: DDPM's L_simple. Ho et al. 2020, eq. 14.
+    """w = 1: L_simple of DDPM.
+
+    Source: Ho et al. 2020, eq. 14.
 
     >>> simple()(jnp.array([-3.0, 2.0])).tolist()
     [1.0, 1.0]
@@ -42,15 +44,15 @@ def simple() -> Weighting:
 
 
 def min_snr(*, gamma: Scalar = 5.0) -> Weighting:
-    """w = min(SNR, gamma) / SNR: as `simple` where SNR < gamma, weight gamma on x0 at the cleaner levels.
+    """w = min(SNR, gamma) / SNR: as `simple` where SNR < gamma, and weight gamma on x0 at cleaner levels.
 
     Args:
-      gamma: > 0; infinity gives `simple`.
-
-    Source: Hang et al. 2023, who state it on x0 as min(SNR, gamma); gamma = 5 is theirs.
+      gamma: > 0, default 5; infinity gives `simple`.
 
     Raises:
       ValueError: if gamma is not positive.
+
+    Source: Hang et al. 2023, who state it on x0 as min(SNR, gamma), with gamma = 5.
 
     >>> [round(float(min_snr()(jnp.log(snr))), 3) for snr in (0.1, 5.0, 20.0)]
     [1.0, 1.0, 0.25]
@@ -60,9 +62,9 @@ def min_snr(*, gamma: Scalar = 5.0) -> Weighting:
 
 
 def truncated_snr() -> Weighting:
-    """w = max(SNR, 1) / SNR: on x0 the SNR, but at least 1, so that the noisiest levels count for x0 too.
+    """w = max(SNR, 1) / SNR: the weight of x0 is the SNR, but at least 1, so that the noisiest levels train x0 too.
 
-    Source: Salimans & Ho 2022, section 4. Their other one, SNR + 1 on x0, is `edm(sigma_data=1.0)`.
+    Source: Salimans & Ho 2022, section 4. Their second weighting, SNR + 1 on x0, is `edm(sigma_data=1.0)`.
 
     >>> [round(float(truncated_snr()(jnp.log(snr))), 3) for snr in (0.1, 1.0, 20.0)]
     [10.0, 1.0, 1.0]
@@ -71,16 +73,17 @@ def truncated_snr() -> Weighting:
 
 
 def p2(*, gamma: Scalar = 1.0, k: Scalar = 1.0) -> Weighting:
-    """w = (k + SNR)^-gamma: perception prioritised, away from the finest noise.
+    """w = (k + SNR)^-gamma: perception prioritised, with less weight on the levels of least noise.
 
     Args:
-      gamma: how strongly, >= 0; 0 gives `simple`.
-      k: >= 0; bounds the weight of the noisiest levels by k^-gamma.
-
-    Source: Choi et al. 2022, with gamma = 0.5 or 1 and k = 1. At gamma = k = 1 it is `sigmoid` with bias 0, in t.
+      gamma: >= 0, default 1: strength of the change; 0 gives `simple`.
+      k: >= 0, default 1; bounds the weight of the noisiest levels by k^-gamma.
 
     Raises:
       ValueError: if gamma or k is negative.
+
+    Source: Choi et al. 2022, with gamma = 0.5 or 1 and k = 1. With gamma = k = 1 it is `sigmoid(bias=0)` per
+    unit of t.
 
     >>> [round(float(p2()(jnp.log(snr))), 3) for snr in (0.1, 1.0, 20.0)]
     [0.909, 0.5, 0.048]
@@ -96,13 +99,13 @@ def edm(*, sigma_data: PerExample = 0.5) -> Weighting:
     On x0 it is (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 with sigma = SNR^-1/2, hence 1 / c_out^2.
 
     Args:
-      sigma_data: standard deviation of the data, > 0; 1 gives the SNR + 1 weighting of Salimans & Ho 2022, which
-        is unit weight on v.
-
-    Source: Karras et al. 2022, table 1; their levels come from `training_times.log_normal_sigma`.
+      sigma_data: standard deviation of the data, > 0, default 0.5; 1 gives the SNR + 1 weighting of Salimans & Ho 2022,
+        which is unit weight on v.
 
     Raises:
       ValueError: if sigma_data is not positive.
+
+    Source: Karras et al. 2022, table 1; their distribution of levels is `training_times.log_normal_sigma`.
 
     >>> [round(float(edm(sigma_data=0.5)(jnp.log(snr))), 3) for snr in (0.1, 1.0, 20.0)]
     [41.0, 5.0, 1.2]
@@ -114,10 +117,10 @@ def edm(*, sigma_data: PerExample = 0.5) -> Weighting:
 def sigmoid(*, bias: Scalar = 0.0) -> Weighting:
     """w = 1 / (1 + exp(lambda - bias)) per unit of log-SNR: pass it with `measure="log_snr"`.
 
-    It falls as lambda grows, so the loss is the ELBO of data with a little noise added (Kingma & Gao 2023).
+    The weight decreases in lambda, so the loss is the ELBO of data with a little noise added (Kingma & Gao 2023).
 
     Args:
-      bias: the log-SNR at which the weight is one half; lower for higher resolution.
+      bias: the log-SNR at which the weight is one half, default 0; use a lower value for a higher resolution.
 
     Source: Hoogeboom et al. 2024 (SiD2); Kingma & Gao 2023, with bias 2.
 
@@ -132,8 +135,8 @@ def elbo() -> Weighting:
 
         -1/2 E int SNR'(t) |x0_hat - x0|^2 dt = 1/2 E int |eps_hat - eps|^2 dlambda = 1/2 E int g^2 |s_hat - s|^2 dt
 
-    The mean over uniform t of the loss, times the number of dimensions, is this term in nats; over other times
-    multiply each loss by the draw's weight. Levels beyond the clip of the log-SNR count for nothing.
+    The mean of the loss over uniform t, times the number of dimensions, is this term in nats. If t is not uniform,
+    multiply each loss by the weight of the draw. Levels where the log-SNR is clipped contribute 0.
 
     Source: Kingma et al. 2021, section 5; with g^2 on the score s, Song et al. 2021 (Maximum likelihood training of
     score-based diffusion models).
@@ -145,7 +148,7 @@ def elbo() -> Weighting:
 
 
 class Row(NamedTuple):
-    """What a weighting is. make: parameters -> weighting; measure: what it counts, see `denoising_loss`."""
+    """A row of the catalogue. make: parameters -> weighting. measure: "t" or "log_snr", see `denoising_loss`."""
 
     make: Callable[..., Weighting]
     measure: str = "t"

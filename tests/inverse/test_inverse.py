@@ -759,7 +759,10 @@ BOXES = inverse.BoxDownsample(2, (4, 4, 1))
         (lambda: inverse.Mask(np.array([0.5, 1.0])), "known must be 0 or 1"),
         (lambda: inverse.ddnm(None, MASK, np.ones((2, 3))), r"y must have the shape .* known \(2,\) .* got \(2, 3\)"),
         (lambda: inverse.ddnm(None, MASK, np.ones(())), r"y must have the shape \(B, ...\).*got \(\)"),
-        (lambda: inverse.Mask(np.ones((3, 2))).check(np.ones((2, 2))), r"known \(3, 2\) broadcasts, got \(2, 2\)"),
+        (
+            lambda: inverse.Mask(np.ones((3, 2))).check(np.ones((2, 2))),
+            r"known \(3, 2\) must broadcast to it, got \(2, 2\)",
+        ),
         (lambda: MASK.forward(jnp.ones((1, 3))), r"known must broadcast to x of shape|broadcast"),
         (lambda: inverse.Mask({"a": FIRST}).check(Y), "y must be a tree like known"),
         (lambda: inverse.BoxDownsample(3, (4, 4, 1)), r"factor must divide shape \(4, 4, 1\) .* got 3"),
@@ -784,7 +787,10 @@ BOXES = inverse.BoxDownsample(2, (4, 4, 1))
         (lambda: inverse.mmps(jnp.add, SCHEDULE, MASK, Y, iterations=0), "iterations must be an int >= 1, got 0"),
         (lambda: inverse.diffpir(jnp.add, SCHEDULE, MASK, Y, std=0.1, weight=0.0), "weight must be > 0, got 0.0"),
         (lambda: inverse.dps(diffax.ddim(SCHEDULE), MASK, Y, scale=-1.0), "scale must be >= 0, got -1.0"),
-        (lambda: inverse.dps(diffax.ddim(SCHEDULE), 3, Y), "operator must be a measurement or a function, got 3"),
+        (
+            lambda: inverse.dps(diffax.ddim(SCHEDULE), 3, Y),
+            "operator must be an operator of diffax.inverse or a function, got 3",
+        ),
         (lambda: inverse.renoising(SCHEDULE, zeta=1.5), r"zeta must be in \[0, 1\], got 1.5"),
         (lambda: inverse.replacement(diffax.ddim(SCHEDULE), SCHEDULE, BOXES, Y), "operator must be a Mask, got Box"),
         (lambda: inverse.ddnm_plus(SCHEDULE, inverse.Blur(np.ones(1), (2,), axes=(0,)), Y, std=0.1), "got Blur"),
@@ -793,7 +799,7 @@ BOXES = inverse.BoxDownsample(2, (4, 4, 1))
         (lambda: inverse.posterior(gaussian(), MASK, Y, std=0.1), r"y must be one measurement, .* got \(2, 2\)"),
         (
             lambda: inverse.posterior(gaussian(), inverse.Mask(np.ones(3)), np.ones((1, 3)), std=0.1),
-            r"y must measure x0",
+            r"y must be a measurement of x0",
         ),
         (lambda: inverse.posterior(None, MASK, Y[:1], std=0.1), "prior must be a Gaussian or a Mixture, got NoneType"),
     ],
@@ -806,7 +812,7 @@ def test_bad_input_is_refused(make, message):
 def test_a_measurement_of_another_batch_size_is_refused():
     three = np.ones((3, 2))
     for guided in (inverse.ddnm(lambda x, t: x, MASK, three), inverse.pigdm(lambda x, t: x, SCHEDULE, MASK, three)):
-        with pytest.raises(ValueError, match=r"y must have shape \(2, 2\), or 1 in place of the batch, got \(3, 2\)"):
+        with pytest.raises(ValueError, match=r"y must have shape \(2, 2\), or batch size 1, got \(3, 2\)"):
             guided(jnp.asarray(X), 0.5)
     sampler = inverse.replacement(diffax.ddim(SCHEDULE), SCHEDULE, MASK, three)
     state = sampler.init(jnp.asarray(X), None)

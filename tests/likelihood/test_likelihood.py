@@ -308,11 +308,14 @@ def test_bits_per_dimension_of_a_known_distribution():
         ({"probe_distribution": "uniform"}, "probe_distribution must be one of rademacher, gaussian, got 'uniform'"),
         ({"probes": 0}, "probes must be an int >= 1, got 0"),
         ({"probes": 1.5}, "probes must be an int >= 1, got 1.5"),
-        ({"times": np.array([0.9, 0.1])}, r"times must rise from data to noise, got \[0.9, 0.1\]"),
+        (
+            {"times": np.array([0.9, 0.1])},
+            r"times must have n >= 2 entries and increase from data to noise, got \[0.9, 0.1\]",
+        ),
         ({"times": np.array([-0.1, 0.9])}, r"times must lie in \[0, 1\], got -0.1"),
         (
             {"divergence": "exact", "x": jnp.zeros((1, 5000))},
-            "divergence 'exact' takes at most 4096 dimensions, got 5000",
+            "x must have at most 4096 dimensions for divergence 'exact', got 5000",
         ),
     ],
 )
