@@ -2,16 +2,16 @@ r"""Guidance: functions from denoisers to a denoiser.
 
 With c and u the conditional and the unconditional x0, d = c - u their difference, w a weight:
 
-    classifier_free_guidance      u + w d; with u of a worse model of the same condition it is autoguidance
-    adaptive_projected_guidance   c + (w - 1) (d_orthogonal + eta d_parallel),  d first cut to the norm r
+    classifier_free_guidance      u + w d; with u from a worse model of the same condition it is autoguidance
+    adaptive_projected_guidance   c + (w - 1) (d_orthogonal + eta d_parallel),  d first clipped to the norm r
     guidance_interval             guided inside an interval of noise levels, plain outside
-    guidance_rescale              the guided answer with (part of) the conditional answer's standard deviation
+    guidance_rescale              the guided x0 with (part of) the standard deviation of the conditional x0
     classifier_guidance           x0 + w sigma^2 / alpha grad_x log p(y | x_t)
 
-On denoisers a linear rule is the same for every prediction kind, since x0 is affine in each of them. All of them act on
-x0 alone: of learned variances (`Moments`) that of the conditional or guided answer stays.
+On denoisers a linear rule is the same for every prediction kind, since x0 is affine in each of them. All functions act
+only on x0: learned variances (`Moments`) are those of the conditional or guided denoiser.
 A weight w is a number, an array of shape () or (B,), or a function of t; it may be traced.
-What acts on the renoising instead is a wrapper of a sampler: `cfg_plus_plus`, `guidance_momentum`.
+Methods that change the renoising are wrappers of a sampler: `cfg_plus_plus`, `guidance_momentum`.
 """
 
 from collections.abc import Callable
@@ -51,37 +51,41 @@ from diffax.typing import (
 )
 
 
-def _at(name: str, weight: Weight, x: Tree, t: Times) -> Any:
+def _weight_at(name: str, weight: Weight, x: Tree, t: Times) -> Any:
+    """The value of a weight at t, checked against the batch size of x."""
     value = weight(t) if callable(weight) else weight
     check_per_example(x, **{name: value})
     return jnp.asarray(value)
 
 
-def _literal(weight: Weight, value: int) -> bool:
+def _is_literal(weight: Weight, value: int) -> bool:
+    """Whether the weight is a Python number with this value, known without tracing."""
     return isinstance(weight, (int, float)) and weight == value
 
 
-def _need(**branches: object) -> None:
+def _check_denoisers(**branches: object) -> None:
+    """Raise `ValueError` for a branch that is not a denoiser."""
     for name, branch in branches.items():
         check_function(name, branch, "a denoiser (x, t) -> x0")
 
 
 def classifier_free_guidance(conditional: Denoiser, unconditional: Denoiser, weight: Weight) -> Denoiser:
-    """Classifier-free guidance: x0 = u + w (c - u), c and u the two denoisers' answers.
+    """Classifier-free guidance: x0 = u + w (c - u), with c and u from the two denoisers.
 
-    Ho & Salimans 2021, eq. 6, whose w is this one less 1. Where one network gives both answers,
-    `batched_classifier_free_guidance` calls it once. With `unconditional` a worse model of the same condition, less
-    trained or smaller, it is autoguidance (Karras et al. 2024, eq. 6).
+    If one network computes both, `batched_classifier_free_guidance` calls it once. With a worse model of the same
+    condition (smaller, or trained for a shorter time) as `unconditional` it is autoguidance.
 
     Args:
       conditional: (x, t) -> c with the condition bound.
-      unconditional: (x, t) -> u, e.g. the same network at its null label.
-      weight: w; 1 is conditional, 0 unconditional, > 1 stronger guidance. A Python number 0 or 1 saves the call
-        that has no say.
+      unconditional: (x, t) -> u, such as the same network with its null label.
+      weight: w; 1 is conditional, 0 unconditional, > 1 stronger guidance. For a Python number 0 or 1 the branch
+        without effect is not called and may be None.
 
     Raises:
-      ValueError: if a branch that has a say is missing; on calling it, if an answer has not the shape of x, or the
-        weight is neither () nor (B,), as of every guidance here.
+      ValueError: if a branch with an effect is missing; when called, here and for every guidance in this module, if the
+        result of a denoiser does not have the shape of x, or the shape of the weight is neither () nor (B,).
+
+    Source: Ho & Salimans 2021, eq. 6, whose w is w - 1 here; autoguidance: Karras et al. 2024, eq. 6.
 
     >>> denoise = classifier_free_guidance(lambda x, t: 2.0 * x, lambda x, t: x, 3.0)
     >>> denoise(jnp.ones(1), 0.5).tolist()
@@ -89,18 +93,18 @@ def classifier_free_guidance(conditional: Denoiser, unconditional: Denoiser, wei
     >>> classifier_free_guidance(lambda x, t: 2.0 * x, lambda x, t: x, lambda t: 4 * t)(jnp.ones(1), 0.25).tolist()
     [2.0]
     """
-    if _literal(weight, 1):
-        _need(conditional=conditional)
+    if _is_literal(weight, 1):
+        _check_denoisers(conditional=conditional)
         return conditional
-    if _literal(weight, 0):
-        _need(unconditional=unconditional)
+    if _is_literal(weight, 0):
+        _check_denoisers(unconditional=unconditional)
         return unconditional
-    _need(conditional=conditional, unconditional=unconditional)
+    _check_denoisers(conditional=conditional, unconditional=unconditional)
     check_weight("weight", weight)
     conditional, unconditional = like_x("conditional", conditional), like_x("unconditional", unconditional)
 
     def denoise(x: Tree, t: Times) -> Any:
-        w, c = _at("weight", weight, x, t), conditional(x, t)
+        w, c = _weight_at("weight", weight, x, t), conditional(x, t)
         return with_x0(c, combine((w, x0_of(c)), (1 - w, x0_of(unconditional(x, t)))))
 
     return denoise
@@ -109,10 +113,10 @@ def classifier_free_guidance(conditional: Denoiser, unconditional: Denoiser, wei
 def batched_guidance(
     guide: Guide, denoise: Callable[[Any, Any, Any], Any], condition: Conditioning, null: Conditioning
 ) -> Denoiser:
-    """Any guidance of two branches for the price of one call of a network, at twice the batch size.
+    """Guidance of two branches with one call of a network, at twice the batch size.
 
-    `guide` receives two denoisers that hold the answers c and u of this call, so it may ask each of them as often as
-    it likes, but only at the (x, t) of the call:
+    `guide` receives two denoisers that return the results c and u of this call. It may call each any number of times,
+    but only at the (x, t) of the call:
 
         def guide(c, u):
             return guidance_rescale(classifier_free_guidance(c, u, 7.5), c, 0.7)
@@ -121,14 +125,14 @@ def batched_guidance(
 
     Args:
       guide: (conditional, unconditional) -> denoiser.
-      denoise: (x, t, condition) -> x0; x, condition: leaves (2B, ...), t: () or (2B,). It must treat each example by
-        itself; the two branches of an example are neighbours, which leaves a batch that is split over devices where
-        it is.
-      condition: what c is conditioned on, a tree with leaves (B, ...), or () for the same label everywhere.
-      null: the same tree for u; leaves broadcast against those of `condition`.
+      denoise: (x, t, condition) -> x0; x, condition: leaves (2B, ...), t: () or (2B,). Its result for an example must
+        not depend on the other examples. The two branches of an example are neighbours in the batch, so that a batch
+        that is sharded over devices is not moved.
+      condition: the condition of c, a tree with leaves (B, ...), or () for the same label in each example.
+      null: the same tree for u; its leaves broadcast to those of `condition`.
 
     Raises:
-      ValueError: if `null` is missing, another tree than `condition`, or does not broadcast to its shapes.
+      ValueError: if `null` is missing, is not a tree like `condition`, or does not broadcast to its shapes.
 
     >>> denoise = lambda x, t, label: x * label
     >>> guided = batched_guidance(lambda c, u: classifier_free_guidance(c, u, 3.0), denoise, jnp.array([2.0, 5.0]), 1.0)
@@ -137,7 +141,7 @@ def batched_guidance(
     """
     _check_null(condition, null)
 
-    def pair(first: Leaf, second: Leaf) -> Any:
+    def interleave(first: Leaf, second: Leaf) -> Any:
         return jnp.stack([first, second], 1).reshape(2 * len(first), *first.shape[1:])
 
     def guided(x: Tree, t: Times) -> Any:
@@ -147,12 +151,12 @@ def batched_guidance(
         def conditions(c: Scalar, n: Scalar) -> Any:
             c = jnp.asarray(c)
             c = c if c.ndim else jnp.broadcast_to(c, (size,))
-            return pair(c, jnp.broadcast_to(jnp.asarray(n), c.shape))
+            return interleave(c, jnp.broadcast_to(jnp.asarray(n), c.shape))
 
-        both = jax.tree.map(conditions, condition, null)
+        condition2 = jax.tree.map(conditions, condition, null)
         t2 = jnp.repeat(t, 2, axis=0) if jnp.ndim(t) else t
-        x2 = jax.tree.map(lambda v: pair(v, v), x)
-        x0 = like_x("denoise", lambda x, t: denoise(x, t, both))(x2, t2)
+        x2 = jax.tree.map(lambda v: interleave(v, v), x)
+        x0 = like_x("denoise", lambda x, t: denoise(x, t, condition2))(x2, t2)
         c, u = (jax.tree.map(lambda v, i=i: v[i::2], x0) for i in range(2))
         return guide(lambda x, t: c, lambda x, t: u)(x, t)
 
@@ -160,11 +164,12 @@ def batched_guidance(
 
 
 def _check_null(condition: Conditioning, null: Conditioning) -> None:
+    """Raise `ValueError` unless `null` is a tree like `condition` whose leaves broadcast to it."""
     if null is None:
         raise ValueError("null must be the condition of the unconditional branch, got None")
-    trees: list[Any] = [jax.tree.structure(v) for v in (condition, null)]
-    if trees[0] != trees[1]:
-        raise ValueError(f"null must be a tree like condition, {trees[0]}, got {trees[1]}")
+    structures: list[Any] = [jax.tree.structure(v) for v in (condition, null)]
+    if structures[0] != structures[1]:
+        raise ValueError(f"null must be a tree like condition, {structures[0]}, got {structures[1]}")
     for c, n in zip(*map(jax.tree.leaves, (condition, null)), strict=True):
         shape = jnp.shape(c)
         if jnp.ndim(n) > len(shape) or any(m not in (1, k) for m, k in zip(jnp.shape(n)[::-1], shape[::-1])):  # noqa: B905
@@ -177,22 +182,23 @@ def batched_classifier_free_guidance(
     """`classifier_free_guidance` with one call of the network for both branches: x0 = u + w (c - u).
 
     Args:
-      denoise: (x, t, condition) -> x0, as in `batched_guidance`; for x0 of half the batch at a Python weight of 0 or 1.
+      denoise: (x, t, condition) -> x0, as in `batched_guidance`. For a Python weight of 0 or 1 its batch size is B and
+        not 2B, as only one branch is needed.
       condition: a tree with leaves (B, ...) or ().
-      null: its value for the unconditional branch.
-      weight: w.
+      null: the condition of the unconditional branch, the same tree.
+      weight: w, as for `classifier_free_guidance`.
 
     Raises:
-      ValueError: as in `batched_guidance`, unless the weight is the number 1, which needs no null.
+      ValueError: as in `batched_guidance`; a weight that is the Python number 1 needs no null.
 
     >>> guided = batched_classifier_free_guidance(lambda x, t, label: x * label, jnp.array([2.0, 5.0]), 1.0, 3.0)
     >>> guided(jnp.ones(2), 0.5).tolist()
     [4.0, 13.0]
     """
-    if _literal(weight, 1):
+    if _is_literal(weight, 1):
         return lambda x, t: denoise(x, t, condition)
     _check_null(condition, null)
-    if _literal(weight, 0):
+    if _is_literal(weight, 0):
         return lambda x, t: denoise(x, t, jax.tree.map(lambda c, n: jnp.broadcast_to(n, jnp.shape(c)), condition, null))
     return batched_guidance(lambda c, u: classifier_free_guidance(c, u, weight), denoise, condition, null)
 
@@ -207,26 +213,27 @@ def guidance_interval(
 ) -> Denoiser:
     """Guidance where low <= t <= high, the plain denoiser elsewhere.
 
-    Kynkäänniemi et al. 2024, eq. 6, who choose an interval of sigma. Where t and the bounds are one number for the
-    batch, the branch that is not chosen costs nothing at run time (but under `vmap`).
+    If t and the bounds are scalars, the branch that is not chosen costs nothing at run time (except under `vmap`).
 
     Args:
-      guided: (x, t) -> x0 inside.
+      guided: (x, t) -> x0 inside the interval.
       plain: (x, t) -> x0 outside, usually the conditional denoiser.
-      low: () or (B,), may be traced.
-      high: () or (B,), may be traced; below `low` the interval is empty.
-      of: what the bounds are bounds of, as a function of t: `schedule.log_snr`, `lambda t: schedule(t).sigma`; None
-        for t itself.
+      low: () or (B,), may be traced. Default 0.
+      high: () or (B,), may be traced; below `low` the interval is empty. Default 1.
+      of: the bounded quantity as a function of t, such as `schedule.log_snr` or `lambda t: schedule(t).sigma`; None
+        for t.
 
     Raises:
-      ValueError: if a denoiser is missing, or the bounds are known to be nan; on calling it, if one denoiser alone
-        gives `Moments`.
+      ValueError: if a denoiser is missing, or a bound is known to be nan; when called, if only one of the two denoisers
+        returns `Moments`.
+
+    Source: Kynkäänniemi et al. 2024, eq. 6, with an interval of sigma.
 
     >>> denoise = guidance_interval(lambda x, t: 2.0 * x, lambda x, t: x, 0.2, 0.8)
     >>> denoise(jnp.ones(3), jnp.array([0.1, 0.2, 0.9])).tolist()
     [1.0, 2.0, 1.0]
     """
-    _need(guided=guided, plain=plain)
+    _check_denoisers(guided=guided, plain=plain)
     guided, plain = like_x("guided", guided), like_x("plain", plain)
     for name, bound in (("low", low), ("high", high)):
         check(name, bound, number)
@@ -240,15 +247,16 @@ def guidance_interval(
         def cast(tree: Tree) -> Any:
             return jax.tree.map(lambda like, v: v.astype(combine((1.0, like)).dtype), x, tree)
 
-        def like_x(answer: Tree) -> Any:  # both branches of a `cond` need one dtype, and one structure
-            kinds.append("Moments" if isinstance(answer, Moments) else "x0")
+        def unify(output: Tree) -> Any:
+            """The output in the dtype of x: both branches of `cond` must have the same structure and dtypes."""
+            kinds.append("Moments" if isinstance(output, Moments) else "x0")
             if len(set(kinds)) == 2:
-                raise ValueError(f"plain must give {kinds[0]} as guided does, got {kinds[1]}")
-            return Moments(*map(cast, answer)) if isinstance(answer, Moments) else cast(answer)
+                raise ValueError(f"plain must return {kinds[0]} like guided, got {kinds[1]}")
+            return Moments(*map(cast, output)) if isinstance(output, Moments) else cast(output)
 
         if inside.ndim == 0:
-            return jax.lax.cond(inside, lambda: like_x(guided(x, t)), lambda: like_x(plain(x, t)))
-        return jax.tree.map(lambda g, p: jnp.where(expand(inside, g), g, p), like_x(guided(x, t)), like_x(plain(x, t)))
+            return jax.lax.cond(inside, lambda: unify(guided(x, t)), lambda: unify(plain(x, t)))
+        return jax.tree.map(lambda g, p: jnp.where(expand(inside, g), g, p), unify(guided(x, t)), unify(plain(x, t)))
 
     return denoise
 
@@ -262,29 +270,31 @@ def guidance_rescale(
     schedule: Schedule | None = None,
     sigma_data: PerExample = 0.5,
 ) -> Denoiser:
-    """Guidance with the conditional answer's contrast: y = g (phi std(c) / std(g) + 1 - phi).
+    """Guidance with the contrast of the conditional denoiser: y = g (phi std(c) / std(g) + 1 - phi).
 
-    Lin et al. 2024, eq. 15 and 16. std is over all axes of an example, in each leaf of x by itself. The paper rescales
-    what its network predicts, v: `kind="v"` with a schedule does the same, by way of y = a x0 + b eps. The default
-    rescales x0; the two agree in their aim, not in their numbers.
+    std is taken over all axes of an example, separately in each leaf of x. The paper rescales the prediction of its
+    network, v; `kind="v"` with a schedule does this, by converting y = a x0 + b eps. The default rescales x0, which has
+    the same purpose but gives other numbers.
 
     Args:
       guided: (x, t) -> g.
       conditional: (x, t) -> c.
-      strength: phi, () or (B,), in [0, 1], or a function of t; 0 changes nothing, the paper's choice is 0.7.
-      kind: the prediction whose standard deviation is matched, a key of `diffax.predictions.KINDS`.
-      schedule: for another kind than x0.
-      sigma_data: standard deviation of the data, of `edm` alone.
+      strength: phi, () or (B,), in [0, 1], or a function of t; 0 changes nothing, the paper uses 0.7.
+      kind: the prediction whose standard deviation is matched, a key of `diffax.predictions.KINDS`. Default x0.
+      schedule: noise schedule, required for a kind other than x0.
+      sigma_data: standard deviation of the data, only for kind `edm`. Default 0.5.
 
     Raises:
-      ValueError: if a denoiser is missing, the strength is known to lie outside [0, 1], for an unknown kind, and for
-        one that needs a schedule without one.
+      ValueError: if a denoiser is missing, if the strength is known to be outside [0, 1], for an unknown kind, or if
+        the kind needs a schedule and there is none.
+
+    Source: Lin et al. 2024, eq. 15 and 16.
 
     >>> denoise = guidance_rescale(lambda x, t: 3 * x, lambda x, t: x, 0.5)
     >>> denoise(jnp.array([[-1.0, 1.0]]), 0.5).tolist()
     [[-2.0, 2.0]]
     """
-    _need(guided=guided, conditional=conditional)
+    _check_denoisers(guided=guided, conditional=conditional)
     guided, conditional = like_x("guided", guided), like_x("conditional", conditional)
     choose("kind", kind, KINDS) if schedule is None else check_kind(kind, schedule)
     if not callable(strength):
@@ -297,7 +307,7 @@ def guidance_rescale(
         return safe_sqrt(jnp.mean(jnp.square(v - v.mean(1, keepdims=True)), 1))
 
     def denoise(x: Tree, t: Times) -> Any:
-        phi = _at("strength", strength, x, t)
+        phi = _weight_at("strength", strength, x, t)
 
         def prediction(x0: Tree) -> Any:
             if schedule is None or kind == "x0":
@@ -306,15 +316,15 @@ def guidance_rescale(
             return target(kind, schedule, x0, combine((1 / sigma, x), (-alpha / sigma, x0)), t, sigma_data=sigma_data)
 
         def matched(g: Leaf, c: Leaf) -> Any:
-            spread = std(g)
-            ratio = jnp.where(spread > 0, std(c) / jnp.where(spread > 0, spread, 1.0), 1.0)
+            std_g = std(g)
+            ratio = jnp.where(std_g > 0, std(c) / jnp.where(std_g > 0, std_g, 1.0), 1.0)
             return combine((1 + phi * (ratio - 1), g))
 
-        answer = guided(x, t)
-        y = jax.tree.map(matched, *(prediction(x0_of(v)) for v in (answer, conditional(x, t))))
+        output = guided(x, t)
+        y = jax.tree.map(matched, *(prediction(x0_of(v)) for v in (output, conditional(x, t))))
         if schedule is None or kind == "x0":
-            return with_x0(answer, y)
-        return with_x0(answer, split(kind, schedule, y, x, t, sigma_data=sigma_data)[0])
+            return with_x0(output, y)
+        return with_x0(output, split(kind, schedule, y, x, t, sigma_data=sigma_data)[0])
 
     return denoise
 
@@ -327,29 +337,32 @@ def adaptive_projected_guidance(
     eta: PerExample = 0.0,
     threshold: PerExample = jnp.inf,
 ) -> Denoiser:
-    """Adaptive projected guidance: less of the part of guidance that only saturates.
+    """Adaptive projected guidance: a smaller weight for the part of d parallel to c, which only adds saturation.
 
         d  = (c - u) min(1, r / |c - u|)
         x0 = c + (w - 1) (d_orthogonal + eta d_parallel),   d_parallel = <d, c> / <c, c> c
 
-    Sadat et al. 2024, eq. 6 to 10, without momentum, which needs a memory: `guidance_momentum`. Norms and products
-    are those of an example, over all its axes and leaves. eta = 1 without a threshold is `classifier_free_guidance`.
+    Norms and products are those of an example, over all its axes and leaves. eta = 1 without a threshold is
+    `classifier_free_guidance`. The momentum of the paper needs a state, so it is a wrapper of the sampler:
+    `guidance_momentum`.
 
     Args:
       conditional: (x, t) -> c.
       unconditional: (x, t) -> u.
-      weight: w.
-      eta: () or (B,), may be traced; the share of the parallel part that is kept.
-      threshold: r > 0, () or (B,), may be traced.
+      weight: w, as for `classifier_free_guidance`.
+      eta: factor of the parallel part, () or (B,), may be traced. Default 0.
+      threshold: r > 0, () or (B,), may be traced. Default infinity, which does not clip.
 
     Raises:
       ValueError: if a branch is missing, or the threshold is known not to be positive.
+
+    Source: Sadat et al. 2024, eq. 6 to 10.
 
     >>> denoise = adaptive_projected_guidance(lambda x, t: x, lambda x, t: x - jnp.array([[1.0, 1.0]]), 3.0)
     >>> denoise(jnp.array([[1.0, 0.0]]), 0.5).tolist()
     [[1.0, 2.0]]
     """
-    _need(conditional=conditional, unconditional=unconditional)
+    _check_denoisers(conditional=conditional, unconditional=unconditional)
     conditional, unconditional = like_x("conditional", conditional), like_x("unconditional", unconditional)
     check_weight("weight", weight)
     check("eta", eta, number)
@@ -363,16 +376,17 @@ def adaptive_projected_guidance(
 
     def denoise(x: Tree, t: Times) -> Any:
         check_per_example(x, eta=eta, threshold=threshold)
-        answer = conditional(x, t)
-        c = jax.tree.map(jnp.asarray, x0_of(answer))
+        output = conditional(x, t)
+        c = jax.tree.map(jnp.asarray, x0_of(output))
         d = combine((1.0, c), (-1.0, x0_of(unconditional(x, t))))
-        norm, square = safe_sqrt(dot(d, d)), dot(c, c)
-        long = norm > threshold
-        # r = inf must leave no inf / norm behind, not even in the gradient.
-        shrink = jnp.where(long, threshold / jnp.where(long, norm, 1.0), 1.0)
-        along = dot(d, c) / jnp.where(square > 0, square, 1.0)
-        push = (_at("weight", weight, x, t) - 1) * shrink
-        return with_x0(answer, combine((1 + push * (eta - 1) * along, c), (push, d)))
+        norm_d, c_c = safe_sqrt(dot(d, d)), dot(c, c)
+        clipped = norm_d > threshold
+        # threshold / norm_d is infinite for r = inf. The inner `where` keeps it finite where it is not used, because an
+        # infinite value there would give a NaN in the gradient.
+        shrink = jnp.where(clipped, threshold / jnp.where(clipped, norm_d, 1.0), 1.0)
+        d_c = dot(d, c) / jnp.where(c_c > 0, c_c, 1.0)
+        scale = (_weight_at("weight", weight, x, t) - 1) * shrink
+        return with_x0(output, combine((1 + scale * (eta - 1) * d_c, c), (scale, d)))
 
     return denoise
 
@@ -380,28 +394,30 @@ def adaptive_projected_guidance(
 def classifier_guidance(denoise: Denoiser, log_prob: Predict, schedule: Schedule, scale: PerExample) -> Denoiser:
     """Classifier guidance: x0 + w sigma^2 / alpha grad_x log p(y | x_t).
 
-    The score of p(x_t) p(y | x_t)^w, by Tweedie's formula; Dhariwal & Nichol 2021, eq. 14 (algorithm 2, which does the
-    same to eps). With w = 1 and the true p(y | x_t) it is the denoiser of the conditional law.
+    By Tweedie's formula this is the denoiser with the score of p(x_t) p(y | x_t)^w. With w = 1 and the true p(y | x_t)
+    it is the denoiser of the conditional distribution.
 
     Args:
       denoise: (x, t) -> x0.
-      log_prob: (x, t) -> (B,), the log-probability of the label under a classifier of noisy x_t; for one that was
-        trained with another schedule see `diffax.denoisers.reschedule`.
+      log_prob: (x, t) -> (B,), the log-probability of the label from a classifier of noisy x_t; for a classifier that
+        was trained with another schedule see `diffax.denoisers.reschedule`.
       schedule: the schedule of `denoise`.
-      scale: w; the Python number 0 saves the classifier's call.
+      scale: w; for the Python number 0 the classifier is not called.
 
     Raises:
-      ValueError: if the denoiser or the classifier is missing.
+      ValueError: if the denoiser or the classifier is missing; when called, if log_prob does not return shape (B,).
+
+    Source: Dhariwal & Nichol 2021, eq. 14 (algorithm 2, which applies the same rule to eps).
 
     >>> import diffax
     >>> guided = classifier_guidance(lambda x, t: 0 * x, lambda x, t: 3 * x.sum(-1), diffax.LogLinear(0.01, 1.0), 2.0)
     >>> guided(jnp.ones((1, 2)), 1.0).tolist()
     [[6.0, 6.0]]
     """
-    _need(denoise=denoise)
+    _check_denoisers(denoise=denoise)
     check_function("log_prob", log_prob, "a function (x, t) -> (B,)")
     check_schedule(schedule)
-    if _literal(scale, 0):
+    if _is_literal(scale, 0):
         return denoise
     check_weight("scale", scale)
 
@@ -414,9 +430,11 @@ def classifier_guidance(denoise: Denoiser, log_prob: Predict, schedule: Schedule
         return jnp.sum(value)
 
     def guided(x: Tree, t: Times) -> Any:
-        slope = jax.grad(total)(x, t)  # examples do not mix: the sum's gradient is each one's
+        # Each log-probability depends on its own example only, so the gradient of the sum has the gradient of each.
+        gradient = jax.grad(total)(x, t)
         alpha, sigma, _ = schedule(t)
-        answer = denoise(x, t)
-        return with_x0(answer, combine((1.0, x0_of(answer)), (_at("scale", scale, x, t) * sigma**2 / alpha, slope)))
+        output = denoise(x, t)
+        w = _weight_at("scale", scale, x, t)
+        return with_x0(output, combine((1.0, x0_of(output)), (w * sigma**2 / alpha, gradient)))
 
     return guided

@@ -1,14 +1,14 @@
-"""The one loop over steps.
+"""Sampling along a step grid: one loop, three functions.
 
     integrate   n entries, n - 1 moves, ends at the last level
     sample      integrate, then one denoiser call at times[-1]: n entries cost n calls
-    unroll      integrate, and a record of every state on the way
+    unroll      integrate, and a record of every state
 
-Since `sample` ends with the denoiser, no sampler ever steps to sigma = 0.
+`sample` ends with a denoiser call, so no sampler has to step to sigma = 0.
 
-x of half precision (bfloat16, float16) is carried in float32, which is what the denoiser gets, and comes back in its
-own dtype: many short steps in half precision would all be rounded away. A network that computes in half precision casts
-its input itself, as those of `diffax.nn` do with their `dtype`.
+x in half precision (bfloat16, float16) is carried in float32, because many short steps in half precision would be
+rounded to no step at all. The denoiser receives float32, and the result has the dtype of the input. A network that
+computes in half precision must cast its input, as the networks of `diffax.nn` do with their `dtype`.
 """
 
 import math
@@ -39,21 +39,22 @@ def unroll(
 ) -> tuple[SamplerState, Y]:
     """The final state, and `record(state)` after each of the n - 1 moves, stacked along a leading axis.
 
-    The x of both is in the dtype of the given one.
-
     Args:
-      key: shape (), or (B,) for examples whose noise depends on nothing but their own key; consumed.
-      sampler: what to step with.
+      key: shape (), or (B,) for a key for each example, on which alone its noise depends; consumed.
+      sampler: a `Sampler`.
       denoise: (x, t) -> x0.
       x: (B, ...), an array or a pytree of arrays, at times[0].
-      times: (n,), or (n, B) with a grid for each example; monotone in [0, 1], may repeat a point. It may turn back
-        under a sampler that renoises.
-      record: state -> whatever is to be kept of it.
+      times: step grid (n,), n >= 1, or (n, B) with a grid for each example; monotone in [0, 1], may repeat a point. It
+        may turn back if the sampler renoises.
+      record: state -> the record of this state, by default its x.
+
+    Returns:
+      (state, records), in which x has the dtype of the argument x. Any n >= 1 works: multistep samplers start with
+      order 1.
 
     Raises:
-      ValueError: for a concrete grid that leaves [0, 1] or turns back, or one of another batch; for a sampler that is
-        not built, an x that is not of a float type, and an answer of the denoiser that has not the shape of x. No grid
-        is too short: every sampler starts itself, multistep ones with lower orders.
+      ValueError: for a concrete grid that leaves [0, 1] or turns back, or with another batch size; for a sampler that
+        is not a `Sampler`, an x that is not of a float type, and a denoiser whose result does not have the shape of x.
     """
 
     def narrowed(state: SamplerState) -> SamplerState:
@@ -67,7 +68,7 @@ def unroll(
 def _walk(
     key: Keys, sampler: Sampler, denoise: Denoiser, x: Tree, times: Grid, record: Callable[[Any], Y]
 ) -> tuple[SamplerState, Y]:
-    """`unroll` whose states are as they are carried, x at least in float32."""
+    """`unroll` without the cast back: x in the states is at least float32."""
     check_sampler(sampler)
     check_function("denoise", denoise)
     check_grid(times, may_turn=sampler.renoises)
@@ -90,7 +91,7 @@ def _walk(
 
 
 def integrate(key: Keys, sampler: Sampler, denoise: Denoiser, x: Tree, times: Grid) -> SamplerState:
-    """The sampler's state after stepping along the grid: n entries, n - 1 moves. Arguments as in `unroll`.
+    """The state of the sampler after the n - 1 moves of a grid of n entries. Arguments as in `unroll`.
 
     >>> import diffax
     >>> schedule, times = diffax.Cosine(), jnp.linspace(1.0, 0.0, 5)
@@ -106,7 +107,7 @@ def sample(key: Keys, sampler: Sampler, denoise: Denoiser, x: X, times: Grid) ->
     """x0: `integrate`, then `sampler.finish` at times[-1], one denoiser call. Arguments as in `unroll`.
 
     Raises:
-      ValueError: as `unroll`, and for an x that is known not to be noise of the level at times[0].
+      ValueError: as in `unroll`, and for an x that is known not to be noise of the level at times[0].
 
     >>> import diffax
     >>> schedule, times = diffax.Cosine(), diffax.times.uniform_log_snr(diffax.Cosine(), 10)
@@ -124,10 +125,11 @@ def sample(key: Keys, sampler: Sampler, denoise: Denoiser, x: X, times: Grid) ->
 
 
 def _check_start(sampler: Sampler, x: Tree, times: Grid) -> None:
-    """Raises `ValueError` if x is known not to have the standard deviation of the noise at times[0].
+    """Raise `ValueError` if x is known not to have the standard deviation of the noise at times[0].
 
-    The likely cause is an `initial_noise` that was drawn at another time. x and times are known outside of `jit`. The
-    data do not matter where sigma / alpha >= 10, and 64 numbers tell a factor of 2 from chance.
+    The likely cause is an `initial_noise` for another time. The check needs concrete x and times, so it does nothing
+    inside `jit`. It applies where sigma / alpha >= 10, as the data do not change the standard deviation much there, and
+    to at least 64 numbers, as fewer may differ by a factor of 2 by chance.
     """
     t, leaves = concrete(times), jax.tree.leaves(x)
     if sampler.schedule is None or t is None or t.ndim != 1 or not t.size:
@@ -136,12 +138,13 @@ def _check_start(sampler: Sampler, x: Tree, times: Grid) -> None:
     alpha, sigma, count = concrete(level.alpha), concrete(level.sigma), sum(np.size(leaf) for leaf in leaves)
     if alpha is None or sigma is None or sigma < 10 * alpha or count < 64:
         return
-    known = [concrete(leaf) for leaf in leaves]  # last, as it copies x to the host
-    if any(leaf is None for leaf in known):
+    # This copies x to the host, so it comes after the checks that may return.
+    host_leaves = [concrete(leaf) for leaf in leaves]
+    if any(leaf is None for leaf in host_leaves):
         return
-    std = math.sqrt(sum(float(np.sum(np.square(leaf.astype(np.float64)))) for leaf in known) / count)
+    std = math.sqrt(sum(float(np.sum(np.square(leaf.astype(np.float64)))) for leaf in host_leaves) / count)
     if not sigma / 2 < std < 2 * sigma:
         raise ValueError(
             f"x must have the standard deviation {sigma:.4g} of the noise at times[0] = {t[0]:.4g}, got {std:.4g}: "
-            "draw it by initial_noise(key, schedule, shape, times[0]), or use `integrate`, which takes any x"
+            "draw x with initial_noise(key, schedule, shape, times[0]), or use `integrate`, which accepts any x"
         )

@@ -258,7 +258,7 @@ def test_an_interval_needs_a_variance_from_both_denoisers_or_from_none(t):
         assert leaf.dtype == jnp.float32
         assert leaf.ravel().tolist() == [values[0 if i else 1] for i in np.broadcast_to(inside, 2)]
     for guided, other, message in ((with_v, plain, "Moments .*, got x0"), (plain, with_v, "x0 .*, got Moments")):
-        with pytest.raises(ValueError, match=f"plain must give {message}"):
+        with pytest.raises(ValueError, match=f"plain must return {message}"):
             diffax.guidance_interval(guided, other, 0.2, 0.5)(x, jnp.asarray(t))
 
 

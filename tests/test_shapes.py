@@ -294,7 +294,7 @@ def not_a_schedule(*got):
 
 
 def not_a_sampler(got):
-    return rf"sampler must be a Sampler, as ddim\(schedule\) or Sampler\(init, step, order, calls\) is, got {got}"
+    return rf"sampler must be a Sampler, such as ddim\(schedule\) or Sampler\(init, step, order, calls\), got {got}"
 
 
 PAIR = (lambda x, times: samplers.State(x), lambda key, denoise, state, t, s: state)

@@ -141,11 +141,13 @@ def conjugate_residuals(apply: Callable[[Any], Any], y: Tree, iterations: int) -
     return wz, remainder
 
 
-def _where(active: Leaf, v: Leaf) -> Any:    """v for the active examples, 0 for the others."""
+def _where(active: Leaf, v: Leaf) -> Any:
+    """v for the active examples, 0 for the others."""
     return jax.tree.map(lambda leaf: jnp.where(expand(active, leaf), leaf, 0), v)
 
 
-def _dot(u: Times, v: Leaf) -> Any:    """(B,) inner products of two trees, for each example, in float32 or better."""
+def _dot(u: Times, v: Leaf) -> Any:
+    """(B,) inner products of two trees, for each example, in float32 or better."""
 
     def leaf(a: Leaf, b: Leaf) -> Any:
         product = a.astype(promoted(a.dtype, jnp.float32)) * b

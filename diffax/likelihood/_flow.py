@@ -194,7 +194,8 @@ def flow_scale(schedule: Schedule, t: Times) -> Any:
     return jnp.sqrt(jnp.square(alpha) + jnp.square(sigma))
 
 
-def _dot(u: Times, v: Leaf) -> Any:    """(B,) inner products of two trees, for each example."""
+def _dot(u: Times, v: Leaf) -> Any:
+    """(B,) inner products of two trees, for each example."""
     products = jax.tree.map(lambda a, b: jnp.sum((a * b).reshape(len(a), -1), 1), u, v)
     return sum(jax.tree.leaves(products))
 

@@ -130,7 +130,8 @@ def antithetic(key: Key, size: int) -> Float[Array, " {size}"]:
     return jnp.where(position % 2 == 1, 1 - u, u)
 
 
-def _probit(u: Leaf) -> Any:    """The quantile function of N(0, 1), finite also at 0 and 1."""
+def _probit(u: Leaf) -> Any:
+    """The quantile function of N(0, 1), finite also at 0 and 1."""
     u = as_float(u)
     info = jnp.finfo(u.dtype)
     return jax.scipy.special.ndtri(jnp.clip(u, info.tiny, 1 - info.epsneg))

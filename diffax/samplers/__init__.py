@@ -1,4 +1,4 @@
-"""Samplers: pairs of pure functions (init, step). One algorithm or family a file: `_heun.py`.
+"""Samplers: pairs of pure functions (init, step). Each algorithm or family has a file of its name: `_heun.py`.
 
     here                order   calls  k-diffusion         diffusers              source
     ddpm                1 weak  1                          DDPM                   Ho et al. 2020
@@ -30,22 +30,22 @@
     tcd                 0       1                          TCD                    Zheng et al. 2024
     annealed_langevin   0       1                                                 Song & Ermon 2019
 
-Order: of convergence, in distribution ("weak") for the SDE; 0 for samplers of consistency functions, which are exact at
-any number of steps if the function is, and for Langevin dynamics. Names of k-diffusion are `sample_*`, those of
-diffusers `*Scheduler` or `*DiscreteScheduler`; ddim is euler_ancestral with eta=1.
+Order is the order of convergence, in distribution ("weak") for the SDE. It is 0 for Langevin dynamics and for samplers
+of consistency functions, which are exact at any number of steps if the function is exact. Names of k-diffusion are
+`sample_*`, those of diffusers `*Scheduler` or `*DiscreteScheduler`; euler_ancestral is ddim with eta=1.
 
 Wrappers, sampler -> sampler, of single-step samplers:
 
-churn                 noise before each step: EDM's stochastic sampler (s_churn)
-ancestral             a step too far, and noise back: the ancestral form
+churn                 adds noise before each step: EDM's stochastic sampler (s_churn)
+ancestral             steps below the next level and adds noise: the ancestral form
 
 of any sampler:
 
-noise_floor           (schedule -> sampler) for the centres of data with a noise floor: ends at t = 0
+noise_floor           (schedule -> sampler) solves for the centres of data with a noise floor, down to t = 0
 restart               jumps back to noise where the grid of `times.restart` turns
-corrected             Langevin steps behind each step: `corrected(sampler, langevin(schedule, snr=0.16))`
-cfg_plus_plus         classifier-free guidance of x0 alone, renoised with the unconditional eps
-guidance_momentum     any guidance of two branches, with a memory of their difference
+corrected             Langevin steps after each step: `corrected(sampler, langevin(schedule, snr=0.16))`
+cfg_plus_plus         classifier-free guidance of x0 only, renoised with the unconditional eps
+guidance_momentum     guidance of two branches, with momentum in their difference
 """
 
 from diffax.samplers._base import Sampler, State

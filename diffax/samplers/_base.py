@@ -1,6 +1,6 @@
-"""The contract of a sampler: a pair of pure functions, as Optax has for optimisers.
+"""The interface of a sampler: a pair of pure functions, like an Optax optimiser.
 
-t is now, s is next. Generating goes t > s; over a reversed grid the same sampler inverts.
+t is the current time, s the next one. Generation has t > s; over a reversed grid the same sampler inverts.
 """
 
 from collections.abc import Callable
@@ -17,39 +17,39 @@ Finish = Callable[[Keys, Denoiser, SamplerState, Times], Tree]  # (key, denoise,
 
 
 class State(NamedTuple):
-    """The state of a sampler without memory. x: (B, ...), an array or a pytree of arrays."""
+    """The state of a single-step sampler. x: (B, ...), an array or a pytree of arrays."""
 
     x: Any
 
 
 def init(x: Tree, times: Grid) -> State:
-    """The `init` of a sampler without memory. x of half precision is carried in float32."""
+    """The `init` of a single-step sampler. x in half precision is carried in float32."""
     return State(widen(x))
 
 
 def denoise_last(key: Keys, denoise: Denoiser, state: SamplerState, t: Times) -> Tree:
-    """The `finish` of most samplers: x0 of one denoiser call at the last time. It draws nothing."""
+    """The `finish` of most samplers: x0 from one denoiser call at the last time, without noise."""
     return mean_only(denoise)(state.x, t)
 
 
 class Sampler(NamedTuple):
-    """A sampler. It holds functions, so it is built inside the function that is jitted.
+    """A sampler. It contains functions, so build it inside the function that is jitted.
 
-    init: (x, times) -> state, a NamedTuple whose first field is x, in float32 where x is of half precision; it sees the
+    init: (x, times) -> state, a NamedTuple whose first field is x, in float32 if x is in half precision; times is the
       whole grid.
     step: (key, denoise, state, t, s) -> state at time s.
-    order: the order of convergence, in the number of steps, to the distribution or the ODE that it solves.
-    calls: denoiser calls of a step.
-    finish: (key, denoise, state, t) -> x0, how `sample` ends at times[-1]: by default one denoiser call.
-    start_calls: the extra denoiser calls of the first step or steps: 1 for `pndm`.
-    noisy: whether it draws noise at its settings; a traced noise level counts as noise.
-    renoises: whether its step may go back towards noise by adding noise, so that its grid may turn back.
-    memory: whether a step looks at earlier ones of the same path, as multistep methods do.
-    schedule: the noise schedule that it steps along, by which `sample` checks the start; None for no check.
+    order: order of convergence, in the number of steps, to the solution of the ODE or to the distribution of the SDE.
+    calls: denoiser calls in a step.
+    finish: (key, denoise, state, t) -> x0, the end of `sample` at times[-1]; by default one denoiser call.
+    start_calls: extra denoiser calls in the first step or steps: 1 for `pndm`.
+    noisy: whether it draws noise with its settings; a traced noise level counts as noise.
+    renoises: whether a step towards noise adds noise, so that the grid may turn back.
+    memory: whether a step uses earlier steps of the same path (multistep methods).
+    schedule: its noise schedule, with which `sample` checks the initial x; None for no check.
 
-    A wrapper, sampler -> sampler, that edits x returns `state._replace(x=edited)`: the x in a state is the truth,
-    and every sampler goes on from it. One that needs a memory of its own holds the wrapped state in it without
-    its x (`state._replace(x=None)`), so that x is there once.
+    A wrapper, sampler -> sampler, that edits x returns `state._replace(x=edited)`: every sampler continues from the x
+    in its state. A wrapper with a state of its own stores the wrapped state without x (`state._replace(x=None)`), so
+    that x is stored only once.
     """
 
     init: Init
@@ -65,39 +65,48 @@ class Sampler(NamedTuple):
 
 
 def check_of_data(wrapper: str, denoise: Denoiser) -> None:
-    """Raises `ValueError` for the denoiser that `noise_floor` steps with, which returns a centre of the data.
+    """Raise `ValueError` for the denoiser inside `noise_floor`, which returns a centre of the data instead of x0.
 
-    For wrappers that compare this result with an x0: of another denoiser, or of a measurement.
+    For wrappers that compare the result with an x0 from another denoiser or from a measurement.
     """
     if getattr(denoise, "of_centres", False):
-        raise ValueError(f"{wrapper} must be put around noise_floor, as its x0 is no centre of the data: got it inside")
+        raise ValueError(
+            f"{wrapper} must be put around noise_floor, got it inside, where denoisers return centres instead of x0"
+        )
 
 
 def check_sampler(sampler: object) -> None:
-    """Raises `ValueError` for a value that is not a `Sampler`: a function that makes one, or a plain pair.
+    """Raise `ValueError` for a value that is not a `Sampler`, such as a function that makes one, or a plain pair.
 
     >>> check_sampler((lambda x, times: x, lambda key, denoise, state, t, s: state))
     Traceback (most recent call last):
     ...
-    ValueError: sampler must be a Sampler, as ddim(schedule) or Sampler(init, step, order, calls) is, got a tuple of 2
+    ValueError: sampler must be a Sampler, such as ddim(schedule) or Sampler(init, step, order, calls), got a tuple of 2
     """
     if not isinstance(sampler, Sampler):
-        made = "a Sampler, as ddim(schedule) or Sampler(init, step, order, calls) is"
-        raise ValueError(f"sampler must be {made}, got {described(sampler)}")
+        condition = "a Sampler, such as ddim(schedule) or Sampler(init, step, order, calls)"
+        raise ValueError(f"sampler must be {condition}, got {described(sampler)}")
 
 
 def check_single_step(sampler: Sampler) -> None:
-    """Refuses multistep samplers: what they remember is of another path, and is divided by the length of a step."""
+    """Raise `ValueError` for a multistep sampler.
+
+    Noise that is added between steps moves x to another path, for which the history of a multistep sampler is wrong;
+    the step would divide this error by its length.
+    """
     check_sampler(sampler)
     if sampler.memory:
         raise ValueError(
-            "sampler must be without memory, which new noise would make another path's, got one of order "
-            f"{sampler.order} with it; stochastic multistep samplers are dpmpp_2m_sde, dpmpp_3m_sde and sa_solver"
+            "sampler must be single-step (churn and ancestral add noise between steps), got a multistep sampler of "
+            f"order {sampler.order}; stochastic multistep samplers are dpmpp_2m_sde, dpmpp_3m_sde and sa_solver"
         )
 
 
 def check_open(sampler: Sampler) -> None:
-    """Refuses a sampler that renoises, since it calls its denoiser inside a branch, where nobody can listen."""
+    """Raise `ValueError` for a sampler that renoises.
+
+    It calls its denoiser inside `lax.cond`, so a wrapper outside cannot read the values of these calls.
+    """
     check_sampler(sampler)
     if sampler.renoises:
-        raise ValueError("sampler must not renoise, got one that does; put its wrapper outside: restart(wrapped, ..)")
+        raise ValueError("sampler must not renoise, got one that does; use restart(wrapper(sampler), ..) instead")

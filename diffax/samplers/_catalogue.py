@@ -1,6 +1,6 @@
-"""The catalogue of samplers: one row a name, and the only place that says what a sampler is.
+"""The catalogue of samplers, the only place that records the properties of each: one row for each name.
 
-The tables of the documentation, the names of configs, rows of the benchmark and of the exam are made from it.
+The tables of the documentation, the names in configs, and the rows of the benchmark and of the exam are made from it.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,17 +41,17 @@ from diffax.typing import PerExample, Schedule
 
 
 class Row(NamedTuple):
-    """What a sampler is, at its defaults.
+    """The properties of a sampler with its default settings.
 
     make: (schedule, **settings) -> sampler.
-    order: what its source claims and the exam measures, in distribution for an SDE; 0 where nothing converges.
-    calls: denoiser calls of a step.
+    order: the order claimed by its source and measured by the exam, weak for an SDE; 0 without convergence.
+    calls: denoiser calls in a step.
     source: authors and year.
-    start_calls: extra calls of the first steps.
-    noise: the keyword of its noise level; None without one.
+    start_calls: extra calls in the first steps.
+    noise: the keyword of its noise level; None if it has none.
     noisy: whether it draws noise by default.
     exam: the float hyperparameters that the exam traces, sweeps and differentiates, with a value for each.
-    settings: what the commands pass, where its default is not what a guided network wants.
+    settings: settings that the commands pass, where the default does not suit a guided network.
     k_diffusion: its names in k-diffusion (`sample_*`).
     diffusers: its names in diffusers (`*Scheduler`).
     """
@@ -69,9 +69,9 @@ class Row(NamedTuple):
     diffusers: tuple[str, ...] = ()
 
     def build(self, schedule: Schedule, noise: PerExample | None = None) -> Sampler:
-        """The sampler with its `settings`, at a noise level; None for that of the settings or the default."""
-        level = {} if noise is None or self.noise is None else {self.noise: noise}
-        return self.make(schedule, **{**self.settings, **level})
+        """The sampler with its `settings` and a noise level; None for the level of the settings or the default."""
+        noise_setting = {} if noise is None or self.noise is None else {self.noise: noise}
+        return self.make(schedule, **{**self.settings, **noise_setting})
 
 
 ETA = {"eta": 0.8, "noise_scale": 1.0}
@@ -113,7 +113,8 @@ CATALOGUE = {
         noise="eta",
         noisy=True,
         exam=ETA,
-        settings={"eta": 0.5},  # at 1, ten calls take 4 steps from 80, each multiplying a change of x0 by 8
+        # With eta = 1, ten calls make 4 steps from sigma = 80, and each step multiplies a change of x0 by 8.
+        settings={"eta": 0.5},
         k_diffusion=("dpm_2_ancestral",),
         diffusers=("KDPM2AncestralDiscrete",),
     ),
@@ -168,8 +169,8 @@ CATALOGUE = {
     "deis": Row(deis, 3, 1, "Zhang & Chen 2023", diffusers=("DEISMultistep",)),
     "lms": Row(lms, 4, 1, "Zhang & Chen 2023", k_diffusion=("lms",), diffusers=("LMSDiscrete",)),
     "exponential_adams": Row(exponential_adams, 2, 1, "Hochbruck & Ostermann 2010"),
-    # Their README recommends these settings under guidance; the default, noise prediction at order 3, is for a network
-    # without it (Zhao et al. 2023, section 4).
+    # The authors' README recommends these settings with guidance. The default, noise prediction of order 3, is for
+    # sampling without guidance (Zhao et al. 2023, section 4).
     "unipc": Row(
         unipc,
         4,
@@ -183,7 +184,7 @@ CATALOGUE = {
     ),
     "pndm": Row(pndm, 2, 1, "Liu et al. 2022", start_calls=1, diffusers=("PNDM",)),
     "ipndm": Row(ipndm, 2, 1, "Zhang & Chen 2023", diffusers=("IPNDM",)),
-    # EDM's sigma_data, for data in [-1, 1].
+    # 0.5 is EDM's sigma_data, for data in [-1, 1].
     "gaussian_adams": Row(gaussian_adams, 4, 1, "trig of Lu & Song 2025", exam={"std": 1.3}, settings={"std": 0.5}),
     "euler_maruyama": Row(euler_maruyama, 1, 1, "Song et al. 2021", noise="eta", noisy=True, exam={"eta": 0.7}),
     "stochastic_heun": Row(stochastic_heun, 2, 2, "Kloeden & Platen 1992", noise="eta", noisy=True, exam={"eta": 0.7}),
@@ -198,27 +199,28 @@ def _predictor_corrector(schedule: Schedule) -> Any:
     return corrected(ddpm(schedule), langevin(schedule, snr=0.16))
 
 
-def _floored(schedule: Schedule) -> Any:
+def _guided_unipc(schedule: Schedule) -> Any:
     return unipc(schedule, **CATALOGUE["unipc"].settings)
 
 
-# Settings and compositions with names of their own, which configs and commands know beside the samplers.
+# Names of settings and compositions that configs and commands accept in addition to the catalogue.
 NAMED: dict[str, Callable[[Any], Sampler]] = {
     "ddpm_large": lambda schedule: ddpm(schedule, variance="large"),
     "ddpm_learned": lambda schedule: ddpm(schedule, variance="learned"),
-    # The noise for CIFAR-10, VP, of Karras et al. 2022, table 5.
+    # Karras et al. 2022, table 5: the noise settings for CIFAR-10, VP.
     "heun_churn": lambda schedule: heun(schedule, s_churn=30.0, s_tmin=0.01, s_tmax=1.0, s_noise=1.007),
-    # Song et al. 2021, algorithm 1, with their signal-to-noise ratio.
+    # Song et al. 2021, algorithm 1, with the signal-to-noise ratio of the paper.
     "predictor_corrector": _predictor_corrector,
-    # One call a step: with Heun's method few calls leave too few steps outside the restart interval.
+    # dpmpp_2m makes one call in a step. With the two of Heun's method a small budget of calls leaves too few steps
+    # outside the restart interval.
     "restart": lambda schedule: restart(dpmpp_2m(schedule), schedule),
-    # For data with a noise floor of the grids' last sigma / alpha.
-    "noise_floor": lambda schedule: noise_floor(_floored, schedule, SIGMA_MIN),
+    # The noise floor is the last sigma / alpha of the grids.
+    "noise_floor": lambda schedule: noise_floor(_guided_unipc, schedule, SIGMA_MIN),
 }
 
 
 def by_name(name: str, schedule: Schedule, noise: PerExample | None = None) -> Sampler:
-    """The sampler of a name in `CATALOGUE` or `NAMED`, at a noise level; None for its own.
+    """The sampler of a name in `CATALOGUE` or `NAMED`, at a noise level; None for the level of its row.
 
     >>> import diffax
     >>> by_name("heun", diffax.Cosine()).calls, by_name("restart", diffax.Cosine()).renoises
@@ -228,18 +230,18 @@ def by_name(name: str, schedule: Schedule, noise: PerExample | None = None) -> S
 
 
 def names() -> tuple[str, ...]:
-    """Every name of a sampler, the catalogue's first."""
+    """All names of samplers: those of the catalogue, then those of `NAMED`."""
     return (*CATALOGUE, *NAMED)
 
 
 def suggestion(name: str) -> str | None:
-    """The name here of a sampler of k-diffusion or diffusers.
+    """The name in diffax of a sampler of k-diffusion or diffusers; None if there is none.
 
     >>> suggestion("euler_ancestral"), suggestion("DPMSolverMultistepScheduler"), suggestion("magic")
     ('ddim', 'dpmpp_2m', None)
     """
-    bare = name.removeprefix("sample_").removesuffix("Scheduler")
-    return next((ours for ours, row in CATALOGUE.items() if bare in (*row.k_diffusion, *row.diffusers)), None)
+    stem = name.removeprefix("sample_").removesuffix("Scheduler")
+    return next((ours for ours, row in CATALOGUE.items() if stem in (*row.k_diffusion, *row.diffusers)), None)
 
 
 def table() -> str:
@@ -247,8 +249,8 @@ def table() -> str:
     lines = [("here", "order", "calls", "k-diffusion", "diffusers", "source")]
     for name, row in CATALOGUE.items():
         order = f"{row.order} weak" if row.noisy and row.order else str(row.order)
-        theirs = ", ".join(row.k_diffusion), ", ".join(v.removesuffix("Discrete") for v in row.diffusers)
-        lines.append((name, order, str(row.calls), *theirs, row.source))
+        other_names = ", ".join(row.k_diffusion), ", ".join(v.removesuffix("Discrete") for v in row.diffusers)
+        lines.append((name, order, str(row.calls), *other_names, row.source))
     widths = [max(len(line[i]) for line in lines) for i in range(5)]
     return "\n".join(
         ("    " + "  ".join(cell.ljust(width) for cell, width in zip(line, [*widths, 0], strict=True))).rstrip()

@@ -11,9 +11,10 @@ from diffax.typing import Integrand, Schedule
 def dpm_solver(
     schedule: Schedule, *, order: int = 3, form: Integrand = "eps", space: str = "log_snr", taylor: bool = False
 ) -> Sampler:
-    """Single-step DPM-Solver of order 1, 2 or 3 (Lu et al. 2022, algorithms 1 and 2), or in form x0 its ++ version.
+    """Single-step DPM-Solver of order 1, 2 or 3 (Lu et al. 2022, algorithms 1 and 2); in form x0 DPM-Solver++.
 
-    Order 2 has its intermediate point at r = 1/2, order 3 at 1/3 and 2/3 of the way in lambda:
+    Order 2 has its intermediate point at r = 1/2 of the step, with the update of `engines.stages`. Order 3 has two, at
+    1/3 and 2/3 of the step in lambda, with carry, gain and the moments M_j of `engines.forms`:
 
         x_1 = carry_1 x_t + gain_1 M_0(h / 3) f_t
         x_2 = carry_2 x_t + gain_2 (M_0(2 h / 3) f_t + M_1(2 h / 3) 3 / h (f_1 - f_t))
@@ -21,13 +22,13 @@ def dpm_solver(
 
     Args:
       schedule: noise schedule.
-      order: 1 (`ddim`), 2 or 3; also the number of calls a step.
+      order: 1 (`ddim`), 2 or 3; also the number of calls in a step.
       form: "eps", or "x0" (DPM-Solver++).
-      space: "log_snr" places the intermediate points evenly in lambda, "time" in t, as dpm-solver does on such a grid.
-      taylor: the exact weights of dpm-solver's solver_type="taylor".
+      space: "log_snr" places the intermediate points evenly in lambda, "time" in t, as dpm-solver does on a time grid.
+      taylor: whether to use the exact weights of dpm-solver's solver_type="taylor".
 
     Raises:
-      ValueError: for another order or form.
+      ValueError: for another order, form or space.
 
     >>> import diffax
     >>> dpm_solver(diffax.Linear()).calls

@@ -22,28 +22,28 @@ def dpmpp_2s(schedule: Schedule) -> Sampler:
 
 
 def dpmpp_2s_ancestral(schedule: Schedule, *, eta: PerExample = 1.0, noise_scale: PerExample = 1.0) -> Sampler:
-    """`dpmpp_2s` to a lower level, then noise back to s: see `ancestral`."""
+    """The ancestral form of `dpmpp_2s`: a step to a level below s, then noise up to s; arguments as for `ancestral`."""
     return ancestral(dpmpp_2s(schedule), schedule, eta=eta, noise_scale=noise_scale)
 
 
 def dpmpp_sde(schedule: Schedule, *, eta: PerExample = 1.0, noise_scale: PerExample = 1.0, r: Scalar = 0.5) -> Sampler:
-    """DPM-Solver++ SDE (k-diffusion): both stages of `dpmpp_2s` ancestral, two calls and two draws a step.
+    """DPM-Solver++ SDE (k-diffusion): `dpmpp_2s` with two ancestral stages, two calls and two draws a step.
 
-    With (rho_d, rho_u) the ancestral split of the way to the stage's own level,
+    With (rho_d, rho_u) the `ancestral` levels of the stage from t to r,
 
         x_r = alpha_r (rho_d / rho_t x_t / alpha_t + (1 - rho_d / rho_t) x0 + rho_u z)
-        x_s likewise with x0 + (x0_r - x0) / (2 r)
 
-    Order 2 for eta = 0, order 1 in law otherwise.
+    The stage from t to s has the same form, with x0 + (x0_r - x0) / (2 r) in place of x0. Order 2 for eta = 0, weak
+    order 1 otherwise.
 
     Args:
       schedule: noise schedule.
-      eta: in [0, 1], may be traced.
-      noise_scale: factor of the noise.
-      r: fraction of the way in lambda.
+      eta: noise level, () or (B,) in [0, 1], may be traced. Default 1.
+      noise_scale: factor of the noise, >= 0.
+      r: fraction of the step in lambda at which the second call is made, in (0, 1]. Default 1/2.
 
     Raises:
-      ValueError: if eta, r or noise_scale is known to lie outside its range.
+      ValueError: if eta, r or noise_scale is known to be outside its range.
     """
     check_schedule(schedule)
     check("eta", eta, interval("[0, 1]"))
@@ -51,12 +51,12 @@ def dpmpp_sde(schedule: Schedule, *, eta: PerExample = 1.0, noise_scale: PerExam
     check("noise_scale", noise_scale, non_negative)
 
     def stage(key: Keys, level_t: Level, level_s: Level, x: Tree, *terms: tuple[Any, Any]) -> Any:
-        """An ancestral step from t to s with data sum_i w_i x0_i, the w_i summing to 1."""
-        down, up = ancestral_levels(level_t, level_s, eta)
-        ratio = down * level_t.alpha / level_t.sigma
-        toward = [(level_s.alpha * (1 - ratio) * w, x0) for w, x0 in terms]
-        noisy = (level_s.alpha * up * noise_scale, random.noise(key, x))
-        return combine((level_s.alpha / level_t.alpha * ratio, x), *toward, noisy)
+        """An ancestral step from t to s for the prediction sum_i w_i x0_i, where the weights sum to 1."""
+        rho_d, rho_u = ancestral_levels(level_t, level_s, eta)
+        ratio = rho_d * level_t.alpha / level_t.sigma
+        x0_terms = [(level_s.alpha * (1 - ratio) * w, x0) for w, x0 in terms]
+        noise_term = (level_s.alpha * rho_u * noise_scale, random.noise(key, x))
+        return combine((level_s.alpha / level_t.alpha * ratio, x), *x0_terms, noise_term)
 
     def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         check_per_example(state.x, eta=eta, noise_scale=noise_scale, r=r)
@@ -79,13 +79,13 @@ def dpmpp_2m(schedule: Schedule, *, solver: Solver = "midpoint", lower_order_fin
 
         x_s = sigma_s / sigma_t x_t - alpha_s expm1(-h) (x0 + h / (2 h_prev) (x0 - x0_prev))        midpoint
 
-    h = lambda_s - lambda_t. "heun" takes the weight of the slope exactly (dpm-solver's `taylor`). The first step is
-    that of `ddim`.
+    h = lambda_s - lambda_t, lambda = log(alpha / sigma). "heun" uses the exact weight of the slope (dpm-solver's
+    `taylor`). The first step is the one of `ddim`. One call a step.
 
     Args:
       schedule: noise schedule.
       solver: "midpoint" or "heun".
-      lower_order_final: whether the last move is of order 1.
+      lower_order_final: whether the last move has order 1.
 
     Raises:
       ValueError: for another solver.
@@ -103,45 +103,63 @@ def dpmpp_3m(schedule: Schedule, *, start: str = "corrected", lower_order_final:
 
         x_s = sigma_s / sigma_t x_t + alpha_s (M_0 x0 + M_1 f[t, 1] + (M_2 - d_1 M_1) f[t, 1, 2])
 
-    Released codes lack a factor 2 in the last term and converge at order 2. A cold start would do the same; by default
-    the first two steps are corrected once the next x0 is known, which keeps order 3 and costs no call.
+    M_j are the moments of `engines.forms`, f[..] the divided differences of x0 at lambda_t and the two previous nodes,
+    d_1 = lambda_1 - lambda_t. One call a step. Released codes lack a factor 2 in the last term, so they converge at
+    order 2. A cold start also lowers the order to 2. By default the first two steps are therefore corrected when the
+    next x0 is known, which gives order 3 without an extra call.
 
     Args:
       schedule: noise schedule.
       start: "corrected" or "cold".
-      lower_order_final: whether the last moves are of order 2 and 1.
+      lower_order_final: whether the last moves have order 2 and 1.
 
     Raises:
       ValueError: for another start.
     """
     starts: dict[str, bool | str] = {"corrected": "start", "cold": False}
-    mended = choose("start", start, starts)
-    return adams(schedule, form="x0", order=3, corrected=mended, lower_order_final=lower_order_final)
+    corrected = choose("start", start, starts)
+    return adams(schedule, form="x0", order=3, corrected=corrected, lower_order_final=lower_order_final)
 
 
 def dpmpp_2m_sde(
     schedule: Schedule, *, eta: PerExample = 1.0, noise_scale: PerExample = 1.0, solver: Solver = "midpoint"
 ) -> Sampler:
-    """DPM-Solver++(2M) SDE (Lu et al. 2022b, algorithm 4; k-diffusion), eta = 0 being `dpmpp_2m`.
+    """DPM-Solver++(2M) SDE (Lu et al. 2022b, algorithm 4; k-diffusion).
 
         x_s = e^(-eta h) sigma_s / sigma_t x_t - alpha_s expm1(-(1 + eta) h) (x0 + h / (2 h_prev) (x0 - x0_prev))
               + sigma_s sqrt(1 - e^(-2 eta h)) z
 
-    Order 2, in law where eta > 0.
+    h = lambda_s - lambda_t, lambda = log(alpha / sigma). eta = 0 is `dpmpp_2m`. Order 2 (weak if eta > 0), one call a
+    step.
 
     Args:
       schedule: noise schedule.
-      eta: >= 0, may be traced; () or (B,).
-      noise_scale: factor of the noise (k-diffusion's s_noise).
-      solver: "midpoint" or "heun".
+      eta: noise level, () or (B,), >= 0, may be traced. Default 1.
+      noise_scale: factor of the noise, >= 0 (k-diffusion's s_noise).
+      solver: "midpoint" or "heun", as for `dpmpp_2m`.
 
     Raises:
-      ValueError: for another solver or a negative eta.
+      ValueError: for another solver, or a negative eta or noise_scale.
     """
     rule = choose("solver", solver, SOLVERS)
     return adams(schedule, form="x0", order=2, rule=rule, eta=eta, noise_scale=noise_scale)
 
 
 def dpmpp_3m_sde(schedule: Schedule, *, eta: PerExample = 1.0, noise_scale: PerExample = 1.0) -> Sampler:
-    """DPM-Solver++(3M) SDE (k-diffusion, with the phi_3 term in full); eta = 0 is `dpmpp_3m`. As `dpmpp_2m_sde`."""
+    """DPM-Solver++(3M) SDE (k-diffusion, with the phi_3 term in full), weak order 2 if eta > 0, one call a step.
+
+        x_s = e^(-eta h) sigma_s / sigma_t x_t + alpha_s (M_0 x0 + M_1 f[t, 1] + (M_2 - d_1 M_1) f[t, 1, 2])
+              + sigma_s sqrt(1 - e^(-2 eta h)) z
+
+    The moments M_j are those with a = 1 + eta in `engines.forms`; the other symbols are those of `dpmpp_3m`, which is
+    eta = 0.
+
+    Args:
+      schedule: noise schedule.
+      eta: noise level, () or (B,), >= 0, may be traced. Default 1.
+      noise_scale: factor of the noise, >= 0 (k-diffusion's s_noise).
+
+    Raises:
+      ValueError: for a negative eta or noise_scale.
+    """
     return adams(schedule, form="x0", order=3, corrected="start", eta=eta, noise_scale=noise_scale)

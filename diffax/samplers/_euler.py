@@ -23,13 +23,16 @@ def euler(
     s_tmax: PerExample = jnp.inf,
     s_noise: PerExample = 1.0,
 ) -> Sampler:
-    """Euler's method, order 1: in rho = sigma / alpha it is `ddim`; for a flow schedule it is the same in time.
+    """Euler's method, order 1, one call a step (Karras et al. 2022).
 
-        x_s / alpha_s = x_t / alpha_t + (rho_s - rho_t) eps
+        rho    x_s / alpha_s = x_t / alpha_t + (rho_s - rho_t) eps,   rho = sigma / alpha
+        time   x_s = x_t + (s - t) (alpha' x0 + sigma' eps)
+
+    In rho it is `ddim`. For a flow schedule both spaces give the same step.
 
     Args:
       schedule: noise schedule.
-      space: "rho", or "time" for Euler in t on dx / dt = alpha' x0 + sigma' eps.
+      space: "rho", or "time" for Euler's method in t on dx / dt = alpha' x0 + sigma' eps.
       s_churn: with s_tmin, s_tmax and s_noise, see `diffax.samplers.churn`.
       s_tmin: lowest rho that is churned.
       s_tmax: highest rho that is churned.

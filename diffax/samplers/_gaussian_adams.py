@@ -5,9 +5,9 @@ probability-flow ODE is
 
     dz / dtheta = cos(theta) eps - sin(theta) (x0 - mean) / std                          (form `trig`)
 
-and the right-hand side is 0 for data N(mean, std^2 I): nothing is left to integrate, however long the step.
-`gaussian_adams` is the Adams-Bashforth-Moulton method in theta, which ends at sigma = 0 as at any other point.
-`diffax.times.arctan` is a grid for it.
+For data N(mean, std^2 I) the right-hand side is 0, so a step of any length is exact. `gaussian_adams` is the
+Adams-Bashforth-Moulton method in theta; sigma = 0 is not a special point, so a step may end there.
+`diffax.times.arctan` is a grid for this method.
 """
 
 from typing import Any
@@ -36,32 +36,32 @@ def gaussian_adams(
 
         x_s = alpha_s mean + c_s / c_t (x_t - alpha_t mean) + c_s int f dtheta,   f the polynomial through the history
 
-    One call a step; the corrector, `adams`'s, costs none. Two things are known without a call and may be used:
-    data with a smooth density have f = 0 at sigma = 0, so that the last step can be interpolated instead of
-    extrapolated (end="smooth"), and far above the data's scale f = 0, so that the first move, from `start` to times[0],
-    needs no call. Stops at t = 0 with `integrate`; over n + 1 times that costs n calls, like `sample` over n.
+    One call a step, and none for the corrector. Two values of f are known without a call. For data with a smooth
+    density f = 0 at sigma = 0, so the last step can interpolate instead of extrapolate (end="smooth"). Far above the
+    scale of the data f = 0 too, so the first move, from `start` to times[0], needs no call. Use `integrate` down to
+    t = 0: over n + 1 times it costs n calls, like `sample` over n times.
 
     Args:
       schedule: noise schedule, with any scaling.
-      mean: of the data, a number, like one example, or one for each example: what broadcasts to x.
-      std: of the data, the root-mean-square over its coordinates; > 0, may be traced. From order 2 on any value
-        converges; std = 1 and mean = 0 is right for normalised data.
+      mean: mean of the data: a number, an array or a tree like x, which broadcasts to x. Default 0.
+      std: standard deviation of the data, the root mean square over its coordinates; > 0, () or (B,), may be traced.
+        The method converges for any value if the order is at least 2; mean = 0 and std = 1 suit normalised data.
       order: p, an int in 1 .. 4.
-      end: "open", or "smooth" to use f = 0 at t = 0 in a step that ends there: for data with a density, when the last
-        step is no longer than the data's finest scale, and not under `noise_floor`.
-      start: the time at which x is given, None for times[0]. With start = 1 the grid begins where the first call is
-        to be made, at sigma / alpha of two or three times std.
+      end: "open", or "smooth" to use f = 0 at t = 0 in a step that ends there. Use "smooth" for data with a density,
+        if the last step is not longer than the finest scale of the data, and not inside `noise_floor`.
+      start: the time of the initial x, in [0, 1]; None for times[0]. With start = 1 the grid begins at the first call,
+        for which two or three times std is a good sigma / alpha.
 
     Raises:
-      ValueError: for an order out of range, another end, a std that is not positive, a start outside [0, 1]; on
-        starting, for a mean of another shape.
+      ValueError: if order, std or start is out of range, or for another end; in `init`, for a mean that does not
+        broadcast to x.
 
     >>> import diffax
-    >>> law = diffax.analytic.Gaussian.from_covariance([0.7, -0.4], 0.3**2)
+    >>> data = diffax.analytic.Gaussian.from_covariance([0.7, -0.4], 0.3**2)
     >>> schedule, x = diffax.Cosine(), jnp.array([[0.5, -1.0]])
-    >>> sampler = gaussian_adams(schedule, mean=law.mean, std=0.3)
-    >>> state = diffax.integrate(jax.random.key(0), sampler, law.denoiser(schedule), x, jnp.array([0.9, 0.0]))
-    >>> bool(jnp.allclose(state.x, law.flow(x, schedule(0.9), schedule(0.0)), rtol=1e-5))
+    >>> sampler = gaussian_adams(schedule, mean=data.mean, std=0.3)
+    >>> state = diffax.integrate(jax.random.key(0), sampler, data.denoiser(schedule), x, jnp.array([0.9, 0.0]))
+    >>> bool(jnp.allclose(state.x, data.flow(x, schedule(0.9), schedule(0.0)), rtol=1e-5))
     True
     """
     check("std", std, positive)
@@ -77,36 +77,40 @@ def gaussian_adams(
         _check_mean(mean, x)
         check_per_example(x, std=std)
         if start is not None:
-            level, first = schedule(as_float(start)), schedule(times[0])
-            centred = _shifted(x, -level.alpha, mean)
-            x = _shifted(combine((form.carry(level, first), centred)), first.alpha, mean)
+            level_start, level_0 = schedule(as_float(start)), schedule(times[0])
+            centred = _shifted(x, -level_start.alpha, mean)
+            x = _shifted(combine((form.carry(level_start, level_0), centred)), level_0.alpha, mean)
         return inner.init(x, times)
 
     def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         level_t, level_s = schedule(t), schedule(s)
 
-        def of_centred(x: Tree, t: Times) -> Any:
+        def denoise_centred(x: Tree, t: Times) -> Any:
             return _shifted(denoise(_shifted(x, level_t.alpha, mean), t), -1.0, mean)
 
-        new = inner.step(key, of_centred, state._replace(x=_shifted(state.x, -level_t.alpha, mean)), t, s)
+        new = inner.step(key, denoise_centred, state._replace(x=_shifted(state.x, -level_t.alpha, mean)), t, s)
         if smooth:
-            new = _interpolated(method, form.node(s, level_s), form.gain(level_s), new, jnp.asarray((s == 0) & (t > 0)))
+            new = _smooth_end(method, form.node(s, level_s), form.gain(level_s), new, jnp.asarray((s == 0) & (t > 0)))
         x = _shifted(new.x, level_s.alpha, mean)
-        still = s == t  # and then exactly so
+        # Subtracting and adding the mean rounds; a step of length zero must return x unchanged.
+        still = s == t
         return new._replace(x=jax.tree.map(lambda u, v: jnp.where(expand(still, v), u, v), state.x, x))
 
     return inner._replace(init=init, step=step)
 
 
-def _interpolated(method: Method, y: Tree, gain: PerExample, state: SamplerState, at_end: Scalar) -> Any:
-    """The state corrected with f = 0 at its own end y, where `at_end`; no later corrector does it again."""
+def _smooth_end(method: Method, y: Tree, gain: PerExample, state: SamplerState, at_end: Scalar) -> Any:
+    """Correct the state with f = 0 at the end y of its last step, where `at_end`.
+
+    used = 0 prevents a second correction of the same step.
+    """
     weights = [jnp.where(at_end, gain * w, 0.0) for w in corrector(method, y, state)[1:]]
     x = combine((1.0, state.x), *zip(weights, state.values, strict=True))
     return state._replace(x=x, used=jnp.where(at_end, 0, state.used))
 
 
 def _shifted(x: Tree, scale: PerExample, mean: Tree) -> Any:
-    """X + scale mean, mean a number or a tree of what broadcasts to x."""
+    """The tree x + scale mean, for a mean that is a number or a tree whose leaves broadcast to those of x."""
     if isinstance(mean, (int, float)) and mean == 0:
         return x
 
@@ -117,7 +121,7 @@ def _shifted(x: Tree, scale: PerExample, mean: Tree) -> Any:
 
 
 def _means(mean: Tree, x: Tree) -> Any:
-    """A mean for each leaf of x."""
+    """A tree with a mean for each leaf of x."""
     return jax.tree.map(lambda _: mean, x) if jax.tree_util.all_leaves([mean]) else mean
 
 

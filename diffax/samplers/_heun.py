@@ -21,20 +21,24 @@ def heun(
 ) -> Sampler:
     """Heun's method of EDM (Karras et al. 2022, algorithm 1; with churn algorithm 2), order 2, two calls a step.
 
-        x' = Euler step from t to s,   x_s / alpha_s = x_t / alpha_t + (rho_s - rho_t) (eps_t + eps_s(x')) / 2
+        u_r = u_t + r (rho_s - rho_t) eps_t                                                         r = `alpha`
+        u_s = u_t + (rho_s - rho_t) ((1 - 1 / (2 r)) eps_t + 1 / (2 r) eps_r)
+
+    with u = x / alpha_t and rho = sigma / alpha_t, alpha_t of the schedule. At the default r = 1 the second call is
+    made at s, after an Euler step, and both slopes have the weight 1/2.
 
     Args:
       schedule: noise schedule.
-      space: "rho", or "time" for Heun in t on dx / dt = alpha' x0 + sigma' eps, as flow matching does.
-      alpha: where the second call is made, as a fraction of the step: 1 is Heun, 1/2 midpoint, 2/3 Ralston (eq. 35 of
-        Karras et al.'s appendix: weights 1 - 1 / (2 alpha) and 1 / (2 alpha)).
+      space: "rho", or "time" for the same method in t on dx / dt = alpha' x0 + sigma' eps, as in flow matching.
+      alpha: the fraction of the step at which the second call is made, in (0, 1]: 1 is Heun's method, 1/2 the midpoint
+        method, 2/3 Ralston's (eq. 35 of Karras et al.'s appendix).
       s_churn: S_churn, see `diffax.samplers.churn`; 0 is deterministic.
       s_tmin: S_min, lowest rho that is churned.
       s_tmax: S_max, highest rho that is churned.
       s_noise: S_noise, factor of the noise.
 
     Raises:
-      ValueError: for another space.
+      ValueError: for another space, or an alpha that is known to be outside (0, 1].
 
     >>> import diffax
     >>> heun(diffax.EDM()).calls

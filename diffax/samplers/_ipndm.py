@@ -7,13 +7,16 @@ from diffax.typing import Schedule
 
 
 def ipndm(schedule: Schedule, *, order: int = 4) -> Sampler:
-    """Improved PNDM: the weights of order 1, 2 .. p from the first step on (Zhang & Chen 2023, section 4), order 2.
+    """Improved PNDM (Zhang & Chen 2023, section 4), order 2, one call a step.
 
-    One call a step; order=1 is `ddim`.
+        x_s = alpha_s / alpha_t x_t + (sigma_s - sigma_t alpha_s / alpha_t) e'
+        e'  = (55 e_t - 59 e_1 + 37 e_2 - 9 e_3) / 24           p = 4
+
+    The first steps use the weights of order 1, 2 .. p - 1 instead of PNDM's extra calls. order=1 is `ddim`.
 
     Args:
       schedule: noise schedule.
-      order: of the weights, 1 to 4.
+      order: p, the order of the weights, 1 to 4.
 
     Raises:
       ValueError: for another order.

@@ -1,19 +1,19 @@
-r"""Langevin dynamics: as a corrector behind any sampler, and annealed as a sampler of its own.
+r"""Langevin dynamics: as a corrector after the steps of any sampler, and annealed as a sampler.
 
 With score g = (alpha x0 - x) / sigma^2, x0 = denoise(x, t), a Langevin step of size epsilon is
 
     x <- x + epsilon g + sqrt(2 epsilon) z,   z ~ N(0, I)
 
-Written in k, epsilon = 2 (k sigma)^2, nothing is divided by a small sigma:
+In terms of k, with epsilon = 2 (k sigma)^2, no term is divided by a small sigma:
 
     x <- x + 2 k^2 (alpha x0 - x) + 2 k sigma z
 
     fixed step      k = step_size                              (Song & Ermon 2019)
     scaled by SNR   k = r |z| sigma / |x - alpha x0|           (Song et al. 2021), epsilon = 2 (r |z| / |g|)^2
 
-What it does to x_t ~ N(alpha m, c), exact score: the deviation from alpha m shrinks by a = 1 - 2 k^2 sigma^2 / c, and
-noise of variance 4 k^2 sigma^2 is added, so that the stationary variance is c / (1 - k^2 sigma^2 / c): too large, by a
-share of at most k^2 / (1 - k^2) since c >= sigma^2. It is stable for k < 1.
+For x_t ~ N(alpha m, c) and the exact score, a step multiplies the deviation from alpha m by a = 1 - 2 k^2 sigma^2 / c
+and adds noise of variance 4 k^2 sigma^2. The stationary variance is therefore c / (1 - k^2 sigma^2 / c). Its relative
+error is at most k^2 / (1 - k^2), since c >= sigma^2. The iteration is stable for k < 1.
 """
 
 from collections.abc import Callable
@@ -30,10 +30,10 @@ from diffax.typing import Denoiser, Keys, Leaf, SamplerState, Schedule, Times, T
 
 
 class Corrector(NamedTuple):
-    """A move that leaves the law at level t (nearly) as it is.
+    """A move that (nearly) preserves the distribution at level t.
 
     move: (key, denoise, x, t) -> x at the same time t.
-    calls: denoiser calls that a move makes.
+    calls: denoiser calls in a move.
     """
 
     move: Callable[[Any, Any, Any, Any], Any]
@@ -41,7 +41,7 @@ class Corrector(NamedTuple):
 
 
 def _norm(x: Tree) -> Any:
-    """(B,) Euclidean norms of the examples of a tree, at least in float32."""
+    """Euclidean norms (B,) of the examples of a tree, at least in float32."""
 
     def square(leaf: Leaf) -> Any:
         leaf = leaf.astype(promoted(leaf.dtype, jnp.float32))
@@ -53,24 +53,26 @@ def _norm(x: Tree) -> Any:
 def langevin(
     schedule: Schedule, *, snr: Weight | None = None, step_size: Weight | None = None, num_steps: int = 1
 ) -> Corrector:
-    """`num_steps` Langevin steps at a level, with steps of fixed size or scaled by a signal-to-noise ratio r.
+    """A corrector of `num_steps` Langevin steps, of fixed size or scaled by a signal-to-noise ratio r.
 
-        step_size   epsilon = 2 (step_size sigma)^2            affine in x and z where the denoiser is
+        x <- x + epsilon g + sqrt(2 epsilon) z,   g = (alpha x0 - x) / sigma^2
+
+        step_size   epsilon = 2 (step_size sigma)^2            affine in x and z if the denoiser is affine
         snr         epsilon = 2 (r |z| / |g|)^2                Song et al. 2021, algorithm 4
 
-    Norms are taken for each example; the paper's code averages both over the batch, which makes an example depend
-    on its neighbours. In one or two dimensions |g| comes near 0 and the scaled step has no bound: it is meant for
-    many. Algorithm 5 (VP) has another factor in epsilon, 1 - beta_i of the table, between 0.98 and 1: that is
-    `snr=lambda t: r * jnp.sqrt(1 - beta(t))`.
+    Norms are those of each example; the paper's code averages both over the batch, so that examples depend on each
+    other. In one or two dimensions |g| can be near 0, and then the scaled step is not bounded: use it in many
+    dimensions. Algorithm 5 (VP) has an additional factor 1 - beta_i in epsilon, beta_i from the table, between 0.98 and
+    1; that is `snr=lambda t: r * jnp.sqrt(1 - beta(t))`.
 
     Args:
       schedule: noise schedule.
       snr: r, () or (B,) >= 0, or a function t -> r.
       step_size: k, () or (B,) >= 0, or a function t -> k; in units of sigma, stable below 1.
-      num_steps: Langevin steps, one denoiser call each; unrolled.
+      num_steps: number of Langevin steps, with one denoiser call each; the loop is unrolled. Default 1.
 
     Raises:
-      ValueError: unless just one of snr and step_size is given; if it is known to be negative; if num_steps is not
+      ValueError: unless exactly one of snr and step_size is given; if it is known to be negative; if num_steps is not
         an int >= 0.
 
     Source: Song et al. 2021, algorithms 4 and 5; Song & Ermon 2019, eq. 4 and algorithm 1.
@@ -89,16 +91,16 @@ def langevin(
 
     def move(key: Keys, denoise: Denoiser, x: Tree, t: Times) -> Any:
         alpha, sigma, _ = schedule(t)
-        given = jnp.asarray(size(t) if callable(size) else size)
-        check_per_example(x, **{name: given})
+        value = jnp.asarray(size(t) if callable(size) else size)
+        check_per_example(x, **{name: value})
         for i in range(num_steps):
             z = random.noise(random.fold_in(key, i), x)
             x0 = denoise(x, t)
-            k = given
+            k = value
             if snr is not None:
                 distance = _norm(combine((1.0, x), (-alpha, x0)))
-                k = given * _norm(z) * sigma * jnp.where(distance > 0, 1 / jnp.where(distance > 0, distance, 1.0), 0.0)
-            # One sum, so that k = 0 leaves x as it is to the last bit.
+                k = value * _norm(z) * sigma * jnp.where(distance > 0, 1 / jnp.where(distance > 0, distance, 1.0), 0.0)
+            # x has the coefficient 1 here, so k = 0 returns x unchanged to the last bit.
             x = combine((1.0, x), (2 * k**2 * alpha, x0), (-2 * k**2, x), (2 * k * sigma, z))
         return x
 
@@ -106,15 +108,16 @@ def langevin(
 
 
 def annealed_langevin(schedule: Schedule, *, step_size: Weight | None = None, snr: Weight | None = None) -> Sampler:
-    """Annealed Langevin dynamics: at each level one Langevin step and nothing else.
+    """Annealed Langevin dynamics: one Langevin step at each level.
 
         x <- alpha_s / alpha_t x_t
         x_s = x + 2 k^2 (alpha_s x0 - x) + 2 k sigma_s z,   x0 = denoise(x, s)
 
-    For n steps at each level repeat the levels in the grid, `jnp.repeat(times, n)`: here a step of length zero is a
-    step like any other. In u = x / alpha it is the same dynamics for every scaling. One denoiser call a step. Order 0:
-    at a level it tends to the law of the module's head, its variance too large by a share of at most k^2 / (1 - k^2).
-    On a grid of one level alone, `jnp.full(n, t)`, it is the unadjusted Langevin algorithm for p_t.
+    For n steps at each level repeat the levels in the grid, `jnp.repeat(times, n)`: in this sampler a step of length
+    zero also moves x. In u = x / alpha the dynamics are the same for every scaling. One denoiser call a step. Order 0:
+    at a fixed level x tends to the stationary distribution at the head of this module, whose variance has a relative
+    error of at most k^2 / (1 - k^2). On a grid with a single level, `jnp.full(n, t)`, it is the unadjusted Langevin
+    algorithm for p_t.
 
     Args:
       schedule: noise schedule.
@@ -123,9 +126,9 @@ def annealed_langevin(schedule: Schedule, *, step_size: Weight | None = None, sn
       snr: r in place of step_size, as for `langevin`.
 
     Raises:
-      ValueError: unless just one of step_size and snr is given; if it is known to be negative.
+      ValueError: unless exactly one of step_size and snr is given; if it is known to be negative.
 
-    Source: Song & Ermon 2019, algorithm 1; `sample` adds the denoising at the end of Jolicoeur-Martineau et al. 2021.
+    Source: Song & Ermon 2019, algorithm 1; the final denoising step in `sample` is Jolicoeur-Martineau et al. 2021.
 
     >>> from diffax.schedules import LogLinear
     >>> sampler = annealed_langevin(LogLinear(0.01, 10.0), step_size=0.0)

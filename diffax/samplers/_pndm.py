@@ -10,13 +10,16 @@ from diffax.typing import Denoiser, Schedule, Times, Tree
 
 
 def pndm(schedule: Schedule, *, start: str = "plms") -> Sampler:
-    """PNDM (Liu et al. 2022), order 2, one call a step but for the start.
+    """PNDM (Liu et al. 2022), order 2, one call a step and extra calls in the first steps.
+
+        x_s = alpha_s / alpha_t x_t + (sigma_s - sigma_t alpha_s / alpha_t) e'
+        e'  = (55 e_t - 59 e_1 + 37 e_2 - 9 e_3) / 24
 
     Args:
       schedule: noise schedule.
-      start: "plms": the first step is repeated with the mean of eps at both ends, one call more in all (the setting of
-        Stable Diffusion). "prk": the first three steps are pseudo Runge-Kutta of order 4, three calls more each
-        (F-PNDM, algorithm 2); its midpoints are in t.
+      start: "plms": the first step uses the mean of the eps at its two ends, with one extra call (the setting of
+        Stable Diffusion). "prk": the first three steps are pseudo Runge-Kutta steps of order 4, with three extra calls
+        each (F-PNDM, algorithm 2); their midpoints are midpoints in t.
 
     Raises:
       ValueError: for another start.
@@ -31,10 +34,12 @@ def pndm(schedule: Schedule, *, start: str = "plms") -> Sampler:
 
 
 def _improved_euler(schedule: Schedule, denoise: Denoiser, x: Tree, e: Tree, t: Times, s: Times) -> Any:
+    """The mean of the eps at t and of the eps after a step to s."""
     return combine((0.5, e), (0.5, eps_after(schedule, denoise, x, e, t, s)))
 
 
 def _runge_kutta(schedule: Schedule, denoise: Denoiser, x: Tree, e: Tree, t: Times, s: Times) -> Any:
+    """The classical Runge-Kutta weights of order 4 for eps at t, twice at the midpoint, and at s."""
     middle = (t + s) / 2
     e_2 = eps_after(schedule, denoise, x, e, t, middle)
     e_3 = eps_after(schedule, denoise, x, e_2, t, middle)

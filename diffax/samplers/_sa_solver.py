@@ -1,4 +1,4 @@
-"""SA-Solver, stochastic Adams methods."""
+"""SA-Solver: a stochastic Adams method."""
 
 import jax.numpy as jnp
 
@@ -13,13 +13,15 @@ def sa_solver(schedule: Schedule, *, order: int = 3, tau: PerExample = 1.0, corr
     """SA-Solver (Xue et al. 2023, algorithm 1): stochastic Adams predictor and corrector in x0.
 
         x_s = e^(-tau^2 h) sigma_s / sigma_t x_t + alpha_s sum_j b_j x0_j + sigma_s sqrt(1 - e^(-2 tau^2 h)) z
+        b_j = (1 + tau^2) int_0^h e^(-(1 + tau^2) (h - u)) l_j(u) du,   h = lambda_s - lambda_t
 
-    tau = 0 is a predictor-corrector for the ODE, of order p + 1; tau = 1 solves the reverse SDE.
+    lambda = log(alpha / sigma), l_j Lagrange's polynomials in lambda. One call a step. tau = 0 is a predictor-corrector
+    method of order p + 1 for the ODE; tau = 1 solves the reverse SDE, with weak order 2 at most.
 
     Args:
       schedule: noise schedule.
       order: p, 1, 2 or 3.
-      tau: >= 0, a number, () or (B,), or a function of t (the paper's tau is 1 in an interval, 0 outside).
+      tau: noise level, >= 0: () or (B,), or a function of t (in the paper 1 in an interval, 0 outside). Default 1.
       corrected: whether the corrector is used.
 
     Raises:

@@ -1,6 +1,6 @@
 r"""Solvers of the SDE of `diffax.sde` in t: Euler-Maruyama, and a stochastic Heun scheme of order 2.
 
-    drift(x, t) = f x - (1 +- eta^2) / 2 g^2 score(x, t)        + where t falls (h < 0), - where it rises
+    drift(x, t) = f x - (1 +- eta^2) / 2 g^2 score(x, t)        + if t decreases (h < 0), - if it increases
                 = (f + k) x - k alpha x0,                       k = (1 +- eta^2) / 2 g^2 / sigma^2
 
 With h = s - t and z ~ N(0, I),
@@ -10,9 +10,9 @@ With h = s - t and z ~ N(0, I),
                       x' = x_t + h drift(x_t, t) + w
                       x_s = x_t + h / 2 (drift(x_t, t) + drift(x', s)) + w
 
-These are the plain schemes, in t and in x, that analyses are written about. They take small steps to be of use, and
-where f and g^2 grow without bound (`Cosine`, `Flow` at t = 1) the grid must start a little later. Samplers that solve
-the linear part exactly (`ddpm`, `dpmpp_sde`, `dpmpp_2m_sde`) need far fewer.
+These are the plain schemes in t and x that theoretical analyses use. They need small steps. Where f and g^2 are not
+bounded (`Cosine`, `Flow` at t = 1) the grid must start at a slightly smaller t. Samplers that solve the linear part
+exactly (`ddpm`, `dpmpp_sde`, `dpmpp_2m_sde`) need far fewer steps.
 """
 
 from collections.abc import Callable
@@ -32,39 +32,44 @@ from diffax.typing import Denoiser, Keys, PerExample, SamplerState, Schedule, Ti
 
 
 def _drift(schedule: Schedule, x0: Tree, x: Tree, t: Times, h: PerExample, eta: PerExample) -> Any:
-    """The drift at (x, t), where the denoiser gives x0, of the SDE that a step of length h solves."""
+    """The drift at (x, t) of the SDE that a step of length h solves; x0 = denoise(x, t)."""
     (f, g2), (alpha, sigma, _) = coefficients(schedule, t), schedule(t)
     k = (1 - jnp.sign(h) * jnp.square(eta)) / 2 * g2 / jnp.square(sigma)
     return combine((f + k, x), (-k * alpha, x0))
 
 
 def _step(schedule: Schedule, eta: PerExample, plain: Callable[..., Any]) -> Callable[..., Any]:
-    """The step `plain`, which takes x0 at (x, t) too; from noise alone that of `ddim`, since f and g^2 jump there."""
-    jump = ddim(schedule, eta=eta)
+    """The step of a sampler: (key, denoise, x0, x, t, s) -> x of `plain`, or `ddim` where `begins_in_noise`.
+
+    f and g^2 are discontinuous at pure noise, so a scheme in t cannot start there; `ddim` does not use them.
+    """
+    ddim_step = ddim(schedule, eta=eta).step
 
     def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
-        x0, first = denoise(state.x, t), begins_in_noise(schedule, t)
-        new = plain(key, denoise, x0, state.x, t, s)
-        if first is not False:
-            jumped = jump.step(key, lambda x, t: x0, state, t, s).x
-            new = jax.tree.map(lambda u, v: jnp.where(expand(first, u), u, v), jumped, new)
-        return State(new)
+        x0, in_noise = denoise(state.x, t), begins_in_noise(schedule, t)
+        x = plain(key, denoise, x0, state.x, t, s)
+        if in_noise is not False:
+            x_ddim = ddim_step(key, lambda x, t: x0, state, t, s).x
+            x = jax.tree.map(lambda u, v: jnp.where(expand(in_noise, u), u, v), x_ddim, x)
+        return State(x)
 
     return step
 
 
 def euler_maruyama(schedule: Schedule, *, eta: PerExample = 1.0) -> Sampler:
-    """Euler-Maruyama, order 1 in law, one denoiser call a step.
+    """Euler-Maruyama, weak order 1, one denoiser call a step.
 
-    Over a rising grid with eta = 1 it simulates the forward SDE, whatever the denoiser. eta = 0 is Euler's method for
-    the probability-flow ODE, in t and x (not `euler`, which solves it in sigma / alpha or in t for the velocity).
+        x_s = x_t + h drift(x_t, t) + eta sqrt(|h|) g_t z,   h = s - t
+
+    Over an increasing grid with eta = 1 it simulates the forward SDE, for any denoiser. eta = 0 is Euler's method for
+    the probability-flow ODE in t and x; `euler` solves the same ODE in sigma / alpha, or in t for the velocity.
 
     Args:
       schedule: noise schedule, with any scaling.
       eta: noise level, () or (B,), in [0, 1] between the probability-flow ODE and the reverse SDE; may be traced.
 
     Raises:
-      ValueError: if eta is known to lie outside [0, 1].
+      ValueError: if eta is known to be outside [0, 1].
 
     Source: Song et al. 2021, appendix D ("Euler-Maruyama").
 
@@ -80,23 +85,27 @@ def euler_maruyama(schedule: Schedule, *, eta: PerExample = 1.0) -> Sampler:
         check_per_example(x, eta=eta)
         h = s - t
         drift, g2 = _drift(schedule, x0, x, t, h, eta), coefficients(schedule, t).diffusion2
-        std = jnp.asarray(eta) * safe_sqrt(jnp.abs(h) * g2)
-        return combine((1.0, x), (h, drift), (std, random.noise(key, x)))
+        c_noise = jnp.asarray(eta) * safe_sqrt(jnp.abs(h) * g2)
+        return combine((1.0, x), (h, drift), (c_noise, random.noise(key, x)))
 
     return Sampler(init, _step(schedule, eta, plain), order=1, calls=1, noisy=not is_zero(eta), schedule=schedule)
 
 
 def stochastic_heun(schedule: Schedule, *, eta: PerExample = 1.0) -> Sampler:
-    """Heun's method with one draw of noise in both stages, order 2 in law, two denoiser calls a step.
+    """Heun's method with the same draw of noise in both stages, weak order 2, two denoiser calls a step.
 
-    For additive noise, as here, that is enough for weak order 2. eta = 0 is Heun's method for the probability-flow ODE.
+        w = eta sqrt(|h| (g_t^2 + g_s^2) / 2) z,   h = s - t
+        x' = x_t + h drift(x_t, t) + w
+        x_s = x_t + h / 2 (drift(x_t, t) + drift(x', s)) + w
+
+    The noise is additive, so one draw suffices for weak order 2. eta = 0 is Heun's method for the probability-flow ODE.
 
     Args:
       schedule: noise schedule, with any scaling.
       eta: as for `euler_maruyama`.
 
     Raises:
-      ValueError: if eta is known to lie outside [0, 1].
+      ValueError: if eta is known to be outside [0, 1].
 
     Source: Platen's simplified weak scheme of order 2 for additive noise, Kloeden & Platen 1992, section 14.2.
 
@@ -112,10 +121,10 @@ def stochastic_heun(schedule: Schedule, *, eta: PerExample = 1.0) -> Sampler:
         check_per_example(x, eta=eta)
         h = s - t
         g2 = (coefficients(schedule, t).diffusion2 + coefficients(schedule, s).diffusion2) / 2
-        noise = (jnp.asarray(eta) * safe_sqrt(jnp.abs(h) * g2), random.noise(key, x))
-        first = _drift(schedule, x0, x, t, h, eta)
-        ahead = combine((1.0, x), (h, first), noise)
-        second = _drift(schedule, denoise(ahead, s), ahead, s, h, eta)
-        return combine((1.0, x), (h / 2, first), (h / 2, second), noise)
+        w = (jnp.asarray(eta) * safe_sqrt(jnp.abs(h) * g2), random.noise(key, x))
+        drift_t = _drift(schedule, x0, x, t, h, eta)
+        x_euler = combine((1.0, x), (h, drift_t), w)
+        drift_s = _drift(schedule, denoise(x_euler, s), x_euler, s, h, eta)
+        return combine((1.0, x), (h / 2, drift_t), (h / 2, drift_s), w)
 
     return Sampler(init, _step(schedule, eta, plain), order=2, calls=2, noisy=not is_zero(eta), schedule=schedule)

@@ -1,7 +1,7 @@
-"""What the samplers have in common.
+"""Engines that several samplers share; docs/how_it_works.md explains them.
 
 forms     ways to write the probability-flow ODE as carry + integral
-stages    single-step methods: every step makes its own intermediate calls
-adams     multistep methods: a polynomial through earlier calls
-pseudo    PNDM's classical weights, moved by DDIM
+stages    single-step methods: each step makes its own intermediate calls
+adams     multistep methods: a polynomial through the integrands of earlier calls
+pseudo    PNDM: classical multistep weights for eps, with the DDIM step as transfer
 """

@@ -1,10 +1,10 @@
-r"""Pseudo-numerical methods: classical weights for eps, moved by DDIM (Liu et al. 2022, eq. 11 to 15).
+r"""Pseudo-numerical methods: classical multistep weights for eps, DDIM as transfer (Liu et al. 2022, eq. 11 to 15).
 
     phi(x, e, t, s) = alpha_s / alpha_t x + (sigma_s - sigma_t alpha_s / alpha_t) e
     x_s = phi(x_t, e', t, s)
-    e'  = (55 e_t - 59 e_1 + 37 e_2 - 9 e_3) / 24           Adams-Bashforth with equal steps, whatever the grid
+    e'  = (55 e_t - 59 e_1 + 37 e_2 - 9 e_3) / 24           Adams-Bashforth weights of equal steps, on any grid
 
-The transfer phi is exact for constant eps only, so the order is 2, whatever that of the weights.
+The transfer phi is exact only for constant eps, so the order of the method is 2 for weights of any order >= 2.
 """
 
 import operator
@@ -30,10 +30,13 @@ EPS = FORMS["eps"]
 
 
 class Pseudo(NamedTuple):
-    """x: (B, ...). values: (p, B, ...) the last p eps in a ring. count: how many there were. last: the newest's time.
-    arrived: where the last step ended.
+    """The state of a pseudo-numerical method.
 
-    The next goes to place count mod p, so that a step writes one of them and moves none.
+    x: (B, ...).
+    values: (p, B, ...) the last p eps, in a ring buffer.
+    count: the number of eps so far; the next one is written to slot count mod p, so that the others need no copy.
+    last: the time of the newest eps.
+    arrived: the time at which the last step ended.
     """
 
     x: Any
@@ -44,7 +47,12 @@ class Pseudo(NamedTuple):
 
 
 class Start(NamedTuple):
-    """The first steps of PNDM, the slope that they take in place of the weights', and the extra calls of each."""
+    """The start of PNDM.
+
+    steps: the number of first steps.
+    slope: (schedule, denoise, x, e, t, s) -> e' of such a step.
+    calls: the extra denoiser calls of each.
+    """
 
     steps: int
     slope: Callable[..., Any]
@@ -52,7 +60,10 @@ class Start(NamedTuple):
 
 
 def pseudo_multistep(schedule: Schedule, order: int, start: Start | None) -> Sampler:
-    """The method at the head of this module, with its first steps as `start` takes them."""
+    """The method at the head of this module, with weights of `order` and the first steps of `start`.
+
+    Without `start` the first steps have weights of order 1, 2 .. p - 1.
+    """
     check_schedule(schedule)
 
     def init(x: Tree, times: Grid) -> SamplerState:
@@ -62,33 +73,36 @@ def pseudo_multistep(schedule: Schedule, order: int, start: Start | None) -> Sam
 
     def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         level_t = schedule(t)
-        e = evaluate(EPS, schedule, denoise, state.x, t, level_t)
+        e_t = evaluate(EPS, schedule, denoise, state.x, t, level_t)
+        # If the grid turned back or the last step ended elsewhere, the history belongs to another path: drop it.
         turned = (state.last - t) * (t - s) < 0
-        count = jnp.where(turned | (t != state.arrived), 0, state.count)  # what lies behind is another path's
-        # Written before anything reads it, and e read from there: so XLA changes the ring in place.
-        values = jax.tree.map(lambda ring, v: _put(ring, v, count % order), state.values, e)
-        of_x, of_slope = _transfer(level_t, schedule(s))
+        count = jnp.where(turned | (t != state.arrived), 0, state.count)
+        # Write e_t into the ring before any read, and read it from the ring below, so that XLA updates it in place.
+        values = jax.tree.map(lambda ring, v: _write_slot(ring, v, count % order), state.values, e_t)
+        c_x, c_e = _transfer(level_t, schedule(s))
 
-        def mean() -> Any:
-            return combine(*zip(_weights(count, order, t), _places(values, order), strict=True))
+        def weighted_sum() -> Any:
+            return combine(*zip(_weights(count, order, t), _slots(values, order), strict=True))
 
-        def later() -> Any:
-            return combine((of_x, state.x), (of_slope, mean()))
+        def multistep() -> Any:
+            return combine((c_x, state.x), (c_e, weighted_sum()))
 
-        def first(start: Start) -> Any:
-            e = jax.tree.map(lambda ring: _take(ring, count % order), values)
+        def first_step(start: Start) -> Any:
+            e_t = jax.tree.map(lambda ring: _read_slot(ring, count % order), values)
             starts = (count < start.steps) & ~jnp.asarray(begins_in_noise(schedule, t))
-            slope = _select(starts, start.slope(schedule, denoise, state.x, e, t, s), mean())
-            return combine((of_x, state.x), (of_slope, slope))
+            slope = _select(starts, start.slope(schedule, denoise, state.x, e_t, t, s), weighted_sum())
+            return combine((c_x, state.x), (c_e, slope))
 
-        # Both branches move x themselves, so that XLA makes one loop of that and the mean.
-        x = later() if start is None else jax.lax.cond(jnp.any(count < start.steps), lambda: first(start), later)
-        # The weights take all steps to be equal: one of length zero leaves no trace, what it wrote is written over.
+        # Each branch computes x itself, so that XLA fuses the transfer with the weighted sum.
+        if start is None:
+            x = multistep()
+        else:
+            x = jax.lax.cond(jnp.any(count < start.steps), lambda: first_step(start), multistep)
+        # The weights assume equal steps, so a step of length zero is not counted and its slot is overwritten.
         still = t == s
-        then, now = (jnp.broadcast_to(v, jnp.shape(state.last)) for v in (t, s))
-        pairs = (state.count, count + 1), (state.last, then), (state.arrived, now)
-        kept = [jnp.where(still, u, v) for u, v in pairs]
-        return Pseudo(x, values, *kept)
+        last, arrived = (jnp.broadcast_to(v, jnp.shape(state.last)) for v in (t, s))
+        pairs = (state.count, count + 1), (state.last, last), (state.arrived, arrived)
+        return Pseudo(x, values, *[jnp.where(still, u, v) for u, v in pairs])
 
     start_calls = 0 if start is None else start.steps * start.calls
     return Sampler(
@@ -97,44 +111,44 @@ def pseudo_multistep(schedule: Schedule, order: int, start: Start | None) -> Sam
 
 
 def _transfer(level_t: Level, level_s: Level) -> Any:
-    """The factors of x and e in phi."""
+    """The coefficients of x and e in phi."""
     return level_s.alpha / level_t.alpha, cross(level_t, level_s) / level_t.alpha
 
 
 def eps_after(schedule: Schedule, denoise: Denoiser, x: Tree, e: Tree, t: Times, s: Times) -> Any:
-    """The eps at s, where phi moves x."""
+    """The eps at s, evaluated at phi(x, e, t, s)."""
     level_s = schedule(s)
-    of_x, of_e = _transfer(schedule(t), level_s)
-    return evaluate(EPS, schedule, denoise, combine((of_x, x), (of_e, e)), s, level_s)
+    c_x, c_e = _transfer(schedule(t), level_s)
+    return evaluate(EPS, schedule, denoise, combine((c_x, x), (c_e, e)), s, level_s)
 
 
-def _put(ring: Leaf, value: Leaf, place: Leaf) -> Any:
-    """`value` at a place of the ring, that of each example where they differ."""
-    put = jax.lax.dynamic_update_index_in_dim
-    if place.ndim == 0:
-        return put(ring, value, place, 0)
-    return jax.vmap(lambda ring, value, place: put(ring, value, place, 0), (1, 0, 0), 1)(ring, value, place)
+def _write_slot(ring: Leaf, value: Leaf, slot: Leaf) -> Any:
+    """The ring with `value` in a slot; slot: () for all examples, or (B,)."""
+    update = jax.lax.dynamic_update_index_in_dim
+    if slot.ndim == 0:
+        return update(ring, value, slot, 0)
+    return jax.vmap(lambda ring, value, slot: update(ring, value, slot, 0), (1, 0, 0), 1)(ring, value, slot)
 
 
-def _take(ring: Leaf, place: Leaf) -> Any:
-    """What is at a place of the ring, that of each example where they differ."""
-    take = jax.lax.dynamic_index_in_dim
-    if place.ndim == 0:
-        return take(ring, place, 0, keepdims=False)
-    return jax.vmap(lambda ring, place: take(ring, place, 0, keepdims=False), (1, 0))(ring, place)
+def _read_slot(ring: Leaf, slot: Leaf) -> Any:
+    """The value in a slot of the ring; slot: () for all examples, or (B,)."""
+    index = jax.lax.dynamic_index_in_dim
+    if slot.ndim == 0:
+        return index(ring, slot, 0, keepdims=False)
+    return jax.vmap(lambda ring, slot: index(ring, slot, 0, keepdims=False), (1, 0))(ring, slot)
 
 
-def _places(values: Tree, order: int) -> Any:
+def _slots(values: Tree, order: int) -> Any:
     return [jax.tree.map(operator.itemgetter(j), values) for j in range(order)]
 
 
 def _weights(count: Leaf, order: int, t: Times) -> Any:
-    """Of the places of the ring: by their age, the newest first."""
+    """The weight of each slot of the ring, which depends on the age of its value."""
     rows = jnp.asarray(WEIGHTS[:order, :order], promoted(t, jnp.float32))[jnp.minimum(count, order - 1)]
     age = (count[..., None] - of_rank(jnp.arange(order), count[..., None])) % order
     return jnp.moveaxis(jnp.take_along_axis(rows, age, -1), -1, 0)
 
 
 def _select(condition: Scalar, yes: Tree, no: Tree) -> Any:
-    """Of two trees, by example."""
+    """The tree `yes` for examples where the condition holds, `no` for the others."""
     return jax.tree.map(lambda u, v: jnp.where(expand(condition, u), u, v), yes, no)

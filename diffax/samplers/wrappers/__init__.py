@@ -1,1 +1,1 @@
-"""Functions sampler -> sampler, one a file."""
+"""Wrappers: functions sampler -> sampler, each in its own file."""

@@ -3,7 +3,7 @@
     x0  = u + w (c - u)
     x_s = alpha_s x0 + sigma_s eps_u,   eps_u = (x_t - alpha_t u) / sigma_t
 
-which is what a sampler does with u alone, and then alpha_s w (c - u) more.
+This is the unconditional step of the sampler plus alpha_s w (c - u).
 """
 
 from typing import Any
@@ -20,22 +20,23 @@ from diffax.typing import Denoiser, Keys, SamplerState, Schedule, Times, Tree, W
 def cfg_plus_plus(sampler: Sampler, schedule: Schedule, conditional: Denoiser, weight: Weight) -> Sampler:
     """CFG++ (Chung et al. 2024, algorithm 2): x_s of the unconditional step, plus alpha_s w (c - u).
 
-    The sampler is stepped with the unconditional denoiser; c and u are those at its first call in a step, so the
-    conditional denoiser is asked once a step and the unconditional one no more often than without guidance. Around
-    `ddim` it is the paper's update exactly, with any eta and towards noise too (its inversion); a multistep method
-    keeps the unconditional answers in its history. It belongs right around the sampler, inside other wrappers.
+    Pass the unconditional denoiser to `integrate` or `sample`. c and u are evaluated at the first denoiser call of a
+    step, so a step costs one conditional call and no additional unconditional call. Around `ddim` this is exactly the
+    update of the paper, with any eta, and also towards noise (its inversion). The history of a multistep sampler holds
+    the unconditional x0. Apply this wrapper directly to the sampler, inside other wrappers.
 
-    w is not the weight w' of classifier-free guidance: for DDIM a step with w = w' (1 - exp((lambda_t - lambda_s) / 2))
-    is the same, so a fixed w means w' about 2 w / (lambda_s - lambda_t), the more steps the stronger. There is no limit
-    of many steps, and `order` is that of the sampler at w = 0. A step of length zero changes nothing.
+    w is not the weight w' of classifier-free guidance. For DDIM the two steps are equal if w = w' (1 - exp((lambda_t -
+    lambda_s) / 2)), lambda the log-SNR, so a fixed w corresponds to w' of about 2 w / (lambda_s - lambda_t) and the
+    guidance becomes stronger with more steps. There is no limit of many steps; `order` is the order of the sampler at
+    w = 0. A step of length zero changes nothing.
 
-    `sample` ends with the unconditional denoiser. The paper's last x0 is guided, by the same rule:
+    `sample` ends with the unconditional denoiser. In the paper the last x0 is guided by the same rule:
 
         state = integrate(key, cfg_plus_plus(ddim(schedule), schedule, conditional, w), unconditional, x, times)
-        x0 = classifier_free(conditional, unconditional, w)(state.x, times[-1])
+        x0 = classifier_free_guidance(conditional, unconditional, w)(state.x, times[-1])
 
     Args:
-      sampler: what to wrap; it must call its denoiser in the open, not inside a loop or another transformation.
+      sampler: a sampler that calls its denoiser directly in its step, not inside `scan`, `cond` or another transform.
       schedule: its schedule.
       conditional: (x, t) -> c.
       weight: w, () or (B,), in [0, 1] in the paper, or a function of t; may be traced.
@@ -61,19 +62,19 @@ def cfg_plus_plus(sampler: Sampler, schedule: Schedule, conditional: Denoiser, w
         check_of_data("cfg_plus_plus", denoise)
         calls = []
 
-        def listened(x: Tree, t: Times) -> Any:
-            answer = denoise(x, t)
-            calls.append((x, t, x0_of(answer)))
-            return answer
+        def recording(x: Tree, t: Times) -> Any:
+            output = denoise(x, t)
+            calls.append((x, t, x0_of(output)))
+            return output
 
-        state = sampler.step(key, listened, state, t, s)
+        state = sampler.step(key, recording, state, t, s)
         if not calls:
             raise ValueError(f"sampler must call its denoiser in a step, got {sampler}")
         x, time, u = calls[0]
         level_t, level_s = schedule(t), schedule(s)
         w = weight(time) if callable(weight) else weight
         check_per_example(x, weight=w)
-        push = jnp.where(level_t.log_snr == level_s.log_snr, 0.0, level_s.alpha * jnp.asarray(w))
-        return state._replace(x=combine((1.0, state.x), (push, x0_of(conditional(x, time))), (-push, u)))
+        scale = jnp.where(level_t.log_snr == level_s.log_snr, 0.0, level_s.alpha * jnp.asarray(w))
+        return state._replace(x=combine((1.0, state.x), (scale, x0_of(conditional(x, time))), (-scale, u)))
 
     return sampler._replace(step=step)

@@ -1,4 +1,4 @@
-"""Predictor-corrector sampling: a corrector behind each step."""
+"""Predictor-corrector sampling: a corrector after each step."""
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +10,25 @@ from diffax.samplers._base import Sampler, check_sampler
 from diffax.samplers._langevin import Corrector
 from diffax.typing import Denoiser, Keys, SamplerState, Times
 
-SALT = 0x1A9E0000  # keeps a corrector's draws apart from those of the sampler that it corrects
+SALT = 0x1A9E0000  # folded into the key, so that a corrector and its sampler draw independent noise
 
 
 def corrected(sampler: Sampler, corrector: Corrector) -> Sampler:
-    """Sampler -> sampler: after each step t -> s of the sampler the corrector moves x at level s.
+    """A sampler with a corrector: after each step from t to s the corrector moves x at level s.
 
-    The move is an edit of x, so any sampler, multistep ones too, goes on from the corrected x. Without steps, or
-    with steps of size 0, it is the bare sampler, noise included. A step of length zero stays one: it is not corrected.
+    The move edits x in the state, so every sampler, single-step or multistep, continues from the corrected x. A
+    corrector with no steps, or with steps of size 0, does not change the sampler, its noise included. A step of length
+    zero is not corrected.
 
-    Order: that of the sampler, for what the sampler does; the bias of the corrector's own step size, O(k^2) as at
-    the head of this module, does not fall with the number of steps. Calls: those of both.
+    `order` is the order of the sampler. The bias of a Langevin corrector of size k, O(k^2) as at the head of
+    `diffax.samplers._langevin`, does not decrease with the number of steps. `calls` is the sum of both.
+
+    Args:
+      sampler: any sampler.
+      corrector: such as `langevin(schedule, snr=0.16)`.
+
+    Raises:
+      ValueError: if `sampler` is not a `Sampler`; while stepping, if the corrector changes the shape of x.
 
     Source: Song et al. 2021, algorithm 1 (predictor-corrector sampling).
 
@@ -35,7 +43,7 @@ def corrected(sampler: Sampler, corrector: Corrector) -> Sampler:
 
     def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         state = sampler.step(key, denoise, state, t, s)
-        # The calls of what is inside tell correctors around correctors apart.
+        # Fold in the call count of the inner sampler, so that nested correctors draw different noise.
         x = corrector.move(random.fold_in(key, SALT + sampler.calls), denoise, state.x, s)
         check_like("corrector.move(key, denoise, x, t)", x, state.x)
         moves = jnp.asarray(t) != s

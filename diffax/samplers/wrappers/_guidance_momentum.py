@@ -1,4 +1,4 @@
-"""Momentum of guidance: a memory of the difference d = c - u between two branches.
+"""Guidance with momentum: a running sum of the difference c - u of two branches, over the steps k.
 
 d_k = c_k - u_k + beta d_(k - 1)
 """
@@ -16,7 +16,7 @@ from diffax.typing import Denoiser, Grid, Guide, Keys, PerExample, SamplerState,
 
 
 class MomentumState(NamedTuple):
-    """x: (B, ...); inner: the wrapped sampler's state without its x; difference: d of the step before, like x."""
+    """x: (B, ...). inner: the state of the wrapped sampler without x. difference: d of the previous step, like x."""
 
     x: Any
     inner: Any
@@ -24,23 +24,25 @@ class MomentumState(NamedTuple):
 
 
 def guidance_momentum(sampler: Sampler, conditional: Denoiser, guide: Guide, *, momentum: PerExample = -0.5) -> Sampler:
-    """Guidance that sees d_k = c_k - u_k + beta d_(k - 1) in place of c_k - u_k, with k the step.
+    """Guidance with d_k = c_k - u_k + beta d_(k - 1) in place of c_k - u_k, where k is the step.
 
-    Sadat et al. 2024, section 4.1: with beta < 0 ("reverse momentum") and `adaptive_projected_guidance` it is their
-    whole method. The sampler is stepped with the unconditional denoiser, and what it sees is guide(c, c - d_k). Of a
-    step with several calls each adds beta d_(k - 1), and the first is remembered. momentum = 0 is the sampler on the
-    guided denoiser. `sample` ends with the unconditional denoiser; to end with a guided one, see `cfg_plus_plus`.
+    Pass the unconditional denoiser to `integrate` or `sample`; the sampler steps with guide(c, c - d_k). In a step with
+    several calls d_(k - 1) is the same for each, and d of the first call is stored. momentum = 0 is the sampler with
+    the guided denoiser. With beta < 0 ("reverse momentum") and `adaptive_projected_guidance` it is the complete method
+    of Sadat et al. `sample` ends with the unconditional denoiser; `cfg_plus_plus` shows how to end with a guided one.
 
     Args:
-      sampler: what to wrap; it must call its denoiser in the open, not inside a loop or another transformation.
+      sampler: a sampler that calls its denoiser directly in its step, not inside `scan`, `cond` or another transform.
       conditional: (x, t) -> c.
-      guide: (conditional, unconditional) -> denoiser, for one
+      guide: (conditional, unconditional) -> denoiser, such as
         `lambda c, u: diffax.adaptive_projected_guidance(c, u, 7.5, threshold=2.5)`.
-      momentum: beta, () or (B,), in (-1, 1), may be traced.
+      momentum: beta, () or (B,), in (-1, 1), may be traced. Default -0.5.
 
     Raises:
       ValueError: if the conditional denoiser or the guidance is missing, or the momentum is known to be out of range;
         if the sampler renoises (`restart`); while stepping, if the sampler does not call its denoiser.
+
+    Source: Sadat et al. 2024, section 4.1.
 
     >>> import diffax
     >>> guide = lambda c, u: diffax.classifier_free_guidance(c, u, 2.0)
@@ -63,22 +65,23 @@ def guidance_momentum(sampler: Sampler, conditional: Denoiser, guide: Guide, *, 
 
     def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         check_of_data("guidance_momentum", denoise)
-        seen = []
+        differences = []
 
         def guided(x: Tree, t: Times) -> Any:
-            answer = conditional(x, t)
-            c, u = x0_of(answer), x0_of(denoise(x, t))
+            output = conditional(x, t)
+            c, u = x0_of(output), x0_of(denoise(x, t))
             d = combine((momentum, state.difference), (1.0, c), (-1.0, u))
-            seen.append(d)
-            other = combine((1.0, c), (-1.0, d))
-            return guide(lambda x, t: answer, lambda x, t: other)(x, t)
+            differences.append(d)
+            c_minus_d = combine((1.0, c), (-1.0, d))
+            return guide(lambda x, t: output, lambda x, t: c_minus_d)(x, t)
 
         inner = sampler.step(key, guided, state.inner._replace(x=state.x), t, s)
-        if not seen:
+        if not differences:
             raise ValueError(f"sampler must call its denoiser in a step, got {sampler}")
-        stays = jnp.asarray(t == s)  # a step of length zero changes nothing, not even the memory
-        kept = jax.tree.map(lambda old, new: jnp.where(expand(stays, old), old, new), state.difference, seen[0])
-        return MomentumState(inner.x, inner._replace(x=None), kept)
+        # A step of length zero changes nothing, so it keeps the old difference.
+        still, d = jnp.asarray(t == s), differences[0]
+        difference = jax.tree.map(lambda old, new: jnp.where(expand(still, old), old, new), state.difference, d)
+        return MomentumState(inner.x, inner._replace(x=None), difference)
 
     def finish(key: Keys, denoise: Denoiser, state: SamplerState, t: Times) -> Tree:
         return sampler.finish(key, denoise, state.inner._replace(x=state.x), t)

@@ -1,10 +1,10 @@
-r"""Restart: a sampler that jumps back to noise and runs the last stretch again.
+r"""Restart: a sampler that jumps back to noise and samples an interval of noise levels again.
 
     s > t, a jump:   x_s = alpha_s / alpha_t x_t + S std z,   std^2 = sigma_s^2 - (alpha_s / alpha_t)^2 sigma_t^2
-    s <= t:          the wrapped sampler's step
+    s <= t:          the step of the wrapped sampler
 
-The jump draws from q(x_s | x_t), so it costs no denoiser call and errors made above t_max are forgotten by the share of
-noise that it adds, while the steps down again are those of the wrapped sampler. The grid says where to jump:
+The jump draws from q(x_s | x_t), so it costs no denoiser call. The noise replaces a part of x, and with it the same
+part of the errors made so far. The wrapped sampler then steps down again. The grid contains the jumps:
 
     T ... t_min | t_max ... t_min | t_max ... t_min | ... 0
 """
@@ -23,17 +23,17 @@ from diffax.typing import Denoiser, Keys, PerExample, SamplerState, Schedule, Ti
 
 
 def restart(sampler: Sampler, schedule: Schedule, *, noise_scale: PerExample = 1.0) -> Sampler:
-    """Sampler -> sampler: steps towards noise add noise; its grid, e.g. from `times.restart`, may turn back.
+    """A sampler whose steps towards noise add noise; its grid, such as that of `times.restart`, may turn back.
 
-    Order and calls are those of the sampler; over a grid without turns it is the sampler. A jump makes no denoiser
-    call where t and s are scalars; with a grid for each example it makes those of the sampler and drops their result.
-    A multistep sampler starts afresh behind a jump.
-    Since every step towards noise is random, a reversed grid does not invert here.
+    Order and calls do not change; over a grid without turns it is the wrapped sampler. A jump makes no denoiser call if
+    t and s are scalars; with a grid for each example it makes the calls of the sampler and discards the results. A
+    multistep sampler drops its history at a jump. Each step towards noise is random, so a reversed grid does not
+    invert.
 
     Args:
-      sampler: what takes the steps towards data; in the paper a deterministic one, `heun`.
+      sampler: the sampler of the steps towards data; in the paper a deterministic one, `heun`.
       schedule: noise schedule of the jumps.
-      noise_scale: S, () or (B,) >= 0, a factor on the noise of the jumps, may be traced.
+      noise_scale: S, factor of the noise of the jumps, () or (B,), >= 0, may be traced. Default 1.
 
     Raises:
       ValueError: if noise_scale is known to be negative.
@@ -64,8 +64,8 @@ def restart(sampler: Sampler, schedule: Schedule, *, noise_scale: PerExample = 1
 
         if up.ndim == 0:
             return jax.lax.cond(up, jump, lambda state: base(state, s), state)
-        # Whoever jumps takes a step of length zero, which leaves no trace in what the sampler remembers.
-        jumped, new = jump(state), base(state, jnp.where(up, t, s))
-        return new._replace(x=jax.tree.map(lambda a, b: jnp.where(expand(up, a), a, b), jumped.x, new.x))
+        # Examples that jump take a zero-length step here, so the sampler's history does not change.
+        jumped, stepped = jump(state), base(state, jnp.where(up, t, s))
+        return stepped._replace(x=jax.tree.map(lambda a, b: jnp.where(expand(up, a), a, b), jumped.x, stepped.x))
 
     return sampler._replace(step=step, noisy=True, renoises=True)
