@@ -158,6 +158,15 @@ def expand(value: PerExample, x: Tree) -> Array:
     return value.reshape(value.shape + (1,) * (jnp.ndim(x) - 1))
 
 
+def select(condition: PerExample, yes: X, no: X) -> X:
+    """The tree `yes` where the condition, () or (B,), holds for an example, else the tree `no`.
+
+    >>> select(jnp.array([True, False]), jnp.ones((2, 2)), jnp.zeros((2, 2))).tolist()
+    [[1.0, 1.0], [0.0, 0.0]]
+    """
+    return jax.tree.map(lambda u, v: jnp.where(expand(condition, u), u, v), yes, no)
+
+
 def combine(*terms: tuple[PerExample, X]) -> X:
     """The linear combination sum_i c_i x_i of trees x_i with coefficients c_i of shape () or (B,).
 

@@ -31,7 +31,7 @@ from diffax._checks import (
     number,
     positive,
 )
-from diffax._pytrees import batch_size, combine, expand, promoted, safe_sqrt
+from diffax._pytrees import batch_size, combine, promoted, safe_sqrt, select
 from diffax.denoisers import Moments, like_x, with_x0, x0_of
 from diffax.predictions import KINDS, check_kind, split, target
 from diffax.typing import (
@@ -256,7 +256,7 @@ def guidance_interval(
 
         if inside.ndim == 0:
             return jax.lax.cond(inside, lambda: unify(guided(x, t)), lambda: unify(plain(x, t)))
-        return jax.tree.map(lambda g, p: jnp.where(expand(inside, g), g, p), unify(guided(x, t)), unify(plain(x, t)))
+        return select(inside, unify(guided(x, t)), unify(plain(x, t)))
 
     return denoise
 

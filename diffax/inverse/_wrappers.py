@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax._checks import check, check_per_example, check_schedule, described, interval, non_negative
-from diffax._pytrees import combine, expand, safe_sqrt
+from diffax._pytrees import combine, safe_sqrt, select
 from diffax.inverse._linear_map import squared_norm
 from diffax.inverse._operators import Mask, Measurement, Operator, fit, measurement, project, pseudo_inverse, residual
 from diffax.samplers._base import Sampler, State, check_of_data, check_sampler, init
@@ -60,7 +60,7 @@ def replacement(sampler: Sampler, schedule: Schedule, operator: Mask, y: Tree) -
         known = combine((level.sigma, z), (level.alpha, jax.tree.map(fit, y, z)))
         is_step = jnp.asarray(t) != s
         replaced = operator.select(known, state.x)
-        return state._replace(x=jax.tree.map(lambda a, b: jnp.where(expand(is_step, a), a, b), replaced, state.x))
+        return state._replace(x=select(is_step, replaced, state.x))
 
     return sampler._replace(step=step, noisy=True)
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax._checks import check, check_per_example, choose, interval, positive
-from diffax._pytrees import as_float, combine, expand, of_rank, plus, times, widen
+from diffax._pytrees import as_float, combine, expand, of_rank, plus, select, times, widen
 from diffax.samplers._base import Sampler
 from diffax.samplers.engines.adams import RULES, Method, adams, corrector
 from diffax.samplers.engines.forms import trig
@@ -94,7 +94,7 @@ def gaussian_adams(
         x = _shifted(new.x, level_s.alpha, mean)
         # Subtracting and adding the mean rounds; a step of length zero must return x unchanged.
         still = s == t
-        return new._replace(x=jax.tree.map(lambda u, v: jnp.where(expand(still, v), u, v), state.x, x))
+        return new._replace(x=select(still, state.x, x))
 
     return inner._replace(init=init, step=step)
 

@@ -24,8 +24,8 @@ def heun(
         u_r = u_t + r (rho_s - rho_t) eps_t                                                         r = `alpha`
         u_s = u_t + (rho_s - rho_t) ((1 - 1 / (2 r)) eps_t + 1 / (2 r) eps_r)
 
-    with u = x / alpha_t and rho = sigma / alpha_t, alpha_t of the schedule. At the default r = 1 the second call is
-    made at s, after an Euler step, and both slopes have the weight 1/2.
+    with u = x / alpha and rho = sigma / alpha of the schedule, not the argument `alpha`. At the default r = 1 the
+    second call is made at s, after an Euler step, and both slopes have the weight 1/2.
 
     Args:
       schedule: noise schedule.

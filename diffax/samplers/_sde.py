@@ -18,12 +18,11 @@ exactly (`ddpm`, `dpmpp_sde`, `dpmpp_2m_sde`) need far fewer steps.
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from diffax import random
 from diffax._checks import check, check_per_example, check_schedule, interval
-from diffax._pytrees import combine, expand, is_zero, safe_sqrt
+from diffax._pytrees import combine, is_zero, safe_sqrt, select
 from diffax.samplers._base import Sampler, State, init
 from diffax.samplers._ddim import ddim
 from diffax.samplers.engines.forms import begins_in_noise
@@ -50,7 +49,7 @@ def _step(schedule: Schedule, eta: PerExample, plain: Callable[..., Any]) -> Cal
         x = plain(key, denoise, x0, state.x, t, s)
         if in_noise is not False:
             x_ddim = ddim_step(key, lambda x, t: x0, state, t, s).x
-            x = jax.tree.map(lambda u, v: jnp.where(expand(in_noise, u), u, v), x_ddim, x)
+            x = select(in_noise, x_ddim, x)
         return State(x)
 
     return step

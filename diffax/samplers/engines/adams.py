@@ -39,7 +39,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax._checks import check, check_per_example, check_schedule, choose, non_negative
-from diffax._pytrees import combine, expand, is_zero, safe_sqrt, widen
+from diffax._pytrees import combine, is_zero, safe_sqrt, select, widen
 from diffax.samplers._base import Sampler
 from diffax.samplers.engines.forms import Form, begins_in_noise, check_order, evaluate, form_of
 from diffax.typing import Denoiser, Grid, Keys, Leaf, PerExample, SamplerState, Scalar, Schedule, Times, Tree
@@ -299,10 +299,6 @@ def _next_state(
     last: the node at its end, and with a corrector its order and 1 + eta. still: s == t, a step that changes nothing.
     short: a step no longer than round-off, which moves x but adds nothing to the history.
     """
-
-    def select(condition: Tree, old: Tree, new: Tree) -> Any:
-        return jax.tree.map(lambda u, v: jnp.where(expand(condition, v), u, v), old, new)
-
     values, nodes = state.values, state.nodes
     if len(values):
         values = tuple(select(short, u, v) for u, v in zip(values, (f, *values[:-1]), strict=True))

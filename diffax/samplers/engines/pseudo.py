@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax._checks import check_schedule
-from diffax._pytrees import combine, expand, of_rank, promoted, widen
+from diffax._pytrees import combine, of_rank, promoted, select, widen
 from diffax.samplers._base import Sampler
 from diffax.samplers.engines.forms import FORMS, begins_in_noise, cross, evaluate
-from diffax.typing import Denoiser, Grid, Keys, Leaf, Level, SamplerState, Scalar, Schedule, Times, Tree
+from diffax.typing import Denoiser, Grid, Keys, Leaf, Level, SamplerState, Schedule, Times, Tree
 
 WEIGHTS = np.array(
     [[1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 / 12, 5 / 12, 0], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
@@ -90,7 +90,7 @@ def pseudo_multistep(schedule: Schedule, order: int, start: Start | None) -> Sam
         def first_step(start: Start) -> Any:
             e_t = jax.tree.map(lambda ring: _read_slot(ring, count % order), values)
             starts = (count < start.steps) & ~jnp.asarray(begins_in_noise(schedule, t))
-            slope = _select(starts, start.slope(schedule, denoise, state.x, e_t, t, s), weighted_sum())
+            slope = select(starts, start.slope(schedule, denoise, state.x, e_t, t, s), weighted_sum())
             return combine((c_x, state.x), (c_e, slope))
 
         # Each branch computes x itself, so that XLA fuses the transfer with the weighted sum.
@@ -147,8 +147,3 @@ def _weights(count: Leaf, order: int, t: Times) -> Any:
     rows = jnp.asarray(WEIGHTS[:order, :order], promoted(t, jnp.float32))[jnp.minimum(count, order - 1)]
     age = (count[..., None] - of_rank(jnp.arange(order), count[..., None])) % order
     return jnp.moveaxis(jnp.take_along_axis(rows, age, -1), -1, 0)
-
-
-def _select(condition: Scalar, yes: Tree, no: Tree) -> Any:
-    """The tree `yes` for examples where the condition holds, `no` for the others."""
-    return jax.tree.map(lambda u, v: jnp.where(expand(condition, u), u, v), yes, no)

@@ -1,11 +1,10 @@
 """Predictor-corrector sampling: a corrector after each step."""
 
-import jax
 import jax.numpy as jnp
 
 from diffax import random
 from diffax._checks import check_like
-from diffax._pytrees import expand
+from diffax._pytrees import select
 from diffax.samplers._base import Sampler, check_sampler
 from diffax.samplers._langevin import Corrector
 from diffax.typing import Denoiser, Keys, SamplerState, Times
@@ -47,6 +46,6 @@ def corrected(sampler: Sampler, corrector: Corrector) -> Sampler:
         x = corrector.move(random.fold_in(key, SALT + sampler.calls), denoise, state.x, s)
         check_like("corrector.move(key, denoise, x, t)", x, state.x)
         moves = jnp.asarray(t) != s
-        return state._replace(x=jax.tree.map(lambda new, old: jnp.where(expand(moves, old), new, old), x, state.x))
+        return state._replace(x=select(moves, x, state.x))
 
     return sampler._replace(step=step, calls=sampler.calls + corrector.calls, noisy=True)

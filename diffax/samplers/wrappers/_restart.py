@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax._checks import check, check_per_example, check_schedule, non_negative
-from diffax._pytrees import as_float, combine, expand
+from diffax._pytrees import as_float, combine, select
 from diffax.samplers._base import Sampler, check_sampler
 from diffax.schedules import transition
 from diffax.typing import Denoiser, Keys, PerExample, SamplerState, Schedule, Times
@@ -66,6 +66,6 @@ def restart(sampler: Sampler, schedule: Schedule, *, noise_scale: PerExample = 1
             return jax.lax.cond(up, jump, lambda state: base(state, s), state)
         # Examples that jump take a zero-length step here, so the sampler's history does not change.
         jumped, stepped = jump(state), base(state, jnp.where(up, t, s))
-        return stepped._replace(x=jax.tree.map(lambda a, b: jnp.where(expand(up, a), a, b), jumped.x, stepped.x))
+        return stepped._replace(x=select(up, jumped.x, stepped.x))
 
     return sampler._replace(step=step, noisy=True, renoises=True)
