@@ -297,7 +297,7 @@ def changed(**changes):
         ({"schedule": {"name": "log_linear", "sigma_min": 0.1}}, "config.schedule.sigma_max is missing"),
         ({"schedule": {"name": "linear", "beta_min": -1.0}}, "beta_min must be > 0, got -1.0"),
         ({"prediction": "epsilon"}, "config.prediction must be one of x0, eps, .* got 'epsilon'"),
-        ({"sampling__sampler": "euler9"}, "config.sampling.sampler must be one of ddim, .* did you mean 'euler'"),
+        ({"sampling__sampler": "euler9"}, "config.sampling.sampler must be one of ddpm, .* did you mean 'euler'"),
         (
             {"sampling__grid": "karras9"},
             "config.sampling.grid must be one of uniform_log_snr, .* did you mean 'karras'",

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from golden_inputs import BATCH, DENOISER, DIMENSIONS, GAUSSIAN, MIXTURE, array, key, times
 
 import diffax
-from diffax import analytic, samplers
+from diffax import analytic
 from diffax.losses import weightings
 
 S = lambda: diffax.Cosine()
@@ -45,7 +45,7 @@ DENOISERS = {
     "mean_only": lambda: diffax.denoisers.mean_only(WITH_VARIANCE()),
     "consistency_function": lambda: diffax.denoisers.consistency_function(NETWORK, S(), t_min=0.01),
     "latent_consistency_function": lambda: diffax.denoisers.latent_consistency_function(C(), num_train_steps=20),
-    "centres": lambda: samplers.centres(C(), S(), 0.2),
+    "centres": lambda: diffax.denoisers.centres(C(), S(), 0.2),
 }
 OF_LAW = {
     "denoise": lambda law, x, level: law.denoise(x, level),

@@ -72,7 +72,7 @@ def check_accuracy(measured, calls, grid="uniform_log_snr", schedule="cosine"):
 def accuracy_of_named(name, calls, grid, schedule, num=NUM):
     """Accuracy of a sampler that a config may name."""
     steps = samplers.step_grid(name, grid, schedule, samplers.entries(name, schedule, calls))
-    return accuracy(functools.partial(samplers.SAMPLERS[name], eta=None), steps, schedule, num)
+    return accuracy(lambda schedule: samplers.SAMPLERS[name](schedule, None), steps, schedule, num)
 
 
 def check_named(name, calls, grid="uniform_log_snr", schedule="cosine"):
