@@ -28,7 +28,7 @@ from diffax import random
 from diffax._checks import Condition, at_least, check, check_count, interval, positive
 from diffax._pytrees import as_float, concrete
 from diffax.losses.resampling import bin_of
-from diffax.typing import Array, Float, Key, Leaf, PerExample, Scalar, Schedule, Times
+from diffax.typing import Array, Examples, Float, Key, Leaf, PerExample, Scalar, Schedule, Times
 
 Distribution = Callable[[Any], Any]  # u -> t, increasing, any shape
 Uniforms = Callable[[Key, int], Any]  # (key, size) -> (size,) u
@@ -73,7 +73,9 @@ def independent(key: Key, size: int) -> Float[Array, " {size}"]:
     return random.unit_interval(random.stream(key, "independent"), size)
 
 
-def stratified(key: Key, size: int, *, index: Array | None = None, total: int | None = None) -> Float[Array, " {size}"]:
+def stratified(
+    key: Key, size: int, *, index: Examples | None = None, total: int | None = None
+) -> Float[Array, " {size}"]:
     """(B,) u, one in each cell [j / B, (j + 1) / B).
 
         one key:              u_i = (u_0 + i / B) mod 1, one offset for all: each u_i is uniform          B^-2

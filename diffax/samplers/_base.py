@@ -22,7 +22,7 @@ class State(NamedTuple):
     x: Any
 
 
-def init(x: Tree, times: Grid) -> State:
+def init(x: Tree, times: Grid | None) -> State:
     """The `init` of a single-step sampler. x in half precision is carried in float32."""
     return State(widen(x))
 
