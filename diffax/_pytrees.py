@@ -164,7 +164,8 @@ def select(condition: PerExample, yes: X, no: X) -> X:
     >>> select(jnp.array([True, False]), jnp.ones((2, 2)), jnp.zeros((2, 2))).tolist()
     [[1.0, 1.0], [0.0, 0.0]]
     """
-    return jax.tree.map(lambda u, v: jnp.where(expand(condition, u), u, v), yes, no)
+    selected: X = jax.tree.map(lambda u, v: jnp.where(expand(condition, u), u, v), yes, no)
+    return selected
 
 
 def combine(*terms: tuple[PerExample, X]) -> X:
