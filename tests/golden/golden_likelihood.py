@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from golden_inputs import BATCH, DENOISER, DIMENSIONS, GAUSSIAN, MIXTURE, array, compiled, data, grid, key, times
 
 import diffax
+from diffax import training
 from diffax.likelihood import _bound, _lattice, adaptive
 
 SCHEDULES = {"cosine": lambda: diffax.Cosine(), "linear": lambda: diffax.Linear(), "flow": lambda: diffax.Flow()}
@@ -31,7 +32,7 @@ OF_SCHEDULE = {
         key("cb"), s, MEAN(s), SNAP(data()), times(), lattice=LATTICE()
     ),
     "prior_term": lambda s: _bound.prior_term(s, data()),
-    "learn_grid": lambda s: diffax.training.learn_grid(
+    "learn_grid": lambda s: training.learn_grid(
         key("lg"),
         diffax.ddim(s),
         s,
