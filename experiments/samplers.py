@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+
 import diffax
 from diffax._checks import check_count, choose
 
@@ -97,6 +99,11 @@ def step_grid(name: str, grid: str, schedule: Any, count: int) -> Any:
     if name != "restart" or count < 2:
         return times
     low, high = (schedule.inverse(-2 * math.log(RESTART[key])) for key in ("sigma_min", "sigma_max"))
+    # A grid that ends above the interval, `trailing` for one: the interval begins at its end, with the same ratio.
+    above = times[-1] > low
+    ratio = RESTART["sigma_max"] / RESTART["sigma_min"]
+    low = jnp.where(above, times[-1], low)
+    high = jnp.where(above, schedule.inverse(schedule.log_snr(low) - 2 * math.log(ratio)), high)
     counts = {key: int(RESTART[key]) for key in ("num_restarts", "num_steps")}
     return diffax.times.restart(schedule, times, low, high, **counts)
 

@@ -61,6 +61,17 @@ def test_the_grid_of_a_restart_turns_once():
     np.testing.assert_allclose(level.sigma / level.alpha, 0.3, rtol=1e-5)
 
 
+@pytest.mark.parametrize("calls", [5, 10, 20])
+def test_a_restart_on_a_grid_that_ends_early_begins_at_its_end(calls):
+    """`trailing` ends at t = 1 / n, above the interval of the restart."""
+    times = np.asarray(build.grid(config_of(sampler="restart", grid="trailing", num_steps=calls)))
+    turn = np.argmax(np.diff(times) > 0)
+    assert (np.diff(times) > 0).sum() == 1
+    assert times[turn] == times[-1] == times.min()
+    ratio = np.exp((diffax.Cosine().log_snr(times[turn]) - diffax.Cosine().log_snr(times[turn + 1])) / 2)
+    np.testing.assert_allclose(ratio, 5, rtol=1e-4)
+
+
 def test_unipc_is_the_form_for_guidance():
     schedule, times = diffax.Cosine(), jnp.linspace(0.9, 0.1, 6)
     denoise = lambda x, t: jnp.tanh(x) * (1 - t)
