@@ -36,7 +36,7 @@ class Objective(NamedTuple):
 
     loss: Callable
     memory: Any = ()
-    remember: Callable | None = None
+    update_memory: Callable | None = None
 
 
 def _make(config: Any, setting: str, table: dict[str, Any]) -> Any:

@@ -113,7 +113,7 @@ def _start(run, objective, say):
 
     state = jax.eval_shape(make)
     places = layout(state, run.mesh, rule)
-    options = {"ema_decay": config.optimizer.ema_decay, "remember": objective.remember}
+    options = {"ema_decay": config.optimizer.ema_decay, "update_memory": objective.update_memory}
     step = train_step(objective.loss, optimizer, accumulate=config.optimizer.accumulate, **options)
     say(opening.describe(run, state.params), flush=True)
     size, shape = config.dataset.batch_size, run.shape if run.latents is None else run.latents.moments_shape
@@ -123,7 +123,7 @@ def _start(run, objective, say):
         batch = {"image": np.empty((size, *shape), np.float32), "label": numbers, "index": numbers}
         batch |= {} if run.tokenizer is None else {"tokens": np.empty((size, run.tokenizer.max_length), np.int32)}
         keys = jax.eval_shape(lambda key: jax.random.split(key, size), state.key)
-        memory = () if objective.remember is None else (state.memory,)
+        memory = () if objective.update_memory is None else (state.memory,)
         operations = devices.training_flops(objective.loss, state.params, batch, keys, *memory)
     like = jax.tree.map(lambda v, at: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=at), state, places)
     # Made where it belongs, so that no device ever holds all of a state that is spread.

@@ -91,8 +91,8 @@ def posterior(prior: Gaussian | Mixture, operator: Operator, y: Tree, *, std: Pe
 
     >>> from diffax.inverse import Mask
     >>> prior = Gaussian.from_covariance([0.0, 0.0], [[1.0, 0.5], [0.5, 1.0]])
-    >>> law = posterior(prior, Mask(jnp.array([1, 0])), jnp.array([[2.0, 0.0]]), std=0.0)
-    >>> moments(law)[0].round(4).tolist(), moments(law)[1].round(4).tolist()
+    >>> exact = posterior(prior, Mask(jnp.array([1, 0])), jnp.array([[2.0, 0.0]]), std=0.0)
+    >>> moments(exact)[0].round(4).tolist(), moments(exact)[1].round(4).tolist()
     ([2.0, 1.0], [[0.0, 0.0], [0.0, 0.75]])
     """
     check("std", std, non_negative)
@@ -128,23 +128,25 @@ def _check_fits(operator: Operator, mean: Tree, y: Tree) -> None:
         raise ValueError(f"y must be a measurement of x0 of the prior's shape {np.shape(mean)}, got {np.shape(y)}")
 
 
-def moments(law: Gaussian | Mixture | GaussianMixture) -> tuple[np.ndarray, np.ndarray]:
+def moments(distribution: Gaussian | Mixture | GaussianMixture) -> tuple[np.ndarray, np.ndarray]:
     """The mean (D,) and covariance (D, D) of a `Gaussian`, `Mixture` or `GaussianMixture`, in float64.
 
     >>> moments(Mixture(np.array([0.5, 0.5]), np.array([[-1.0], [1.0]]), 0.5))[1].tolist()
     [[1.25]]
     """
-    if isinstance(law, Gaussian):
-        basis, variances = np.asarray(law.basis, np.float64), np.asarray(law.variances, np.float64)
-        return np.asarray(law.mean, np.float64), np.matmul(basis * variances[..., None, :], basis.swapaxes(-1, -2))
-    weights = np.asarray(law.weights, np.float64)
-    if isinstance(law, Mixture):
-        means = np.asarray(law.means, np.float64)
+    if isinstance(distribution, Gaussian):
+        basis, variances = np.asarray(distribution.basis, np.float64), np.asarray(distribution.variances, np.float64)
+        return np.asarray(distribution.mean, np.float64), np.matmul(
+            basis * variances[..., None, :], basis.swapaxes(-1, -2)
+        )
+    weights = np.asarray(distribution.weights, np.float64)
+    if isinstance(distribution, Mixture):
+        means = np.asarray(distribution.means, np.float64)
         within = np.einsum(
-            "k,ij->kij", np.broadcast_to(np.asarray(law.std) ** 2.0, weights.shape), np.eye(len(means[0]))
+            "k,ij->kij", np.broadcast_to(np.asarray(distribution.std) ** 2.0, weights.shape), np.eye(len(means[0]))
         )
     else:
-        means, within = moments(law.components)
+        means, within = moments(distribution.components)
     mean = weights @ means
     return mean, np.einsum("k,kij->ij", weights, within + np.einsum("ki,kj->kij", means - mean, means - mean))
 

@@ -229,11 +229,11 @@ def variational_bound(
         `Moments`, or x0 is outside the lattice.
 
     >>> import diffax
-    >>> law, schedule = diffax.analytic.Gaussian.from_covariance([0.0], 0.25), diffax.Cosine()
-    >>> x0 = law.sample(jax.random.key(0), 256)
+    >>> data, schedule = diffax.analytic.Gaussian.from_covariance([0.0], 0.25), diffax.Cosine()
+    >>> x0 = data.sample(jax.random.key(0), 256)
     >>> times = diffax.times.uniform_log_snr(schedule, 100, t_max=1.0, t_min=1e-3)
-    >>> bound = variational_bound(jax.random.key(1), schedule, law.denoiser(schedule), x0, times)
-    >>> bool(bound.total.mean() > -law.log_prob(x0).mean())
+    >>> bound = variational_bound(jax.random.key(1), schedule, data.denoiser(schedule), x0, times)
+    >>> bool(bound.total.mean() > -data.log_prob(x0).mean())
     True
     """
     check_schedule(schedule)

@@ -172,7 +172,8 @@ def conv(features: int, ndim: int, dtype: DTypeLike, *, size: int = 3, stride: i
 def halve(x: Float[Array, "batch *space c"]) -> Float[Array, "batch *smaller c"]:
     """Means over blocks of 2 along each spatial axis; along an axis of odd size the last block has one entry."""
     window = (2,) * (x.ndim - 2)
-    return nn.avg_pool(x, window, strides=window, padding="SAME", count_include_pad=False)
+    means: Array = nn.avg_pool(x, window, strides=window, padding="SAME", count_include_pad=False)
+    return means
 
 
 def double(x: Float[Array, "batch *small c"], space: tuple[int, ...]) -> Float[Array, "batch *space c"]:

@@ -251,10 +251,12 @@ class UNet(nn.Module):
         emb, keys = self._embed(x, t, label, vector), self._dropout_keys(key)
         call = nn.remat(_call) if self.remat else _call
 
-        def residual(h, width, resample=None, space=None):
+        def residual(
+            h: Array, width: int, resample: Literal["down", "up"] | None = None, space: tuple[int, ...] | None = None
+        ) -> Array:
             return call(self._residual_block(width, resample, space), h, emb, keys.pop())
 
-        def attend(h):
+        def attend(h: Array) -> Array:
             tokens = () if self.context_dim is None else (context, context_mask)
             return call(self._attention_block(h.shape[-1]), h, *tokens)
 
@@ -365,4 +367,5 @@ class UNet(nn.Module):
 
 def _call(block: nn.Module, *args: Any) -> Array:
     """Return block(*args). `nn.remat` wraps this function, because wrapping a block directly would change its name."""
-    return block(*args)
+    y: Array = block(*args)
+    return y

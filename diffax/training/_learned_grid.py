@@ -91,11 +91,11 @@ def learn_grid(
     Sabour et al. 2024 (Align Your Steps).
 
     >>> import diffax
-    >>> law, schedule = diffax.analytic.Gaussian.from_covariance([0.7, -0.4], 0.1), diffax.Cosine()
+    >>> data, schedule = diffax.analytic.Gaussian.from_covariance([0.7, -0.4], 0.1), diffax.Cosine()
     >>> x, times = jnp.array([[1.0, 0.5], [-0.3, 0.8]]), jnp.array([0.99, 0.9, 0.5, 0.01])
     >>> learned = learn_grid(
-    ...     jax.random.key(0), diffax.ddim(schedule), schedule, law.denoiser(schedule), x, times, num_steps=30,
-    ...     target=law.flow(x, schedule(times[0]), schedule(0.0)),
+    ...     jax.random.key(0), diffax.ddim(schedule), schedule, data.denoiser(schedule), x, times, num_steps=30,
+    ...     target=data.flow(x, schedule(times[0]), schedule(0.0)),
     ... )
     >>> bool(learned.errors[-1] < 0.8 * learned.errors[0])
     True

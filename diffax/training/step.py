@@ -21,18 +21,18 @@ def train_step(
     optimizer: optax.GradientTransformation,
     *,
     ema_decay: Scalar,
-    remember: Callable[..., Any] | None = None,
+    update_memory: Callable[..., Any] | None = None,
     accumulate: int = 1,
 ) -> Callable[..., Any]:
     """Builds `step(state, batch, *, axis_name=None) -> (state, metrics)`.
 
     Args:
-      loss: (params, batch, keys) -> (B,) losses of the examples; keys: (B,), one for each example. With `remember`:
-        (params, batch, keys, memory) -> ((B,) losses, seen), where seen is any tree of (B, ...) arrays.
+      loss: (params, batch, keys) -> (B,) losses of the examples; keys: (B,), one for each example. With
+        `update_memory`: (params, batch, keys, memory) -> ((B,) losses, aux), where aux is any tree of (B, ...) arrays.
       optimizer: an optax transformation.
       ema_decay: in [0, 1), may be traced; the decay warms up as min(ema_decay, (1 + n) / (10 + n)) after n steps.
-      remember: (memory, seen) -> memory, the update of `state.memory` for a loss that depends on earlier steps. It gets
-        `seen` of the whole batch, so that the memory does not depend on the layout. None for a loss without a memory.
+      update_memory: (memory, aux) -> memory, the update of `state.memory` for a loss that depends on earlier steps. It
+        gets `aux` of the whole batch, so that the memory does not depend on the layout. None: a loss without a memory.
       accumulate: number of parts of the batch to process one after another, to save memory; their gradients are
         averaged. It must divide the number of examples of each device.
 
@@ -52,19 +52,19 @@ def train_step(
     check_count("accumulate", accumulate)
 
     def mean_loss(params: Params, batch: Batch, keys: Keys, memory: Tree) -> Any:
-        losses, seen = (loss(params, batch, keys), ()) if remember is None else loss(params, batch, keys, memory)
-        return jnp.mean(losses), seen
+        losses, aux = (loss(params, batch, keys), ()) if update_memory is None else loss(params, batch, keys, memory)
+        return jnp.mean(losses), aux
 
     gradient = in_parts(jax.value_and_grad(mean_loss, has_aux=True), accumulate)
 
     def step(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Any]:
         keys = random.keys_at(random.fold_in(state.key, state.step), batch["index"])
-        (value, seen), grads = gradient(state.params, batch, keys, state.memory)
+        (value, aux), grads = gradient(state.params, batch, keys, state.memory)
         if axis_name is not None:
             value, grads = jax.lax.pmean((value, grads), axis_name)
-            seen = jax.lax.all_gather(seen, axis_name, tiled=True)
+            aux = jax.lax.all_gather(aux, axis_name, tiled=True)
         new = _update(optimizer, ema_decay, state, grads)
-        new["memory"] = state.memory if remember is None else remember(state.memory, seen)
+        new["memory"] = state.memory if update_memory is None else update_memory(state.memory, aux)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         # Select on the device, so that the host does not have to synchronise.
@@ -87,7 +87,7 @@ def _update(
 
 
 def in_parts(gradient: Callable[..., Any], count: int) -> Callable[..., Any]:
-    """`gradient(params, batch, keys, memory) -> ((mean, seen), grads)`, averaged over `count` parts of the batch.
+    """`gradient(params, batch, keys, memory) -> ((mean, aux), grads)`, averaged over `count` parts of the batch.
 
     The parts are processed one after another. Example i is in part i mod count, so that each part of a batch that is
     sharded over devices stays sharded, and no example moves to another device.
@@ -105,14 +105,14 @@ def in_parts(gradient: Callable[..., Any], count: int) -> Callable[..., Any]:
 
     def averaged(params: Params, batch: Batch, keys: Keys, memory: Tree) -> Any:
         def add(total: Tree, part: Tree) -> Any:
-            (value, seen), grads = gradient(params, *part, memory)
-            return jax.tree.map(jnp.add, total, (value, grads)), seen
+            (value, aux), grads = gradient(params, *part, memory)
+            return jax.tree.map(jnp.add, total, (value, grads)), aux
 
         parts = jax.tree.map(split, (batch, keys))
         (value_shape, _), grad_shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda v: v[0], parts), memory)
         zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), (value_shape, grad_shapes))
-        total, seen = jax.lax.scan(add, zeros, parts)
+        total, aux = jax.lax.scan(add, zeros, parts)
         value, grads = jax.tree.map(lambda v: v / count, total)
-        return (value, jax.tree.map(join, seen)), grads
+        return (value, jax.tree.map(join, aux)), grads
 
     return averaged

@@ -108,7 +108,7 @@ def _compile(run: opening.Run, way: str) -> Program:
             objective.loss,
             build.optimizer(config),
             ema_decay=config.optimizer.ema_decay,
-            remember=objective.remember,
+            update_memory=objective.update_memory,
             accumulate=config.optimizer.accumulate,
         )
         state, metrics = one(swept.state, batch, axis_name=axis_name)

@@ -116,12 +116,12 @@ def test_the_loss_is_that_of_scaled_draws(space, moments):
     x = np.asarray(jax.random.normal(KEY, (4, 8, 8, 1)))
     batch = {"image": jnp.asarray(latents.encoder(space)(x)), "label": jnp.arange(4)}
     keys = jax.random.split(KEY, 4)
-    inner = objectives.Objective(lambda params, batch, keys, *past: (batch, keys, past), "memory", "remember")
+    inner = objectives.Objective(lambda params, batch, keys, *past: (batch, keys, past), "memory", "update_memory")
     ours = latents.objective(inner, space)
     (given, given_keys, past), mean_and_log = ours.loss(None, batch, keys, 3), moments(x)
     z = reparameterise(diffax.random.fold_in(keys, latents.OF_THE_CODE), *mean_and_log)
     np.testing.assert_allclose(given["image"], 0.5 * z, atol=1e-5)
-    assert (past, ours.memory, ours.remember) == ((3,), "memory", "remember")
+    assert (past, ours.memory, ours.update_memory) == ((3,), "memory", "update_memory")
     np.testing.assert_array_equal(given["label"], batch["label"])
     assert (given_keys == keys).all()
     again = ours.loss(None, batch, jax.random.split(jax.random.key(1), 4))[0]["image"]

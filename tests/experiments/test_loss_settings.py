@@ -28,9 +28,9 @@ def losses(config, part=slice(None)):
     image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
     batch = {"image": image, "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE, dtype=np.int32)}
     keys = jax.random.split(jax.random.key(0), SIZE)
-    loss, memory, remember = objectives.objective(config, NET)
+    loss, memory, update_memory = objectives.objective(config, NET)
     given = ({}, jax.tree.map(lambda v: v[part], batch), keys[part])
-    return loss(*given) if remember is None else loss(*given, memory)[0]
+    return loss(*given) if update_memory is None else loss(*given, memory)[0]
 
 
 def uniform(spread="independent"):
@@ -75,9 +75,9 @@ def test_each_setting_reaches_the_loss():
 @pytest.mark.newest
 def test_loss_aware_times_follow_the_losses_and_are_divided_out():
     config = config_of(times="loss_aware", times_parameters={"num_bins": 2, "history": 1})
-    loss, memory, remember = objectives.objective(config, NET)
+    loss, memory, update_memory = objectives.objective(config, NET)
     assert losses(config).tolist() == losses(config_of()).tolist()  # without a past
-    past = remember(memory, (jnp.array([0.2, 0.7]), jnp.array([1.0, 3.0])))
+    past = update_memory(memory, (jnp.array([0.2, 0.7]), jnp.array([1.0, 3.0])))
     chosen = diffax.losses.resampling.loss_aware(2, history=1).distribution(past)  # three times in four above t = 1/2
     keys = jax.random.split(jax.random.key(0), SIZE)
     t, weight = diffax.losses.training_times.draw(diffax.random.fold_in(keys, 1), SIZE, chosen)

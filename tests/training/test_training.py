@@ -79,15 +79,15 @@ def test_the_memory_of_a_loss_does_not_depend_on_the_layout(tmp_path):
         value = quadratic(params, batch, keys)
         return value + memory.sum(), (batch["index"], value)
 
-    def remember(memory, seen):
-        index, value = seen
+    def update_memory(memory, aux):
+        index, value = aux
         return jnp.where(jnp.arange(16) == index, value, memory)
 
     optimizer, ends = optax.adam(0.1), []
     for count in (1, 8):
         mesh = training.make_mesh(jax.devices()[:count])
         state = training.init_state(KEY, {"w": jnp.ones(D)}, optimizer, jnp.zeros(16))
-        step = training.train_step(loss, optimizer, ema_decay=0.9, remember=remember)
+        step = training.train_step(loss, optimizer, ema_decay=0.9, update_memory=update_memory)
         state, run = training.place(state, mesh), training.data_parallel(step, mesh)
         for i in range(3):
             state, metrics = run(state, batch_of(16, i))
@@ -241,15 +241,15 @@ def test_accumulated_parts_of_a_batch_equal_the_whole(form):
         value = quadratic(params, batch, keys)
         return value + memory.sum(), (batch["index"], value)
 
-    def remember(memory, seen):
-        index, value = seen
+    def update_memory(memory, aux):
+        index, value = aux
         return memory.at[index].set(value)
 
     ends = []
     for accumulate in (1, 2):
         optimizer = optax.sgd(0.1)
         state = training.init_state(KEY, {"w": jnp.ones(D)}, optimizer, jnp.zeros(16))
-        step = training.train_step(loss, optimizer, ema_decay=0.9, remember=remember, accumulate=accumulate)
+        step = training.train_step(loss, optimizer, ema_decay=0.9, update_memory=update_memory, accumulate=accumulate)
         state, run = on(form, 8, state, step)
         for i in range(2):
             state, metrics = run(state, batch_of(16, i))

@@ -34,18 +34,18 @@ class Rule(NamedTuple):
     says: Callable[..., str]
 
 
-def _is_int(value):
+def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value):
+def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def one_of(*values: Any) -> Kind:
     """One of these values, with the same type, so that 1 does not match True."""
 
-    def holds(value):
+    def holds(value: Any) -> bool:
         return any(value == allowed and type(value) is type(allowed) for allowed in values)
 
     return Kind(" or ".join(map(repr, values)), holds)
@@ -54,7 +54,7 @@ def one_of(*values: Any) -> Kind:
 def many(kind: Kind, *, one: bool = False) -> Kind:
     """A non-empty list with entries of a kind; with `one`, a single value of the kind is also allowed."""
 
-    def holds(value):
+    def holds(value: Any) -> bool:
         is_list = isinstance(value, (list, tuple)) and len(value) > 0 and all(map(kind.holds, value))
         return is_list or (one and kind.holds(value))
 
@@ -160,7 +160,7 @@ def counted(name: str, like: str) -> Rule:
     )
 
 
-def _short(value):
+def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
 

@@ -16,10 +16,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from diffax.nn.interop import autoencoder, dit, fields, unet, weights
 from diffax.nn.interop import scheduler as schedulers
 from diffax.nn.unet import UNet
+from diffax.typing import Array
 
 WEIGHTS = f"{weights.NAME}.safetensors"
 CLASSES: dict[str, ModuleType] = {
@@ -49,18 +51,18 @@ class Pretrained(NamedTuple):
     autoencoder: Any = None
     scheduler_config: dict[str, Any] | None = None
 
-    def predict(self, label: Any = None, context: Any = None, mask: Any = None) -> Callable:
+    def predict(self, label: Any = None, context: Any = None, mask: Any = None) -> Callable[[Array, ArrayLike], Array]:
         """The function `predict(x, t)` of a diffusion network, where t = (i + 1) / T is timestep i of diffusers.
 
         T is the scheduler's number of timesteps. Without a scheduler it is num_train_timesteps of the network, or 1000.
         """
         count = self.scheduler.count if self.scheduler else self.config.get("num_train_timesteps") or 1000
         conditions = {"context": context, "context_mask": mask} if context is not None else {}
-        net = _with_time_scale(self.network, float(count))
-        return lambda x, t: net.apply(self.params, x, jnp.asarray(t) - 1 / count, label, **conditions)
+        apply: Callable[..., Any] = _with_time_scale(self.network, float(count)).apply
+        return lambda x, t: apply(self.params, x, jnp.asarray(t) - 1 / count, label, **conditions)
 
 
-def load(folder: str | os.PathLike, variant: str | None = None) -> Pretrained:
+def load(folder: str | os.PathLike[str], variant: str | None = None) -> Pretrained:
     """Load a model or pipeline that diffusers saved. variant: the variant of the weights' files, such as "fp16".
 
     Raises:
@@ -78,7 +80,7 @@ def load(folder: str | os.PathLike, variant: str | None = None) -> Pretrained:
     return result
 
 
-def load_model(folder: str | os.PathLike, variant: str | None = None) -> Pretrained:
+def load_model(folder: str | os.PathLike[str], variant: str | None = None) -> Pretrained:
     """Load one model: `config.json`, and weights in one file or several with an index. Raises the errors of `load`."""
     folder = Path(folder)
     config = _json(folder / "config.json")
@@ -88,7 +90,7 @@ def load_model(folder: str | os.PathLike, variant: str | None = None) -> Pretrai
     return Pretrained(net, params, config, shape)
 
 
-def save_model(folder: str | os.PathLike, params: Any, config: dict[str, Any]) -> None:
+def save_model(folder: str | os.PathLike[str], params: Any, config: dict[str, Any]) -> None:
     """Write a folder that diffusers reads, in float32. `load_model` restores float32 parameters bit for bit.
 
     config: the content of a config.json.
@@ -104,7 +106,7 @@ def save_model(folder: str | os.PathLike, params: Any, config: dict[str, Any]) -
     fields.write(folder / "config.json", lambda path: path.write_bytes(content))
 
 
-def save(folder: str | os.PathLike, found: Pretrained) -> None:
+def save(folder: str | os.PathLike[str], pretrained: Pretrained) -> None:
     """Write the parts that `load` returned, so that diffusers' class of each part can read it.
 
     With an autoencoder each part has its own folder, as in a pipeline; otherwise all parts are in one folder. No
@@ -114,12 +116,14 @@ def save(folder: str | os.PathLike, found: Pretrained) -> None:
       ValueError: see `save_model`.
     """
     folder = Path(folder)
-    part = folder if found.autoencoder is None else folder / ("unet" if _is_unet(found.config) else "transformer")
-    save_model(part, found.params, found.config)
-    if found.autoencoder is not None:
-        save_model(folder / "vae", found.autoencoder.params, found.autoencoder.config)
-    if found.scheduler_config is not None:
-        schedulers.save(folder if part == folder else folder / "scheduler", found.scheduler_config)
+    part = folder
+    if pretrained.autoencoder is not None:
+        part = folder / ("unet" if _is_unet(pretrained.config) else "transformer")
+    save_model(part, pretrained.params, pretrained.config)
+    if pretrained.autoencoder is not None:
+        save_model(folder / "vae", pretrained.autoencoder.params, pretrained.autoencoder.config)
+    if pretrained.scheduler_config is not None:
+        schedulers.save(folder if part == folder else folder / "scheduler", pretrained.scheduler_config)
 
 
 def links(config: dict[str, Any]) -> list[weights.Link]:
@@ -141,11 +145,11 @@ def _with_time_scale(net: nn.Module, scale: float) -> nn.Module:
     return net.clone(time_scale=scale)
 
 
-def _is_unet(config):
+def _is_unet(config: dict[str, Any]) -> bool:
     return CLASSES[config["_class_name"]] is unet
 
 
-def _module(config, folder=None):
+def _module(config: dict[str, Any], folder: Path | None = None) -> ModuleType:
     where = f" in {folder}" if folder else ""
     fields.check_object(config, where=where)
     name = config.get("_class_name")
@@ -154,14 +158,14 @@ def _module(config, folder=None):
     return CLASSES[name]
 
 
-def _shape(module, config):
+def _shape(module: ModuleType, config: dict[str, Any]) -> tuple[int, ...]:
     values = module.read(config)
     size = values["sample_size"] or 32
     size = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
     return (*size, values["in_channels"])
 
 
-def _parts(folder):
+def _parts(folder: Path) -> dict[str, Path]:
     """{name: folder} of a pipeline's parts. A model's folder is the part "unet", and "scheduler" if it has one."""
     parts = {path.parent.name: path.parent for path in folder.glob("*/config.json")}
     if (folder / "scheduler" / schedulers.FILE).exists():
@@ -186,12 +190,12 @@ def _parts(folder):
     return parts
 
 
-def _class(folder):
+def _class(folder: Path) -> Any:
     config = _json(folder / "config.json")
     return config.get("_class_name") if isinstance(config, dict) else None
 
 
-def _listed(path):
+def _listed(path: Path) -> set[str]:
     """The names of the parts in a model_index.json: values are [library, class], or nulls for an absent part."""
     if not path.exists():
         return set()
@@ -200,7 +204,7 @@ def _listed(path):
     return {name for name, value in index.items() if isinstance(value, list) and any(v is not None for v in value)}
 
 
-def _json(path):
+def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

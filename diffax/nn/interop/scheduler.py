@@ -23,7 +23,7 @@ import numpy as np
 from diffax import schedules
 from diffax._checks import check_count
 from diffax.nn.interop import fields
-from diffax.nn.interop.scheduler_classes import CLASSES, FIELDS, IGNORED, KINDS, Law
+from diffax.nn.interop.scheduler_classes import CLASSES, FIELDS, IGNORED, KINDS, SchedulerClass
 from diffax.typing import Array
 
 FILE = "scheduler_config.json"
@@ -75,7 +75,7 @@ def build(config: dict[str, Any]) -> Scheduler:
     )
 
 
-def read(config: Any) -> tuple[Law, dict[str, Any]]:
+def read(config: Any) -> tuple[SchedulerClass, dict[str, Any]]:
     """(entry of `CLASSES`, {field: value} with the defaults of the class) of a config. Raises the errors of `build`."""
     fields.check_object(config, FILE)
     name = config.get("_class_name")
@@ -97,7 +97,7 @@ def read(config: Any) -> tuple[Law, dict[str, Any]]:
     return scheduler_class, fields.read(config, scheduler_class.fields, rules, {*FIELDS, *IGNORED}, FILE)
 
 
-def save(folder: str | os.PathLike, config: dict[str, Any]) -> None:
+def save(folder: str | os.PathLike[str], config: dict[str, Any]) -> None:
     """Write a scheduler_config.json that diffusers reads. A config that diffusers wrote is restored bit for bit.
 
     Raises:
@@ -112,7 +112,7 @@ def _betas(values: dict[str, Any]) -> np.ndarray:
     count, start, end = values["num_train_timesteps"], values["beta_start"], values["beta_end"]
     if values["trained_betas"] is not None:
         return np.asarray(values["trained_betas"], np.float64)
-    curves: dict[str, Callable] = {
+    curves: dict[str, Callable[[], np.ndarray]] = {
         "linear": lambda: np.linspace(start, end, count),
         "scaled_linear": lambda: np.linspace(start**0.5, end**0.5, count) ** 2,
         "squaredcos_cap_v2": lambda: schedules.cosine_betas(count),
@@ -127,7 +127,7 @@ def _num_usable(schedule: Any, values: dict[str, Any]) -> int:
     return len(lambdas) - int(np.searchsorted(lambdas, values.get("lambda_min_clipped", -np.inf)))
 
 
-def _timesteps(scheduler_class: Law, values: dict[str, Any], num_usable: int, n: int) -> np.ndarray:
+def _timesteps(scheduler_class: SchedulerClass, values: dict[str, Any], num_usable: int, n: int) -> np.ndarray:
     """(n,) decreasing timesteps, less than `num_usable` before steps_offset is added.
 
     With linspace spacing, a grid "exact" (Euler and similar classes) is not rounded to integers. A grid "one_more"
@@ -138,7 +138,7 @@ def _timesteps(scheduler_class: Law, values: dict[str, Any], num_usable: int, n:
     extra = scheduler_class.grid == "one_more" and spacing != "trailing"
     if n > count or (spacing == "leading" and n + extra > num_usable):
         raise ValueError(f"n must be at most {min(count, num_usable - extra)} for this scheduler, got {n}")
-    steps: Any
+    steps: np.ndarray
     if spacing == "trailing":
         steps = np.round(np.arange(num_usable, 0, -count / n)[:n]) - 1
     elif spacing == "leading":

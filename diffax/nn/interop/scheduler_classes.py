@@ -14,7 +14,7 @@ CURVES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 OFF = Field(one_of(False, None), False)
 
 
-class Law(NamedTuple):
+class SchedulerClass(NamedTuple):
     """Fields and step grid of a scheduler class.
 
     fields: the fields that it reads. grid: "rounded", "exact" or "one_more", see `scheduler._timesteps`. last: whether
@@ -87,24 +87,24 @@ DEIS = _base() | _spaced("linspace") | _flags("thresholding", *SIGMAS, *FLOW)
 UNIPC = DEIS | ZERO_SNR | FINAL | {"shift_terminal": Field(one_of(None), None)}
 SA = _base() | _spaced("linspace") | LEAST | _flags("thresholding", *SIGMAS, "use_flow_sigmas")
 
-CLASSES: dict[str, Law] = {
-    "DDPMScheduler": Law(DDPM, "rounded"),
-    "DDPMParallelScheduler": Law(DDPM, "rounded"),
-    "DDIMScheduler": Law(DDIM, "rounded"),
-    "DDIMParallelScheduler": Law(DDIM, "rounded"),
-    "PNDMScheduler": Law(_base() | _spaced("leading") | _to_one(False), "rounded"),
-    "EulerDiscreteScheduler": Law(EULER, "exact"),
-    "EulerAncestralDiscreteScheduler": Law(_base() | _spaced("linspace") | ZERO_SNR, "exact"),
-    "LMSDiscreteScheduler": Law(_base() | _spaced("linspace") | _flags(*SIGMAS), "exact"),
-    "HeunDiscreteScheduler": Law(KDIFFUSION | _clip(False), "exact"),
-    "KDPM2DiscreteScheduler": Law(KDIFFUSION, "exact"),
-    "KDPM2AncestralDiscreteScheduler": Law(KDIFFUSION, "exact"),
-    "DPMSolverSDEScheduler": Law(KDIFFUSION, "exact"),
-    "DPMSolverMultistepScheduler": Law(MULTI, "one_more"),
-    "DPMSolverSinglestepScheduler": Law(SINGLE, "one_more"),
-    "DEISMultistepScheduler": Law(DEIS, "one_more", last=True),
-    "UniPCMultistepScheduler": Law(UNIPC, "one_more"),
-    "SASolverScheduler": Law(SA, "one_more", last=True),
+CLASSES: dict[str, SchedulerClass] = {
+    "DDPMScheduler": SchedulerClass(DDPM, "rounded"),
+    "DDPMParallelScheduler": SchedulerClass(DDPM, "rounded"),
+    "DDIMScheduler": SchedulerClass(DDIM, "rounded"),
+    "DDIMParallelScheduler": SchedulerClass(DDIM, "rounded"),
+    "PNDMScheduler": SchedulerClass(_base() | _spaced("leading") | _to_one(False), "rounded"),
+    "EulerDiscreteScheduler": SchedulerClass(EULER, "exact"),
+    "EulerAncestralDiscreteScheduler": SchedulerClass(_base() | _spaced("linspace") | ZERO_SNR, "exact"),
+    "LMSDiscreteScheduler": SchedulerClass(_base() | _spaced("linspace") | _flags(*SIGMAS), "exact"),
+    "HeunDiscreteScheduler": SchedulerClass(KDIFFUSION | _clip(False), "exact"),
+    "KDPM2DiscreteScheduler": SchedulerClass(KDIFFUSION, "exact"),
+    "KDPM2AncestralDiscreteScheduler": SchedulerClass(KDIFFUSION, "exact"),
+    "DPMSolverSDEScheduler": SchedulerClass(KDIFFUSION, "exact"),
+    "DPMSolverMultistepScheduler": SchedulerClass(MULTI, "one_more"),
+    "DPMSolverSinglestepScheduler": SchedulerClass(SINGLE, "one_more"),
+    "DEISMultistepScheduler": SchedulerClass(DEIS, "one_more", last=True),
+    "UniPCMultistepScheduler": SchedulerClass(UNIPC, "one_more"),
+    "SASolverScheduler": SchedulerClass(SA, "one_more", last=True),
 }
 
 # Fields that are accepted without effect: details of the steps, because the caller chooses the sampler; options of

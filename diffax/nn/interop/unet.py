@@ -1,6 +1,7 @@
 """diffusers' `UNet2DModel` and `UNet2DConditionModel` (Stable Diffusion 1 and 2) as `UNet`."""
 
 import collections
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from diffax.nn.attention import Attention
@@ -96,13 +97,13 @@ CONDITIONED = (
 )
 
 
-def _mirrored(down):
+def _mirrored(down: Iterable[str]) -> list[str]:
     return [name.replace("Down", "Up") for name in down][::-1]  # also replaces ResnetDownsample by ResnetUpsample
 
 
-def _head_widths(widths, heads):
+def _head_widths(widths: Sequence[int], heads: int | Sequence[int]) -> list[float]:
     """The width of a head on each level; [] for a list of another length than `widths`."""
-    counts = list(heads) if isinstance(heads, (list, tuple)) else [heads] * len(widths)
+    counts = [heads] * len(widths) if isinstance(heads, int) else list(heads)
     return [width / count for width, count in zip(widths, counts, strict=True)] if len(counts) == len(widths) else []
 
 
@@ -187,7 +188,7 @@ def build(config: dict[str, Any]) -> UNet:
     )
 
 
-def _residual_settings(values):
+def _residual_settings(values: dict[str, Any]) -> Residual:
     padded_after = values["downsample_padding"] == 0
     by_block = values.get("downsample_type") == "resnet"  # only UNet2DModel has this field
     return Residual(
@@ -196,11 +197,11 @@ def _residual_settings(values):
     )
 
 
-def _attention(values, levels):
+def _attention(values: dict[str, Any], levels: tuple[int, ...]) -> Attention:
     return Attention(levels, middle=values["add_attention"], head_channels=values["attention_head_dim"])
 
 
-def _cross_attention(values, levels):
+def _cross_attention(values: dict[str, Any], levels: tuple[int, ...]) -> Attention:
     heads = values["attention_head_dim"]
     by_width = not equal(heads)
     return Attention(
@@ -227,7 +228,7 @@ def links(config: dict[str, Any]) -> list[Link]:
     ]
     count: collections.Counter[str] = collections.Counter()  # Flax numbers blocks in the order of creation
 
-    def add(theirs, kind):
+    def add(theirs: str, kind: str) -> None:
         number = count[kind]
         count[kind] += 1
         if kind == "residual":
@@ -239,7 +240,7 @@ def links(config: dict[str, Any]) -> list[Link]:
         else:
             result.append(Link(f"{theirs}.conv", (f"{kind}_{number}", "Conv_0")))
 
-    def add_level(theirs, level, blocks):
+    def add_level(theirs: str, level: int, blocks: int) -> None:
         for i in range(blocks):
             add(f"{theirs}.resnets.{i}", "residual")
             if level in net.attention.levels:
@@ -261,7 +262,7 @@ def links(config: dict[str, Any]) -> list[Link]:
     return result
 
 
-def _residual_links(theirs, number):
+def _residual_links(theirs: str, number: int) -> list[Link]:
     ours = f"ResBlock_{number}"
     names = {
         "norm1": "GroupNorm_0",
@@ -274,13 +275,13 @@ def _residual_links(theirs, number):
     return [*(Link(f"{theirs}.{their_name}", (ours, name)) for their_name, name in names.items()), shortcut]
 
 
-def _attention_links(theirs, number):
+def _attention_links(theirs: str, number: int) -> list[Link]:
     ours = f"AttentionBlock_{number}"
     names = {"group_norm": "GroupNorm_0", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
     return [Link(f"{theirs}.{their_name}", (ours, name)) for their_name, name in names.items()]
 
 
-def _transformer_links(theirs, number, *, depth, places):
+def _transformer_links(theirs: str, number: int, *, depth: int, places: int) -> list[Link]:
     ours = f"CrossAttentionBlock_{number}"
     result = [
         Link(f"{theirs}.norm", (ours, "GroupNorm_0")),

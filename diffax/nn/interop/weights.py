@@ -96,11 +96,11 @@ def check_like(params: Any, like: Any) -> None:
         raise ValueError(f"params must fit the network, got {_listed(problems)}")
 
 
-def _listed(problems):
+def _listed(problems: list[str]) -> str:
     return f"{len(problems)} problem{'s' if len(problems) > 1 else ''}: {'; '.join(sorted(problems))}"
 
 
-def load_folder(folder: str | os.PathLike, variant: str | None = None) -> dict[str, np.ndarray]:
+def load_folder(folder: str | os.PathLike[str], variant: str | None = None) -> dict[str, np.ndarray]:
     """Load the tensors of a folder that diffusers saved, from one file or several with an index, with current names.
 
     variant: part of the file's name, such as "fp16" in diffusion_pytorch_model.fp16.safetensors.
@@ -121,7 +121,7 @@ def load_folder(folder: str | os.PathLike, variant: str | None = None) -> dict[s
     return result
 
 
-def _shards(index):
+def _shards(index: Path) -> list[str]:
     """The file names in an index. A name that leads out of the folder raises `ValueError`."""
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -133,7 +133,7 @@ def _shards(index):
     return names
 
 
-def load_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def load_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Load the tensors of a safetensors file, with current names.
 
     Raises:
@@ -153,7 +153,7 @@ def load_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise ValueError(f"weights must be a safetensors file, got {path} ({error})") from error
 
 
-def _missing(path):
+def _missing(path: Path) -> str:
     """The error text for a file that does not exist."""
     others = sorted(file.name for file in path.parent.glob("*.safetensors*")) if path.parent.is_dir() else []
     if not others and (other := next(path.parent.glob("*.bin"), None)):
@@ -173,20 +173,20 @@ def renamed(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return result
 
 
-def save_file(path: str | os.PathLike, tensors: dict[str, np.ndarray]) -> None:
+def save_file(path: str | os.PathLike[str], tensors: dict[str, np.ndarray]) -> None:
     """Write a safetensors file atomically, with the metadata that PyTorch's tools expect."""
     from safetensors import numpy
 
     fields.write(Path(path), lambda temporary: numpy.save_file(tensors, temporary, metadata={"format": "pt"}))
 
 
-def _leaves(tree):
+def _leaves(tree: Any) -> dict[tuple[str, ...], Any]:
     """{path: leaf}, where a path is a tuple of names."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {tuple(str(getattr(key, "key", key)) for key in path): leaf for path, leaf in leaves}
 
 
-def _names(links, leaves):
+def _names(links: Iterable[Link], leaves: dict[tuple[str, ...], Any]) -> dict[tuple[str, ...], tuple[str, int]]:
     """{path of a leaf: (its name in PyTorch, places)}; a leaf without a link raises `ValueError`."""
     links_by_module = {link.ours: link for link in links}
     result = {}
@@ -198,7 +198,7 @@ def _names(links, leaves):
     return result
 
 
-def _to_flax(value, path, places):
+def _to_flax(value: np.ndarray, path: tuple[str, ...], places: int) -> np.ndarray:
     if path[-1] != "kernel":
         return value
     if places and value.shape[2:] == (1,) * places:
@@ -206,6 +206,6 @@ def _to_flax(value, path, places):
     return np.moveaxis(value, (0, 1), (-1, -2)) if value.ndim >= 2 else value
 
 
-def _torch_shape(leaf, path, places):
+def _torch_shape(leaf: Any, path: tuple[str, ...], places: int) -> tuple[int, ...]:
     shape = leaf.shape
     return (*shape[-1:-3:-1], *shape[:-2], *(1,) * places) if path[-1] == "kernel" else shape
