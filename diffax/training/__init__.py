@@ -1,25 +1,41 @@
-"""Training: state, step, parallel step, optimiser, checkpoints and exports; learned step grids."""
+"""Training: state, step, parallel step, loop, optimiser, logs, checkpoints and exports; learned step grids."""
 
 from diffax.training._learned_grid import LearnedGrid, learn_grid
 from diffax.training.checkpoints import Checkpoints
 from diffax.training.exports import load_export, save_export
+from diffax.training.fit import Every, Fitted, Stopped, fit
+from diffax.training.logs import JsonLog, Log, Logs, Progress, TensorBoardLog
 from diffax.training.manifest import CheckpointError
 from diffax.training.optimizers import adamw
-from diffax.training.parallel import data_parallel, make_mesh, place, sharded
+from diffax.training.parallel import data_parallel, make_mesh, over_runs, place, sharded
+from diffax.training.profiling import Profile
+from diffax.training.running import NotFiniteError
 from diffax.training.state import TrainState, init_state
 from diffax.training.step import train_step
 
 __all__ = [
     "CheckpointError",
     "Checkpoints",
+    "Every",
+    "Fitted",
+    "JsonLog",
     "LearnedGrid",
+    "Log",
+    "Logs",
+    "NotFiniteError",
+    "Profile",
+    "Progress",
+    "Stopped",
+    "TensorBoardLog",
     "TrainState",
     "adamw",
     "data_parallel",
+    "fit",
     "init_state",
     "learn_grid",
     "load_export",
     "make_mesh",
+    "over_runs",
     "place",
     "save_export",
     "sharded",

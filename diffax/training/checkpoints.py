@@ -95,6 +95,11 @@ class Checkpoints:
         self.close()
 
     @property
+    def folder(self) -> Path:
+        """The folder of the checkpoints."""
+        return self._folder
+
+    @property
     def steps(self) -> list[int]:
         """All steps in the folder, ascending, unverified. Waits for a save that is under way."""
         self.wait()

@@ -3,6 +3,7 @@
     state = place(state, mesh, rule)                  on the devices, leaf shapes unchanged
     step = data_parallel(step, mesh)                  replicates the state (rule "replicate")
     step = sharded(step, mesh, rule)                  replicates it, or shards it (rule "fsdp")
+    step = over_runs(step, mesh)                      K runs in one program: leaves (K, ...), spread over the devices
     state, metrics = step(state, batch)               batch: NumPy leaves (B, ...), the part of this process
 
 With several processes (`jax.distributed`), each process calls the same functions with its own part of the batch. All
@@ -74,10 +75,15 @@ def place(tree: Tree, mesh: Mesh, rule: str = "replicate") -> Any:
 
     All processes must pass the same tree.
     """
+    return _copied(tree, layout(tree, mesh, rule))
+
+
+def _copied(tree: Tree, layout: Tree) -> Any:
+    """A copy of the tree with these shardings."""
     # Copy explicitly: the step donates its state, and donating an alias would delete the caller's arrays.
     # `device_put(..., may_alias=False)` does not copy typed keys.
     copy = jax.tree.map(lambda leaf: jax.random.clone(leaf) if _is_key(leaf) else jnp.copy(leaf), tree)
-    return jax.tree.map(_put, copy, layout(tree, mesh, rule))
+    return jax.tree.map(_put, copy, layout)
 
 
 def _is_key(leaf: Leaf) -> Any:
@@ -105,12 +111,21 @@ def _wrap_keys(impl: str, sharding: NamedSharding) -> Any:
 
 
 class ParallelStep:
-    """`step(state, batch) -> (state, metrics)` on several devices; `lower(state, batch)` as for a jitted function."""
+    """`step(state, batch) -> (state, metrics)` on several devices; `lower(state, batch)` as for a jitted function.
+
+    Attributes:
+      layout: tree of arrays or shapes -> the sharding of each leaf of a state.
+    """
 
     def __init__(
-        self, compiled: Callable[..., Any], arguments: Callable[..., Any], result: Callable[..., Any] = lambda out: out
+        self,
+        compiled: Callable[..., Any],
+        arguments: Callable[..., Any],
+        layout: Callable[[Tree], Any],
+        result: Callable[..., Any] = lambda out: out,
     ) -> None:
         self._compiled, self._arguments, self._result = compiled, arguments, result
+        self.layout = layout
 
     def __call__(self, state: Tree, batch: Batch) -> tuple[Any, Any]:
         """One step. The state is donated."""
@@ -120,6 +135,10 @@ class ParallelStep:
     def lower(self, state: Tree, batch: Batch) -> Any:
         """The lowered program, not compiled: for its cost analysis, or for `compile()` and its memory analysis."""
         return self._compiled.lower(*self._arguments(state, batch))  # type: ignore[attr-defined]
+
+    def place(self, state: Tree) -> Any:
+        """A copy of a state in the layout of this step."""
+        return _copied(state, self.layout(state))
 
 
 def data_parallel(step: Callable[..., Any], mesh: Mesh | None = None) -> ParallelStep:
@@ -154,12 +173,16 @@ def data_parallel(step: Callable[..., Any], mesh: Mesh | None = None) -> Paralle
         _check_batch(batch, count)
         return jax.tree.map(lambda leaf: np.reshape(leaf, (count, -1, *leaf.shape[1:])), batch)
 
+    replicated = functools.partial(layout, mesh=mesh)
     if count == mesh.size:
-        return ParallelStep(mapped, lambda state, batch: (state, split(batch)))
+        return ParallelStep(mapped, lambda state, batch: (state, split(batch)), replicated)
     # With several processes, pmap takes and returns arrays on the devices of this process only.
     local = mesh.local_mesh
     return ParallelStep(
-        mapped, lambda state, batch: (_on_mesh(local, state), split(batch)), functools.partial(_on_mesh, mesh)
+        mapped,
+        lambda state, batch: (_on_mesh(local, state), split(batch)),
+        replicated,
+        functools.partial(_on_mesh, mesh),
     )
 
 
@@ -210,7 +233,41 @@ def sharded(step: Callable[..., Any], mesh: Mesh | None = None, rule: str = "rep
             lambda leaf: jax.make_array_from_process_local_data(batch_sharding, np.asarray(leaf)), batch
         )
 
-    return ParallelStep(sharded_step, lambda state, batch: (state, put(batch)))
+    return ParallelStep(
+        sharded_step, lambda state, batch: (state, put(batch)), functools.partial(layout, mesh=mesh, rule=rule)
+    )
+
+
+def over_runs(step: Callable[..., Any], mesh: Mesh | None = None) -> ParallelStep:
+    """`step(state, batch)` of K runs in one program: each leaf of state, batch and metrics has a leading axis (K, ...).
+
+    The runs are spread over the devices of this process, an equal part on each. What distinguishes the runs, such as a
+    learning rate, is in `state.hyper`. The state is donated.
+
+    Args:
+      step: (state, batch) -> (state, metrics) of one run.
+      mesh: of `make_mesh`, with devices of this process; None for all of them.
+
+    Returns:
+      (state, batch) -> (state, metrics).
+
+    Raises:
+      ValueError: (from the returned function) if K is not a multiple of the number of devices.
+    """
+    mesh = make_mesh(jax.local_devices()) if mesh is None else mesh
+    runs = PartitionSpec(AXIS)
+    mapped = jax.shard_map(jax.vmap(step), mesh=mesh, in_specs=(runs, runs), out_specs=(runs, runs), check_vma=False)
+    sharding = NamedSharding(mesh, runs)
+
+    def put(batch: Batch) -> Any:
+        _check_batch(batch, mesh.size)
+        return jax.device_put(batch, sharding)
+
+    return ParallelStep(
+        jax.jit(mapped, donate_argnums=0),
+        lambda state, batch: (state, put(batch)),
+        lambda tree: jax.tree.map(lambda leaf: sharding, tree),
+    )
 
 
 def over_batch(f: Callable[..., Any], mesh: Mesh | None = None) -> Callable[..., Any]:

@@ -21,6 +21,8 @@ class TrainState:
       opt_state: state of the optimiser.
       key: () the only source of randomness of the run. It never changes: each step folds its number into it.
       memory: state of the loss, see `train_step`; () for a loss without one.
+      hyper: numbers that the step is computed with and that stay as they are, such as the learning rates of the runs of
+        `over_runs`; () for none.
     """
 
     step: Any
@@ -29,9 +31,12 @@ class TrainState:
     opt_state: Any
     key: Any
     memory: Any = ()
+    hyper: Any = ()
 
 
-def init_state(key: Key, params: Params, optimizer: optax.GradientTransformation, memory: Tree = ()) -> TrainState:
+def init_state(
+    key: Key, params: Params, optimizer: optax.GradientTransformation, memory: Tree = (), hyper: Tree = ()
+) -> TrainState:
     """The state before the first step. Consumes the key."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -40,4 +45,5 @@ def init_state(key: Key, params: Params, optimizer: optax.GradientTransformation
         opt_state=optimizer.init(params),
         key=key,
         memory=memory,
+        hyper=hyper,
     )
