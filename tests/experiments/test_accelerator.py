@@ -26,7 +26,7 @@ def run(*flags, **env):
     return subprocess.run(line, capture_output=True, text=True, env=env, cwd=ROOT, timeout=900)
 
 
-@pytest.mark.newest
+@pytest.mark.slow
 def test_quick_runs_every_item(tmp_path):
     done = run("--quick", "--minutes=14", f"--out={tmp_path}", "--commit=abc")
     assert done.returncode == 0, done.stderr
