@@ -3,7 +3,7 @@
     python -m experiments.evaluate --samples=DIR [--extractor=efficientnet_lite0] [--metrics=kid,precision,recall]
     python -m experiments.evaluate --checkpoint=RUN [--routes=vlb,continuous,ode] [--variances=small,large] [--num=400]
 
-Samples are compared with real test data in the features of an extractor (`experiments.extractors`), and beside each
+Samples are compared with real test data in the features of an extractor (`evaluation.extractors`), and beside each
 number stands its floor, the same of real training data and real test data at the same counts. By default that is a
 classifier, trained on real data that the diffusion model never saw (config.dataset.classifier_split), and
 
@@ -13,9 +13,9 @@ classifier, trained on real data that the diffusion model never saw (config.data
 
 Both distances are the mean over 20 random choices of n samples (n training images) against the same n test
 images. FD(classifier) is not FID: compare it with its floor and with nothing else. Writes DIR/evaluation.json.
-`--extractor` and `--metrics` choose others (`experiments.measures`; `--metrics=all`): a Fréchet distance needs more
+`--extractor` and `--metrics` choose others (`evaluation.measures`; `--metrics=all`): a Fréchet distance needs more
 samples than features.
-With a checkpoint: bits per dimension by the ways of `experiments.bits`; writes RUN/bits.json.
+With a checkpoint: bits per dimension by the ways of `experiments.evaluation.bits`; writes RUN/bits.json.
 """
 
 from pathlib import Path
@@ -23,12 +23,13 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from experiments import bits, score
-from experiments.checkpoint import load_model
 from experiments.data.datasets import open_dataset
-from experiments.extractors import MAKERS
-from experiments.measures import NAMES
-from experiments.workdir import launch, read_json, usage_errors, write_json
+from experiments.evaluation import bits
+from experiments.evaluation import comparison as score
+from experiments.evaluation.extractors import MAKERS
+from experiments.evaluation.measures import NAMES
+from experiments.models.loading import load_model
+from experiments.run.workdir import launch, read_json, usage_errors, write_json
 
 SAMPLES = flags.DEFINE_string("samples", None, "Folder that experiments.sample wrote.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run, or an export: bits per dimension.")

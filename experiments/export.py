@@ -10,8 +10,8 @@ from pathlib import Path
 from absl import flags
 
 from diffax.training import save_export
-from experiments.checkpoint import load_model
-from experiments.workdir import check_writable, launch, load_record, usage_errors
+from experiments.models.loading import load_model
+from experiments.run.workdir import check_writable, launch, load_record, usage_errors
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The workdir of a run.", required=True)
 OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist.", required=True)

@@ -21,7 +21,7 @@ from absl import flags
 
 from experiments.reporting import compare, document, plots, summary, tables
 from experiments.reporting.reading import Sweep, read_sweep
-from experiments.workdir import check_writable, launch, usage_errors, write_json
+from experiments.run.workdir import check_writable, launch, usage_errors, write_json
 
 METRICS = flags.DEFINE_list("metrics", [], "Which metrics or costs (calls, seconds) to show; all metrics if not given.")
 BY = flags.DEFINE_string("by", None, "A key of the sweep whose values make the columns: a table for each metric.")

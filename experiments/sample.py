@@ -38,11 +38,15 @@ from absl import flags
 
 import diffax
 from diffax.training.parallel import over_batch
-from experiments import build, checks, from_diffusers, images, latents, noisy_classifier, samplers, text
-from experiments.checkpoint import load_model
 from experiments.configs import default
-from experiments.progress import Progress
-from experiments.workdir import check_writable, launch, read_json, usage_errors, write_json
+from experiments.data import images
+from experiments.models import build, latents, noisy_classifier, samplers
+from experiments.models import captions as text
+from experiments.models import diffusers_folder as from_diffusers
+from experiments.models.loading import load_model
+from experiments.run import checks
+from experiments.run.progress import Progress
+from experiments.run.workdir import check_writable, launch, read_json, usage_errors, write_json
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, or an export.")
 FROM = flags.DEFINE_string("from_diffusers", None, "In place of --checkpoint, a folder that diffusers saved.")

@@ -23,11 +23,11 @@ import jax
 from absl import flags
 
 from diffax._checks import check_count, choose
-from experiments import devices
+from experiments.run import devices
+from experiments.run.workdir import launch, usage_errors
 from experiments.sweeping import definition, together, worker
 from experiments.sweeping.folder import Folder
 from experiments.sweeping.tasks import TASKS
-from experiments.workdir import launch, usage_errors
 
 SWEEP = flags.DEFINE_string("sweep", None, "The sweep's file.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep.", required=True)

@@ -14,8 +14,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from diffax.training.parallel import over_batch
-from experiments import build, distributed, latents, lora, networks, objectives, opening, samplers, text, training
-from experiments.workdir import launch
+from experiments.models import adapters as lora
+from experiments.models import build, latents, networks, objectives, samplers
+from experiments.models import captions as text
+from experiments.run import distributed, opening, training
+from experiments.run.workdir import launch
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)

@@ -20,9 +20,10 @@ from ml_collections import config_flags
 
 from diffax.nn.autoencoding import kl_to_standard_normal
 from diffax.training.parallel import over_batch
-from experiments import autoencoder, distributed, opening, training
-from experiments.objectives import Objective
-from experiments.workdir import launch, read_json, usage_errors, write_json
+from experiments.models import autoencoder
+from experiments.models.objectives import Objective
+from experiments.run import distributed, opening, training
+from experiments.run.workdir import launch, read_json, usage_errors, write_json
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)

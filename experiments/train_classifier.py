@@ -20,9 +20,10 @@ from ml_collections import config_flags
 
 import diffax
 from diffax.training.parallel import over_batch
-from experiments import build, distributed, noisy_classifier, opening, training
-from experiments.objectives import Objective
-from experiments.workdir import launch
+from experiments.models import build, noisy_classifier
+from experiments.models.objectives import Objective
+from experiments.run import distributed, opening, training
+from experiments.run.workdir import launch
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)

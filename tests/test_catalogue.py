@@ -16,8 +16,8 @@ import pytest
 import diffax
 from diffax import samplers, schedules, times
 from diffax.losses import training_times, weightings
-from experiments import samplers as config_samplers
-from experiments.benchmarking import peer_rows, rows
+from experiments.benchmarks import peer_rows, rows
+from experiments.models import samplers as config_samplers
 
 pytestmark = pytest.mark.newest
 ROOT = Path(__file__).parents[1]
@@ -168,8 +168,8 @@ def test_the_error_for_an_unknown_name_suggests_a_known_one(check, value, messag
 
 APPLIED = """
 import jax, exam, diffax
-from experiments import samplers
-from experiments.benchmarking import rows
+from experiments.models import samplers
+from experiments.benchmarks import rows
 from diffax.samplers import by_name
 
 assert by_name("ralston", diffax.Cosine()).calls == 2

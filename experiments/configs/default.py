@@ -115,7 +115,7 @@ def get_config() -> ConfigDict:
     config.sampling = ConfigDict()  # what sample.py does unless a flag says otherwise
     config.sampling.sampler = "ddim"
     config.sampling.num_steps = 50  # denoiser calls; rounded down to what the sampler's steps can spend
-    config.sampling.grid = "uniform_log_snr"  # those of experiments/samplers.py, as the samplers
+    config.sampling.grid = "uniform_log_snr"  # those of experiments/models/samplers.py, as the samplers
     config.sampling.guidance = 1.0  # 1: none
     config.sampling.guidance_interval = (0.0, 1.0)  # of t: where guidance acts
     config.sampling.guidance_rescale = 0.0  # phi of Lin et al. 2024; 0: none

@@ -8,7 +8,7 @@ Other sets than the embedded ones are downloaded, and some of them need TensorFl
 from absl import flags
 
 from experiments.data.datasets import EMBEDDED, data_folder, prepare_embedded
-from experiments.workdir import check_writable, launch, usage_errors
+from experiments.run.workdir import check_writable, launch, usage_errors
 
 NAME = flags.DEFINE_string("name", None, "Name of the data set.", required=True)
 DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of prepared data sets; TFDS's own if empty.")

@@ -3,7 +3,7 @@
 from typing import Any
 
 from diffax._checks import check_count
-from experiments import samplers
+from experiments.models import samplers
 
 
 def points(name: str, schedule: Any, calls: int) -> int:

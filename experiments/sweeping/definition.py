@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from experiments.run.workdir import flatten
 from experiments.sweeping import settings
-from experiments.workdir import flatten
 
 # What alters no result: where things are, and how fast.
 LEFT_OUT = (

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import filelock
 
 from experiments.reporting import reading
+from experiments.run.workdir import check_writable, flatten, read_json, write_json
 from experiments.sweeping.definition import LEFT_OUT, SEED, Run, Sweep
-from experiments.workdir import check_writable, flatten, read_json, write_json
 
 STATES = ("finished", "failed", "corrupt", "running", "interrupted", "waiting")
 

@@ -14,9 +14,11 @@ from ml_collections import ConfigDict
 
 from diffax import random
 from diffax._checks import check_count, choose
-from experiments import extractors, images, measures, score
+from experiments.data import images
 from experiments.data.datasets import Dataset, open_dataset
-from experiments.extractors import efficientnet
+from experiments.evaluation import comparison as score
+from experiments.evaluation import extractors, measures
+from experiments.evaluation.extractors import efficientnet
 
 
 def check(evaluation: Any, conditional: bool) -> None:

@@ -17,8 +17,8 @@ import numpy as np
 
 import diffax
 from diffax._checks import check_count, choose
-from experiments import samplers
-from experiments.benchmarking import accuracy, law, problems
+from experiments.benchmarks import accuracy, law, problems
+from experiments.models import samplers
 from experiments.sweeping import budget, together
 from experiments.sweeping.definition import Run
 from experiments.sweeping.folder import Folder, Result, Unit

@@ -17,13 +17,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax.training import make_mesh
-from experiments import build, checks, latents, samplers
-from experiments.checkpoint import Model, load_model
-from experiments.lora import digest
+from experiments.models import build, latents, samplers
+from experiments.models.adapters import digest
+from experiments.models.loading import Model, load_model
+from experiments.run import checks
+from experiments.run.workdir import flatten
 from experiments.sweeping import budget, judging, together
 from experiments.sweeping.definition import SEED, Run
 from experiments.sweeping.folder import Folder, Result, Unit
-from experiments.workdir import flatten
 
 # Of a run alone, not of the program.
 OWN = (SEED, "config.calls", "config.sampling.eta", "config.sampling.guidance", "config.sampling.grid")

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import checks
 from experiments.configs import default
+from experiments.run import checks
 
 
 def _evaluation() -> ConfigDict:
@@ -22,7 +22,7 @@ def _evaluation() -> ConfigDict:
     evaluation = ConfigDict()
     evaluation.num = 400  # samples
     evaluation.batch_size = 200  # drawn at a time
-    evaluation.metrics = ("fd", "accuracy")  # names of `experiments.measures`
+    evaluation.metrics = ("fd", "accuracy")  # names of `experiments.evaluation.measures`
     evaluation.extractor = "classifier"
     evaluation.inception_weights = ""  # the file that inception_v3 needs
     evaluation.reference = "test"  # the real images that samples are compared with; the floor is of the others
@@ -64,13 +64,13 @@ def sampling() -> ConfigDict:
 def oracle() -> ConfigDict:
     """Draws from a mixture by its exact denoiser, in float64."""
     config = ConfigDict({"task": "oracle", "seed": 0})
-    config.schedule = "linear"  # those of `experiments.benchmarking.problems`, as the next four
+    config.schedule = "linear"  # those of `experiments.benchmarks.problems`, as the next four
     config.dimension = 2
     config.examples = 256
     config.grid = "log_snr"
     config.end = 0.01  # sigma / alpha of the last grid point
     config.calls = 20
-    config.sampler = "ddim"  # those of `experiments.build`
+    config.sampler = "ddim"  # those of `experiments.models.build`
     config.eta = None  # the sampler's own default
     return config
 

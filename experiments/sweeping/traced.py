@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from experiments.workdir import flatten
+from experiments.run.workdir import flatten
 
 FLOATS = (
     "config.sigma_data",

@@ -24,9 +24,11 @@ from diffax import random
 from diffax._pytrees import pytree
 from diffax.training import CheckpointError, Checkpoints, TrainState, init_state, make_mesh, train_step
 from diffax.training.parallel import layout, over_batch
-from experiments import build, checks, latents, lora, networks, objectives, opening, samplers
-from experiments.metrics_log import MetricsLog, NotFiniteError, Pending
-from experiments.progress import Progress
+from experiments.models import adapters as lora
+from experiments.models import build, latents, networks, objectives, samplers
+from experiments.run import checks, opening
+from experiments.run.metrics_log import MetricsLog, NotFiniteError, Pending
+from experiments.run.progress import Progress
 from experiments.sweeping import judging, together, traced
 from experiments.sweeping.definition import Run
 from experiments.sweeping.folder import Folder, Result, Unit

@@ -10,14 +10,14 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from experiments.metrics_log import NotFiniteError
-from experiments.progress import Progress, clock
+from experiments.run.metrics_log import NotFiniteError
+from experiments.run.progress import Progress, clock
+from experiments.run.workdir import flatten, write_json
 from experiments.sweeping import provenance
 from experiments.sweeping.definition import Run, Sweep, described
 from experiments.sweeping.folder import STATES, Folder, Result, Unit, whole
 from experiments.sweeping.settings import parsed
 from experiments.sweeping.tasks import Task
-from experiments.workdir import flatten, write_json
 
 PATIENCE = 1.0  # seconds
 

@@ -9,7 +9,7 @@ learned variance; `consistency`, `lcm` and `tcd`, which need a distilled network
 hundred steps at each level.
 """
 
-from experiments.samplers import SAMPLERS
+from experiments.models.samplers import SAMPLERS
 from experiments.sweeping import product, settings
 
 OUTSIDE = ("ddpm_learned", "consistency", "lcm", "tcd", "annealed_langevin")

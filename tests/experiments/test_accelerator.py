@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import pytest
 
 from diffax.nn import EDM2
-from experiments import devices
-from experiments.benchmarking.accelerator import command, networks, sampling, steps, table
-from experiments.benchmarking.accelerator.worker import Context
+from experiments.benchmarks.accelerator import command, networks, sampling, steps, table
+from experiments.benchmarks.accelerator.worker import Context
+from experiments.run import devices
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {"device": "a device", "commit": "abc"}
@@ -287,7 +287,7 @@ def test_pytorch_s_networks_have_the_same_parameters_and_operations(name):
     pytest.importorskip("diffusers")
     from torch.utils.flop_counter import FlopCounterMode
 
-    from experiments.benchmarking.accelerator import torch_networks
+    from experiments.benchmarks.accelerator import torch_networks
 
     case = networks.CASES[name]
     with torch.device("meta"), FlopCounterMode(display=False) as counter:

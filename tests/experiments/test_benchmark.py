@@ -13,8 +13,8 @@ import pytest
 
 import diffax
 from diffax import analytic
-from experiments.benchmarking import accuracy, law, peer_rows, peers, problems, rows
-from experiments.benchmarking.rows import ROWS
+from experiments.benchmarks import accuracy, law, peer_rows, peers, problems, rows
+from experiments.benchmarks.rows import ROWS
 
 pytestmark = [pytest.mark.usefixtures("x64")]
 BUDGETS = (5, 10)

@@ -10,7 +10,7 @@ import pytest
 from test_evaluate import with_flags_of_its_own
 from test_experiments import ROOT, xla_flags
 
-seeds, FLAGS = with_flags_of_its_own("experiments.benchmarking.seeds")
+seeds, FLAGS = with_flags_of_its_own("experiments.benchmarks.seeds")
 
 LOSSES = {0: (1.0, 0.5), 1: (1.2, 0.4), 2: (0.9, 0.7)}
 SECONDS = {0: 30.0, 1: 10.0, 2: 20.0}

@@ -10,13 +10,16 @@ from PIL import Image
 from test_experiments import call
 
 from diffax import training
-from experiments import build, caption_score, checks, networks, objectives, opening, text
-from experiments import training as run_training
 from experiments.configs import emoji_text, smoke
 from experiments.data import emoji
 from experiments.data.captions import Tokenizer, split, vocabulary
 from experiments.data.datasets import open_dataset
 from experiments.data.pipeline import batches
+from experiments.evaluation import caption_score
+from experiments.models import build, networks, objectives
+from experiments.models import captions as text
+from experiments.run import checks, opening
+from experiments.run import training as run_training
 
 CAPTIONS = ["Red heart", "blue HEART", "cat-face with heart eyes", "red circle"]
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import diffax
-from experiments import build, checks, samplers
 from experiments.configs import default
+from experiments.models import build, samplers
+from experiments.run import checks
 from experiments.sweeping import settings
 
 

@@ -105,8 +105,9 @@ def test_one_step_of_the_paper_s_cifar10_on_mock_data(tmp_path, compiled):
     import jax
 
     from diffax import training
-    from experiments import build, checks, networks, objectives
     from experiments.configs import cifar10_ddpm
+    from experiments.models import build, networks, objectives
+    from experiments.run import checks
 
     Cifar10(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
     dataset = open_dataset("cifar10", str(tmp_path))

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 from test_experiments import ENV, ROOT, command
 
-from experiments import devices
-from experiments.benchmarking import train as benchmark
+from experiments.benchmarks import train as benchmark
+from experiments.run import devices
 
 
 class Device:

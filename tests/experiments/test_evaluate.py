@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import classifier, score
 from experiments.configs import digits
 from experiments.data.datasets import open_dataset
-from experiments.measures import Measures
+from experiments.evaluation import classifier
+from experiments.evaluation import comparison as score
+from experiments.evaluation.measures import Measures
 
 
 def with_flags_of_its_own(name):

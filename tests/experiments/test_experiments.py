@@ -15,9 +15,11 @@ import pytest
 from PIL import Image
 
 from diffax.training import make_mesh
-from experiments import checks, images, networks, objectives, opening, training
-from experiments.checkpoint import load_model
 from experiments.configs import cifar10_ddpm, default, digits, digits_dit, digits_flow, mnist5k, smoke
+from experiments.data import images
+from experiments.models import networks, objectives
+from experiments.models.loading import load_model
+from experiments.run import checks, opening, training
 
 ROOT = Path(__file__).parents[2]
 ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}

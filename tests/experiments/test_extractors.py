@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import classifier
-from experiments.batches import in_batches
-from experiments.extractors import Options, convolutions, efficientnet, inception, make_extractor
-from experiments.extractors.torch_file import load_tensors
+from experiments.evaluation import classifier
+from experiments.evaluation.batches import in_batches
+from experiments.evaluation.extractors import Options, convolutions, efficientnet, inception, make_extractor
+from experiments.evaluation.extractors.torch_file import load_tensors
 
 FOLDER = Path(__file__).parents[1] / "nn" / "interop"
 sys.path.insert(0, str(FOLDER))

@@ -13,11 +13,12 @@ from test_experiments import metrics
 from test_training import batch_of, on
 
 from diffax.training import Checkpoints, init_state, manifest, train_step
-from experiments import build, checks, distributed, metrics_log, opening, training
 from experiments.configs import smoke
 from experiments.data.datasets import open_dataset
 from experiments.data.pipeline import RecordError, batches, places
-from experiments.objectives import Objective
+from experiments.models import build
+from experiments.models.objectives import Objective
+from experiments.run import checks, distributed, metrics_log, opening, training
 
 NOTHING = lambda step, last, params, log, say: {}
 

@@ -12,8 +12,8 @@ from test_interop import FOLDERS
 
 import diffax
 from diffax.nn.interop import folder
-from experiments import from_diffusers
 from experiments.configs import default
+from experiments.models import diffusers_folder as from_diffusers
 
 SEED, STEPS = 5, 3
 TABLE = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "timestep_spacing": "leading"}

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.inverse_images import METHODS, _balanced, report, settings, tasks
+from experiments.benchmarks.inverse_images import METHODS, _balanced, report, settings, tasks
 
 
 def test_classes_take_turns():

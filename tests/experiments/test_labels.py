@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from experiments import checks
 from experiments.configs import smoke
 from experiments.data.datasets import open_dataset
 from experiments.data.pipeline import batches, places
+from experiments.run import checks
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,13 @@ from test_experiments import call
 import diffax
 from diffax.nn.autoencoding import kl_to_standard_normal, reparameterise
 from diffax.training import Checkpoints, init_state, make_mesh
-from experiments import autoencoder, bits, build, checks, images, latents, networks, objectives, opening, training
-from experiments.checkpoint import load_model
 from experiments.configs import mnist5k_autoencoder, mnist5k_latent, smoke
+from experiments.data import images
 from experiments.data.datasets import open_dataset
+from experiments.evaluation import bits
+from experiments.models import autoencoder, build, latents, networks, objectives
+from experiments.models.loading import load_model
+from experiments.run import checks, opening, training
 
 KEY = jax.random.key(0)
 

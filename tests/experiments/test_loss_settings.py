@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import diffax
-from experiments import checks, objectives
 from experiments.configs import default
+from experiments.models import objectives
+from experiments.run import checks
 
 # Half the input, whatever the parameters: the loss asks a network for no more.
 NET = types.SimpleNamespace(apply=lambda params, x, *args, key: x / 2, num_classes=10)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from test_experiments import call
 
-import experiments.measures as module
+import experiments.evaluation.measures as module
 from diffax import metrics as library
-from experiments import score as scoring
-from experiments.batches import in_batches
 from experiments.data.datasets import Dataset
-from experiments.extractors import Extractor
-from experiments.measures import NAMES, Real, measure
-from experiments.streams import stream_fd, stream_moments
+from experiments.evaluation import comparison as scoring
+from experiments.evaluation.batches import in_batches
+from experiments.evaluation.extractors import Extractor
+from experiments.evaluation.measures import NAMES, Real, measure
+from experiments.evaluation.streams import stream_fd, stream_moments
 
 SHAPE = (4, 4, 1)
 MATRIX = np.random.default_rng(9).normal(size=(16, 5)) / 4

@@ -8,8 +8,9 @@ import pytest
 
 from diffax.nn import EDM2, Attention, DiT, TimeEmbedding, UNet
 from diffax.nn.text import Captioned
-from experiments import build, checks, networks, objectives
 from experiments.configs import default
+from experiments.models import build, networks, objectives
+from experiments.run import checks
 
 SHAPE = (8, 8, 1)
 

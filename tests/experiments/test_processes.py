@@ -21,8 +21,8 @@ from test_faults import log_of
 from test_training import KEY, D, batch_of, on
 
 from diffax.training import Checkpoints, init_state, train_step
-from experiments import build
-from experiments.checkpoint import load_model
+from experiments.models import build
+from experiments.models.loading import load_model
 
 pytestmark = pytest.mark.slow
 

@@ -16,15 +16,15 @@ from ml_collections import ConfigDict
 from sweeping_runs import Fake, attempts, command, results, states, tree, write
 
 import diffax
-from experiments import samplers
-from experiments.benchmarking import law as of_law
-from experiments.benchmarking import problems
+from experiments.benchmarks import law as of_law
+from experiments.benchmarks import problems
 from experiments.configs import smoke
+from experiments.models import samplers
 from experiments.reporting.reading import read_sweep
+from experiments.run.workdir import flatten
 from experiments.sweeping import budget, chain, oracle_task, product, seeds, settings, tasks, zipped
 from experiments.sweeping import definition as definitions
 from experiments.sweeping.folder import Folder
-from experiments.workdir import flatten
 
 __all__ = ["command"]  # a fixture
 

@@ -18,12 +18,15 @@ import pytest
 from sweeping_runs import attempts, command, results, states, write
 
 from diffax.training import init_state, make_mesh, train_step
-from experiments import build, images, measures, networks, objectives, opening, samplers, training
 from experiments.configs import smoke
+from experiments.data import images
 from experiments.data.datasets import open_dataset
 from experiments.data.pipeline import batches
+from experiments.evaluation import measures
+from experiments.models import build, networks, objectives, samplers
 from experiments.reporting import document, summary, tables
 from experiments.reporting.reading import read_sweep
+from experiments.run import opening, training
 from experiments.sweeping import definition as definitions
 from experiments.sweeping import judging, sample_task, settings, together, traced, train_task
 from experiments.sweeping.folder import Result
@@ -72,7 +75,7 @@ def losses(folder, run):
 
 
 class Alone:
-    """Runs of `experiments.training`'s parts, by plain configs, on one device."""
+    """Runs of `experiments.run.training`'s parts, by plain configs, on one device."""
 
     def __init__(self):
         self._known = {}

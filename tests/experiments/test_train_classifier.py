@@ -11,8 +11,9 @@ from test_experiments import call
 
 import diffax
 from diffax.training import Checkpoints, init_state
-from experiments import build, checks, networks, noisy_classifier
 from experiments.configs import digits, digits_classifier, smoke
+from experiments.models import build, networks, noisy_classifier
+from experiments.run import checks
 
 
 def training_flags(data_dir, workdir, *more):

@@ -10,7 +10,7 @@ from exam import gaussian, mixture
 
 import diffax
 from diffax import analytic, inverse
-from experiments.inverse import MATRIX, affine_law, errors, problems
+from experiments.benchmarks.inverse import MATRIX, affine_law, errors, problems
 
 pytestmark = pytest.mark.usefixtures("x64")
 SCHEDULE = diffax.Cosine()
@@ -299,7 +299,7 @@ def test_mmps_falls_back_where_the_jacobian_is_no_covariance():
 @pytest.mark.slow
 def test_pigdm_and_mmps_reach_the_posterior_distribution_at_order_one():
     """Ancestral sampling, its mean and covariance by Jacobians: their error halves with the step."""
-    from experiments.inverse import _mmps, _pigdm
+    from experiments.benchmarks.inverse import _mmps, _pigdm
 
     for problem, build in ((problems()[0], _pigdm), (problems()[2], _mmps)):
         posterior = inverse.posterior(problem.prior, problem.operator, problem.y, std=problem.std)

@@ -11,8 +11,9 @@ from test_experiments import call
 
 import diffax
 from diffax.training import Checkpoints, init_state
-from experiments import build, checks, networks, objectives
 from experiments.configs import digits, digits_hybrid, digits_vdm, digits_vlb
+from experiments.models import build, networks, objectives
+from experiments.run import checks
 
 SIZE = 8
 

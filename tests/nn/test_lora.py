@@ -14,12 +14,14 @@ from test_experiments import call, training_flags
 from diffax import training
 from diffax.nn import Attention, UNet, lora
 from diffax.training import Checkpoints
-from experiments import build, checkpoint, checks, networks, objectives, opening
-from experiments import lora as run_lora
-from experiments import training as run_training
-from experiments.checkpoint import load_model
 from experiments.configs import digits_0to7, digits_lora, smoke
-from experiments.workdir import load_record
+from experiments.models import adapters as run_lora
+from experiments.models import build, networks, objectives
+from experiments.models import loading as checkpoint
+from experiments.models.loading import load_model
+from experiments.run import checks, opening
+from experiments.run import training as run_training
+from experiments.run.workdir import load_record
 
 KEY = jax.random.key(0)
 

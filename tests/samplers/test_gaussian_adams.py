@@ -16,7 +16,7 @@ from diffax.samplers.engines.forms import trig
 from diffax.samplers.wrappers._noise_floor import noise_floor
 from diffax.schedules._noise_floor import NoiseFloor
 from diffax.times import arctan
-from experiments import best
+from experiments.benchmarks import best
 
 pytestmark = [pytest.mark.usefixtures("x64")]
 
@@ -264,7 +264,7 @@ def test_the_arctan_grid_is_uniform_in_the_angle():
 
 @pytest.mark.slow
 def test_the_best_sampler_beats_the_published_best_at_every_budget():
-    """Root mean square error over the starts, on two mixtures; `python -m experiments.best` runs more of both."""
+    """Root mean square error over the starts, on two mixtures; `python -m experiments.benchmarks.best` runs more."""
     mixtures = itertools.islice(best.mixtures(2024), 2)
     problems = best.problems(mixtures, starts=32, fine=400)
     published = best.best_published(problems, small=True, t_min=(1e-3, 6e-3, 1e-2, 2e-2))

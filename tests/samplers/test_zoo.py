@@ -21,7 +21,7 @@ import zoo
 
 import diffax
 from diffax import times
-from experiments import samplers
+from experiments.models import samplers
 
 NUM = 300
 EXCLUDED = {"consistency", "lcm", "tcd", "annealed_langevin", "ddpm_learned"}

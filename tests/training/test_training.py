@@ -13,8 +13,8 @@ from diffax import training
 from diffax.training import parallel
 from diffax.training.exports import is_export
 from diffax.training.parallel import over_batch
-from experiments import build, networks
 from experiments.configs import digits
+from experiments.models import build, networks
 
 KEY = jax.random.key(0)
 D = 8

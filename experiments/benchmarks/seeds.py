@@ -1,0 +1,145 @@
+"""Measures what it saves to train several seeds by one program instead of one after another by commands of their own.
+
+    python -m experiments.benchmark seeds --out=DIR [--networks=mlp,unet] [--ways=loop,vmap] [--seeds=8] [--steps=30]
+
+Each time is of a whole command, `experiments.sweep` on digits with start, compilation and a few samples at the end, by
+the clock on the wall: once with all seeds, and once for each seed alone in a folder of its own.
+
+    ratio    seconds of the one command / sum over seeds of the seconds of their own commands, each of which is run
+    apart    largest |loss of the one / loss of its own - 1| over seeds and steps
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments.run.workdir import check_writable, launch, usage_errors
+from experiments.sweeping import together
+
+KNOWN = ("mlp", "unet")
+NETWORKS = flags.DEFINE_list("networks", list(KNOWN), "Of mlp, unet: those of configs/digits.py but for the MLP.")
+WAYS = flags.DEFINE_list("ways", ["loop", "vmap"], f"Of {', '.join(together.NAMES)}.")
+SEEDS = flags.DEFINE_integer("seeds", 8, "How many.", lower_bound=2)
+STEPS = flags.DEFINE_integer("steps", 30, "Training steps of each.", lower_bound=1)
+OUT = flags.DEFINE_string("out", "benchmark", "Folder for seeds.md and seeds.json.")
+
+SWEEP = '''"""Seeds of digits."""
+from experiments.configs import digits
+from experiments.sweeping import seeds, settings
+
+def get_config():
+    config = settings.training(digits.get_config())
+    config.network.name = {network!r}
+    config.train.num_steps = {steps}
+    config.train.log_every = 1
+    config.sampling.num_steps = 4
+    config.evaluation.num = 20
+    config.evaluation.metrics = ("accuracy",)
+    config.evaluation.classifier_steps = 1
+    return config
+
+def get_overrides():
+    return seeds({seeds})
+'''
+
+
+def check(networks: list[str], ways: list[str]) -> None:
+    """Raises `ValueError` for names that are not known, or none."""
+    for name, given, known in (("networks", networks, KNOWN), ("ways", ways, together.NAMES)):
+        if not given or not set(given) <= set(known):
+            raise ValueError(f"{name} must be among {', '.join(known)}, got {','.join(given)!r}")
+
+
+def command(sweep: Path, folder: Path, *options: str) -> float:
+    """Seconds of a whole command.
+
+    Raises:
+      RuntimeError: if it fails.
+    """
+    start = time.perf_counter()
+    arguments = [sys.executable, "-m", "experiments.sweep", f"--sweep={sweep}", f"--workdir={folder}", *options]
+    # A cache that all of them share would spare the later ones their compilation.
+    env = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    found = subprocess.run(arguments, capture_output=True, text=True, env=env)
+    if found.returncode:
+        raise RuntimeError(found.stderr[-500:])
+    return time.perf_counter() - start
+
+
+def losses(folder: Path) -> dict[int, np.ndarray]:
+    """{seed: losses of all steps} of the runs in a folder."""
+    found = {}
+    for run in (folder / "runs").iterdir():
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        found[json.loads((run / "config.json").read_text())["seed"]] = np.array([line["loss"] for line in lines])
+    return found
+
+
+def measure(network: str, scratch: Path) -> list[dict[str, Any]]:
+    """A row for each way: seconds of the seeds' own commands and of the one, their ratio, how far losses are apart."""
+    sweep = scratch / f"{network}.py"
+    sweep.write_text(SWEEP.format(network=network, steps=STEPS.value, seeds=SEEDS.value))
+    alone, own = list[float](), dict[int, np.ndarray]()
+    for seed in range(SEEDS.value):
+        folder = scratch / f"{network}_{seed}"
+        alone.append(command(sweep, folder, f"--only=config.seed={seed}", "--way=loop"))
+        own |= losses(folder)
+        print(f"{network}, seed {seed} alone: {alone[-1]:.1f} s", flush=True)
+    rows = []
+    for way in WAYS.value:
+        folder = scratch / f"{network}_{way}"
+        whole = command(sweep, folder, f"--way={way}", f"--group={SEEDS.value}")
+        rows.append(row(network, way, alone, whole, own, losses(folder)))
+        print(line(rows[-1]), flush=True)
+    return rows
+
+
+def row(network: str, way: str, alone: list[float], whole: float, own: Any, shared: Any) -> dict[str, Any]:
+    """What was measured. alone: seconds, one for each command that was run; own, shared: {seed: losses (steps,)}."""
+    # By arrays, and not by Python's max, which may pass over NaN.
+    apart = np.max([np.abs(shared[seed] / own[seed] - 1) for seed in own])
+    times = {"alone": alone, "one_program": whole, "ratio": whole / sum(alone)}
+    return {"network": network, "way": way, **times, "apart": float(apart)}
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    times = f"{sum(row['alone']):.1f} | {row['one_program']:.1f} | {row['ratio']:.2f}"
+    return f"| {row['network']} | {row['way']} | {len(row['alone'])} | {times} | {row['apart']:.1e} |"
+
+
+def main(argv):
+    """Measures and writes the table."""
+    del argv
+    out = Path(OUT.value)
+    with usage_errors():
+        check(NETWORKS.value, WAYS.value)
+        check_writable(out, "out")
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = [row for network in NETWORKS.value for row in measure(network, Path(scratch))]
+    device = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
+    head = [
+        f"# {SEEDS.value} seeds of {STEPS.value} steps on digits, {device}, jax {jax.__version__}",
+        "",
+        "Seconds of the seeds' own commands are the sum over those that were run, each from its start to its end.",
+        "",
+        "| network | way | own commands run | their seconds | one command, s | ratio | losses apart, at most |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    (out / "seeds.md").write_text("\n".join([*head, *map(line, rows)]) + "\n")
+    (out / "seeds.json").write_text(json.dumps({"device": device, "rows": rows}, indent=1) + "\n")
+    print(f"{out / 'seeds.md'}")
+
+
+def run() -> None:
+    """The command."""
+    launch(main)

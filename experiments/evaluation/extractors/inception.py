@@ -1,0 +1,157 @@
+"""InceptionV3 as the Fréchet Inception distance has it (Szegedy et al. 2016; Heusel et al. 2017): 2,048 features.
+
+It differs from the network of the paper: average pools count no padding, the last block has a max pool in place of
+one. The weights are those of the TensorFlow graph of 2015-12-05 in the layout of pytorch-fid and torch-fidelity (their
+file's name ends in 6726825d), which the user gives. An image is brought to 299 x 299 as TensorFlow 1 did, and then to
+(pixel - 128) / 128:
+
+    y_i = (1 - w) x_j + w x_(j+1),   i H / 299 = j + w      no half-pixel centres, no antialias filter
+
+Only so are the numbers FIDs.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.evaluation.extractors.convolutions import apply, check_tensors, fold, shapes, three_channels
+from experiments.evaluation.extractors.torch_file import load_tensors
+
+SIZE, WIDTH, EPSILON = 299, 2048, 1e-3
+CLASSES = 1008
+UNUSED = r"fc\.(weight|bias)|.*\.num_batches_tracked"
+
+
+def network(conv: Any, x: Any) -> Any:
+    """(B, H, W, 3), H and W >= 75, to (B, 2048)."""
+
+    def unit(name, x, out, window, *, stride=1, padding="VALID"):
+        return jax.nn.relu(conv(f"{name}.conv", f"{name}.bn", x, out, window, stride=stride, padding=padding))
+
+    x = unit("Conv2d_1a_3x3", x, 32, (3, 3), stride=2)
+    x = unit("Conv2d_2a_3x3", x, 32, (3, 3))
+    x = unit("Conv2d_2b_3x3", x, 64, (3, 3), padding="SAME")
+    x = nn.max_pool(x, (3, 3), (2, 2))
+    x = unit("Conv2d_3b_1x1", x, 80, (1, 1))
+    x = unit("Conv2d_4a_3x3", x, 192, (3, 3))
+    x = nn.max_pool(x, (3, 3), (2, 2))
+    for name, pooled in (("Mixed_5b", 32), ("Mixed_5c", 64), ("Mixed_5d", 64)):
+        x = _block_a(unit, name, x, pooled)
+    x = _block_b(unit, "Mixed_6a", x)
+    for name, inner in (("Mixed_6b", 128), ("Mixed_6c", 160), ("Mixed_6d", 160), ("Mixed_6e", 192)):
+        x = _block_c(unit, name, x, inner)
+    x = _block_d(unit, "Mixed_7a", x)
+    x = _block_e(unit, "Mixed_7b", x, _average)
+    x = _block_e(unit, "Mixed_7c", x, lambda x: nn.max_pool(x, (3, 3), padding="SAME"))
+    return x.mean((1, 2))
+
+
+def _average(x):
+    return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
+
+
+def _chain(unit, x, *links):
+    """One branch: (name, out, window) each, padded."""
+    for name, out, window in links:
+        x = unit(name, x, out, window, padding="SAME")
+    return x
+
+
+def _join(*branches):
+    return jnp.concatenate(branches, -1)
+
+
+def _block_a(unit, at, x, pooled):
+    return _join(
+        _chain(unit, x, (f"{at}.branch1x1", 64, (1, 1))),
+        _chain(unit, x, (f"{at}.branch5x5_1", 48, (1, 1)), (f"{at}.branch5x5_2", 64, (5, 5))),
+        _chain(unit, x, *((f"{at}.branch3x3dbl_{i}", n, (k, k)) for i, n, k in ((1, 64, 1), (2, 96, 3), (3, 96, 3)))),
+        _chain(unit, _average(x), (f"{at}.branch_pool", pooled, (1, 1))),
+    )
+
+
+def _block_b(unit, at, x):
+    y = _chain(unit, x, (f"{at}.branch3x3dbl_1", 64, (1, 1)), (f"{at}.branch3x3dbl_2", 96, (3, 3)))
+    return _join(
+        unit(f"{at}.branch3x3", x, 384, (3, 3), stride=2),
+        unit(f"{at}.branch3x3dbl_3", y, 96, (3, 3), stride=2),
+        nn.max_pool(x, (3, 3), (2, 2)),
+    )
+
+
+def _block_c(unit, at, x, n):
+    row, column = (1, 7), (7, 1)
+    once = (("1", n, (1, 1)), ("2", n, row), ("3", 192, column))
+    twice = (("1", n, (1, 1)), ("2", n, column), ("3", n, row), ("4", n, column), ("5", 192, row))
+    return _join(
+        _chain(unit, x, (f"{at}.branch1x1", 192, (1, 1))),
+        _chain(unit, x, *((f"{at}.branch7x7_{i}", *rest) for i, *rest in once)),
+        _chain(unit, x, *((f"{at}.branch7x7dbl_{i}", *rest) for i, *rest in twice)),
+        _chain(unit, _average(x), (f"{at}.branch_pool", 192, (1, 1))),
+    )
+
+
+def _block_d(unit, at, x):
+    y = _chain(unit, x, (f"{at}.branch3x3_1", 192, (1, 1)))
+    wide = ((1, (1, 1)), (2, (1, 7)), (3, (7, 1)))
+    z = _chain(unit, x, *((f"{at}.branch7x7x3_{i}", 192, window) for i, window in wide))
+    return _join(
+        unit(f"{at}.branch3x3_2", y, 320, (3, 3), stride=2),
+        unit(f"{at}.branch7x7x3_4", z, 192, (3, 3), stride=2),
+        nn.max_pool(x, (3, 3), (2, 2)),
+    )
+
+
+def _block_e(unit, at, x, pool):
+    y = _chain(unit, x, (f"{at}.branch3x3_1", 384, (1, 1)))
+    z = _chain(unit, x, (f"{at}.branch3x3dbl_1", 448, (1, 1)), (f"{at}.branch3x3dbl_2", 384, (3, 3)))
+    return _join(
+        _chain(unit, x, (f"{at}.branch1x1", 320, (1, 1))),
+        _chain(unit, y, (f"{at}.branch3x3_2a", 384, (1, 3))),
+        _chain(unit, y, (f"{at}.branch3x3_2b", 384, (3, 1))),
+        _chain(unit, z, (f"{at}.branch3x3dbl_3a", 384, (1, 3))),
+        _chain(unit, z, (f"{at}.branch3x3dbl_3b", 384, (3, 1))),
+        _chain(unit, pool(x), (f"{at}.branch_pool", 192, (1, 1))),
+    )
+
+
+def resize(x: Any, size: int) -> Any:
+    """(B, H, W, C) to (B, size, size, C) as in the module's head."""
+    for axis in (2, 1):  # the order decides the last bit
+        length = x.shape[axis]
+        place = np.arange(size, dtype=np.float32) * np.float32(length / size)
+        low = place.astype(int)
+        weight = (place - low).reshape([-1 if a == axis else 1 for a in range(4)])
+        below, above = (jnp.take(x, at, axis) for at in (low, np.minimum(low + 1, length - 1)))
+        x = below + (above - below) * weight
+    return x
+
+
+def prepare(images: Any) -> Any:
+    """(B, H, W, 1 or 3) in [-1, 1] as the network takes them: (B, 299, 299, 3)."""
+    return (resize((three_channels(images) + 1) * 127.5, SIZE) - 128) / 128
+
+
+def features(params: Any, images: Any) -> Any:
+    """(B, H, W, 1 or 3) in [-1, 1] to (B, 2048)."""
+    return apply(network, params, prepare(jnp.asarray(images, jnp.float32)))
+
+
+def load(path: str | None) -> Any:
+    """The parameters, from a file that the user gives: what torch saved, safetensors or npz.
+
+    Raises:
+      ValueError: if there is none, or it does not fit: names what is missing or of another shape.
+    """
+    if not path:
+        raise ValueError(
+            "extractor inception_v3 needs inception_weights=FILE: pt_inception-2015-12-05-6726825d.pth of pytorch-fid"
+        )
+    tensors, wanted = load_tensors(path), shapes(network, SIZE)
+    if "fc.weight" in tensors:  # torchvision's file has the same blocks, of another training
+        wanted |= {"fc.weight": (CLASSES, WIDTH)}
+    check_tensors("the Inception of FID", tensors, wanted, UNUSED)
+    return fold(network, tensors, EPSILON, SIZE)

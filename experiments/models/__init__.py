@@ -1,0 +1,1 @@
+"""From settings to networks, objectives and models; trained models from their folders."""

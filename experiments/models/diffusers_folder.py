@@ -1,0 +1,191 @@
+"""A folder that diffusers saved, as `experiments.sample` draws from it: network, schedule, grid and autoencoder."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import diffax
+from diffax.nn.interop.folder import Pretrained, load
+from diffax.nn.interop.scheduler import Scheduler
+from diffax.training.parallel import over_batch
+from experiments.configs import default
+from experiments.models import adapters as lora
+from experiments.models import samplers
+from experiments.models.loading import Model
+
+PIXELS = (0.0, 255.0)
+OWN_GRID = "from_diffusers"  # what settings.json calls the folder's own
+
+
+def open_model(folder: Path, variant: str | None = None) -> tuple[Pretrained, Model]:
+    """(what the folder holds, the same as a model of ours); sampling has the defaults of configs/default.py.
+
+    Raises:
+      ValueError: if it holds no diffusion model, no scheduler, or what is not supported.
+    """
+    found = load(folder, variant)
+    if found.scheduler is None:
+        raise ValueError(f"from_diffusers must hold a scheduler_config.json, got {folder}")
+    if not hasattr(found.network, "num_classes"):
+        raise ValueError(f"from_diffusers must hold a diffusion model, got {found.config['_class_name']} in {folder}")
+    _check_channels(found, folder)
+    config, (classes, _) = default.get_config(), labels(found)
+    context = getattr(found.network, "context_dim", None)
+    config.dataset.name, config.network.conditional = folder.name, classes is not None or context is not None
+    config.sampling.clip = found.scheduler.clip is not None
+    return found, Model(config, found.network, found.params, 0, _image_shape(found), PIXELS, classes)
+
+
+def _check_channels(found: Pretrained, folder: Path) -> None:
+    channels, out = found.shape[-1], found.network.out_channels
+    if out not in (channels, 2 * channels):  # twice: a mean and a variance
+        raise ValueError(
+            f"from_diffusers must hold a network that answers in the channels of its input: out_channels must be "
+            f"in_channels = {channels}, or twice as many, got {out} in {folder}"
+        )
+    if found.autoencoder is None:
+        return
+    latent = found.autoencoder.network.latent_channels
+    if latent != channels:
+        raise ValueError(
+            f"from_diffusers must hold an autoencoder of the network's latents: latent_channels must be "
+            f"in_channels = {channels}, got {latent} in {folder}"
+        )
+
+
+def _image_shape(found: Pretrained) -> tuple[int, ...]:
+    if found.autoencoder is None:
+        return found.shape
+    vae, z = found.autoencoder, jax.ShapeDtypeStruct((1, *found.shape), jnp.float32)
+    return jax.eval_shape(lambda params, z: vae.network.apply(params, z, method="decode"), vae.params, z).shape[1:]
+
+
+def labels(found: Pretrained) -> tuple[int | None, int | None]:
+    """(how many classes, the null label): None for none. A U-Net of diffusers has classes alone, its DiT both."""
+    of_unet = found.config.get("num_class_embeds")
+    return (of_unet, None) if of_unet is not None else (found.network.num_classes,) * 2
+
+
+def identity(found: Pretrained, folder: Path) -> dict[str, Any]:
+    """What of a folder settings.json says: where it is, and a digest of its weights and configurations."""
+    vae = found.autoencoder
+    configs = [found.config, found.scheduler_config, vae and vae.config]
+    digest = hashlib.blake2b(json.dumps(configs, sort_keys=True).encode(), digest_size=16)
+    digest.update(lora.digest({"network": found.params, "autoencoder": vae and vae.params}).encode())
+    return {"from_diffusers": str(folder.resolve()), "digest": digest.hexdigest()}
+
+
+def contexts(found: Pretrained, sampling: Any, path: str | None, null_path: str | None) -> tuple[Any, Any]:
+    """The tokens to condition on and those of the empty prompt, (m, E) of .npy files.
+
+    (None, None) for a network without a context; the latter is also None without guidance.
+
+    Raises:
+      ValueError: if a file is needed and not given, or not needed and given, or has another width; for guidance of a
+        network that has nothing to be guided against; for a sampler of learned variances.
+    """
+    width, guidance = getattr(found.network, "context_dim", None), sampling.guidance
+    if sampling.sampler == "ddpm_learned":
+        raise ValueError("sampler must be one without learned variances for --from_diffusers, got ddpm_learned")
+    if width is None:
+        for name, given in (("context", path), ("null_context", null_path)):
+            if given is not None:
+                raise ValueError(f"{name} must not be given to a network without one, got {given}")
+        if guidance != 1 and labels(found)[1] is None:
+            raise ValueError(f"guidance must be 1 for a network without a null label or a context, got {guidance}")
+        return None, None
+    if path is None:
+        raise ValueError(f"context must be a .npy file of (m, {width}) embeddings for this network, got none")
+    if guidance != 1 and null_path is None:
+        raise ValueError(
+            f"null_context must be a .npy file of the empty prompt's (m, {width}) embeddings where guidance is not 1, "
+            f"got none and guidance = {guidance}"
+        )
+    context = _embeddings("context", path, width)
+    null = None if null_path is None else _embeddings("null_context", null_path, width)
+    return context, None if guidance == 1 else null
+
+
+def _embeddings(name: str, path: str, width: int) -> np.ndarray:
+    try:
+        found = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{name} must be a .npy file, got {path} ({error})") from error
+    if np.ndim(found) != 2 or found.shape[1] != width:
+        raise ValueError(f"{name} must have shape (m, {width}), got {np.shape(found)} in {path}")
+    return found.astype(np.float32)
+
+
+def steps(
+    scheduler: Scheduler, num_steps: int, grid: str | None = None, sampler: str = "ddim"
+) -> tuple[Any, float | None]:
+    """(the times that steps begin at, the time to stop at after them): the folder's own, or a named grid.
+
+    As many as num_steps denoiser calls of the sampler pay for. None to stop at: sampling ends with the denoiser's x0.
+    """
+    schedule, last = scheduler.schedule, scheduler.last if grid is None else None
+    if last is not None:
+        return scheduler.times(samplers.moves(sampler, schedule, num_steps)), last
+    count = samplers.entries(sampler, schedule, num_steps)
+    return scheduler.times(count) if grid is None else samplers.step_grid(sampler, grid, schedule, count), None
+
+
+def _tokens(context: Any, null: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of both branches, what `Pretrained.predict` takes; unequal lengths are padded to one, and masked."""
+    if context is None or null is None or len(context) == len(null):
+        return {"context": context, "mask": None}, {"context": null, "mask": None}
+    length = max(len(context), len(null))
+
+    def padded(tokens):
+        return {"context": np.pad(tokens, ((0, length - len(tokens)), (0, 0))), "mask": np.arange(length) < len(tokens)}
+
+    return padded(context), padded(null)
+
+
+def generator(
+    found: Pretrained, sampling: Any, times: Any, last: float | None, context: Any = None, null_context: Any = None
+) -> Callable:
+    """`generate(params, keys, label) -> x0`, jitted, as `build.generator`'s; of a pipeline with an autoencoder latents.
+
+    times, last: of `steps`. context, null_context: (m, E), the same for all samples. Guidance is against the latter,
+    or the null label, in one call of the network.
+    """
+    told: Any = found.scheduler
+    schedule, kind, clip, (_, null) = told.schedule, told.kind, told.clip, labels(found)
+    tokens, null_tokens = _tokens(context, null_context)
+
+    @jax.jit
+    def generate(params, keys, label):
+        def answer(x, t, condition):
+            f = found._replace(params=params).predict(**condition)
+            return diffax.denoiser(lambda x, t: f(x, t)[..., : x.shape[-1]], schedule, kind)(x, t)
+
+        condition = jax.tree.map(lambda v: jnp.broadcast_to(v, (len(keys), *v.shape)), tokens) | {"label": label}
+        unconditional = null_tokens | {"label": label if null is None else null}
+        denoise = diffax.batched_classifier_free_guidance(answer, condition, unconditional, sampling.guidance)
+        if clip is not None:
+            denoise = diffax.denoisers.clip_static(denoise, -clip, clip)
+        start, stepping = diffax.random.fold_in(keys, 0), diffax.random.fold_in(keys, 1)
+        x = diffax.initial_noise(start, schedule, (len(keys), *found.shape), times[0])
+        sampler = samplers.SAMPLERS[sampling.sampler](schedule, sampling.eta)
+        if last is None:
+            return diffax.sample(stepping, sampler, denoise, x, times)
+        return diffax.integrate(stepping, sampler, denoise, x, jnp.append(times, last)).x
+
+    return generate
+
+
+def decoded(generate: Callable, found: Pretrained, mesh: Any = None) -> Callable:
+    """A function whose samples are images, on the host: `generate` itself for pixels."""
+    if found.autoencoder is None:
+        return generate
+    vae = found.autoencoder
+    decode = over_batch(jax.jit(lambda params, z: vae.network.apply(params, z, method="decode")), mesh)
+    scale, shift = vae.config.get("scaling_factor", 0.18215), vae.config.get("shift_factor") or 0.0
+    return lambda *args: decode(vae.params, generate(*args) / scale + shift)

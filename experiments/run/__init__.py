@@ -1,0 +1,1 @@
+"""A run: its folder, settings, logs, devices and processes."""
