@@ -30,7 +30,7 @@ LEVELS = [
 ALLOWED = {
     "likelihood": {"diffrax", "equinox"},
     "nn": {"flax", "safetensors"},
-    "training": {"optax", "orbax"},
+    "training": {"optax", "orbax", "tensorboardX"},  # the last one where it is installed
     "metrics": {"ott"},
 }
 
