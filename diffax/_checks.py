@@ -71,7 +71,7 @@ whole = Condition("a whole number", lambda v: v == np.round(v))
 
 
 def interval(text: str) -> Condition:
-    """The condition of lying in an interval: "[0, 1)" includes 0 and excludes 1.
+    """The condition that a value is in an interval: "[0, 1)" includes 0 and excludes 1.
 
     >>> interval("[0, 1)").holds(np.array([0.0, 1.0])).tolist()
     [True, False]

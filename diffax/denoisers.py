@@ -43,17 +43,17 @@ class Moments(NamedTuple):
     v: Any
 
 
-def moments_of(answer: Tree, v: float | None = None) -> tuple[Any, Any]:
+def moments_of(output: Tree, v: float | None = None) -> tuple[Any, Any]:
     """(x0, v) of a denoiser's output. If `v` is not None, it replaces the v of the output at every entry.
 
     Raises:
       ValueError: if v is None and the output is not `Moments`.
     """
     if v is None:
-        if not isinstance(answer, Moments):
-            raise ValueError(f"denoise must return Moments(x0, v) for a learned variance, got {type(answer).__name__}")
-        return answer.x0, answer.v
-    x0 = x0_of(answer)
+        if not isinstance(output, Moments):
+            raise ValueError(f"denoise must return Moments(x0, v) for a learned variance, got {type(output).__name__}")
+        return output.x0, output.v
+    x0 = x0_of(output)
     return x0, jax.tree.map(lambda leaf: jnp.full_like(leaf, v), x0)
 
 
@@ -72,14 +72,14 @@ def on_x0(guide: Callable[..., Denoiser], *denoisers: Denoiser) -> Denoiser:
     return guided
 
 
-def x0_of(answer: Tree) -> Any:
+def x0_of(output: Tree) -> Any:
     """The x0 of a denoiser's output, which may be `Moments`."""
-    return answer.x0 if isinstance(answer, Moments) else answer
+    return output.x0 if isinstance(output, Moments) else output
 
 
-def with_x0(answer: Tree, x0: Tree) -> Any:
+def with_x0(output: Tree, x0: Tree) -> Any:
     """Replace the x0 of a denoiser's output and keep its variance, if it has one."""
-    return answer._replace(x0=x0) if isinstance(answer, Moments) else x0
+    return output._replace(x0=x0) if isinstance(output, Moments) else x0
 
 
 def mean_only(denoise: Denoiser) -> Denoiser:
@@ -175,7 +175,7 @@ def clip_dynamic(denoise: Denoiser, *, quantile: PerExample = 0.995, limit: PerE
       limit: () or (B,) > 0, may be traced; half the width of the data's range.
 
     Raises:
-      ValueError: if the quantile or the limit lies outside its range. Traced values are not checked.
+      ValueError: if the quantile or the limit is outside its range. Traced values are not checked.
 
     >>> clip_dynamic(lambda x, t: x, quantile=1.0)(jnp.array([[-4.0, 1.0], [0.5, 1.0]]), 0.5).tolist()
     [[-1.0, 0.25], [0.5, 1.0]]

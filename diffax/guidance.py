@@ -9,7 +9,8 @@ With c and u the conditional and the unconditional x0, d = c - u their differenc
     classifier_guidance           x0 + w sigma^2 / alpha grad_x log p(y | x_t)
 
 On denoisers a linear rule is the same for every prediction kind, since x0 is affine in each of them. All functions act
-only on x0: learned variances (`Moments`) are those of the conditional or guided denoiser.
+only on x0: learned variances (`Moments`) are passed through from the first denoiser argument, or from the denoiser that
+is selected.
 A weight w is a number, an array of shape () or (B,), or a function of t; it may be traced.
 Methods that change the renoising are wrappers of a sampler: `cfg_plus_plus`, `guidance_momentum`.
 """
@@ -79,13 +80,14 @@ def classifier_free_guidance(conditional: Denoiser, unconditional: Denoiser, wei
       conditional: (x, t) -> c with the condition bound.
       unconditional: (x, t) -> u, such as the same network with its null label.
       weight: w; 1 is conditional, 0 unconditional, > 1 stronger guidance. For a Python number 0 or 1 the branch
-        without effect is not called and may be None.
+        without effect is not called and may be None; the other one is returned unchanged, so its results are not
+        checked.
 
     Raises:
       ValueError: if a branch with an effect is missing; when called, here and for every guidance in this module, if the
         result of a denoiser does not have the shape of x, or the shape of the weight is neither () nor (B,).
 
-    Source: Ho & Salimans 2021, eq. 6, whose w is w - 1 here; autoguidance: Karras et al. 2024, eq. 6.
+    Source: Ho & Salimans 2021, eq. 6; the w of the paper is our w - 1. Autoguidance: Karras et al. 2024, eq. 6.
 
     >>> denoise = classifier_free_guidance(lambda x, t: 2.0 * x, lambda x, t: x, 3.0)
     >>> denoise(jnp.ones(1), 0.5).tolist()
@@ -129,7 +131,7 @@ def batched_guidance(
         not depend on the other examples. The two branches of an example are neighbours in the batch, so that a batch
         that is sharded over devices is not moved.
       condition: the condition of c, a tree with leaves (B, ...), or () for the same label in each example.
-      null: the same tree for u; its leaves broadcast to those of `condition`.
+      null: the condition of u, a tree of the same structure; its leaves broadcast to those of `condition`.
 
     Raises:
       ValueError: if `null` is missing, is not a tree like `condition`, or does not broadcast to its shapes.
@@ -185,7 +187,7 @@ def batched_classifier_free_guidance(
       denoise: (x, t, condition) -> x0, as in `batched_guidance`. For a Python weight of 0 or 1 its batch size is B and
         not 2B, as only one branch is needed.
       condition: a tree with leaves (B, ...) or ().
-      null: the condition of the unconditional branch, the same tree.
+      null: the condition of u, a tree of the same structure.
       weight: w, as for `classifier_free_guidance`.
 
     Raises:
@@ -270,7 +272,7 @@ def guidance_rescale(
     schedule: Schedule | None = None,
     sigma_data: PerExample = 0.5,
 ) -> Denoiser:
-    """Guidance with the contrast of the conditional denoiser: y = g (phi std(c) / std(g) + 1 - phi).
+    """Guidance rescaled to the standard deviation of the conditional denoiser: y = g (phi std(c) / std(g) + 1 - phi).
 
     std is taken over all axes of an example, separately in each leaf of x. The paper rescales the prediction of its
     network, v; `kind="v"` with a schedule does this, by converting y = a x0 + b eps. The default rescales x0, which has
@@ -300,7 +302,7 @@ def guidance_rescale(
     if not callable(strength):
         check("strength", strength, interval("[0, 1]"))
     if kind != "x0" and schedule is None:
-        raise ValueError(f"schedule must be given to rescale kind {kind!r}, got None")
+        raise ValueError(f"schedule must be a noise schedule to rescale kind {kind!r}, got None")
 
     def std(v: Leaf) -> Any:
         v = v.reshape(len(v), -1).astype(promoted(v.dtype, jnp.float32))
@@ -381,8 +383,8 @@ def adaptive_projected_guidance(
         d = combine((1.0, c), (-1.0, x0_of(unconditional(x, t))))
         norm_d, c_c = safe_sqrt(dot(d, d)), dot(c, c)
         clipped = norm_d > threshold
-        # threshold / norm_d is infinite for r = inf. The inner `where` keeps it finite where it is not used, because an
-        # infinite value there would give a NaN in the gradient.
+        # The inner `where` replaces norm_d where it is not used. Otherwise its gradient there would be 0 * inf = NaN
+        # (r = inf, or norm_d = 0).
         shrink = jnp.where(clipped, threshold / jnp.where(clipped, norm_d, 1.0), 1.0)
         d_c = dot(d, c) / jnp.where(c_c > 0, c_c, 1.0)
         scale = (_weight_at("weight", weight, x, t) - 1) * shrink
@@ -430,7 +432,8 @@ def classifier_guidance(denoise: Denoiser, log_prob: Predict, schedule: Schedule
         return jnp.sum(value)
 
     def guided(x: Tree, t: Times) -> Any:
-        # Each log-probability depends on its own example only, so the gradient of the sum has the gradient of each.
+        # Each log-probability depends on its own example only, so the gradient of the sum contains the gradient of each
+        # example.
         gradient = jax.grad(total)(x, t)
         alpha, sigma, _ = schedule(t)
         output = denoise(x, t)

@@ -4,8 +4,8 @@ The noise of example i depends only on its own key, not on the batch size or the
 shape () stands for the keys fold_in(key, i), i = 0 .. B - 1.
 
 Public functions draw from `stream(key, NAME)`, where NAME is their own name. So two functions draw independent numbers
-from the same key; for example, one key may serve the times and the noise of a loss. Samplers and `noise`, which draws
-for them, use the key without a stream: give each of them its own key by `jax.random.split`.
+from the same key; for example, one key may be used for the times and the noise of a loss. Samplers and `noise`, which
+draws for them, use the key without a stream: give each of them its own key by `jax.random.split`.
 
 All draws use threefry, for keys of every implementation. Under `vmap`, `rbg` and `unsafe_rbg` take the random bits of
 all examples from the first key, so `threefry` first converts their keys.

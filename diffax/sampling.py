@@ -1,7 +1,7 @@
 """Sampling along a step grid: one loop, three functions.
 
     integrate   n entries, n - 1 moves, ends at the last level
-    sample      integrate, then one denoiser call at times[-1]: n entries cost n calls
+    sample      integrate, then one denoiser call at times[-1]: n entries cost n calls with a sampler of one call a step
     unroll      integrate, and a record of every state
 
 `sample` ends with a denoiser call, so no sampler has to step to sigma = 0.
@@ -40,7 +40,8 @@ def unroll(
     """The final state, and `record(state)` after each of the n - 1 moves, stacked along a leading axis.
 
     Args:
-      key: shape (), or (B,) for a key for each example, on which alone its noise depends; consumed.
+      key: shape (), or (B,) for one key per example; the noise of an example then depends only on its own key.
+        Consumed.
       sampler: a `Sampler`.
       denoise: (x, t) -> x0.
       x: (B, ...), an array or a pytree of arrays, at times[0].
@@ -49,12 +50,13 @@ def unroll(
       record: state -> the record of this state, by default its x.
 
     Returns:
-      (state, records), in which x has the dtype of the argument x. Any n >= 1 works: multistep samplers start with
-      order 1.
+      (state, records); the x in the states that are returned and recorded has the dtype of the argument x. Any n >= 1
+      works: multistep samplers start with order 1.
 
     Raises:
-      ValueError: for a concrete grid that leaves [0, 1] or turns back, or with another batch size; for a sampler that
-        is not a `Sampler`, an x that is not of a float type, and a denoiser whose result does not have the shape of x.
+      ValueError: for a concrete grid that leaves [0, 1] or turns back; for a grid (n, B) whose B is not the batch size
+        of x; for a sampler that is not a `Sampler`, an x that is not of a float type, and a denoiser whose result does
+        not have the shape of x.
     """
 
     def narrowed(state: SamplerState) -> SamplerState:
@@ -107,7 +109,8 @@ def sample(key: Keys, sampler: Sampler, denoise: Denoiser, x: X, times: Grid) ->
     """x0: `integrate`, then `sampler.finish` at times[-1], one denoiser call. Arguments as in `unroll`.
 
     Raises:
-      ValueError: as in `unroll`, and for an x that is known not to be noise of the level at times[0].
+      ValueError: as in `unroll`, and for a concrete x whose standard deviation differs from sigma at times[0] by a
+        factor of 2 or more (checked where sigma / alpha >= 10, for at least 64 numbers).
 
     >>> import diffax
     >>> schedule, times = diffax.Cosine(), diffax.times.uniform_log_snr(diffax.Cosine(), 10)
@@ -125,7 +128,7 @@ def sample(key: Keys, sampler: Sampler, denoise: Denoiser, x: X, times: Grid) ->
 
 
 def _check_start(sampler: Sampler, x: Tree, times: Grid) -> None:
-    """Raise `ValueError` if x is known not to have the standard deviation of the noise at times[0].
+    """Raise `ValueError` if the standard deviation of a concrete x is not within a factor of 2 of sigma at times[0].
 
     The likely cause is an `initial_noise` for another time. The check needs concrete x and times, so it does nothing
     inside `jit`. It applies where sigma / alpha >= 10, as the data do not change the standard deviation much there, and
@@ -145,6 +148,6 @@ def _check_start(sampler: Sampler, x: Tree, times: Grid) -> None:
     std = math.sqrt(sum(float(np.sum(np.square(leaf.astype(np.float64)))) for leaf in host_leaves) / count)
     if not sigma / 2 < std < 2 * sigma:
         raise ValueError(
-            f"x must have the standard deviation {sigma:.4g} of the noise at times[0] = {t[0]:.4g}, got {std:.4g}: "
-            "draw x with initial_noise(key, schedule, shape, times[0]), or use `integrate`, which accepts any x"
+            f"x must have about the standard deviation {sigma:.4g} of the noise at times[0] = {t[0]:.4g}, got {std:.4g}"
+            ": draw x with initial_noise(key, schedule, shape, times[0]), or use `integrate`, which accepts any x"
         )

@@ -8,7 +8,7 @@
     Guide     (conditional, unconditional) -> guided denoiser
 
     Keys        a key of shape (), or one for each example, (B,)
-    Scalar      a number or an array, of shape () unless its argument says otherwise; may be traced
+    Scalar      a number or an array, of shape () unless stated otherwise; may be traced
     PerExample  a number or an array of shape () or (B,); may be traced
     Times       t, of shape () or (B,)
     Weight      a number, an array of shape () or (B,), or a function of t

@@ -91,7 +91,7 @@ def test_missing_branches_and_bad_arguments_raise():
         (lambda: diffax.guidance_rescale(denoise, denoise, 0.5, kind="w"), "kind must be one of"),
         (
             lambda: diffax.guidance_rescale(denoise, denoise, 0.5, kind="v"),
-            "schedule must be given to rescale kind 'v'",
+            "schedule must be a noise schedule to rescale kind 'v'",
         ),
         (
             lambda: diffax.adaptive_projected_guidance(denoise, denoise, 2.0, threshold=0.0),

@@ -333,5 +333,5 @@ def test_langevin_with_steps_by_signal_to_noise_ratio_has_the_exact_moment():
     print(f"E 1 / |x|^2: {inverse_squares.mean():.6f}, exactly {exact:.6f}, Monte Carlo floor {floor:.6f}")
     assert abs(inverse_squares.mean() - exact) < 4 * floor
     assert abs(exact * (1 + r**2) - exact) > 8 * floor  # the value without the factor 1 + r^2 would fail
-    with pytest.raises(ValueError, match="one of snr and step_size must be given"):
+    with pytest.raises(ValueError, match="exactly one of snr and step_size must be None"):
         samplers.annealed_langevin(schedule)

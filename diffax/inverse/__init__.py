@@ -1,6 +1,6 @@
 r"""Inverse problems: samples of x0 given a measurement y = A x0 + std n, n ~ N(0, I), with the denoiser of the prior.
 
-An operator A is a pytree of linear functions. A method wraps the denoiser, or the sampler if it also changes x or the
+An operator A is a pytree with linear functions. A method wraps the denoiser, or the sampler if it also changes x or the
 noise. Methods work with any denoiser and any sampler, and compose with guidance.
 
     operators      Mask, BoxDownsample, Blur, gaussian_blur, linear (any linear function, by its transpose)

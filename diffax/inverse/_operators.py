@@ -1,19 +1,21 @@
-"""Linear measurements y = A x0 + std n: an operator A is a pytree of three linear functions.
+"""Linear measurements y = A x0 + std n: an operator A is a pytree with three linear functions and a check of y.
 
     forward(x0)    A x0
     adjoint(y)     A^T y
-    solve(y, a, b) (a A A^T + b I)^-1 y      with b = 0: on the range of A
+    solve(y, a, b) (a A A^T + b I)^-1 y      for b = 0 the inverse is restricted to the range of A
+    check(y)       raises `ValueError` if y does not have the shape of a measurement
 
-Every method needs only these functions. With b = 0 they give the pseudo-inverse A^+ = A^T (A A^T)^-1, and for Gaussians
+The algorithms of `diffax.inverse` need only these (`replacement` and `repaint` need a `Mask`). With b = 0 they give the
+pseudo-inverse A^+ = A^T (A A^T)^-1, and for Gaussians
 
     argmin_x |y - A x|^2 + b |x - x0|^2 = x0 + A^T (A A^T + b I)^-1 (y - A x0)
 
 The singular values c of each operator:
 
     Mask            A A^T = I on the known entries          c^2 = 1
-    BoxDownsample   A A^T = I / factor^axes                 c^2 = factor^-axes
+    BoxDownsample   A A^T = I / factor^len(axes)            c^2 = factor^-len(axes)
     Blur            diagonal in the Fourier basis           c = |transfer|
-    LinearMap       unknown: conjugate residuals, for each example
+    LinearMap       not known; `solve` runs conjugate residuals for each example
 
 x0: (B, ...). y: (B, ...), or (1, ...) if all examples share one measurement. a, b: () or (B,), may be traced.
 """
@@ -74,16 +76,20 @@ class Mask:
 
     gain = 1.0  # the nonzero squared singular values
 
-    def select(self, of_known: Tree, x: Tree) -> Any:
-        """`of_known` in the known entries, x elsewhere; with the shapes and dtypes of x."""
+    def select(self, inside: Tree, x: Tree) -> Any:
+        """`inside` in the known entries, x elsewhere; with the shapes and dtypes of x.
+
+        Raises:
+          ValueError: if `known` or `inside` does not broadcast to x.
+        """
 
         def leaf(known: Scalar, a: Scalar, v: Leaf) -> Any:
-            shapes = jnp.shape(known), jnp.shape(a)
-            if np.broadcast_shapes(*shapes, v.shape) != v.shape:
-                raise ValueError(f"known must broadcast to x of shape {v.shape}, got {shapes[0]}")
+            for name, shape in (("known", jnp.shape(known)), ("inside", jnp.shape(a))):
+                if _broadcast(shape, v.shape) != v.shape:
+                    raise ValueError(f"{name} must broadcast to x of shape {v.shape}, got {shape}")
             return jnp.where(jnp.asarray(known).astype(bool), jnp.asarray(a, v.dtype), v)
 
-        return jax.tree.map(leaf, self.known, of_known, jax.tree.map(jnp.asarray, x))
+        return jax.tree.map(leaf, self.known, inside, jax.tree.map(jnp.asarray, x))
 
     def forward(self, x0: Tree) -> Any:
         """A x0, the shape of x0."""
@@ -102,10 +108,7 @@ class Mask:
 
         def leaf(known: Scalar, v: Leaf) -> None:
             known_shape, shape = np.shape(known), np.shape(v)
-            try:
-                full = np.broadcast_shapes(known_shape, shape)
-            except ValueError:
-                full = ()
+            full = _broadcast(known_shape, shape) or ()
             if not shape or full[1:] != shape[1:] or len(full) != len(shape) or shape[0] not in (1, full[0]):
                 raise ValueError(
                     f"y must have the shape (B, ...) of x, and known {known_shape} must broadcast to it, got {shape}"
@@ -164,7 +167,7 @@ class BoxDownsample:
         return y
 
     def solve(self, y: Tree, a: Scalar, b: Scalar) -> Any:
-        """y / (a factor^-axes + b)."""
+        """y / (a factor^-len(axes) + b)."""
         return _divide(y, a, b, self.gain)
 
     def check(self, y: Tree) -> None:
@@ -207,7 +210,10 @@ class Blur:
         float_fields(self)
 
     def _transfer(self, dtype: DType) -> Any:
-        """The kernel's Fourier transform and its power, with length-1 axes to multiply the spectrum of (B, *shape)."""
+        """The kernel's Fourier transform and its squared absolute value.
+
+        Both are 0 below the cutoff, and have axes of length 1 so that they broadcast to the spectrum of (B, *shape).
+        """
         kernel = jnp.asarray(self.kernel, dtype)
         size, lengths = kernel.shape, [self.shape[axis] for axis in self.axes]
         kernel = jnp.pad(kernel, [(0, n - k) for k, n in zip(size, lengths, strict=True)])
@@ -287,10 +293,11 @@ def measurement(operator: Operator, y: Tree) -> Any:
     All examples share a y of batch size 1. Entries of y outside a mask are ignored: they are set to 0.
 
     Raises:
-      ValueError: if y does not have the shape of the operator's measurements, or `operator` is not an operator.
+      ValueError: if y does not have the shape of the operator's measurements, or `operator` lacks a method.
     """
     if not isinstance(operator, Operator):
-        raise ValueError(f"operator must be an operator of diffax.inverse, got {described(operator)}")
+        methods = "forward, adjoint, solve and check"
+        raise ValueError(f"operator must have the methods {methods}, such as Mask, got {described(operator)}")
     operator.check(y)
     y = jax.tree.map(float_array, y)
     return operator.forward(y) if isinstance(operator, Mask) else y
@@ -307,18 +314,18 @@ def residual(operator: Measurement, y: Tree, x0: Tree) -> Any:
     """y - A x0, for y of shape (B, ...) or (1, ...); `operator` may be any function x0 -> y.
 
     Raises:
-      ValueError: if y and x0 have different batch sizes.
+      ValueError: if y does not have the shape of A x0, apart from a batch size of 1.
     """
-    images = operator.forward(x0) if isinstance(operator, Operator) else operator(x0)
-    images = jax.tree.map(float_array, images)
-    return jax.tree.map(lambda v, image: fit(jnp.asarray(v, image.dtype), image) - image, y, images)
+    measurements = operator.forward(x0) if isinstance(operator, Operator) else operator(x0)
+    measurements = jax.tree.map(float_array, measurements)
+    return jax.tree.map(lambda v, like: fit(jnp.asarray(v, like.dtype), like) - like, y, measurements)
 
 
 def fit(y: Tree, like: Tree) -> Any:
     """y broadcast along its batch axis to the shape of `like`.
 
     Raises:
-      ValueError: if another axis has a different length.
+      ValueError: if y does not have the shape of `like`, apart from a batch size of 1.
     """
     if y.shape[1:] != like.shape[1:] or y.shape[0] not in (1, like.shape[0]):
         raise ValueError(f"y must have shape {like.shape}, or batch size 1, got {y.shape}")
@@ -372,6 +379,14 @@ def check_shape(name: str, value: Scalar, shape: tuple[int, ...]) -> Any:
 def float_array(value: Scalar) -> Any:
     """`value` as a float array, because an integer array would truncate the result of a division."""
     return jnp.asarray(floating(value))
+
+
+def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape that these shapes broadcast to; None if they do not broadcast."""
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        return None
 
 
 def _same_structure(known: Tree, y: Tree) -> None:

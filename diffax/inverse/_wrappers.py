@@ -83,7 +83,7 @@ def repaint(sampler: Sampler, schedule: Schedule, operator: Mask, y: Tree) -> Sa
       y: (B, ...) or (1, ...), in the shape of x; its unknown entries are ignored.
 
     Raises:
-      ValueError: as `replacement`.
+      ValueError: as in `replacement`.
 
     Source: Lugmayr et al. 2022, eq. 8 and algorithm 1.
 
@@ -131,7 +131,8 @@ def dps(sampler: Sampler, operator: Measurement, y: Tree, *, scale: PerExample =
     if isinstance(operator, Operator):
         y = measurement(operator, y)
     elif not callable(operator):
-        raise ValueError(f"operator must be an operator of diffax.inverse or a function, got {described(operator)}")
+        condition = "have the methods of `Operator`, such as Mask, or be a function x0 -> y"
+        raise ValueError(f"operator must {condition}, got {described(operator)}")
 
     def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         def total_misfit(x: Tree) -> Any:

@@ -1,11 +1,12 @@
 r"""The evidence lower bound (ELBO), term by term, in nats.
 
-    -log p(x0) <= L_T + sum_t L_(t -> s) + L_0
+    -log p(x0) <= L_T + E sum_t L_(t -> s) + E L_0,   E over x_t ~ q(x_t | x0)
 
     prior      L_T        = KL(q(x_T | x0) || N(0, sigma_T^2 I)) = alpha_T^2 |x0|^2 / (2 sigma_T^2)   (equal variances)
     steps      L_(t -> s) = KL(q(x_s | x_t, x0) || p(x_s | x_t)), Gaussians whose means differ by k (x0 - x0_hat)
     decoder    L_0        = -log p(x0 | x_t) at the last level, a Gaussian density or its integral over a lattice bin
 
+D is the number of dimensions of x0. lambda = log(alpha^2 / sigma^2) is the log-SNR, twice the lambda of the samplers.
 With h = lambda_t - lambda_s <= 0 and SNR = exp(lambda):
 
     q(x_s | x_t, x0) = N(mean, std^2),   mean = exp(h / 2) sigma_s / sigma_t x_t - alpha_s expm1(h) x0
@@ -14,7 +15,7 @@ With h = lambda_t - lambda_s <= 0 and SNR = exp(lambda):
     L_(t -> s) = D (v log(sigma_t / sigma_s) + (r^2 - 1) / 2) + r^2 (SNR_s - SNR_t) |x0 - x0_hat|^2 / 2,   r = std/std_p
 
 v = 0 is beta-tilde ("small") and v = 1 is beta ("large"). A network may predict a v between them for each dimension
-("learned"). As the grid gets finer, the sum of the steps converges to the bound in continuous time,
+("learned"). As the grid gets finer, the expected sum of the steps converges to its integral in continuous time,
 
     L_inf = 1 / 2 int -lambda'(t) E |eps - eps_hat|^2 dt,
 
@@ -45,6 +46,7 @@ from diffax.denoisers import Moments, like_x, moments_of
 from diffax.likelihood._lattice import Lattice, decoder_log_prob
 from diffax.samplers._base import Sampler
 from diffax.sampling import unroll
+from diffax.times._grid import short
 from diffax.typing import Denoiser, Keys, Leaf, PerExample, SamplerState, Scalar, Schedule, Times, Tree, Values
 
 VARIANCES = {"small": 0.0, "large": 1.0, "learned": None}
@@ -74,7 +76,8 @@ def forward_posterior(schedule: Schedule, x0: Tree, x: Tree, t: Times, s: Times)
       s: () or (B,), s <= t.
 
     Returns:
-      (mean, std): the mean, (B, ...), and the square root of beta-tilde, of the shape of t.
+      (mean, std): the mean, (B, ...), and the square root of beta-tilde, () or (B,), the common shape of t
+        and s.
 
     Raises:
       ValueError: if s > t for an example.
@@ -128,7 +131,8 @@ def step_term(
       variance: "small" (default), "large" or "learned".
 
     Raises:
-      ValueError: if the variance is unknown, a learned variance comes without `Moments`, or s > t for an example.
+      ValueError: if the variance is unknown, the variance is "learned" but the denoiser does not return `Moments`, or
+        s > t for an example.
     """
     _check_order(t, s)
     check_like("x0", x0, x)
@@ -225,8 +229,8 @@ def variational_bound(
       `Bound`, in nats.
 
     Raises:
-      ValueError: if the variance is unknown, the times increase or are fewer than 2, a learned variance comes without
-        `Moments`, or x0 is outside the lattice.
+      ValueError: if the variance is unknown, the times increase or are fewer than 2, the variance is "learned" but the
+        denoiser does not return `Moments`, or x0 is outside the lattice.
 
     >>> import diffax
     >>> data, schedule = diffax.analytic.Gaussian.from_covariance([0.0], 0.25), diffax.Cosine()
@@ -240,9 +244,10 @@ def variational_bound(
     check_function("denoise", denoise)
     check_float("x0", x0)
     choose("variance", variance, VARIANCES)
-    known = concrete(times)
-    if np.ndim(times) != 1 or len(times) < 2 or (known is not None and not (known[1:] <= known[:-1]).all()):
-        raise ValueError(f"times must be (n,) with n >= 2 and decrease from noise to data, got {times}")
+    values = concrete(times)
+    if np.ndim(times) != 1 or len(times) < 2 or (values is not None and not (values[1:] <= values[:-1]).all()):
+        got = f"shape {np.shape(times)}" if values is None else short(values)
+        raise ValueError(f"times must have shape (n,) with n >= 2 and must not increase, got {got}")
     key = random.stream(key, "variational_bound")
     x0, times = widen(x0), as_float(times)
 
@@ -280,7 +285,7 @@ def continuous_bound(
       schedule: noise schedule.
       denoise: (x, t) -> x0.
       x0: (B, ...) clean data.
-      t: (B,), uniform on [t_min, t_max]; stratified draws have the smallest variance.
+      t: (B,), uniform on [t_min, t_max]; stratified draws reduce the variance.
       t_max: time of the prior term; default 1.
       t_min: time of the decoder, a Gaussian around x0_hat of variance sigma^2 / alpha^2; default 1e-3.
       lattice: the lattice of the data, as in `decoder_log_prob`; None (default) for data with a density.

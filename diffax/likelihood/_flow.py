@@ -110,8 +110,8 @@ def log_likelihood(
     >>> data = diffax.analytic.Gaussian.from_covariance([0.5, -0.5], 0.25)
     >>> schedule, x = diffax.Cosine(), jnp.array([[0.2, 0.1]])
     >>> times = diffax.times.uniform_log_snr(schedule, 60, t_max=1.0, t_min=1e-3)[::-1]
-    >>> found = log_likelihood(jax.random.key(0), schedule, data.denoiser(schedule), x, times, divergence="exact")
-    >>> bool(abs(found.log_prob[0] - data.log_prob(x, schedule(times[0]))[0]) < 1e-2)
+    >>> result = log_likelihood(jax.random.key(0), schedule, data.denoiser(schedule), x, times, divergence="exact")
+    >>> bool(abs(result.log_prob[0] - data.log_prob(x, schedule(times[0]))[0]) < 1e-2)
     True
     """
     check_schedule(schedule)

@@ -115,13 +115,13 @@ def solve(schedule: Schedule, denoise: Denoiser, x: Tree, times: Grid, **options
       x, steps, converged; see `Solution`.
 
     Raises:
-      ValueError: if there are fewer than two times or a time is outside [0, 1], and as `solver`.
+      ValueError: if there are fewer than two times or a time is outside [0, 1], and as in `solver`.
 
     >>> import diffax
     >>> data = diffax.analytic.Gaussian.from_covariance([0.5, -0.5], 0.25)
     >>> schedule, x = diffax.Cosine(), jnp.array([[0.2, 0.1]])
-    >>> found = solve(schedule, data.denoiser(schedule), x, (0.9, 0.1))
-    >>> bool(jnp.allclose(found.x, data.flow(x, schedule(0.9), schedule(0.1)), atol=1e-4))
+    >>> result = solve(schedule, data.denoiser(schedule), x, (0.9, 0.1))
+    >>> bool(jnp.allclose(result.x, data.flow(x, schedule(0.9), schedule(0.1)), atol=1e-4))
     True
     """
     x = jax.tree.map(jnp.asarray, x)
@@ -153,8 +153,8 @@ def solve_and_denoise(schedule: Schedule, denoise: Denoiser, x: Tree, times: Gri
     """`solve`, then one denoiser call at times[-1], as `diffax.sample` does; the arguments are those of `solve`.
 
     >>> import diffax
-    >>> found = solve_and_denoise(diffax.Cosine(), lambda x, t: 0 * x + 0.5, jnp.ones((1, 2)), (1.0, 0.0))
-    >>> found.x.tolist(), bool(found.converged)
+    >>> result = solve_and_denoise(diffax.Cosine(), lambda x, t: 0 * x + 0.5, jnp.ones((1, 2)), (1.0, 0.0))
+    >>> result.x.tolist(), bool(result.converged)
     ([[0.5, 0.5]], True)
     """
     x = jax.tree.map(jnp.asarray, x)

@@ -4,7 +4,7 @@ r"""Losses from the variational bound, in bits per dimension, that also train th
     vlb      L_vlb: one term of the discrete bound, times the number of terms
     vdm      the bound in continuous time, which also trains the schedule        Kingma et al. 2021
 
-`diffax.likelihood` defines the terms.
+`diffax.likelihood` defines the terms. lambda = log(alpha^2 / sigma^2) is the log-SNR, twice the lambda of the samplers.
 """
 
 import dataclasses

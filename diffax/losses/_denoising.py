@@ -2,7 +2,8 @@
 
     L = E_{t, eps} |y_hat(x_t, t) - y|^2,   x_t = alpha x0 + sigma eps,   y = a x0 + b eps
 
-A weighting w(lambda) multiplies the squared error of eps, for every kind of prediction (Kingma & Gao 2023):
+A weighting w(lambda) multiplies the squared error of eps, for every kind of prediction (Kingma & Gao 2023). Here lambda
+is the log-SNR, log(alpha^2 / sigma^2), twice the lambda of the samplers:
 
     L = E w(lambda_t) |eps_hat - eps|^2 = E w(lambda_t) (alpha / det)^2 |y_hat - y|^2,   det = alpha b - sigma a
 

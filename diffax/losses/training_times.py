@@ -101,7 +101,7 @@ def stratified(
     [0, 1, 2, 3, 4, 5, 6, 7]
     """
     if total is None and index is not None:
-        raise ValueError("total must be given with index, got None")
+        raise ValueError("total must be the size of the whole batch if index is passed, got None")
     total = size if total is None else total
     if total < size:
         raise ValueError(f"total must be at least size = {size}, got {total}")

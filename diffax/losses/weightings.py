@@ -1,6 +1,6 @@
 """Weightings w(lambda) of the denoising loss: functions of the log-SNR lambda, factors of the squared error of eps.
 
-    L = E w(lambda) |eps_hat - eps|^2,   SNR = exp(lambda)
+    L = E w(lambda) |eps_hat - eps|^2,   lambda = log(alpha^2 / sigma^2),   SNR = exp(lambda)
     |eps_hat - eps|^2 = SNR |x0_hat - x0|^2 = SNR / (SNR + 1) |v_hat - v|^2        (v under vp)
 
 Papers state a weighting as a factor of the error of their own prediction. The same weighting on each error:

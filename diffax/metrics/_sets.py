@@ -29,7 +29,7 @@ def feature_set(name: str, value: Examples, *, least: int = 1) -> Float[np.ndarr
 
 
 def check_finite(name: str, array: np.ndarray) -> None:
-    """Raises `ValueError` if an entry is not finite; the message shows the first one, in C order."""
+    """Raise `ValueError` if an entry is not finite; the message shows the first one, in C order."""
     finite = np.isfinite(array)
     if not finite.all():
         index = np.unravel_index(np.argmin(finite), finite.shape)
@@ -44,7 +44,7 @@ def feature_sets(*, least: int = 1, **values: Examples) -> tuple[Float[np.ndarra
 
 
 def check_width(name: str, width: int, other: str, other_width: int) -> None:
-    """Raises `ValueError` unless both sets have the same number of features."""
+    """Raise `ValueError` unless both sets have the same number of features."""
     if width != other_width:
         raise ValueError(f"{other} must have {width} features, as {name} has, got {other_width}")
 

@@ -134,7 +134,7 @@ class Autoencoder(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        """Checks the settings, and creates encoder and decoder."""
+        """Check the settings, and create encoder and decoder."""
         for name in ("sample_channels", "latent_channels", "channels"):
             check_count(name, getattr(self, name))
         check_count("num_res_blocks", self.num_res_blocks, 0)

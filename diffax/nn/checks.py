@@ -75,16 +75,16 @@ def check_attention_levels(name: str, attention_levels: tuple[int, ...], levels:
             raise ValueError(f"{name} must be in [0, {levels}), the levels of channel_multipliers, got {level}")
 
 
-def check_shapes(wanted: dict[str, tuple[ArrayLike | None, tuple[int | None, ...]]]) -> None:
+def check_shapes(expected: dict[str, tuple[ArrayLike | None, tuple[int | None, ...]]]) -> None:
     """Raise `ValueError` if a value has another shape than in {name: (value, shape)}.
 
     A value of None is not checked, and a size of None allows any size.
     """
-    for name, (value, shape) in wanted.items():
+    for name, (value, shape) in expected.items():
         actual = shape if value is None else jnp.shape(value)
         if len(actual) != len(shape) or any(b is not None and a != b for a, b in zip(actual, shape, strict=True)):
-            expected = ", ".join("any" if size is None else str(size) for size in shape)
-            raise ValueError(f"{name} must have shape ({expected}), got {actual}")
+            sizes = ", ".join("any" if size is None else str(size) for size in shape)
+            raise ValueError(f"{name} must have shape ({sizes}), got {actual}")
 
 
 def with_mask(

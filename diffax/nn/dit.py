@@ -137,7 +137,7 @@ class DiT(nn.Module):
                 f"context must be None for a network without cross_attention, got shape {jnp.shape(context)}"
             )
         if self.cross_attention and context is None and self.context_dim is None:
-            raise ValueError("context must be given to a network with cross_attention and no context_dim, got None")
+            raise ValueError("context must be an array for a network with cross_attention and no context_dim, got None")
         if vector is not None and self.vector_dim is None:
             raise ValueError(f"vector must be None for a network without vector_dim, got shape {jnp.shape(vector)}")
         if mask is not None and (x.ndim != 3 or self._patch(x) != (1,)):

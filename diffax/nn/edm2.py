@@ -99,7 +99,7 @@ def forced_weight_norm(updates: Params, params: Params) -> Any:
       ValueError: if the optimiser's `update` is called without the parameters.
     """
     if params is None:
-        raise ValueError("params must be given to the optimiser's update, got None")
+        raise ValueError("params must be passed to the optimiser's update, got None")
     moved = normalised(jax.tree.map(jnp.add, params, updates))
     return jax.tree.map(jnp.subtract, moved, params)
 

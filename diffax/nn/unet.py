@@ -1,6 +1,7 @@
 """U-Net in 1 to 3 dimensions, as in DDPM (Ho et al. 2020), ADM (Dhariwal & Nichol 2021), Stable Diffusion 1 and 2.
 
-Level i has channels * channel_multipliers[i] channels and 1 / 2^i of the size of x, rounded up, so odd sizes work.
+Level i has channels * channel_multipliers[i] channels and 1 / 2^i of the size of x, rounded up; odd sizes work
+unless `resample` is "conv_pad_after" (DDPM).
 block(h) is a residual block, followed by attention on the levels that have it:
 
     encoder   each level, `num_res_blocks` times: h = block(h); between levels h is halved. Each h is saved as a skip
@@ -239,7 +240,8 @@ class UNet(nn.Module):
           (B, *space, out_channels), float32.
 
         Raises:
-          ValueError: if a shape does not fit the network, or the network has no setting for a condition.
+          ValueError: if a shape does not fit the network, or a condition is passed for which the network has no
+            setting.
         """
         check_time(t, x)
         self._check_input(x, label, context, context_mask, vector, image)

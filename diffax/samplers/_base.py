@@ -38,7 +38,8 @@ class Sampler(NamedTuple):
     init: (x, times) -> state, a NamedTuple whose first field is x, in float32 if x is in half precision; times is the
       whole grid.
     step: (key, denoise, state, t, s) -> state at time s.
-    order: order of convergence, in the number of steps, to the solution of the ODE or to the distribution of the SDE.
+    order: order of convergence, in the number of steps, to the solution of the ODE or to the distribution of the SDE,
+      with an exact history. From a cold start a multistep method may converge at a lower order, see `adams`.
     calls: denoiser calls in a step.
     finish: (key, denoise, state, t) -> x0, the end of `sample` at times[-1]; by default one denoiser call.
     start_calls: extra denoiser calls in the first step or steps: 1 for `pndm`.

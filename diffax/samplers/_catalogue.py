@@ -44,7 +44,8 @@ class Row(NamedTuple):
     """The properties of a sampler with its default settings.
 
     make: (schedule, **settings) -> sampler.
-    order: the order claimed by its source and measured by the exam, weak for an SDE; 0 without convergence.
+    order: the order with an exact history, claimed by its source and measured by the exam, weak for an SDE; 0 without
+      convergence. From a cold start a multistep sampler may converge at a lower order, see `adams`.
     calls: denoiser calls in a step.
     source: authors and year.
     start_calls: extra calls in the first steps.

@@ -16,7 +16,10 @@ from diffax.typing import Denoiser, Keys, Level, PerExample, SamplerState, Scala
 def dpmpp_2s(schedule: Schedule) -> Sampler:
     """DPM-Solver++(2S) (Lu et al. 2022b, algorithm 1 with r = 1/2), order 2, two calls a step.
 
-    x_s = sigma_s / sigma_t x_t - alpha_s expm1(-h) x0(x_r, r),   lambda_r = (lambda_t + lambda_s) / 2
+        x_m = sigma_m / sigma_t x_t - alpha_m expm1(-h / 2) x0(x_t, t),   lambda_m = (lambda_t + lambda_s) / 2
+        x_s = sigma_s / sigma_t x_t - alpha_s expm1(-h) x0(x_m, m)
+
+    h = lambda_s - lambda_t, lambda = log(alpha / sigma); m is a time between t and s.
     """
     return two_stage(schedule, "x0", 0.5)
 
@@ -29,11 +32,12 @@ def dpmpp_2s_ancestral(schedule: Schedule, *, eta: PerExample = 1.0, noise_scale
 def dpmpp_sde(schedule: Schedule, *, eta: PerExample = 1.0, noise_scale: PerExample = 1.0, r: Scalar = 0.5) -> Sampler:
     """DPM-Solver++ SDE (k-diffusion): `dpmpp_2s` with two ancestral stages, two calls and two draws a step.
 
-    With (rho_d, rho_u) the `ancestral` levels of the stage from t to r,
+    The first stage ends at the time m with lambda_m = lambda_t + r (lambda_s - lambda_t), lambda = log(alpha / sigma).
+    With rho = sigma / alpha, and (rho_d, rho_u) the `ancestral` levels of the stage from t to m,
 
-        x_r = alpha_r (rho_d / rho_t x_t / alpha_t + (1 - rho_d / rho_t) x0 + rho_u z)
+        x_m = alpha_m (rho_d / rho_t x_t / alpha_t + (1 - rho_d / rho_t) x0 + noise_scale rho_u z)
 
-    The stage from t to s has the same form, with x0 + (x0_r - x0) / (2 r) in place of x0. Order 2 for eta = 0, weak
+    The stage from t to s has the same form, with x0 + (x0_m - x0) / (2 r) in place of x0. Order 2 for eta = 0, weak
     order 1 otherwise.
 
     Args:
@@ -61,12 +65,12 @@ def dpmpp_sde(schedule: Schedule, *, eta: PerExample = 1.0, noise_scale: PerExam
     def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         check_per_example(state.x, eta=eta, noise_scale=noise_scale, r=r)
         level_t, level_s = schedule(t), schedule(s)
-        t_r = in_lambda(schedule, t, level_t, s, level_s, r)
+        t_m = in_lambda(schedule, t, level_t, s, level_s, r)
         x0 = denoise(state.x, t)
-        x_r = stage(random.fold_in(key, 0), level_t, schedule(t_r), state.x, (1.0, x0))
-        x0_r = denoise(x_r, t_r)
+        x_m = stage(random.fold_in(key, 0), level_t, schedule(t_m), state.x, (1.0, x0))
+        x0_m = denoise(x_m, t_m)
         weight = higher_order(schedule, t, 1 / (2 * r))
-        return State(stage(random.fold_in(key, 1), level_t, level_s, state.x, (1 - weight, x0), (weight, x0_r)))
+        return State(stage(random.fold_in(key, 1), level_t, level_s, state.x, (1 - weight, x0), (weight, x0_m)))
 
     return Sampler(init, step, order=1 + is_zero(eta), calls=2, noisy=not is_zero(eta), schedule=schedule)
 
@@ -127,10 +131,10 @@ def dpmpp_2m_sde(
     """DPM-Solver++(2M) SDE (Lu et al. 2022b, algorithm 4; k-diffusion).
 
         x_s = e^(-eta h) sigma_s / sigma_t x_t - alpha_s expm1(-(1 + eta) h) (x0 + h / (2 h_prev) (x0 - x0_prev))
-              + sigma_s sqrt(1 - e^(-2 eta h)) z
+              + noise_scale sigma_s sqrt(1 - e^(-2 eta h)) z
 
-    h = lambda_s - lambda_t, lambda = log(alpha / sigma). eta = 0 is `dpmpp_2m`. Order 2 (weak if eta > 0), one call a
-    step.
+    h = lambda_s - lambda_t, lambda = log(alpha / sigma). The case eta = 0 is `dpmpp_2m`. Order 2 (weak if eta > 0), one
+    call a step.
 
     Args:
       schedule: noise schedule.
@@ -146,13 +150,13 @@ def dpmpp_2m_sde(
 
 
 def dpmpp_3m_sde(schedule: Schedule, *, eta: PerExample = 1.0, noise_scale: PerExample = 1.0) -> Sampler:
-    """DPM-Solver++(3M) SDE (k-diffusion, with the phi_3 term in full), weak order 2 if eta > 0, one call a step.
+    """DPM-Solver++(3M) SDE (k-diffusion), weak order 2 if eta > 0, one call a step.
 
         x_s = e^(-eta h) sigma_s / sigma_t x_t + alpha_s (M_0 x0 + M_1 f[t, 1] + (M_2 - d_1 M_1) f[t, 1, 2])
-              + sigma_s sqrt(1 - e^(-2 eta h)) z
+              + noise_scale sigma_s sqrt(1 - e^(-2 eta h)) z
 
-    The moments M_j are those with a = 1 + eta in `engines.forms`; the other symbols are those of `dpmpp_3m`, which is
-    eta = 0.
+    The moments M_j are those with a = 1 + eta in `engines.forms`; the other symbols are those of `dpmpp_3m`.
+    M_2 has the factor 2 that other codes omit. The case eta = 0 is `dpmpp_3m`.
 
     Args:
       schedule: noise schedule.

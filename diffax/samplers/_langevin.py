@@ -84,7 +84,7 @@ def langevin(
     """
     check_schedule(schedule)
     if (snr is None) == (step_size is None):
-        raise ValueError(f"one of snr and step_size must be given, got snr = {snr} and step_size = {step_size}")
+        raise ValueError(f"exactly one of snr and step_size must be None, got snr = {snr} and step_size = {step_size}")
     check_count("num_steps", num_steps, 0)
     name, size = ("step_size", step_size) if snr is None else ("snr", snr)
     check(name, size, non_negative)

@@ -122,5 +122,5 @@ def check_betas(betas: Values) -> np.ndarray:
     bad[:-1] |= values[:-1] == 1
     if bad.any():
         first = int(np.argmax(bad))
-        raise ValueError(f"betas must lie in (0, 1), the last in (0, 1], got betas[{first}] = {values[first]:g}")
+        raise ValueError(f"betas must be in (0, 1), the last in (0, 1], got betas[{first}] = {values[first]:g}")
     return values

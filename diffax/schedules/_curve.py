@@ -42,7 +42,7 @@ def early(f: Callable[..., Any], *values: Scalar) -> Any:
 def floored(v: Array, least: Scalar) -> Any:
     """max(v, least) with the derivative of v.
 
-    It keeps a time v or 1 - v away from 0, so that logs and quotients are finite; `least` lies beyond the clip of
+    It keeps a time v or 1 - v away from 0, so that logs and quotients are finite; `least` is beyond the clip of
     log-SNR. In float32, 1 - t is 0 for every t > 1 - 6e-8.
     """
     return straight_through(v, jnp.maximum(v, least))

@@ -86,7 +86,7 @@ class Learned(Curve):
         check_count("units", units)
         weights_key, biases_key = jax.random.split(random.threefry(key))
         weights = 2.0 + jax.random.normal(weights_key, (units,))
-        # With these biases the middle of each sigmoid lies in [0, 1].
+        # With these biases the middle of each sigmoid is in [0, 1].
         biases = -jax.nn.softplus(weights) * jax.random.uniform(biases_key, (units,))
         heights = jnp.full((units,), -4.0)
         return cls(jnp.asarray([log_snr_max, log_snr_min]), jnp.asarray(0.5), weights, biases, heights, scaling)
@@ -99,7 +99,7 @@ class Learned(Curve):
         return jax.nn.softplus(self.slope) * t[..., 0] + nonlinear
 
     def _clipped(self, f: Callable[[Any], Any], t: Array, at_data: Scalar, at_noise: Scalar) -> Any:
-        # Both ends lie inside [-20, 20], so only t is clipped. The base class would need `inverse`, a bisection.
+        # Both ends are inside [-20, 20], so only t is clipped. The base class would need `inverse`, a bisection.
         return f(straight_through(t, jnp.clip(t, 0.0, 1.0)))
 
     @property

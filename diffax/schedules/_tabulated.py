@@ -110,7 +110,7 @@ def _locate(t: Array, count: int) -> Any:
     high = jax.lax.reduce_precision(t, info.nexp, info.nmant // 2)
     big, small = high * count, (t - high) * count
     index = jnp.floor(big + small)
-    # The sum big + small may be rounded up to a node: then t lies in the cell before.
+    # The sum big + small may be rounded up to a node: then t is in the cell before.
     index = jnp.clip(jnp.where((big - index) + small < 0, index - 1, index), 0, count - 1)
     position = (big - index) + small
     # A float32 time (i + 1) / T must give the node itself, because in a steep last cell a point next to the node has
@@ -136,7 +136,7 @@ def from_betas(betas: Values, *, scaling: Scaling = "vp") -> Tabulated:
       A `Tabulated` schedule with T levels.
 
     Raises:
-      ValueError: if a beta lies outside (0, 1], or a beta before the last is 1.
+      ValueError: if a beta is outside (0, 1], or a beta before the last is 1.
 
     Source: Ho et al. 2020, eq. 4.
 

@@ -62,7 +62,7 @@ CATALOGUE = {
     "polyexponential": Row(
         polyexponential,
         "noise",
-        "log(sigma / alpha) a power of an even ramp",
+        "log(sigma / alpha), a power of an evenly spaced ramp",
         "Crowson 2022, k-diffusion",
         settings={"rho": 2.0},
         k_diffusion=("polyexponential",),
@@ -76,7 +76,9 @@ CATALOGUE = {
     "leading": Row(leading, "discrete", "k floor(T / n)", "Ho et al. 2020", diffusers=("leading",)),
     "trailing": Row(trailing, "discrete", "T - k T / n - 1", "Lin et al. 2024", diffusers=("trailing",)),
     "linspace": Row(linspace, "discrete", "T - 1 to 0", "Nichol & Dhariwal 2021", diffusers=("linspace",)),
-    "lcm": Row(lcm, "discrete", "n of the 50 of the distillation", "Luo et al. 2023", diffusers=("LCMScheduler",)),
+    "lcm": Row(
+        lcm, "discrete", "n of the 50 timesteps used in distillation", "Luo et al. 2023", diffusers=("LCMScheduler",)
+    ),
 }
 
 
@@ -92,7 +94,7 @@ def suggestion(name: str) -> str | None:
 
 def table() -> str:
     """The table of grids in the docstring of `diffax.times`."""
-    lines = [("here", "kind", "evenly spaced", "source")]
+    lines = [("grid", "kind", "evenly spaced", "source")]
     lines += [(name, row.kind, row.even, row.source) for name, row in CATALOGUE.items() if row.make.__name__ == name]
     widths = [max(len(line[i]) for line in lines) for i in range(3)]
     return "\n".join(

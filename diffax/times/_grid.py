@@ -26,16 +26,17 @@ def check_grid(times: Values, *, may_turn: bool = False) -> None:
         return
     bad = ~((values >= 0) & (values <= 1))
     if bad.any():
-        raise ValueError(f"times must lie in [0, 1], got {values[bad].flat[0]:g}")
+        raise ValueError(f"times must be in [0, 1], got {values[bad].flat[0]:g}")
     if may_turn:
         return
     moves = np.diff(values, axis=0)
     turns = (moves > 0).any(0) & (moves < 0).any(0)
     if turns.any():
-        raise ValueError(f"times must be monotone, got {_short(values)}")
+        raise ValueError(f"times must be monotone, got {short(values)}")
 
 
-def _short(grid: np.ndarray) -> str:
+def short(grid: np.ndarray) -> str:
+    """The entries of a grid for an error, without the middle of a long grid."""
     return np.array2string(grid, precision=4, threshold=8, edgeitems=3).replace("\n", "")
 
 

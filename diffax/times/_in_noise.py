@@ -51,7 +51,7 @@ def polyexponential(
     Source: `get_sigmas_polyexponential` of k-diffusion (Crowson 2022).
 
     Raises:
-      ValueError: as `karras`.
+      ValueError: as in `karras`.
 
     >>> from diffax.schedules import LogLinear
     >>> [round(float(t), 4) for t in polyexponential(LogLinear(0.01, 100.0), 3, rho=2.0, t_max=1.0, t_min=0.0)]
@@ -90,7 +90,7 @@ def karras(
       sigma_min: sigma / alpha at the last time, < sigma_max, limited to the range of the schedule.
 
     Raises:
-      ValueError: if not 0 < sigma_min < sigma_max, rho is not positive, or as `uniform`.
+      ValueError: if not 0 < sigma_min < sigma_max, rho is not positive, or as in `uniform`.
 
     >>> from diffax.schedules import EDM
     >>> [round(float(t), 4) for t in karras(EDM(), 3, t_min=0.0)]
@@ -130,7 +130,7 @@ def arctan(
       t_min: last time, as in `uniform`.
 
     Raises:
-      ValueError: for a scale or power that is not positive, or as `uniform`.
+      ValueError: for a scale or power that is not positive, or as in `uniform`.
 
     >>> from diffax.schedules import Cosine
     >>> [round(float(t), 3) for t in arctan(Cosine(), 5, scale=1.0, power=1.0, t_max=1.0, t_min=0.0)]

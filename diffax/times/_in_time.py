@@ -83,7 +83,7 @@ def beta(
       t_min: last time, as in `uniform`.
 
     Raises:
-      ValueError: if a or b is not positive, or as `uniform`.
+      ValueError: if a or b is not positive, or as in `uniform`.
 
     >>> from diffax.schedules import Cosine
     >>> grid = beta(Cosine(), 5, a=0.5, b=0.5, t_max=1.0, t_min=0.0)

@@ -43,12 +43,12 @@ def by_itself(partial: bool = False) -> ocp.Context:
     return context
 
 
-def check_arrays(folder: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
-    """Raises `ValueError` if the results of `describe` for two trees differ; the message shows the first difference."""
-    for path in sorted(saved.keys() | wanted.keys()):
-        if saved.get(path) != wanted.get(path):
-            actual, expected = saved.get(path, "nothing"), wanted.get(path, "nothing")
-            raise ValueError(f"checkpoint {folder} must hold {path} = {expected}, got {actual}")
+def check_arrays(folder: Path, saved: dict[str, str], expected: dict[str, str]) -> None:
+    """Raise `ValueError` if the results of `describe` for two trees differ; the message shows the first difference."""
+    for path in sorted(saved.keys() | expected.keys()):
+        if saved.get(path) != expected.get(path):
+            condition, actual = (v.get(path, "nothing") for v in (expected, saved))
+            raise ValueError(f"checkpoint {folder} must hold {path} = {condition}, got {actual}")
 
 
 def abstract(tree: Tree) -> Any:

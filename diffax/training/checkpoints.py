@@ -1,11 +1,14 @@
 """Checkpoints. Orbax writes and reads the arrays; this module commits, verifies, prunes and restores the steps.
 
     DIRECTORY/<step>/          a complete checkpoint: its folder is renamed to this name after the last write
-    DIRECTORY/<step>/MANIFEST  digests of all its files, description of its arrays, its record; and its own digest
+    DIRECTORY/<step>/MANIFEST  the digests of all files, the description of the arrays, the record, and a digest of the
+                               manifest itself
     DIRECTORY/<step>.part*     an incomplete checkpoint, still being written or left by a killed process
+    DIRECTORY/unsound-<step>/  a damaged checkpoint, renamed by `restore_latest`
 
-Orbax reports no error for flipped bits, and accepts an empty folder as the newest step. Therefore a step is restored
-only if every file matches its digest. Otherwise the previous step is restored and the skipped steps are reported.
+Orbax reports no error for flipped bits, and accepts an empty folder as the newest step. Therefore `restore_latest`
+restores a step only if every file matches its digest. Otherwise it restores the previous step and reports the skipped
+steps. `restore` and `restore_ema` do not verify the digests.
 """
 
 import contextlib
@@ -31,7 +34,7 @@ from diffax.training.state import TrainState
 from diffax.typing import Tree
 
 
-class Unsound(NamedTuple):
+class Damaged(NamedTuple):
     """A skipped step, and the reason why it cannot be restored."""
 
     step: int
@@ -39,12 +42,12 @@ class Unsound(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """The result of `Checkpoints.restore_latest`. skipped: the newer steps that are not sound."""
+    """The result of `Checkpoints.restore_latest`. skipped: the newer steps, which are damaged."""
 
     step: int
     state: TrainState
     record: dict[str, Any]
-    skipped: Sequence[Unsound]
+    skipped: Sequence[Damaged]
 
 
 class Checkpoints:
@@ -57,8 +60,8 @@ class Checkpoints:
       directory: the folder of the checkpoints; created unless `read_only`.
       keep_latest: number of latest steps to keep, >= 1.
       keep_every: also keep each step that is a multiple of this number; 0 for none.
-      best: also keep the best step by this metric: the lowest value of "name", or the highest value with "-name"; ""
-        for none. A NaN is never the best.
+      best: metric that also selects one step to keep: "loss" keeps the lowest value, "-accuracy" the highest; "" for
+        none. A NaN or infinite value is never the best.
       read_only: whether to leave the folder unchanged.
 
     Raises:
@@ -114,7 +117,7 @@ class Checkpoints:
     def save(
         self, step: int, state: TrainState, record: dict[str, Any], metrics: dict[str, float] | None = None
     ) -> None:
-        """Saves the state, its record (JSON) and its metrics in the background.
+        """Save the state, its record (JSON) and its metrics in the background.
 
         The state is copied before the method returns, so that it may be donated to the next step.
 
@@ -148,7 +151,7 @@ class Checkpoints:
             raise previous_error
 
     def wait(self) -> None:
-        """Waits until the last save is on disk.
+        """Wait until the last save is on disk.
 
         Raises:
           CheckpointError: if it could not be written; the message gives the reason. Earlier steps are not affected.
@@ -162,7 +165,7 @@ class Checkpoints:
             raise self._save_error(step, error) from error
 
     def close(self) -> None:
-        """Waits for the last save and stops the thread. Raises as `wait`."""
+        """Wait for the last save and stop the thread. Raises as in `wait`."""
         try:
             self.wait()
         finally:
@@ -178,42 +181,42 @@ class Checkpoints:
         return record
 
     def verify(self, step: int) -> None:
-        """Reads each file of a step and compares it with its digest.
+        """Read each file of a step and compare it with its digest.
 
         Raises:
           CheckpointError: if a file is missing or does not match its digest.
         """
         manifest.verify(self._folder / str(step))
 
-    def newest(self) -> tuple[int | None, list[Unsound]]:
-        """(step, skipped): the newest sound step, or None if the folder has no steps; and the newer, unsound steps.
+    def newest(self) -> tuple[int | None, list[Damaged]]:
+        """(step, skipped): the newest intact step, or None if the folder has no steps; and the newer, damaged steps.
 
         Raises:
-          CheckpointError: if there are steps, but none is sound.
+          CheckpointError: if there are steps, but none is intact.
         """
-        skipped: list[Unsound] = []
+        skipped: list[Damaged] = []
         for step in reversed(self.steps):
             try:
                 self.verify(step)
             except CheckpointError as error:
-                skipped.append(Unsound(step, str(error)))
+                skipped.append(Damaged(step, str(error)))
             else:
                 return step, skipped
         if skipped:
             reasons = "; ".join(f"step {step}: {reason}" for step, reason in skipped)
-            raise CheckpointError(f"no checkpoint in {self._folder} is sound: {reasons}")
+            raise CheckpointError(f"no checkpoint in {self._folder} is intact: {reasons}")
         return None, []
 
     def restore_latest(self, like: TrainState) -> Restored | None:
-        """The newest sound state, with the shapes, dtypes and shardings of `like`; None if the folder has no steps.
+        """The newest intact state, with the shapes, dtypes and shardings of `like`; None if the folder has no steps.
 
-        Newer steps that are not sound are renamed to `unsound-<step>`, unless the folder is `read_only`.
+        Newer steps, which are damaged, are renamed to `unsound-<step>`, unless the folder is `read_only`.
 
         Args:
           like: a state, or the same tree of `jax.ShapeDtypeStruct`s with shardings.
 
         Raises:
-          CheckpointError: if there are steps, but none is sound.
+          CheckpointError: if there are steps, but none is intact.
           ValueError: if the arrays of that step do not match those of `like`.
         """
         step, skipped = self._agreed_newest()
@@ -221,10 +224,10 @@ class Checkpoints:
             return None
         state = self.restore(step, like)
         if not self._read_only and _is_first():
-            for unsound, _ in skipped:
-                target = self._folder / f"unsound-{unsound}"
+            for damaged, _ in skipped:
+                target = self._folder / f"unsound-{damaged}"
                 shutil.rmtree(target, ignore_errors=True)
-                os.replace(self._folder / str(unsound), target)
+                os.replace(self._folder / str(damaged), target)
         return Restored(step, state, self.record(step), skipped)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -241,6 +244,8 @@ class Checkpoints:
 
     def restore_ema(self, step: int, like: Tree) -> Any:
         """Only the averaged parameters of a step, with the shapes, dtypes and shardings of `like`.
+
+        Does not verify the digests.
 
         Raises:
           CheckpointError: if the manifest is missing or damaged.
@@ -261,11 +266,12 @@ class Checkpoints:
             shutil.rmtree(part, ignore_errors=True)
         latest = max(self._steps(), default=None)
         consequence = "no step is saved yet" if latest is None else f"step {latest} is kept"
+        # Prefer the line that reports a full disk.
         message = next((line for line in str(error).splitlines() if "space" in line.lower()), str(error))
         return CheckpointError(f"step {step} could not be saved, {consequence}: {message[:300]}")
 
     def _commit(self, response: Any, part: Path, body: dict[str, Any]) -> None:
-        """Waits for Orbax, writes the manifest, then gives the folder its final name. Runs in the thread."""
+        """Wait for Orbax, write the manifest, then give the folder its final name. Runs in the thread."""
         response.result()
         if not _is_first():
             return
@@ -280,7 +286,8 @@ class Checkpoints:
     def _prune(self) -> None:
         values, measure = {}, self._best.removeprefix("-")
         for step in self._steps():
-            with contextlib.suppress(CheckpointError):  # ignore folders that are not checkpoints
+            # Skip folders without a readable manifest: they are neither counted nor deleted.
+            with contextlib.suppress(CheckpointError):
                 body = self._manifest(step)
                 values[step] = body["best"] if body.get("measure") == measure else None
         keep = set(list(values)[-self._keep_latest :])
@@ -313,7 +320,7 @@ class Checkpoints:
                 step, failure = -2, error
         step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
         if step == -2:
-            raise failure or CheckpointError(f"no checkpoint in {self._folder} is sound")
+            raise failure or CheckpointError(f"no checkpoint in {self._folder} is intact")
         return (None if step == -1 else step), skipped
 
 

@@ -15,7 +15,7 @@ KIND = "export"  # distinguishes the manifest of an export from that of a checkp
 
 
 def save_export(directory: str | os.PathLike[str], params: Params, record: dict[str, Any]) -> None:
-    """Writes parameters and their record (JSON) to a new folder.
+    """Write parameters and their record (JSON) to a new folder.
 
     Raises:
       OSError: if the folder exists and is not empty.

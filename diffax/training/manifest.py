@@ -14,7 +14,7 @@ class CheckpointError(RuntimeError):
 
 
 def seal(folder: Path, body: dict[str, Any]) -> None:
-    """Writes the manifest of a folder: the body (JSON) and the digest of each file. Syncs the folder to disk."""
+    """Write the manifest of a folder: the body (JSON) and the digest of each file. Sync the folder to disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     text = json.dumps(body | {"files": {str(path.relative_to(folder)): _digest(path) for path in files}})
     (folder / MANIFEST).write_text(f"{_text_digest(text)}\n{text}\n")
@@ -58,7 +58,7 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def sync(path: Path) -> None:
-    """Flushes a file, or the names in a folder, to disk."""
+    """Flush a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -213,7 +213,7 @@ def sharded(step: Callable[..., Any], mesh: Mesh | None = None, rule: str = "rep
       (state, batch) -> (state, metrics), as `data_parallel`.
 
     Raises:
-      ValueError: if the rule is unknown, and (from the returned function) as `data_parallel`.
+      ValueError: if the rule is unknown, and (from the returned function) as in `data_parallel`.
     """
     mesh = make_mesh() if mesh is None else mesh
     choose("rule", rule, RULES)

@@ -24,7 +24,7 @@ def train_step(
     update_memory: Callable[..., Any] | None = None,
     accumulate: int = 1,
 ) -> Callable[..., Any]:
-    """Builds `step(state, batch, *, axis_name=None) -> (state, metrics)`.
+    """Build `step(state, batch, *, axis_name=None) -> (state, metrics)`.
 
     Args:
       loss: (params, batch, keys) -> (B,) losses of the examples; keys: (B,), one for each example. With

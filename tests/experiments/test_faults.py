@@ -277,7 +277,7 @@ def test_no_sound_checkpoint_is_no_new_run(prepared, capsys):
     with pytest.raises(SystemExit) as stopped:
         prepared()
     assert stopped.value.code == 2
-    assert "is sound: step 8: MANIFEST cannot be read (No such file or directory); step 4: " in capsys.readouterr().err
+    assert "is intact: step 8: MANIFEST cannot be read (No such file or directory); step 4: " in capsys.readouterr().err
     assert (workdir / "metrics.jsonl").read_text() == before
 
 

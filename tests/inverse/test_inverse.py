@@ -763,7 +763,15 @@ BOXES = inverse.BoxDownsample(2, (4, 4, 1))
             lambda: inverse.Mask(np.ones((3, 2))).check(np.ones((2, 2))),
             r"known \(3, 2\) must broadcast to it, got \(2, 2\)",
         ),
-        (lambda: MASK.forward(jnp.ones((1, 3))), r"known must broadcast to x of shape|broadcast"),
+        (lambda: MASK.forward(jnp.ones((1, 3))), r"known must broadcast to x of shape \(1, 3\), got \(2,\)"),
+        (
+            lambda: MASK.select(jnp.ones((1, 3)), jnp.ones((1, 2))),
+            r"inside must broadcast to x of shape \(1, 2\), got \(1, 3\)",
+        ),
+        (
+            lambda: inverse.ddnm(jnp.add, 3, Y),
+            "operator must have the methods forward, adjoint, solve and check, such as Mask, got 3",
+        ),
         (lambda: inverse.Mask({"a": FIRST}).check(Y), "y must be a tree like known"),
         (lambda: inverse.BoxDownsample(3, (4, 4, 1)), r"factor must divide shape \(4, 4, 1\) .* got 3"),
         (lambda: inverse.BoxDownsample(0, (4, 4, 1)), "factor must be an int >= 1, got 0"),
@@ -789,7 +797,7 @@ BOXES = inverse.BoxDownsample(2, (4, 4, 1))
         (lambda: inverse.dps(diffax.ddim(SCHEDULE), MASK, Y, scale=-1.0), "scale must be >= 0, got -1.0"),
         (
             lambda: inverse.dps(diffax.ddim(SCHEDULE), 3, Y),
-            "operator must be an operator of diffax.inverse or a function, got 3",
+            "operator must have the methods of `Operator`, such as Mask, or be a function x0 -> y, got 3",
         ),
         (lambda: inverse.renoising(SCHEDULE, zeta=1.5), r"zeta must be in \[0, 1\], got 1.5"),
         (lambda: inverse.replacement(diffax.ddim(SCHEDULE), SCHEDULE, BOXES, Y), "operator must be a Mask, got Box"),

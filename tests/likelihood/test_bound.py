@@ -311,7 +311,7 @@ FALLING = np.array([0.9, 0.1])
         (lambda: diffax.likelihood.variational_bound(KEY, COSINE, plain, X0, FALLING, variance="beta"),
          "variance must be one of small, large, learned, got 'beta'"),
         (lambda: diffax.likelihood.variational_bound(KEY, COSINE, plain, X0, FALLING[::-1]),
-         r"times must be \(n,\) with n >= 2 and decrease from noise to data, got \[0.1 0.9\]"),
+         r"times must have shape \(n,\) with n >= 2 and must not increase, got \[0.1 0.9\]"),
         (lambda: diffax.likelihood.variational_bound(KEY, COSINE, plain, X0, FALLING, variance="learned"),
          r"denoise must return Moments\(x0, v\) for a learned variance, got"),
         (lambda: diffax.likelihood.variational_bound(KEY, COSINE, plain, X0, FALLING, lattice=Lattice(0.0)),

@@ -312,7 +312,7 @@ def test_bits_per_dimension_of_a_known_distribution():
             {"times": np.array([0.9, 0.1])},
             r"times must have n >= 2 entries and increase from data to noise, got \[0.9, 0.1\]",
         ),
-        ({"times": np.array([-0.1, 0.9])}, r"times must lie in \[0, 1\], got -0.1"),
+        ({"times": np.array([-0.1, 0.9])}, r"times must be in \[0, 1\], got -0.1"),
         (
             {"divergence": "exact", "x": jnp.zeros((1, 5000))},
             "x must have at most 4096 dimensions for divergence 'exact', got 5000",
@@ -339,7 +339,7 @@ def test_bad_tolerances_are_refused(options, message):
         adaptive.solver(**options)
     with pytest.raises(ValueError, match="times must have at least two entries, got 1"):
         adaptive.solve(diffax.Cosine(), lambda x, t: x, jnp.zeros((1, 2)), (0.5,))
-    with pytest.raises(ValueError, match=r"times must lie in \[0, 1\], got 1.9"):
+    with pytest.raises(ValueError, match=r"times must be in \[0, 1\], got 1.9"):
         adaptive.solve(diffax.Cosine(), lambda x, t: x, jnp.zeros((1, 2)), (1.9, 0.1))
     for wrong in (0.0, -1.0):
         with pytest.raises(ValueError, match="bin_width must be > 0"):

@@ -364,7 +364,10 @@ def test_the_resampler_works_inside_a_compiled_loop():
         (lambda: training_times.logit_normal(std=0.0), "std must be > 0, got 0.0"),
         (lambda: training_times.mode(scale=1.8), r"scale must be in \[-1, 2 / \(pi - 2\)\], got 1.8"),
         (lambda: training_times.log_normal_sigma(LOG_LINEAR, std=-1.0), "std must be > 0, got -1.0"),
-        (lambda: training_times.stratified(KEY, 4, index=jnp.arange(4)), "total must be given with index, got None"),
+        (
+            lambda: training_times.stratified(KEY, 4, index=jnp.arange(4)),
+            "total must be the size of the whole batch if index is passed, got None",
+        ),
         (lambda: training_times.stratified(KEY, 4, total=3), "total must be at least size = 4, got 3"),
         (lambda: training_times.discrete(training_times.draw(KEY, 2), 0), "num_train_steps must be an int >= 1, got 0"),
         (lambda: resampling.loss_aware(0), "num_bins must be an int >= 1, got 0"),

@@ -443,7 +443,12 @@ def test_masked_points_change_nothing(points):
         ({}, (2, 8, 8, 1), {"label": 0}, "label must be None where num_classes is None, got 0"),
         ({"num_classes": 3}, (2, 8, 8, 1), {"label": np.array([0, 4])}, r"label must be in \[0, 3\], got \[0, 4\]"),
         ({}, (2, 8, 8, 1), {"context": np.ones((2, 3, 4))}, "context must be None for a network without cross_atten"),
-        ({"cross_attention": True}, (2, 8, 8, 1), {}, "context must be given to a network with cross_attention and"),
+        (
+            {"cross_attention": True},
+            (2, 8, 8, 1),
+            {},
+            "context must be an array for a network with cross_attention and",
+        ),
         (
             TEXT,
             (2, 8, 8, 1),

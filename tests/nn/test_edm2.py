@@ -139,7 +139,7 @@ def test_weights_have_unit_magnitude_after_a_step_of_the_optimiser():
     np.testing.assert_allclose(weight, plain_weight / np.sqrt((plain_weight**2).mean((0, 1, 2))), atol=1e-3)
     np.testing.assert_allclose(normalised_params["edm2"]["gain"], plain["edm2"]["gain"], rtol=1e-6)
     np.testing.assert_allclose(normalised_params["text"]["kernel"], plain["text"]["kernel"], rtol=1e-6)
-    with pytest.raises(ValueError, match="params must be given to the optimiser's update, got None"):
+    with pytest.raises(ValueError, match="params must be passed to the optimiser's update, got None"):
         forced.update(grads, forced.init(params))
 
 

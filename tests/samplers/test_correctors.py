@@ -452,8 +452,14 @@ def test_annealed_langevin_dynamics_ends_near_the_moments_of_the_mixture():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda s: diffax.langevin(s), "one of snr and step_size must be given, got snr = None and step_size = None"),
-        (lambda s: diffax.langevin(s, snr=0.1, step_size=0.1), "one of snr and step_size must be given, got snr = 0.1"),
+        (
+            lambda s: diffax.langevin(s),
+            "exactly one of snr and step_size must be None, got snr = None and step_size = None",
+        ),
+        (
+            lambda s: diffax.langevin(s, snr=0.1, step_size=0.1),
+            "exactly one of snr and step_size must be None, got snr = 0.1",
+        ),
         (lambda s: diffax.langevin(s, snr=-0.1), "snr must be >= 0, got -0.1"),
         (lambda s: diffax.langevin(s, snr=0.1, num_steps=1.5), "num_steps must be an int >= 0, got 1.5"),
         (lambda s: diffax.annealed_langevin(s, step_size=-1.0), "step_size must be >= 0, got -1.0"),

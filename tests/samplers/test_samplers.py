@@ -552,7 +552,7 @@ def test_every_sampler_satisfies_the_contract(name):
         (lambda: samplers.ipndm(COSINE, order=5), "order must be an int in 1 .. 4, got 5"),
         (lambda: engine.adams(COSINE, rule="bh3"), "rule must be one of exact, bh1, bh2, got 'bh3'"),
         (lambda: engine.adams(COSINE, corrected="end"), "corrected must be True, False or 'start', got 'end'"),
-        (lambda: engine.adams(COSINE, form="eps", eta=0.3), "eta must be 0 in form eps, got 0.3"),
+        (lambda: engine.adams(COSINE, form="eps", eta=0.3), "eta must be 0 in form 'eps', got 0.3"),
         (
             lambda: samplers.churn(samplers.unipc(COSINE), COSINE, 1.0),
             "sampler must be single-step .* got a multistep sampler of order 4",

@@ -380,9 +380,9 @@ def run(grid):
     ("grid", "message"),
     [
         (np.array([1.0, 0.5, 0.7]), r"times must be monotone, got \[1.  0.5 0.7\]"),
-        (np.array([1.2, 0.5]), r"times must lie in \[0, 1\], got 1.2"),
-        (np.array([1.0, -0.1]), r"times must lie in \[0, 1\], got -0.1"),
-        (np.array([1.0, np.nan]), r"times must lie in \[0, 1\], got nan"),
+        (np.array([1.2, 0.5]), r"times must be in \[0, 1\], got 1.2"),
+        (np.array([1.0, -0.1]), r"times must be in \[0, 1\], got -0.1"),
+        (np.array([1.0, np.nan]), r"times must be in \[0, 1\], got nan"),
         (np.zeros(0), r"times must have shape \(n, ...\) with n >= 1, got \(0,\)"),
     ],
 )

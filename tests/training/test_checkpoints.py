@@ -87,7 +87,7 @@ def damages(folder):
 
 
 def test_every_lost_part_is_detected(two_steps, tmp_path):
-    """The previous step is restored; without a sound step CheckpointError is raised."""
+    """The previous step is restored; without an intact step CheckpointError is raised."""
     original = copy_of(two_steps, tmp_path)
     count = sum(1 for _ in damages(original / "2"))
     assert count > 20
@@ -100,12 +100,12 @@ def test_every_lost_part_is_detected(two_steps, tmp_path):
             step, skipped = checkpoints.newest()
         assert (step, [s.step for s in skipped]) == (1, [2])
     shutil.rmtree(folder / "1")
-    with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match=f"is sound: step 2: {MANIFEST}"):
+    with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match=f"is intact: step 2: {MANIFEST}"):
         checkpoints.restore_latest(state_at(0))
 
 
 def test_a_stray_folder_is_not_a_step(two_steps, tmp_path):
-    """An empty folder is not restored, displaces no sound step, and is renamed."""
+    """An empty folder is not restored, displaces no intact step, and is renamed."""
     folder = copy_of(two_steps, tmp_path)
     (folder / "9").mkdir()
     (folder / "notes").mkdir()
@@ -223,7 +223,7 @@ for line in sys.stdin:  # each run is a forked child, so the imports are not rep
 
 
 def test_a_kill_during_a_save_loses_at_most_two_steps(tmp_path, request):
-    """After each kill the restored step is sound, and the next run continues from it."""
+    """After each kill the restored step is intact, and the next run continues from it."""
     command = [sys.executable, "-c", SAVER, str(tmp_path / "run"), str(Path(training.__file__).parents[2])]
     env = {**os.environ, "XLA_FLAGS": ""}
     rng, newest = random.Random(1), 0

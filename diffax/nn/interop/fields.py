@@ -9,9 +9,9 @@ REQUIRED = object()
 
 
 class Kind(NamedTuple):
-    """A set of supported values. says: its description, after "must be". holds: whether a value is in the set."""
+    """A set of supported values. text: its description, after "must be". holds: whether a value is in the set."""
 
-    says: str
+    text: str
     holds: Callable[[Any], bool]
 
 
@@ -25,13 +25,13 @@ class Field(NamedTuple):
 class Rule(NamedTuple):
     """A condition on several fields.
 
-    holds, says: functions of their values, in the order of `names`; whether the condition is met, and the error text
+    holds, text: functions of their values, in the order of `names`; whether the condition is met, and the error text
     if it is not.
     """
 
     names: tuple[str, ...]
     holds: Callable[..., Any]
-    says: Callable[..., str]
+    text: Callable[..., str]
 
 
 def _is_int(value: Any) -> bool:
@@ -58,18 +58,18 @@ def many(kind: Kind, *, one: bool = False) -> Kind:
         is_list = isinstance(value, (list, tuple)) and len(value) > 0 and all(map(kind.holds, value))
         return is_list or (one and kind.holds(value))
 
-    list_says = f"a list with each entry {kind.says}"
-    return Kind(f"{kind.says}, or {list_says}" if one else list_says, holds)
+    list_text = f"a list with each entry {kind.text}"
+    return Kind(f"{kind.text}, or {list_text}" if one else list_text, holds)
 
 
 def or_none(kind: Kind) -> Kind:
     """A value of the kind, or null."""
-    return Kind(f"None or {kind.says}", lambda v: v is None or kind.holds(v))
+    return Kind(f"None or {kind.text}", lambda v: v is None or kind.holds(v))
 
 
-def number(says: str, holds: Callable[[Any], bool]) -> Kind:
+def number(text: str, holds: Callable[[Any], bool]) -> Kind:
     """A finite int or float for which `holds` is true."""
-    return Kind(f"a number {says}".rstrip(), lambda v: _is_number(v) and math.isfinite(v) and bool(holds(v)))
+    return Kind(f"a number {text}".rstrip(), lambda v: _is_number(v) and math.isfinite(v) and bool(holds(v)))
 
 
 ANY = Kind("anything", lambda _: True)
@@ -112,7 +112,7 @@ def read(
     for name, value in config.items():
         if name in fields and not fields[name].kind.holds(value):
             invalid.add(name)
-            faults.append(f"{name} must be {fields[name].kind.says}, got {_short(value)}")
+            faults.append(f"{name} must be {fields[name].kind.text}, got {_short(value)}")
         elif name not in fields and name not in ignored and not name.startswith("_"):
             faults.append(f"{name} = {_short(value)} is unknown")
     for name, field in fields.items():
@@ -123,7 +123,7 @@ def read(
     for rule in rules:
         arguments = [values[name] for name in rule.names if name not in invalid]
         if len(arguments) == len(rule.names) and not rule.holds(*arguments):
-            faults.append(rule.says(*arguments))
+            faults.append(rule.text(*arguments))
     if faults:
         count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
         raise ValueError(f"{file} is not supported, {count}: {'; '.join(faults)}")

@@ -28,7 +28,7 @@ CLASSES: dict[str, ModuleType] = {
     "UNet2DModel": unet,
     "UNet2DConditionModel": unet,
     "DiTTransformer2DModel": dit,
-    "Transformer2DModel": dit,  # the class name in older files; `dit.read` refuses models other than DiT
+    "Transformer2DModel": dit,  # the class name in older files; `dit.read` raises for models other than DiT
     "AutoencoderKL": autoencoder,
 }
 DIFFUSION = tuple(name for name, module in CLASSES.items() if module is not autoencoder)

@@ -106,7 +106,7 @@ def load_folder(folder: str | os.PathLike[str], variant: str | None = None) -> d
     variant: part of the file's name, such as "fp16" in diffusion_pytorch_model.fp16.safetensors.
 
     Raises:
-      ValueError: if the index is invalid or one of its files does not exist; and as `load_file`.
+      ValueError: if the index is invalid or one of its files does not exist; and as in `load_file`.
     """
     folder, infix = Path(folder), f".{variant}" if variant else ""
     path, index = folder / f"{NAME}{infix}.safetensors", folder / f"{NAME}.safetensors.index{infix}.json"

@@ -1,30 +1,40 @@
 r"""Exponential Adams methods: one engine, of which most multistep samplers are special cases.
 
-A form of `diffax.samplers.engines.forms` gives the integrand f, the node y, carry, gain and the moments M_j. With the
-previous nodes y_1, y_2 .., y_0 = y_t, and Newton's divided differences, a step of order p from t to s is
+A form of `diffax.samplers.engines.forms` gives the integrand f, the node y, carry, gain and the moments M_j. Let
+y_0 = y_t, let y_1, y_2 .. be the previous nodes, and let f[..] be Newton's divided differences. A step of order p from
+t to s is
 
-    predictor   x_s = carry x_t + gain_s sum_(m < p) N_m f[y_t, y_1 .. y_m],     N_m = int prod_(i < m) (y - y_i)
-    corrector   x_t += gain_t N_k f[y_1 .. y_k, y_t]     for the step of order k that ended at t, once f(x_t) is known
+    predictor   x_s = carry x_t + gain_s sum_(m < p) N_m f[y_t, y_1 .. y_m],     N_m = int prod_(0 <= i < m) (y - y_i)
+    corrector   x_t += gain_t C_k f[y_1 .. y_k, y_t],                            C_k = int prod_(1 <= i <= k) (y - y_i)
 
-The corrector raises the order of the step that ended at t by one and costs no call. It is an increment, so that an edit
-of x between the two steps is kept. f is not evaluated again at the corrected x (PEC). Two shortcuts replace the exact
-M_1 where only one slope is used (in a predictor of order 2, and in the corrector of a step of order 1):
+N_m is an integral over the step, from y_t to y_s. C_k is an integral over the previous step, from y_1 to y_t. All
+integrals carry the weight of the form's M_j. The corrector is applied once f(x_t) is known, to the step of order k that
+ended at t. It raises the order of that step by one and costs no call. It is an increment, so that an edit of x between
+the two steps is kept. f is not evaluated again at the corrected x (PEC). Two shortcuts replace the exact M_1 where only
+one slope is used (in a predictor of order 2, and in the corrector of a step of order 1):
 
     bh1   h^2 / 2           bh2   h M_0 / 2           (B(h) = h and B(h) = expm1 of Zhao et al. 2023)
 
+For k = 2 the corrector also replaces the shortcut of that step's predictor by the exact integral, so that the corrected
+step has order 3 with every rule.
+
 With noise (form x0 only), a = 1 + eta for an SDE of noise level eta, and h = lambda_s - lambda_t:
 
-    x_s = e^(-(a - 1) h) sigma_s / sigma_t x_t + alpha_s sum_m N_m f[..] + sigma_s sqrt(1 - e^(-2 (a - 1) h)) z
+    x_s = e^(-(a - 1) h) sigma_s / sigma_t x_t + alpha_s sum_m N_m f[..]
+          + noise_scale sigma_s sqrt(1 - e^(-2 (a - 1) h)) z
 
-    sampler                  form  order  rule   corrector   a
-    dpmpp_2m                 x0    2      bh2    -           1        Lu et al. 2022b, algorithm 2
-    dpmpp_3m                 x0    3      exact  to start    1        Lu et al. 2022b, appendix B.5, with phi_3 in full
-    dpmpp_2m_sde, 3m_sde     x0    2, 3   bh2, exact         1 + eta  Lu et al. 2022b, algorithm 4
-    deis                     eps   1-3    exact  -           1        Zhang & Chen 2023, eq. 15 in log rho
-    exponential_adams        any   1-4    exact  optional    1        Hochbruck & Ostermann 2010, section 2.5
-    lms                      rho   1-4    exact  -           1        Zhang & Chen 2023 (rho AB); Crowson's k-diffusion
-    unipc                    both  1-3    bh1/2  yes         1        Zhao et al. 2023, algorithms 1 and 2
-    sa_solver                x0    1-3    exact  yes         1 + tau^2  Xue et al. 2023, algorithm 1
+    sampler            form  order  rule   corrector  a          source
+    dpmpp_2m           x0    2      bh2    -          1          Lu et al. 2022b, algorithm 2
+    dpmpp_3m           x0    3      exact  start      1          Lu et al. 2022b, appendix B.5
+    dpmpp_2m_sde       x0    2      bh2    -          1 + eta    Lu et al. 2022b, algorithm 4
+    dpmpp_3m_sde       x0    3      exact  start      1 + eta    k-diffusion
+    deis               eps   1-3    exact  -          1          Zhang & Chen 2023, eq. 15 in log rho
+    exponential_adams  any   1-4    exact  optional   1          Hochbruck & Ostermann 2010, section 2.5
+    lms                rho   1-4    exact  -          1          Zhang & Chen 2023 (rho AB); Crowson's k-diffusion
+    unipc              both  1-3    bh1/2  yes        1          Zhao et al. 2023, algorithms 1 and 2
+    sa_solver          x0    1-3    exact  yes        1 + tau^2  Xue et al. 2023, algorithm 1
+
+`dpmpp_3m` and `dpmpp_3m_sde` have the factor 2 in M_2 that other codes omit.
 
 The history is dropped where a step does not begin at the end of the previous step (a jump of `restart`) and where the
 grid turns back. A step of length zero changes nothing, so the history is kept.
@@ -38,7 +48,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax import random
-from diffax._checks import check, check_per_example, check_schedule, choose, non_negative
+from diffax._checks import check, check_per_example, check_schedule, choose, described, non_negative
 from diffax._pytrees import combine, is_zero, safe_sqrt, select, widen
 from diffax.samplers._base import Sampler
 from diffax.samplers.engines.forms import Form, begins_in_noise, check_order, evaluate, form_of
@@ -75,12 +85,12 @@ class History(NamedTuple):
 
 
 class Method(NamedTuple):
-    """The static part of a method: the arguments of `adams` that have the same names."""
+    """The static part of a method: form, order, rule and corrected, from the arguments of `adams`."""
 
     form: Form
     order: int
     rule: Callable[..., Any]
-    corrector: Any
+    corrected: bool | str
 
 
 def newton_integrals(moments: list[Any], offsets: list[Any]) -> list[Any]:
@@ -143,7 +153,7 @@ def corrector(method: Method, y: Times, state: History) -> list[Any]:
     moments = method.form.moments(h, order + 1, state.a)
     integrals, shortcut = newton_integrals(moments, offsets), method.rule(h, moments)
     used = state.used
-    if method.corrector == "start":
+    if method.corrected == "start":
         used = jnp.where(used < order, used, 0)
     weights = [jnp.zeros_like(h)] * (order + 1)
     for k in range(1, order + 1):
@@ -162,7 +172,7 @@ def _check_noise(form: str | Form, eta: PerExample, noise_scale: PerExample) -> 
     """Check eta and noise_scale; return whether the steps draw noise (True for a traced eta)."""
     noisy = not is_zero(eta)
     if noisy and form != "x0":
-        raise ValueError(f"eta must be 0 in form {form}, got {eta}")
+        raise ValueError(f"eta must be 0 in form {described(form)}, got {eta}")
     check("noise_scale", noise_scale, non_negative)
     if not callable(eta):
         check("eta", eta, non_negative)
@@ -170,7 +180,10 @@ def _check_noise(form: str | Form, eta: PerExample, noise_scale: PerExample) -> 
 
 
 def _round_off(y: Times, form: Form) -> Any:
-    """The largest difference between nodes near y that may be round-off; divided differences need longer steps."""
+    """The largest difference between nodes near y that may be round-off.
+
+    Divided differences need nodes that are further apart.
+    """
     return 16 * jnp.finfo(jnp.result_type(y)).eps * jnp.maximum(jnp.abs(y), form.scale)
 
 

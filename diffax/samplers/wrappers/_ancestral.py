@@ -4,7 +4,7 @@ With rho = sigma / alpha, u = x / alpha and z standard normal:
 
     rho_u = eta rho_s sqrt(1 - rho_s^2 / rho_t^2),   rho_d^2 = rho_s^2 - rho_u^2
     u_d   = the sampler's step from rho_t to rho_d
-    u_s   = u_d + rho_u z
+    u_s   = u_d + noise_scale rho_u z
 """
 
 from typing import Any

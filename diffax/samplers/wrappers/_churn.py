@@ -3,7 +3,7 @@
 With rho = sigma / alpha, u = x / alpha and z standard normal:
 
     rho^ = (1 + gamma) rho_t
-    u^   = u_t + sqrt(rho^^2 - rho_t^2) z
+    u^   = u_t + s_noise sqrt(rho^^2 - rho_t^2) z
     u_s  = the sampler's step from rho^ to rho_s
 """
 
