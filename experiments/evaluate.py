@@ -18,8 +18,6 @@ samples than features.
 With a checkpoint: bits per dimension by the ways of `experiments.evaluation.bits`; writes RUN/bits.json.
 """
 
-from pathlib import Path
-
 import numpy as np
 from absl import flags
 
@@ -28,8 +26,9 @@ from experiments.evaluation import bits
 from experiments.evaluation import comparison as score
 from experiments.evaluation.extractors import MAKERS
 from experiments.evaluation.measures import NAMES
-from experiments.models.loading import load_model
-from experiments.run.workdir import launch, read_json, usage_errors, write_json
+from experiments.run.command import launch, path_of, usage_errors
+from experiments.run.loading import load
+from experiments.run.workdir import read_json, write_json
 
 SAMPLES = flags.DEFINE_string("samples", None, "Folder that experiments.sample wrote.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run, or an export: bits per dimension.")
@@ -130,11 +129,11 @@ def measure_bits(folder):
     """Bits per dimension of a model's own held-out data."""
     with usage_errors():
         settings = bits.Settings(**{name: flag.value for name, flag in SPENT.items()})
-        model = load_model(folder)
+        model = load(folder)
         bits.check(model, ROUTES.value, VARIANCES.value, settings)
-        data = model.config.dataset
-        folder_of_data = data.data_dir if DATA_DIR.value is None else DATA_DIR.value
-        dataset = open_dataset(data.name, folder_of_data, data.labels)
+        data = model.dataset
+        folder_of_data = data["data_dir"] if DATA_DIR.value is None else DATA_DIR.value
+        dataset = open_dataset(data["name"], folder_of_data, data["labels"])
         case = bits.open_case(model, dataset, VARIANCES.value, settings)
     found = bits.measure(case, ROUTES.value, settings, SEED.value)
     write_json(folder / "bits.json", settings._asdict() | {"step": model.step, "seed": SEED.value, "routes": found})
@@ -146,11 +145,11 @@ def main(argv):
     del argv
     with usage_errors():
         if (SAMPLES.value is None) == (CHECKPOINT.value is None):
-            raise ValueError(f"one of samples and checkpoint must be given, got {SAMPLES.value} and {CHECKPOINT.value}")
+            raise ValueError(f"either samples or checkpoint must be used, got {SAMPLES.value} and {CHECKPOINT.value}")
     if CHECKPOINT.value is not None:
-        measure_bits(Path(CHECKPOINT.value).absolute())
+        measure_bits(path_of("checkpoint", CHECKPOINT.value))
         return
-    folder = Path(SAMPLES.value).absolute()
+    folder = path_of("samples", SAMPLES.value)
     with usage_errors():
         settings = read_json(folder / "settings.json")
         if settings is None:

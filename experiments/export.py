@@ -1,35 +1,47 @@
-"""Writes the EMA parameters of a run's newest checkpoint alone, for inference.
+"""Write the averaged parameters of a run for inference: safetensors and JSON, which `diffax.load` reads.
 
     python -m experiments.export --checkpoint=WORKDIR --out=DIR
 
-DIR is then what --checkpoint of `experiments.sample` takes: a quarter of the bytes, and no optimiser.
+DIR is also what --checkpoint of `experiments.sample` takes. It has a quarter of the bytes of a checkpoint, and all that
+the model needs: adapters are merged into their base, the autoencoder of a model in latents and the vocabulary of a
+model of captions are included. It is what the Hugging Face Hub expects of a folder.
 """
-
-from pathlib import Path
 
 from absl import flags
 
-from diffax.training import save_export
-from experiments.models.loading import load_model
-from experiments.run.workdir import check_writable, launch, load_record, usage_errors
+from diffax.pretrained import save
+from experiments.run.command import launch, path_of, usage_errors
+from experiments.run.loading import latents_of, load
+from experiments.run.workdir import check_writable
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The workdir of a run.", required=True)
 OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist.", required=True)
+AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Where the autoencoder of a model in latents is now.")
 
 
 def main(argv):
-    """Exports."""
+    """Load, write."""
     del argv
-    folder, out = Path(CHECKPOINT.value).absolute(), Path(OUT.value).absolute()
     with usage_errors():
+        folder, out = path_of("checkpoint", CHECKPOINT.value), path_of("out", OUT.value)
         if out.exists():
             raise ValueError(f"out must not exist yet, got {out}")
         check_writable(out.parent, "out")
-        model, record = load_model(folder), load_record(folder)[1]
-    kept = {key: record.get(key) for key in ("config", "data", "num_classes", "latent", "words")}
-    kept["adapted"] = record.get("lora")  # of which base; the adapters are merged
-    save_export(out, model.params, {**kept, "step": model.step})
-    print(f"EMA parameters of step {model.step} in {out}")
+        trained = load(folder)
+        space = latents_of(trained, AUTOENCODER.value)
+    more = {key: trained.record.get(key) for key in ("config", "data", "identity", "latents", "adapters")}
+    save(
+        out,
+        trained.model.diffusion,
+        trained.params,
+        step=trained.step,
+        data_range=trained.data.range,
+        latents=space and space.exported(),
+        words=trained.tokenizer.words if trained.tokenizer else (),
+        max_length=trained.tokenizer.max_length if trained.tokenizer else 0,
+        more=more,
+    )
+    print(f"averaged parameters of step {trained.step} in {out}: diffax.load({OUT.value!r})")
 
 
 if __name__ == "__main__":

@@ -1,62 +1,269 @@
-"""Trains a diffusion model.
+"""Train a model: diffusion, the autoencoder of latents, or a classifier of noisy images, as config.model says.
 
-    python -m experiments.train --config=experiments/configs/digits.py --workdir=DIR [--config.KEY=VALUE ...]
+    python -m experiments.train --config=digits --workdir=DIR [--config.KEY=VALUE ...]
 
-Running the same command again goes on from the last checkpoint. DIR receives config.json, metrics.jsonl,
-checkpoints/, samples/*.png and, where tensorboardX is installed, tensorboard/.
+The same command again continues from the last checkpoint, and a run that was killed ends with the same bits as one that
+was not. SIGTERM or Ctrl-C finish the step, save, and exit with status 75. DIR receives config.json, metrics.jsonl,
+checkpoints/, samples/*.png and, where tensorboardX is installed, tensorboard/; an autoencoder also leaves latents.json,
+the standard deviation of its latents, for `--config.latent.autoencoder=DIR`.
 """
 
-from pathlib import Path
+import contextlib
+import functools
 
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
+from diffax import random, training
+from diffax.training import Every
 from diffax.training.parallel import over_batch
-from experiments.models import adapters as lora
-from experiments.models import build, latents, networks, objectives, samplers
-from experiments.models import captions as text
-from experiments.run import distributed, opening, training
-from experiments.run.workdir import launch
+from diffax.training.processes import check_equal, check_shared, is_first, on_all
+from experiments.configs import settings
+from experiments.data import datasets, pipeline
+from experiments.data.pictures import Pictures
+from experiments.model import Data, build
+from experiments.models import adapters, autoencoder, captions, latents, noisy_classifier, samplers
+from experiments.models.digests import digest
+from experiments.run import devices, distributed, loading
+from experiments.run.command import changes, launch, path_of, run_errors, usage_errors
+from experiments.run.workdir import claim, read_json, write_json
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
+CONFIG = flags.DEFINE_string(
+    "config", None, "The config: a file, or the name of one in experiments/configs.", required=True
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-flags.mark_flag_as_required("config")
+SHOW = flags.DEFINE_bool("show_config", False, "Print the config with all changes, and end.")
+flags.adopt_module_key_flags(distributed)
 
+PARALLEL = {  # config.parallel: the form of a step over devices
+    "pmap": training.data_parallel,
+    "jit": training.sharded,
+    "fsdp": functools.partial(training.sharded, rule="fsdp"),
+}
 SAMPLE_ROWS = 8
 
 
-def draw_samples(run):
-    """look(...) for the loop: a picture, a column for each of 10 classes or captions, always from the same noise."""
-    config, num_classes = run.config, run.dataset.num_classes
-    generate_from = build.generator(config, run.net, run.shape)
-    generate = over_batch(jax.jit(lambda params, *which: generate_from(run.whole(params), *which)), run.mesh)
-    generate = latents.decoded(generate, run.latents, run.mesh)
-    columns = 10 if run.tokenizer else min(num_classes or 10, 10)
-    label = np.tile(np.arange(columns), SAMPLE_ROWS) if config.network.conditional else None
-    if run.tokenizer is not None:
-        captions = text.examples(run.dataset, config.dataset.train_split, columns)
-        label = np.tile(run.tokenizer.encode(captions), (SAMPLE_ROWS, 1))
-    keys = jax.random.split(jax.random.key(config.seed), columns * SAMPLE_ROWS)
-
-    def look(step, last, params, log, say):
-        if step % config.train.sample_every == 0 or last:
-            training.picture(run, step, "step", generate(params, keys, label), columns, log, say)
-        return {}
-
-    return look
-
-
 def main(argv):
-    """Checks the config, then trains."""
-    del argv
+    """Open, build, restore, loop, end."""
+    # ---------------------------------------------------------------- open: settings, data, other models, the folder
     distributed.start()
-    config = CONFIG.value
-    run = opening.prepare(config, Path(WORKDIR.value).absolute(), networks.network, "diffusion")
-    samplers.report_rounding(config.sampling.sampler, build.schedule(config), config.sampling.num_steps)
-    objective = latents.objective(objectives.objective(config, run.net), run.latents)
-    training.train(run, lora.objective(objective, run.whole), draw_samples(run))
+    mesh = training.make_mesh()
+    with usage_errors():
+        config = settings.load_config(CONFIG.value, changes(argv))
+        workdir = path_of("workdir", WORKDIR.value)
+        if SHOW.value:
+            print(config)
+            return
+        # On all processes; an error of one is an error of all.
+        dataset, space, base, tokenizer, model, read = on_all(lambda: opened(config, mesh.size))
+        identity = {
+            "data": dataset.describe(config.dataset.train_split),
+            "autoencoder": space and space.identity(),
+            "base": base and base.identity(),
+        }
+        check_equal(
+            {
+                "the config": config.to_dict(),
+                "the workdir": str(workdir),
+                "the number of devices": jax.local_device_count(),
+                "the data": identity,
+            }
+        )
+        # From here on the folder is locked by this run.
+        on_all(lambda: claim(workdir, config.to_dict(), identity) if is_first() else None)
+        check_shared(workdir)
+        if config.train.compile_cache:
+            devices.cache_compilations(workdir / "compile_cache")
+
+        # ------------------------------------------------------------ build: batches, loss, optimiser, step, logs
+        batches = read(cache=config.dataset.cache and (space is None or not config.latent.cache))
+        if space is not None and config.latent.cache:
+            batches = read(instead=lambda records: space.encode_records(records, dataset.normalise, mesh))
+        elif space is not None:
+            batches = latents.Encoded(batches, space)
+    # The loss of each example, with its wrappers: codes in place of pixels, adapters in place of parameters.
+    objective = adapters.wrap(base, latents.wrap(space, model.objective()))
+    optimizer = model.optimizer.make()
+
+    def first_state():
+        init_key, state_key = jax.random.split(random.threefry(jax.random.key(config.seed)))
+        params = (base or model).init(init_key)
+        return training.init_state(state_key, params, optimizer, objective.memory)
+
+    step = training.train_step(
+        objective.loss,
+        optimizer,
+        ema_decay=model.optimizer.ema_decay,
+        update_memory=objective.update_memory,
+        accumulate=model.optimizer.accumulate,
+    )
+    shapes = jax.eval_shape(first_state)
+    progress = training.Progress("step", config.train.num_steps, silent=not is_first())
+    progress.message(describe(config, dataset, space, base, shapes.params, mesh))
+    json_log, board = training.JsonLog(workdir / "metrics.jsonl"), training.TensorBoardLog(workdir / "tensorboard")
+    pictures = Pictures(workdir, board, progress)
+    batch = batch_shapes(config, dataset.shape if space is None else space.moments_shape, tokenizer)
+    flops = devices.flops_of_step(objective, shapes, batch, mesh.devices.flat[0].device_kind)
+    record = {
+        "config": config.to_dict(),
+        "data": Data(dataset.shape, dataset.num_classes, (dataset.low, dataset.high))._asdict(),
+        "identity": identity,
+        "latents": space and space.record(),
+        "adapters": base and base.record(),
+        "words": tokenizer and list(tokenizer.words),
+    }
+
+    # ---------------------------------------------------------------- restore and loop
+    with run_errors(), contextlib.ExitStack() as stack:
+        checkpoints = training.Checkpoints(
+            workdir / "checkpoints",
+            keep_latest=config.train.keep_latest,
+            keep_every=config.train.keep_every,
+            best=config.train.keep_best,
+        )
+        for resource in (checkpoints, json_log, board):
+            stack.enter_context(contextlib.closing(resource))
+        try:
+            fitted = training.fit(
+                PARALLEL[config.parallel](step, mesh),
+                first_state,
+                batches,
+                num_steps=config.train.num_steps,
+                checkpoints=checkpoints,
+                checkpoint_every=config.train.checkpoint_every,
+                log=training.Logs([json_log, board]),
+                log_every=config.train.log_every,
+                callbacks=watch(config, model, dataset, space, base, tokenizer, pictures, mesh),
+                max_skipped=config.train.max_skipped,
+                record=record,
+                rates=functools.partial(devices.rates, config.dataset.batch_size, flops, list(mesh.devices.flat)),
+                profile=training.Profile(config.train.profile, workdir / "profile"),
+                progress=progress,
+            )
+        except training.NotFiniteError as error:
+            length = identity["data"]["length"]
+            rows = pipeline.places(length, config.dataset.batch_size, config.seed, error.step - 1)
+            numbers = dataset.numbers(config.dataset.train_split)
+            names = " ".join(str(numbers[row]) for row in rows)
+            message = f"{error}; its batch has the records {names} of split {config.dataset.train_split!r}"
+            raise training.NotFiniteError(message, error.step) from error
+
+    # ---------------------------------------------------------------- end
+    if config.model == "autoencoder":
+        with usage_errors():
+            measure_latents(workdir, model, fitted, dataset, config.dataset.train_split, mesh)
+
+
+def opened(config, num_devices):
+    """Data set, latent space, adapters, tokenizer, model and reader of batches; `ValueError` for anything wrong."""
+    settings.check_rules(config, num_devices)
+    measures = {"autoencoder": autoencoder.MEASURES, "classifier": noisy_classifier.MEASURES}.get(config.model, ())
+    measures, best = ("loss", "grad_norm", *measures), config.train.keep_best
+    if best and best.removeprefix("-") not in measures:
+        raise ValueError(f'config.train.keep_best must be "", or one of {", ".join(measures)} or -one, got {best!r}')
+    names = config.dataset
+    dataset = datasets.open_dataset(names.name, names.data_dir, names.labels)
+    space = None
+    if config.latent.autoencoder:
+        space = loading.load_latents(path_of("config.latent.autoencoder", config.latent.autoencoder))
+        if space.model.shape != dataset.shape:
+            raise ValueError(
+                f"config.latent.autoencoder must be one of images {dataset.shape}, got {space.folder} of "
+                f"{space.model.shape}"
+            )
+    data = Data(dataset.shape, dataset.num_classes, (dataset.low, dataset.high))
+    model = build(config, data if space is None else data._replace(shape=space.shape))
+    base, words = None, None
+    if config.lora.base:
+        base, trained = loading.load_adapters(config.lora)
+        loading.check_base(config.to_dict(), trained, data, space)
+        words = trained.tokenizer and trained.tokenizer.words
+        with settings.at("config.lora"):
+            jax.eval_shape(base.init, jax.random.key(0))
+    tokenizer = None
+    if config.text.enabled:
+        text = config.text
+        tokenizer = captions.tokenizer(dataset, names.train_split, text.vocab_size, text.max_length, words)
+    read = functools.partial(
+        pipeline.batches,
+        dataset,
+        names.train_split,
+        names.batch_size,
+        seed=config.seed,
+        flip=names.flip,
+        num_threads=names.num_threads,
+        share=(jax.process_index(), jax.process_count()),
+        encode=tokenizer and tokenizer.encode,
+    )
+    read()  # raises for a split that is too small
+    return dataset, space, base, tokenizer, model, read
+
+
+def watch(config, model, dataset, space, base, tokenizer, pictures, mesh):
+    """The callbacks: pictures each sample_every steps, measures with each checkpoint."""
+    each = {"sample_every": config.train.sample_every, "save_every": config.train.checkpoint_every}
+    if config.model == "autoencoder":
+        images = dataset.images(config.dataset.test_split, autoencoder.TEST_IMAGES)
+        return autoencoder.callbacks(model, images, pictures, mesh, **each)
+    if config.model == "classifier":
+        images, labels = dataset.arrays(config.dataset.test_split)
+        every = {"seed": config.seed, "save_every": each["save_every"]}
+        return noisy_classifier.callbacks(model, images, labels, pictures, mesh, **every)
+
+    # Samples: a column for each of 10 classes or captions, always from the same noise.
+    columns = 10 if tokenizer else min(dataset.num_classes or 10, 10)
+    condition = np.tile(np.arange(columns), SAMPLE_ROWS) if config.network.conditional else None
+    if tokenizer is not None:
+        texts = captions.examples(dataset, config.dataset.train_split, columns)
+        condition = np.tile(tokenizer.encode(texts), (SAMPLE_ROWS, 1))
+    keys = jax.random.split(jax.random.key(config.seed), columns * SAMPLE_ROWS)
+    whole = base.merge if base else lambda params: params
+    generate = over_batch(jax.jit(lambda params, *which: model.diffusion.generate(whole(params), *which)), mesh)
+    generate = space.decoded(generate, mesh) if space else generate
+    sampling, schedule = config.sampling, model.diffusion.schedule()
+    samplers.report_rounding(sampling.sampler, schedule, sampling.num_steps)
+    return [
+        Every(
+            each["sample_every"], lambda step, state: pictures.save(step, generate(state.ema, keys, condition), columns)
+        )
+    ]
+
+
+def batch_shapes(config, shape, tokenizer):
+    """A batch of empty arrays."""
+    size = config.dataset.batch_size
+    numbers = np.empty(size, np.int32)
+    batch = {"image": np.empty((size, *shape), np.float32), "label": numbers, "index": numbers}
+    return batch | ({"tokens": np.empty((size, tokenizer.max_length), np.int32)} if tokenizer else {})
+
+
+def measure_latents(workdir, model, fitted, dataset, train_split, mesh):
+    """Write latents.json: the standard deviation of the latents, and a digest of the autoencoder."""
+    params = jax.device_get(fitted.state.ema)
+    mark = digest(model.network, list(model.shape), params)
+    before = read_json(workdir / autoencoder.LATENTS)
+    if before is not None and before["digest"] == mark:
+        return
+    images = dataset.images(train_split, autoencoder.TRAINING_IMAGES)
+    std = autoencoder.latent_std(model, params, images, mesh)
+    if is_first():
+        content = {"step": fitted.step, "digest": mark, "std": std, "images": len(images)}
+        write_json(workdir / autoencoder.LATENTS, content)
+        print(f"latents: standard deviation {std:.4f} over {len(images)} training images", flush=True)
+
+
+def describe(config, dataset, space, base, params, mesh):
+    """A line about what is trained on what."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    whole = sum(leaf.size for leaf in jax.tree.leaves(base.params)) if base else count
+    share = f" of adapters, {count / whole:.1%} of {whole:,}" if base else ""
+    inside = f" in latents {'x'.join(map(str, space.shape))}" if space else ""
+    batch = f"batch {config.dataset.batch_size // mesh.size} per device, {config.parallel}"
+    return (
+        f"{config.model} on {config.dataset.name} {'x'.join(map(str, dataset.shape))}{inside}: {count:,} parameters"
+        f"{share}, {mesh.size} x {mesh.devices.flat[0].device_kind}, {batch}, jax {jax.__version__}"
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
     """The defaults."""
     config = ConfigDict()
     config.seed = 0
+    config.model = "diffusion"  # or "autoencoder", for latents; "classifier" of noisy images, for guidance
     config.parallel = "pmap"  # how a step is spread over devices: pmap, jit (the same by shardings), fsdp (a part each)
 
     config.dataset = ConfigDict()
@@ -123,3 +124,99 @@ def get_config() -> ConfigDict:
     # None: the sampler's own default
     config.sampling.clip = True  # x0 to the data's range
     return config
+
+
+COUNTS = {  # the smallest values of ints
+    "dataset": {"batch_size": 1, "num_threads": 1},
+    "network": {"channels": 1, "num_res_blocks": 1, "num_heads": 1},
+    "autoencoder": {"channels": 1, "num_res_blocks": 1, "latent_channels": 1},
+    "optimizer": {"accumulate": 1},
+    "train": {
+        "num_steps": 1,
+        "log_every": 1,
+        "sample_every": 1,
+        "checkpoint_every": 1,
+        "keep_latest": 1,
+        "keep_every": 0,
+        "max_skipped": 0,
+    },
+    "sampling": {"num_steps": 1},
+}
+RATES = ("loss.p_uncond", "network.dropout_rate", "optimizer.ema_decay")
+PARALLEL = ("pmap", "jit", "fsdp")
+MODELS = ("diffusion", "autoencoder", "classifier")
+
+
+def check(config: ConfigDict) -> None:
+    """Raise `ValueError` for settings that exclude each other, each rule beside the settings that it is about."""
+    objective, bound = config.loss.objective, config.loss.objective != "denoising"
+    learned, latents = config.schedule.get("name") == "learned", config.latent.autoencoder
+
+    def must(path: str, holds: bool, condition: str) -> None:
+        if not holds:
+            value: object = config
+            for name in path.split("."):
+                value = getattr(value, name)
+            raise ValueError(f"config.{path} must {condition}, got {value!r}")
+
+    must("parallel", config.parallel in PARALLEL, f"be one of {', '.join(PARALLEL)}")
+    must("model", config.model in MODELS, f"be one of {', '.join(MODELS)}")
+    if config.model != "diffusion":
+        for path, none in (
+            ("latent.autoencoder", ""),
+            ("lora.base", ""),
+            ("text.enabled", False),
+            ("network.name", "unet"),
+        ):
+            group, key = path.split(".")
+            must(path, config[group][key] == none, f"be {none!r} for config.model = {config.model!r}")
+
+    # The objective, and what it needs.
+    must("loss.bin_width", bound == (config.loss.bin_width > 0), f"be {'> 0' if bound else '0'} for {objective}")
+    with_variance = objective in ("hybrid", "vlb")
+    must(
+        "network.learned_variance",
+        config.network.learned_variance == with_variance,
+        f"be {with_variance} for {objective}",
+    )
+    is_vdm = objective == "vdm"
+    must(
+        "schedule.name",
+        learned == is_vdm,
+        f"{'' if is_vdm else 'not '}be learned for config.loss.objective = {objective!r}",
+    )
+    must("network.time", not is_vdm or config.network.time == "log_snr", "be log_snr for vdm")
+    must("loss.weighting", not bound or config.loss.weighting == "target", f"be target for {objective}")
+    must("loss.vlb_weight", config.loss.vlb_weight >= 0, "be >= 0")
+    if config.sampling.sampler == "ddpm_learned":
+        must(
+            "sampling.sampler",
+            config.network.learned_variance,
+            "not be ddpm_learned without config.network.learned_variance",
+        )
+
+    # Latents, captions, adapters.
+    if latents:
+        must("sampling.clip", not config.sampling.clip, "be False with latents, which have no range")
+        must("loss.objective", not bound, "be denoising with latents")
+        must(
+            "latent.cache",
+            not (config.dataset.flip and config.latent.cache),
+            "be False with latents and config.dataset.flip",
+        )
+    if config.text.enabled:
+        must(
+            "network.conditional",
+            not config.network.conditional,
+            "be False with config.text.enabled: captions or classes",
+        )
+        must("network.name", config.network.name in ("unet", "dit"), "be unet or dit with config.text.enabled")
+        for key, least in {"vocab_size": 3, "max_length": 1, "width": 4, "depth": 0, "num_heads": 1}.items():
+            must(f"text.{key}", config.text[key] >= least, f"be >= {least}")
+        width, heads = config.text.width, config.text.num_heads
+        must("text.width", width % 2 == 0 and width % heads == 0, "be even and a multiple of num_heads")
+    if config.lora.base:
+        must("lora.rank", config.lora.rank >= 1, "be >= 1")
+        must("lora.alpha", abs(config.lora.alpha) < float("inf"), "be finite")
+        must("lora.patterns", bool(config.lora.patterns), "name the matrices to adapt")
+    must("autoencoder.kl_weight", config.autoencoder.kl_weight >= 0, "be >= 0")

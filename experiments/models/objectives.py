@@ -1,142 +1,173 @@
-"""ConfigDict -> training loss: the objective, its weighting, and how training times are drawn."""
+"""The training loss of a diffusion model: the objective, its weighting, and how training times are drawn."""
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 import diffax
-from diffax._checks import choose
+from diffax._pytrees import pytree, static
 from diffax.losses import training_times, weightings
-from experiments.models import build
+from diffax.pretrained import Diffusion, Spec
 
-WEIGHTINGS = {
-    "target": None,
+WEIGHTINGS: dict[str, Any] = {
+    "target": lambda: None,
     "eps": weightings.simple,
     **{name: row.make for name, row in weightings.CATALOGUE.items() if name != "simple"},
 }
 PER_LOG_SNR = tuple(name for name, row in weightings.CATALOGUE.items() if row.measure == "log_snr")
-LAWS = {
+TIMES: dict[str, Any] = {
     **training_times.DISTRIBUTIONS,
     "loss_aware": lambda *, num_bins=100, history=10, uniform_fraction=1e-3: diffax.losses.resampling.loss_aware(
         num_bins, history=history, uniform_fraction=uniform_fraction
     ),
 }
-SPREADS = {  # index: where these examples stand in the whole batch of `total`
+SPREADS = {  # index: positions of these examples in the whole batch of `total`
     "independent": lambda keys, size, index, total: training_times.independent(keys, size),
     "stratified": lambda keys, size, index, total: training_times.stratified(keys, size, index=index, total=total),
     "antithetic": lambda keys, size, index, total: training_times.antithetic(keys, size),
 }
 
+# Parameters of weightings and times that the model has.
+SHARED: dict[str, Callable[[Diffusion], Any]] = {
+    "schedule": lambda diffusion: diffusion.schedule(),
+    "sigma_data": lambda diffusion: diffusion.sigma_data,
+}
+
+
+@pytree
+class Loss:
+    """The settings of a training loss.
+
+    Attributes:
+      weighting: a name of `WEIGHTINGS`.
+      times: a name of `TIMES`, the distribution of the training times.
+      p_uncond: probability that the condition of an example is dropped.
+      vlb_weight: weight of the bound in the objective "hybrid".
+      objective: a name of `OBJECTIVES`.
+      spread: a name of `SPREADS`.
+      bin_width: width of a quantization bin of the data in [-1, 1], for the bounds.
+      learn_ends: whether "vdm" learns the ends of its schedule.
+      batch_size: number of examples of the whole batch.
+    """
+
+    weighting: Spec
+    times: Spec
+    p_uncond: Any
+    vlb_weight: Any
+    objective: str = static()
+    spread: str = static()
+    bin_width: float = static()
+    learn_ends: bool = static()
+    batch_size: int = static()
+
 
 class Objective(NamedTuple):
-    """What `train_step` takes: the loss, and where it has a memory, its first state and how it remembers."""
+    """Arguments of `train_step`.
 
-    loss: Callable
+    loss: (params, batch, keys) -> (B,). memory: the initial memory of a loss that depends on earlier steps, with
+    update_memory: (memory, aux) -> memory.
+    """
+
+    loss: Callable[..., Any]
     memory: Any = ()
-    update_memory: Callable | None = None
+    update_memory: Callable[..., Any] | None = None
 
 
-def _make(config: Any, setting: str, table: dict[str, Any]) -> Any:
-    """What config.loss.SETTING names, made with the parameters in config.loss.SETTING_parameters; None as it is."""
-    path = f"config.loss.{setting}"
-    name, parameters = config.loss[setting], dict(config.loss[f"{setting}_parameters"])
-    make = choose(path, name, table)
-    known = [] if make is None else list(inspect.signature(make).parameters)
-    # What the config says elsewhere.
-    given = {"schedule": build.schedule(config), "sigma_data": config.sigma_data}
-    for key, value in parameters.items():
-        if key not in known or key in given:
-            own = ", ".join(k for k in known if k not in given) or "none"
-            raise ValueError(f"{path}_parameters.{key} is no parameter of {name}; those are {own}")
-        if not build.is_number(value):
-            raise ValueError(f"{path}_parameters.{key} must be a number, got {value!r}")
-    return make and make(**{k: v for k, v in given.items() if k in known}, **parameters)
+def make(spec: Spec, table: Mapping[str, Callable[..., Any]], diffusion: Diffusion) -> Any:
+    """The object of a specification; a constructor with the parameters `schedule` or `sigma_data` gets the model's."""
+    shared = {name: get(diffusion) for name, get in SHARED.items() if name in parameters(table[spec.name])}
+    return table[spec.name](**shared, **spec.parameters)
 
 
-def weighting(config: Any) -> Callable | None:
-    """The loss's weighting of log-SNR, None for the plain mean square of what is predicted."""
-    return _make(config, "weighting", WEIGHTINGS)
+def parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of the parameters of a function."""
+    return tuple(inspect.signature(function).parameters)
 
 
-def law(config: Any) -> Any:
-    """The law of the training times: a quantile function, or the `Resampler` of one that follows the losses."""
-    return _make(config, "times", LAWS)
+def objective(diffusion: Diffusion, settings: Loss, *, module: Any = None) -> Objective:
+    """The loss of each example. module: a network in place of the model's.
 
+    A batch has `image` (B, *shape), `index` (B,), and `label` (B,) or `tokens` (B, m) for a network with a condition.
+    """
+    loss = OBJECTIVES[settings.objective](diffusion, settings)
+    times, spread = make(settings.times, TIMES, diffusion), SPREADS[settings.spread]
+    # The bound in continuous time integrates over log-SNRs, so the network gets these.
+    of_time = {"of_time": lambda schedule, log_snr: log_snr} if settings.objective == "vdm" else {}
 
-def _condition(config, net, batch, key):
-    """Labels (B,) or tokens (B, m), some replaced by the null condition; None for a network without a condition."""
-    null = build.null_condition(config, net)
-    if null is None:
-        return None
-    given = batch["tokens" if config.text.enabled else "label"]
-    kept = diffax.losses.drop_labels(key, jnp.ones(len(given), bool), False, p_uncond=config.loss.p_uncond)
-    return jnp.where(kept.reshape(-1, *[1] * (given.ndim - 1)), given, null)
-
-
-def objective(config: Any, net: Any) -> Objective:
-    """The loss of each example by config.loss.objective; loss-aware times leave what it estimates as it is."""
-    of_example = OBJECTIVES[config.loss.objective](config)
-    chosen, spread = law(config), SPREADS[config.loss.spread]
-    # The bound of continuous time is one over levels: its network is called with them.
-    of_time = {"of_time": lambda schedule, log_snr: log_snr} if config.loss.objective == "vdm" else {}
-
-    def per_example(params, batch, keys, of_times):
+    def per_example(params: Any, batch: Any, keys: Any, distribution: Any) -> Any:
         noise, time, drop, dropout = (diffax.random.fold_in(keys, i) for i in range(4))
-        image, label = batch["image"], _condition(config, net, batch, drop)
-        place = {"index": batch["index"], "total": config.dataset.batch_size}
-        drawn = training_times.draw(time, len(image), of_times, uniforms=functools.partial(spread, **place))
-        f = build.predict(config, net, params, label, key=dropout, **of_time)
-        return of_example(noise, f, image, drawn, params), drawn
+        x, condition = batch["image"], _condition(diffusion, settings, batch, drop)
+        uniforms = functools.partial(spread, index=batch["index"], total=settings.batch_size)
+        draws = training_times.draw(time, len(x), distribution, uniforms=uniforms)
+        predict = diffusion.predict(params, condition, key=dropout, module=module, **of_time)
+        return loss(noise, predict, x, draws, params), draws
 
-    if not isinstance(chosen, diffax.losses.resampling.Resampler):
-        return Objective(lambda params, batch, keys: per_example(params, batch, keys, chosen)[0])
+    if not isinstance(times, diffax.losses.resampling.Resampler):
+        return Objective(lambda params, batch, keys: per_example(params, batch, keys, times)[0])
 
-    def weighted(params, batch, keys, past):
-        losses, (t, weight) = per_example(params, batch, keys, chosen.distribution(past))
+    def weighted(params: Any, batch: Any, keys: Any, memory: Any) -> Any:
+        losses, (t, weight) = per_example(params, batch, keys, times.distribution(memory))
         return weight * losses, (t, losses)
 
-    return Objective(weighted, chosen.init(), lambda past, seen: chosen.update(past, *seen))
+    return Objective(weighted, times.init(), lambda memory, aux: times.update(memory, *aux))
 
 
-# Each: config -> (key, predict, images, draw of times, params) -> (B,)
+def _condition(diffusion: Diffusion, settings: Loss, batch: Any, key: Any) -> jax.Array | None:
+    """Labels (B,) or tokens (B, m), some replaced by the null condition; None for a network without a condition."""
+    if diffusion.null is None:
+        return None
+    condition = batch["tokens" if diffusion.condition == "tokens" else "label"]
+    keep = diffax.losses.drop_labels(key, jnp.ones(len(condition), bool), False, p_uncond=settings.p_uncond)
+    return jnp.where(keep.reshape(-1, *[1] * (condition.ndim - 1)), condition, diffusion.null)
 
 
-def _denoising(config):
-    of_log_snr = weighting(config)
-    measure = "log_snr" if config.loss.weighting in PER_LOG_SNR else "t"
-    weights = {"weighting": of_log_snr, "measure": measure, "sigma_data": config.sigma_data}
-
-    def of_example(key, f, image, drawn, params):
-        return diffax.denoising_loss(key, f, build.schedule(config), config.prediction, image, drawn.t, **weights)
-
-    return of_example
+# Each returns a function (key, predict, x, draws of times, params) -> (B,).
 
 
-def _bounded(config):
-    curve = build.schedule(config)
-    num_steps, lattice = diffax.times.table_length(curve), diffax.likelihood.Lattice(config.loss.bin_width)
-    settings = {"num_steps": num_steps, "lattice": lattice, "sigma_data": config.sigma_data}
-    weights = {"weight": config.loss.vlb_weight} if config.loss.objective == "hybrid" else {}
-    compute = diffax.losses.hybrid_loss if weights else diffax.losses.vlb_loss
+def _denoising(diffusion: Diffusion, settings: Loss) -> Callable[..., Any]:
+    options = {
+        "weighting": make(settings.weighting, WEIGHTINGS, diffusion),
+        "measure": "log_snr" if settings.weighting.name in PER_LOG_SNR else "t",
+        "sigma_data": diffusion.sigma_data,
+    }
 
-    def of_example(key, f, image, drawn, params):
-        t = training_times.discrete(drawn, num_steps).t
-        return compute(key, f, curve, config.prediction, image, t, **settings, **weights)
+    def loss(key: Any, predict: Any, x: Any, draws: Any, params: Any) -> Any:
+        schedule = diffusion.schedule()
+        return diffax.denoising_loss(key, predict, schedule, diffusion.prediction, x, draws.t, **options)
 
-    return of_example
+    return loss
 
 
-def _vdm(config):
-    settings = {"learn_ends": config.loss.learn_ends, "lattice": diffax.likelihood.Lattice(config.loss.bin_width)}
+def _bounded(diffusion: Diffusion, settings: Loss) -> Callable[..., Any]:
+    schedule, lattice = diffusion.schedule(), diffax.likelihood.Lattice(settings.bin_width)
+    num_steps = diffax.times.table_length(schedule)
+    options = {"num_steps": num_steps, "lattice": lattice, "sigma_data": diffusion.sigma_data}
+    is_hybrid = settings.objective == "hybrid"
+    weight = {"weight": settings.vlb_weight} if is_hybrid else {}
+    bound: Callable[..., Any] = diffax.losses.hybrid_loss if is_hybrid else diffax.losses.vlb_loss
 
-    def of_example(key, f, image, drawn, params):
-        curve = build.schedule(config, params)
-        return diffax.losses.vdm_loss(key, f, curve, config.prediction, image, drawn.t, **settings)
+    def loss(key: Any, predict: Any, x: Any, draws: Any, params: Any) -> Any:
+        t = training_times.discrete(draws, num_steps).t
+        return bound(key, predict, schedule, diffusion.prediction, x, t, **options, **weight)
 
-    return of_example
+    return loss
+
+
+def _vdm(diffusion: Diffusion, settings: Loss) -> Callable[..., Any]:
+    options: dict[str, Any] = {
+        "learn_ends": settings.learn_ends,
+        "lattice": diffax.likelihood.Lattice(settings.bin_width),
+    }
+
+    def loss(key: Any, predict: Any, x: Any, draws: Any, params: Any) -> Any:
+        schedule = diffusion.schedule(params)
+        return diffax.losses.vdm_loss(key, predict, schedule, diffusion.prediction, x, draws.t, **options)
+
+    return loss
 
 
 OBJECTIVES = {"denoising": _denoising, "hybrid": _bounded, "vlb": _bounded, "vdm": _vdm}

@@ -119,48 +119,35 @@ def memory(devices: Any) -> int | None:
     return max(s["peak_bytes_in_use"] for s in stats) if stats and all(s for s in stats) else None
 
 
-def rates(steps_per_second: float, batch_size: int, operations: float | None, devices: list) -> dict[str, float]:
-    """What goes into the log beside the losses.
+def rates(batch_size: int, flops: float | None, devices: list[Any], steps_per_second: float) -> dict[str, float]:
+    """The numbers about speed in a line of the log.
 
-    operations: of a step, by `training_flops`. The share is of the peak in bfloat16, whatever the step computes in.
+    flops: of a step, by `training_flops`. share_of_peak is relative to the peak in bfloat16, whatever the step computes
+    in.
     """
-    found = {"steps_per_second": steps_per_second, "images_per_second": steps_per_second * batch_size}
-    if operations:
-        found["flops_per_second"] = steps_per_second * operations
+    result = {"steps_per_second": steps_per_second, "images_per_second": steps_per_second * batch_size}
+    if flops:
+        result["flops_per_second"] = steps_per_second * flops
         if known := peak(devices[0].device_kind):
-            found["share_of_peak"] = found["flops_per_second"] / (known.bfloat16 * len(devices))
-    if held := memory([device for device in devices if device.process_index == jax.process_index()]):
-        found["memory_per_device"] = held
-    return found
+            result["share_of_peak"] = result["flops_per_second"] / (known.bfloat16 * len(devices))
+    if used := memory([device for device in devices if device.process_index == jax.process_index()]):
+        result["memory_per_device"] = used
+    return result
+
+
+def flops_of_step(objective: Any, state: Any, batch: dict[str, Any], kind: str) -> float | None:
+    """The operations of a training step on a device of this kind; None for a device without a known peak.
+
+    objective: with `loss` and `update_memory`. state: shapes of the training state. batch: shapes of the whole batch.
+    """
+    if not peak(kind):
+        return None
+    keys = jax.eval_shape(lambda key: jax.random.split(key, len(batch["index"])), state.key)
+    memory = () if objective.update_memory is None else (state.memory,)
+    return training_flops(objective.loss, state.params, batch, keys, *memory)
 
 
 def cache_compilations(folder: Path) -> None:
     """Keeps what was compiled in this folder, unless JAX_COMPILATION_CACHE_DIR says where."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-class Profile:
-    """A trace of the steps first .. last, both included, into a folder; of none for ()."""
-
-    def __init__(self, steps: tuple[int, ...], folder: Path):
-        self._first, self._last = steps or (0, 0)
-        self._folder, self._on = folder, False
-
-    def before(self, step: int) -> None:
-        """Starts at the first of them."""
-        if step == self._first:
-            jax.profiler.start_trace(self._folder)
-            self._on = True
-
-    def after(self, step: int, result: Any) -> None:
-        """Ends after the last of them, once it is done."""
-        if self._on and step == self._last:
-            self.close(result)
-
-    def close(self, result: Any = None) -> None:
-        """Ends it wherever it is."""
-        if self._on:
-            jax.block_until_ready(result)
-            jax.profiler.stop_trace()
-            self._on = False

@@ -130,10 +130,9 @@ def digest(folder: Path) -> str:
 
 def train(name: str, folders: Path) -> dict:
     config, flags, bases = TRAINING[name]
-    command = {"classifier": "train_classifier", "autoencoder": "train_autoencoder"}.get(name, "train")
     bases = [f"{flag}={folders / base}" for flag, base in bases.items()]
     folder = folders / name
-    run(command, f"--config=experiments/configs/{config}.py", f"--workdir={folder}", *flags, *bases)
+    run("train", f"--config=experiments/configs/{config}.py", f"--workdir={folder}", *flags, *bases)
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     log = [{key: value for key, value in line.items() if key not in SPEED} for line in lines]
     return {"log": log, "ema": digest(folder)}

@@ -17,7 +17,7 @@ from diffax._checks import choose
 from experiments.evaluation import classifier
 from experiments.evaluation.batches import in_batches
 from experiments.evaluation.extractors import efficientnet, inception
-from experiments.models.adapters import digest
+from experiments.models.digests import digest
 
 BATCH = 32
 

@@ -1,0 +1,27 @@
+"""Trained models: the specification of a diffusion model, and exports, which `load` reads. Needs flax and safetensors.
+
+Spec        a name with its parameters
+Diffusion   schedule, kind, network, guidance, sampler and grid of a model, without its parameters
+load        a folder -> a model that samples
+save        a model -> a folder: safetensors and JSON
+"""
+
+from diffax.pretrained._calls import entries, moves, spent, step_grid
+from diffax.pretrained._export import Latents, Pretrained, load, save
+from diffax.pretrained._specification import SCHEDULES, TIMES, Diffusion, Sampling, Spec
+
+__all__ = [
+    "SCHEDULES",
+    "TIMES",
+    "Diffusion",
+    "Latents",
+    "Pretrained",
+    "Sampling",
+    "Spec",
+    "entries",
+    "load",
+    "moves",
+    "save",
+    "spent",
+    "step_grid",
+]

@@ -1,0 +1,319 @@
+"""Exports: the parameters and the specification of a trained model in a folder of safetensors and JSON.
+
+FOLDER/config.json                the specification, the data, digests of the files; `format` carries a version
+FOLDER/model.safetensors          the parameters, named by their paths joined with "."
+FOLDER/autoencoder.safetensors    the parameters of the autoencoder, for a model in latents
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffax import random
+from diffax._checks import check_count
+from diffax._pytrees import pytree, static
+from diffax.pretrained._specification import Diffusion, Sampling, Spec
+from diffax.typing import Array, Denoiser, Key, Params, Scalar
+
+FORMAT = "diffax-1"
+CONFIG, WEIGHTS, AUTOENCODER = "config.json", "model.safetensors", "autoencoder.safetensors"
+
+
+@pytree
+class Latents:
+    """A latent space: x0 = scale z for a code z of an autoencoder.
+
+    Attributes:
+      network: description of the autoencoder, as JSON.
+      params: its parameters.
+      scale: a number.
+    """
+
+    network: str = static()
+    params: Any
+    scale: Any
+
+
+@pytree
+class Pretrained:
+    """A trained model. All methods may be jitted.
+
+    Attributes:
+      diffusion: the specification.
+      params: the parameters.
+      latents: the latent space, None for a model of the data itself.
+      step: the number of training steps.
+      low, high: the range of the stored data that corresponds to [-1, 1].
+      words: the vocabulary of a model of captions; () for other models.
+    """
+
+    diffusion: Diffusion
+    params: Any
+    latents: Any
+    step: int = static()
+    low: float = static()
+    high: float = static()
+    words: tuple[str, ...] = static(())
+    max_length: int = static(0)
+
+    @property
+    def schedule(self) -> Any:
+        """The noise schedule."""
+        return self.diffusion.schedule(self.params)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of an example that the network denoises: of data, or of a code in latents."""
+        return self.diffusion.shape
+
+    def with_sampling(self, **changes: Any) -> "Pretrained":
+        """The model with other settings of `Sampling`, such as `guidance=2.0, sampler="unipc", num_steps=20`."""
+        sampling = dataclasses.replace(self.diffusion.sampling, **changes)
+        return dataclasses.replace(self, diffusion=dataclasses.replace(self.diffusion, sampling=sampling))
+
+    def denoiser(self, label: Array | None = None, weight: Scalar | None = None) -> Denoiser:
+        """The denoiser (x, t) -> E[x0 | x_t = x].
+
+        Args:
+          label: () or (B,) classes, or tokens (B, m) of captions; None for no condition.
+          weight: of classifier-free guidance; None for that of the export.
+        """
+        model = self if weight is None else self.with_sampling(guidance=weight)
+        return model.diffusion.denoiser(self.params, label)
+
+    def sample(self, key: Key, n: int, label: Array | None = None) -> Array:
+        """Samples (n, *shape) in about [-1, 1], decoded for a model in latents.
+
+        Args:
+          key: sample i depends on fold_in(key, i) alone.
+          n: number of samples, >= 1.
+          label: () or (n,) classes, or tokens (n, m); None for all classes in turn, or for no condition.
+        """
+        check_count("n", n)
+        if label is None and self.diffusion.condition == "label":
+            label = jnp.arange(n) % self.diffusion.num_classes  # type: ignore[operator]
+        elif label is not None and jnp.ndim(label) == 0:
+            label = jnp.full(n, label)
+        x: Array = self.diffusion.generate(self.params, random.keys_at(key, jnp.arange(n)), label)
+        return x if self.latents is None else self.decode(x)
+
+    def decode(self, x0: Array) -> Array:
+        """The data of scaled codes x0."""
+        variables, z = {"params": self.latents.params}, x0 / self.latents.scale
+        decoded: Array = _autoencoder(self.latents.network).apply(variables, z, method="decode")
+        return decoded
+
+    def denormalise(self, x: Array) -> np.ndarray:
+        """Samples in [-1, 1] in the units of the data; rounded and clipped to uint8 for images."""
+        scaled = self.low + (np.asarray(x, np.float64) + 1) / 2 * (self.high - self.low)
+        return np.round(np.clip(scaled, self.low, self.high)).astype(np.uint8)
+
+
+def save(
+    folder: str | os.PathLike[str],
+    diffusion: Diffusion,
+    params: Params,
+    *,
+    step: int,
+    data_range: tuple[float, float],
+    latents: Latents | None = None,
+    words: Sequence[str] = (),
+    max_length: int = 0,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an export to a new folder, in one move.
+
+    Args:
+      folder: must not exist.
+      diffusion: the specification.
+      params: the parameters.
+      step: the number of training steps.
+      data_range: (low, high) of the stored data.
+      latents: the latent space, None for a model of the data itself.
+      words: the vocabulary of a model of captions.
+      max_length: the number of words of a caption that the model reads.
+      more: further JSON, such as the config of the run; `load` ignores it.
+
+    Raises:
+      ValueError: if the folder exists.
+    """
+    from safetensors import numpy
+
+    folder = Path(folder).expanduser().absolute()
+    if folder.exists():
+        raise ValueError(f"folder must not exist yet, got {folder}")
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    numpy.save_file(flatten(params), part / WEIGHTS)
+    if latents is not None:
+        numpy.save_file(flatten(latents.params), part / AUTOENCODER)
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "step": step,
+        "range": list(data_range),
+        "diffusion": describe(diffusion),
+        "autoencoder": None
+        if latents is None
+        else {"network": json.loads(latents.network), "scale": float(latents.scale)},
+        "words": list(words),
+        "max_length": max_length,
+        "more": dict(more or {}),
+        "files": {path.name: _digest(path.read_bytes()) for path in sorted(part.glob("*.safetensors"))},
+    }
+    content["digest"] = _digest(json.dumps(content, sort_keys=True).encode())
+    (part / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
+    for path in (*part.iterdir(), part):
+        _sync(path)
+    os.rename(part, folder)
+    _sync(folder.parent)
+
+
+def load(path: str | os.PathLike[str]) -> Pretrained:
+    """Load a model that `python -m experiments.export` wrote. Needs flax and safetensors.
+
+    >>> model = diffax.load("exports/digits")                        # doctest: +SKIP
+    >>> images = model.denormalise(model.sample(jax.random.key(0), 10))   # doctest: +SKIP
+
+    Args:
+      path: the folder; ~ is expanded.
+
+    Raises:
+      ValueError: if the folder is no export, has another version, or a file is missing or damaged.
+    """
+    folder = Path(path).expanduser().absolute()
+    content = read(folder)
+    diffusion = specification(content["diffusion"])
+    space = content["autoencoder"]
+    latents = None
+    if space is not None:
+        params = unflatten(read_tensors(folder, AUTOENCODER, content))
+        latents = Latents(json.dumps(space["network"]), params, space["scale"])
+    low, high = content["range"]
+    return Pretrained(
+        diffusion,
+        unflatten(read_tensors(folder, WEIGHTS, content)),
+        latents,
+        step=content["step"],
+        low=low,
+        high=high,
+        words=tuple(content["words"]),
+        max_length=content["max_length"],
+    )
+
+
+def is_export(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder has the files of an export, damaged or not."""
+    return (Path(folder) / CONFIG).is_file() and (Path(folder) / WEIGHTS).is_file()
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The content of config.json.
+
+    Raises:
+      ValueError: if it is missing, damaged, or of another version.
+    """
+    if not is_export(folder):
+        raise ValueError(f"path must be a folder that experiments.export wrote, got {folder}")
+    try:
+        content: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        rest = {key: value for key, value in content.items() if key != "digest"}
+        is_whole = content["digest"] == _digest(json.dumps(rest, sort_keys=True).encode())
+        version = content["format"]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG} must be that of an export ({error!r})") from error
+    if version != FORMAT:
+        raise ValueError(
+            f"{folder / CONFIG} must have format {FORMAT!r}, got {version!r}: use the diffax that wrote it"
+        )
+    if not is_whole:
+        raise ValueError(f"{folder / CONFIG} does not match its digest")
+    return content
+
+
+def read_tensors(folder: Path, name: str, content: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a file of an export.
+
+    Raises:
+      ValueError: if it is missing or does not match its digest.
+    """
+    try:
+        from safetensors import numpy
+    except ImportError as error:
+        raise ValueError("exports need safetensors: pip install 'diffax[interop]'") from error
+    try:
+        data = (folder / name).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{folder / name} cannot be read ({error.strerror})") from error
+    if _digest(data) != content["files"].get(name):
+        raise ValueError(f"{folder / name} does not match its digest")
+    arrays: dict[str, np.ndarray] = numpy.load(data)
+    return arrays
+
+
+def describe(diffusion: Diffusion) -> dict[str, Any]:
+    """The specification as JSON."""
+    values = {field.name: getattr(diffusion, field.name) for field in dataclasses.fields(diffusion)}
+    sampling = {field.name: getattr(diffusion.sampling, field.name) for field in dataclasses.fields(diffusion.sampling)}
+    curve = {"name": diffusion.curve.name, **diffusion.curve.parameters}
+    return values | {"curve": curve, "sampling": sampling, "network": json.loads(diffusion.network)}
+
+
+def specification(content: Mapping[str, Any]) -> Diffusion:
+    """The specification of `describe`."""
+    curve, sampling = dict(content["curve"]), dict(content["sampling"])
+    name = curve.pop("name")
+    if sampling["interval"] is not None:
+        sampling["interval"] = tuple(sampling["interval"])
+    own: dict[str, Any] = {"curve": Spec.of(name, curve, is_static=name == "learned" or name.endswith("_betas"))}
+    own |= {
+        "sampling": Sampling(**sampling),
+        "network": json.dumps(content["network"]),
+        "shape": tuple(content["shape"]),
+    }
+    return Diffusion(**{**content, **own})
+
+
+def flatten(params: Params) -> dict[str, np.ndarray]:
+    """{path: array} of a tree of dicts, with the names of a path joined by "."."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {".".join(str(key.key) for key in path): np.ascontiguousarray(leaf) for path, leaf in leaves}
+
+
+def unflatten(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The tree of `flatten`, with JAX arrays."""
+    tree: dict[str, Any] = {}
+    for path, array in arrays.items():
+        *groups, name = path.split(".")
+        node = tree
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[name] = jnp.asarray(array)
+    return tree
+
+
+def _autoencoder(description: str) -> Any:
+    from diffax.nn.description import autoencoder_from_description
+
+    return autoencoder_from_description(json.loads(description))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=32).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,275 @@
+"""The specification of a diffusion model: names are static, numbers are leaves that may be traced."""
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from diffax import denoisers, guidance, random, samplers, sampling, schedules
+from diffax._pytrees import pytree, static
+from diffax.denoisers import Moments, denoiser
+from diffax.predictions import initial_noise
+from diffax.pretrained import _calls
+from diffax.typing import Array, Denoiser, Grid, Key, Keys, Kind, Params, Scalar, Schedule, Tree
+
+# How the network gets the time: (scale of its time embedding, (schedule, t) -> its second argument).
+TIMES: dict[str, tuple[float, Callable[[Any, Any], Any]]] = {
+    "t": (1000.0, lambda schedule, t: t),
+    "log_snr": (25.0, lambda schedule, t: schedule.log_snr(t)),  # [-20, 20] spans as much as [0, 1] does at 1000
+}
+
+
+@pytree
+class Spec:
+    """A name with its parameters, from which `make` builds an object inside a jitted function.
+
+    Attributes:
+      name: a name in a table of constructors.
+      numbers: {parameter: float}, which may be traced.
+      rest: (parameter, value) for ints and strings, which are static.
+    """
+
+    name: str = static()
+    numbers: dict[str, Any]
+    rest: tuple[tuple[str, Any], ...] = static(())
+
+    @classmethod
+    def of(cls, name: str, parameters: Mapping[str, Any], *, is_static: bool = False) -> "Spec":
+        """The specification with floats as leaves; with `is_static` all parameters are static."""
+        numbers = {k: v for k, v in parameters.items() if isinstance(v, float) and not is_static}
+        return cls(name, numbers, tuple((k, v) for k, v in parameters.items() if k not in numbers))
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All parameters."""
+        return {**self.numbers, **dict(self.rest)}
+
+    def make(self, table: Mapping[str, Callable[..., Any]]) -> Any:
+        """The object: table[name](**parameters)."""
+        return table[self.name](**self.parameters)
+
+
+SCHEDULES = {name: row.make for name, row in schedules.CATALOGUE.items()}
+
+
+@pytree
+class Sampling:
+    """How samples are drawn. None switches a part off, and is static as the structure of a tree is.
+
+    Attributes:
+      eta: the noise level of the sampler; None for its own default.
+      guidance: weight of classifier-free guidance; None for no guidance.
+      interval: (low, high), the times at which guidance acts; None for all.
+      rescale: phi of Lin et al. 2024, section 3.4; None for none.
+      sampler: name of the sampler.
+      grid: name of the step grid.
+      num_steps: number of denoiser calls, rounded down to what the steps of the sampler need.
+      clip: whether x0 is clipped to [-1, 1].
+    """
+
+    eta: Any
+    guidance: Any
+    interval: Any
+    rescale: Any
+    sampler: str = static("ddim")
+    grid: str = static("uniform_log_snr")
+    num_steps: int = static(50)
+    clip: bool = static(True)
+
+
+@pytree
+class Diffusion:
+    """A diffusion model without its parameters. The methods build objects inside the function that is jitted.
+
+    Attributes:
+      curve: specification of the schedule. A learned schedule is a part of the parameters: {"network", "schedule"}.
+      sigma_data: standard deviation of the data, for the prediction kind "edm".
+      sampling: how samples are drawn.
+      network: description of the network as JSON, see `nn.from_description`.
+      prediction: the prediction kind.
+      time: "t" or "log_snr", the second argument of the network.
+      condition: "label", "tokens" or "" for none.
+      num_classes: number of classes of the data, None without classes.
+      learned_variance: whether the second half of the network's channels is a variance, see `Moments`.
+      shape: of one example, (*space, C).
+    """
+
+    curve: Spec
+    sigma_data: Any
+    sampling: Sampling
+    network: str = static()
+    prediction: Kind = static()
+    time: str = static()
+    condition: str = static()
+    num_classes: int | None = static()
+    learned_variance: bool = static()
+    shape: tuple[int, ...] = static()
+
+    @property
+    def module(self) -> Any:
+        """The network, a Linen module."""
+        return _module(self.network)
+
+    @property
+    def learns_schedule(self) -> bool:
+        """Whether the schedule is trained, so that the parameters contain it."""
+        return self.curve.name == "learned"
+
+    @property
+    def null(self) -> int | None:
+        """The condition that stands for "no condition": the null label or the padding token; None without one."""
+        if self.condition == "tokens":
+            from diffax.nn.text import PADDING
+
+            return PADDING
+        return self.num_classes if self.condition == "label" else None
+
+    def init(self, key: Key) -> Params:
+        """The first parameters."""
+        params = self.module.init(key, jnp.zeros((1, *self.shape)), jnp.zeros(1))["params"]
+        if not self.learns_schedule:
+            return params
+        curve = self.schedule()
+        leaves = {name: getattr(curve, name) for name in curve.__dataclass_fields__ if name != "scaling"}
+        return {"network": params, "schedule": leaves}
+
+    def schedule(self, params: Params | None = None) -> Any:
+        """The noise schedule. params: for a learned schedule; None for its initial values."""
+        curve: Any = self.curve.make(SCHEDULES)
+        if params is None or not self.learns_schedule:
+            return curve
+        return schedules.Learned(**params["schedule"], scaling=curve.scaling)
+
+    def predict(
+        self,
+        params: Params,
+        condition: Array | None = None,
+        *,
+        key: Key | None = None,
+        of_time: Callable[[Schedule, Array], Array] | None = None,
+        module: Any = None,
+    ) -> Callable[..., Any]:
+        """The network as a function (x, t) -> y.
+
+        Args:
+          params: the parameters.
+          condition: labels () or (B,), or tokens (B, m); None for none.
+          key: () or (B,) dropout keys; None to disable dropout.
+          of_time: (schedule, t) -> second argument of the network; None for that of `time`.
+          module: a copy of the network with other settings, such as `nn.with_implementation`; None for the network.
+        """
+        second = of_time or TIMES[self.time][1]
+        curve, module = self.schedule(params), module or self.module
+        network_params = params["network"] if self.learns_schedule else params
+
+        def bound(x: Array, t: Array) -> Any:
+            y = module.apply({"params": network_params}, x, second(curve, t), condition, key=key)
+            return Moments(*jnp.split(y, 2, -1)) if self.learned_variance else y
+
+        return bound
+
+    def denoiser(
+        self,
+        params: Params,
+        condition: Array | None = None,
+        *,
+        log_prob: Callable[..., Array] | None = None,
+        scale: Scalar = 1.0,
+        module: Any = None,
+    ) -> Denoiser:
+        """The denoiser that samples are drawn with: guided and clipped as `sampling` says.
+
+        log_prob: (x, t) -> (B,), the log-probability of a classifier to guide with as well, at this scale.
+        """
+        curve = self.schedule(params)
+
+        def conditional(x: Tree, t: Any, condition: Any) -> Any:
+            predict = self.predict(params, condition, module=module)
+            return denoiser(predict, curve, self.prediction, sigma_data=self.sigma_data)(x, t)
+
+        result: Denoiser = lambda x, t: conditional(x, t, None)  # noqa: E731
+        if condition is not None and self.null is not None:
+            result = self._guided(curve, conditional, condition)
+        if log_prob is not None:
+            result = denoisers.on_x0(lambda d: guidance.classifier_guidance(d, log_prob, curve, scale), result)
+        if self.sampling.clip:
+            result = denoisers.on_x0(denoisers.clip_static, result)
+        return result if self.sampling.sampler == "ddpm_learned" else denoisers.mean_only(result)
+
+    def _guided(self, curve: Schedule, conditional: Callable[..., Any], condition: Array) -> Any:
+        """Classifier-free guidance with one call of the network for both branches."""
+        weight, rescale, null = self.sampling.guidance, self.sampling.rescale, self.null
+
+        def plain(x: Tree, t: Any) -> Any:
+            return conditional(x, t, condition)
+
+        def unconditional(x: Tree, t: Any) -> Any:
+            return conditional(x, t, None)
+
+        def guide(conditional: Denoiser, unconditional: Denoiser) -> Any:
+            guided = guidance.classifier_free_guidance(conditional, unconditional, weight)
+            kind = {"kind": self.prediction, "schedule": curve, "sigma_data": self.sigma_data}
+            return guidance.guidance_rescale(guided, conditional, 0.0 if rescale is None else rescale, **kind)
+
+        if weight is None:
+            return plain
+        if self.learned_variance:
+            guided = denoisers.on_x0(guide, plain, unconditional)
+        elif rescale is not None:
+            guided = guidance.batched_guidance(guide, conditional, condition, null)
+        else:
+            guided = guidance.batched_classifier_free_guidance(conditional, condition, null, weight)
+        return (
+            guided
+            if self.sampling.interval is None
+            else guidance.guidance_interval(guided, plain, *self.sampling.interval)
+        )
+
+    def sampler(self, params: Params | None = None) -> samplers.Sampler:
+        """The sampler."""
+        return samplers.by_name(self.sampling.sampler, self.schedule(params), self.sampling.eta)
+
+    def times(self, params: Params | None = None) -> Grid:
+        """The step grid: as many entries as `sampling.num_steps` denoiser calls suffice for."""
+        curve, name = self.schedule(params), self.sampling.sampler
+        return _calls.step_grid(name, self.sampling.grid, curve, _calls.entries(name, curve, self.sampling.num_steps))
+
+    def generate(
+        self,
+        params: Params,
+        keys: Keys,
+        condition: Array | None = None,
+        *,
+        times: Grid | None = None,
+        start: Tree | None = None,
+        classify: Callable[..., Any] | None = None,
+        scale: Scalar = 1.0,
+    ) -> Any:
+        """Samples (B, *shape), for keys (B,) and conditions of B examples or None.
+
+        Args:
+          params: the parameters.
+          keys: (B,); sample i depends on key i alone.
+          condition: labels (B,) or tokens (B, m).
+          times: the step grid; None for that of `times`.
+          start: an example (*shape) to start from, with the noise of times[0]; None for noise alone.
+          classify: condition -> log_prob as in `denoiser`.
+          scale: of the guidance by `classify`.
+        """
+        noise, steps = random.fold_in(keys, 0), random.fold_in(keys, 1)
+        curve, grid = self.schedule(params), self.times(params) if times is None else times
+        x: Any = initial_noise(noise, curve, (len(keys), *self.shape), grid[0])
+        if start is not None:
+            x = x + curve(grid[0]).alpha * start
+        log_prob = None if classify is None else classify(condition)
+        denoise = self.denoiser(params, condition, log_prob=log_prob, scale=scale)
+        return sampling.sample(steps, self.sampler(params), denoise, x, grid)
+
+
+@functools.lru_cache
+def _module(description: str) -> Any:
+    from diffax.nn.description import from_description
+
+    return from_description(json.loads(description))

@@ -1,0 +1,259 @@
+"""Settings of a command: the config file, `--config.KEY=VALUE`, and checks of keys and types.
+
+--config=PATH[:ARGUMENT] or --config=NAME      a file with get_config(), or the name of one in experiments/configs
+--config.a.b=VALUE                             changes a setting; VALUE is read by the type of its default
+"""
+
+import ast
+import contextlib
+import difflib
+import importlib.util
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.configs import default
+
+# The keys of these groups are the parameters of what a name says.
+OPEN_GROUPS = ("schedule", "weighting_parameters", "times_parameters")
+CONFIGS = Path(default.__file__).parent
+
+
+@contextlib.contextmanager
+def at(path: str) -> Iterator[None]:
+    """Put the path of a setting in front of errors: "num_steps must be ..." -> "config.train.num_steps must be ..."."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(message if message.startswith(path) else f"{path}.{message}") from error
+
+
+def load_module(path: Path, what: str, names: Sequence[str]) -> Any:
+    """The module of a Python file, which must define these functions. what: the name of the argument, for errors.
+
+    Raises:
+      ValueError: if there is no such file, it cannot be run, or lacks a function.
+    """
+    spec = importlib.util.spec_from_file_location(f"{what}_{path.stem}", path) if path.is_file() else None
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{what} must be a Python file, got {path}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # anything may be wrong in a user's file
+        raise ValueError(f"{what} {path} cannot be read: {type(error).__name__}: {error}") from error
+    for name in names:
+        if not callable(getattr(module, name, None)):
+            raise ValueError(f"{what} {path} must define {name}()")
+    return module
+
+
+def load_config(text: str, changes: Sequence[str] = ()) -> ConfigDict:
+    """The config of a file or name with changes "config.a.b=VALUE", its keys and types checked.
+
+    Raises:
+      ValueError: for another file, an unknown key or a value of another type.
+    """
+    name, _, argument = text.partition(":")
+    path = Path(name).expanduser()
+    if not path.exists() and (named := CONFIGS / f"{name.removesuffix('.py')}.py").exists():
+        path = named
+    if not path.exists():
+        names = sorted(
+            file.stem for file in CONFIGS.glob("*.py") if file.stem not in ("__init__", "default", "settings")
+        )
+        raise ValueError(f"config must be a file or one of {', '.join(names)}, got {text}{suggestion(name, names)}")
+    module = load_module(path, "config", ["get_config"])
+    config = module.get_config(argument) if argument else module.get_config()
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"get_config of {path} must return a ConfigDict, got {type(config).__name__}")
+    known = default.get_config()
+    for text in changes:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise ValueError(f"{key} needs a value: --{key}=VALUE")
+        change(config, key, parsed(value, default_of(known, key)), known)
+    check_keys(config, known, "config")
+    return config
+
+
+def default_of(known: Any, key: str) -> Any:
+    """The default of a setting "config.a.b", None for a parameter of an open group."""
+    value: Any = known
+    for name in key.split(".")[1:]:
+        value = value.get(name) if isinstance(value, ConfigDict) else None
+    return value
+
+
+def parsed(text: str, expected: Any = None) -> Any:
+    """The value of a text for a setting with this default: Python's literals, true and false, lists without brackets.
+
+    >>> parsed("1,2", (1,)), parsed("1e3", 5), parsed("true", False), parsed("cosine", "linear"), parsed("none", 0.5)
+    ((1, 2), 1000, True, 'cosine', None)
+    """
+    if isinstance(expected, str):
+        return text
+    literals = {"true": True, "false": False, "none": None}
+    if text.lower() in literals:
+        return literals[text.lower()]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        parts = text.strip("()[]").split(",")
+        return tuple(parts) if isinstance(expected, tuple) and text else text
+    if isinstance(expected, tuple) and not isinstance(value, (tuple, list)):
+        return (value,)
+    whole = isinstance(expected, int) and isinstance(value, float) and value.is_integer()
+    return int(value) if whole else value
+
+
+def change(config: ConfigDict, key: str, value: Any, known: ConfigDict) -> None:
+    """Set "config.a.b" to a value.
+
+    Raises:
+      ValueError: if there is no such setting, or it has another type.
+    """
+    if not isinstance(key, str):
+        raise ValueError(f"{key!r} is no setting: keys are strings")
+    root, *groups, name = key.split(".") if "." in key else ("", key)
+    if root != "config":
+        raise ValueError(f"{key} is no setting: keys start with config.")
+    target: Any = config
+    expected: Any = known
+    path = "config"
+    for group in groups:
+        _check_known(key, group, path, target)
+        if not isinstance(target[group], ConfigDict):
+            raise ValueError(f"{key} is no setting: {path}.{group} is a value, not a group")
+        target, expected, path = target[group], expected.get(group, ConfigDict()), f"{path}.{group}"
+    if path.split(".")[-1] not in OPEN_GROUPS:
+        _check_known(key, name, path, target)
+    value = value.item() if isinstance(value, np.generic) else value
+    value = tuple(value) if isinstance(value, list) else value
+    if name in expected and not isinstance(expected[name], ConfigDict):
+        if not same_type(value, expected[name]):
+            raise ValueError(f"{key} must be of type {type_of(expected[name])}, got {value!r}")
+        is_float = isinstance(expected[name], float) or (expected[name] is None and value is not None)
+        value = float(value) if is_float else value
+    with target.unlocked(), target.ignore_type():
+        target[name] = ConfigDict(value) if isinstance(value, dict) else value
+
+
+def _check_known(key: str, name: str, path: str, group: Any) -> None:
+    if name not in group:
+        near = suggestion(name, list(group))
+        raise ValueError(f"{key} is no setting; those of {path} are {', '.join(group)}{near}")
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """A hint at the nearest of the known names.
+
+    >>> suggestion("num_step", ["num_steps", "seed"])
+    ": did you mean 'num_steps'?"
+    """
+    near = difflib.get_close_matches(name, known, 1)
+    return f": did you mean {near[0]!r}?" if near else ""
+
+
+def check_keys(config: Mapping[str, Any], known: Mapping[str, Any], path: str) -> None:
+    """Raise `ValueError` for settings that are unknown, are missing, or have another type."""
+    for key, value in config.items():
+        _check_known(f"{path}.{key}", key, path, known)
+        expected = known[key]
+        if isinstance(expected, ConfigDict):
+            if not isinstance(value, (ConfigDict, dict)):
+                raise ValueError(f"{path}.{key} must be a group of settings, got {value!r}")
+            if key not in OPEN_GROUPS:
+                check_keys(value, expected, f"{path}.{key}")
+        elif not same_type(value, expected):
+            raise ValueError(f"{path}.{key} must be of type {type_of(expected)}, got {value!r}")
+    for key in known:
+        if key not in config:
+            raise ValueError(f"{path}.{key} is missing")
+
+
+def type_of(expected: Any) -> str:
+    """The type of a setting with this default, for an error."""
+    return "float or None" if expected is None else type(expected).__name__
+
+
+def same_type(value: Any, expected: Any) -> bool:
+    """Whether a setting with this default may have this value: an int for a float, a list for a tuple."""
+    if expected is None:  # a float, or None for a default elsewhere
+        return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    if isinstance(expected, bool) or isinstance(value, bool):
+        return isinstance(expected, bool) and isinstance(value, bool)
+    if isinstance(expected, float):
+        return isinstance(value, (int, float))
+    if isinstance(expected, tuple):
+        of = type(expected[0]) if expected else int
+        return isinstance(value, (tuple, list)) and all(type(v) is of for v in value)
+    return isinstance(value, type(expected))
+
+
+def flatten(value: Any, path: str = "config") -> dict[str, Any]:
+    """{"config.a.b": value} of a nested dict, with lists for tuples, as in JSON."""
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in flatten(inner, f"{path}.{key}").items()}
+    return {path: list(value) if isinstance(value, tuple) else value}
+
+
+def check_rules(config: Any, num_devices: int) -> None:
+    """Raise `ValueError` for settings that are not possible by themselves or together.
+
+    Everything else is checked by the constructors that get the values (`experiments.model.build`).
+    """
+    for group, keys in default.COUNTS.items():
+        for key, least in keys.items():
+            if config[group][key] < least:
+                raise ValueError(f"config.{group}.{key} must be >= {least}, got {config[group][key]}")
+    for path in default.RATES:
+        group, key = path.split(".")
+        if not 0 <= config[group][key] < 1:
+            raise ValueError(f"config.{path} must be in [0, 1), got {config[group][key]}")
+    steps = tuple(config.train.profile)
+    if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+        raise ValueError(f"config.train.profile must be () or two steps (first, last), got {steps}")
+    default.check(config)
+    _check_batch(config, num_devices)
+    check_guidance("config.sampling.guidance", config.sampling, can_guide(config))
+
+
+def can_guide(config: Any) -> str:
+    """Why a model cannot be guided, "" if it can."""
+    if not (config.network.conditional or config.text.enabled):
+        return "for a network without classes"
+    return "" if config.loss.p_uncond else "without a null label (config.loss.p_uncond = 0)"
+
+
+def check_guidance(name: str, sampling: Any, reason: str) -> None:
+    """Raise `ValueError` for guidance that is not possible. reason: why the model cannot be guided, "" if it can."""
+    phi, bounds = sampling.guidance_rescale, tuple(sampling.guidance_interval)
+    if not math.isfinite(sampling.guidance):
+        raise ValueError(f"{name} must be finite, got {sampling.guidance}")
+    if not 0 <= phi <= 1:
+        raise ValueError(f"{name}_rescale must be in [0, 1], got {phi}")
+    if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] <= 1:
+        raise ValueError(f"{name}_interval must be two times, 0 <= low <= high <= 1, got {bounds}")
+    if sampling.guidance != 1 and reason:
+        raise ValueError(f"{name} must be 1 {reason}, got {sampling.guidance}")
+
+
+def _check_batch(config: Any, num_devices: int) -> None:
+    """Raise `ValueError` unless a batch can be split over the devices, and accumulated there."""
+    size, parts = config.dataset.batch_size, config.optimizer.accumulate
+    if size % num_devices:
+        raise ValueError(f"config.dataset.batch_size must be a multiple of the {num_devices} devices, got {size}")
+    on_each = size // num_devices
+    if on_each % parts:
+        raise ValueError(f"config.optimizer.accumulate must divide the {on_each} examples of a device, got {parts}")
+    if config.loss.spread == "antithetic" and on_each // parts % 2:
+        raise ValueError(
+            "config.dataset.batch_size must be even on each device, in each of config.optimizer.accumulate parts, for "
+            f"config.loss.spread = 'antithetic', got {size} on {num_devices} in {parts}"
+        )

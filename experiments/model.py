@@ -1,0 +1,231 @@
+"""From a config to objects, once: `build(config, data)`.
+
+A model is a pytree of specifications: names are static and numbers are leaves, so a sweep may put traced values into
+the leaves. Its methods build schedule, sampler, loss and optimiser inside the function that is jitted. Below a
+command's `main` only `build` reads a config.
+"""
+
+import inspect
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+import diffax
+from diffax._checks import choose
+from diffax._pytrees import pytree
+from diffax.nn.autoencoding import RECONSTRUCTIONS
+from diffax.nn.description import DTYPES, autoencoder_from_description, from_description
+from diffax.predictions import KINDS
+from diffax.pretrained import SCHEDULES, TIMES, Diffusion, Sampling, Spec
+from experiments.configs.settings import at
+from experiments.models import objectives, samplers
+from experiments.models.autoencoder import AutoencoderModel
+from experiments.models.noisy_classifier import ClassifierModel, NoisyClassifier
+from experiments.models.objectives import Loss, Objective
+from experiments.models.optimizers import Optimizer
+
+OF_THE_BASE = ("config.prediction", "config.sigma_data", "config.schedule.", "config.network.", "config.text.")
+OF_THE_ADAPTERS = ("config.network.dropout_rate", "config.network.dtype", "config.network.remat")
+
+
+class Data(NamedTuple):
+    """What a model has to know about its data. shape: of an example, (*space, C); range: of the stored values."""
+
+    shape: tuple[int, ...]
+    num_classes: int | None
+    range: tuple[float, float]
+
+
+@pytree
+class Model:
+    """A diffusion model and how it is trained."""
+
+    diffusion: Diffusion
+    loss: Loss
+    optimizer: Optimizer
+
+    def init(self, key: Any) -> Any:
+        """The first parameters."""
+        return self.diffusion.init(key)
+
+    def objective(self, *, module: Any = None) -> Objective:
+        """The loss of each example. module: a network in place of the model's."""
+        return objectives.objective(self.diffusion, self.loss, module=module)
+
+    def check(self) -> None:
+        """Raise `ValueError` for parts that cannot be built, or not together."""
+        diffax.denoiser(lambda x, t: x, self.diffusion.schedule(), self.diffusion.prediction)
+        objectives.make(self.loss.weighting, objectives.WEIGHTINGS, self.diffusion)
+        objectives.make(self.loss.times, objectives.TIMES, self.diffusion)
+        with at("config.sampling"):
+            self.diffusion.sampler()
+            self.diffusion.times()
+
+
+def build(config: Any, data: Data) -> Model | AutoencoderModel | ClassifierModel:
+    """The model of config.model, "diffusion", "autoencoder" or "classifier", for these data.
+
+    Raises:
+      ValueError: for a setting that is not possible; the error begins with its path.
+    """
+    optimizer = Optimizer(
+        **config.optimizer.to_dict(), num_steps=config.train.num_steps, normalises=config.network.name == "edm2"
+    )
+    with at("config.optimizer"):
+        optimizer.make()
+    model: Model | AutoencoderModel | ClassifierModel
+    if config.model == "autoencoder":
+        model = _autoencoder(config.autoencoder.to_dict(), data, optimizer)
+    elif config.model == "classifier":
+        if not data.num_classes:
+            raise ValueError(f"config.dataset.name must be a data set with labels, got {config.dataset.name!r}")
+        model = _classifier(config.network, data, data.num_classes, _schedule(config.schedule), optimizer)
+    else:
+        conditional = config.network.conditional
+        if conditional and not data.num_classes:
+            raise ValueError(f"config.network.conditional must be False: dataset {config.dataset.name!r} has no labels")
+        choose("config.prediction", config.prediction, KINDS)
+        if not config.sigma_data > 0:
+            raise ValueError(f"config.sigma_data must be > 0, got {config.sigma_data}")
+        diffusion = Diffusion(
+            curve=_schedule(config.schedule),
+            sigma_data=config.sigma_data,
+            sampling=sampling(config.sampling),
+            network=_network(config.network.to_dict(), config.text, data),
+            prediction=config.prediction,
+            time=config.network.time,
+            condition="tokens" if config.text.enabled else "label" if conditional else "",
+            num_classes=data.num_classes,
+            learned_variance=config.network.learned_variance,
+            shape=data.shape,
+        )
+        model = Model(diffusion, _loss(config.loss, data, config.dataset.batch_size), optimizer)
+        model.check()
+    with at("config.network"):
+        jax.eval_shape(model.init, jax.random.key(0))
+    return model
+
+
+def _autoencoder(settings: dict[str, Any], data: Data, optimizer: Optimizer) -> AutoencoderModel:
+    kl_weight, reconstruction = settings.pop("kl_weight"), settings.pop("reconstruction")
+    choose("config.autoencoder.reconstruction", reconstruction, RECONSTRUCTIONS)
+    choose("config.autoencoder.dtype", settings["dtype"], DTYPES)
+    description = settings | {"sample_channels": data.shape[-1]}
+    with at("config.autoencoder"):
+        autoencoder_from_description(description)
+    return AutoencoderModel(kl_weight, optimizer, json.dumps(description), reconstruction, data.shape)
+
+
+def _classifier(settings: Any, data: Data, num_classes: int, curve: Spec, optimizer: Optimizer) -> ClassifierModel:
+    choose("config.network.time", settings.time, TIMES)
+    net = NoisyClassifier(
+        num_classes=num_classes,
+        channels=settings.channels,
+        channel_multipliers=tuple(settings.channel_multipliers),
+        num_res_blocks=settings.num_res_blocks,
+        dropout_rate=settings.dropout_rate,
+        time_scale=TIMES[settings.time][0],
+        dtype=choose("config.network.dtype", settings.dtype, DTYPES),
+    )
+    return ClassifierModel(curve, optimizer, net, settings.time, data.shape)
+
+
+def sampling(settings: Any, path: str = "config.sampling.") -> Sampling:
+    """The specification of config.sampling; guidance 1, rescale 0 and the interval (0, 1) switch these off.
+
+    Raises:
+      ValueError: for an unknown name, or a noise level that the sampler does not have.
+    """
+    samplers.check_sampler(f"{path}sampler", settings.sampler)
+    samplers.check_grid(f"{path}grid", settings.grid)
+    samplers.check_eta(f"{path}eta", settings.sampler, settings.eta)
+    low, high = settings.guidance_interval
+    return Sampling(
+        eta=settings.eta,
+        guidance=None if settings.guidance == 1 else settings.guidance,
+        interval=None if (low, high) == (0, 1) else (low, high),
+        rescale=settings.guidance_rescale or None,
+        sampler=settings.sampler,
+        grid=settings.grid,
+        num_steps=settings.num_steps,
+        clip=settings.clip,
+    )
+
+
+def _schedule(settings: Mapping[str, Any]) -> Spec:
+    parameters = dict(settings)
+    name = parameters.pop("name", None)
+    if name is None:
+        raise ValueError(f"config.schedule.name is missing; known are {', '.join(SCHEDULES)}")
+    choose("config.schedule.name", name, SCHEDULES)
+    known = inspect.signature(SCHEDULES[name]).parameters
+    _check_parameters("config.schedule", name, parameters, tuple(known), ("scaling",))
+    if "num_steps" in parameters and not (isinstance(parameters["num_steps"], int) and parameters["num_steps"] >= 1):
+        raise ValueError(f"config.schedule.num_steps must be an int >= 1, got {parameters['num_steps']!r}")
+    missing = [key for key, p in known.items() if p.default is p.empty and key not in parameters]
+    if missing:
+        raise ValueError(f"config.schedule.{missing[0]} is missing: {name} has no default for it")
+    # A learned schedule is a part of the parameters, and the host computes a table.
+    spec = Spec.of(name, parameters, is_static=name == "learned" or name.endswith("_betas"))
+    with at("config.schedule"):
+        spec.make(SCHEDULES)
+    return spec
+
+
+def _loss(settings: Any, data: Data, batch_size: int) -> Loss:
+    choose("config.loss.objective", settings.objective, objectives.OBJECTIVES)
+    choose("config.loss.spread", settings.spread, objectives.SPREADS)
+    width, expected = settings.bin_width, 2 / (data.range[1] - data.range[0])
+    if width > 0 and not math.isclose(width, expected, rel_tol=1e-6):
+        raise ValueError(f"config.loss.bin_width must be {expected:g} for these data, got {width:g}")
+    return Loss(
+        weighting=_of_loss(settings, "weighting", objectives.WEIGHTINGS),
+        times=_of_loss(settings, "times", objectives.TIMES),
+        p_uncond=settings.p_uncond,
+        vlb_weight=settings.vlb_weight,
+        objective=settings.objective,
+        spread=settings.spread,
+        bin_width=width,
+        learn_ends=settings.learn_ends,
+        batch_size=batch_size,
+    )
+
+
+def _of_loss(settings: Any, setting: str, table: Mapping[str, Callable[..., Any]]) -> Spec:
+    """The specification of config.loss.SETTING with config.loss.SETTING_parameters."""
+    name, parameters = settings[setting], dict(settings[f"{setting}_parameters"])
+    choose(f"config.loss.{setting}", name, table)
+    known = tuple(key for key in objectives.parameters(table[name]) if key not in objectives.SHARED)
+    _check_parameters(f"config.loss.{setting}_parameters", name, parameters, known)
+    return Spec.of(name, parameters)
+
+
+def _check_parameters(
+    path: str, name: str, parameters: Any, known: tuple[str, ...], texts: tuple[str, ...] = ()
+) -> None:
+    for key, value in parameters.items():
+        if key not in known:
+            raise ValueError(f"{path}.{key} is no parameter of {name}; those are {', '.join(known) or 'none'}")
+        if key not in texts and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ValueError(f"{path}.{key} must be a number, got {value!r}")
+
+
+def _network(settings: dict[str, Any], text: Any, data: Data) -> str:
+    """The description of the network, as JSON."""
+    choose("config.network.time", settings["time"], TIMES)
+    choose("config.network.dtype", settings["dtype"], DTYPES)
+    encoder = {name: text[name] for name in ("vocab_size", "width", "depth", "num_heads")}
+    description = settings | {
+        "num_classes": data.num_classes if settings["conditional"] else None,
+        "outputs": 1 + settings["learned_variance"],
+        "time_scale": TIMES[settings["time"]][0],
+        "text": encoder if text.enabled else None,
+    }
+    for name in ("conditional", "time", "learned_variance"):
+        del description[name]
+    with at("config.network"):
+        from_description(description)
+    return json.dumps(description)

@@ -1,0 +1,55 @@
+"""Drawing samples: a generator with its parameters, over any number of indices."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffax import random
+
+
+class Source(NamedTuple):
+    """What samples are drawn from.
+
+    generate: (params, keys (B,), conditions) -> (B, *shape) in [-1, 1], on the host. cycle: conditions in turn, labels
+    (N,) or tokens (N, m); None for no condition. step: of the checkpoint. range: of the stored data. settings: what
+    settings.json has to contain about the source.
+    """
+
+    generate: Callable[..., np.ndarray]
+    params: Any
+    cycle: np.ndarray | None
+    step: int
+    range: tuple[float, float]
+    dataset: dict[str, Any]
+    sampling: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def draw(
+    generate: Callable[..., Any],
+    params: Any,
+    seed: int,
+    index: np.ndarray,
+    cycle: np.ndarray | None,
+    *,
+    batch_size: int,
+    update: Callable[[int], Any] = lambda last: None,
+) -> np.ndarray:
+    """The samples of these indices (N,), on the host.
+
+    Sample i depends on the seed and i alone: its key is fold_in(key(seed), i), its condition cycle[i mod len(cycle)].
+    The last batch is filled up, so that every call has the shapes that were compiled.
+
+    update: called with the last index of each batch, once it is drawn.
+    """
+    parts, root = [], jax.random.key(seed)
+    for at in range(0, len(index), batch_size):
+        part = index[at : at + batch_size]
+        filled = np.resize(part, batch_size)
+        condition = None if cycle is None else jnp.asarray(cycle[filled % len(cycle)])
+        parts.append(np.asarray(generate(params, random.keys_at(root, filled), condition))[: len(part)])
+        update(int(part[-1]))
+    return np.concatenate(parts)

@@ -1,0 +1,32 @@
+"""The optimiser of every kind of model."""
+
+from typing import Any
+
+import optax
+
+from diffax._pytrees import pytree, static
+from diffax.nn.edm2 import forced_weight_norm
+from diffax.training import adamw
+
+
+@pytree
+class Optimizer:
+    """AdamW, with the settings of config.optimizer. normalises: whether a step normalises the weights, as for EDM2."""
+
+    learning_rate: Any
+    weight_decay: Any
+    b1: Any
+    b2: Any
+    clip_norm: Any
+    ema_decay: Any
+    warmup_steps: int = static()
+    decay: str = static()
+    accumulate: int = static()
+    num_steps: int = static()
+    normalises: bool = static()
+
+    def make(self) -> optax.GradientTransformation:
+        """The optimiser."""
+        names = ("learning_rate", "weight_decay", "b1", "b2", "clip_norm", "warmup_steps", "decay", "num_steps")
+        steps = adamw(**{name: getattr(self, name) for name in names})
+        return optax.chain(steps, optax.stateless(forced_weight_norm)) if self.normalises else steps
