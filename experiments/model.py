@@ -5,6 +5,7 @@ the leaves. Its methods build schedule, sampler, loss and optimiser inside the f
 command's `main` only `build` reads a config.
 """
 
+import functools
 import inspect
 import json
 import math
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 import diffax
 from diffax._checks import choose
@@ -46,6 +48,11 @@ class Model:
     diffusion: Diffusion
     loss: Loss
     optimizer: Optimizer
+
+    @property
+    def module(self) -> Any:
+        """The network."""
+        return self.diffusion.module
 
     def init(self, key: Any) -> Any:
         """The first parameters."""
@@ -105,8 +112,15 @@ def build(config: Any, data: Data) -> Model | AutoencoderModel | ClassifierModel
         model = Model(diffusion, _loss(config.loss, data, config.dataset.batch_size), optimizer)
         model.check()
     with at("config.network"):
-        jax.eval_shape(model.init, jax.random.key(0))
+        _check_shape(model.module, data.shape, config.model)
     return model
+
+
+@functools.lru_cache(maxsize=64)
+def _check_shape(module: Any, shape: tuple[int, ...], kind: str) -> None:
+    """Raise `ValueError` if a network does not fit examples of this shape."""
+    times = () if kind == "autoencoder" else (jnp.zeros(1),)
+    jax.eval_shape(lambda key: module.init(key, jnp.zeros((1, *shape)), *times), jax.random.key(0))
 
 
 def _autoencoder(settings: dict[str, Any], data: Data, optimizer: Optimizer) -> AutoencoderModel:

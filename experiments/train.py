@@ -20,13 +20,13 @@ from diffax.training import Every
 from diffax.training.parallel import over_batch
 from diffax.training.processes import check_equal, check_shared, is_first, on_all
 from experiments.configs import settings
-from experiments.data import datasets, pipeline
+from experiments.data import pipeline
 from experiments.data.pictures import Pictures
-from experiments.model import Data, build
 from experiments.models import adapters, autoencoder, captions, latents, noisy_classifier, samplers
 from experiments.models.digests import digest
-from experiments.run import devices, distributed, loading
+from experiments.run import devices, distributed
 from experiments.run.command import changes, launch, path_of, run_errors, usage_errors
+from experiments.run.opening import FORMS, opened
 from experiments.run.workdir import claim, read_json, write_json
 
 CONFIG = flags.DEFINE_string(
@@ -36,11 +36,6 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=Tr
 SHOW = flags.DEFINE_bool("show_config", False, "Print the config with all changes, and end.")
 flags.adopt_module_key_flags(distributed)
 
-PARALLEL = {  # config.parallel: the form of a step over devices
-    "pmap": training.data_parallel,
-    "jit": training.sharded,
-    "fsdp": functools.partial(training.sharded, rule="fsdp"),
-}
 SAMPLE_ROWS = 8
 
 
@@ -56,12 +51,16 @@ def main(argv):
             print(config)
             return
         # On all processes; an error of one is an error of all.
-        dataset, space, base, tokenizer, model, read = on_all(lambda: opened(config, mesh.size))
-        identity = {
-            "data": dataset.describe(config.dataset.train_split),
-            "autoencoder": space and space.identity(),
-            "base": base and base.identity(),
-        }
+        inputs = on_all(lambda: opened(config, mesh.size))
+        dataset, space, base, tokenizer, model = (
+            inputs.dataset,
+            inputs.space,
+            inputs.base,
+            inputs.tokenizer,
+            inputs.model,
+        )
+        check_best(config.train.keep_best, config.model)
+        identity = inputs.identity(config.dataset.train_split)
         check_equal(
             {
                 "the config": config.to_dict(),
@@ -77,11 +76,8 @@ def main(argv):
             devices.cache_compilations(workdir / "compile_cache")
 
         # ------------------------------------------------------------ build: batches, loss, optimiser, step, logs
-        batches = read(cache=config.dataset.cache and (space is None or not config.latent.cache))
-        if space is not None and config.latent.cache:
-            batches = read(instead=lambda records: space.encode_records(records, dataset.normalise, mesh))
-        elif space is not None:
-            batches = latents.Encoded(batches, space)
+        caches = {"cache_images": config.dataset.cache, "cache_latents": config.latent.cache}
+        batches = inputs.batches(mesh, **caches)
     # The loss of each example, with its wrappers: codes in place of pixels, adapters in place of parameters.
     objective = adapters.wrap(base, latents.wrap(space, model.objective()))
     optimizer = model.optimizer.make()
@@ -107,7 +103,7 @@ def main(argv):
     flops = devices.flops_of_step(objective, shapes, batch, mesh.devices.flat[0].device_kind)
     record = {
         "config": config.to_dict(),
-        "data": Data(dataset.shape, dataset.num_classes, (dataset.low, dataset.high))._asdict(),
+        "data": inputs.data._asdict(),
         "identity": identity,
         "latents": space and space.record(),
         "adapters": base and base.record(),
@@ -126,7 +122,7 @@ def main(argv):
             stack.enter_context(contextlib.closing(resource))
         try:
             fitted = training.fit(
-                PARALLEL[config.parallel](step, mesh),
+                FORMS[config.parallel](step, mesh),
                 first_state,
                 batches,
                 num_steps=config.train.num_steps,
@@ -134,7 +130,7 @@ def main(argv):
                 checkpoint_every=config.train.checkpoint_every,
                 log=training.Logs([json_log, board]),
                 log_every=config.train.log_every,
-                callbacks=watch(config, model, dataset, space, base, tokenizer, pictures, mesh),
+                callbacks=watch(config, inputs, pictures, mesh),
                 max_skipped=config.train.max_skipped,
                 record=record,
                 rates=functools.partial(devices.rates, config.dataset.batch_size, flops, list(mesh.devices.flat)),
@@ -155,53 +151,17 @@ def main(argv):
             measure_latents(workdir, model, fitted, dataset, config.dataset.train_split, mesh)
 
 
-def opened(config, num_devices):
-    """Data set, latent space, adapters, tokenizer, model and reader of batches; `ValueError` for anything wrong."""
-    settings.check_rules(config, num_devices)
-    measures = {"autoencoder": autoencoder.MEASURES, "classifier": noisy_classifier.MEASURES}.get(config.model, ())
-    measures, best = ("loss", "grad_norm", *measures), config.train.keep_best
+def check_best(best, kind):
+    """Raise `ValueError` if the best checkpoint is chosen by a metric that is not measured."""
+    own = {"autoencoder": autoencoder.MEASURES, "classifier": noisy_classifier.MEASURES}.get(kind, ())
+    measures = ("loss", "grad_norm", *own)
     if best and best.removeprefix("-") not in measures:
         raise ValueError(f'config.train.keep_best must be "", or one of {", ".join(measures)} or -one, got {best!r}')
-    names = config.dataset
-    dataset = datasets.open_dataset(names.name, names.data_dir, names.labels)
-    space = None
-    if config.latent.autoencoder:
-        space = loading.load_latents(path_of("config.latent.autoencoder", config.latent.autoencoder))
-        if space.model.shape != dataset.shape:
-            raise ValueError(
-                f"config.latent.autoencoder must be one of images {dataset.shape}, got {space.folder} of "
-                f"{space.model.shape}"
-            )
-    data = Data(dataset.shape, dataset.num_classes, (dataset.low, dataset.high))
-    model = build(config, data if space is None else data._replace(shape=space.shape))
-    base, words = None, None
-    if config.lora.base:
-        base, trained = loading.load_adapters(config.lora)
-        loading.check_base(config.to_dict(), trained, data, space)
-        words = trained.tokenizer and trained.tokenizer.words
-        with settings.at("config.lora"):
-            jax.eval_shape(base.init, jax.random.key(0))
-    tokenizer = None
-    if config.text.enabled:
-        text = config.text
-        tokenizer = captions.tokenizer(dataset, names.train_split, text.vocab_size, text.max_length, words)
-    read = functools.partial(
-        pipeline.batches,
-        dataset,
-        names.train_split,
-        names.batch_size,
-        seed=config.seed,
-        flip=names.flip,
-        num_threads=names.num_threads,
-        share=(jax.process_index(), jax.process_count()),
-        encode=tokenizer and tokenizer.encode,
-    )
-    read()  # raises for a split that is too small
-    return dataset, space, base, tokenizer, model, read
 
 
-def watch(config, model, dataset, space, base, tokenizer, pictures, mesh):
+def watch(config, inputs, pictures, mesh):
     """The callbacks: pictures each sample_every steps, measures with each checkpoint."""
+    dataset, model, tokenizer = inputs.dataset, inputs.model, inputs.tokenizer
     each = {"sample_every": config.train.sample_every, "save_every": config.train.checkpoint_every}
     if config.model == "autoencoder":
         images = dataset.images(config.dataset.test_split, autoencoder.TEST_IMAGES)
@@ -218,9 +178,8 @@ def watch(config, model, dataset, space, base, tokenizer, pictures, mesh):
         texts = captions.examples(dataset, config.dataset.train_split, columns)
         condition = np.tile(tokenizer.encode(texts), (SAMPLE_ROWS, 1))
     keys = jax.random.split(jax.random.key(config.seed), columns * SAMPLE_ROWS)
-    whole = base.merge if base else lambda params: params
-    generate = over_batch(jax.jit(lambda params, *which: model.diffusion.generate(whole(params), *which)), mesh)
-    generate = space.decoded(generate, mesh) if space else generate
+    generate = over_batch(jax.jit(lambda params, *which: model.diffusion.generate(inputs.whole(params), *which)), mesh)
+    generate = inputs.space.decoded(generate, mesh) if inputs.space else generate
     sampling, schedule = config.sampling, model.diffusion.schedule()
     samplers.report_rounding(sampling.sampler, schedule, sampling.num_steps)
     return [

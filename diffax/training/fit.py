@@ -51,12 +51,16 @@ class Fitted(NamedTuple):
 
     state: the final state. step: its number of steps, which is larger than num_steps if an earlier run went further.
     logged: the newest value of each metric of the log. failed: {index of a run: error}, with an axis of runs.
+    seconds: wall time of the steps, with that of interrupted attempts up to their last checkpoint, without the first
+    step of each attempt. compile_seconds: wall time of the first step of this attempt, which compiles.
     """
 
     state: TrainState
     step: int
     logged: dict[str, Any]
     failed: dict[int, NotFiniteError]
+    seconds: float
+    compile_seconds: float
 
 
 def fit(
@@ -128,13 +132,17 @@ def fit(
         running, logged = RunningMetrics(max_skipped, saved.get("metrics")), dict(saved.get("logged", {}))
 
         # ---- loop
-        begin = time.monotonic()
+        begin = after_first = time.monotonic()
+        seconds = saved.get("seconds", 0.0)
         for number in range(first + 1, num_steps + 1):
             trace.before(number)
             batch = batches(number - 1) if callable(batches) else next(batches)
             current, metrics = parallel(current, _indexed(batch))
             trace.after(number, metrics)
             running.add(number, metrics)
+            if number == first + 1:  # wait, so that the time of compiling is known
+                jax.block_until_ready(metrics)
+                after_first = time.monotonic()
 
             is_last = number == num_steps
             values = _call_back(callbacks, number, current, is_last, metrics, progress)
@@ -152,6 +160,7 @@ def fit(
                     own = record() if callable(record) else record or {}
                     position = {} if iterator is None else {"position": iterator.get_state()}
                     internal = {"metrics": running.save(), "logged": dict(logged), **position}
+                    internal["seconds"] = seconds + time.monotonic() - after_first
                     lines.sync()
                     with progress.paused():
                         _save(folder, number, current, {**own, **internal}, progress)
@@ -169,7 +178,8 @@ def fit(
         end = max(first, num_steps)
         _settle(folder, end)
         progress.message(f"done: step {end} in {clock(time.monotonic() - begin)}")
-        return Fitted(current, end, logged, running.failed)
+        seconds += time.monotonic() - after_first
+        return Fitted(current, end, logged, running.failed, seconds, after_first - begin)
 
 
 def _opened(checkpoints: Checkpoints | str | os.PathLike[str] | None, stack: contextlib.ExitStack) -> Any:

@@ -68,7 +68,7 @@ class Family(NamedTuple):
     once: bool = False
 
 
-FAMILIES = (
+FAMILIES = [
     Family(("fd",), lambda key, x, y, few: [library.frechet_distance(x, y, allow_few=few)], lambda d: d + 1),
     Family(
         ("fd_infinity",),
@@ -81,9 +81,16 @@ FAMILIES = (
     Family(("density", "coverage"), lambda key, x, y, few: library.density_coverage(y, x), lambda d: 6),
     Family(("sliced_wasserstein",), lambda key, x, y, few: [library.sliced_wasserstein(key, x, y)], lambda d: 1),
     Family(("sinkhorn",), lambda key, x, y, few: [library.sinkhorn_divergence(x, y)], lambda d: 2, once=True),
-)
+]
 BY_LABEL = ("accuracy", "class_balance")
-NAMES = (*(name for family in FAMILIES for name in family.names), "memorisation", *BY_LABEL)
+NAMES = [*(name for family in FAMILIES for name in family.names), "memorisation", *BY_LABEL]
+
+
+def add(name: str, function: Callable[[np.ndarray, np.ndarray], float]) -> None:
+    """Add a metric: (features of samples (n, D), features of real images (n, D)) -> a number."""
+    if name not in NAMES:
+        FAMILIES.append(Family((name,), lambda key, x, y, few: [function(x, y)], lambda d: 2))
+        NAMES.insert(len(FAMILIES) - 1, name)
 
 
 def check_names(names: Sequence[str], judged: bool) -> tuple[str, ...]:
@@ -98,7 +105,7 @@ def check_names(names: Sequence[str], judged: bool) -> tuple[str, ...]:
     if not names:
         raise ValueError(f"metrics must be one of {', '.join(NAMES)} at least, got none")
     for name in names:
-        choose("metrics", name, NAMES)
+        choose("metrics", name, tuple(NAMES))
         if name in BY_LABEL and not judged:
             raise ValueError(f"metric {name} needs a judge, a classifier of the data's labels")
     if "sinkhorn" in names and not ott:

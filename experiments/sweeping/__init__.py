@@ -1,14 +1,15 @@
-"""Sweeps: which runs there are, one after another or in one program, and what each leaves behind.
+"""Sweeps: a queue of runs, each computed once, by any number of processes.
 
-overrides   which runs: product, zipped, chain, seeds
-definition  a sweep file -> runs, each with its config and an id that is a hash of it
-settings    every setting of the kinds of runs beside those of `configs.default`
-folder      what is on the disk: states, results, locks
-provenance  what a result was computed by
-traced      the floats of a config as arguments of a compiled program
-together    several runs in one program
-tasks       what a run is: training, sampling from a checkpoint, sampling from an oracle
-worker      takes runs, one unit after another, until none is left
+overrides   which runs there are: product, zipped, chain, seeds
+definition  a sweep file -> runs, each with its config and an id that is a digest of it
+settings    the settings of each kind of run
+folder      the runs on disk: locks, states, results
+provenance  commit, packages, devices and command of a result
+measuring   samples -> metrics, by config.evaluation
+train_task  a run that trains, draws samples and measures them
+sample_task a run that draws samples from a checkpoint and measures them
+oracle_task a run that samples a mixture by its exact denoiser
+worker      takes runs until none is left
 """
 
 from experiments.sweeping.overrides import chain, product, seeds, zipped

@@ -1,27 +1,33 @@
 """From a sweep file to its runs.
 
-The file is a module with
+The file is a Python module with
 
-    get_config()      the config that all runs start from, with the settings of its kind of run (`settings`)
+    get_config()      the config that all runs start from, see `settings`
     get_overrides()   yields {"config.a.b": value} for each run
+    get_samplers()    optional: {name: (schedule, eta) -> sampler}
+    get_metrics()     optional: {name: (features of samples, features of real data) -> float}
 
-The id of a run is the first 12 hex digits of the SHA-256 of its resolved config, without what alters no result.
+The id of a run is the first 12 hex digits of the SHA-256 of its config, without settings that do not change results,
+and of the file if it defines samplers or metrics.
 """
 
-import functools
 import hashlib
-import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_collections
+import numpy as np
+from ml_collections import ConfigDict
 
-from experiments.run.workdir import flatten
+import diffax
+from diffax.samplers._catalogue import Row
+from experiments.configs.settings import change, check_keys, default_of, flatten, load_module, parsed
+from experiments.evaluation import measures
+from experiments.models import samplers
 from experiments.sweeping import settings
 
-# What alters no result: where things are, and how fast.
+# Settings that change no result.
 LEFT_OUT = (
     "config.dataset.data_dir",
     "config.dataset.num_threads",
@@ -36,15 +42,15 @@ SEED = "config.seed"
 
 
 class Run(NamedTuple):
-    """A run: its id, what distinguishes it, its whole config."""
+    """A run: its id, its overrides, its whole config."""
 
     id: str
     overrides: dict[str, Any]
-    config: ml_collections.ConfigDict
+    config: ConfigDict
 
     @property
     def label(self) -> str:
-        """Its id and overrides in a line."""
+        """The id and overrides in a line."""
         return f"{self.id} ({described(self.overrides)})"
 
 
@@ -53,60 +59,52 @@ class Sweep(NamedTuple):
 
     name: str
     title: str
-    base: ml_collections.ConfigDict
+    base: ConfigDict
     runs: dict[str, Run]
 
 
 def described(overrides: dict[str, Any]) -> str:
     """Overrides in a few words: without "config.", strings without quotes."""
-    said = (f"{str(key).removeprefix('config.')}={value}" for key, value in overrides.items())
-    return " ".join(said) or "as the base"
+    return " ".join(f"{str(key).removeprefix('config.')}={value}" for key, value in overrides.items()) or "as the base"
 
 
-def identity(config: Any) -> str:
-    """The id of a run with this config."""
+def identity(config: Any, source: str = "") -> str:
+    """The id of a run with this config. source: digest of the sweep file, where it matters."""
     kept = {key: value for key, value in flatten(config.to_dict()).items() if not key.startswith(LEFT_OUT)}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256((json.dumps(kept, sort_keys=True) + source).encode()).hexdigest()[:12]
 
 
 def load(path: Path, changes: Sequence[str] = ()) -> Sweep:
-    """The sweep of a file. changes: KEY=VALUE, of the config that all runs start from.
+    """The sweep of a file. changes: config.KEY=VALUE, of the config that all runs start from.
 
     Raises:
       ValueError: for a file that is no sweep, an unknown key or a value of another type (names run and key), or two
         runs with one config.
     """
-    module = _module(path)
-    base, listed = _called(path, module.get_config), _called(path, lambda: list(module.get_overrides()))
-    if not isinstance(base, ml_collections.ConfigDict):
-        raise ValueError(f"get_config of {path} must give a ConfigDict, got {type(base).__name__}")
+    module = load_module(path, "sweep", ("get_config", "get_overrides"))
+    source = _register(path, module)
+    base, listed = _call(path, module.get_config), _call(path, lambda: list(module.get_overrides()))
+    if not isinstance(base, ConfigDict):
+        raise ValueError(f"get_config of {path} must return a ConfigDict, got {type(base).__name__}")
     known = settings.known(base)
-    for change in changes:
-        key, sep, text = change.partition("=")
-        if not sep:
-            raise ValueError(f"set must be KEY=VALUE, got {change!r}")
-        settings.change(base, key, settings.parsed(text), known)
-    settings.check_keys(base, known)
+    for text in changes:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise ValueError(f"set must be config.KEY=VALUE, got {text!r}")
+        change(base, key, parsed(value, default_of(known, key)), known)
+    check_keys(base, known, "config")
     settings.make_floats(base)
     runs: dict[str, Run] = {}
     for number, overrides in enumerate(listed):
-        config = base.copy_and_resolve_references()
+        text = described(overrides) if isinstance(overrides, dict) else repr(overrides)
         try:
-            if not isinstance(overrides, dict):
-                raise ValueError(f"overrides must be a dict, got {overrides!r}")
-            for key, value in overrides.items():
-                settings.change(config, key, value, known)
-            settings.check_keys(config, known)
-            settings.make_floats(config)
-            settings.check_seed(config)
-            run = Run(identity(config), _plain(overrides), config)
+            run = _run(base, overrides, known, source)
         except (ValueError, TypeError) as error:
-            said = described(overrides) if isinstance(overrides, dict) else repr(overrides)
-            raise ValueError(f"run {number} of {path.stem} ({said}): {error}") from error
-        if (before := runs.get(run.id)) is not None:
-            first, second = described(before.overrides), described(overrides)
+            raise ValueError(f"run {number} of {path.stem} ({text}): {error}") from error
+        if (other := runs.get(run.id)) is not None:
+            index = [*runs].index(run.id)
             raise ValueError(
-                f"run {number} of {path.stem} ({second}) has the config of run {[*runs].index(run.id)} ({first})"
+                f"run {number} of {path.stem} ({text}) has the config of run {index} ({described(other.overrides)})"
             )
         runs[run.id] = run
     if not runs:
@@ -115,28 +113,39 @@ def load(path: Path, changes: Sequence[str] = ()) -> Sweep:
     return Sweep(path.stem, title, base, runs)
 
 
-def _module(path: Path) -> Any:
-    if not path.is_file():
-        raise ValueError(f"sweep must be a file, got {path}")
-    spec = importlib.util.spec_from_file_location(f"sweep_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"sweep must be a Python file, got {path}")
-    module = importlib.util.module_from_spec(spec)
-    _called(path, functools.partial(spec.loader.exec_module, module))
-    for name in ("get_config", "get_overrides"):
-        if not callable(getattr(module, name, None)):
-            raise ValueError(f"sweep {path} must define {name}()")
-    return module
+def _run(base: ConfigDict, overrides: Any, known: ConfigDict, source: str) -> Run:
+    config = base.copy_and_resolve_references()
+    if not isinstance(overrides, dict):
+        raise ValueError(f"overrides must be a dict, got {overrides!r}")
+    for key, value in overrides.items():
+        if key == "config.task":
+            raise ValueError(f"config.task must be that of get_config, got {value!r}")
+        change(config, key, value, known)
+    check_keys(config, known, "config")
+    settings.make_floats(config)
+    settings.check_seed(config.seed)
+    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in overrides.items()}
+    return Run(identity(config, source), json.loads(json.dumps(plain)), config)
 
 
-def _called(path: Path, part: Callable[[], Any]) -> Any:
-    """What a part of a sweep's file gives."""
+def _register(path: Path, module: Any) -> str:
+    """Make the samplers and metrics of a sweep file known by name; return the digest of the file, "" without any."""
+    own: dict[str, dict[str, Callable[..., Any]]] = {
+        name: _call(path, getattr(module, name, dict)) for name in ("get_samplers", "get_metrics")
+    }
+    for name, make in own["get_samplers"].items():
+        sampler = _call(path, lambda make=make: make(diffax.Cosine(), None))
+        row = Row(make, sampler.order, sampler.calls, path.stem, sampler.start_calls, noise="eta")
+        diffax.samplers.CATALOGUE[name] = row._replace(make=lambda schedule, eta=None, make=make: make(schedule, eta))
+        samplers.NAMES[name] = None
+        samplers.WITH_ETA.add(name)
+    for name, function in own["get_metrics"].items():
+        measures.add(name, function)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if any(own.values()) else ""
+
+
+def _call(path: Path, function: Callable[[], Any]) -> Any:
     try:
-        return part()
-    except Exception as error:  # whatever is wrong in it
+        return function()
+    except Exception as error:  # anything may be wrong in a user's file
         raise ValueError(f"sweep {path} cannot be read: {type(error).__name__}: {error}") from error
-
-
-def _plain(overrides: dict[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back."""
-    return json.loads(json.dumps(overrides, default=lambda value: value.item()))

@@ -1,9 +1,9 @@
-"""A run that samples a Gaussian mixture by its exact denoiser: no network, nothing learned, known answers.
+"""A run that samples a Gaussian mixture by its exact denoiser: no network, nothing learned, known results.
 
 One program serves all runs with one sampler, one number of calls and one schedule; grids, eta and seeds are batched.
 
-    rms                the last denoiser call against the exact flow map from the same noise (samplers without noise)
-    sliced             sliced Wasserstein distance of the samples from the exact law; its floor is that of exact draws
+    rms       the samples against the exact flow map from the same noise (samplers without noise)
+    sliced    sliced Wasserstein distance of the samples from the exact distribution; its floor is that of exact draws
 """
 
 import functools
@@ -17,94 +17,90 @@ import numpy as np
 
 import diffax
 from diffax._checks import check_count, choose
+from diffax.pretrained import spent
 from experiments.benchmarks import accuracy, law, problems
 from experiments.models import samplers
-from experiments.sweeping import budget, together
+from experiments.sweeping import programs
 from experiments.sweeping.definition import Run
-from experiments.sweeping.folder import Folder, Result, Unit
+from experiments.sweeping.folder import Result
+from experiments.sweeping.tasks import Job, grid_entries
 
 NOT_OURS = ("ddpm_learned", "restart")
 STATIC = ("schedule", "dimension", "examples", "calls", "sampler")
 
 
 def check(config: Any) -> None:
-    """Raises `ValueError` for what is wrong with a run."""
+    """Raise `ValueError` for settings that are not possible."""
     choose("config.schedule", config.schedule, problems.SCHEDULES)
     choose("config.grid", config.grid, problems.GRIDS)
-    choose(
-        "config.sampler",
-        config.sampler,
-        {name: make for name, make in samplers.SAMPLERS.items() if name not in NOT_OURS},
-    )
+    choose("config.sampler", config.sampler, tuple(n for n in diffax.samplers.names() if n not in NOT_OURS))
     if config.end not in problems.ENDS:
         raise ValueError(f"config.end must be one of {', '.join(map(str, problems.ENDS))}, got {config.end}")
     if config.dimension not in (2, 64):
         raise ValueError(f"config.dimension must be 2 or 64, got {config.dimension}")
     check_count("config.examples", config.examples, 2)
-    budget.points(config.sampler, problems.SCHEDULES[config.schedule], config.calls)
+    grid_entries("config.calls", config.sampler, problems.SCHEDULES[config.schedule], config.calls)
     samplers.check_eta("config.eta", config.sampler, config.eta)
 
 
 def alike(config: Any) -> str:
-    """The same for runs that one program serves."""
-    return " ".join(f"{key}={config[key]}" for key in STATIC) + f" own={config.eta is None}"
+    """Equal for runs that one program serves."""
+    return " ".join(f"{key}={config[key]}" for key in STATIC) + f" default={config.eta is None}"
 
 
-def run(unit: Unit, folder: Folder, way: str, say: Callable) -> Iterator[tuple[Run, Result | BaseException]]:
-    """Samples all runs of a unit in one program."""
-    del folder, say
+def run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
+    """Sample all runs of a job in one program."""
     with jax.enable_x64(True):
-        yield from _run(unit, way)
+        yield from _run(job)
 
 
-def _run(unit, way):
-    config = unit.runs[0].config
+def _run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
+    config = job.runs[0].config
     schedule, name = problems.SCHEDULES[config.schedule], config.sampler
-    points = budget.points(name, schedule, config.calls)
-    seeds = sorted({run.config.seed for run in unit.runs})
+    count = grid_entries("config.calls", name, schedule, config.calls)
+    seeds = sorted({run.config.seed for run in job.runs})
     starts = _starts(config.schedule, config.dimension, config.examples, tuple(seeds))
-    program = _program(config.schedule, config.dimension, name, way)
+    program = _program(config.schedule, config.dimension, name, job.way)
 
-    def given(run):
-        times = problems.step_grid(run.config.schedule, run.config.grid, points, run.config.end)
+    def arguments(run: Run) -> tuple[Any, ...]:
+        times = problems.step_grid(run.config.schedule, run.config.grid, count, run.config.end)
+        eta = None if config.eta is None else np.float64(run.config.eta)
         place = seeds.index(run.config.seed)
-        return (
-            times,
-            None if config.eta is None else np.float64(run.config.eta),
-            np.int64(run.config.seed),
-            starts.x[place],
-            starts.x0[place],
-        )
+        return times, eta, np.int64(run.config.seed), starts.x[place], starts.x0[place]
 
-    rows = [given(run) for run in together.filled(unit.runs)]
+    rows = [arguments(run) for run in programs.filled(job.runs)]
     columns = [None if column[0] is None else np.stack(column) for column in zip(*rows, strict=True)]
 
-    def compute():
-        if way == "loop":
-            return [jax.device_get(program(starts.quantiles, *row)) for row in rows[: len(unit.runs)]]
+    def compute() -> list[Any]:
+        if job.way == "loop":
+            return [jax.device_get(program(starts.quantiles, *row)) for row in rows[: len(job.runs)]]
         return list(zip(*jax.device_get(program(starts.quantiles, *columns)), strict=True))
 
+    begin = time.perf_counter()
     compute()  # compiles
-    start = time.perf_counter()
-    found = compute()
-    seconds = (time.perf_counter() - start) / len(unit.runs)
-    for run, (rms, sliced) in zip(unit.runs, found, strict=False):
+    compiled = time.perf_counter()
+    results = compute()
+    end = time.perf_counter()
+    seconds = {"seconds": (end - compiled) / len(job.runs), "compile_seconds": max(2 * compiled - begin - end, 0.0)}
+    cost = {"calls": float(spent(name, schedule, count)), **{key: round(value, 6) for key, value in seconds.items()}}
+    for run, (rms, sliced) in zip(job.runs, results, strict=False):
         is_noisy = samplers.draws_noise(name, run.config.eta)
         metrics = {"sliced": float(sliced)} | ({} if is_noisy else {"rms": float(rms)})
-        cost = {"calls": float(samplers.spent(name, schedule, points)), "seconds": round(seconds, 6)}
         yield run, Result(metrics, {"sliced": starts.floor}, starts.conditions, cost)
 
 
 @functools.lru_cache(maxsize=1)
-def _program(of: str, dimension: int, name: str, way: str) -> Callable:
-    """(quantiles, times, eta, seed, x, x0) -> (rms, sliced); a leading axis of runs but in a loop."""
-    schedule, denoise = problems.SCHEDULES[of], problems.mixture(dimension).denoiser(problems.SCHEDULES[of])
+def _program(schedule_name: str, dimension: int, name: str, way: str) -> Callable[..., Any]:
+    """(quantiles, times, eta, seed, x, x0) -> (rms, sliced); of several runs for "vmap"."""
+    schedule = problems.SCHEDULES[schedule_name]
+    denoise = problems.mixture(dimension).denoiser(schedule)
 
-    def one(quantiles, times, eta, seed, x, x0):
-        found = diffax.sample(jax.random.key(seed), samplers.SAMPLERS[name](schedule, eta), denoise, x, times)
-        return accuracy.rms(found - x0), law.sliced(found, quantiles)
+    def one(quantiles: Any, times: Any, eta: Any, seed: Any, x: Any, x0: Any) -> Any:
+        sampler = diffax.samplers.by_name(name, schedule, eta)
+        samples = diffax.sample(jax.random.key(seed), sampler, denoise, x, times)
+        return accuracy.rms(samples - x0), law.sliced(samples, quantiles)
 
-    return jax.jit(one) if way == "loop" else together.several(one, way)
+    return jax.jit(one) if way == "loop" else programs.several(one)
 
 
 class _Starts(NamedTuple):

@@ -1,14 +1,14 @@
-"""A run that draws from a checkpoint: sampler, grid, calls, guidance, eta and seed, and what the samples are worth.
+"""A run that draws from a checkpoint: sampler, grid, calls, guidance, eta and seed, and the metrics of the samples.
 
-One program serves all runs with one sampler and one length of the grid; the grid's times, eta, the guidance weight and
-the keys are its arguments. Unguided runs (weight 1) have a program of their own, which calls the network half as often.
+One program serves all runs with one sampler and one length of the grid; the grid, eta, the guidance weight and the keys
+are its arguments. Runs without guidance (weight 1) have a program of their own, which calls the network half as often.
 """
 
+import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,140 +16,128 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffax import random
+from diffax.pretrained import Diffusion, spent, step_grid
 from diffax.training import make_mesh
-from experiments.models import build, latents, samplers
-from experiments.models.adapters import digest
-from experiments.models.loading import Model, load_model
-from experiments.run import checks
-from experiments.run.workdir import flatten
-from experiments.sweeping import budget, judging, together
+from experiments.configs.settings import can_guide, check_guidance, flatten
+from experiments.model import sampling
+from experiments.models.digests import digest
+from experiments.run import loading
+from experiments.run.command import path_of
+from experiments.sweeping import measuring, programs
 from experiments.sweeping.definition import SEED, Run
-from experiments.sweeping.folder import Folder, Result, Unit
+from experiments.sweeping.folder import Result
+from experiments.sweeping.tasks import Job, grid_entries
 
-# Of a run alone, not of the program.
-OWN = (SEED, "config.calls", "config.sampling.eta", "config.sampling.guidance", "config.sampling.grid")
+# Arguments of a program.
+ARGUMENTS = (SEED, "config.calls", "config.sampling.eta", "config.sampling.guidance", "config.sampling.grid")
 
 
 @functools.lru_cache(maxsize=1)
-def _model(checkpoint: str) -> Model:
+def _trained(checkpoint: str) -> loading.Trained:
     if not checkpoint:
-        raise ValueError("config.checkpoint must name a run's workdir or an export: --set=config.checkpoint=DIR")
-    return load_model(Path(checkpoint).expanduser().absolute(), name="config.checkpoint")
+        raise ValueError("config.checkpoint must be a run's workdir or an export: --set=config.checkpoint=DIR")
+    return loading.load(path_of("config.checkpoint", checkpoint), "config.checkpoint")
 
 
-def inputs(configs: list[Any]) -> dict[str, Any]:
+def inputs(configs: Sequence[Any]) -> dict[str, Any]:
     """The step and a digest of the parameters of each checkpoint."""
-    found = {}
-    for checkpoint in sorted({config.checkpoint for config in configs}):
-        model = _model(checkpoint)
-        found[checkpoint] = f"step {model.step}, {digest(model.params)}"
-    return found
+    models = {checkpoint: _trained(checkpoint) for checkpoint in sorted({config.checkpoint for config in configs})}
+    return {name: f"step {trained.step}, {digest(trained.params)}" for name, trained in models.items()}
 
 
-def _settings(config: Any, model: Model) -> tuple[ConfigDict, Any, int]:
-    """(the model's config with the run's sampling, its schedule, points of the grid)."""
-    settings = ConfigDict(model.config.to_dict())
-    schedule = build.schedule(settings, model.params)
-    points = budget.points(config.sampling.sampler, schedule, config.calls)
-    settings.sampling = {**config.sampling.to_dict(), "num_steps": config.calls}
-    return settings, schedule, points
+def _diffusion(config: Any) -> Diffusion:
+    """The model of a run, with its sampling."""
+    settings = ConfigDict({**config.sampling.to_dict(), "num_steps": config.calls})
+    return dataclasses.replace(_trained(config.checkpoint).model.diffusion, sampling=sampling(settings))
+
+
+def _entries(config: Any, diffusion: Diffusion) -> int:
+    schedule = diffusion.schedule(_trained(config.checkpoint).params)
+    return grid_entries("config.calls", config.sampling.sampler, schedule, config.calls)
 
 
 def check(config: Any) -> None:
-    """Raises `ValueError` for what is wrong with a run."""
-    sampling = config.sampling
-    samplers.check_sampler("config.sampling.sampler", sampling.sampler)
-    samplers.check_grid("config.sampling.grid", sampling.grid)
-    samplers.check_eta("config.sampling.eta", sampling.sampler, sampling.eta)
-    model = _model(config.checkpoint)
-    if model.words is not None:
+    """Raise `ValueError` for settings that are not possible."""
+    trained = _trained(config.checkpoint)
+    if trained.tokenizer is not None:
         raise ValueError(f"config.checkpoint must not be a model of captions, got {config.checkpoint}")
-    settings, *_ = _settings(config, model)
-    if sampling.sampler == "ddpm_learned" and not settings.network.learned_variance:
+    diffusion = _diffusion(config)
+    if config.sampling.sampler == "ddpm_learned" and not diffusion.learned_variance:
         raise ValueError(f"config.sampling.sampler must not be ddpm_learned for {config.checkpoint}")
-    checks.check_guidance("config.sampling.guidance", sampling.guidance, settings)
-    judging.check(config.evaluation, settings.network.conditional)
+    reason = can_guide(ConfigDict(trained.record["config"]))
+    check_guidance("config.sampling.guidance", config.sampling, reason)
+    _entries(config, diffusion)
+    measuring.check(config.evaluation, diffusion.condition == "label")
 
 
 def alike(config: Any) -> str:
-    """The same for runs that one program serves."""
-    _, _, points = _settings(config, _model(config.checkpoint))
-    kept = {k: v for k, v in flatten(config.to_dict()).items() if k not in OWN}
-    asked = {"points": points, "guided": config.sampling.guidance != 1, "own": config.sampling.eta is None}
-    return json.dumps({**kept, **asked}, sort_keys=True)
+    """Equal for runs that one program serves."""
+    diffusion = _diffusion(config)
+    kept = {key: value for key, value in flatten(config.to_dict()).items() if key not in ARGUMENTS}
+    structure = jax.tree.structure(
+        dataclasses.replace(diffusion.sampling, num_steps=_entries(config, diffusion), grid="")
+    )
+    return f"{structure} {json.dumps(kept, sort_keys=True)}"
 
 
 @functools.lru_cache(maxsize=1)
-def _draw(checkpoint: str, sampling_json: str, guided: bool, way: str) -> Callable:
-    """((params, label), times, eta, weight, keys) -> x0; with a leading axis of runs unless the way is "loop"."""
-    model = _model(checkpoint)
+def _program(key: str, way: str, model: int) -> Callable[..., Any]:
+    """((params, labels), diffusion with traced numbers, grid, keys) -> samples; of several runs for "vmap"."""
 
-    def draw(shared, times, eta, weight, keys):
+    def generate(shared: Any, diffusion: Diffusion, times: Any, keys: Any) -> Any:
         params, label = shared
-        settings = ConfigDict(model.config.to_dict())
-        own = {"eta": eta, "guidance": weight if guided else 1.0}
-        settings.sampling = ConfigDict({**json.loads(sampling_json), **own})
-        return build.generator(settings, model.network, model.shape, times)(params, keys, label)
+        return diffusion.generate(params, keys, label, times=times)
 
-    return jax.jit(draw) if way == "loop" else together.several(draw, way)
+    return jax.jit(generate) if way == "loop" else programs.several(generate)
 
 
-def _program(config: Any, way: str) -> Callable:
-    """The program of a run and of those that are alike, compiled once for runs that follow each other."""
-    shared = {k: v for k, v in config.sampling.to_dict().items() if f"config.sampling.{k}" not in OWN}
-    return _draw(config.checkpoint, json.dumps(shared), config.sampling.guidance != 1, way)
-
-
-def run(unit: Unit, folder: Folder, way: str, say: Callable) -> Iterator[tuple[Run, Result | BaseException]]:
-    """Draws for all runs of a unit, then measures each."""
-    config = unit.runs[0].config
-    model, evaluation = _model(config.checkpoint), config.evaluation
-    settings, schedule, points = _settings(config, model)
-    draw = _program(config, way)
-    space = latents.of_record(model.latent)
-    decode = latents.decoded(lambda x: x, space, make_mesh(jax.local_devices()))
-    label = judging.labels(evaluation, model.num_classes if settings.network.conditional else None)
-    case, judge = judging.judge(evaluation, settings.dataset, label, folder.path / "extractors")
-    drawn: list[list[np.ndarray]] = [[] for _ in unit.runs]
-    failed: dict[int, ValueError] = {}
-    places = judging.batches(evaluation)
-    progress, times = say("batch", len(places)), [time.monotonic()]
-    for number, index in enumerate(places):
-        shared = model.params, None if label is None else label[index]
-        rows = [_row(one.config, schedule, points, index) for one in unit.runs]
-        for place, part in enumerate(_each(draw, shared, rows, way)):
-            try:
-                drawn[place].append(judging.stored(decode(np.asarray(part)), case.dataset))
-            except ValueError as error:
-                failed[place] = error
+def run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
+    """Draw for all runs of a job, batch by batch, then measure each."""
+    config = job.runs[0].config
+    trained, evaluation = _trained(config.checkpoint), config.evaluation
+    diffusions = [_diffusion(one.config) for one in job.runs]
+    count, name = _entries(config, diffusions[0]), config.sampling.sampler
+    schedule = diffusions[0].schedule(trained.params)
+    # All runs of a program have one static part, so that their trees can be stacked.
+    same = {"grid": config.sampling.grid, "num_steps": config.calls}
+    static = [dataclasses.replace(d, sampling=dataclasses.replace(d.sampling, **same)) for d in diffusions]
+    numbers = [jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), d) for d in static]
+    grids = [step_grid(name, one.config.sampling.grid, schedule, count) for one in job.runs]
+    program = _program(alike(config), job.way, id(trained))
+    space = loading.latents_of(trained)
+    decode = (lambda x: x) if space is None else space.decoded(lambda x: x, make_mesh(jax.local_devices()))
+    label = measuring.labels(evaluation, trained.data.num_classes if static[0].condition == "label" else None)
+    _, measure = measuring.prepared(evaluation, trained.dataset, label, job.extractors)
+    size = min(evaluation.batch_size, evaluation.num)
+    drawn: list[list[np.ndarray]] = [[] for _ in job.runs]
+    starts = range(0, evaluation.num, size)
+    progress, times = job.progress("batch", len(starts)), [time.monotonic()]
+    for number, at in enumerate(starts):
+        index = np.arange(at, at + size) % evaluation.num
+        shared = trained.params, None if label is None else jnp.asarray(label[index])
+        keys = [random.keys_at(jax.random.key(one.config.seed), index) for one in job.runs]
+        rows = list(zip(numbers, grids, keys, strict=True))
+        if job.way == "loop":
+            parts = [program(shared, *row) for row in rows]
+        else:
+            together = program(
+                shared, *(programs.stacked(programs.filled(column)) for column in zip(*rows, strict=True))
+            )
+            parts = [programs.row(together, place) for place in range(len(rows))]
+        for place, part in enumerate(parts):
+            drawn[place].append(decode(np.asarray(part)))
         progress.update(number + 1)
         times.append(time.monotonic())
-    # The first batch compiles, where no run before it did.
-    seconds = float(np.median(np.diff(times)[len(places) > 1 :])) * len(places) / len(unit.runs)
-    cost = {"seconds": round(seconds, 3), "calls": float(samplers.spent(config.sampling.sampler, schedule, points))}
-    for place, (one, parts) in enumerate(zip(unit.runs, drawn, strict=True)):
-        if place in failed:
-            yield one, failed[place]
-            continue
+    # The first batch compiles, unless a job before it did.
+    each = np.diff(times)
+    seconds = float(np.median(each[len(starts) > 1 :])) * len(starts) / len(job.runs)
+    cost = {"seconds": round(seconds, 3), "compile_seconds": round(max(float(each[0] - np.median(each)), 0.0), 3)}
+    cost["calls"] = float(spent(name, schedule, count))
+    for one, parts in zip(job.runs, drawn, strict=True):
         try:
-            pixels = np.concatenate(parts)[: evaluation.num]
-            judging.picture(folder.run(one) / "samples.png", pixels, case.dataset)
-            measured = judge(pixels)
-        except Exception as error:  # one run never stops the others
-            yield one, error
-        else:
+            x = np.concatenate(parts)[: evaluation.num]
+            measured = measure(x, job.folder.run(one) / "samples.png")
             yield one, Result(measured.metrics, measured.floors, measured.conditions, cost)
-
-
-def _row(config: Any, schedule: Any, points: int, index: np.ndarray) -> tuple[Any, ...]:
-    keys = judging.keys(config.seed, index)
-    times = samplers.step_grid(config.sampling.sampler, config.sampling.grid, schedule, points)
-    eta = None if config.sampling.eta is None else jnp.float32(config.sampling.eta)
-    return times, eta, jnp.float32(config.sampling.guidance), keys
-
-
-def _each(draw: Callable, shared: Any, rows: list[Any], way: str) -> Any:
-    if way == "loop":
-        return [draw(shared, *row) for row in rows]
-    found = draw(shared, *together.packed(rows, way))
-    return [together.part(found, way, place) for place in range(len(rows))]
+        except Exception as error:  # the other runs of the job continue
+            yield one, error

@@ -1,304 +1,265 @@
-"""A run that trains: `experiments.train` without its pictures, then samples, then what they are worth.
+"""A run that trains: the loop of `experiments.train` without pictures, then samples and their metrics.
 
-One program serves all runs that differ in seeds and floats (`traced`): its step takes them with the state,
-
-    step((state, values), batch) -> ((state, values), metrics)
-
-so that it works under both parallel wrappers and over a leading axis of runs.
+Runs that differ in seeds and floats alone have models of one tree structure, so one compiled step serves them all: the
+state has the model's numbers in `hyper`. One after another ("loop") they use all devices each; in one program ("vmap")
+state and batches have a leading axis of runs.
 """
 
 import contextlib
 import functools
-import math
+import json
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffax import random
-from diffax._pytrees import pytree
-from diffax.training import CheckpointError, Checkpoints, TrainState, init_state, make_mesh, train_step
-from diffax.training.parallel import layout, over_batch
-from experiments.models import adapters as lora
-from experiments.models import build, latents, networks, objectives, samplers
-from experiments.run import checks, opening
-from experiments.run.metrics_log import MetricsLog, NotFiniteError, Pending
-from experiments.run.progress import Progress
-from experiments.sweeping import judging, together, traced
+from diffax import random, training
+from diffax.pretrained import entries, spent
+from diffax.training.parallel import over_batch
+from experiments.configs import settings
+from experiments.data.datasets import open_dataset
+from experiments.model import Model
+from experiments.models import adapters, latents
+from experiments.models.drawing import draw
+from experiments.run.opening import FORMS, Inputs, opened, save_export
+from experiments.sweeping import measuring, programs
 from experiments.sweeping.definition import Run
-from experiments.sweeping.folder import Folder, Result, Unit
-
-
-@pytree
-class Swept:
-    """A state and the values that its run is computed with."""
-
-    state: TrainState
-    values: Any
-
-
-class Program(NamedTuple):
-    """What is compiled for runs that are alike. first: values -> Swept; step: see above; generate: (params, values,
-    keys, label) -> images.
-    """
-
-    first: Callable
-    step: Callable
-    generate: Callable
-
-
-def experiment(config: Any) -> ConfigDict:
-    """The config as `experiments.train` takes it."""
-    found = config.to_dict()
-    del found["task"], found["evaluation"]
-    return ConfigDict(found)
+from experiments.sweeping.folder import Result
+from experiments.sweeping.tasks import Job
 
 
 def check(config: Any) -> None:
-    """Raises `ValueError` for settings that cannot be. What depends on the data is found when the run is opened."""
-    checks.check_config(experiment(config), jax.local_device_count())
-    if config.text.enabled:
-        raise ValueError("config.text.enabled must be False in a sweep, got True")
-    judging.check(config.evaluation, config.network.conditional)
+    """Raise `ValueError` for settings that are not possible."""
+    for path, value, only in (("text.enabled", config.text.enabled, False), ("model", config.model, "diffusion")):
+        if value != only:
+            raise ValueError(f"config.{path} must be {only!r} in a sweep, got {value!r}")
+    _specification(config)
+    measuring.check(config.evaluation, config.network.conditional)
 
 
 def alike(config: Any) -> str:
-    """The same for runs that one program serves."""
-    return traced.split(config)[0]
+    """The static part of a config: equal for runs that one compiled step serves."""
+    flat = settings.flatten(config.to_dict())
+    kept = {key: value for key, value in flat.items() if not key.startswith(FREE)}
+    return f"{jax.tree.structure(_specification(config))} {json.dumps(kept, sort_keys=True)}"
 
 
-def _mesh():
-    """Of one run, where runs are trained one by one: all devices of this process."""
-    return make_mesh(jax.local_devices())
+# Settings that are numbers of the model, or of the data of one run.
+FREE = (
+    *("config.seed", "config.dataset.data_dir", "config.dataset.num_threads", "config.dataset.cache"),
+    *("config.schedule.", "config.loss.", "config.optimizer.", "config.sampling.", "config.sigma_data"),
+)
 
 
-_COMPILED: dict[tuple[str, str], Program] = {}
+def _specification(config: Any) -> Model:
+    """The model of a config."""
+    model: Model = _built(config.to_json_best_effort())
+    return model
 
 
-def _program(run: opening.Run, key: str, way: str) -> Program:
-    """The program of runs that are alike; the one before it is let go."""
-    if (key, way) not in _COMPILED:
-        _COMPILED.clear()
-        jax.clear_caches()  # what jit remembers of it takes hundreds of megabytes
-        _COMPILED[key, way] = _compile(run, way)
-    return _COMPILED[key, way]
+@functools.lru_cache(maxsize=4096)
+def _built(config_json: str) -> Any:
+    return opened(ConfigDict(json.loads(config_json)), jax.local_device_count()).model
 
 
-def _compile(run: opening.Run, way: str) -> Program:
-    def bound(values):
-        return traced.bind(run.config, values)
+class Program(NamedTuple):
+    """What is compiled for runs that are alike.
 
-    def goal(config):
-        inner = latents.objective(objectives.objective(config, run.net), run.latents)
-        return lora.objective(inner, run.whole)
+    first: (model with traced numbers, seed) -> state. step: of one run or of several. generate: ((params, model), keys,
+    labels) -> images on the host.
+    """
 
-    def first(values):
-        config = bound(values)
-        init_key, state_key = jax.random.split(random.threefry(jax.random.key(config.seed)))
-        params = run._replace(config=config).init(init_key)
-        return Swept(init_state(state_key, params, build.optimizer(config), goal(config).memory), values)
+    first: Callable[..., Any]
+    step: training.parallel.ParallelStep
+    generate: Callable[..., Any]
 
-    def step(swept, batch, *, axis_name=None):
-        config = bound(swept.values)
-        objective = goal(config)
-        one = train_step(
-            objective.loss,
-            build.optimizer(config),
-            ema_decay=config.optimizer.ema_decay,
-            update_memory=objective.update_memory,
-            accumulate=config.optimizer.accumulate,
-        )
-        state, metrics = one(swept.state, batch, axis_name=axis_name)
-        return Swept(state, swept.values), metrics
+
+_PROGRAMS: dict[tuple[str, str], Program] = {}
+
+
+def _program(run: Run, inputs: Inputs, way: str) -> Program:
+    """The program of runs that are alike; the previous one is dropped, since it takes hundreds of megabytes."""
+    key = (alike(run.config), way)
+    if key not in _PROGRAMS:
+        _PROGRAMS.clear()
+        jax.clear_caches()
+        _PROGRAMS[key] = _compile(inputs, run.config.parallel, way)
+    return _PROGRAMS[key]
+
+
+def _compile(inputs: Inputs, parallel: str, way: str) -> Program:
+    base, space = inputs.base, inputs.space
+    mesh = training.make_mesh(jax.local_devices())
+
+    def objective(model: Any) -> Any:
+        return adapters.wrap(base, latents.wrap(space, model.objective()))
 
     @jax.jit
-    def draw(given, keys, label):
-        params, values = given
-        return build.generator(bound(values), run.net, run.shape)(run.whole(params), keys, label)
+    def first(model: Model, seed: Any) -> training.TrainState:
+        init_key, state_key = jax.random.split(random.threefry(jax.random.key(seed)))
+        params = (base or model).init(init_key)
+        return training.init_state(state_key, params, model.optimizer.make(), objective(model).memory, hyper=model)
 
-    generate = latents.decoded(over_batch(draw, run.mesh), run.latents, run.mesh)
-    if way != "loop":
-        several = together.several(lambda _, swept, batch: step(swept, batch), way, donate=True)
-        return Program(jax.jit(first), functools.partial(several, ()), generate)
-    parallel, rule = build.PARALLEL[run.config.parallel]
-    example = jax.eval_shape(first, traced.arrays(traced.split(run.config)[1]))
-    make = jax.jit(first, out_shardings=layout(example, run.mesh, rule))
-    return Program(make, parallel(step, run.mesh), generate)
+    def step(state: Any, batch: Any, *, axis_name: str | None = None) -> Any:
+        model = state.hyper
+        loss, _, update_memory = objective(model)
+        one = training.train_step(
+            loss,
+            model.optimizer.make(),
+            ema_decay=model.optimizer.ema_decay,
+            update_memory=update_memory,
+            accumulate=model.optimizer.accumulate,
+        )
+        return one(state, batch, axis_name=axis_name)
+
+    def generate(variables: Any, keys: Any, label: Any) -> Any:
+        params, model = variables
+        return model.diffusion.generate(inputs.whole(params), keys, label)
+
+    images = over_batch(jax.jit(generate), mesh)
+    one_or_several = FORMS[parallel](step, mesh) if way == "loop" else training.over_runs(step, mesh)
+    return Program(first, one_or_several, images if space is None else space.decoded(images, mesh))
 
 
-def run(
-    unit: Unit, folder: Folder, way: str, say: Callable[..., Progress]
-) -> Iterator[tuple[Run, Result | BaseException]]:
-    """Trains the runs of a unit together and measures each.
+def traced(model: Any) -> Any:
+    """The model with its numbers as float32 arrays."""
+    return jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), model)
 
-    A unit that was interrupted goes on from its last checkpoint, with the runs that it began with.
-    """
-    start = time.monotonic()
-    opened = [_open(one, folder) for one in unit.runs]
-    judges = [_judge(one, run, folder) for one, run in zip(unit.runs, opened, strict=True)]  # before the training
-    program = _program(opened[0], alike(unit.runs[0].config), way)
-    trained = _Training(program, unit, opened, way, folder.unit(unit))
-    with contextlib.closing(trained):
-        failed = trained.go(say("step", trained.steps), start)
-    shared = trained.seconds / len(unit.runs)
-    for place, one in enumerate(unit.runs):
-        if (error := failed.get(place)) is not None:
-            yield one, error
+
+class Together:
+    """The batches of several runs as one iterator, whose position is that of each."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> "Together":
+        return self
+
+    def __next__(self) -> Any:
+        rows = programs.filled([next(batches) for batches in self._batches])
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+
+    def get_state(self) -> list[Any]:
+        """The positions."""
+        return [batches.get_state() for batches in self._batches]
+
+    def set_state(self, positions: list[Any]) -> None:
+        """Go to these positions."""
+        for batches, position in zip(self._batches, positions, strict=True):
+            batches.set_state(position)
+
+
+class RunLogs:
+    """The log of several runs: each gets its part of the values, until it fails."""
+
+    def __init__(self, logs: list[training.JsonLog]) -> None:
+        self._logs = logs
+
+    def start(self, step: int) -> None:
+        """Start each."""
+        for log in self._logs:
+            log.start(step)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Write to each."""
+        for index, log in enumerate(self._logs):
+            own = {name: float(np.ravel(value)[index] if np.ndim(value) else value) for name, value in values.items()}
+            if own.get("skipped") == 0:
+                del own["skipped"]
+            if not np.isnan(own.get("loss", 0.0)):
+                log.write(step, own)
+
+    def sync(self) -> None:
+        """Sync each."""
+        for log in self._logs:
+            log.sync()
+
+
+def run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
+    """Train the runs of a job and measure each."""
+    config, folders = job.runs[0].config, [job.folder.run(run) for run in job.runs]
+    mesh = training.make_mesh(jax.local_devices())
+    caches = {"cache_images": config.dataset.cache, "cache_latents": config.latent.cache}
+    inputs = [opened(run.config, mesh.size) for run in job.runs]
+    prepared = [_prepared(run, job) for run in job.runs]  # before the training, which takes longer
+    program = _program(job.runs[0], inputs[0], job.way)
+    states = [program.first(traced(own.model), run.config.seed) for run, own in zip(job.runs, inputs, strict=True)]
+    batches = [own.batches(mesh, **caches) for own in inputs]
+    is_loop = job.way == "loop"
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(contextlib.closing(training.JsonLog(path / "metrics.jsonl"))) for path in folders]
+        fitted = _fit(
+            folders[0] / "checkpoints",
+            [run.id for run in job.runs],
+            program.step,
+            states[0] if is_loop else jax.tree.map(lambda *leaves: jnp.stack(leaves), *programs.filled(states)),
+            batches[0] if is_loop else Together(batches),
+            num_steps=config.train.num_steps,
+            checkpoint_every=config.train.checkpoint_every,
+            log=RunLogs(logs),
+            log_every=config.train.log_every,
+            max_skipped=config.train.max_skipped,
+            progress=job.progress("step", config.train.num_steps),
+        )
+    cost = {"seconds": fitted.seconds / len(job.runs), "compile_seconds": fitted.compile_seconds}
+    for index, (run, own) in enumerate(zip(job.runs, inputs, strict=True)):
+        if index in fitted.failed:
+            yield run, fitted.failed[index]
             continue
-        start = time.monotonic()
         try:
-            result = _measure(
-                program, one, opened[place], trained.swept(place), trained.last[place], judges[place], folder
-            )
-            result.cost["seconds"] = round(shared + time.monotonic() - start, 3)
-        except Exception as error:  # one run never stops the others
-            yield one, error
-        else:
-            yield one, result
+            ema = fitted.state.ema if is_loop else programs.row(fitted.state.ema, index)
+            result = _measure(program, run, own, ema, prepared[index], job)
+            result.metrics["loss"] = float(np.ravel(fitted.logged["loss"])[index])
+            result.cost.update({name: round(value, 3) for name, value in cost.items()})
+            yield run, result
+        except Exception as error:  # the other runs of the job continue
+            yield run, error
 
 
-def _open(one: Run, folder: Any) -> opening.Run:
-    checked, read = opening.checked(experiment(one.config), _mesh(), networks.network, "diffusion")
-    return opening.with_latents(checked._replace(workdir=folder.run(one)), read)
+def _fit(path: Path, ids: list[str], *args: Any, **settings: Any) -> training.Fitted:
+    """`fit`; checkpoints of another group of runs, or of other devices, are removed."""
+    with contextlib.suppress(training.CheckpointError), training.Checkpoints(path, read_only=True) as checkpoints:
+        newest, _ = checkpoints.newest()
+        if newest is not None and checkpoints.record(newest)["ids"] != ids:
+            shutil.rmtree(path)
+    with training.Checkpoints(path, keep_latest=1) as checkpoints:
+        try:
+            return training.fit(*args, checkpoints=checkpoints, record={"ids": ids}, **settings)
+        except training.CheckpointError as error:
+            if "must hold" not in str(error) and "intact" not in str(error):
+                raise
+            print(f"warning: {error}; starting again", file=sys.stderr, flush=True)
+    shutil.rmtree(path)
+    with training.Checkpoints(path, keep_latest=1) as checkpoints:
+        return training.fit(*args, checkpoints=checkpoints, record={"ids": ids}, **settings)
 
 
-class _Training:
-    """The loop over steps of one or of several runs.
-
-    seconds: since they were begun, those of attempts before included up to the checkpoints that they left.
-    """
-
-    def __init__(self, program: Program, unit: Unit, runs: Sequence[opening.Run], way: str, path: Path):
-        self._step, self._runs, self._way = program.step, runs, way
-        self._ids, self._settings = [one.id for one in unit.runs], runs[0].config.train
-        self.last: list[dict[str, float]] = [{} for _ in runs]
-        self._path, self._checkpoints = path, Checkpoints(path, keep_latest=1)
-        self._first, self._pending = 0, [Pending(self._settings.max_skipped) for _ in runs]
-        self._failed: dict[int, NotFiniteError] = {}
-        self.seconds = 0.0
-        values = [traced.arrays(traced.split(run.config)[1]) for run in runs]
-        self._swept = together.packed([program.first(v) for v in values], way)
-        self._resume()
-
-    def _resume(self):
-        found = self._restored()
-        if found is None:
-            return
-        self._first, self._swept = found.step, Swept(found.state, self._swept.values)
-        self.last, self.seconds = found.record["last"], found.record["seconds"]
-        self._failed = {int(place): NotFiniteError(*held) for place, held in found.record["failed"].items()}
-        self._pending = [Pending(self._settings.max_skipped, held) for held in found.record["pending"]]
-        for run, position in zip(self._runs, found.record["positions"], strict=True):
-            run.data.set_state(position)
-
-    def _restored(self):
-        """The last checkpoint; one that cannot be gone on from, of other devices say, is removed."""
-        with contextlib.suppress(CheckpointError, ValueError):
-            found = self._checkpoints.restore_latest(self._swept.state)
-            if found is None or found.record["ids"] == self._ids:
-                return found
-        self._checkpoints.close()
-        for step in (path for path in self._path.iterdir() if path.is_dir()):
-            shutil.rmtree(step)
-        self._checkpoints = Checkpoints(self._path, keep_latest=1)
-        return None
-
-    @property
-    def steps(self) -> int:
-        """How many there are."""
-        return self._settings.num_steps
-
-    def swept(self, place: int) -> Swept:
-        """What became of one run."""
-        return together.part(self._swept, self._way, place)
-
-    def close(self) -> None:
-        """Waits for what is being written."""
-        self._checkpoints.close()
-
-    def go(self, say: Progress, start: float) -> dict[int, NotFiniteError]:
-        """Trains to the end; the runs whose loss was not finite, by their place. They stand still, the others go on.
-
-        start: when this attempt began, of `time.monotonic`.
-        """
-        before, settings, failed, waiting = self.seconds, self._settings, self._failed, []
-        with contextlib.ExitStack() as stack:
-            logs = [MetricsLog(run.workdir, self._first, board=False) for run in self._runs]
-            for log in logs:
-                stack.enter_context(contextlib.closing(log))
-            for step in range(self._first + 1, settings.num_steps + 1):
-                self._swept, metrics = self._step(self._swept, self._batch())
-                waiting.append((step, metrics))
-                last = step == settings.num_steps
-                is_saved = step % settings.checkpoint_every == 0 or last
-                if step % settings.log_every == 0 or step == 1 or is_saved:
-                    self._read(waiting)
-                if step % settings.log_every == 0 or step == 1 or last:
-                    self._log(step, logs)
-                    say.update(step, f"loss {self.last[0].get('loss', math.nan):.4f}")
-                self.seconds = before + time.monotonic() - start
-                if is_saved:
-                    self._save(step)
-                if len(failed) == len(self._runs):
-                    break
-        return failed
-
-    def _batch(self):
-        return together.packed([next(run.data) for run in self._runs], self._way)
-
-    def _read(self, waiting):
-        """From the devices to what each run has pending."""
-        for step, metrics in jax.device_get(waiting):
-            for place, pending in enumerate(self._pending):
-                pending.add(step, together.part(metrics, self._way, place))
-        waiting.clear()
-        for place, pending in enumerate(self._pending):
-            try:
-                pending.read()
-            except NotFiniteError as error:
-                self._failed.setdefault(place, error)
-
-    def _log(self, step, logs):
-        for place, (pending, log) in enumerate(zip(self._pending, logs, strict=True)):
-            if place not in self._failed:
-                self.last[place] = pending.line()
-                log.write(step, self.last[place])
-
-    def _save(self, step):
-        record = {
-            "ids": self._ids,
-            "last": self.last,
-            "seconds": self.seconds,
-            "failed": {place: [str(error), error.step] for place, error in self._failed.items()},
-            "pending": [pending.read() for pending in self._pending],
-            "positions": [run.data.get_state() for run in self._runs],
-        }
-        self._checkpoints.save(step, self._swept.state, record)
+def _prepared(run: Run, job: Job) -> tuple[Any, Callable[..., Any]]:
+    """(labels of the samples, the function that measures them)."""
+    names = run.config.dataset
+    dataset = open_dataset(names.name, names.data_dir)
+    label = measuring.labels(run.config.evaluation, dataset.num_classes if run.config.network.conditional else None)
+    return label, measuring.prepared(run.config.evaluation, names.to_dict(), label, job.extractors)[1]
 
 
-def _judge(one, opened, folder):
-    """(labels of the samples, what measures them)."""
-    evaluation, dataset = one.config.evaluation, opened.dataset
-    label = judging.labels(evaluation, dataset.num_classes if one.config.network.conditional else None)
-    return label, judging.judge(evaluation, opened.config.dataset, label, folder.path / "extractors")[1]
-
-
-def _measure(program, one, opened, swept, last, judged_by, folder):
-    evaluation, dataset, (label, judge) = one.config.evaluation, opened.dataset, judged_by
-    drawn = []
-    for index in judging.batches(evaluation):
-        keys = judging.keys(one.config.seed, index)
-        found = program.generate((swept.state.ema, swept.values), keys, None if label is None else label[index])
-        drawn.append(judging.stored(found, dataset))
-    pixels = np.concatenate(drawn)[: evaluation.num]
-    judging.picture(folder.run(one) / "samples.png", pixels, dataset)
-    found = judge(pixels)
-    sampling, schedule = opened.config.sampling, build.schedule(opened.config, swept.state.ema)
-    entries = samplers.entries(sampling.sampler, schedule, sampling.num_steps)
-    cost = {"calls": float(samplers.spent(sampling.sampler, schedule, entries))}
-    return Result({"loss": last["loss"], **found.metrics}, found.floors, found.conditions, cost)
+def _measure(program: Program, run: Run, inputs: Inputs, ema: Any, prepared: Any, job: Job) -> Result:
+    """Draw samples, measure them, and keep an export."""
+    evaluation, diffusion, (label, measure) = run.config.evaluation, inputs.model.diffusion, prepared
+    variables, index = (ema, traced(inputs.model)), np.arange(evaluation.num)
+    size = min(evaluation.batch_size, evaluation.num)
+    x = draw(program.generate, variables, run.config.seed, index, label, batch_size=size)
+    measured = measure(x, job.folder.run(run) / "samples.png")
+    if job.keep == "export":
+        path = job.folder.run(run) / "export"
+        shutil.rmtree(path, ignore_errors=True)
+        config = {key: value for key, value in run.config.to_dict().items() if key not in ("task", "evaluation")}
+        save_export(path, inputs, jax.device_get(inputs.whole(ema)), config, run.config.train.num_steps)
+    name, schedule = diffusion.sampling.sampler, diffusion.schedule(ema)
+    calls = spent(name, schedule, entries(name, schedule, diffusion.sampling.num_steps))
+    return Result({"loss": 0.0, **measured.metrics}, measured.floors, measured.conditions, {"calls": float(calls)})

@@ -1,0 +1,125 @@
+"""The inputs of a training run, checked before anything compiles: data, latents, adapters, captions, model, batches."""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from diffax import training
+from diffax.pretrained import save
+from experiments.configs import settings
+from experiments.data import datasets, pipeline
+from experiments.data.captions import Tokenizer
+from experiments.model import Data, build
+from experiments.models import captions, latents
+from experiments.models.adapters import Adapters
+from experiments.models.latents import Latents
+from experiments.run import loading
+from experiments.run.command import path_of
+
+FORMS: dict[str, Any] = {  # config.parallel: the form of a step over devices
+    "pmap": training.data_parallel,
+    "jit": training.sharded,
+    "fsdp": functools.partial(training.sharded, rule="fsdp"),
+}
+
+
+class Inputs(NamedTuple):
+    """space: the latents that the model works in, None for pixels. base: what its parameters are adapters of, None
+    without. tokenizer: of captions, None without. model: as `build` returns it. read: settings of `pipeline.batches` ->
+    batches of images.
+    """
+
+    dataset: datasets.Dataset
+    data: Data
+    space: Latents | None
+    base: Adapters | None
+    tokenizer: Tokenizer | None
+    model: Any
+    read: Any
+
+    def identity(self, train_split: str) -> dict[str, Any]:
+        """What a run and its continuation must agree on, beside the config."""
+        return {
+            "data": self.dataset.describe(train_split),
+            "autoencoder": self.space and self.space.identity(),
+            "base": self.base and self.base.identity(),
+        }
+
+    def whole(self, params: Any) -> Any:
+        """The parameters of the network, from those that are trained."""
+        return params if self.base is None else self.base.merge(params)
+
+    def batches(self, mesh: Any, *, cache_images: bool, cache_latents: bool) -> Any:
+        """The batches; for a model in latents with moments in place of images."""
+        space, normalise = self.space, self.dataset.normalise
+        if space is None:
+            return self.read(cache=cache_images)
+        if cache_latents:
+            return self.read(instead=lambda records: space.encode_records(records, normalise, mesh))
+        return latents.Encoded(self.read(cache=cache_images), space)
+
+
+def opened(config: Any, num_devices: int) -> Inputs:
+    """The inputs of a config.
+
+    Raises:
+      ValueError: for anything that is wrong with the settings, the data, or the models that they name.
+    """
+    settings.check_rules(config, num_devices)
+    names, space, base, tokenizer, words = config.dataset, None, None, None, None
+    dataset = datasets.open_dataset(names.name, names.data_dir, names.labels)
+    if config.latent.autoencoder:
+        space = latent_space(config.latent.autoencoder)
+        if space.model.shape != dataset.shape:
+            raise ValueError(
+                f"config.latent.autoencoder must be one of images {dataset.shape}, got {space.folder} of "
+                f"{space.model.shape}"
+            )
+    data = Data(dataset.shape, dataset.num_classes, (dataset.low, dataset.high))
+    model = build(config, data if space is None else data._replace(shape=space.shape))
+    if config.lora.base:
+        base, trained = loading.load_adapters(config.lora)
+        loading.check_base(config.to_dict(), trained, data, space)
+        words = trained.tokenizer and trained.tokenizer.words
+        with settings.at("config.lora"):
+            jax.eval_shape(base.init, jax.random.key(0))
+    if config.text.enabled:
+        text = config.text
+        tokenizer = captions.tokenizer(dataset, names.train_split, text.vocab_size, text.max_length, words)
+    read = functools.partial(
+        pipeline.batches,
+        dataset,
+        names.train_split,
+        names.batch_size,
+        seed=config.seed,
+        flip=names.flip,
+        num_threads=names.num_threads,
+        share=(jax.process_index(), jax.process_count()),
+        encode=tokenizer and tokenizer.encode,
+    )
+    read()  # raises for a split that is too small
+    return Inputs(dataset, data, space, base, tokenizer, model, read)
+
+
+@functools.lru_cache(maxsize=2)
+def latent_space(folder: str) -> Latents:
+    """The latent space of config.latent.autoencoder, read once."""
+    return loading.load_latents(path_of("config.latent.autoencoder", folder))
+
+
+def save_export(path: Path, inputs: Inputs, params: Any, config: dict[str, Any], step: int) -> None:
+    """Write an export of a diffusion model. params: of the network; config: of the run."""
+    space, tokenizer = inputs.space, inputs.tokenizer
+    save(
+        path,
+        inputs.model.diffusion,
+        params,
+        step=step,
+        data_range=inputs.data.range,
+        latents=space and space.exported(),
+        words=tokenizer.words if tokenizer else (),
+        max_length=tokenizer.max_length if tokenizer else 0,
+        more={"config": config, "data": inputs.data._asdict(), "latents": space and space.record()},
+    )
