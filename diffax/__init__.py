@@ -16,6 +16,7 @@ Data types are pytrees, operations are functions, and algorithms are pairs of fu
                  likelihood.adaptive: the ODE by an adaptive solver (needs diffrax; import it yourself)
     analytic     oracles: data distributions with a known denoiser and log-density
     inverse      measurements y = A x0 + noise, and sampling of x0 given y
+    pretrained   specifications of trained models; load, which reads an export (needs flax, safetensors)
     nn           Flax networks           (needs flax; import diffax.nn)
     training     training step, EMA, checkpoints  (needs optax, orbax; import diffax.training)
     metrics      distances between sets of features  (import diffax.metrics)
@@ -42,6 +43,7 @@ from diffax import (
     likelihood,
     losses,
     predictions,
+    pretrained,
     random,
     samplers,
     schedules,
@@ -63,6 +65,7 @@ from diffax.likelihood import (
 )
 from diffax.losses import denoising_loss
 from diffax.predictions import diffuse, initial_noise
+from diffax.pretrained import load
 from diffax.samplers import (
     Sampler,
     ancestral,
@@ -189,11 +192,13 @@ __all__ = [
     "lcm",
     "likelihood",
     "lms",
+    "load",
     "log_likelihood",
     "losses",
     "noise_floor",
     "pndm",
     "predictions",
+    "pretrained",
     "random",
     "restart",
     "sa_solver",

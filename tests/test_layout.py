@@ -26,10 +26,12 @@ LEVELS = [
     {"losses"},
     {"inverse"},
     {"nn", "training", "metrics"},
+    {"pretrained"},
 ]
 ALLOWED = {
     "likelihood": {"diffrax", "equinox"},
     "nn": {"flax", "safetensors"},
+    "pretrained": {"safetensors"},
     "training": {"optax", "orbax", "tensorboardX"},  # the last one where it is installed
     "metrics": {"ott"},
 }

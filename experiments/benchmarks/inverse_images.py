@@ -23,6 +23,7 @@ its fast kernels outside of loops only, so that a gradient inside `lax.scan` tak
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import platform
@@ -43,9 +44,9 @@ from diffax._checks import choose
 from experiments.data import images
 from experiments.data.datasets import open_dataset
 from experiments.evaluation import comparison as score
-from experiments.models import build
-from experiments.models.loading import Model, load_model
-from experiments.run.workdir import read_json, usage_errors, write_json
+from experiments.run.command import usage_errors
+from experiments.run.loading import Trained, load
+from experiments.run.workdir import read_json, write_json
 
 
 class Task(NamedTuple):
@@ -178,13 +179,16 @@ def _unrolled(lower: int, upper: int, body: Callable, state: Any) -> Any:
     return state
 
 
-def compiled(method: Method, model: Model) -> tuple[Callable, Callable]:
+def compiled(method: Method, model: Trained) -> tuple[Callable, Callable]:
     """(step, last): (params, setting, label, (operator, y, std), ...) to the next state, and to x0."""
-    schedule = build.schedule(model.config, model.params)
+    diffusion = model.model.diffusion
+    schedule = diffusion.schedule(model.params)
 
     def parts(params, setting, label, measured):
         guidance, network, result = setting
-        denoise = build.denoiser(model.config, model.network, params, label, weight=guidance)
+        # Not clipped: the setting says how.
+        sampling = dataclasses.replace(diffusion.sampling, guidance=guidance, clip=False)
+        denoise = dataclasses.replace(diffusion, sampling=sampling).denoiser(params, label)
         denoise = diffax.denoisers.clip_static(denoise, -network, network)
         sampler, denoise = method.build(Problem(denoise, schedule, *measured))
         return sampler, diffax.denoisers.clip_static(denoise, -result, result)
@@ -206,7 +210,7 @@ def compiled(method: Method, model: Model) -> tuple[Callable, Callable]:
 def restore(functions, method, model, setting, label, measured, shape, num_steps):
     """(x0, calls, CPU seconds)."""
     step, last = functions
-    schedule = build.schedule(model.config, model.params)
+    schedule = model.model.diffusion.schedule(model.params)
     times = diffax.times.uniform_log_snr(schedule, num_steps)
     times = diffax.times.jumps(times, length=10, repeats=3) if method.jumps else times
     start, steps = jax.random.split(jax.random.key(0))
@@ -316,26 +320,26 @@ def main() -> None:
             choose("tasks", str(index), ("0", "1", "2", "3"))
         for name in args.methods or ():
             choose("methods", name, METHODS)
-        model = load_model(args.checkpoint.absolute())
-        if model.latent is not None or model.words is not None or not model.config.network.conditional:
+        model = load(args.checkpoint.absolute())
+        diffusion = model.model.diffusion
+        if model.latents is not None or diffusion.condition != "label":
             raise ValueError(f"checkpoint must be a model of images with labels, got {args.checkpoint}")
-        config = model.config.dataset
-        truth, labels = open_dataset(config.name, config.data_dir).arrays(config.test_split)
+        data = model.dataset
+        truth, labels = open_dataset(data["name"], data["data_dir"]).arrays(data["test_split"])
         if not 2 <= args.num <= len(truth):
             raise ValueError(f"num must be between 2 and {len(truth)}, the test images, got {args.num}")
         order = _balanced(labels)[: args.num]
         truth, labels = truth[order], labels[order]
-        model.config.sampling.clip = False  # by the settings here
         how = score.Settings(metrics=("fd", "accuracy"), reference="train", classifier_file=args.classifier_file)
-        case = score.open_case(config.to_dict(), labels, how, args.num)
+        case = score.open_case(data, labels, how, args.num)
     args.workdir.mkdir(parents=True, exist_ok=True)
     real = score.score(case, images.to_pixels(truth, case.dataset.low, case.dataset.high), labels)
     conditions = {
-        "data": config.name,
+        "data": data["name"],
         "step": model.step,
         "num": args.num,
         "num_steps": args.num_steps,
-        "guidance": model.config.sampling.guidance,
+        "guidance": diffusion.sampling.guidance or 1.0,
         "fd_of_the_images": real.metrics["fd"],
         "accuracy_on_the_images": real.metrics["accuracy"],
         "machine": f"{jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}",
@@ -346,8 +350,8 @@ def main() -> None:
     write_json(args.workdir / "conditions.json", conditions)
 
     # Run what is chosen and not finished yet.
-    known = tasks(model.shape, args.num)
-    entries = plan(known, model.config.sampling.guidance)
+    known = tasks(model.data.shape, args.num)
+    entries = plan(known, diffusion.sampling.guidance or 1.0)
     programs: dict[str, Any] = {}
     for task, name, setting in entries:
         path = args.workdir / f"{_stem(task, name, setting)}.json"
@@ -374,14 +378,16 @@ def main() -> None:
     finished = [(entry, path) for entry, path in finished if path.exists()]
     rows = [read_json(path) for _, path in finished]
     args.out.mkdir(parents=True, exist_ok=True)
-    write_json(args.out / f"{config.name}.json", {"conditions": conditions, "rows": rows})
-    (args.out / f"{config.name}.md").write_text(report(rows, conditions))
+    write_json(args.out / f"{data['name']}.json", {"conditions": conditions, "rows": rows})
+    (args.out / f"{data['name']}.md").write_text(report(rows, conditions))
     pictures = {"original": truth[:10]}
     for (task, name, setting), path in finished:
         if task is known[0] and setting is entries[0][2]:
             pictures[name] = np.load(path.with_suffix(".npy"))
     columns = np.stack(list(pictures.values()), 1)  # a row for each image, a column for each method
-    images.save_png(args.out / f"{config.name}.png", columns.reshape(-1, *model.shape), len(pictures), list(pictures))
+    images.save_png(
+        args.out / f"{data['name']}.png", columns.reshape(-1, *model.data.shape), len(pictures), list(pictures)
+    )
 
 
 if __name__ == "__main__":

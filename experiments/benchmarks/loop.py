@@ -7,24 +7,24 @@ of the same network are timed in turn in one run. The overhead is the median ove
 (sample - network) / network; one call each way is made first, so that no compilation is timed.
 """
 
+import dataclasses
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 import diffax
+from diffax.pretrained import entries, spent
+from experiments.configs import settings
 from experiments.data.datasets import open_dataset
-from experiments.models import build, networks, samplers
-from experiments.run import checks
-from experiments.run.workdir import launch, usage_errors
+from experiments.model import Data, build
+from experiments.run.command import changes, launch, usage_errors
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
+CONFIG = flags.DEFINE_string("config", None, "The config: a file, or the name of one.", required=True)
 BATCH = flags.DEFINE_integer("batch_size", 200, "Samples drawn at a time.", lower_bound=1)
 REPEATS = flags.DEFINE_integer("repeats", 11, "Pairs of timings.", lower_bound=1)
-flags.mark_flag_as_required("config")
 
 
 def seconds(f, *args):
@@ -34,18 +34,17 @@ def seconds(f, *args):
     return time.perf_counter() - start
 
 
-def functions(config, dataset, net, name):
+def functions(diffusion, name):
     """(sample, network): both (params, keys, label) -> x, with equally many network calls, about num_steps."""
-    with config.unlocked():
-        config.sampling.update({"sampler": name, "guidance": 1.0, "eta": None})
-    schedule, calls = build.schedule(config), config.sampling.num_steps
-    times = jnp.linspace(1.0, 0.0, samplers.spent(name, schedule, samplers.entries(name, schedule, calls)))
-    sample = build.generator(config, net, dataset.shape)
+    sampling = dataclasses.replace(diffusion.sampling, sampler=name, guidance=None, eta=None)
+    diffusion, schedule = dataclasses.replace(diffusion, sampling=sampling), diffusion.schedule()
+    times = jnp.linspace(1.0, 0.0, spent(name, schedule, entries(name, schedule, sampling.num_steps)))
+    sample = jax.jit(lambda params, keys, label: diffusion.generate(params, keys, label))
 
     @jax.jit
     def network(params, keys, label):
-        x = diffax.initial_noise(keys, schedule, (len(keys), *dataset.shape))
-        f = build.predict(config, net, params, label)
+        x = diffax.initial_noise(keys, schedule, (len(keys), *diffusion.shape))
+        f = diffusion.predict(params, label)
         return jax.lax.scan(lambda x, t: (f(x, t), None), x, times)[0]
 
     return sample, network
@@ -53,20 +52,19 @@ def functions(config, dataset, net, name):
 
 def main(argv):
     """Prints a line for each sampler."""
-    del argv
-    config = CONFIG.value
     with usage_errors():
-        checks.check_config(config, 1)
+        config = settings.load_config(CONFIG.value, changes(argv))
+        settings.check_rules(config, 1)
         dataset = open_dataset(config.dataset.name, config.dataset.data_dir)
-        net = networks.network(config, dataset.num_classes)
-    params = build.init_params(config, net, dataset.shape, jax.random.key(0))
+        diffusion = build(config, Data(dataset.shape, dataset.num_classes, (dataset.low, dataset.high))).diffusion
+    params = jax.jit(diffusion.init)(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), BATCH.value)
     label = jnp.arange(BATCH.value) % dataset.num_classes if config.network.conditional else None
     device, calls = jax.local_devices()[0].device_kind, config.sampling.num_steps
     print(f"{config.dataset.name}, {device}, jax {jax.__version__}: {BATCH.value} samples, {calls} calls, float32")
     print("sampler      network s   sample s   overhead (median of pairs)   [min, max]")
-    for name in samplers.SAMPLERS:
-        sample, network = functions(config, dataset, net, name)
+    for name in diffax.samplers.names():
+        sample, network = functions(diffusion, name)
         args = (params, keys, label)
         seconds(sample, *args), seconds(network, *args)
         pairs = np.array([(seconds(network, *args), seconds(sample, *args)) for _ in range(REPEATS.value)])

@@ -1,6 +1,6 @@
 """Unconditional CIFAR-10 with the network and settings of Ho et al. 2020, appendix B: 35.7M parameters.
 
-    python -m experiments.data.prepare --name=cifar10
+    python -m experiments.prepare --name=cifar10
     python -m experiments.train --config=experiments/configs/cifar10_ddpm.py --workdir=runs/cifar10
 
 Hardware: accelerators; the paper used a TPU v3-8. Time: not measured here. Metric: not reached here, where CIFAR-10 is

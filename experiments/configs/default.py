@@ -64,10 +64,10 @@ def get_config() -> ConfigDict:
     config.lora.patterns = ("*kernel",)  # globs on the paths of what is adapted
 
     config.latent = ConfigDict()  # diffusion in the latents of an autoencoder
-    config.latent.autoencoder = ""  # workdir of experiments.train_autoencoder, finished; "": diffusion of pixels
+    config.latent.autoencoder = ""  # workdir of a finished autoencoder; "": diffusion of pixels
     config.latent.cache = True  # encode the training split once and keep it in memory; else each batch as it comes
 
-    config.autoencoder = ConfigDict()  # of experiments.train_autoencoder
+    config.autoencoder = ConfigDict()  # where config.model = "autoencoder"
     config.autoencoder.channels = 32
     config.autoencoder.channel_multipliers = (1, 2)  # each level after the first halves the size
     config.autoencoder.num_res_blocks = 1

@@ -144,7 +144,7 @@ def open_dataset(name: str, data_dir: str = "", labels: Sequence[int] = ()) -> D
       ValueError: if the set is not prepared, not in a format with random access, holds no images or has no such label.
     """
     folder = data_folder(data_dir)
-    command = f"python -m experiments.data.prepare --name={name} --data_dir={folder}"
+    command = f"python -m experiments.prepare --name={name} --data_dir={folder}"
     path = _newest_version(folder / name)
     if path is None and name in EMBEDDED:
         prepare_embedded(name, folder)

@@ -1,6 +1,6 @@
 """DDIM's table 1 on CIFAR-10: eta against the number of steps, FID of 50,000 samples against the training images.
 
-    python -m experiments.data.prepare --name=cifar10
+    python -m experiments.prepare --name=cifar10
     python -m experiments.train --config=experiments/configs/cifar10_ddpm.py --workdir=runs/cifar10
     python -m experiments.sweep --sweep=experiments/sweeps/cifar10_ddim_steps.py --workdir=runs/ddim_steps
         --set=config.evaluation.inception_weights=pt_inception-2015-12-05-6726825d.pth --workers=8

