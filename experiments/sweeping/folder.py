@@ -140,7 +140,7 @@ class Folder:
             return "corrupt"
         if self.failure(run) is not None:
             return "failed"
-        if not (self.run(run) / ".lock").exists():
+        if not (self.run(run) / "config.json").exists():
             return "waiting"
         with self.lock([run]) as is_free:
             return "interrupted" if is_free else "running"

@@ -145,7 +145,7 @@ class Worker:
     def _compute(self, members: list[Run]) -> None:
         """Compute runs together; results that are there already stay."""
         todo = {run.id: run for run in members if not self._folder.is_settled(run)}
-        made_by = _collected() | {"way": self._way, "started": provenance.now()}
+        made_by = _collected(provenance.command()) | {"way": self._way, "started": provenance.now()}
         for run in todo.values():
             self._folder.begin(run, members, made_by)
         name = members[0].id if len(members) == 1 else f"{len(members)} runs"
@@ -164,7 +164,7 @@ class Worker:
             can_continue = not isinstance(error, NotFiniteError)
             for run in todo.values():
                 self._settle(run, error, 0.0, 0)
-        if not can_continue:  # otherwise --retry continues from the checkpoints
+        if not (can_continue and checkpoints.is_dir() and any(checkpoints.iterdir())):  # else --retry continues there
             shutil.rmtree(checkpoints, ignore_errors=True)
             for run in members:
                 (self._folder.run(run) / "group.json").unlink(missing_ok=True)
@@ -193,8 +193,8 @@ class Worker:
 
 
 @functools.cache
-def _collected() -> dict[str, Any]:
-    return provenance.collect(provenance.command())
+def _collected(command: str) -> dict[str, Any]:
+    return provenance.collect(command)
 
 
 def _progress(job: str, name: str, total: int) -> Progress:
