@@ -17,18 +17,20 @@ import numpy as np
 import pytest
 from sweeping_runs import attempts, command, results, states, write
 
-from diffax.training import init_state, make_mesh, train_step
+import diffax
+from diffax import training
+from diffax.pretrained import SCHEDULES
 from experiments.configs import smoke
+from experiments.configs.settings import change
 from experiments.data import images
-from experiments.data.datasets import open_dataset
-from experiments.data.pipeline import batches
 from experiments.evaluation import measures
-from experiments.models import build, networks, objectives, samplers
+from experiments.models import objectives
 from experiments.reporting import document, summary, tables
 from experiments.reporting.reading import read_sweep
-from experiments.run import opening, training
+from experiments.run import opening
+from experiments.run.opening import opened, save_export
 from experiments.sweeping import definition as definitions
-from experiments.sweeping import judging, sample_task, settings, together, traced, train_task
+from experiments.sweeping import measuring, programs, sample_task, settings, train_task
 from experiments.sweeping.folder import Result
 
 __all__ = ["command"]  # a fixture
@@ -61,10 +63,8 @@ def training_sweep(path, overrides, changes="", data_dir=""):
 @pytest.fixture
 def unmeasured(monkeypatch):
     """No samples are drawn: the result is the last loss."""
-    monkeypatch.setattr(train_task, "_judge", lambda *_: None)
-    monkeypatch.setattr(
-        train_task, "_measure", lambda program, one, opened, swept, last, judge, folder: Result(last, {}, {}, {})
-    )
+    monkeypatch.setattr(train_task, "_prepared", lambda *_: None)
+    monkeypatch.setattr(train_task, "_measure", lambda *_: Result({}, {}, {}, {}))
 
 
 def losses(folder, run):
@@ -75,7 +75,7 @@ def losses(folder, run):
 
 
 class Alone:
-    """Runs of `experiments.run.training`'s parts, by plain configs, on one device."""
+    """Runs by the parts of `experiments.train`, with numbers that are not traced, on one device."""
 
     def __init__(self):
         self._known = {}
@@ -83,31 +83,30 @@ class Alone:
     def losses(self, config):
         """[loss] of each step."""
         first, step = self._of(config)
-        state, data, found = first(jax.random.key(config.seed)), self._data(config), []
+        inputs, found = opened(config, 1), []
+        state, data = first(jax.random.key(config.seed)), inputs.read(cache=True)
         for _ in range(config.train.num_steps):
             state, metrics = step(state, jax.tree.map(jnp.asarray, next(data)))
             found.append(metrics["loss"])
         return np.array(jax.device_get(found))
 
-    def _data(self, config):
-        settings = config.dataset
-        dataset = open_dataset(settings.name, settings.data_dir, settings.labels)
-        return batches(dataset, settings.train_split, settings.batch_size, seed=config.seed, num_threads=1, cache=True)
-
     def _of(self, config):
-        """Programs that know nothing of the seed: one for all that differ in it."""
+        """Programs that do not depend on the seed: one for all runs that differ in it."""
         key = json.dumps({**config.to_dict(), "seed": 0})
         if key not in self._known:
-            run, _ = opening.checked(config, make_mesh(jax.devices()[:1]), networks.network, "diffusion")
-            optimizer, decay = build.optimizer(config), config.optimizer.ema_decay
-
-            def first(key):
-                init_key, state_key = jax.random.split(key)
-                return init_state(state_key, build.init_params(config, run.net, run.shape, init_key), optimizer)
-
-            step = train_step(objectives.objective(config, run.net).loss, optimizer, ema_decay=decay)
-            self._known[key] = jax.jit(first), jax.jit(step)
+            self._known[key] = tuple(map(jax.jit, plain(opened(config, 1).model)))
         return self._known[key]
+
+
+def plain(model):
+    """(key -> first state, step) of a model."""
+    optimizer = model.optimizer.make()
+
+    def first(key):
+        init_key, state_key = jax.random.split(key)
+        return training.init_state(state_key, model.init(init_key), optimizer)
+
+    return first, training.train_step(model.objective().loss, optimizer, ema_decay=model.optimizer.ema_decay)
 
 
 @pytest.fixture(scope="module")
@@ -122,16 +121,14 @@ SEEDS_AND_RATES = "product({'config.optimizer.learning_rate': [1e-3, 4e-3]}, see
 
 
 @pytest.mark.usefixtures("unmeasured")
-@pytest.mark.parametrize(
-    "way", ["vmap", pytest.param("map", marks=pytest.mark.slow), pytest.param("loop", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("way", ["vmap", pytest.param("loop", marks=pytest.mark.slow)])
 def test_runs_of_one_program_are_the_separate_runs(command, alone, tmp_path, way):
     """11 of 8 seeds x 2 learning rates on 8 devices, over 30 steps."""
     path = training_sweep(tmp_path / "s.py", SEEDS_AND_RATES, "config.train.num_steps = 30")
     more, compiled = ("--only=config.seed=1",) if way == "loop" else ("--group=16",), []
     with pytest.MonkeyPatch.context() as patch:
-        original = train_task.train_step
-        patch.setattr(train_task, "train_step", lambda *args, **kwargs: compiled.append(1) or original(*args, **kwargs))
+        original = training.train_step
+        patch.setattr(training, "train_step", lambda *args, **kwargs: compiled.append(1) or original(*args, **kwargs))
         done = command(path, tmp_path / "w", f"--way={way}", *more)
     assert done.status == 0, done.err
     assert len(compiled) <= 2, "once to make it, once for shapes"
@@ -141,7 +138,7 @@ def test_runs_of_one_program_are_the_separate_runs(command, alone, tmp_path, way
     rates = {run.config.optimizer.learning_rate: run for run in runs}
     assert len(rates) == 2
     for run in rates.values():
-        wanted = alone.losses(train_task.experiment(run.config))
+        wanted = alone.losses(run.config)
         np.testing.assert_allclose(losses(tmp_path / "w", run), wanted, rtol=1e-5, err_msg=run.label)
     ends = {tuple(losses(tmp_path / "w", run)) for run in runs}
     assert len(ends) == len(runs)
@@ -149,10 +146,10 @@ def test_runs_of_one_program_are_the_separate_runs(command, alone, tmp_path, way
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unmeasured")
-@pytest.mark.parametrize("way", ["vmap", "map", "loop"])
+@pytest.mark.parametrize("way", ["vmap", "loop"])
 def test_runs_of_one_program_are_the_separate_runs_of_the_unet(command, alone, tmp_path, way):
     changes = "config.network.name = 'unet'\nconfig.network.channels = 8\nconfig.train.num_steps = 30"
-    changes += "\nconfig.dataset.batch_size = 8"  # of 16, `map` takes ten minutes on a CPU
+    changes += "\nconfig.dataset.batch_size = 8"
     path = training_sweep(tmp_path / "s.py", SEEDS_AND_RATES, changes)
     assert (
         command(path, tmp_path / "w", f"--way={way}", "--only=config.seed=1" if way == "loop" else "--group=16").status
@@ -161,19 +158,19 @@ def test_runs_of_one_program_are_the_separate_runs_of_the_unet(command, alone, t
     every, done = definitions.load(path).runs, results(tmp_path / "w")
     assert len(done) == (2 if way == "loop" else 11)
     for run in [every[id] for id in done][:: 1 if way == "loop" else 3]:
-        wanted = alone.losses(train_task.experiment(run.config))
+        wanted = alone.losses(run.config)
         np.testing.assert_allclose(losses(tmp_path / "w", run), wanted, rtol=1e-5, err_msg=run.label)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["vmap", "map", "loop"])
+@pytest.mark.parametrize("way", ["vmap", "loop"])
 def test_runs_of_one_program_on_one_device(alone, tmp_path, way):
     """The command in a process of its own."""
     path = training_sweep(tmp_path / "s.py", SEEDS_AND_RATES, "config.train.num_steps = 30")
     done = subprocess.run(line(path, tmp_path / "w", f"--way={way}"), env=env(1), cwd=ROOT, capture_output=True)
     assert done.returncode == 0, done.stderr
     for run in [*definitions.load(path).runs.values()][::3]:
-        wanted = alone.losses(train_task.experiment(run.config))
+        wanted = alone.losses(run.config)
         np.testing.assert_allclose(losses(tmp_path / "w", run), wanted, rtol=1e-5, err_msg=run.label)
 
 
@@ -225,33 +222,35 @@ def changed(overrides, base=None):
     if base is None:
         config.network.update({"name": "mlp", "channels": 16, "depth": 1})
     for key, value in overrides.items():
-        settings.change(config, key, value, known)
+        change(config, key, value, known)
     return config
 
 
-def ends(program, opened, config, steps=3):
-    """Parameters and their average after a few steps, as one array."""
-    swept = program.first(traced.arrays(traced.split(config)[1]))
-    for step in range(steps):
-        opened.data.set_state(opened.data.get_state() | {"next_index": step})
-        swept, _ = program.step(swept, next(opened.data))
-    leaves = jax.tree.leaves(jax.device_get((swept.state.params, swept.state.ema)))
-    return np.concatenate([np.ravel(leaf) for leaf in leaves])
+def model_of(config):
+    """The model of a config."""
+    return opened(config, 8).model
 
 
-def ends_alone(config, opened, steps=3):
-    config = train_task.experiment(config)
-    objective = objectives.objective(config, opened.net)
-    init_key, state_key = jax.random.split(jax.random.key(config.seed))
-    state = init_state(
-        state_key, build.init_params(config, opened.net, opened.shape, init_key), build.optimizer(config)
-    )
-    step = jax.jit(train_step(objective.loss, build.optimizer(config), ema_decay=config.optimizer.ema_decay))
-    for number in range(steps):
-        opened.data.set_state(opened.data.get_state() | {"next_index": number})
-        state, _ = step(state, jax.tree.map(jnp.asarray, next(opened.data)))
+def leaves_of(state):
     leaves = jax.tree.leaves(jax.device_get((state.params, state.ema)))
     return np.concatenate([np.ravel(leaf) for leaf in leaves])
+
+
+def ends(program, config, steps=3):
+    """Parameters and their average after a few steps, as one array."""
+    state = program.step.place(program.first(train_task.traced(model_of(config)), config.seed))
+    data = opened(config, 8).read(cache=True)
+    for _ in range(steps):
+        state, _ = program.step(state, next(data))
+    return leaves_of(state)
+
+
+def ends_alone(config, steps=3):
+    first, step = plain(model_of(config))
+    state, data = first(jax.random.key(config.seed)), opened(config, 8).read(cache=True)
+    for _ in range(steps):
+        state, _ = jax.jit(step)(state, jax.tree.map(jnp.asarray, next(data)))
+    return leaves_of(state)
 
 
 @pytest.mark.slow
@@ -267,24 +266,32 @@ def test_one_program_serves_every_value_of_what_is_traced(monkeypatch, base, oth
     base, traces = changed(base), []
     everything = changed(other, base)
     original = objectives.objective
-    monkeypatch.setattr(objectives, "objective", lambda config, net: traces.append(1) or original(config, net))
-    opened, _ = opening.checked(train_task.experiment(base), make_mesh(), networks.network, "diffusion")
-    program = train_task._compile(opened, "loop")
-    before = ends(program, opened, base)
+    monkeypatch.setattr(objectives, "objective", lambda *args, **kwargs: traces.append(1) or original(*args, **kwargs))
+    program = train_task._compile(opened(base, 8), "pmap", "loop")
+    before = ends(program, base)
     compiled = len(traces)
     for key, value in other.items():
         config = changed({key: value}, base)
         assert train_task.alike(config) == train_task.alike(base), key
-        assert np.abs(ends(program, opened, config) - before).max() > 1e-6, key
-    together_ = ends(program, opened, everything)
+        assert np.abs(ends(program, config) - before).max() > 1e-6, key
+    together = ends(program, everything)
     assert len(traces) == compiled
-    np.testing.assert_allclose(together_, ends_alone(everything, opened), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(together, ends_alone(everything), rtol=1e-4, atol=1e-6)
 
 
-def test_every_float_that_is_traced_is_tested():
-    tested = {*OTHER, "config.loss.vlb_weight", "config.sampling.eta"}
-    assert {*traced.FLOATS, traced.SEED} <= tested
-    assert all(any(key.startswith(group) for key in tested) for group in traced.GROUPS)
+def test_every_number_of_a_model_is_tested():
+    """The settings above change each leaf of a model, except those of sampling."""
+    for base, other in ((TRACED, OTHER), (HYBRID, {"config.loss.vlb_weight": 5.0})):
+        config = changed(base)
+        before, moved = jax.tree_util.tree_leaves_with_path(model_of(config)), set()
+        for key, value in other.items():
+            after = jax.tree.leaves(model_of(changed({key: value}, config)))
+            moved |= {jax.tree_util.keystr(path) for (path, v), w in zip(before, after, strict=True) if v != w}
+        known = {jax.tree_util.keystr(path) for path, _ in before}
+        if base is TRACED:
+            assert known - moved <= {".loss.vlb_weight"}, known - moved
+        else:
+            assert moved == {".loss.vlb_weight"}
 
 
 def test_what_is_static_makes_another_program():
@@ -301,90 +308,70 @@ def test_what_is_static_makes_another_program():
         assert train_task.alike(changed({key: value}, base)) != train_task.alike(base), key
     some, others = (changed({"config.sampling.eta": eta}, base) for eta in (0.5, 0.8))
     assert train_task.alike(some) == train_task.alike(others)
-    for key, value in {"config.dataset.num_threads": 5, "config.dataset.data_dir": "x"}.items():
+    for key, value in {"config.dataset.num_threads": 5, "config.seed": 3}.items():
         assert train_task.alike(changed({key: value}, base)) == train_task.alike(base), key
 
 
-@pytest.mark.parametrize("base", [TRACED, HYBRID, {}])
-def test_split_and_bind_are_inverse(base):
-    config = changed(base)
-    _, values = traced.split(config)
-    bound = traced.bind(config, values)
-    assert bound.to_dict() == config.to_dict()
-    arrays = traced.arrays(values)
-    assert arrays["config.seed"].dtype == jnp.int32
-    again = traced.bind(config, {key: value + 1 for key, value in values.items()})
-    assert again.seed == config.seed + 1
-    assert traced.split(again)[0] == traced.split(config)[0]
-    assert traced.split(again)[1] == {key: value + 1 for key, value in values.items()}
-    assert config.to_dict() == changed(base).to_dict(), "the config itself stays"
-
-
-GIVEN = {"shift": 0.5, "sigma_min": 0.01, "sigma_max": 80.0}  # where there is no default
+GIVEN = {"shift": 0.5, "sigma_min": 0.01, "sigma_max": 80.0}  # parameters without a default
 
 
 @pytest.mark.slow_cases("linear", "sigmoid")
-@pytest.mark.parametrize("name", [name for name in build.SCHEDULES if name != "learned"])
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "learned"])
 def test_every_schedule_takes_traced_parameters(name):
-    """As `bind` gives them; shapes alone, values where they are trained above."""
     parameters = {
         key: float(GIVEN.get(key, found.default))
-        for key, found in inspect.signature(build.SCHEDULES[name]).parameters.items()
+        for key, found in inspect.signature(SCHEDULES[name]).parameters.items()
         if key != "num_steps" and isinstance(GIVEN.get(key, found.default), (int, float))
     }
-    config = changed({"config.schedule": {"name": name, **parameters}})
-    values = {key: v for key, v in traced.split(config)[1].items() if key.startswith("config.schedule.")}
-    assert len(values) == (0 if name.endswith("_betas") else len(parameters)), "a table is the host's work"
+    model = model_of(changed({"config.schedule": {"name": name, **parameters}}))
+    numbers = model.diffusion.curve.numbers
+    assert len(numbers) == (0 if name.endswith("_betas") else len(parameters)), "the host computes a table"
 
-    def level(values):
-        return build.schedule(traced.bind(config, values))(0.5)
+    def level(model):
+        return model.diffusion.schedule()(0.5)
 
-    jax.eval_shape(level, traced.arrays(values))
-    if values:
-        for found, wanted in zip(level(traced.arrays(values)), level(values), strict=True):
+    jax.eval_shape(level, train_task.traced(model))
+    if numbers:
+        for found, wanted in zip(level(train_task.traced(model)), level(model), strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("setting", ["weighting", "times"])
-def test_every_law_and_weighting_takes_traced_parameters(setting):
-    table = {"weighting": objectives.WEIGHTINGS, "times": objectives.LAWS}[setting]
+def test_every_distribution_and_weighting_takes_traced_parameters(setting):
+    table = {"weighting": objectives.WEIGHTINGS, "times": objectives.TIMES}[setting]
     count = 0
     for name, make in table.items():
-        known = inspect.signature(make).parameters if make else {}
         parameters = {
             key: float(p.default)
-            for key, p in known.items()
-            if key not in ("schedule", "sigma_data", *settings.COUNTS) and isinstance(p.default, (int, float))
+            for key, p in inspect.signature(make).parameters.items()
+            if key not in (*objectives.SHARED, *settings.COUNTS) and isinstance(p.default, (int, float))
         }
-        config = changed({f"config.loss.{setting}": name, f"config.loss.{setting}_parameters": parameters})
-        values = {key: v for key, v in traced.split(config)[1].items() if "_parameters." in key}
-        assert len(values) == len(parameters), name
-        count += len(values)
+        model = model_of(changed({f"config.loss.{setting}": name, f"config.loss.{setting}_parameters": parameters}))
+        assert len(getattr(model.loss, setting).numbers) == len(parameters), name
+        count += len(parameters)
 
-        def built(values, config=config):
-            bound = traced.bind(config, values)
-            (objectives.weighting if setting == "weighting" else objectives.law)(bound)
+        def built(model):
+            objectives.make(getattr(model.loss, setting), table, model.diffusion)
             return 0
 
-        jax.eval_shape(built, traced.arrays(values))
+        jax.eval_shape(built, train_task.traced(model))
     assert count >= 3
 
 
 def test_more_runs_than_a_multiple_of_the_devices():
-    """What is filled up is dropped; one of each remains."""
+    """The results of the copies that fill up the devices are dropped."""
     for count in (1, 7, 8, 9):
         items = [{"x": np.float32(i)} for i in range(count)]
-        filled = together.filled(items)
+        filled = programs.filled(items)
         assert len(filled) % 8 == 0
         assert filled[:count] == items
-        for way in together.WAYS:
-            call = together.several(lambda shared, own: shared + 2 * own["x"], way)
-            found = call(jnp.float32(1.0), together.stacked(filled))
-            parts = [together.part(found, way, place) for place in range(count)]
-            np.testing.assert_array_equal(parts, 1 + 2 * np.arange(count))
-            assert [part.devices() for part in parts] == [
-                {jax.local_devices()[place * 8 // len(filled)]} for place in range(count)
-            ]  # nothing is gathered
+        call = programs.several(lambda shared, own: shared + 2 * own["x"])
+        found = call(jnp.float32(1.0), programs.stacked(filled))
+        parts = [programs.row(found, index) for index in range(count)]
+        np.testing.assert_array_equal(parts, 1 + 2 * np.arange(count))
+        assert [part.devices() for part in parts] == [
+            {jax.local_devices()[index * 8 // len(filled)]} for index in range(count)
+        ]  # nothing is gathered
 
 
 # What fails, and what is interrupted
@@ -417,18 +404,9 @@ def test_what_is_interrupted_goes_on_from_its_checkpoint(command, tmp_path, monk
     """At any step, bit for bit, and no step before the checkpoint is done again; other devices begin anew."""
     path = training_sweep(tmp_path / "s.py", "seeds(2)", "config.train.log_every = 4")
     assert command(path, tmp_path / "straight", f"--way={way}").status == 0
-    original, taken = train_task._Training._batch, []
     for number, stop in enumerate((4, 1, 6, 3)):
-
-        def batch(self, stop=stop):
-            taken.append(1)
-            if len(taken) == stop:
-                raise KeyboardInterrupt
-            return original(self)
-
-        taken.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(train_task._Training, "_batch", batch)
+            interrupt_at(patch, stop * (2 if way == "vmap" else 1))
             try:
                 command(path, tmp_path / "w", f"--way={way}")
             except KeyboardInterrupt:
@@ -438,30 +416,46 @@ def test_what_is_interrupted_goes_on_from_its_checkpoint(command, tmp_path, monk
     assert results(tmp_path / "w") == results(tmp_path / "straight")
     for run in read_sweep(tmp_path / "w").runs:
         straight = tmp_path / "straight" / "runs" / run.id / "metrics.jsonl"
-        assert (run.folder / "metrics.jsonl").read_text() == straight.read_text()
-    assert not [*(tmp_path / "w" / "units").iterdir()]
+        assert without_speed(run.folder / "metrics.jsonl") == without_speed(straight)
+    assert not [*(tmp_path / "w").glob("runs/*/checkpoints")]
+
+
+def interrupt_at(patch, count):
+    """The batch of this number, of all runs together, raises KeyboardInterrupt."""
+    original, taken = opening.Inputs.batches, []
+
+    class Interrupted:
+        def __init__(self, data):
+            self._data = data
+            self.get_state, self.set_state = data.get_state, data.set_state
+
+        def __next__(self):
+            taken.append(1)
+            if len(taken) == count:
+                raise KeyboardInterrupt
+            return next(self._data)
+
+    patch.setattr(opening.Inputs, "batches", lambda self, *args, **how: Interrupted(original(self, *args, **how)))
+
+
+def without_speed(path):
+    """The lines of a log without the speed."""
+    lines = map(json.loads, path.read_text().splitlines())
+    return [{key: value for key, value in line.items() if key != "steps_per_second"} for line in lines]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unmeasured")
 def test_a_checkpoint_that_does_not_fit_is_begun_anew(command, tmp_path, monkeypatch):
-    """Of other devices, or damaged: nothing fails for it."""
+    """A checkpoint of other devices fails no run."""
     path = training_sweep(tmp_path / "s.py", "seeds(2)")
     assert command(path, tmp_path / "straight", "--way=vmap").status == 0
-    original, taken = train_task._Training._batch, []
-
-    def batch(self):
-        taken.append(1)
-        if len(taken) == 6:
-            raise KeyboardInterrupt
-        return original(self)
-
     with monkeypatch.context() as patch:
-        patch.setattr(train_task._Training, "_batch", batch)
-        patch.setattr(together, "filled", lambda items: items + items[-1:] * 14)
+        interrupt_at(patch, 12)
+        patch.setattr(programs, "filled", lambda items: [*items, *items[-1:] * 14])
         with pytest.raises(KeyboardInterrupt):
             command(path, tmp_path / "w", "--way=vmap")
-    assert [path.name for path in (tmp_path / "w" / "units").glob("*/4")] == ["4"]
+    assert [path.name for path in (tmp_path / "w").glob("runs/*/checkpoints/4")] == ["4"]
     assert command(path, tmp_path / "w", "--way=vmap").status == 0
     assert results(tmp_path / "w") == results(tmp_path / "straight")
 
@@ -513,10 +507,10 @@ def check_kills(tmp_path, data_dir, overrides, count, devices, *more):
     for id in results(tmp_path / "a"):
         of = [json.loads((tmp_path / name / "runs" / id / "result.json").read_text()) for name in "ab"]
         assert of[0]["metrics"] == of[1]["metrics"]
-        logs = [(tmp_path / name / "runs" / id / "metrics.jsonl").read_bytes() for name in "ab"]
+        logs = [without_speed(tmp_path / name / "runs" / id / "metrics.jsonl") for name in "ab"]
         assert logs[0] == logs[1]
     assert report_of(tmp_path / "a") == report_of(tmp_path / "b")
-    assert [*(tmp_path / "b" / "units").iterdir()] == []
+    assert not [*(tmp_path / "b").glob("runs/*/checkpoints")]
     return attempts(tmp_path / "b")
 
 
@@ -529,7 +523,7 @@ def test_kills_change_nothing(data_dir, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("way", [("--way=loop",), ("--way=vmap", "--group=2"), ("--way=map", "--group=2")])
+@pytest.mark.parametrize("way", [("--way=loop",), ("--way=vmap", "--group=2")])
 def test_many_kills_change_nothing(data_dir, tmp_path, request, way, devices):
     """And the same command in two folders gives the same bits."""
     count, overrides = (
@@ -540,23 +534,17 @@ def test_many_kills_change_nothing(data_dir, tmp_path, request, way, devices):
     assert max(tried.values()) > 1, tried
 
 
-def test_a_run_costs_the_calls_of_its_sampler(monkeypatch, tmp_path):
-    """Heun's steps make two, so that of 18 calls one is left over."""
+def test_a_run_costs_the_calls_of_its_sampler(tmp_path):
+    """Heun's steps take two calls, so that of 18 calls one is left over."""
     config = changed({"config.sampling.sampler": "heun", "config.sampling.num_steps": 18})
-    monkeypatch.setattr(judging, "stored", lambda drawn, dataset: drawn)
-    monkeypatch.setattr(judging, "picture", lambda *_: None)
-    stubs = SimpleNamespace(
-        generate=lambda params, keys, label: np.zeros((len(keys), 1)),
-        state=SimpleNamespace(ema={}),
-        values=None,
-        config=config,
-        dataset=None,
-        run=lambda one: tmp_path,
-    )
-    judged = None, lambda pixels: measures.Measures({"fd": 1.0}, {}, {}, {})
-    result = train_task._measure(stubs, stubs, stubs, stubs, {"loss": 1.0}, judged, stubs)
+    config.evaluation.num = 4
+    program = SimpleNamespace(generate=lambda params, keys, label: np.zeros((len(keys), 1)))
+    job = SimpleNamespace(folder=SimpleNamespace(run=lambda run: tmp_path), keep="none")
+    prepared = None, lambda x, path: measures.Measures({"fd": float(len(x))}, {}, {}, {})
+    run = definitions.Run("id", {}, config)
+    result = train_task._measure(program, run, opened(config, 8), {}, prepared, job)
     assert result.cost["calls"] == 17
-    assert result.metrics == {"loss": 1.0, "fd": 1.0}
+    assert result.metrics["fd"] == 4.0
 
 
 # Sampling
@@ -564,12 +552,17 @@ def test_a_run_costs_the_calls_of_its_sampler(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """The workdir of a network that has seen a few steps."""
+    """An export of a network that was trained for a few steps."""
     overrides = {"config.optimizer.learning_rate": 0.02, "config.optimizer.warmup_steps": 0}
-    config = train_task.experiment(changed({**overrides, "config.train.num_steps": 30}))
-    folder = tmp_path_factory.mktemp("trained")
-    run = opening.prepare(config, folder, networks.network, "diffusion")
-    training.train(run, objectives.objective(config, run.net), lambda *_: {})
+    config = changed({**overrides, "config.train.num_steps": 30})
+    inputs = opened(config, 1)
+    first, step = plain(inputs.model)
+    settings = {"num_steps": 30, "progress": training.Progress("step", 30, silent=True)}
+    one = training.sharded(step, training.make_mesh(jax.devices()[:1]))
+    fitted = training.fit(one, lambda: first(jax.random.key(0)), inputs.read(cache=True), **settings)
+    folder = tmp_path_factory.mktemp("trained") / "export"
+    whole = {key: value for key, value in config.to_dict().items() if key not in ("task", "evaluation")}
+    save_export(folder, inputs, jax.device_get(fitted.state.ema), whole, 30)
     return folder
 
 
@@ -577,15 +570,11 @@ def checkpoint(tmp_path_factory):
 def kept(monkeypatch):
     """Samples are not measured but kept, as samples.npy of each run."""
 
-    def picture(path, drawn, dataset):
-        np.save(path.with_suffix(".npy"), drawn)
+    def measure(x, path):
+        np.save(path.with_suffix(".npy"), x)
+        return measures.Measures({"mean": float(x.mean())}, {}, {}, {})
 
-    def judge(*_):
-        return SimpleNamespace(dataset=None), lambda found: measures.Measures({"mean": float(found.mean())}, {}, {}, {})
-
-    monkeypatch.setattr(judging, "judge", judge)
-    monkeypatch.setattr(judging, "stored", lambda drawn, dataset: drawn)
-    monkeypatch.setattr(judging, "picture", picture)
+    monkeypatch.setattr(measuring, "prepared", lambda *_: (None, measure))
 
 
 def sampling_sweep(path, overrides, checkpoint):
@@ -598,14 +587,14 @@ def counted(patch, *names):
     """A list that has an entry for each time that one of these samplers is traced."""
     traces = []
     for name in names:
-        make = samplers.SAMPLERS[name]
+        row = diffax.samplers.CATALOGUE[name]
 
-        def build_one(schedule, eta, make=make):
-            if isinstance(eta, jax.core.Tracer):
+        def build_one(schedule, row=row, **settings):
+            if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves(settings)):
                 traces.append(1)
-            return make(schedule, eta)
+            return row.make(schedule, **settings)
 
-        patch.setitem(samplers.SAMPLERS, name, build_one)
+        patch.setitem(diffax.samplers.CATALOGUE, name, row._replace(make=build_one))
     return traces
 
 
@@ -622,18 +611,16 @@ POINTS = """chain(
 def test_the_ways_of_sampling_agree_and_are_the_command_that_samples(command, checkpoint, tmp_path, monkeypatch):
     """One compile for each sampler and length, guided or not; pixels of `experiments.sample`."""
     path, drawn = sampling_sweep(tmp_path / "s.py", POINTS, checkpoint), {}
-    guided = "--only=config.sampling.guidance=2.0"
-    for way, programs, *more in (("loop", 3), ("vmap", 3, "--group=16"), ("map", 1, "--group=16", guided)):
+    for way, count, *more in (("loop", 2), ("vmap", 2, "--group=16")):
         with monkeypatch.context() as patch:
-            traces = counted(patch, "ddim", "heun")
+            traces = counted(patch, "ddim")
             done = command(path, tmp_path / way, f"--way={way}", *more)
         assert done.status == 0, done.err
-        assert len(traces) == programs, way
+        assert len(traces) == count, way
         drawn[way] = {p.parent.name: np.load(p) for p in (tmp_path / way).glob("runs/*/samples.npy")}
-        assert len(drawn[way]) == (18 if programs == 3 else 8)
-    for way in ("vmap", "map"):
-        for id, samples in drawn[way].items():
-            np.testing.assert_allclose(samples, drawn["loop"][id], atol=1e-4, err_msg=f"{way} {id}")
+        assert len(drawn[way]) == 18
+    for id, samples in drawn["vmap"].items():
+        np.testing.assert_allclose(samples, drawn["loop"][id], atol=1e-4, err_msg=id)
     (one,) = (
         run
         for run in read_sweep(tmp_path / "vmap").runs
@@ -663,9 +650,8 @@ def test_the_ways_of_sampling_agree_and_are_the_command_that_samples(command, ch
 @pytest.mark.slow_cases("vmap")
 @pytest.mark.parametrize("way", ["vmap", "loop"])
 def test_samples_that_are_not_finite_fail_their_run_alone(command, checkpoint, tmp_path, monkeypatch, way):
-    judge = lambda found: measures.Measures({"mean": float(found.mean())}, {}, {}, {})
-    monkeypatch.setattr(judging, "judge", lambda *_: (SimpleNamespace(dataset=SimpleNamespace(low=0, high=16)), judge))
-    monkeypatch.setattr(judging, "picture", lambda *_: None)
+    measure = lambda x, path: measures.Measures({"mean": float(images.to_pixels(x, 0, 16).mean())}, {}, {}, {})
+    monkeypatch.setattr(measuring, "prepared", lambda *_: (None, measure))
     path = sampling_sweep(tmp_path / "s.py", "product({'config.sampling.guidance': [2.0, 1e39]})", checkpoint)
     done = command(path, tmp_path / "w", f"--way={way}")
     assert done.status == 1
@@ -679,9 +665,9 @@ def test_a_checkpoint_that_changed_is_refused(command, checkpoint, tmp_path, mon
     """Under the same path: other parameters; nothing is computed from them."""
     path = sampling_sweep(tmp_path / "s.py", "seeds(1)", checkpoint)
     assert command(path, tmp_path / "w", "--way=loop").status == 0
-    model = sample_task._model(str(checkpoint))
-    other = model._replace(params=jax.tree.map(lambda v: v + 1e-3, model.params))
-    monkeypatch.setattr(sample_task, "_model", lambda checkpoint: other)
+    trained = sample_task._trained(str(checkpoint))
+    other = trained._replace(params=jax.tree.map(lambda v: v + 1e-3, trained.params))
+    monkeypatch.setattr(sample_task, "_trained", lambda checkpoint: other)
     done = command(path, tmp_path / "w", "--way=loop")
     assert done.status == 2
     assert f"inputs.{checkpoint} = 'step 30, " in done.err
@@ -691,10 +677,10 @@ def test_a_checkpoint_that_changed_is_refused(command, checkpoint, tmp_path, mon
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("[{'config.checkpoint': ''}]", "config.checkpoint must name a run's workdir or an export"),
+        ("[{'config.checkpoint': ''}]", "config.checkpoint must be a run's workdir or an export"),
         ("[{'config.checkpoint': '/nothing/here'}]", "config.checkpoint must be a run's workdir or an export"),
         ("[{'config.sampling.sampler': 'heun', 'config.sampling.eta': 0.5}]", "config.sampling.eta must be 0 for heun"),
-        ("[{'config.sampling.sampler': 'heun', 'config.calls': 2}]", "config.calls must pay for a step of heun"),
+        ("[{'config.sampling.sampler': 'heun', 'config.calls': 2}]", "config.calls must suffice for a step of heun"),
         ("[{'config.sampling.guidance': float('inf')}]", "config.sampling.guidance must be finite"),
         ("[{'config.sampling.guidance_rescale': 2.0}]", "config.sampling.guidance_rescale must be in [0, 1]"),
         ("[{'config.sampling.num_steps': 2}]", "config.sampling.num_steps is no setting"),
