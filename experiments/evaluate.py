@@ -13,7 +13,7 @@ classifier, trained on real data that the diffusion model never saw (config.data
 
 Both distances are the mean over 20 random choices of n samples (n training images) against the same n test
 images. FD(classifier) is not FID: compare it with its floor and with nothing else. Writes DIR/evaluation.json.
-`--extractor` and `--metrics` choose others (`evaluation.measures`; `--metrics=all`): a Fréchet distance needs more
+`--extractor` and `--metrics` choose others (`evaluation.families`; `--metrics=all`): a Fréchet distance needs more
 samples than features.
 With a checkpoint: bits per dimension by the ways of `experiments.evaluation.bits`; writes RUN/bits.json.
 """
@@ -25,7 +25,7 @@ from experiments.data.datasets import open_dataset
 from experiments.evaluation import bits
 from experiments.evaluation import comparison as score
 from experiments.evaluation.extractors import MAKERS
-from experiments.evaluation.measures import NAMES
+from experiments.evaluation.families import NAMES
 from experiments.run.command import launch, path_of, usage_errors
 from experiments.run.loading import load
 from experiments.run.workdir import read_json, write_json

@@ -15,16 +15,8 @@ import numpy as np
 from diffax._checks import check_count, choose
 from experiments.data.datasets import Dataset, open_dataset
 from experiments.evaluation.extractors import DIMENSIONS, MAKERS, Extractor, Options, make_extractor
-from experiments.evaluation.measures import (
-    BY_LABEL,
-    HELD,
-    Measures,
-    Real,
-    check_counts,
-    check_names,
-    least_count,
-    measure,
-)
+from experiments.evaluation.families import BY_LABEL, check_counts, check_names, least_count
+from experiments.evaluation.measures import HELD, Measures, Real, measure
 from experiments.evaluation.streams import stream_fd
 
 PART = 1000  # images of a stream at a time
@@ -33,7 +25,7 @@ PART = 1000  # images of a stream at a time
 class Settings(NamedTuple):
     """How samples are measured.
 
-    metrics: names of `evaluation.measures`, or ("all",) for all that can be measured of so many images; None: fd, and
+    metrics: names of `evaluation.families`, or ("all",) for all that can be measured of so many images; None: fd, and
     by the classifier, where samples have labels, accuracy. repeats, seed, reference, allow_few: as `measure`; the seed
     is the classifier's too. classifier_file: where it is kept. inception_weights: the file of inception_v3.
     """

@@ -1,26 +1,7 @@
-"""How good samples are, by name, each number beside its floor: the same number of real data against real data.
-
-    fd                  Fréchet distance
-    fd_infinity         its limit for infinitely many samples
-    kid                 kernel distance
-    precision, recall   by balls of 3 neighbours
-    density, coverage   by balls of 5
-    sliced_wasserstein
-    sinkhorn            needs ott-jax
-    memorisation        median distance of the samples to their nearest training image, over that of test images: 1 if
-                        the samples are as far away as new images are, below 1 if they are copies
-    accuracy            of the labels that the samples were drawn with; its floor is that of test images
-    class_balance       total variation between the classes found and those asked for
-
-The first seven rows compare n features of samples with n of test images, the reference, and as floor n of training
-images with the same n of test images, n the least of the three counts. Where there are more than n they are means over
-`repeats` random choices (fd_infinity and sinkhorn: of one). The floor of memorisation compares two halves of the test
-images; those of accuracy and class_balance are of real images by the same judge.
-"""
+"""Metrics of samples beside their floors: the same metrics of as many real images. See `families` for the metrics."""
 
 import functools
-import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +10,7 @@ import numpy as np
 from diffax import metrics as library
 from diffax._checks import check_count, choose
 from experiments.evaluation.extractors import Extractor
+from experiments.evaluation.families import FAMILIES, check_counts, check_names
 
 HELD = 10_000  # images of a set whose features are in memory at once; random ones, where there are more
 
@@ -54,88 +36,6 @@ class Measures(NamedTuple):
     conditions: dict[str, Any]
     spread: dict[str, tuple[float, float]]
     class_counts: list[int] | None = None
-
-
-class Family(NamedTuple):
-    """Metrics that one call gives. of: (key, features, reference, allow_few) -> values; least: examples, from D.
-
-    once: too dear for more than one choice.
-    """
-
-    names: tuple[str, ...]
-    of: Callable[[Any, np.ndarray, np.ndarray, bool], Sequence[float]]
-    least: Callable[[int], int]
-    once: bool = False
-
-
-FAMILIES = [
-    Family(("fd",), lambda key, x, y, few: [library.frechet_distance(x, y, allow_few=few)], lambda d: d + 1),
-    Family(
-        ("fd_infinity",),
-        lambda key, x, y, few: [library.frechet_infinity(key, x, y).value],
-        lambda d: 2 * d + 1,
-        once=True,
-    ),
-    Family(("kid",), lambda key, x, y, few: [library.kernel_distance(x, y)], lambda d: 2),
-    Family(("precision", "recall"), lambda key, x, y, few: library.precision_recall(y, x), lambda d: 4),
-    Family(("density", "coverage"), lambda key, x, y, few: library.density_coverage(y, x), lambda d: 6),
-    Family(("sliced_wasserstein",), lambda key, x, y, few: [library.sliced_wasserstein(key, x, y)], lambda d: 1),
-    Family(("sinkhorn",), lambda key, x, y, few: [library.sinkhorn_divergence(x, y)], lambda d: 2, once=True),
-]
-BY_LABEL = ("accuracy", "class_balance")
-NAMES = [*(name for family in FAMILIES for name in family.names), "memorisation", *BY_LABEL]
-
-
-def add(name: str, function: Callable[[np.ndarray, np.ndarray], float]) -> None:
-    """Add a metric: (features of samples (n, D), features of real images (n, D)) -> a number."""
-    if name not in NAMES:
-        FAMILIES.append(Family((name,), lambda key, x, y, few: [function(x, y)], lambda d: 2))
-        NAMES.insert(len(FAMILIES) - 1, name)
-
-
-def check_names(names: Sequence[str], judged: bool) -> tuple[str, ...]:
-    """The metrics of these names; "all" stands for all that can be measured here. judged: whether there is a judge.
-
-    Raises:
-      ValueError: for no name, an unknown one, or one that needs what is missing.
-    """
-    ott = importlib.util.find_spec("ott") is not None
-    if "all" in names:
-        return tuple(n for n in NAMES if (judged or n not in BY_LABEL) and (ott or n != "sinkhorn"))
-    if not names:
-        raise ValueError(f"metrics must be one of {', '.join(NAMES)} at least, got none")
-    for name in names:
-        choose("metrics", name, tuple(NAMES))
-        if name in BY_LABEL and not judged:
-            raise ValueError(f"metric {name} needs a judge, a classifier of the data's labels")
-    if "sinkhorn" in names and not ott:
-        raise ValueError("metric sinkhorn needs ott-jax: pip install '.[metrics]'")
-    return tuple(names)
-
-
-def check_counts(extractor: str, dimension: int, names: Sequence[str], counts: dict[str, int], allow_few: bool) -> int:
-    """n, the least count; allow_few lets fd do with 2.
-
-    Raises:
-      ValueError: if it is too small for one of the metrics; says which, the features and all counts.
-    """
-    n = min(counts.values())
-    for name in names:
-        least = least_count(name, dimension, allow_few)
-        if n < least:
-            few = " (or allow_few)" if name == "fd" and n > 1 else ""
-            raise ValueError(
-                f"{name} needs at least {least} images of each set{few} in the {dimension} features of "
-                f"{extractor}, got {', '.join(f'{count} {what}' for what, count in counts.items())}"
-            )
-    return n
-
-
-def least_count(name: str, dimension: int, allow_few: bool = False) -> int:
-    """How many images of each set a metric needs."""
-    if name == "fd" and allow_few:
-        return 2
-    return next((family.least(dimension) for family in FAMILIES if name in family.names), 2)
 
 
 def look(extractor: Extractor, what: str, images: np.ndarray, numbers: Any) -> tuple[Any, np.ndarray]:

@@ -7,7 +7,8 @@ import numpy as np
 
 from diffax import metrics as library
 from experiments.evaluation.extractors import Extractor
-from experiments.evaluation.measures import Measures, check_counts, look
+from experiments.evaluation.families import check_counts
+from experiments.evaluation.measures import Measures, look
 
 
 def stream_moments(extractor: Extractor, what: str, parts: Iterable[np.ndarray]) -> library.FeatureMoments:

@@ -150,9 +150,9 @@ def _base_of(folder: Path, settings: Any, record: dict[str, Any]) -> Adapters | 
     return adapters
 
 
-def check_base(config: dict[str, Any], base: Trained, data: Data, latents: Latents | None) -> None:
+def check_base(mine: dict[str, Any], base: Trained, data: Data, latents: Latents | None) -> None:
     """Raise `ValueError` unless the base of adapters has the network, data and latents of this run."""
-    mine, its = flatten(config), flatten(_completed(base.record["config"]))
+    mine, its = flatten(mine), flatten(_completed(base.record["config"]))
     for key in sorted(mine.keys() | its.keys()):
         if key.startswith(OF_THE_BASE) and key not in OF_THE_ADAPTERS and mine.get(key) != its.get(key):
             raise ValueError(f"{key} must be {its.get(key)!r}, as of {base.folder}, got {mine.get(key)!r}")

@@ -109,8 +109,8 @@ def latent_space(folder: str) -> Latents:
     return loading.load_latents(path_of("config.latent.autoencoder", folder))
 
 
-def save_export(path: Path, inputs: Inputs, params: Any, config: dict[str, Any], step: int) -> None:
-    """Write an export of a diffusion model. params: of the network; config: of the run."""
+def save_export(path: Path, inputs: Inputs, params: Any, settings: dict[str, Any], step: int) -> None:
+    """Write an export of a diffusion model. params: of the network; settings: the config of the run."""
     space, tokenizer = inputs.space, inputs.tokenizer
     save(
         path,
@@ -121,5 +121,5 @@ def save_export(path: Path, inputs: Inputs, params: Any, config: dict[str, Any],
         latents=space and space.exported(),
         words=tokenizer.words if tokenizer else (),
         max_length=tokenizer.max_length if tokenizer else 0,
-        more={"config": config, "data": inputs.data._asdict(), "latents": space and space.record()},
+        more={"config": settings, "data": inputs.data._asdict(), "latents": space and space.record()},
     )

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 import diffax
 from diffax.samplers._catalogue import Row
 from experiments.configs.settings import change, check_keys, default_of, flatten, load_module, parsed
-from experiments.evaluation import measures
+from experiments.evaluation import families
 from experiments.models import samplers
 from experiments.sweeping import settings
 
@@ -140,7 +140,7 @@ def _register(path: Path, module: Any) -> str:
         samplers.NAMES[name] = None
         samplers.WITH_ETA.add(name)
     for name, function in own["get_metrics"].items():
-        measures.add(name, function)
+        families.add(name, function)
     return hashlib.sha256(path.read_bytes()).hexdigest() if any(own.values()) else ""
 
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from diffax._checks import check_count, choose
 from experiments.data import images
 from experiments.data.datasets import Dataset, open_dataset
-from experiments.evaluation import comparison, extractors, measures
+from experiments.evaluation import comparison, extractors, families, measures
 from experiments.evaluation.extractors import efficientnet
 
 
@@ -24,13 +24,13 @@ def check(evaluation: Any, conditional: bool) -> None:
         check_count(f"config.evaluation.{key}", evaluation[key], least)
     choose("config.evaluation.extractor", evaluation.extractor, extractors.MAKERS)
     choose("config.evaluation.reference", evaluation.reference, ("test", "train"))
-    names = measures.check_names(evaluation.metrics, True)
+    names = families.check_names(evaluation.metrics, True)
     if "accuracy" in names and not conditional:
         raise ValueError("config.evaluation.metrics must be without accuracy for a network without classes")
     if "all" not in evaluation.metrics:
         width = extractors.DIMENSIONS[evaluation.extractor]
         count = {"samples of config.evaluation.num": min(evaluation.num, measures.HELD)}
-        measures.check_counts(evaluation.extractor, width, names, count, evaluation.allow_few)
+        families.check_counts(evaluation.extractor, width, names, count, evaluation.allow_few)
     if evaluation.extractor == "inception_v3" and not Path(evaluation.inception_weights).is_file():
         path = evaluation.inception_weights
         raise ValueError(f"config.evaluation.inception_weights must be a file for inception_v3, got {path!r}")

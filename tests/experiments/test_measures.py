@@ -16,7 +16,8 @@ from experiments.data.datasets import Dataset
 from experiments.evaluation import comparison as scoring
 from experiments.evaluation.batches import in_batches
 from experiments.evaluation.extractors import Extractor
-from experiments.evaluation.measures import NAMES, Real, measure
+from experiments.evaluation.families import NAMES
+from experiments.evaluation.measures import Real, measure
 from experiments.evaluation.streams import stream_fd, stream_moments
 
 SHAPE = (4, 4, 1)
