@@ -6,6 +6,7 @@ import re
 import sys
 
 import jax
+import optax
 import pytest
 from absl import flags
 
@@ -75,6 +76,41 @@ def train(config, workdir, devices=None, watch=lambda *_: []):
         patch.setattr(module, "watch", watch)
         run("train", "--config=unused", f"--workdir={workdir}")
     return workdir
+
+
+class OpenedError(Exception):
+    """Ends `experiments.train` where its loop would begin. batches: of the loop; record: of its checkpoints."""
+
+    def __init__(self, batches, record):
+        super().__init__()
+        self.batches, self.record = batches, record
+
+
+def opened(config, workdir):
+    """An `OpenedError`: `experiments.train` up to its loop."""
+    module, _ = imported("train")
+
+    def fit(step, state, batches, **options):
+        raise OpenedError(batches, options["record"])
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OpenedError) as ended:
+        patch.setattr(module.training, "fit", fit)
+        train(config, workdir)
+    return ended.value
+
+
+def save_run(folder, config, params, step=1, data=DATA["digits"], **record):
+    """Write a checkpoint as a run of this config writes it; returns the folder. record: more, or other, of its record.
+
+    The parameters need not have been trained.
+    """
+    described = {"range": list(data.range), "shape": list(data.shape), "length": 997}
+    nothing = dict.fromkeys(("latents", "adapters", "words"))
+    identity = {"data": described, "autoencoder": None, "base": None}
+    record = {"config": config.to_dict(), "data": data._asdict(), "identity": identity, **nothing, **record}
+    with training.Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(step, training.init_state(jax.random.key(0), params, optax.identity()), record)
+    return folder
 
 
 def error_of_train(config, workdir, capsys, status=2):
