@@ -5,11 +5,12 @@ the leaves. Its methods build schedule, sampler, loss and optimiser inside the f
 command's `main` only `build` reads a config.
 """
 
+import contextlib
 import functools
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -28,9 +29,6 @@ from experiments.models.autoencoder import AutoencoderModel
 from experiments.models.noisy_classifier import ClassifierModel, NoisyClassifier
 from experiments.models.objectives import Loss, Objective
 from experiments.models.optimizers import Optimizer
-
-OF_THE_BASE = ("config.prediction", "config.sigma_data", "config.schedule.", "config.network.", "config.text.")
-OF_THE_ADAPTERS = ("config.network.dropout_rate", "config.network.dtype", "config.network.remat")
 
 
 class Data(NamedTuple):
@@ -111,7 +109,8 @@ def build(config: Any, data: Data) -> Model | AutoencoderModel | ClassifierModel
         )
         model = Model(diffusion, _loss(config.loss, data, config.dataset.batch_size), optimizer)
         model.check()
-    with at("config.network"):
+    group = "autoencoder" if config.model == "autoencoder" else "network"
+    with _fits(f"config.{group}", config[group], data.shape):
         _check_shape(model.module, data.shape, config.model)
     return model
 
@@ -121,6 +120,19 @@ def _check_shape(module: Any, shape: tuple[int, ...], kind: str) -> None:
     """Raise `ValueError` if a network does not fit examples of this shape."""
     times = () if kind == "autoencoder" else (jnp.zeros(1),)
     jax.eval_shape(lambda key: module.init(key, jnp.zeros((1, *shape)), *times), jax.random.key(0))
+
+
+@contextlib.contextmanager
+def _fits(path: str, settings: Mapping[str, Any], shape: tuple[int, ...]) -> Iterator[None]:
+    """As `at`, for errors about a setting; other errors are about examples of this shape."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).split(" ")[0] in settings:
+            message = f"{path}.{error}"
+        else:
+            message = f"{path} must fit examples of shape {shape}: {error}"
+        raise ValueError(message) from error
 
 
 def _autoencoder(settings: dict[str, Any], data: Data, optimizer: Optimizer) -> AutoencoderModel:

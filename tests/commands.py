@@ -1,8 +1,25 @@
-"""Entry points run inside the test process."""
+"""Entry points run inside the test process, and configs checked as they check them."""
 
+import functools
+import importlib
 import re
+import sys
 
+import jax
+import optax
+import pytest
 from absl import flags
+
+from diffax import training
+from experiments.configs import default, settings
+from experiments.model import Data, build
+
+DATA = {
+    "digits": Data((8, 8, 1), 10, (0, 16)),
+    "mnist5k": Data((28, 28, 1), 10, (0, 255)),
+    "cifar10": Data((32, 32, 3), 10, (0, 255)),
+    "emoji": Data((32, 32, 3), 6, (0, 255)),
+}
 
 
 def parse(line):
@@ -15,3 +32,100 @@ def parse(line):
             if missing is None:
                 raise
             line = [*line, f"--{missing[1]}=unused"]
+
+
+flags.disclaim_key_flags()  # flags defined through this module belong to the module that calls it
+
+
+@functools.cache
+def imported(name):
+    """(module, its flags) of a command. Commands have flags of equal names, so each gets flags of its own."""
+    own, full_name = flags.FlagValues(), f"experiments.{name}"
+
+    def defining(define):
+        def wrapped(*args, **options):
+            is_own = sys._getframe(1).f_globals["__name__"] == full_name
+            return define(*args, **options, **({"flag_values": own} if is_own else {}))
+
+        return wrapped
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in ("string", "list", "integer", "bool", "float"):
+            patch.setattr(flags, f"DEFINE_{kind}", defining(getattr(flags, f"DEFINE_{kind}")))
+        module = importlib.import_module(full_name)
+    if not flags.FLAGS.is_parsed():  # flags of other modules, such as --distributed
+        flags.FLAGS.mark_as_parsed()
+    return module, own
+
+
+def run(name, *line):
+    """Run a command: `main` of experiments.NAME with these flags."""
+    module, own = imported(name)
+    for flag in own:
+        own[flag].unparse()
+    module.main(own([name, *line]))
+
+
+def train(config, workdir, devices=None, watch=lambda *_: []):
+    """Run `experiments.train` with this config, on so many devices; None for all. watch: its callbacks, none here."""
+    module, _ = imported("train")
+    mesh = training.make_mesh(jax.devices()[:devices])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.settings, "load_config", lambda *_: config)
+        patch.setattr(module.training, "make_mesh", lambda *_: mesh)
+        patch.setattr(module, "watch", watch)
+        run("train", "--config=unused", f"--workdir={workdir}")
+    return workdir
+
+
+class OpenedError(Exception):
+    """Ends `experiments.train` where its loop would begin. batches: of the loop; record: of its checkpoints."""
+
+    def __init__(self, batches, record):
+        super().__init__()
+        self.batches, self.record = batches, record
+
+
+def opened(config, workdir):
+    """An `OpenedError`: `experiments.train` up to its loop."""
+    module, _ = imported("train")
+
+    def fit(step, state, batches, **options):
+        raise OpenedError(batches, options["record"])
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OpenedError) as ended:
+        patch.setattr(module.training, "fit", fit)
+        train(config, workdir)
+    return ended.value
+
+
+def save_run(folder, config, params, step=1, data=DATA["digits"], **record):
+    """Write a checkpoint as a run of this config writes it; returns the folder. record: more, or other, of its record.
+
+    The parameters need not have been trained.
+    """
+    described = {"range": list(data.range), "shape": list(data.shape), "length": 997}
+    nothing = dict.fromkeys(("latents", "adapters", "words"))
+    identity = {"data": described, "autoencoder": None, "base": None}
+    record = {"config": config.to_dict(), "data": data._asdict(), "identity": identity, **nothing, **record}
+    with training.Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(step, training.init_state(jax.random.key(0), params, optax.identity()), record)
+    return folder
+
+
+def error_of_train(config, workdir, capsys, status=2):
+    """The line that `experiments.train` ends with, when it refuses a config."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        train(config, workdir)
+    assert ended.value.code == status
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def built(config, num_devices=1, data=None):
+    """The model of a config whose keys, types and rules were checked."""
+    settings.check_keys(config, default.get_config(), "config")
+    settings.check_rules(config, num_devices)
+    return build(config, data or DATA[config.dataset.name])

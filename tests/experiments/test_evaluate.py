@@ -1,12 +1,10 @@
 """`evaluate` in this process: what is refused before anything is trained, and what only the measuring finds."""
 
-import functools
-import importlib
 import json
 
 import numpy as np
 import pytest
-from absl import flags
+from commands import imported, run
 
 from experiments.configs import digits
 from experiments.data.datasets import open_dataset
@@ -15,16 +13,7 @@ from experiments.evaluation import comparison as score
 from experiments.evaluation.measures import Measures
 
 
-def with_flags_of_its_own(name):
-    """(module, its flags): other commands that are imported in this process have flags of the same names."""
-    own = flags.FlagValues()
-    with pytest.MonkeyPatch.context() as patch:
-        for define in ("DEFINE_string", "DEFINE_list", "DEFINE_integer", "DEFINE_bool"):
-            patch.setattr(flags, define, functools.partial(getattr(flags, define), flag_values=own))
-        return importlib.import_module(name), own
-
-
-evaluate, FLAGS = with_flags_of_its_own("experiments.evaluate")
+evaluate, _ = imported("evaluate")
 
 
 @pytest.fixture
@@ -40,10 +29,7 @@ def folder(data_dir, tmp_path):
 
 
 def call(folder, *more):
-    for name in FLAGS:
-        FLAGS[name].unparse()
-    FLAGS(["evaluate", f"--samples={folder}", *more])
-    evaluate.main([])
+    run("evaluate", f"--samples={folder}", *more)
 
 
 def refused(capsys, folder, *more):

@@ -12,14 +12,12 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+from commands import built, train
 from PIL import Image
 
-from diffax.training import make_mesh
 from experiments.configs import cifar10_ddpm, default, digits, digits_dit, digits_flow, mnist5k, smoke
 from experiments.data import images
-from experiments.models import networks, objectives
-from experiments.models.loading import load_model
-from experiments.run import checks, opening, training
+from experiments.run import loading
 
 ROOT = Path(__file__).parents[2]
 ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
@@ -100,7 +98,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(trained, data_dir, tmp_pa
     straight, resumed = metrics(trained[0]), metrics(tmp_path)
     assert [m["step"] for m in resumed] == [m["step"] for m in straight]
     assert resumed[-1]["loss"] == straight[-1]["loss"]
-    ours, theirs = (load_model(folder).params for folder in (tmp_path, trained[0]))
+    ours, theirs = (loading.load(folder).params for folder in (tmp_path, trained[0]))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)  # to the last bit
 
 
@@ -127,10 +125,8 @@ def test_eight_devices_agree_with_one(module, data_dir, tmp_path):
     config.train.compile_cache = False
     for form, count in (("pmap", 1), *((form, 8) for form in ("pmap", "jit", "fsdp"))):
         config.parallel = form
-        run = opening.prepare(config, tmp_path / f"{form}_{count}", networks.network, "diffusion")
-        run = run._replace(mesh=make_mesh(jax.devices()[:count]))
-        training.train(run, objectives.objective(config, run.net), lambda *seen: {})
-        losses.append([line["loss"] for line in metrics(run.workdir)])
+        workdir = train(config, tmp_path / f"{form}_{count}", count)
+        losses.append([line["loss"] for line in metrics(workdir)])
     for found in losses[1:]:
         np.testing.assert_allclose(found, losses[0], rtol=1e-5)
 
@@ -226,9 +222,9 @@ def test_img2img_starts_from_the_picture(trained, tmp_path):
     [
         ("train", ["--config.foo=1"], "config.foo is no setting; those of config are autoencoder,"),
         ("train", ["--config.seed.x=1"], "config.seed.x is no setting: config.seed is a value, not a group"),
-        ("train", ["--config.schedule.beta_max=3.0"], "config.schedule.beta_max can only be overridden where"),
+        ("train", ["--config.schedule.beta_max=3.0"], "config.schedule.beta_max is no parameter of cosine; those"),
         ("train", ["--config.network.num_heads=3"], "num_heads must divide the 16 channels, got 3"),
-        ("train", ["--config.dataset.batch_size=many"], "--config.dataset.batch_size=many"),
+        ("train", ["--config.dataset.batch_size=many"], "config.dataset.batch_size must be of type int, got 'many'"),
         (
             "train",
             ["--workdir=/proc/nowhere"],
@@ -241,7 +237,7 @@ def test_img2img_starts_from_the_picture(trained, tmp_path):
             "at most the 997 examples of split 'train', got 1000",
         ),
         ("sample", ["--labels=3,10"], "labels must be ints in [0, 9], got '10'"),
-        ("sample", ["--sampler=euler9"], "sampler must be one of ddpm, ddpm_large, ddpm_learned, ddim,"),
+        ("sample", ["--sampler=euler9"], "sampler must be one of ddpm, ddim, euler,"),
         (
             "sample",
             ["--checkpoint=/nowhere"],
@@ -330,7 +326,7 @@ def changed(**changes):
 )
 def test_a_config_is_checked_before_anything_is_built(changes, message):
     with pytest.raises(ValueError, match=message):
-        checks.check_config(changed(**changes), 8)
+        built(changed(**changes), 8)
 
 
 @pytest.mark.newest
@@ -338,7 +334,7 @@ def test_a_config_is_checked_before_anything_is_built(changes, message):
     "module", [default, digits, digits_dit, digits_flow, mnist5k, cifar10_ddpm, smoke], ids=lambda m: m.__name__
 )
 def test_every_config_is_sound_and_says_what_it_is(module):
-    checks.check_config(module.get_config(), 1)
+    built(module.get_config())
     if module is not default:
         for word in ("python -m experiments.train", "Hardware", "Time", "Metric"):
             assert word in module.__doc__, f"{module.__name__} does not say its {word}"

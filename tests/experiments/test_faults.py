@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from commands import built, imported, train
 from test_experiments import metrics
 from test_training import batch_of, on
 
-from diffax.training import Checkpoints, init_state, manifest, train_step
+from diffax.training import Checkpoints, JsonLog, init_state, manifest, processes, train_step
 from experiments.configs import smoke
-from experiments.data.datasets import open_dataset
+from experiments.data.datasets import Dataset, open_dataset
 from experiments.data.pipeline import RecordError, batches, places
-from experiments.models import build
 from experiments.models.objectives import Objective
-from experiments.run import checks, distributed, metrics_log, opening, training
+from experiments.models.optimizers import Optimizer
 
-NOTHING = lambda step, last, params, log, say: {}
+COMMAND, _ = imported("train")
 
 
 def small(data_dir, **settings):
@@ -31,41 +31,47 @@ def small(data_dir, **settings):
     return config
 
 
-class Net:
-    """A network of one number, quick to compile."""
-
-    def init(self, key, x, t):
-        return {"params": {"w": jnp.ones(())}}
+def optimizer(config):
+    return Optimizer(**config.optimizer.to_dict(), num_steps=config.train.num_steps, normalises=False)
 
 
-OBJECTIVE = Objective(lambda params, batch, keys: (params["w"] - batch["image"].mean((1, 2, 3))) ** 2)
+class Model:
+    """A model of one number, quick to compile."""
+
+    def __init__(self, config, data):
+        self.optimizer = optimizer(config)
+
+    def init(self, key):
+        return {"w": jnp.ones(())}
+
+    def objective(self):
+        return Objective(lambda params, batch, keys: (params["w"] - batch["image"].mean((1, 2, 3))) ** 2)
 
 
 @pytest.fixture
 def prepared(data_dir, tmp_path, monkeypatch):
-    """start(data=..., workdir=..., **settings) -> the workdir, after training; a thing to do at each batch."""
-    monkeypatch.setattr(build, "init_params", lambda config, net, shape, key: net.init(key, None, None)["params"])
+    """start(workdir, at_batch, **settings) -> the workdir, after training. at_batch: (number, batch) -> batch."""
+    monkeypatch.setattr(COMMAND, "build", Model)
 
     def start(workdir="run", at_batch=lambda n, batch: batch, **settings):
-        run = opening.prepare(small(data_dir, **settings), tmp_path / workdir, lambda *_: Net(), "diffusion")
-
         class Data:
-            def __init__(self):
-                self.get_state, self.set_state = run.data.get_state, run.data.set_state
+            def __init__(self, *args, **options):
+                self._data = batches(*args, **options)
+                self.get_state, self.set_state = self._data.get_state, self._data.set_state
 
             def __next__(self):
-                batch = next(run.data)
-                return at_batch(run.data.get_state()["next_index"], batch)
+                batch = next(self._data)
+                return at_batch(self._data.get_state()["next_index"], batch)
 
-        training.train(run._replace(data=Data()), OBJECTIVE, NOTHING)
-        return tmp_path / workdir
+        monkeypatch.setattr(COMMAND.pipeline, "batches", Data)
+        return train(small(data_dir, **settings), tmp_path / workdir)
 
     return start
 
 
 def end_of(workdir):
     """[step, w, the optimiser's numbers ..] of the newest checkpoint."""
-    state = init_state(jax.random.key(0), {"w": jnp.ones(())}, build.optimizer(smoke.get_config()))
+    state = init_state(jax.random.key(0), {"w": jnp.ones(())}, optimizer(smoke.get_config()).make())
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         found = checkpoints.restore_latest(state)
     return [found.step, *(float(v) for v in jax.tree.leaves((found.state.params, found.state.opt_state)))]
@@ -91,7 +97,7 @@ def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_had_been(prepared, tmp_
     with pytest.raises(SystemExit) as stopped:
         prepared(at_batch=terminate)
     assert end_of(tmp_path / "run")[0] == 6
-    assert stopped.value.code == distributed.STOPPED == 75
+    assert stopped.value.code == processes.STOPPED == 75
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     workdir, straight = prepared(), prepared("straight")
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
@@ -107,8 +113,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(prepared, capsys, tmp_path):
         prepared(at_batch=nan_at(7))
     assert stopped.value.code == 1
     error = capsys.readouterr().err
-    assert "error: step 7 is not finite (grad_norm nan, loss nan), the 1. in a row; its batch has the records " in error
-    assert re.search(r"records( \d+){16} of split 'train'; step 4 is kept", error)
+    assert "error: step 7 is not finite (grad_norm nan, loss nan); skipped steps in a row: 1; step 4 is kept; " in error
+    assert re.search(r"its batch has the records( \d+){16} of split 'train'$", error.strip())
     step, w, *_ = end_of(tmp_path / "run")
     assert (step, np.isfinite(w)) == (4, True)
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
@@ -156,7 +162,7 @@ def test_some_may_be_left_out(prepared, capsys):
 
 @pytest.mark.slow_cases("pmap")
 @pytest.mark.newest
-@pytest.mark.parametrize("form", build.PARALLEL)
+@pytest.mark.parametrize("form", COMMAND.PARALLEL)
 def test_a_gradient_that_is_not_finite_moves_nothing(form):
     """The loss may be finite: sqrt(0)'s slope is not. In any layout, with and without parts."""
 
@@ -204,7 +210,7 @@ def test_nothing_is_read_between_lines_of_the_log(prepared, monkeypatch):
 
 def test_a_full_disk_is_said_and_the_run_goes_on(prepared, monkeypatch, capsys):
     """A checkpoint and lines of the log that find no room: the next have it."""
-    save, writes = training.Checkpoints._commit, []
+    save, writes = Checkpoints._commit, []
 
     def commit(self, response, part, body):
         if body["step"] == 8:
@@ -226,13 +232,11 @@ def test_a_full_disk_is_said_and_the_run_goes_on(prepared, monkeypatch, capsys):
                 raise OSError(28, "No space left on device")
             return self._file.write(data)
 
-    start = metrics_log.MetricsLog.__init__
+    start = JsonLog.start
     monkeypatch.setattr(
-        metrics_log.MetricsLog,
-        "__init__",
-        lambda self, *args: (start(self, *args), setattr(self, "_file", File(self._file)))[0],
+        JsonLog, "start", lambda self, step: (start(self, step), setattr(self, "_file", File(self._file)))[0]
     )
-    monkeypatch.setattr(training.Checkpoints, "_commit", commit)
+    monkeypatch.setattr(Checkpoints, "_commit", commit)
     workdir = prepared()
     said = capsys.readouterr()
     assert "warning: step 8 could not be saved, step 4 is kept: [Errno 28] No space" in said.out
@@ -243,7 +247,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on(prepared, monkeypatch, capsys):
 
 def test_a_run_of_another_network_is_refused(prepared, monkeypatch, capsys):
     prepared(num_steps=4)
-    monkeypatch.setattr(Net, "init", lambda self, *_: {"params": {"w": jnp.ones((2,))}})
+    monkeypatch.setattr(Model, "init", lambda self, key: {"w": jnp.ones((2,))})
     with pytest.raises(SystemExit):
         prepared()
     assert "['w'] = float32[2], got float32[]" in capsys.readouterr().err
@@ -252,13 +256,13 @@ def test_a_run_of_another_network_is_refused(prepared, monkeypatch, capsys):
 def test_a_run_of_other_data_is_refused(prepared, monkeypatch, capsys):
     """A data set that has grown since."""
     workdir = prepared(num_steps=4)
-    described = opening._data
-    grown = lambda *args: described(*args) | {"length": 10_000}
-    monkeypatch.setattr(opening, "_data", grown)
+    describe = Dataset.describe
+    monkeypatch.setattr(Dataset, "describe", lambda self, split: describe(self, split) | {"length": 10_000})
     with pytest.raises(SystemExit) as stopped:
         prepared()
-    assert stopped.value.code == 1
-    assert re.search(r"the data's length must be that of step 4, \d+, got 10000", capsys.readouterr().err)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert re.search(r"has a run whose data was .*'length': 997} at step 4, got .*'length': 10000}", error)
     assert end_of(workdir)[0] == 4
 
 
@@ -378,7 +382,11 @@ def test_bad_settings(group, key, value, message):
     config = smoke.get_config()
     config[group][key] = value
     with pytest.raises(ValueError, match=message):
-        checks.check_config(config, 8)
+        built(config, 8)
+
+
+def test_an_unknown_form_of_parallel_steps_is_refused():
+    config = smoke.get_config()
     config.parallel = "tpu"
     with pytest.raises(ValueError, match=r"config.parallel must be one of pmap, jit, fsdp, got 'tpu'"):
-        checks.check_config(config, 8)
+        built(config, 8)

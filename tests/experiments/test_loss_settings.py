@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import built
 
 import diffax
 from experiments.configs import default
 from experiments.models import objectives
-from experiments.run import checks
 
 # Half the input, whatever the parameters: the loss asks a network for no more.
 NET = types.SimpleNamespace(apply=lambda params, x, *args, key: x / 2, num_classes=10)
@@ -29,7 +29,7 @@ def losses(config, part=slice(None)):
     image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
     batch = {"image": image, "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE, dtype=np.int32)}
     keys = jax.random.split(jax.random.key(0), SIZE)
-    loss, memory, update_memory = objectives.objective(config, NET)
+    loss, memory, update_memory = built(config).objective(module=NET)
     given = ({}, jax.tree.map(lambda v: v[part], batch), keys[part])
     return loss(*given) if update_memory is None else loss(*given, memory)[0]
 
@@ -76,7 +76,7 @@ def test_each_setting_reaches_the_loss():
 @pytest.mark.newest
 def test_loss_aware_times_follow_the_losses_and_are_divided_out():
     config = config_of(times="loss_aware", times_parameters={"num_bins": 2, "history": 1})
-    loss, memory, update_memory = objectives.objective(config, NET)
+    loss, memory, update_memory = built(config).objective(module=NET)
     assert losses(config).tolist() == losses(config_of()).tolist()  # without a past
     past = update_memory(memory, (jnp.array([0.2, 0.7]), jnp.array([1.0, 3.0])))
     chosen = diffax.losses.resampling.loss_aware(2, history=1).distribution(past)  # three times in four above t = 1/2
@@ -102,13 +102,13 @@ def test_losses_do_not_depend_on_the_layout(spread):
 
 @pytest.mark.slow_cases("times")
 @pytest.mark.parametrize(
-    "setting", [("weighting", objectives.WEIGHTINGS), ("times", objectives.LAWS)], ids=["weighting", "times"]
+    "setting", [("weighting", objectives.WEIGHTINGS), ("times", objectives.TIMES)], ids=["weighting", "times"]
 )
 def test_every_name_builds_and_is_finite(setting):
     key, names = setting
     for name in names:
         config = config_of(**{key: name})
-        checks.check_config(config, 1)
+        built(config)
         assert np.isfinite(losses(config)).all()
 
 
@@ -141,14 +141,14 @@ def test_every_name_builds_and_is_finite(setting):
 )
 def test_bad_settings(loss, message):
     with pytest.raises(ValueError, match=message):
-        checks.check_config(config_of(**loss), 1)
+        built(config_of(**loss))
 
 
 def test_antithetic_pairs_stay_on_one_device():
-    checks.check_config(config_of(spread="antithetic"), 4)
+    built(config_of(spread="antithetic"), 4)
     with pytest.raises(ValueError, match=r"batch_size must be even on each device, .* got 8 on 8 in 1"):
-        checks.check_config(config_of(spread="antithetic"), 8)
+        built(config_of(spread="antithetic"), 8)
     config = config_of(spread="antithetic")
     config.optimizer.accumulate = 4
     with pytest.raises(ValueError, match=r"in each of config\.optimizer\.accumulate parts, .* got 8 on 2 in 4"):
-        checks.check_config(config, 2)
+        built(config, 2)

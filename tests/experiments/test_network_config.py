@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from commands import DATA, built
 
 from diffax.nn import EDM2, Attention, DiT, TimeEmbedding, UNet
+from diffax.nn.description import with_forward_mode
 from diffax.nn.text import Captioned
 from experiments.configs import default
-from experiments.models import build, networks, objectives
-from experiments.run import checks
+from experiments.model import build
 
 SHAPE = (8, 8, 1)
 
@@ -22,9 +23,14 @@ def config(**changes):
     return config
 
 
+def network(settings):
+    """The network of a config."""
+    return build(settings, DATA["digits"]).diffusion.module
+
+
 def test_each_name_is_its_network():
-    assert isinstance(networks.network(default.get_config(), 10), UNet)
-    found = networks.network(config(depth=3, patch_size=4, positions="rope", learned_variance=True), 10)
+    assert isinstance(network(default.get_config()), UNet)
+    found = network(config(depth=3, patch_size=4, positions="rope", learned_variance=True))
     assert isinstance(found, DiT)
     assert (found.depth, found.patch_size, found.positions, found.outputs) == (3, 4, "rope", 2)
     assert (found.channels, found.num_heads, found.num_classes) == (16, 2, 10)
@@ -46,27 +52,28 @@ def test_each_key_of_a_u_net_is_a_setting_of_it():
         remat=True,
         dtype=jnp.bfloat16,
     )
-    assert networks.network(settings, 10) == expected
+    assert network(settings) == expected
     settings.text.enabled, settings.network.conditional = True, False
     attention = Attention((0, 2), num_heads=4, context_dim=128)
     captioned = expected.clone(attention=attention, vector_dim=128, num_classes=None)
-    assert networks.network(settings, None).network == captioned
+    assert network(settings).network == captioned
 
 
 @pytest.mark.parametrize(("time", "scale"), [("t", 4.0), ("log_snr", 0.1)])
 def test_edm2_has_heads_of_its_channels_and_small_times(time, scale):
-    net = networks.network(config(name="edm2", channels=24, num_heads=3, time=time), 10)
+    net = network(config(name="edm2", channels=24, num_heads=3, time=time))
     assert isinstance(net, EDM2)
     assert (net.head_channels, net.time_scale, net.num_classes) == (8, scale, 10)
 
 
 def test_the_optimiser_puts_edm2_s_weights_back():
     settings = config(name="edm2", channel_multipliers=(1,), attention_levels=(), num_res_blocks=1)
-    net, optimizer = networks.network(settings, 10), build.optimizer(settings)
+    model = built(settings)
+    optimizer = model.optimizer.make()
 
     @jax.jit
     def moved(key):
-        params = build.init_params(settings, net, SHAPE, key)
+        params = model.init(key)
         updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
         return optax.apply_updates(params, updates)["conv_in"]["weight"]
 
@@ -75,29 +82,28 @@ def test_the_optimiser_puts_edm2_s_weights_back():
 
 
 def test_what_is_evaluated_has_forward_derivatives():
-    plain = networks.network(config(), 10)
-    assert networks.forwards(plain).implementation == "xla"
-    u_net = networks.network(config(name="unet"), 10)
-    assert networks.forwards(u_net) == u_net.clone(attention=Attention(num_heads=2, implementation="xla"))
+    plain = network(config())
+    assert with_forward_mode(plain).implementation == "xla"
+    u_net = network(config(name="unet"))
+    assert with_forward_mode(u_net) == u_net.clone(attention=Attention(num_heads=2, implementation="xla"))
     settings = config(conditional=False)
     settings.text.enabled = True
-    captioned = networks.forwards(networks.network(settings, None))
+    captioned = with_forward_mode(network(settings))
     assert captioned.network.implementation == "xla"
-    assert captioned.network.clone(implementation=None) == networks.network(settings, None).network
+    assert captioned.network.clone(implementation=None) == network(settings).network
 
 
 @pytest.mark.slow
 def test_a_dit_reads_captions():
     settings = config(conditional=False)
     settings.text.enabled = True
-    checks.check_config(settings, 1)
-    net = networks.network(settings, None)
-    assert isinstance(net, Captioned)
-    params = jax.jit(lambda key: build.init_params(settings, net, SHAPE, key))(jax.random.key(0))
+    model = built(settings)
+    assert isinstance(model.diffusion.module, Captioned)
+    params = jax.jit(model.init)(jax.random.key(0))
     # The answer is zero at first, and so are the maps from what is read: all of them are moved.
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params)
     x, tokens = jnp.zeros((2, *SHAPE)), jnp.array([[3, 4, 0], [3, 4, 0]])
-    call = jax.jit(lambda tokens: build.predict(settings, net, params, tokens)(x, 0.5))
+    call = jax.jit(lambda tokens: model.diffusion.predict(params, tokens)(x, jnp.full(2, 0.5)))
     y, other = call(tokens), call(tokens.at[1, 1].set(5))
     np.testing.assert_array_equal(y[0], other[0])
     assert jnp.abs(y[1] - other[1]).max() > 1e-4
@@ -105,15 +111,13 @@ def test_a_dit_reads_captions():
 
 @pytest.mark.slow
 def test_a_dit_has_a_loss_and_a_gradient():
-    settings = config()
-    net = networks.network(settings, 10)
+    model = built(config())
     batch = {"image": jnp.ones((4, *SHAPE)), "label": jnp.arange(4), "index": jnp.arange(4)}
 
     @jax.jit
     def step(key):
-        params = build.init_params(settings, net, SHAPE, key)
-        keys = jax.random.split(key, 4)
-        return jax.grad(lambda params: objectives.objective(settings, net).loss(params, batch, keys).mean())(params)
+        params, keys = model.init(key), jax.random.split(key, 4)
+        return jax.grad(lambda params: model.objective().loss(params, batch, keys).mean())(params)
 
     gradient = step(jax.random.key(0))
     assert jnp.abs(gradient["out"]["kernel"]).max() > 0
@@ -127,27 +131,33 @@ def test_a_dit_has_a_loss_and_a_gradient():
         ({"depth": 0}, "config.network.depth must be an int >= 1, got 0"),
         ({"patch_size": 0}, "config.network.patch_size must be an int >= 1, got 0"),
         ({"positions": "learned"}, "config.network.positions must be one of sincos, rope, none, got 'learned'"),
-        ({"num_heads": 3}, "config.network.num_heads must divide config.network.channels = 16, got 3"),
+        ({"num_heads": 3}, "config.network.num_heads must divide the 16 channels, got 3"),
     ],
 )
 def test_bad_input(changes, message):
     with pytest.raises(ValueError, match=message):
-        checks.check_config(config(**changes), 1)
+        built(config(**changes))
 
 
 def test_edm2_reads_no_captions():
     settings = config(name="edm2", conditional=False)
     settings.text.enabled = True
-    with pytest.raises(ValueError, match=r"config.text.enabled must be False for config.network.name = 'edm2'"):
-        checks.check_config(settings, 1)
+    with pytest.raises(
+        ValueError, match=r"config.network.name must be unet or dit with config.text.enabled, got 'edm2'"
+    ):
+        built(settings)
 
 
 def test_a_patch_that_does_not_divide():
-    networks.check_shape(config(patch_size=4), (28, 28, 1))
-    with pytest.raises(ValueError, match=r"config.network.patch_size must divide the sizes of \(28, 28, 1\), got 3"):
-        networks.check_shape(config(patch_size=3), (28, 28, 1))
+    built(config(patch_size=4), data=DATA["mnist5k"])
+    with pytest.raises(ValueError, match=r"config.network must fit examples of shape \(28, 28, 1\): .*patch \(3, 3\)"):
+        built(config(patch_size=3), data=DATA["mnist5k"])
 
 
 def test_other_models_have_no_dit():
-    with pytest.raises(ValueError, match=r"config.network.name must be .unet. for training a classifier, got .dit."):
-        checks.check_model(config(), "classifier")
+    settings = config()
+    settings.model = "classifier"
+    with pytest.raises(
+        ValueError, match=r"config.network.name must be .unet. for config.model = .classifier., got .dit."
+    ):
+        built(settings)

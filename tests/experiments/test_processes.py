@@ -21,8 +21,7 @@ from test_faults import log_of
 from test_training import KEY, D, batch_of, on
 
 from diffax.training import Checkpoints, init_state, train_step
-from experiments.models import build
-from experiments.models.loading import load_model
+from experiments.run import loading
 
 pytestmark = pytest.mark.slow
 
@@ -176,7 +175,7 @@ def test_processes_of_different_folders_stop(data_dir, tmp_path):
     other = elsewhere(f"mount -t tmpfs tmpfs {tmp_path / 'run'}", line)
     ended = finish(start(2, lambda i: other if i else line))
     assert [status for status, _ in ended] == [2, 2], ended
-    assert "error: process 1 failed: it says why" in ended[0][1]
+    assert "error: process 1 failed; see its log" in ended[0][1]
     assert "error: workdir must be one folder that all processes share, got" in ended[1][1]
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert not (tmp_path / "run" / ".processes").exists()
@@ -186,7 +185,7 @@ def test_processes_that_mean_another_run_stop(data_dir, tmp_path):
     running = processes(2, training_flags(data_dir, tmp_path), each=lambda i: (f"--config.seed={i}",))
     for status, text in finish(running):
         assert status == 2, text
-        assert "error: the config must be the same on all processes, got another one on process 1" in text
+        assert "error: the config must be the same on all processes, got another value on process 1" in text
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -209,8 +208,8 @@ def test_kills_at_random_moments_change_no_bit(data_dir, tmp_path, request):
     (end,) = finish(processes(1, flags, devices=2))
     assert end[0] == 0, end
     assert log_of(tmp_path / "killed") == log_of(tmp_path / "straight")
-    model = load_model(tmp_path / "straight")
-    like = init_state(jax.random.key(0), model.params, build.optimizer(model.config))
+    trained = loading.load(tmp_path / "straight")
+    like = init_state(jax.random.key(0), trained.params, trained.model.optimizer.make())
     ends = []
     for name in ("killed", "straight"):
         with Checkpoints(tmp_path / name / "checkpoints", read_only=True) as checkpoints:

@@ -868,3 +868,83 @@ def test_two_workers_of_the_command_share_an_oracle_sweep(tmp_path):
         assert {*attempts(tmp_path / name).values()} == {1}
     assert results(tmp_path / "one") == results(tmp_path / "two")
     assert len(results(tmp_path / "one")) == 40
+
+
+# Samplers and metrics of the sweep file
+
+
+OWN = '''
+"""A sweep with a sampler and a metric of its own."""
+import diffax
+from experiments.sweeping import product, settings
+
+def get_config():
+    config = settings.oracle()
+    config.examples = 8
+    config.calls = 4
+    return config
+
+def get_overrides():
+    return product({"config.sampler": ["mine"], "config.eta": [0.0]})
+
+def get_samplers():
+    return {"mine": lambda schedule, eta: diffax.ddim(schedule, eta=ETA)}
+
+def get_metrics():
+    return {"mean_shift": lambda x, y: float(abs(x.mean() - y.mean()))}
+'''
+
+
+@pytest.fixture
+def own_names():
+    """Names that a sweep file adds are removed again."""
+    from experiments.evaluation import families
+
+    yield
+    diffax.samplers.CATALOGUE.pop("mine", None)
+    samplers.NAMES.pop("mine", None)
+    samplers.WITH_ETA.discard("mine")
+    if "mean_shift" in families.NAMES:
+        families.NAMES.remove("mean_shift")
+        families.FAMILIES.pop()
+
+
+@pytest.mark.usefixtures("own_names", "few_grids")
+def test_a_sampler_of_the_sweep_file_is_part_of_the_id(command, tmp_path):
+    """Another formula is another run; a file without samplers and metrics may change its comments."""
+    path, folder = tmp_path / "s.py", tmp_path / "w"
+    path.write_text(OWN.replace("ETA", "0.0"))
+    assert command(path, folder).status == 0
+    (first,) = results(folder).values()
+    path.write_text(OWN.replace("ETA", "1.0"))
+    assert command(path, tmp_path / "v").status == 0
+    (second,) = results(tmp_path / "v").values()
+    assert first["id"] != second["id"]
+    assert first["metrics"]["sliced"] != second["metrics"]["sliced"]
+    plain = write(tmp_path / "p.py")
+    before = list(definitions.load(plain).runs)
+    plain.write_text(f"{plain.read_text()}\n# a comment\n")
+    assert list(definitions.load(plain).runs) == before
+
+
+@pytest.mark.usefixtures("own_names")
+def test_a_metric_of_the_sweep_file_is_measured(tmp_path):
+    from experiments.evaluation import families
+    from experiments.evaluation.extractors import Extractor
+    from experiments.evaluation.measures import Real, measure
+
+    (tmp_path / "s.py").write_text(OWN.replace("ETA", "0.0"))
+    definitions.load(tmp_path / "s.py")
+    assert families.check_names(["mean_shift"], False) == ("mean_shift",)
+    images = np.arange(32.0).reshape(8, 2, 2, 1)
+    real = Real(images, np.zeros(8), images + 1, np.zeros(8))
+    flat = Extractor("flat", "0" * 16, 4, lambda x: x.reshape(len(x), -1))
+    found = measure(flat, images + 3, real, names=("mean_shift",))
+    assert (found.metrics["mean_shift"], found.floors["mean_shift"]) == (2.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["get_samplers", "get_metrics"])
+def test_a_faulty_part_of_a_sweep_file_is_one_line(command, tmp_path, name):
+    write(tmp_path / "s.py")
+    (tmp_path / "s.py").write_text(f"{(tmp_path / 's.py').read_text()}\ndef {name}():\n    return 1 / 0\n")
+    assert "cannot be read: ZeroDivisionError" in one_line(command(tmp_path / "s.py", tmp_path / "w"))

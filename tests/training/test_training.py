@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from commands import built, imported
 
 from diffax import training
 from diffax.training import parallel
 from diffax.training.exports import is_export
 from diffax.training.parallel import over_batch
 from experiments.configs import digits
-from experiments.models import build, networks
 
 KEY = jax.random.key(0)
 D = 8
+PARALLEL = imported("train")[0].PARALLEL
 
 
 @pytest.fixture(autouse=True)
@@ -45,9 +46,8 @@ def make(optimizer=None, ema_decay=0.9):
 
 def on(form, count, state, step):
     """(state, step) on this number of devices."""
-    parallel, rule = build.PARALLEL[form]
-    mesh = training.make_mesh(jax.devices()[:count])
-    return training.place(state, mesh, rule), parallel(step, mesh)
+    run = PARALLEL[form](step, training.make_mesh(jax.devices()[:count]))
+    return run.place(state), run
 
 
 @pytest.mark.slow_cases(but=["jit-8"])
@@ -233,7 +233,7 @@ def test_a_damaged_export_is_refused(tmp_path):
 
 @pytest.mark.slow_cases(but=["pmap"])
 @pytest.mark.newest
-@pytest.mark.parametrize("form", build.PARALLEL)
+@pytest.mark.parametrize("form", PARALLEL)
 def test_accumulated_parts_of_a_batch_equal_the_whole(form):
     """Gradient, loss and memory agree in any layout: 8 devices, 16 examples, two parts on each device."""
 
@@ -270,11 +270,10 @@ def test_accumulate_is_checked():
 def test_fsdp_splits_the_state_of_the_digits_network(monkeypatch):
     """Each of 8 devices holds at most a seventh of the bytes; leaves under 1,024 entries are replicated."""
     monkeypatch.setattr(parallel, "SMALL", 1024)
-    config = digits.get_config()
-    net, optimizer = networks.network(config, 10), optax.adam(0.1)
+    model, optimizer = built(digits.get_config()), optax.adam(0.1)
 
     def make():
-        return training.init_state(KEY, build.init_params(config, net, (8, 8, 1), KEY), optimizer)
+        return training.init_state(KEY, model.init(KEY), optimizer)
 
     state = jax.eval_shape(make)
     size = lambda shape, leaf: np.prod(shape, dtype=int) * leaf.dtype.itemsize
