@@ -917,6 +917,7 @@ def test_a_sampler_of_the_sweep_file_is_part_of_the_id(command, tmp_path):
     assert command(path, folder).status == 0
     (first,) = results(folder).values()
     path.write_text(OWN.replace("ETA", "1.0"))
+    oracle_task._program.cache_clear()  # in this process; the command runs in one of its own
     assert command(path, tmp_path / "v").status == 0
     (second,) = results(tmp_path / "v").values()
     assert first["id"] != second["id"]
