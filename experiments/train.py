@@ -23,11 +23,10 @@ from experiments.configs import settings
 from experiments.data import pipeline
 from experiments.data.pictures import Pictures
 from experiments.models import adapters, autoencoder, captions, latents, noisy_classifier, samplers
-from experiments.models.digests import digest
 from experiments.run import devices, distributed
 from experiments.run.command import changes, launch, path_of, run_errors, usage_errors
 from experiments.run.opening import FORMS, opened
-from experiments.run.workdir import claim, read_json, write_json
+from experiments.run.workdir import claim, write_json
 
 CONFIG = flags.DEFINE_string(
     "config", None, "The config: a file, or the name of one in experiments/configs.", required=True
@@ -52,14 +51,7 @@ def main(argv):
             return
         # On all processes; an error of one is an error of all.
         inputs = on_all(lambda: opened(config, mesh.size))
-        dataset, space, base, tokenizer, model = (
-            inputs.dataset,
-            inputs.space,
-            inputs.base,
-            inputs.tokenizer,
-            inputs.model,
-        )
-        check_best(config.train.keep_best, config.model)
+        dataset, space, base, model = inputs.dataset, inputs.space, inputs.base, inputs.model
         identity = inputs.identity(config.dataset.train_split)
         check_equal(
             {
@@ -96,21 +88,25 @@ def main(argv):
     )
     shapes = jax.eval_shape(first_state)
     progress = training.Progress("step", config.train.num_steps, silent=not is_first())
-    progress.message(describe(config, dataset, space, base, shapes.params, mesh))
+    batch_size = config.dataset.batch_size
+    kind, form = mesh.devices.flat[0].device_kind, config.parallel
+    layout = f"{mesh.size} x {kind}, batch {batch_size // mesh.size} per device, {form}, jax {jax.__version__}"
+    progress.message(f"{config.model} on {inputs.describe(shapes.params)}, {layout}")
     json_log, board = training.JsonLog(workdir / "metrics.jsonl"), training.TensorBoardLog(workdir / "tensorboard")
     pictures = Pictures(workdir, board, progress)
-    batch = batch_shapes(config, dataset.shape if space is None else space.moments_shape, tokenizer)
-    flops = devices.flops_of_step(objective, shapes, batch, mesh.devices.flat[0].device_kind)
+    flops = devices.flops_of_step(objective, shapes, inputs.empty_batch(batch_size), kind)
     record = {
         "config": config.to_dict(),
         "data": inputs.data._asdict(),
         "identity": identity,
         "latents": space and space.record(),
         "adapters": base and base.record(),
-        "words": tokenizer and list(tokenizer.words),
+        "words": inputs.tokenizer and list(inputs.tokenizer.words),
     }
 
     # ---------------------------------------------------------------- restore and loop
+    # `fit` restores the newest intact checkpoint. Each checkpoint_every steps, and at the end, it saves in the
+    # background. On SIGTERM or Ctrl-C it finishes the step, saves, and raises `Stopped`, which exits with status 75.
     with run_errors(), contextlib.ExitStack() as stack:
         checkpoints = training.Checkpoints(
             workdir / "checkpoints",
@@ -122,7 +118,7 @@ def main(argv):
             stack.enter_context(contextlib.closing(resource))
         try:
             fitted = training.fit(
-                FORMS[config.parallel](step, mesh),
+                FORMS[form](step, mesh),
                 first_state,
                 batches,
                 num_steps=config.train.num_steps,
@@ -133,13 +129,13 @@ def main(argv):
                 callbacks=watch(config, inputs, pictures, mesh),
                 max_skipped=config.train.max_skipped,
                 record=record,
-                rates=functools.partial(devices.rates, config.dataset.batch_size, flops, list(mesh.devices.flat)),
+                rates=functools.partial(devices.rates, batch_size, flops, list(mesh.devices.flat)),
                 profile=training.Profile(config.train.profile, workdir / "profile"),
                 progress=progress,
             )
         except training.NotFiniteError as error:
             length = identity["data"]["length"]
-            rows = pipeline.places(length, config.dataset.batch_size, config.seed, error.step - 1)
+            rows = pipeline.places(length, batch_size, config.seed, error.step - 1)
             numbers = dataset.numbers(config.dataset.train_split)
             names = " ".join(str(numbers[row]) for row in rows)
             message = f"{error}; its batch has the records {names} of split {config.dataset.train_split!r}"
@@ -148,15 +144,12 @@ def main(argv):
     # ---------------------------------------------------------------- end
     if config.model == "autoencoder":
         with usage_errors():
-            measure_latents(workdir, model, fitted, dataset, config.dataset.train_split, mesh)
-
-
-def check_best(best, kind):
-    """Raise `ValueError` if the best checkpoint is chosen by a metric that is not measured."""
-    own = {"autoencoder": autoencoder.MEASURES, "classifier": noisy_classifier.MEASURES}.get(kind, ())
-    measures = ("loss", "grad_norm", *own)
-    if best and best.removeprefix("-") not in measures:
-        raise ValueError(f'config.train.keep_best must be "", or one of {", ".join(measures)} or -one, got {best!r}')
+            images = dataset.images(config.dataset.train_split, autoencoder.TRAINING_IMAGES)
+            params = jax.device_get(fitted.state.ema)
+            content = autoencoder.measure_latents(model, params, images, fitted.step, mesh)
+            if is_first():
+                write_json(workdir / autoencoder.LATENTS, content)
+                print(f"latents: standard deviation {content['std']:.4f} over {len(images)} training images")
 
 
 def watch(config, inputs, pictures, mesh):
@@ -187,42 +180,6 @@ def watch(config, inputs, pictures, mesh):
             each["sample_every"], lambda step, state: pictures.save(step, generate(state.ema, keys, condition), columns)
         )
     ]
-
-
-def batch_shapes(config, shape, tokenizer):
-    """A batch of empty arrays."""
-    size = config.dataset.batch_size
-    numbers = np.empty(size, np.int32)
-    batch = {"image": np.empty((size, *shape), np.float32), "label": numbers, "index": numbers}
-    return batch | ({"tokens": np.empty((size, tokenizer.max_length), np.int32)} if tokenizer else {})
-
-
-def measure_latents(workdir, model, fitted, dataset, train_split, mesh):
-    """Write latents.json: the standard deviation of the latents, and a digest of the autoencoder."""
-    params = jax.device_get(fitted.state.ema)
-    mark = digest(model.network, list(model.shape), params)
-    before = read_json(workdir / autoencoder.LATENTS)
-    if before is not None and before["digest"] == mark:
-        return
-    images = dataset.images(train_split, autoencoder.TRAINING_IMAGES)
-    std = autoencoder.latent_std(model, params, images, mesh)
-    if is_first():
-        content = {"step": fitted.step, "digest": mark, "std": std, "images": len(images)}
-        write_json(workdir / autoencoder.LATENTS, content)
-        print(f"latents: standard deviation {std:.4f} over {len(images)} training images", flush=True)
-
-
-def describe(config, dataset, space, base, params, mesh):
-    """A line about what is trained on what."""
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    whole = sum(leaf.size for leaf in jax.tree.leaves(base.params)) if base else count
-    share = f" of adapters, {count / whole:.1%} of {whole:,}" if base else ""
-    inside = f" in latents {'x'.join(map(str, space.shape))}" if space else ""
-    batch = f"batch {config.dataset.batch_size // mesh.size} per device, {config.parallel}"
-    return (
-        f"{config.model} on {config.dataset.name} {'x'.join(map(str, dataset.shape))}{inside}: {count:,} parameters"
-        f"{share}, {mesh.size} x {mesh.devices.flat[0].device_kind}, {batch}, jax {jax.__version__}"
-    )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from diffax.nn.description import autoencoder_from_description
 from diffax.training import Every
 from diffax.training.parallel import over_batch
 from experiments.data.pictures import Pictures
+from experiments.models.digests import digest
 from experiments.models.objectives import Objective
 from experiments.models.optimizers import Optimizer
 
@@ -112,3 +113,9 @@ def latent_std(model: AutoencoderModel, params: Any, images: np.ndarray, mesh: A
         first.append(mean.mean() * len(mean))
         second.append((mean**2 + np.exp(log_variance)).mean() * len(mean))
     return float(np.sqrt(np.sum(second) / len(images) - (np.sum(first) / len(images)) ** 2))
+
+
+def measure_latents(model: AutoencoderModel, params: Any, images: np.ndarray, step: int, mesh: Any) -> dict[str, Any]:
+    """The content of latents.json."""
+    mark, std = digest(model.network, list(model.shape), params), latent_std(model, params, images, mesh)
+    return {"step": step, "digest": mark, "std": std, "images": len(images)}

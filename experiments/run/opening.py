@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from diffax import training
 from diffax.pretrained import save
@@ -12,7 +13,7 @@ from experiments.configs import settings
 from experiments.data import datasets, pipeline
 from experiments.data.captions import Tokenizer
 from experiments.model import Data, build
-from experiments.models import captions, latents
+from experiments.models import autoencoder, captions, latents, noisy_classifier
 from experiments.models.adapters import Adapters
 from experiments.models.latents import Latents
 from experiments.run import loading
@@ -51,6 +52,21 @@ class Inputs(NamedTuple):
         """The parameters of the network, from those that are trained."""
         return params if self.base is None else self.base.merge(params)
 
+    def describe(self, params: Any) -> str:
+        """What is trained on what, in a few words. params: those that are trained, or their shapes."""
+        count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        whole = sum(leaf.size for leaf in jax.tree.leaves(self.base.params)) if self.base else count
+        share = f" of adapters, {count / whole:.1%} of {whole:,}" if self.base else ""
+        inside = f" in latents {'x'.join(map(str, self.space.shape))}" if self.space else ""
+        return f"{self.dataset.name} {'x'.join(map(str, self.data.shape))}{inside}: {count:,} parameters{share}"
+
+    def empty_batch(self, size: int) -> dict[str, np.ndarray]:
+        """A batch with the shapes and types of those that are trained on."""
+        shape, numbers = self.space.moments_shape if self.space else self.data.shape, np.empty(size, np.int32)
+        batch = {"image": np.empty((size, *shape), np.float32), "label": numbers, "index": numbers}
+        tokens = {"tokens": np.empty((size, self.tokenizer.max_length), np.int32)} if self.tokenizer else {}
+        return batch | tokens
+
     def batches(self, mesh: Any, *, cache_images: bool, cache_latents: bool) -> Any:
         """The batches; for a model in latents with moments in place of images."""
         space, normalise = self.space, self.dataset.normalise
@@ -68,6 +84,10 @@ def opened(config: Any, num_devices: int) -> Inputs:
       ValueError: for anything that is wrong with the settings, the data, or the models that they name.
     """
     settings.check_rules(config, num_devices)
+    own = {"autoencoder": autoencoder.MEASURES, "classifier": noisy_classifier.MEASURES}.get(config.model, ())
+    measures, best = ("loss", "grad_norm", *own), config.train.keep_best
+    if best and best.removeprefix("-") not in measures:
+        raise ValueError(f'config.train.keep_best must be "", or one of {", ".join(measures)} or -one, got {best!r}')
     names, space, base, tokenizer, words = config.dataset, None, None, None, None
     dataset = datasets.open_dataset(names.name, names.data_dir, names.labels)
     if config.latent.autoencoder:
