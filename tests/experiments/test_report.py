@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -19,6 +20,9 @@ from experiments import report
 from experiments.reporting import compare, document, plots, summary, tables
 from experiments.reporting.reading import read_curve, read_sweep
 from experiments.reporting.statistics import estimate, half_width, marks, rule
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
 
 ROOT = Path(__file__).parents[2]
 ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
@@ -584,6 +588,108 @@ def test_equal_differences_are_undecided(tmp_path, metric, shift, verdict):
 
 
 # Plots
+
+
+def drawn(folder, runs, metrics, by, **settings):
+    """(legend title, legend labels, y labels, titles of the panels) of a plot; by: "curves" or a cost."""
+    sweep_folder(folder, runs, **settings)
+    sweep = read_sweep(folder)
+    if by == "curves":
+        for run in sweep.runs:
+            lines = [json.dumps({"step": step, "loss": 1.0, "norm": 2.0}) for step in (10, 20)]
+            (run.folder / "metrics.jsonl").write_text("\n".join(lines))
+    make = {"curves": plots.curves}.get(by, lambda *arguments: plots.pareto(*arguments, by))
+    figure = make(pyplot, sweep, metrics)
+    panels = [axis for axis in figure.axes if axis.get_visible()]
+    (legend,) = figure.legends
+    pyplot.close(figure)
+    return (
+        legend.get_title().get_text(),
+        [entry.get_text() for entry in legend.get_texts()],
+        [axis.get_ylabel() for axis in panels],
+        [axis.get_title(loc="left") for axis in panels],
+    )
+
+
+def test_plots_do_not_rank_losses_of_different_definitions(tmp_path):
+    values = [f"kind{i}" for i in range(10)]
+    metrics = ["loss", "fd"]
+    title, labels, _, panels = drawn(tmp_path / "a", losses("config.prediction", values), metrics, "curves")
+    assert title == "prediction (in colour: the best 8 by fd)"
+    assert labels == [*values[:8], "2 others"]
+    assert panels == ["mean, least to largest of 3 seeds\nnot comparable: differs in prediction", ""]
+    title, *_ = drawn(tmp_path / "b", losses("config.prediction", values), ["loss"], "curves")
+    assert title == "prediction (in colour: the first 8)"
+    title, labels, _, panels = drawn(tmp_path / "c", losses("config.rate", values), metrics, "curves")
+    assert (title, labels[0]) == ("rate (in colour: the best 8 by loss)", "kind9")
+    assert panels == ["mean, least to largest of 3 seeds", ""]
+    assert drawn(tmp_path / "d", losses("config.prediction", values), metrics, "seconds")[2] == ["fd"]
+    assert drawn(tmp_path / "e", losses("config.rate", values), metrics, "seconds")[2] == metrics
+
+
+def points(keys, by="seconds"):
+    """(settings, signs) of all combinations of the values of keys; a setting costs its value of the key calls."""
+    settings = [
+        summary.Setting(dict(zip(keys, values, strict=True)), [], {}, False)
+        for values in itertools.product(*keys.values())
+    ]
+    costs = [float(setting.overrides.get("calls", i)) for i, setting in enumerate(settings)]
+    return settings, plots.signs(settings, list(keys), by, costs)
+
+
+def test_two_values_of_one_key_have_a_colour_each():
+    for key, by in (("num_steps", "calls"), ("calls", "calls"), ("num_steps", "seconds")):
+        _, signs = points({key: [10, 20]}, by)
+        assert signs.title == key
+        assert signs.entries == {"10": (plots.COLOURS[0], "o"), "20": (plots.COLOURS[1], "s")}
+        assert (signs.colours, signs.markers) == ([*plots.COLOURS[:2]], ["o", "s"])
+
+
+def test_colours_show_one_key_and_markers_a_second_one():
+    keys = {"calls": [5, 10], "sampler": ["ddim", "heun"], "grid": ["a", "b", "c"], "eta": [0.0, 1.0]}
+    settings, signs = points(keys, "calls")
+    assert signs.title == "colour: sampler, marker: grid (not shown: eta)"
+    assert [*signs.entries] == ["sampler ddim", "sampler heun", "grid a", "grid b", "grid c"]
+    for setting, colour, marker in zip(settings, signs.colours, signs.markers, strict=True):
+        assert colour == plots.COLOURS[keys["sampler"].index(setting.overrides["sampler"])]
+        assert marker == plots.MARKERS[keys["grid"].index(setting.overrides["grid"])]
+    assert points(keys, "seconds")[1].title == "colour: sampler, marker: grid (not shown: calls, eta)"
+    # The axis of calls shows the key calls, the axis of seconds does not.
+    two = {"calls": [5, 10], "eta": [0.0, 1.0]}
+    assert points(two, "calls")[1].title == "eta"
+    assert points(two, "seconds")[1].title == "colour: calls, marker: eta"
+
+
+def test_values_after_the_first_eight_are_grey_or_dots():
+    _, signs = points({"a": [f"a{i}" for i in range(10)], "b": [f"b{i}" for i in range(9)]})
+    assert len(set(signs.colours)) == len(set(signs.markers)) == 9
+    assert signs.colours[-1] == plots.GREY
+    assert signs.markers[-1] == plots.DOT
+    assert signs.entries["a 2 others"] == (plots.GREY, "o")
+    assert signs.entries["b 1 other"] == ("#444444", plots.DOT)
+    # A key with few values is shown before one with many.
+    assert points({"a": [f"a{i}" for i in range(10)], "b": [1, 2]})[1].title == "colour: b, marker: a"
+
+
+def test_the_legend_of_a_pareto_plot_names_both_keys(tmp_path):
+    runs = [
+        (
+            {"sampler": s, "grid": g, "seed": i},
+            result({"fd": 1.0 + i}, seconds=2.0, calls=5 * len(s), compile_seconds=3),
+        )
+        for s, g, i in itertools.product(("ddim", "dpmpp"), "xy", range(3))
+    ]
+    title, labels, names, _ = drawn(tmp_path, runs, ["fd", "compile_seconds"], "calls", seed_keys=["seed"])
+    assert title == "colour: sampler, marker: grid"
+    assert labels == ["sampler ddim", "sampler dpmpp", "grid x", "grid y", "not dominated"]
+    assert names == ["fd"]  # costs are no qualities
+
+
+def test_no_two_colours_are_close():
+    rgb = [np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) for colour in (*plots.COLOURS, plots.GREY)]
+    distances = [np.abs(x - y).sum() for x, y in itertools.combinations(rgb, 2)]
+    assert min(distances) > 80
+    assert len(plots.COLOURS) == len(plots.MARKERS) == 8
 
 
 def test_the_front():
