@@ -1,10 +1,10 @@
-"""report.md: warnings, tables, what they mean, plots, and what is not in them."""
+"""report.md: warnings, tables, notes on their numbers and marks, plots, and the runs that are not in the tables."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from experiments.reporting import summary
-from experiments.reporting.reading import Run, Sweep, provenance
+from experiments.reporting.reading import Sweep, provenance
 from experiments.reporting.statistics import FEWEST, PERCENT, rule
 from experiments.reporting.summary import text
 from experiments.reporting.tables import FLOOR, Grid, listed, named
@@ -12,73 +12,86 @@ from experiments.reporting.tables import FLOOR, Grid, listed, named
 STATES = {
     "corrupt": "Corrupt results, left out",
     "failed": "Failed",
-    "started": "Begun, not finished (running, or killed)",
-    "waiting": "Not begun",
+    "started": "Started, not finished (running, or killed)",
+    "waiting": "Waiting",
 }
-MOST = 20  # of the runs that are still to come, how many are named: report.json has all
+MOST = 20  # runs without a result that are listed; report.json has all
 
 
 def counts(sweep: Sweep) -> str:
-    """How many runs are in each state, in a line."""
-    of = {"failed": "failed", "corrupt": "with a corrupt result", "started": "begun", "waiting": "not begun"}
-    rest = [f"{count} {name}" for state, name in of.items() if (count := len(sweep.having(state)))]
-    done = len(sweep.having("done"))
-    return f"{done} of {len(sweep.runs)} runs are done{''.join(f', {one}' for one in rest)}."
+    """A line with the number of runs in each state."""
+    rest = "".join(f", {count} {state}" for state in STATES if (count := len(sweep.having(state))))
+    return f"{len(sweep.having('done'))} of {len(sweep.runs)} runs are done{rest}."
 
 
 def _some(ids: Sequence[str], most: int = 6) -> str:
     return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
 
 
-def difference(differing: dict[str, dict[str, list[str]]]) -> str:
-    """The warning that runs were measured under different conditions, with keys, values and runs; or ""."""
+def difference(differing: dict[str, dict[str, list[str]]], effect: str = "no best is marked") -> str:
+    """The warning that measuring conditions differ, with keys, values and runs; "" if they do not."""
     if not differing:
         return ""
     lines = [
-        f"`{key}`: " + "; ".join(f"**{value}** in {len(ids)} ({_some(ids)})" for value, ids in found.items())
-        for key, found in differing.items()
+        f"`{key}`: " + "; ".join(f"**{value}** in {len(ids)} ({_some(ids)})" for value, ids in values.items())
+        for key, values in differing.items()
     ]
     return (
         "**WARNING: runs were measured under different conditions. Numbers under different conditions are not "
-        f"comparable: no best is marked.**\n\n{listed(lines)}"
+        f"comparable: {effect}.**\n\n{listed(lines)}"
     )
 
 
-def legend(sweep: Sweep, metrics: Sequence[str], *, by: bool = False) -> str:
-    """What the numbers and marks of a table mean, and where there is no interval and why."""
+def quoted(keys: Sequence[str]) -> str:
+    """Keys in a sentence."""
+    return ", ".join(f"`{key}`" for key in keys)
+
+
+def legend(sweep: Sweep, metrics: Sequence[str], grids: Sequence[Grid]) -> str:
+    """Notes below the tables: the meaning of numbers and marks, and the reasons where they are missing."""
     settings, done = summary.shown(sweep), sweep.having("done")
-    _, differing = summary.conditions_of(done)
-    unseen = len(summary.settings_of(sweep)) - len(settings)
-    ns = [of.n for s in settings for m in metrics if (of := s.estimate(m))]
-    notes = (
-        [f"mean ± half width of the {PERCENT} interval by Student's t over the n seeds."]
-        if max(ns, default=0) >= FEWEST
-        else []
-    )
-    if few := [s for s in settings if s.done and any((of := s.estimate(m)) and of.n < FEWEST for m in metrics)]:
+    estimates = [one for s in settings for m in metrics if (one := s.estimate(m))]
+    notes = []
+    if any(one.n >= FEWEST for one in estimates):
+        notes.append(f"mean ± half width of the {PERCENT} interval by Student's t over the n seeds.")
+    if few := [s for s in settings if any((one := s.estimate(m)) and one.n < FEWEST for m in metrics)]:
         which = "no setting has an" if len(few) == len(settings) else f"{len(few)} of {len(settings)} settings have no"
-        notes.append(
-            f"n < {FEWEST}: {which} interval, for fewer than {FEWEST} seeds do not make one; their means stand alone."
-        )
+        notes.append(f"n < {FEWEST}: {which} interval, which needs at least {FEWEST} seeds.")
     if costs := [m for m in metrics if any(m in run.cost for run in done)]:
-        notes.append(f"No interval of {', '.join(costs)}, which runs of one program share.")
+        notes.append(f"No interval of {', '.join(costs)}: runs of one program share this cost.")
+    if "seconds" in costs:
+        old = sum("compile_seconds" not in run.cost for run in done)
+        which = f"with compilation in the {old} of {len(done)} runs that have no" if old else "without compilation, see"
+        notes.append(f"seconds: {which} compile_seconds.")
     if any(s.mixed for s in settings):
         notes.append("No interval over seeds that were measured under different conditions.")
-    if not differing and any(rule(m) is not None for m in metrics) and sum(bool(s.done) for s in settings) > 1:
-        notes.append(
-            f"**Bold**: the best mean{' of a column' if by else ''}. *Italics*: not distinguishable from it (0 lies in "
-            f"the {PERCENT} interval of the differences over equal seeds; where fewer than {FEWEST} are equal, the "
-            "intervals overlap). Not corrected for the number of comparisons."
+    differ = {metric: keys for grid in grids for metric, keys in grid.incomparable.items()}
+    for metric, keys in differ.items():
+        notes.append(f"{metric}: no best is marked. Its definition differs between the settings, in {quoted(keys)}.")
+    notes += _marks(sweep, [m for m in metrics if m not in differ], bool(grids and grids[0].title), bool(few))
+    if unseen := len(summary.settings_of(sweep)) - len(settings):
+        which = (
+            "1 setting without a finished run is" if unseen == 1 else f"{unseen} settings without a finished run are"
         )
-        if few:
-            notes.append(
-                f"With n < {FEWEST} bold goes by the mean alone, and nothing is known of what is distinguishable."
-            )
-    if unseen:
-        one = unseen == 1
-        which = f"{unseen} {'setting' if one else 'settings'} of which no run has ended yet {'is' if one else 'are'}"
         notes.append(f"{which} not in the table.")
-    return listed([*notes, *_directions(metrics), *_oddities(settings, metrics), *_made(sweep, metrics)])
+    notes += _directions([m for m in metrics if m not in differ])
+    return listed([*notes, *_oddities(settings, metrics), *_made(sweep, metrics)])
+
+
+def _marks(sweep: Sweep, metrics: Sequence[str], by: bool, few: bool) -> list[str]:
+    """The notes on bold and italics."""
+    done = sweep.having("done")
+    ranked = [m for m in metrics if rule(m) is not None and any(m in run.metrics for run in done)]
+    if summary.conditions_of(done)[1] or not ranked or sum(bool(s.done) for s in summary.shown(sweep)) < 2:
+        return []
+    steps = [f"{m} {step:g}" for m in ranked if (step := summary.resolution(m, done))]
+    ties = f", and ties: means within the resolution of it ({', '.join(steps)})" if steps else ""
+    notes = [
+        f"**Bold**: the best mean{' of a column' if by else ''}{ties}. *Italics*: not distinguishable from it (0 lies "
+        f"in the {PERCENT} interval of the differences over equal seeds, or all differences are equal; with fewer than "
+        f"{FEWEST} equal seeds, the intervals overlap). Not corrected for the number of comparisons."
+    ]
+    return [*notes, f"n < {FEWEST}: bold compares means only, and no setting is in italics."] if few else notes
 
 
 def _directions(metrics: Sequence[str]) -> list[str]:
@@ -88,7 +101,7 @@ def _directions(metrics: Sequence[str]) -> list[str]:
     words = {
         "lower": "Lower is better",
         "higher": "Higher is better",
-        None: "Not marked, for which way is better is not known",
+        None: "Not marked, because the better direction is not known",
     }
     return [f"{words.get(kind, f'Best closest to {kind}')}: {', '.join(names)}." for kind, names in kinds.items()]
 
@@ -96,18 +109,16 @@ def _directions(metrics: Sequence[str]) -> list[str]:
 def _oddities(settings: Sequence[summary.Setting], metrics: Sequence[str]) -> list[str]:
     notes = []
     for metric in metrics:
-        same = sum(bool((of := s.estimate(metric)) and of.n > 1 and of.std == 0) for s in settings)
+        same = sum(bool((one := s.estimate(metric)) and one.n > 1 and one.std == 0) for s in settings)
         if same:
-            notes.append(
-                f"{metric}: all seeds agree in every bit in {same} of {len(settings)} settings: does the seed reach it?"
-            )
+            where = f"in {same} of {len(settings)} settings"
+            notes.append(f"{metric}: equal for all seeds, bit by bit, {where}. Check that it depends on the seed.")
         if without := sum(bool(s.done) and not s.values(metric) for s in settings):
-            notes.append(f"{metric}: {without} of {len(settings)} settings do not have it.")
-        have = [s for s in settings if s.values(metric)]
-        if lacking := [run.id for s in have for run in s.done.values() if metric not in run.values]:
-            notes.append(
-                f"{metric}: {len(lacking)} runs lack what other seeds of their setting have ({_some(lacking)})."
-            )
+            notes.append(f"{metric}: missing in {without} of {len(settings)} settings.")
+        having = [s for s in settings if s.values(metric)]
+        if lacking := [run.id for s in having for run in s.done.values() if metric not in run.values]:
+            runs = f"{len(lacking)} {'run' if len(lacking) == 1 else 'runs'}"
+            notes.append(f"{metric}: missing in {runs} of settings where other seeds have it ({_some(lacking)}).")
     return notes
 
 
@@ -116,58 +127,49 @@ def _made(sweep: Sweep, metrics: Sequence[str]) -> list[str]:
     shared, _ = summary.conditions_of(done)
     floors = summary.floors_of(done)
     notes = []
-    if have := [m for m in metrics if m in floors]:
-        note = f"{FLOOR}: the same metric of two sets of real data, for {', '.join(have)}"
-        spread = any(floors[m][1] != floors[m][2] for m in have)
-        notes.append(f"{note}{' (mean over the runs, least to largest)' if spread else ''}.")
+    if having := [m for m in metrics if m in floors]:
+        spread = " (mean over the runs, least to largest)" * any(floors[m][1] != floors[m][2] for m in having)
+        notes.append(f"{FLOOR}: the same metric of two sets of real data, for {', '.join(having)}{spread}.")
     if shared:
         notes.append("Measured with " + ", ".join(f"{key} {text(value)}" for key, value in shared.items()) + ".")
-    keys = summary.keys_of(sweep)
-    varying = summary.varying(sweep.runs, keys)
-    if constant := [key for key in keys if key not in varying]:
+    varying = summary.varying(sweep.runs, summary.keys_of(sweep))
+    if constant := [key for key in summary.keys_of(sweep) if key not in varying]:
         notes.append("In all runs " + ", ".join(f"`{k}` = {text(sweep.runs[0].overrides[k])}" for k in constant) + ".")
     return notes
 
 
 def problems(sweep: Sweep) -> str:
-    """The runs that are not in the table, and why."""
+    """The runs that are not in the table, and the reasons."""
     parts = []
     for state, title in STATES.items():
         if runs := sweep.having(state):
+            lines = [named(run) + (f": {run.error[:300]}" if run.error else "") for run in runs]
             most = MOST if state in ("started", "waiting") else None
-            parts.append(f"## {title}: {len(runs)}\n\n{listed([_problem(run) for run in runs], most)}")
+            parts.append(f"## {title}: {len(runs)}\n\n{listed(lines, most)}")
     if sweep.strangers:
-        parts.append(
-            f"## Folders of no run of this sweep, left out: {len(sweep.strangers)}\n\n{listed(sweep.strangers, MOST)}"
-        )
+        title = f"Folders that belong to no run of this sweep, left out: {len(sweep.strangers)}"
+        parts.append(f"## {title}\n\n{listed(sweep.strangers, MOST)}")
     return "\n".join(parts)
-
-
-def _problem(run: Run) -> str:
-    return named(run) + (f": {run.error[:300]}" if run.error else "")
 
 
 def report(
     sweep: Sweep, metrics: Sequence[str], grids: Sequence[Grid], plots: Sequence[str], top: int | None = None
 ) -> str:
-    """The whole of it. top: how many lines, the best, of each table that is long."""
-    head = f"# {sweep.name}\n" + (f"\n{sweep.title}\n" if sweep.title else "")
-    parts = [head, counts(sweep) + "\n"]
+    """The whole document. top: the number of rows, best first, of each longer table."""
+    title = "" if sweep.title in ("", sweep.name) else f"\n{sweep.title}\n"  # the name is the default title
+    parts = [f"# {sweep.name}\n{title}", counts(sweep) + "\n"]
     parts.append(difference(summary.conditions_of(sweep.having("done"))[1]))
     if sweep.having("done"):
-        for grid in grids:
-            cut = top if top and len(grid.lines) > top else None
-            parts.append((f"The best {cut} of {len(grid.lines)} rows:\n\n" if cut else "") + grid.markdown(cut))
-        parts.append(legend(sweep, metrics, by=bool(grids and grids[0].title)))
+        parts += [*(grid.markdown(top) for grid in grids), legend(sweep, metrics, grids)]
     parts += [f"![{name}]({name}.png)\n" for name in plots]
     parts.append(problems(sweep))
     return "\n".join(part for part in parts if part)
 
 
 def origin(sweep: Sweep) -> str:
-    """With what the runs that are done were made, in a line: no part of report.md, which depends on results alone."""
-    found = provenance(sweep.having("done"))
-    commits = ", ".join(str(commit)[:12] for commit in found["commit"]) or "not known"
-    dirty = " (with changes that are not committed)" if True in found["dirty"] else ""
-    rest = "".join(f"; {key} {', '.join(map(str, found[key]))}" for key in ("device", "jax") if found[key])
-    return f"{'commits' if len(found['commit']) > 1 else 'commit'} {commits}{dirty}{rest}"
+    """A line on the code and machines behind the results; not in report.md, which depends on the results only."""
+    values = provenance(sweep.having("done"))
+    commits = ", ".join(str(commit)[:12] for commit in values["commit"]) or "not known"
+    dirty = " (with changes that are not committed)" if True in values["dirty"] else ""
+    rest = "".join(f"; {key} {', '.join(map(str, values[key]))}" for key in ("device", "jax") if values[key])
+    return f"{'commits' if len(values['commit']) > 1 else 'commit'} {commits}{dirty}{rest}"

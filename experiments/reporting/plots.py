@@ -2,8 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,17 +12,17 @@ from experiments.reporting.reading import Sweep, read_curve
 from experiments.reporting.statistics import PERCENT, cost, rule
 from experiments.reporting.summary import Setting, text
 
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#222222", "#ee8866", "#999933", "#bbbbbb")
-MARKERS = "osD^vP*Xph"
-GREY = "#999999"
-BARS = 80  # more points than this have no bars, which would hide the points
-SHOWN = 8  # settings with a colour of their own among the curves
+# Okabe & Ito 2008, chosen for colour vision deficiency, with a purple for their yellow, which is faint on white.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222", "#6a3d9a")
+MARKERS = "osD^vP*X"
+GREY, DOT = "#999999", "."  # of further values
+BARS = 80  # more points have no bars, which would hide them
 LINES = ("not dominated", "real against real")
-SPEED = ("per_second", "memory", "share_of_peak", "seconds")  # of the machine, not of the training
+SPEED = ("per_second", "memory", "share_of_peak", "seconds")  # logged metrics of the machine
 
 
 def draw(sweep: Sweep, metrics: Sequence[str]) -> list[str]:
-    """Writes the plots that the sweep has something for into its folder; their names. None without matplotlib."""
+    """Write the plots that the sweep has values for into its folder; their names, none without matplotlib."""
     try:
         import matplotlib
     except ImportError:
@@ -30,44 +30,40 @@ def draw(sweep: Sweep, metrics: Sequence[str]) -> list[str]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    makers: dict[str, Callable[[], Any]] = {
-        "curves": lambda: curves(pyplot, sweep, metrics),
-        "pareto_calls": lambda: pareto(pyplot, sweep, metrics, "calls"),
-        "pareto_seconds": lambda: pareto(pyplot, sweep, metrics, "seconds"),
-    }
-    drawn = []
-    for name, make in makers.items():
-        path = sweep.folder / f"{name}.png"
-        if (figure := make()) is None:
-            path.unlink(missing_ok=True)  # of an earlier report, it would be of other results
+    names = []
+    for name in ("curves", "pareto_calls", "pareto_seconds"):
+        path, by = sweep.folder / f"{name}.png", name.removeprefix("pareto_")
+        figure = curves(pyplot, sweep, metrics) if by == name else pareto(pyplot, sweep, metrics, by)
+        if figure is None:
+            path.unlink(missing_ok=True)  # a plot of an earlier report shows other results
             continue
         figure.savefig(path, dpi=110, metadata={"Software": None})
         pyplot.close(figure)
-        drawn.append(name)
-    return drawn
+        names.append(name)
+    return names
 
 
-def _wide(values: Sequence[float], ratio: float) -> bool:
-    """Whether values call for a logarithmic axis."""
+def _is_wide(values: Sequence[float], ratio: float) -> bool:
+    """Whether values need a logarithmic axis."""
     return len(values) > 1 and min(values) > 0 and max(values) / min(values) > ratio
 
 
 def _panels(pyplot: Any, count: int, legend: Sequence[str]) -> tuple[Any, list[Any], int, float]:
-    """A figure with axes for panels and a strip for the legend at the bottom; how many entries are in a row."""
+    """(figure, axes of the panels, legend entries in a row, share of the legend at the bottom of the height)."""
     columns = 2 if count == 4 else min(3, count)
     lines = -(-count // columns)
     width = max(4.6 * columns, 6.4)
-    beside = max(1, int(width / (0.7 + 0.075 * max(map(len, legend)))))
-    strip = 0.2 * -(-len(legend) // beside) + 0.25
+    in_row = max(1, int(width / (0.7 + 0.075 * max(map(len, legend)))))
+    strip = 0.2 * -(-len(legend) // in_row) + 0.25
     height = 3.5 * lines + strip
     figure, axes = pyplot.subplots(lines, columns, figsize=(width, height), squeeze=False)
     for axis in axes.flat[count:]:
         axis.set_visible(False)
-    return figure, list(axes.flat[:count]), beside, strip / height
+    return figure, list(axes.flat[:count]), in_row, strip / height
 
 
-def _finish(figure: Any, axes: Sequence[Any], beside: int, strip: float, title: str) -> Any:
-    """The legend under the panels, what the colours stand for before the rest."""
+def _finish(figure: Any, axes: Sequence[Any], in_row: int, strip: float, title: str) -> Any:
+    """Add the legend under the panels: colours and markers first, then the lines."""
     handles: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -75,21 +71,22 @@ def _finish(figure: Any, axes: Sequence[Any], beside: int, strip: float, title: 
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     if list(handles) not in ([], ["all"]):
-        names = sorted(handles, key=lambda name: name in LINES or name.endswith(" others"))
+        names = sorted(handles, key=lambda name: name in LINES)
         style = {"frameon": False, "fontsize": 8.5, "title_fontsize": 8.5, "borderpad": 0.2}
-        figure.legend([handles[name] for name in names], names, loc="lower center", ncols=beside, title=title, **style)
+        figure.legend([handles[name] for name in names], names, loc="lower center", ncols=in_row, title=title, **style)
     figure.tight_layout(rect=(0, strip, 1, 1))
     return figure
+
+
+def _heading(axis: Any, lines: Sequence[str]) -> None:
+    axis.set_title("\n".join(lines), fontsize=9, loc="left", color="#555555")
 
 
 # Curves
 
 
-Log = dict[int, dict[str, float]]
-
-
-def mean_curve(logs: Sequence[Log], metric: str) -> tuple[Any, Any, Any, Any]:
-    """Steps at which all logs have the metric, its mean there, least and largest; a log without it does not count."""
+def mean_curve(logs: Sequence[dict[int, dict[str, float]]], metric: str) -> tuple[Any, Any, Any, Any]:
+    """(steps, mean, least, largest) at the steps at which all logs with the metric have it."""
     having = [{step: line[metric] for step, line in log.items() if metric in line} for log in logs]
     having = [curve for curve in having if curve]
     steps = [step for step in (having[0] if having else {}) if all(step in curve for curve in having)]
@@ -102,162 +99,182 @@ def mean_curve(logs: Sequence[Log], metric: str) -> tuple[Any, Any, Any, Any]:
 def curves(pyplot: Any, sweep: Sweep, metrics: Sequence[str]) -> Any:
     """Each metric of the logs of finished runs against steps; None if there is none.
 
-    The line is the mean over seeds, the band goes from the least to the largest. Of many settings the best 8 by the
-    first metric of the table are coloured.
+    The line is the mean over seeds, the band goes from the least to the largest value. At most 8 settings are coloured.
     """
     settings = [setting for setting in summary.settings_of(sweep) if setting.done]
     logs = {run.id: read_curve(run) for setting in settings for run in setting.done.values()}
     for log in logs.values():
-        log.pop(0, None)  # what a run found that trained nothing
+        log.pop(0, None)  # step 0 holds the results of runs without training
     logged = dict.fromkeys(name for log in logs.values() for line in log.values() for name in line)
     names = [name for name in logged if not any(word in name for word in SPEED)]
     if not names:
         return None
-    coloured = _leading(settings, metrics)
     keys = summary.varying(sweep.runs, summary.keys_of(sweep))
-    figure, axes, beside, strip = _panels(
-        pyplot, len(names), [_label(settings[i], keys) for i in coloured] + ["others"]
-    )
+    labels = summary.labels(keys)
+    coloured, note = _leading(settings, metrics)
+    legend = [", ".join(text(settings[i].overrides[key]) for key in keys) or "all" for i in coloured]
+    legend.append(f"{len(settings) - len(coloured)} others")
+    figure, axes, in_row, strip = _panels(pyplot, len(names), legend)
+    redefined = [labels[key] for key in summary.varying(settings, keys) if summary.defines_loss(key)]
+    seeds = max(len(setting.done) for setting in settings)
     for axis, name in zip(axes, names, strict=True):
-        lows, highs = [], []
-        for i, setting in sorted(enumerate(settings), key=lambda of: of[0] in coloured):
-            steps, mean, low, high = mean_curve([logs[run.id] for run in setting.done.values()], name)
-            colour = COLOURS[coloured.index(i)] if i in coloured else GREY
-            label = _label(setting, keys) if i in coloured else f"{len(settings) - len(coloured)} others"
-            if len(steps):
-                alone = {"marker": "o", "ms": 3} if len(steps) == 1 else {}
-                axis.plot(steps, mean, color=colour, lw=1.4 if i in coloured else 0.7, label=label, **alone)
-                axis.fill_between(steps, low, high, color=colour, alpha=0.18 if i in coloured else 0.05, lw=0)
-                lows.append(low.min())
-                highs.append(high.max())
+        ends: list[float] = []
+        for i in [*coloured, *(i for i in range(len(settings)) if i not in coloured)]:
+            steps, mean, low, high = mean_curve([logs[run.id] for run in settings[i].done.values()], name)
+            if not len(steps):
+                continue
+            place = coloured.index(i) if i in coloured else -1
+            colour, width, alpha, order = (GREY, 0.7, 0.05, 1) if place < 0 else (COLOURS[place], 1.4, 0.18, 2)
+            alone = {"marker": "o", "ms": 3} if len(steps) == 1 else {}
+            axis.plot(steps, mean, color=colour, lw=width, zorder=order, label=legend[place], **alone)
+            axis.fill_between(steps, low, high, color=colour, alpha=alpha, lw=0, zorder=order)
+            ends += [low.min(), high.max()]
         axis.set(xlabel="training steps", ylabel=name)
-        if _wide([*lows, *highs], 20):
+        if _is_wide(ends, 20):
             axis.set_yscale("log")
-    _caption(axes[0], settings)
-    return _finish(figure, axes, beside, strip, ", ".join(summary.labels(keys)[key] for key in keys))
+        _heading(
+            axis,
+            [f"mean, least to largest of {seeds} seeds"] * (axis is axes[0] and seeds > 1)
+            + [f"not comparable: differs in {', '.join(redefined)}"] * bool(redefined and summary.is_loss(name)),
+        )
+    return _finish(figure, axes, in_row, strip, ", ".join(labels[key] for key in keys) + note)
 
 
-def _caption(axis: Any, settings: Sequence[Setting]) -> None:
-    most = max(len(setting.done) for setting in settings)
-    if most > 1:
-        axis.set_title(f"mean, least to largest of {most} seeds", fontsize=9, loc="left", color="#555555")
-
-
-def _leading(settings: Sequence[Setting], metrics: Sequence[str]) -> list[int]:
-    """Which settings are coloured."""
-    if len(settings) <= len(COLOURS):
-        return list(range(len(settings)))
-    by = next((metric for metric in metrics if rule(metric) is not None), None)
+def _leading(settings: Sequence[Setting], metrics: Sequence[str]) -> tuple[list[int], str]:
+    """(the settings that are coloured, a note on the choice): the best 8 by the first metric with a ranking."""
+    most = len(COLOURS)
+    if len(settings) <= most:
+        return list(range(len(settings))), ""
+    by = summary.ranking(metrics, settings)
     kind = rule(by) if by else None
-    found = [setting.estimate(by) if by else None for setting in settings]
-    order = sorted(
-        range(len(settings)),
-        key=lambda i: math.inf if kind is None or (of := found[i]) is None else cost(of.mean, kind),
-    )
-    return order[:SHOWN]
-
-
-def _label(setting: Setting, keys: Sequence[str]) -> str:
-    return ", ".join(text(setting.overrides[key]) for key in keys) or "all"
+    if by is None or kind is None:
+        return list(range(most)), f" (in colour: the first {most})"
+    costs = [cost(one.mean, kind) if (one := setting.estimate(by)) else math.inf for setting in settings]
+    return sorted(range(len(settings)), key=lambda i: costs[i])[:most], f" (in colour: the best {most} by {by})"
 
 
 # Quality against cost
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The points that no other dominates, of (cost, cost): none is as low in both and lower in one; by the first cost.
+    """The points, (cost, cost), that no other point dominates by being at most equal in both and lower in one.
 
     >>> front([(1, 5), (2, 3), (3, 4), (2, 6), (4, 1)])
     [0, 1, 4]
     """
-    found: list[int] = []
+    chosen: list[int] = []
     for i in sorted(range(len(points)), key=lambda i: points[i]):
-        if not found or points[i][1] < points[found[-1]][1] or points[i] == points[found[-1]]:
-            found.append(i)
-    return found
+        if not chosen or points[i][1] < points[chosen[-1]][1] or points[i] == points[chosen[-1]]:
+            chosen.append(i)
+    return chosen
+
+
+class Signs(NamedTuple):
+    """Colour and marker of each setting; the entries of the legend, label -> (colour, marker), and its title."""
+
+    colours: list[str]
+    markers: list[str]
+    entries: dict[str, tuple[str, str]]
+    title: str
+
+
+def _levels(values: Sequence[str], palette: Sequence[str], beyond: str) -> tuple[list[str], dict[str, str]]:
+    """(the sign of each value, label -> sign). The values after the first 8 share the sign `beyond`."""
+    names = list(dict.fromkeys(values))
+    own = dict(zip(names, palette, strict=False))
+    more = len(names) - len(own)
+    others = {f"{more} other{'s' * (more > 1)}": beyond} if more else {}
+    return [own.get(value, beyond) for value in values], own | others
+
+
+def signs(settings: Sequence[Setting], keys: Sequence[str], by: str, costs: Sequence[float]) -> Signs:
+    """Colours for one key and, if more keys vary, markers for a second one.
+
+    Keys with at most 8 values come first, and texts before numbers. Of several keys, a number that the axis of calls
+    shows already is left out.
+    """
+    names, varying = summary.labels(keys), summary.varying(settings, keys)
+    values = {key: [text(setting.overrides[key]) for setting in settings] for key in varying}
+    numeric = {key: not any(isinstance(setting.overrides[key], str) for setting in settings) for key in varying}
+
+    def on_axis(key: str) -> bool:
+        pairs = set(zip(values[key], costs, strict=True))
+        return by == "calls" and numeric[key] and len(pairs) == len(set(values[key])) == len(set(costs))
+
+    free = [key for key in varying if not on_axis(key)] or varying
+    first, *rest = sorted(free, key=lambda key: (len(set(values[key])) > len(COLOURS), numeric[key]))
+    second = rest[0] if rest else first
+    colours, colour_of = _levels(values[first], COLOURS, GREY)
+    markers, marker_of = _levels(values[second], MARKERS, DOT)
+    if not rest:
+        return Signs(colours, markers, {v: (colour_of[v], marker_of[v]) for v in colour_of}, names[first])
+    entries = {f"{names[first]} {value}": (colour, "o") for value, colour in colour_of.items()}
+    entries |= {f"{names[second]} {value}": ("#444444", marker) for value, marker in marker_of.items()}
+    more = f" (not shown: {', '.join(names[key] for key in rest[1:])})" if rest[1:] else ""
+    return Signs(colours, markers, entries, f"colour: {names[first]}, marker: {names[second]}{more}")
 
 
 def pareto(pyplot: Any, sweep: Sweep, metrics: Sequence[str], by: str) -> Any:
-    """Each metric that has a better direction against what a run cost, a point for each setting; None if costs are one.
+    """Each metric that ranks the settings against their cost, a point for each setting; None if all costs are equal.
 
-    Points that no other beats in both are joined. Bars are intervals. Times always differ: one setting has no plot.
+    Points that are not dominated are joined. Bars are intervals. There is no plot of one setting.
     """
     settings = [setting for setting in summary.settings_of(sweep) if setting.estimate(by)]
-    costs = [of.mean for setting in settings if (of := setting.estimate(by))]
-    shown = [m for m in metrics if rule(m) is not None and m != by and any(s.estimate(m) for s in settings)]
+    costs = [one.mean for setting in settings if (one := setting.estimate(by))]
+    measured = summary.metrics_of(run for setting in settings for run in setting.done.values())
+    shown = [m for m in metrics if m in measured and summary.ranking([m], settings)]
     if len(settings) < 2 or (by == "calls" and len(set(costs)) < 2) or not shown:
         return None
-    title, groups = _groups(sweep, settings, costs)
-    figure, axes, beside, strip = _panels(pyplot, len(shown), [*set(groups), *LINES])
+    styles = signs(settings, summary.keys_of(sweep), by, costs)
+    figure, axes, in_row, strip = _panels(pyplot, len(shown), [*styles.entries, *LINES])
+    steady = all("compile_seconds" in run.cost for setting in settings for run in setting.done.values())
+    seconds = f"wall time of a run{' without compilation' if steady else ''}, s"
+    for label, (colour, marker) in styles.entries.items():
+        axes[0].plot([], [], color=colour, marker=marker, ls="", ms=5.5, mew=0, label=label)
     for axis, metric in zip(axes, shown, strict=True):
-        _pareto_panel(axis, sweep, settings, metric, costs, groups)
-        axis.set_xlabel({"calls": "denoiser calls a sample", "seconds": "wall time of a run, s"}.get(by, by))
-        if _wide(costs, 4):
+        _pareto_panel(axis, sweep, settings, metric, costs, styles)
+        axis.set_xlabel({"calls": "denoiser calls a sample", "seconds": seconds}.get(by, by))
+        if _is_wide(costs, 4):
             axis.set_xscale("log")
             _plain_ticks(axis, costs)
         else:
-            axis.locator_params(axis="x", nbins=5)  # more do not fit, where they are long
-    return _finish(figure, axes, beside, strip, title)
+            axis.locator_params(axis="x", nbins=5)  # more long labels overlap
+    return _finish(figure, axes, in_row, strip, styles.title)
 
 
 def _plain_ticks(axis: Any, costs: Sequence[float]) -> None:
-    """Numbers in place of powers of ten; few values that lie apart are the ticks themselves."""
-    few = sorted(set(costs))
-    if len(few) > 8 or any(b / a < 1.3 for a, b in itertools.pairwise(few)):
-        low, high = math.floor(math.log10(few[0])), math.ceil(math.log10(few[-1]))
-        steps = (1, 2, 5) if high - low <= 3 else (1,)
-        few = [d * 10.0**power for power in range(low, high + 1) for d in steps]
-        few = [value for value in few if min(costs) / 1.3 <= value <= max(costs) * 1.3] or [min(costs), max(costs)]
-    axis.set_xticks(few, [f"{value:g}" for value in few])
+    """Label the axis with numbers, not powers of ten: with the costs if these are few, else with 1, 2, 5, 10 ..."""
+    ticks = sorted(set(costs))
+    if len(ticks) > 8 or any(b / a < 1.3 for a, b in itertools.pairwise(ticks)):
+        low, high = math.floor(math.log10(ticks[0])), math.ceil(math.log10(ticks[-1]))
+        digits = (1, 2, 5) if high - low <= 3 else (1,)
+        ticks = [d * 10.0**power for power in range(low, high + 1) for d in digits]
+        ticks = [v for v in ticks if min(costs) / 1.3 <= v <= max(costs) * 1.3] or [min(costs), max(costs)]
+    axis.set_xticks(ticks, [f"{value:g}" for value in ticks])
     axis.minorticks_off()
 
 
-def _groups(sweep: Sweep, settings: Sequence[Setting], costs: Sequence[float]) -> tuple[str, list[str]]:
-    """What colours say: name and values of the first key that is not the cost and has few, words before numbers."""
-    keys = summary.varying(sweep.runs, summary.keys_of(sweep))
-    for wanted in (str, object):
-        for key in keys:
-            values = [setting.overrides[key] for setting in settings]
-            said = [text(value) for value in values]
-            is_cost = len(set(zip(said, costs, strict=True))) == len(set(said)) == len(set(costs))
-            if all(isinstance(v, wanted) for v in values) and 1 < len(set(said)) <= 2 * len(COLOURS) and not is_cost:
-                return summary.labels(keys)[key], said
-    return "", ["all"] * len(settings)
-
-
 def _pareto_panel(
-    axis: Any, sweep: Sweep, settings: Sequence[Setting], metric: str, costs: Sequence[float], groups: Sequence[str]
+    axis: Any, sweep: Sweep, settings: Sequence[Setting], metric: str, costs: Sequence[float], styles: Signs
 ) -> None:
     kind = rule(metric)
     assert kind is not None
     near = not isinstance(kind, str)
-    names = list(dict.fromkeys(groups))
-    points, barred = [], False
-    for at, name in enumerate(names):
-        style = {"color": COLOURS[at % 10], "marker": MARKERS[(at + at // 10) % 10]}
-        of = [
-            (x, e) for x, s, g in zip(costs, settings, groups, strict=True) if g == name and (e := s.estimate(metric))
-        ]
-        if of:
-            ys = [cost(e.mean, kind) if near else e.mean for _, e in of]
-            bars = (
-                None
-                if near or len(costs) > BARS or all(e.half is None for _, e in of)
-                else [e.half or 0.0 for _, e in of]
-            )
-            axis.errorbar(
-                [x for x, _ in of], ys, bars, ls="", ms=4.5, elinewidth=0.8, alpha=0.8, mew=0, label=name, **style
-            )
-            barred = barred or bars is not None
-            points += [(x, y) for (x, _), y in zip(of, ys, strict=True)]
+    estimates = [setting.estimate(metric) for setting in settings]
+    barred = not near and len(costs) <= BARS and any(one and one.half is not None for one in estimates)
+    points = []
+    for x, one, colour, marker in zip(costs, estimates, styles.colours, styles.markers, strict=True):
+        if one:
+            points.append((x, cost(one.mean, kind) if near else one.mean))
+            style = {"color": colour, "marker": marker, "ms": 5.5, "mew": 0, "alpha": 0.8, "elinewidth": 0.8}
+            axis.errorbar(*points[-1], (one.half or 0.0) if barred else None, **style)
     best = front([(x, -y if kind == "higher" else y) for x, y in points])
-    axis.plot(*zip(*(points[i] for i in best), strict=True), color="#222222", lw=1, zorder=1, label="not dominated")
+    axis.plot(*zip(*(points[i] for i in best), strict=True), color="#222222", lw=1, zorder=1, label=LINES[0])
     floor = summary.floors_of(sweep.having("done")).get(metric)
     if floor and not near:
-        axis.axhline(floor[0], color="#555555", ls=":", lw=1.1, label="real against real")
-    heights = [y for _, y in points]
-    if _wide(heights, 20):
+        axis.axhline(floor[0], color="#555555", ls=":", lw=1.1, label=LINES[1])
+    if _is_wide([y for _, y in points], 20):
         axis.set_yscale("log")
+    axis.set_ylabel(metric if isinstance(kind, str) else f"|{metric} - {kind:g}|")
     better = "higher is better" if kind == "higher" else "lower is better"
-    axis.set_ylabel(f"|{metric} - {kind:g}|" if not isinstance(kind, str) else metric)
-    axis.set_title(f"{better}{f'; bars: {PERCENT} interval' * barred}", fontsize=9, loc="left", color="#555555")
+    _heading(axis, [f"{better}{f'; bars: {PERCENT} interval' * barred}"])

@@ -1,6 +1,6 @@
-"""The folder of a sweep: sweep.json, and of each run result.json or failed.json, metrics.jsonl, provenance.json.
+"""The folder of a sweep: sweep.json, and for each run result.json or failed.json, metrics.jsonl, provenance.json.
 
-A result.json that is not what it must be makes its run `corrupt`, with a line that names the key; the others are read.
+A malformed result.json makes its run `corrupt`, with an error that names the key. The other runs are read.
 """
 
 import json
@@ -18,14 +18,14 @@ PARTS = ("metrics", "floors", "conditions", "cost")
 class Run(NamedTuple):
     """A run of a sweep: `done`, `failed`, `corrupt`, `started` (running, or killed) or `waiting`.
 
-    overrides: all settings that any run of the sweep overrides, the base's where this run does not.
-    said: of those, what this run overrides itself. error: one line, of failed and corrupt runs.
+    overrides: the values of all keys that any run overrides, from the base where this run does not. own: the overrides
+    of this run alone. error: one line, for failed and corrupt runs.
     """
 
     id: str
     folder: Path
     overrides: dict[str, Any]
-    said: dict[str, Any]
+    own: dict[str, Any]
     state: str
     error: str = ""
     metrics: Mapping[str, float] = EMPTY
@@ -35,12 +35,12 @@ class Run(NamedTuple):
 
     @property
     def values(self) -> dict[str, float]:
-        """What it cost, and its metrics."""
+        """Costs and metrics."""
         return {**self.cost, **self.metrics}
 
 
 class Sweep(NamedTuple):
-    """What sweep.json says, its runs in order, and the folders in runs/ that are of none of them."""
+    """The content of sweep.json, the runs in order, and the folders in runs/ that belong to none of them."""
 
     folder: Path
     name: str
@@ -52,12 +52,12 @@ class Sweep(NamedTuple):
     base: Mapping[str, Any] = EMPTY
 
     def having(self, *states: str) -> list[Run]:
-        """Its runs in these states."""
+        """The runs in these states."""
         return [run for run in self.runs if run.state in states]
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; `ValueError` in one line if it is none."""
+    """The object in a JSON file; a one-line `ValueError` for any other content."""
     try:
         value = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
@@ -67,8 +67,12 @@ def _object(path: Path) -> dict[str, Any]:
     return value
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _number(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not _is_number(value):
         raise ValueError(f"{key} must be a number, got {value!r}")
     if not math.isfinite(value):
         raise ValueError(f"{key} must be finite, got {value}")
@@ -79,7 +83,8 @@ def check_result(result: dict[str, Any], id: str) -> dict[str, dict[str, Any]]:
     """The parts of a result.json.
 
     Raises:
-      ValueError: that names the first key that is missing, of a wrong type or not finite; or another run's id.
+      ValueError: for the id of another run, or for a key that is missing, has a wrong type or is not finite; the error
+        names the first such key.
     """
     for key in ("id", *PARTS):
         if key not in result:
@@ -104,9 +109,9 @@ def check_result(result: dict[str, Any], id: str) -> dict[str, dict[str, Any]]:
     return {**numbers, "conditions": result["conditions"]}
 
 
-def _read_run(folder: Path, id: str, said: dict[str, Any], overrides: dict[str, Any]) -> Run:
+def _read_run(folder: Path, id: str, own: dict[str, Any], overrides: dict[str, Any]) -> Run:
     def run(state: str, error: str = "", parts: Mapping[str, Any] = EMPTY) -> Run:
-        return Run(id, folder, overrides, said, state, " ".join(error.split()), **parts)
+        return Run(id, folder, overrides, own, state, " ".join(error.split()), **parts)
 
     if (path := folder / "result.json").exists():
         try:
@@ -115,14 +120,14 @@ def _read_run(folder: Path, id: str, said: dict[str, Any], overrides: dict[str, 
             return run("corrupt", str(error))
     if (path := folder / "failed.json").exists():
         try:
-            return run("failed", str(_object(path).get("error", "failed.json does not say why")))
+            return run("failed", str(_object(path).get("error", "failed.json has no reason")))
         except (ValueError, OSError) as error:
             return run("failed", str(error))
     return run("started" if folder.exists() else "waiting")
 
 
 def lookup(base: Any, key: str) -> Any:
-    """What a nested dict has under a dotted key, with or without the name of the root; None if nothing.
+    """The value under a dotted key in a nested dict, with or without the name of the root; None if there is none.
 
     >>> lookup({"loss": {"weighting": "eps"}}, "config.loss.weighting")
     'eps'
@@ -136,71 +141,65 @@ def lookup(base: Any, key: str) -> Any:
     return None
 
 
-def _check_sweep(found: dict[str, Any]) -> None:
+def _check_sweep(content: dict[str, Any]) -> None:
     kinds = {"name": str, "runs": dict, "seed_keys": list}
     for key, kind in kinds.items():
-        if not isinstance(found.get(key), kind) or (key == "runs" and not found[key]):
-            raise ValueError(f"sweep.json must have a {kind.__name__} under {key}, got {found.get(key)!r:.60}")
-    for id, said in found["runs"].items():
+        if not isinstance(content.get(key), kind) or (key == "runs" and not content[key]):
+            raise ValueError(f"sweep.json must have a {kind.__name__} under {key}, got {content.get(key)!r:.60}")
+    for id, own in content["runs"].items():
         if not re.fullmatch("[0-9a-f]{12}", id):
             raise ValueError(f"sweep.json: ids of runs must be 12 hexadecimal digits, got {id!r}")
-        if not isinstance(said, dict):
-            raise ValueError(f"sweep.json: the overrides of run {id} must be an object, got {said!r:.60}")
+        if not isinstance(own, dict):
+            raise ValueError(f"sweep.json: the overrides of run {id} must be an object, got {own!r:.60}")
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Reads a sweep and all of its runs.
+    """Read a sweep and all of its runs.
 
     Raises:
-      ValueError: if there is no sweep.json, or it is not one of a sweep.
+      ValueError: if sweep.json is missing or malformed.
     """
     if not (folder / "sweep.json").is_file():
         raise ValueError(f"DIR must be the workdir of a sweep, got {folder}, which holds no sweep.json")
     try:
-        found = _object(folder / "sweep.json")
-        _check_sweep(found)
+        content = _object(folder / "sweep.json")
+        _check_sweep(content)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-    keys = list(dict.fromkeys(key for said in found["runs"].values() for key in said))
-    base = found.get("base") or {}
-    inherited = {key: lookup(base, key) for key in keys}
-    where = folder / "runs"
-    runs = [_read_run(where / id, id, said, {**inherited, **said}) for id, said in found["runs"].items()]
+    base, ids, where = content.get("base") or {}, content["runs"], folder / "runs"
+    inherited = {key: lookup(base, key) for own in ids.values() for key in own}
     folders = sorted(path.name for path in where.iterdir() if path.is_dir()) if where.is_dir() else []
-    strangers = [name for name in folders if name not in found["runs"] and not name.startswith(".")]
     return Sweep(
         folder,
-        found["name"],
-        " ".join(str(found.get("title") or "").split()),
-        str(found.get("task") or ""),
-        tuple(found["seed_keys"]),
-        runs,
-        strangers,
+        content["name"],
+        " ".join(str(content.get("title") or "").split()),
+        str(content.get("task") or ""),
+        tuple(content["seed_keys"]),
+        [_read_run(where / id, id, own, {**inherited, **own}) for id, own in ids.items()],
+        [name for name in folders if name not in ids and not name.startswith(".")],
         base,
     )
 
 
 def read_curve(run: Run) -> dict[int, dict[str, float]]:
-    """Step -> metrics that are finite, of a run's metrics.jsonl.
+    """Step -> finite metrics in a run's metrics.jsonl.
 
-    A line that a kill cut short is passed over; of a step that was logged before and after it, the later line counts.
+    Incomplete lines, which a kill leaves, are skipped. The last line of a step counts: a resumed run logs steps again.
     """
     path, curve = run.folder / "metrics.jsonl", {}
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    for line in lines:
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         try:
-            found = json.loads(line)
-            step = int(found.pop("step"))
+            values = json.loads(line)
+            step = int(values.pop("step"))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             continue
-        is_number = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)  # noqa: E731
-        curve[step] = {name: float(value) for name, value in found.items() if is_number(value)}
+        curve[step] = {name: float(v) for name, v in values.items() if _is_number(v) and math.isfinite(v)}
     return dict(sorted(curve.items()))
 
 
 def provenance(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Commits, dirty flags, devices and versions of JAX of the runs; what cannot be read is left out."""
-    found: dict[str, list[Any]] = {"commit": [], "dirty": [], "device": [], "jax": []}
+    """Commits, dirty flags, devices and JAX versions of the runs; unreadable files are skipped."""
+    values: dict[str, list[Any]] = {"commit": [], "dirty": [], "device": [], "jax": []}
     for run in runs:
         try:
             record = _object(run.folder / "provenance.json")
@@ -208,7 +207,7 @@ def provenance(runs: Sequence[Run]) -> dict[str, list[Any]]:
             continue
         packages = record.get("packages")
         record["jax"] = packages.get("jax") if isinstance(packages, dict) else None
-        for key, values in found.items():
-            if (value := record.get(key)) is not None and value not in values:
-                values.append(value)
-    return found
+        for key, seen in values.items():
+            if (value := record.get(key)) is not None and value not in seen:
+                seen.append(value)
+    return values

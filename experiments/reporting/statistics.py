@@ -1,9 +1,10 @@
-"""Means with Student's interval, and which of several means are best.
+"""Means with Student's interval, and marks of the best of several means.
 
     mean ± t_{0.975, n - 1} s / sqrt(n),    s^2 = sum (x_i - mean)^2 / (n - 1)
 
-holds the expectation with probability 0.95 if the x_i are independent draws of one normal law (Student 1908). Settings
-that ran with the same seeds are compared by the interval of their differences, seed by seed.
+contains the expectation with probability 0.95 if the x_i are independent draws of one normal distribution (Student
+1908). Settings with the same seeds are compared by the interval of their differences, seed by seed. An interval of
+width 0 decides nothing: equal values show the resolution of a metric, not its variance.
 """
 
 import re
@@ -14,14 +15,15 @@ import numpy as np
 from scipy import stats
 
 LEVEL, PERCENT = 0.95, "95 %"
-FEWEST = 3  # seeds that make an interval: with two, t = 12.7, and one outlier of two cannot be told
+FEWEST = 3  # values for an interval: for two, t = 12.7, and an outlier cannot be recognised
+ROUND_OFF = 1e-9
 
 LOWER = {
     *("loss", "fid", "kid", "rms", "rmse", "mse", "mae", "error", "errors", "seconds", "calls", "nll", "bits", "bpd"),
     *("wasserstein", "sliced", "sinkhorn", "variation", "balance", "kernel", "frechet"),
 }
 HIGHER = {"accuracy", "precision", "recall", "density", "coverage", "psnr", "ssim"}
-CLOSEST = {"ratio": 1.0, "memorisation": 1.0}  # to what real data gives
+CLOSEST = {"ratio": 1.0, "memorisation": 1.0}  # the values for real data
 
 
 class Estimate(NamedTuple):
@@ -37,6 +39,11 @@ class Estimate(NamedTuple):
         """(low, high)."""
         return None if self.half is None else (self.mean - self.half, self.mean + self.half)
 
+    @property
+    def is_point(self) -> bool:
+        """Whether there is an interval and its width is 0, up to round-off."""
+        return self.half is not None and self.half <= ROUND_OFF * abs(self.mean)
+
 
 def half_width(values: np.ndarray) -> np.ndarray:
     """Half of the width of the interval along the last axis: (..., n) -> (...); n >= 2."""
@@ -46,80 +53,89 @@ def half_width(values: np.ndarray) -> np.ndarray:
 
 
 def estimate(values: Sequence[float], *, interval: bool = True) -> Estimate:
-    """Mean, standard deviation and interval of one or more values; no interval of fewer than 3, or where not wanted.
+    """Mean, standard deviation and interval of one or more values. interval: False for none.
 
     >>> estimate([1.0, 2.0])
     Estimate(mean=1.5, std=0.7071067811865476, half=None, n=2)
     """
     x = np.asarray(values, float)
-    if (x == x[0]).all():  # the mean of equal numbers may be off by a bit
-        return Estimate(
-            float(x[0]), 0.0 if len(x) > 1 else None, 0.0 if len(x) >= FEWEST and interval else None, len(x)
-        )
-    half = float(half_width(x)) if len(x) >= FEWEST and interval else None
-    return Estimate(float(x.mean()), float(x.std(ddof=1)), half, len(x))
+    n, with_interval = len(x), len(x) >= FEWEST and interval
+    if (x == x[0]).all():  # the computed mean of equal numbers may be off by one bit
+        return Estimate(float(x[0]), 0.0 if n > 1 else None, 0.0 if with_interval else None, n)
+    return Estimate(float(x.mean()), float(x.std(ddof=1)), float(half_width(x)) if with_interval else None, n)
+
+
+def words(name: str) -> list[str]:
+    """The words of a metric's name, in lower case."""
+    return re.split(r"[^a-z0-9]+", name.lower())
 
 
 def rule(name: str) -> str | float | None:
-    """Which is better, "lower" or "higher", or the number that is best; None of a metric that is not known.
+    """The direction of a metric: "lower" or "higher" is better, or the best number; None if it is not known.
 
-    It goes by the words of the name; words that contradict each other are not known either.
+    The words of the name decide. Words that contradict each other give None.
 
     >>> rule("fd_infinity"), rule("test accuracy"), rule("nn_ratio"), rule("colour")
     ('lower', 'higher', 1.0, None)
     """
-    found: set[str | float] = set()
-    for word in re.split(r"[^a-z0-9]+", name.lower()):
+    rules: set[str | float] = set()
+    for word in words(name):
         if word in LOWER or word.startswith("fd"):
-            found.add("lower")
+            rules.add("lower")
         elif word in HIGHER:
-            found.add("higher")
+            rules.add("higher")
         elif word in CLOSEST:
-            found.add(CLOSEST[word])
-    return found.pop() if len(found) == 1 else None
+            rules.add(CLOSEST[word])
+    return rules.pop() if len(rules) == 1 else None
 
 
 def cost(value: float, rule: str | float) -> float:
-    """What is least at the best value."""
+    """A function of the value with its minimum at the best value."""
     return value if rule == "lower" else -value if rule == "higher" else abs(value - float(rule))
 
 
-def _cost_interval(of: Estimate, rule: str | float) -> tuple[float, float]:
-    low, high = sorted(cost(end, rule) for end in of.interval or ())
-    inside = not isinstance(rule, str) and abs(of.mean - rule) <= (of.half or 0.0)
+def _cost_interval(one: Estimate, rule: str | float) -> tuple[float, float]:
+    low, high = sorted(cost(end, rule) for end in one.interval or ())
+    inside = not isinstance(rule, str) and abs(one.mean - rule) <= (one.half or 0.0)
     return (0.0 if inside else low), high
 
 
 def alike(a: dict[Any, float], b: dict[Any, float], rule: str | float) -> bool:
-    """Whether two settings, seed -> value, cannot be told apart; False where there are too few seeds to say.
+    """Whether two settings, seed -> value, are not distinguishable; False if there are too few seeds to decide.
 
-    By the interval of the differences over the seeds that both have; where these are fewer than 3, or nearness to a
-    number is what counts, by whether their intervals overlap.
+    The interval of the differences over equal seeds decides. The overlap of the two intervals decides if fewer than 3
+    seeds are equal or if the best value is a number. Intervals of width 0 do not distinguish.
     """
     shared = [seed for seed in a if seed in b]
     if isinstance(rule, str) and len(shared) >= FEWEST:
         difference = estimate([a[seed] - b[seed] for seed in shared])
-        return abs(difference.mean) <= (difference.half or 0.0)
+        return difference.is_point or abs(difference.mean) <= (difference.half or 0.0)
     ones = [estimate(list(values.values())) for values in (a, b)]
     if any(one.half is None for one in ones):
         return False
     (low, high), (other_low, other_high) = (_cost_interval(one, rule) for one in ones)
-    return low <= other_high and other_low <= high
+    return all(one.is_point for one in ones) or (low <= other_high and other_low <= high)
 
 
-def marks(cells: Sequence[dict[Any, float]], rule: str | float | None) -> list[str]:
-    """Of settings (seed -> value), "best" for the best mean, "alike" for those not told apart from it, else "".
+def marks(cells: Sequence[dict[Any, float]], rule: str | float | None, resolution: float | None = None) -> list[str]:
+    """The mark of each setting (seed -> value).
 
-    Nothing is marked where the rule is not known or fewer than two settings have values.
+    "best" for the best mean, "tie" for means within the resolution of it, "alike" for settings that are not
+    distinguishable from it, "" for others. All marks are "" if the rule is None or fewer than two settings have values.
     """
-    if rule is None:
+    if rule is None or sum(map(bool, cells)) < 2:
         return [""] * len(cells)
     costs = {i: cost(estimate(list(cell.values())).mean, rule) for i, cell in enumerate(cells) if cell}
-    if len(costs) < 2:
-        return [""] * len(cells)
     least = min(costs.values())
     best = cells[min(costs, key=lambda i: costs[i])]
-    return [
-        "" if i not in costs else "best" if costs[i] == least else "alike" if alike(cell, best, rule) else ""
-        for i, cell in enumerate(cells)
-    ]
+
+    def mark(i: int) -> str:
+        if i not in costs:
+            return ""
+        if costs[i] == least:
+            return "best"
+        if resolution is not None and costs[i] - least <= resolution * (1 + ROUND_OFF):
+            return "tie"
+        return "alike" if alike(cells[i], best, rule) else ""
+
+    return [mark(i) for i in range(len(cells))]

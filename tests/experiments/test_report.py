@@ -1,4 +1,4 @@
-"""Tables of sweeps: intervals, what is best, what is refused, what is wrong in a folder, two sweeps in pairs."""
+"""Reports on sweeps: intervals, marks, comparable metrics, errors in a folder, two sweeps in pairs, plots."""
 
 import csv
 import hashlib
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -19,6 +20,9 @@ from experiments import report
 from experiments.reporting import compare, document, plots, summary, tables
 from experiments.reporting.reading import read_curve, read_sweep
 from experiments.reporting.statistics import estimate, half_width, marks, rule
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
 
 ROOT = Path(__file__).parents[2]
 ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
@@ -56,8 +60,8 @@ def sweep_folder(folder, runs, *, base=(), seed_keys=("config.seed",), name="los
 
 
 def known(shift=0.0, seeds=(0, 1, 2), kinds=("eps", "v", "x0"), **more):
-    """Three kinds: v is best by 1, eps is behind by 1 on every seed, x0 by 0.1 with differences of both signs."""
-    fd = {"eps": [3.0, 4.0, 5.0, 6.0], "v": [2.0, 3.0, 4.0, 5.0], "x0": [2.6, 2.7, 4.0, 5.0]}
+    """Three kinds: v is best, eps is worse by about 1 on every seed, x0 by 0.1 with differences of both signs."""
+    fd = {"eps": [3.1, 4.0, 4.9, 6.0], "v": [2.0, 3.0, 4.0, 5.0], "x0": [2.6, 2.7, 4.0, 5.0]}
     return [
         (
             {"config.loss.prediction": kind, "config.train.num_steps": 100, "config.seed": seed, **more},
@@ -138,6 +142,15 @@ def test_marks():
     assert marks([{0: 1.0, 1: 1.0, 2: 1.0001}, wide], 1.0) == ["best", "alike"]
 
 
+def test_equal_differences_and_differences_within_the_resolution_decide_nothing():
+    near, far, spread = dict.fromkeys(range(3), 0.905), dict.fromkeys(range(3), 0.8), {0: 0.7, 1: 0.71, 2: 0.73}
+    best = dict.fromkeys(range(3), 0.91)
+    assert marks([near, best, far, spread], "higher", 0.005) == ["tie", "best", "alike", ""]
+    assert marks([near, best], "higher") == ["alike", "best"]
+    assert marks([{0: 0.905}, {0: 0.91}, {0: 0.9}], "higher", 0.005) == ["tie", "best", ""]
+    assert marks([{i + 5: v for i, v in far.items()}, best], "higher") == ["alike", "best"]  # no seed in common
+
+
 # The table
 
 
@@ -147,7 +160,7 @@ def test_a_table_whose_best_is_known(tmp_path):
     found = shown(tmp_path)
     head, _, eps, v, x0, floor = cells(found)
     assert head == ["prediction", "fd", "accuracy", "hue", "n"]
-    assert eps == ["eps", "4.0 ± 2.5", "**0.9000 ± 0**", "2.0 ± 2.5", "3"]
+    assert eps == ["eps", "4.0 ± 2.2", "**0.9000 ± 0**", "2.0 ± 2.5", "3"]
     assert v == ["v", "**3.0 ± 2.5**", "**0.9000 ± 0**", "2.0 ± 2.5", "3"]
     assert x0[1] == "*3.1 ± 1.9*"
     assert floor[:2] == ["*real against real*", "1.640"]
@@ -155,10 +168,10 @@ def test_a_table_whose_best_is_known(tmp_path):
         "9 of 9 runs are done.",
         "Lower is better: fd.",
         "Higher is better: accuracy.",
-        "Not marked, for which way is better is not known: hue.",
+        "Not marked, because the better direction is not known: hue.",
         "extractor classifier 64, extractor_hash ab12, num_samples 1000.",
         "In all runs `config.train.num_steps` = 100.",
-        "accuracy: all seeds agree in every bit in 3 of 3 settings",
+        "accuracy: equal for all seeds, bit by bit, in 3 of 3 settings",
     ):
         assert line in found, line
 
@@ -166,10 +179,10 @@ def test_a_table_whose_best_is_known(tmp_path):
 def test_too_few_seeds_make_no_interval_and_the_report_says_so(tmp_path):
     sweep_folder(tmp_path, known(seeds=(0, 1)))
     found = shown(tmp_path, ["fd"])
-    assert [row[1:] for row in cells(found)[2:]] == [["3.500", "2"], ["**2.500**", "2"], ["2.650", "2"], ["1.640"]]
+    assert [row[1:] for row in cells(found)[2:]] == [["3.550", "2"], ["**2.500**", "2"], ["2.650", "2"], ["1.640"]]
     assert "±" not in found
     assert "n < 3: no setting has an interval" in found
-    assert "bold goes by the mean alone" in found
+    assert "bold compares means only" in found
 
 
 def test_results_decide_the_report_and_nothing_else(tmp_path):
@@ -216,8 +229,8 @@ def test_a_metric_that_some_runs_lack_says_so(tmp_path):
     found = shown(tmp_path)
     assert cells(found)[2][1] == "4 (n = 2)"
     assert cells(found)[3][3] == "-"
-    assert f"fd: 1 runs lack what other seeds of their setting have ({ids[1]})." in found
-    assert "hue: 1 of 3 settings do not have it." in found
+    assert f"fd: missing in 1 run of settings where other seeds have it ({ids[1]})." in found
+    assert "hue: missing in 1 of 3 settings." in found
 
 
 def test_a_long_table_is_cut_to_the_best(tmp_path):
@@ -237,6 +250,150 @@ def test_a_pivot_marks_the_best_of_each_column(tmp_path):
     assert head == ["sampler", "steps 2", "steps 10"]
     assert a == ["a", "**2.020 ± 0.050**", "10.10 ± 0.25"]
     assert b == ["b", "10.10 ± 0.25", "**2.020 ± 0.050**"]
+
+
+# What may be compared
+
+
+def losses(key, values, **conditions):
+    """A sweep over one key: later values have a smaller loss and a larger fd."""
+    return [
+        (
+            {key: value, "config.seed": seed},
+            result(
+                {"loss": 1.0 - i / 10 + seed**2 / 100 + i * seed / 1000, "fd": 2.0 + i + seed**2 / 100},
+                conditions=conditions,
+            ),
+        )
+        for (i, value), seed in itertools.product(enumerate(values), range(3))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("config.prediction", ["eps", "v"]),
+        ("config.sigma_data", [0.5, 0.6]),
+        ("config.schedule.name", ["cosine", "linear"]),
+        ("config.schedule.beta_max", [20.0, 25.0]),
+        ("config.loss.weighting", ["eps", "edm"]),
+        ("config.loss.weighting_parameters.gamma", [1.0, 5.0]),
+        ("config.loss.times", ["uniform", "mode"]),
+        ("config.loss.objective", ["hybrid", "vlb"]),
+        ("config.loss.vlb_weight", [0.1, 0.01]),
+    ],
+)
+def test_losses_of_different_definitions_are_not_marked(tmp_path, key, values):
+    sweep_folder(tmp_path, losses(key, values))
+    text = shown(tmp_path)
+    _, _, first, second = cells(text)
+    assert (first[1][0], second[1][0]) == ("1", "0")
+    assert first[2].startswith("**2")
+    assert f"loss: no best is marked. Its definition differs between the settings, in `{key}`." in text
+    assert "Lower is better: fd." in text
+    content = summary.summarise(read_sweep(tmp_path))
+    assert content["incomparable"] == {"loss": [key]}
+    assert [setting["metrics"]["loss"]["mark"] for setting in content["settings"]] == ["", ""]
+
+
+def test_losses_of_one_definition_are_marked(tmp_path):
+    sweep_folder(tmp_path, losses("config.optimizer.learning_rate", [1e-3, 2e-3]))
+    text = shown(tmp_path)
+    assert [row[1][:3] for row in cells(text)[2:]] == ["1.0", "**0"]
+    assert "Lower is better: loss, fd." in text
+    assert "no best is marked" not in text
+
+
+def test_a_pivot_marks_losses_in_columns_of_one_definition(tmp_path):
+    runs = [
+        ({"config.prediction": kind, "config.rate": rate, "config.seed": seed}, result({"loss": rate + seed**2 / 100}))
+        for kind, rate, seed in itertools.product(("eps", "v"), (1.0, 2.0), range(3))
+    ]
+    sweep_folder(tmp_path, runs)
+    for by, marked in (("config.prediction", True), ("config.rate", False)):
+        text = shown(tmp_path, by=by)
+        assert any("**" in cell for row in cells(text)[2:] for cell in row) == marked, by
+        assert ("no best is marked" in text) != marked, by
+
+
+def test_a_pivot_marks_losses_in_all_columns_or_in_none(tmp_path):
+    places = [("eps", 1.0, "a"), ("v", 1.0, "a"), ("eps", 2.0, "a"), ("eps", 2.0, "b")]
+    runs = [
+        ({"config.prediction": kind, "config.rate": rate, "config.name": name, "config.seed": i}, result({"loss": 1.0}))
+        for kind, rate, name in places
+        for i in range(3)
+    ]
+    sweep_folder(tmp_path, runs)
+    text = shown(tmp_path, by="config.rate")  # the column of rate 2 has settings of one definition
+    assert not any("*" in cell for row in cells(text)[2:] for cell in row)
+    assert "**Bold**" not in text
+
+
+def test_a_table_is_not_cut_to_the_best_by_incomparable_losses(tmp_path):
+    sweep_folder(tmp_path, losses("config.prediction", ["x0", "eps", "v"]))
+    text = shown(tmp_path, ["loss"], top=2)
+    assert "The first 2 of 3 rows" in text
+    assert [row[0] for row in cells(text)[2:]] == ["x0", "eps"]
+    text = shown(tmp_path, ["loss", "fd"], top=1)
+    assert "The best 1 of 3 rows" in text
+    assert cells(text)[2][0] == "x0"
+
+
+def test_means_within_the_resolution_of_the_best_are_ties(tmp_path):
+    runs = [
+        ({"a": name, "seed": seed}, result({"accuracy": value}, conditions={"num_samples": 200, "n": 100}))
+        for name, value in (("first", 0.9), ("second", 0.905), ("third", 0.8))
+        for seed in range(3)
+    ]
+    sweep_folder(tmp_path, runs, seed_keys=["seed"])
+    text = shown(tmp_path)
+    assert [row[1] for row in cells(text)[2:]] == ["**0.9000 ± 0**", "**0.9050 ± 0**", "*0.8000 ± 0*"]
+    assert "ties: means within the resolution of it (accuracy 0.005)" in text
+    lines = csv.DictReader(io.StringIO(tables.csv_text(read_sweep(tmp_path))))
+    assert [line["mark"] for line in lines if line["metric"] == "accuracy"] == ["tie", "best", "alike"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "conditions", "step"),
+    [
+        ("accuracy", {"num_samples": 200, "n": 100}, 1 / 200),
+        ("class_balance", {"num_samples": 200}, 1 / 200),
+        ("recall", {"num_samples": 200, "n": 100}, 1 / 100),
+        ("accuracy", {"n": 100}, 1 / 100),
+        ("accuracy", {"law": "none"}, None),
+        ("fd", {"num_samples": 200, "n": 100}, None),
+    ],
+)
+def test_the_resolution_follows_from_the_number_of_samples(tmp_path, metric, conditions, step):
+    sweep_folder(tmp_path, [({"seed": 0}, result({metric: 0.5}, conditions=conditions))], seed_keys=["seed"])
+    assert summary.resolution(metric, read_sweep(tmp_path).runs) == step
+
+
+def test_compilation_is_a_cost_of_its_own(tmp_path):
+    runs = [
+        ({"a": a, "seed": seed}, result({"fd": 2.0 + a + seed}, seconds=5.0 + a, compile_seconds=30.0 - a))
+        for a, seed in itertools.product((0, 1), range(3))
+    ]
+    sweep_folder(tmp_path / "new", runs, seed_keys=["seed"])
+    assert "seconds" not in shown(tmp_path / "new")
+    text = shown(tmp_path / "new", ["fd", "seconds", "compile_seconds"])
+    assert [row[2:4] for row in cells(text)[2:]] == [["5", "30"], ["6", "29"]]
+    assert "seconds: without compilation, see compile_seconds." in text
+    lines = list(csv.DictReader(io.StringIO(tables.csv_text(read_sweep(tmp_path / "new")))))
+    assert [line["mean"] for line in lines if line["metric"] == "compile_seconds"] == ["30.0", "29.0"]
+    for _, entry in runs[:3]:
+        del entry["cost"]["compile_seconds"]
+    sweep_folder(tmp_path / "old", runs, seed_keys=["seed"])
+    text = shown(tmp_path / "old", ["seconds", "compile_seconds"])
+    assert [row[1:3] for row in cells(text)[2:]] == [["5", "-"], ["6", "29"]]
+    assert "seconds: with compilation in the 3 of 6 runs that have no compile_seconds." in text
+
+
+def test_the_name_as_title_is_printed_once(tmp_path):
+    sweep_folder(tmp_path / "a", known(), title="losses")
+    assert shown(tmp_path / "a").startswith("# losses\n\n9 of 9 runs")
+    sweep_folder(tmp_path / "b", known())
+    assert shown(tmp_path / "b").startswith("# losses\n\nWhich loss?\n\n9 of 9 runs")
 
 
 def test_csv_has_a_line_for_each_setting_and_metric(tmp_path):
@@ -288,19 +445,19 @@ def test_failed_and_missing_runs_are_listed(tmp_path):
     (tmp_path / "runs" / ids[2] / "result.json").unlink()
     (tmp_path / "runs" / ("f" * 12)).mkdir()
     found = shown(tmp_path)
-    assert "6 of 10 runs are done, 1 failed, 1 begun, 2 not begun." in found
+    assert "6 of 10 runs are done, 1 failed, 1 started, 2 waiting." in found
     assert f"## Failed: 1\n\n- {ids[0]} (prediction=eps, num_steps=100, seed=0): loss is not finite" in found
-    assert f"## Not begun: 2\n\n- {ids[1]}" in found
+    assert f"## Waiting: 2\n\n- {ids[1]}" in found
     assert f"running, or killed): 1\n\n- {ids[2]}" in found
     assert f"left out: 1\n\n- {'f' * 12}" in found
     assert [row[0] for row in cells(found)[2:]] == ["eps", "v", "x0", "*real against real*"]
     assert cells(found)[2] == ["eps", "-", "-", "-", "0 of 3"]
-    assert "1 setting of which no run has ended yet is not in the table." in found
+    assert "1 setting without a finished run is not in the table." in found
 
 
 def test_a_folder_without_a_result_has_a_report(tmp_path):
     sweep_folder(tmp_path, [({"lr": 1, "seed": 0}, None)], seed_keys=["seed"])
-    assert "0 of 1 runs are done, 1 not begun." in shown(tmp_path)
+    assert "0 of 1 runs are done, 1 waiting." in shown(tmp_path)
     assert plots.draw(read_sweep(tmp_path), []) == []
 
 
@@ -316,12 +473,12 @@ def test_what_is_no_sweep_is_refused(tmp_path, text):
 # Two sweeps
 
 
-def changes(tmp_path, a, b, **settings):
+def changes(tmp_path, a, b, metrics=("fd",), **settings):
     for name, runs in (("a", a), ("b", b)):
         sweep_folder(tmp_path / name, runs, **settings)
     sweeps = read_sweep(tmp_path / "a"), read_sweep(tmp_path / "b")
     pairs = compare.pair(*sweeps)
-    found = compare.changes(pairs, ["fd"])
+    found = compare.changes(pairs, metrics)
     return pairs, found, compare.comparison(*sweeps, pairs, found)
 
 
@@ -337,7 +494,7 @@ def test_differences_are_taken_pair_by_pair(tmp_path):
     assert eps.verdict == "undecided"
     assert [len(alone) for alone in pairs.alone] == [3, 0]
     assert cells(text)[3] == ["v", "fd", "3", "2.600", "-0.40 ± 0.25", "**better**", "3"]
-    assert "Done in A alone: 3" in text
+    assert "Done in A only: 3" in text
 
 
 def test_two_pairs_make_no_interval(tmp_path):
@@ -373,7 +530,166 @@ def test_pairs_under_different_conditions_are_said_loudly(tmp_path):
     assert all(c.verdict == "" for c in found)
 
 
+@pytest.mark.parametrize(
+    ("between", "verdicts"),
+    [
+        ({"config.loss.weighting": ("eps", "edm")}, ["not comparable", "better"]),
+        ({"config.sigma_data": (0.5, 1.0)}, ["not comparable", "better"]),
+        ({"config.optimizer.b1": (0.9, 0.8)}, ["better", "better"]),
+    ],
+)
+def test_losses_of_different_definitions_are_not_compared(tmp_path, between, verdicts):
+    ((key, values),) = between.items()
+    sides = [
+        [
+            ({key: value, "config.seed": seed}, result(dict.fromkeys(("loss", "fd"), 2.0 - i + i * seed / 100)))
+            for seed in range(3)
+        ]
+        for i, value in enumerate(values)
+    ]
+    _, rows, text = changes(tmp_path, *sides, metrics=("loss", "fd"))
+    assert [row.verdict for row in rows] == verdicts
+    note = f"not comparable: the definition of a loss differs between A and B, in `{key}`."
+    assert (note in text) == ("not comparable" in verdicts)
+
+
+def test_losses_of_bases_with_different_definitions_are_not_compared(tmp_path):
+    for name, kind in (("a", "eps"), ("b", "v")):
+        runs = [({"config.seed": seed}, result({"loss": 1.0 + seed})) for seed in range(2)]
+        sweep_folder(tmp_path / name, runs, base={"prediction": kind, "seed": 0})
+    pairs = compare.pair(read_sweep(tmp_path / "a"), read_sweep(tmp_path / "b"))
+    assert pairs.between == {"prediction": ("eps", "v")}
+    assert [row.verdict for row in compare.changes(pairs, ["loss"])] == ["not comparable"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "shift", "verdict"),
+    [
+        ("accuracy", 0.005, "undecided (resolution 0.005)"),
+        ("accuracy", 0.1, "undecided (resolution 0.005)"),
+        ("accuracy", 0.0, "undecided (resolution 0.005)"),
+        ("fd", -0.1, "undecided (zero width)"),
+        ("fd", 0.0, "equal"),
+        ("hue", 0.1, "undecided (zero width)"),
+    ],
+)
+def test_equal_differences_are_undecided(tmp_path, metric, shift, verdict):
+    sides = [
+        [
+            ({"config.seed": seed}, result({metric: 0.9 + seed / 200 + d}, conditions={"num_samples": 200}))
+            for seed in range(3)
+        ]
+        for d in (0.0, shift)
+    ]
+    _, (row,), text = changes(tmp_path, *sides, metrics=(metric,))
+    assert row.verdict == verdict
+    assert verdict in text
+    assert ("all pairs have the same difference" in text) == verdict.startswith("undecided")
+
+
 # Plots
+
+
+def drawn(folder, runs, metrics, by, **settings):
+    """(legend title, legend labels, y labels, titles of the panels) of a plot; by: "curves" or a cost."""
+    sweep_folder(folder, runs, **settings)
+    sweep = read_sweep(folder)
+    if by == "curves":
+        for run in sweep.runs:
+            lines = [json.dumps({"step": step, "loss": 1.0, "norm": 2.0}) for step in (10, 20)]
+            (run.folder / "metrics.jsonl").write_text("\n".join(lines))
+    make = {"curves": plots.curves}.get(by, lambda *arguments: plots.pareto(*arguments, by))
+    figure = make(pyplot, sweep, metrics)
+    panels = [axis for axis in figure.axes if axis.get_visible()]
+    (legend,) = figure.legends
+    pyplot.close(figure)
+    return (
+        legend.get_title().get_text(),
+        [entry.get_text() for entry in legend.get_texts()],
+        [axis.get_ylabel() for axis in panels],
+        [axis.get_title(loc="left") for axis in panels],
+    )
+
+
+def test_plots_do_not_rank_losses_of_different_definitions(tmp_path):
+    values = [f"kind{i}" for i in range(10)]
+    metrics = ["loss", "fd"]
+    title, labels, _, panels = drawn(tmp_path / "a", losses("config.prediction", values), metrics, "curves")
+    assert title == "prediction (in colour: the best 8 by fd)"
+    assert labels == [*values[:8], "2 others"]
+    assert panels == ["mean, least to largest of 3 seeds\nnot comparable: differs in prediction", ""]
+    title, *_ = drawn(tmp_path / "b", losses("config.prediction", values), ["loss"], "curves")
+    assert title == "prediction (in colour: the first 8)"
+    title, labels, _, panels = drawn(tmp_path / "c", losses("config.rate", values), metrics, "curves")
+    assert (title, labels[0]) == ("rate (in colour: the best 8 by loss)", "kind9")
+    assert panels == ["mean, least to largest of 3 seeds", ""]
+    assert drawn(tmp_path / "d", losses("config.prediction", values), metrics, "seconds")[2] == ["fd"]
+    assert drawn(tmp_path / "e", losses("config.rate", values), metrics, "seconds")[2] == metrics
+
+
+def points(keys, by="seconds"):
+    """(settings, signs) of all combinations of the values of keys; a setting costs its value of the key calls."""
+    settings = [
+        summary.Setting(dict(zip(keys, values, strict=True)), [], {}, False)
+        for values in itertools.product(*keys.values())
+    ]
+    costs = [float(setting.overrides.get("calls", i)) for i, setting in enumerate(settings)]
+    return settings, plots.signs(settings, list(keys), by, costs)
+
+
+def test_two_values_of_one_key_have_a_colour_each():
+    for key, by in (("num_steps", "calls"), ("calls", "calls"), ("num_steps", "seconds")):
+        _, signs = points({key: [10, 20]}, by)
+        assert signs.title == key
+        assert signs.entries == {"10": (plots.COLOURS[0], "o"), "20": (plots.COLOURS[1], "s")}
+        assert (signs.colours, signs.markers) == ([*plots.COLOURS[:2]], ["o", "s"])
+
+
+def test_colours_show_one_key_and_markers_a_second_one():
+    keys = {"calls": [5, 10], "sampler": ["ddim", "heun"], "grid": ["a", "b", "c"], "eta": [0.0, 1.0]}
+    settings, signs = points(keys, "calls")
+    assert signs.title == "colour: sampler, marker: grid (not shown: eta)"
+    assert [*signs.entries] == ["sampler ddim", "sampler heun", "grid a", "grid b", "grid c"]
+    for setting, colour, marker in zip(settings, signs.colours, signs.markers, strict=True):
+        assert colour == plots.COLOURS[keys["sampler"].index(setting.overrides["sampler"])]
+        assert marker == plots.MARKERS[keys["grid"].index(setting.overrides["grid"])]
+    assert points(keys, "seconds")[1].title == "colour: sampler, marker: grid (not shown: calls, eta)"
+    # The axis of calls shows the key calls, the axis of seconds does not.
+    two = {"calls": [5, 10], "eta": [0.0, 1.0]}
+    assert points(two, "calls")[1].title == "eta"
+    assert points(two, "seconds")[1].title == "colour: calls, marker: eta"
+
+
+def test_values_after_the_first_eight_are_grey_or_dots():
+    _, signs = points({"a": [f"a{i}" for i in range(10)], "b": [f"b{i}" for i in range(9)]})
+    assert len(set(signs.colours)) == len(set(signs.markers)) == 9
+    assert signs.colours[-1] == plots.GREY
+    assert signs.markers[-1] == plots.DOT
+    assert signs.entries["a 2 others"] == (plots.GREY, "o")
+    assert signs.entries["b 1 other"] == ("#444444", plots.DOT)
+    # A key with few values is shown before one with many.
+    assert points({"a": [f"a{i}" for i in range(10)], "b": [1, 2]})[1].title == "colour: b, marker: a"
+
+
+def test_the_legend_of_a_pareto_plot_names_both_keys(tmp_path):
+    runs = [
+        (
+            {"sampler": s, "grid": g, "seed": i},
+            result({"fd": 1.0 + i}, seconds=2.0, calls=5 * len(s), compile_seconds=3),
+        )
+        for s, g, i in itertools.product(("ddim", "dpmpp"), "xy", range(3))
+    ]
+    title, labels, names, _ = drawn(tmp_path, runs, ["fd", "compile_seconds"], "calls", seed_keys=["seed"])
+    assert title == "colour: sampler, marker: grid"
+    assert labels == ["sampler ddim", "sampler dpmpp", "grid x", "grid y", "not dominated"]
+    assert names == ["fd"]  # costs are no qualities
+
+
+def test_no_two_colours_are_close():
+    rgb = [np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) for colour in (*plots.COLOURS, plots.GREY)]
+    distances = [np.abs(x - y).sum() for x, y in itertools.combinations(rgb, 2)]
+    assert min(distances) > 80
+    assert len(plots.COLOURS) == len(plots.MARKERS) == 8
 
 
 def test_the_front():

@@ -624,7 +624,7 @@ def test_the_ways_of_sampling_agree_and_are_the_command_that_samples(command, ch
     (one,) = (
         run
         for run in read_sweep(tmp_path / "vmap").runs
-        if run.said.items()
+        if run.own.items()
         >= {
             "config.sampling.grid": "quadratic",
             "config.sampling.guidance": 2.0,
