@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax._checks import check, check_per_example, check_schedule, described, interval, non_negative
-from diffax._pytrees import combine, safe_sqrt, select
+from diffax._pytrees import combine, safe_sqrt
 from diffax.inverse._linear_map import squared_norm
 from diffax.inverse._operators import Mask, Measurement, Operator, fit, measurement, project, pseudo_inverse, residual
-from diffax.samplers._base import Sampler, State, check_of_data, check_sampler, init
+from diffax.samplers._base import Sampler, State, check_of_data, check_sampler, init, unless_still
 from diffax.samplers.wrappers._restart import restart
 from diffax.typing import Denoiser, Keys, PerExample, SamplerState, Schedule, Times, Tree
 
@@ -58,9 +58,7 @@ def replacement(sampler: Sampler, schedule: Schedule, operator: Mask, y: Tree) -
         level = schedule(s)
         z = random.noise(random.fold_in(key, SALT), state.x)
         known = combine((level.sigma, z), (level.alpha, jax.tree.map(fit, y, z)))
-        is_step = jnp.asarray(t) != s
-        replaced = operator.select(known, state.x)
-        return state._replace(x=select(is_step, replaced, state.x))
+        return state._replace(x=unless_still(t, s, operator.select(known, state.x), state.x))
 
     return sampler._replace(step=step, noisy=True)
 
@@ -144,8 +142,8 @@ def dps(sampler: Sampler, operator: Measurement, y: Tree, *, scale: PerExample =
         stepped = sampler.step(key, denoise, state, t, s)
         # The gradient of the sum is the gradient of each example, because examples do not interact.
         gradient = jax.grad(total_misfit)(state.x)
-        length = jnp.where(jnp.asarray(t) != s, scale, 0.0)
-        return stepped._replace(x=combine((1.0, stepped.x), (-length, gradient)))
+        moved = combine((1.0, stepped.x), (-jnp.asarray(scale), gradient))
+        return stepped._replace(x=unless_still(t, s, moved, stepped.x))
 
     return sampler._replace(step=step, calls=sampler.calls + 1)
 
@@ -179,13 +177,14 @@ def renoising(schedule: Schedule, *, zeta: PerExample) -> Sampler:
     def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         check_per_example(state.x, zeta=zeta)
         level_t, level_s = schedule(t), schedule(s)
-        fraction = jnp.where(jnp.asarray(t) != s, zeta, 0.0)
+        fraction = jnp.asarray(zeta)
         c_old, c_new = safe_sqrt(1 - fraction), safe_sqrt(fraction)
         half = (level_t.log_snr - level_s.log_snr) / 2
         # c_x0 = alpha_s - c_old sigma_s alpha_t / sigma_t, in a form that does not cancel at c_old = 1.
         c_x0 = -level_s.alpha * (jnp.expm1(half) - jnp.exp(half) * fraction / (1 + c_old))
         terms = ((c_old * level_s.sigma / level_t.sigma, state.x), (c_x0, denoise(state.x, t)))
-        return State(combine(*terms, (c_new * level_s.sigma, random.noise(key, state.x))))
+        x = combine(*terms, (c_new * level_s.sigma, random.noise(key, state.x)))
+        return State(unless_still(t, s, x, state.x))
 
     return Sampler(init, step, order=1, calls=1, noisy=True)
 

@@ -6,10 +6,12 @@ t is the current time, s the next one. Generation has t > s; over a reversed gri
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from diffax._checks import described
-from diffax._pytrees import widen
+from diffax._pytrees import select, widen
 from diffax.denoisers import mean_only
-from diffax.typing import Denoiser, Grid, Keys, SamplerState, Schedule, Times, Tree
+from diffax.typing import Denoiser, Grid, Keys, SamplerState, Schedule, Times, Tree, X
 
 Init = Callable[[Tree, Grid], SamplerState]  # (x, times) -> state
 Step = Callable[[Keys, Denoiser, SamplerState, Times, Times], SamplerState]  # (key, denoise, state, t, s) -> state at s
@@ -63,6 +65,15 @@ class Sampler(NamedTuple):
     renoises: bool = False
     memory: bool = False
     schedule: Schedule | None = None
+
+
+def unless_still(t: Times, s: Times, new: X, old: X) -> X:
+    """The tree `new`, and `old` for examples with t = s: a zero-length step changes nothing.
+
+    Each sampler says which parts of its state this is about, with leaves (B, ...) or (). A guard around whole states in
+    the loop would copy the ring buffer of `pndm` in each step, and some leaves have other leading axes than the batch.
+    """
+    return select(jnp.asarray(t) == s, old, new)
 
 
 def check_of_data(wrapper: str, denoise: Denoiser) -> None:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from diffax import random
 from diffax._checks import check, check_count, check_per_example, check_schedule, interval
 from diffax._pytrees import as_float, combine, is_zero
-from diffax.samplers._base import Sampler, State, init
+from diffax.samplers._base import Sampler, State, init, unless_still
 from diffax.schedules import transition
 from diffax.typing import Denoiser, Keys, PerExample, SamplerState, Scalar, Schedule, Times
 
@@ -40,11 +40,9 @@ def _sampler(
 
     def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         check_per_example(state.x, **per_example)
-        moves = jnp.asarray(t) != s
-        c_x, c_f, c_noise = (
-            jnp.where(moves, c, identity) for c, identity in zip(coefficients(t, s), (1.0, 0.0, 0.0), strict=True)
-        )
-        return State(combine((c_x, state.x), (c_f, denoise(state.x, t)), (c_noise, random.noise(key, state.x))))
+        c_x, c_f, c_noise = coefficients(t, s)
+        x = combine((c_x, state.x), (c_f, denoise(state.x, t)), (c_noise, random.noise(key, state.x)))
+        return State(unless_still(t, s, x, state.x))
 
     return Sampler(init, step, order=order, calls=1, noisy=noisy, schedule=schedule)
 

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from diffax._checks import check, check_per_example, choose, interval, positive
-from diffax._pytrees import as_float, combine, expand, of_rank, plus, select, times, widen
-from diffax.samplers._base import Sampler
+from diffax._pytrees import as_float, combine, expand, of_rank, plus, times, widen
+from diffax.samplers._base import Sampler, unless_still
 from diffax.samplers.engines.adams import RULES, Method, adams, corrector
 from diffax.samplers.engines.forms import trig
 from diffax.typing import Denoiser, Grid, Keys, Leaf, PerExample, SamplerState, Scalar, Schedule, Times, Tree
@@ -93,8 +93,7 @@ def gaussian_adams(
             new = _smooth_end(method, form.node(s, level_s), form.gain(level_s), new, jnp.asarray((s == 0) & (t > 0)))
         x = _shifted(new.x, level_s.alpha, mean)
         # Subtracting and adding the mean rounds; a step of length zero must return x unchanged.
-        still = s == t
-        return new._replace(x=select(still, state.x, x))
+        return new._replace(x=unless_still(t, s, x, state.x))
 
     return inner._replace(init=init, step=step)
 

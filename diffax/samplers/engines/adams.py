@@ -50,7 +50,7 @@ import jax.numpy as jnp
 from diffax import random
 from diffax._checks import check, check_per_example, check_schedule, choose, described, non_negative
 from diffax._pytrees import combine, is_zero, safe_sqrt, select, widen
-from diffax.samplers._base import Sampler
+from diffax.samplers._base import Sampler, unless_still
 from diffax.samplers.engines.forms import Form, begins_in_noise, check_order, evaluate, form_of
 from diffax.typing import Denoiser, Grid, Keys, Leaf, PerExample, SamplerState, Scalar, Schedule, Times, Tree
 
@@ -270,7 +270,7 @@ def adams(
             c_noise = noise_scale * level_s.sigma * safe_sqrt(-jnp.expm1(-2 * (a - 1) * h))
             terms.append((c_noise, random.noise(key, state.x)))
         short = jnp.abs(h) <= _round_off(y_t, method.form)
-        return _next_state(state, combine(*terms), f, y_t, h, (y_s, used, a) if corrected else (y_s,), t == s, short)
+        return _next_state(state, combine(*terms), f, y_t, h, (y_s, used, a) if corrected else (y_s,), (t, s), short)
 
     ode_order = order + (corrected is True)
     return Sampler(
@@ -305,11 +305,11 @@ def _drop_stale_history(state: History, y: Times, close: PerExample) -> Any:
 
 
 def _next_state(
-    state: History, x: Tree, f: Tree, y: Times, h: PerExample, last: tuple[Any, ...], still: Scalar, short: Scalar
+    state: History, x: Tree, f: Tree, y: Times, h: PerExample, last: tuple[Any, ...], times: Any, short: Scalar
 ) -> Any:
     """The state after a step from the node y.
 
-    last: the node at its end, and with a corrector its order and 1 + eta. still: s == t, a step that changes nothing.
+    last: the node at its end, and with a corrector its order and 1 + eta. times: (t, s).
     short: a step no longer than round-off, which moves x but adds nothing to the history.
     """
     values, nodes = state.values, state.nodes
@@ -317,10 +317,10 @@ def _next_state(
         values = tuple(select(short, u, v) for u, v in zip(values, (f, *values[:-1]), strict=True))
         nodes = jnp.where(short, nodes, jnp.concatenate([jnp.broadcast_to(y, jnp.shape(h))[None], nodes[:-1]]))
     arrived, *rest = last
-    new = state._replace(
-        x=select(still, state.x, x), values=values, nodes=nodes, arrived=jnp.where(still, state.arrived, arrived)
-    )
-    if not rest:
-        return new
-    used, a = (jnp.where(still, u, v) for u, v in zip((state.used, state.a), rest, strict=True))
-    return new._replace(used=jnp.where(short & ~jnp.asarray(still), 0, used), a=a)
+    if rest:
+        rest[0] = jnp.where(short, 0, rest[0])
+    old = (state.x, state.arrived, *(state.used, state.a)[: len(rest)])
+    t, s = times
+    x, arrived, *rest = unless_still(t, s, (x, arrived, *rest), old)
+    new = state._replace(x=x, values=values, nodes=nodes, arrived=arrived)
+    return new._replace(used=rest[0], a=rest[1]) if rest else new

@@ -17,7 +17,7 @@ import numpy as np
 
 from diffax._checks import check_schedule
 from diffax._pytrees import combine, of_rank, promoted, select, widen
-from diffax.samplers._base import Sampler
+from diffax.samplers._base import Sampler, unless_still
 from diffax.samplers.engines.forms import FORMS, begins_in_noise, cross, evaluate
 from diffax.typing import Denoiser, Grid, Keys, Leaf, Level, SamplerState, Schedule, Times, Tree
 
@@ -99,10 +99,9 @@ def pseudo_multistep(schedule: Schedule, order: int, start: Start | None) -> Sam
         else:
             x = jax.lax.cond(jnp.any(count < start.steps), lambda: first_step(start), multistep)
         # The weights assume equal steps, so a step of length zero is not counted and its slot is overwritten.
-        still = t == s
         last, arrived = (jnp.broadcast_to(v, jnp.shape(state.last)) for v in (t, s))
-        pairs = (state.count, count + 1), (state.last, last), (state.arrived, arrived)
-        return Pseudo(x, values, *[jnp.where(still, u, v) for u, v in pairs])
+        old = state.count, state.last, state.arrived
+        return Pseudo(x, values, *unless_still(t, s, (count + 1, last, arrived), old))
 
     start_calls = 0 if start is None else start.steps * start.calls
     return Sampler(

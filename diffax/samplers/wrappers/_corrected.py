@@ -1,11 +1,8 @@
 """Predictor-corrector sampling: a corrector after each step."""
 
-import jax.numpy as jnp
-
 from diffax import random
 from diffax._checks import check_like
-from diffax._pytrees import select
-from diffax.samplers._base import Sampler, check_sampler
+from diffax.samplers._base import Sampler, check_sampler, unless_still
 from diffax.samplers._langevin import Corrector
 from diffax.typing import Denoiser, Keys, SamplerState, Times
 
@@ -45,7 +42,6 @@ def corrected(sampler: Sampler, corrector: Corrector) -> Sampler:
         # Fold in the call count of the inner sampler, so that nested correctors draw different noise.
         x = corrector.move(random.fold_in(key, SALT + sampler.calls), denoise, state.x, s)
         check_like("corrector.move(key, denoise, x, t)", x, state.x)
-        moves = jnp.asarray(t) != s
-        return state._replace(x=select(moves, x, state.x))
+        return state._replace(x=unless_still(t, s, x, state.x))
 
     return sampler._replace(step=step, calls=sampler.calls + corrector.calls, noisy=True)

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from diffax._checks import check, check_function, check_per_example, interval
-from diffax._pytrees import combine, select, widen
+from diffax._pytrees import combine, widen
 from diffax.denoisers import like_x, x0_of
-from diffax.samplers._base import Sampler, check_of_data, check_open
+from diffax.samplers._base import Sampler, check_of_data, check_open, unless_still
 from diffax.typing import Denoiser, Grid, Guide, Keys, PerExample, SamplerState, Times, Tree
 
 
@@ -79,8 +79,7 @@ def guidance_momentum(sampler: Sampler, conditional: Denoiser, guide: Guide, *, 
         if not differences:
             raise ValueError(f"sampler must call its denoiser in a step, got {sampler}")
         # A step of length zero changes nothing, so it keeps the old difference.
-        still, d = jnp.asarray(t == s), differences[0]
-        difference = select(still, state.difference, d)
+        difference = unless_still(t, s, differences[0], state.difference)
         return MomentumState(inner.x, inner._replace(x=None), difference)
 
     def finish(key: Keys, denoise: Denoiser, state: SamplerState, t: Times) -> Tree:
