@@ -30,7 +30,7 @@ collect_ignore_glob = ["nn/interop/make_*.py", "typing_user.py"]
 
 
 def pytest_addoption(parser):
-    """Add options for the number of injected faults; experiments/README.md lists the runs that were made."""
+    """Add options for the number of injected faults; docs/experiments/notebook.md has the results."""
     parser.addoption("--flips", type=int, default=20, help="bits flipped in a checkpoint")
     parser.addoption("--kills", type=int, default=4, help="processes killed")
 

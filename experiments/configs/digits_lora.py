@@ -8,7 +8,7 @@ Hardware: 2 CPU cores. Time: 14 minutes 8 for 2,000 steps beside other work; a s
 Metric: 44,970 parameters, 4.5 % of 1,003,137. 94.5 % of 1,000 samples of 8 and 9 are given their own label, 2.5 %
 before; FD(classifier) 3.49 beside a real-to-real floor of 3.21 at n = 72, 57.5 before (DDIM, 50 calls, no guidance). 0
 to 7, which it no longer sees, fall from 97.9 % to 23.0 %; with all ten digits in the fine-tuning it is 97.6 %, and
-80.3 % of 8 and 9 (experiments/README.md).
+80.3 % of 8 and 9 (docs/experiments/results.md).
 """
 
 from experiments.configs import digits

@@ -1,1 +1,1 @@
-"""Starts training on machines that are not this one, and takes it up again."""
+"""Training on other machines: start, watch, resume after preemption."""

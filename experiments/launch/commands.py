@@ -1,4 +1,4 @@
-"""The commands of `experiments.launch.tpu_vm`, as lists of arguments, by functions of its settings that run nothing."""
+"""The commands that `experiments.launch.tpu_vm` runs, as lists of arguments. Nothing is run here."""
 
 import argparse
 import dataclasses
@@ -8,20 +8,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = dict.fromkeys(("v2", "v3", "v4"), "tpu-ubuntu2204-base")
 VERSIONS |= {"v5litepod": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": "v2-alpha-tpuv6e"}
-# States of a node, or of the queued request for one: those that only a new one helps out of, and those that are left by
-# hand alone. All others pass.
+# States of a VM, or of the queued request for one. LOST: the VM must be created again. STUCK: the user must act. All
+# other states are temporary.
 GONE, NODELESS = "GONE", "ACTIVE WITHOUT NODE"
 LOST = ("PREEMPTED", "TERMINATED", "SUSPENDED", "FAILED", NODELESS, GONE)
 STUCK = ("STOPPED", "HIDDEN", "UNKNOWN")
 
-# What the workers are told. All paths are under ~/diffax: code/ venv/ log, exit (the status of a run that ended),
-# synced (installed), and lock, which a run holds while it lives: unlike a pid, a lock does not outlast a reboot.
+# Shell commands for the workers. Their files are in ~/diffax: code/, venv/, log, exit (the exit status of a run that
+# ended), synced (the installation is complete) and lock, which a run holds until it ends. A lock is released by a
+# reboot; a file with the number of the process would not be.
 LOCK = (
     'mkdir -p ~/diffax && exec 9> ~/diffax/lock && { flock -w 1 9 || { echo "a run is going on here" >&2; exit 1; }; }'
 )
 SYNCED = '{ test -e ~/diffax/synced || { echo "not synced" >&2; exit 1; }; }'
-# The images are Ubuntu 22.04, whose Python 3.10 is too old for JAX, so uv fetches one. What is half done is never
-# marked synced.
+# Ubuntu 22.04 has Python 3.10, which is too old for JAX, so uv installs another one. `synced` is created last, so a
+# partial installation is never used.
 INSTALL = (
     f"{LOCK} && rm -rf ~/diffax/synced ~/diffax/next && mkdir ~/diffax/next"
     " && tar -xzf ~/diffax.tar.gz -C ~/diffax/next && rm -rf ~/diffax/code && mv ~/diffax/next ~/diffax/code"
@@ -34,7 +35,7 @@ PROBE = (
     "if [ ! -e ~/diffax/synced ]; then echo unsynced; elif ! flock -n -s ~/diffax/lock true; then echo running;"
     " elif [ -e ~/diffax/exit ]; then cat ~/diffax/exit; else echo idle; fi"
 )
-# Files that are deleted but still tracked are listed too, and tar would stop at them.
+# git also lists tracked files that were deleted, at which tar would stop, so these are left out.
 PACK = (
     "set -o pipefail; cd {root} && git ls-files -z --cached --others --exclude-standard |"
     ' while IFS= read -r -d "" f; do if [ -e "$f" ] || [ -L "$f" ]; then printf "%s\\0" "$f"; fi; done |'
@@ -44,7 +45,11 @@ PACK = (
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """All that is remembered of a VM. setup: a shell command before each start; command: flags of experiments.train."""
+    """The settings of a VM, kept in a file from `create` to `delete`.
+
+    name, type, zone, version, project, spot, queued: of the VM, as the flags of `create`. setup: a shell command that
+    each worker runs before each start. command: the flags of experiments.train.
+    """
 
     name: str
     type: str
@@ -64,7 +69,7 @@ def gcloud(vm: Settings, group: str, verb: str, *arguments: str) -> list[str]:
 
 
 def create(vm: Settings) -> list[str]:
-    """Makes the VM, or queues the request for it."""
+    """Create the VM, or queue a request for it."""
     spot = ["--spot"] if vm.spot else []
     kind = f"--accelerator-type={vm.type}"
     if vm.queued:
@@ -74,46 +79,47 @@ def create(vm: Settings) -> list[str]:
 
 
 def delete(vm: Settings) -> list[str]:
-    """Deletes the VM, and with a queued request its node too."""
+    """Delete the VM, or the queued request together with its VM."""
     if vm.queued:
         return [*gcloud(vm, "queued-resources", "delete", vm.name), "--force", "--quiet"]
     return [*gcloud(vm, "tpu-vm", "delete", vm.name), "--quiet"]
 
 
 def describe(vm: Settings) -> list[list[str]]:
-    """Asks for the state of the queued request, if there is one, and of the node."""
+    """Print the state of the queued request, if there is one, and that of the VM."""
     request = [[*gcloud(vm, "queued-resources", "describe", vm.name), "--format=value(state.state)"]]
     return [*(request if vm.queued else []), [*gcloud(vm, "tpu-vm", "describe", vm.name), "--format=value(state)"]]
 
 
 def wait_line(vm: Settings) -> list[str]:
-    """What stands in a dry run for `wait`."""
+    """Wait until the VM is READY: what a dry run prints for `tpu_vm.wait`."""
     return ["bash", "-c", f'until [ "$({shlex.join(describe(vm)[-1])})" = READY ]; do sleep 30; done']
 
 
 def ssh(vm: Settings, command: str, worker: str = "all") -> list[str]:
-    """A shell command on workers."""
+    """Run a shell command on workers."""
     return [*gcloud(vm, "tpu-vm", "ssh", vm.name), f"--worker={worker}", f"--command={command}"]
 
 
 def sync(vm: Settings, archive: Path) -> list[list[str]]:
-    """Packs the working tree, copies it to all workers and installs it there."""
+    """Pack the working tree, copy it to all workers and install it there."""
     pack = PACK.format(root=shlex.quote(str(ROOT)), archive=shlex.quote(str(archive)))
     copy = [*gcloud(vm, "tpu-vm", "scp", str(archive), f"{vm.name}:diffax.tar.gz"), "--worker=all"]
     return [["bash", "-c", pack], copy, ssh(vm, INSTALL)]
 
 
 def start(vm: Settings) -> list[str]:
-    """Starts the run on all workers; it goes on when the connection ends, and leaves its exit status in a file."""
+    """Start the run on all workers. It continues when the connection ends, and writes its exit status into a file."""
     train = f"~/diffax/venv/bin/python -u -m experiments.train --distributed {shlex.join(vm.command)}"
     job = shlex.quote(f"{train}; echo $? > ~/diffax/exit")
-    setup = f" && {{ {vm.setup}; }} 9>&-" if vm.setup else ""  # a daemon that it starts must not hold the lock
-    launch = f"{{ nohup sh -c {job} >> ~/diffax/log 2>&1 < /dev/null & }}"  # but this does
+    # A daemon that the setup starts must not inherit the lock, so descriptor 9 is closed for it; the run inherits it.
+    setup = f" && {{ {vm.setup}; }} 9>&-" if vm.setup else ""
+    launch = f"{{ nohup sh -c {job} >> ~/diffax/log 2>&1 < /dev/null & }}"
     return ssh(vm, f"{LOCK} && {SYNCED}{setup} && cd ~/diffax/code && rm -f ~/diffax/exit && {launch}")
 
 
 def plan(vm: Settings, args: argparse.Namespace, archive: Path) -> list[list[str]]:
-    """The commands of a dry run; for `resume` all that it does when the VM was preempted. Up to here nothing runs."""
+    """The commands of a dry run; for `resume` those of a VM that was preempted."""
     tail = f"tail -n {args.lines} {'-F ' if args.follow else ''}~/diffax/log"
     again = [delete(vm), create(vm), wait_line(vm), ssh(vm, PROBE), *sync(vm, archive), start(vm)]
     return {
@@ -128,9 +134,10 @@ def plan(vm: Settings, args: argparse.Namespace, archive: Path) -> list[list[str
 
 
 def verdict(workers: list[str]) -> str:
-    """What the workers' answers to PROBE say of the run as a whole.
+    """The state of the run, from the workers' answers to PROBE.
 
-    A worker that went down takes the others with it, so one that only wants to be started again outweighs failures.
+    When one worker goes down, the others fail. So a run with one interrupted worker is interrupted, whatever the exit
+    statuses of the others are.
 
     >>> verdict(["running", "75"]), verdict(["0", "0"]), verdict(["idle", "1"]), verdict(["1", "0"])
     ('running', 'finished', 'interrupted', 'failed')

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.launch import commands, tpu_vm
+from experiments.launch import arguments, commands, tpu_vm
 
 GCLOUD = r"""#!/bin/bash
 printf '%q ' "$3" "$4" "${@:5}" >> $FAKE/calls; echo >> $FAKE/calls
@@ -98,8 +98,8 @@ def cloud(launch, tmp_path, monkeypatch):
 
 
 def given(folder, vm=VM, **changes):
-    """Remembers a VM."""
-    tpu_vm.remember(folder / f"{vm.name}.json", dataclasses.replace(vm, **changes))
+    """Save the settings of a VM."""
+    arguments.save_settings(folder / f"{vm.name}.json", dataclasses.replace(vm, **changes))
 
 
 def calls(folder, *but):
@@ -228,7 +228,7 @@ def test_dry_run(launch, words, expected):
     at = words.index("--") if "--" in words else len(words)
     status = launch(*words[:at], "--dry_run", *words[at:])
     assert status == (0, "".join(line + "\n" for line in expected), "")
-    assert tpu_vm.recall(launch.folder / "dream.json") == VM
+    assert arguments.load_settings(launch.folder / "dream.json") == VM
 
 
 def test_dry_run_of_sync_and_resume(launch, tmp_path):
@@ -259,7 +259,7 @@ def test_odd_arguments_arrive_as_they_were(cloud):
     ended(cloud.folder)
     seen = (cloud.folder / "argv").read_text().split("\0")[:-1]
     assert seen == ["-u", "-m", "experiments.train", "--distributed", *TRAIN, *ODD]
-    assert tpu_vm.recall(cloud.folder / "set/dream.json").command == (*TRAIN, *ODD)
+    assert arguments.load_settings(cloud.folder / "set/dream.json").command == (*TRAIN, *ODD)
 
 
 def test_a_dry_run_can_be_pasted(cloud):
@@ -442,7 +442,7 @@ def test_watch_tries_what_failed_once(cloud):
     started(cloud)
     status, _, err = cloud("resume", "dream", "--watch")
     assert status == 1
-    assert err.splitlines()[-1] == "error: the run on dream failed, and would again; its log says why"
+    assert err.splitlines()[-1] == "error: the run on dream failed; see its log: logs dream"
     assert (cloud.folder / "python").read_text().count("experiments.train") == 2
 
 
@@ -491,7 +491,7 @@ def test_a_vm_that_could_not_be_made_can_be_resumed_or_forgotten(cloud):
         (("status", "../x"), "got '../x'"),
         (("status", "d" * 64), "NAME must be"),
         (("resume", "other"), "NAME 'other' is unknown, there is no "),
-        (("resume", "dream"), "NAME 'dream' has no command to resume: run one first"),
+        (("resume", "dream"), "NAME 'dream' has no command to resume: use run first"),
         (("create", "x", "--type=v4-8"), "the following arguments are required: --zone"),
         (("create", "x", "--type=tpu", "--zone=us-central2-b"), "--type must be an accelerator type such as v4-8"),
         (("create", "x", "--type=v4-8", "--zone=us"), "--zone must be a zone such as us-central2-b, got 'us'"),
@@ -499,7 +499,10 @@ def test_a_vm_that_could_not_be_made_can_be_resumed_or_forgotten(cloud):
         (("create", "dream", "--type=v4-8", "--zone=us-central2-b"), "NAME 'dream' is in use"),
         (("create", "x", "--typ=v4-8"), "required: --type, --zone"),
         (("run", "dream"), "run needs -- and the flags of experiments.train after NAME, got no --"),
-        (("run", "dream", "--", "--workdir=/mnt/a"), "--config must be a file by its path from "),
+        (
+            ("run", "dream", "--", "--workdir=/mnt/a"),
+            "--config must be the name of a config, or a file by its path from ",
+        ),
         (("run", "dream", "--", "--config=configs/no.py", "--workdir=/mnt/a"), "got 'configs/no.py'"),
         (("run", "dream", "--", "--config", "/etc/passwd", "--workdir=/mnt/a"), "got '/etc/passwd'"),
         (("run", "dream", "--", "--config"), "argument --config: expected one argument"),
@@ -507,7 +510,7 @@ def test_a_vm_that_could_not_be_made_can_be_resumed_or_forgotten(cloud):
         (("run", "dream", "--", "--config=configs/c.py", "--workdir=gs://b/a"), "got 'gs://b/a'"),
         (("run", "dream", "--", "--config=configs/c.py", "--workdir", "runs/a"), "got 'runs/a'"),
         (("run", "dream", "--setup=a\nb", "--", *TRAIN), "--setup must be one line, got 'a\\nb'"),
-        (("sync", "dream", "--", "x"), "-- goes with run alone, got it with sync"),
+        (("sync", "dream", "--", "x"), "-- must be used with run only, got it with sync"),
         (("logs", "dream", "--worker=some"), "--worker must be the number of a worker or all, got 'some'"),
         (("logs", "dream", "--lines=-3"), "--lines must be a number of lines, got '-3'"),
         (("status", "dream", "--poll=x"), "--poll must be a number of seconds, got 'x'"),
@@ -533,20 +536,27 @@ def test_a_config_file_may_have_an_argument(launch):
     assert "--config configs/c.py:big --workdir /mnt/a;" in launch(*words)[1]
 
 
+def test_a_config_may_be_a_name(launch, tmp_path):
+    given(launch.folder)
+    write(tmp_path / "tree/experiments/configs/d.py", "")
+    words = ("run", "dream", "--dry_run", "--", "--config=d", "--workdir=/mnt/a")
+    assert "--config=d --workdir=/mnt/a;" in launch(*words)[1]
+
+
 def test_settings_are_whole_or_not_there(tmp_path, monkeypatch):
-    tpu_vm.remember(tmp_path / "dream.json", VM)
+    arguments.save_settings(tmp_path / "dream.json", VM)
 
     def fail(*paths):
         raise OSError("power cut")
 
-    monkeypatch.setattr(tpu_vm.os, "replace", fail)
+    monkeypatch.setattr(arguments.os, "replace", fail)
     with pytest.raises(OSError, match="power cut"):
-        tpu_vm.remember(tmp_path / "dream.json", dataclasses.replace(VM, zone="eu"))
-    assert tpu_vm.recall(tmp_path / "dream.json") == VM
+        arguments.save_settings(tmp_path / "dream.json", dataclasses.replace(VM, zone="eu"))
+    assert arguments.load_settings(tmp_path / "dream.json") == VM
 
 
 def test_the_settings_have_a_place_of_their_own():
-    assert Path("~/.config/diffax/tpu").expanduser() == tpu_vm.SETTINGS
+    assert Path("~/.config/diffax/tpu").expanduser() == arguments.SETTINGS_DIR
 
 
 # The page.
