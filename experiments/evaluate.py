@@ -146,10 +146,10 @@ def main(argv):
     with usage_errors():
         if (SAMPLES.value is None) == (CHECKPOINT.value is None):
             raise ValueError(f"either samples or checkpoint must be used, got {SAMPLES.value} and {CHECKPOINT.value}")
+        folder = path_of(*(("checkpoint", CHECKPOINT.value) if SAMPLES.value is None else ("samples", SAMPLES.value)))
     if CHECKPOINT.value is not None:
-        measure_bits(path_of("checkpoint", CHECKPOINT.value))
+        measure_bits(folder)
         return
-    folder = path_of("samples", SAMPLES.value)
     with usage_errors():
         settings = read_json(folder / "settings.json")
         if settings is None:
@@ -157,6 +157,8 @@ def main(argv):
         samples, labels = load_samples(folder, settings)
         labels = labels if labels[0] >= 0 else None
         chosen = score.Settings(**{name: flag.value for name, flag in HOW.items()})
+        files = {name: getattr(chosen, name) for name in ("classifier_file", "inception_weights")}
+        chosen = chosen._replace(**{name: text and str(path_of(name, text)) for name, text in files.items()})
         chosen = chosen._replace(metrics=None if chosen.metrics is None else tuple(chosen.metrics))
         data = settings["dataset"] | ({} if DATA_DIR.value is None else {"data_dir": DATA_DIR.value})
         case = score.open_case(data, labels, chosen, len(samples))

@@ -63,8 +63,10 @@ class Model:
     def check(self) -> None:
         """Raise `ValueError` for parts that cannot be built, or not together."""
         diffax.denoiser(lambda x, t: x, self.diffusion.schedule(), self.diffusion.prediction)
-        objectives.make(self.loss.weighting, objectives.WEIGHTINGS, self.diffusion)
-        objectives.make(self.loss.times, objectives.TIMES, self.diffusion)
+        with at("config.loss.weighting_parameters"):
+            objectives.make(self.loss.weighting, objectives.WEIGHTINGS, self.diffusion)
+        with at("config.loss.times_parameters"):
+            objectives.make(self.loss.times, objectives.TIMES, self.diffusion)
         with at("config.sampling"):
             self.diffusion.sampler()
             self.diffusion.times()
@@ -202,7 +204,6 @@ def _schedule(settings: Mapping[str, Any]) -> Spec:
 
 
 def _loss(settings: Any, data: Data, batch_size: int) -> Loss:
-    choose("config.loss.objective", settings.objective, objectives.OBJECTIVES)
     choose("config.loss.spread", settings.spread, objectives.SPREADS)
     width, expected = settings.bin_width, 2 / (data.range[1] - data.range[0])
     if width > 0 and not math.isclose(width, expected, rel_tol=1e-6):

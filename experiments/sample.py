@@ -256,7 +256,8 @@ def of_diffusers():
     sampling = default.get_config().sampling
     override_sampling(sampling)
     folder = path_of("from_diffusers", FROM.value)
-    files = {"variant": VARIANT.value, "context": CONTEXT.value, "null_context": NULL.value}
+    files = {flag.name: flag.value and str(path_of(flag.name, flag.value)) for flag in (CONTEXT, NULL)}
+    files["variant"] = VARIANT.value
     return diffusers_folder.source(folder, sampling, SAMPLING["grid"].value, labels_of, **files)
 
 

@@ -93,9 +93,10 @@ def opened(config, workdir):
     def fit(step, state, batches, **options):
         raise OpenedError(batches, options["record"])
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(OpenedError) as ended:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module.training, "fit", fit)
-        train(config, workdir)
+        with pytest.raises(OpenedError) as ended:
+            train(config, workdir)
     return ended.value
 
 

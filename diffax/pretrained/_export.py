@@ -286,7 +286,7 @@ def specification(content: Mapping[str, Any]) -> Diffusion:
 def flatten(params: Params) -> dict[str, np.ndarray]:
     """{path: array} of a tree of dicts, with the names of a path joined by "."."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {".".join(str(key.key) for key in path): np.ascontiguousarray(leaf) for path, leaf in leaves}
+    return {".".join(str(key.key) for key in path): np.asarray(leaf, order="C") for path, leaf in leaves}
 
 
 def unflatten(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -145,6 +145,7 @@ COUNTS = {  # the smallest values of ints
 RATES = ("loss.p_uncond", "network.dropout_rate", "optimizer.ema_decay")
 PARALLEL = ("pmap", "jit", "fsdp")
 MODELS = ("diffusion", "autoencoder", "classifier")
+OBJECTIVES = ("denoising", "hybrid", "vlb", "vdm")
 
 
 def check(config: ConfigDict) -> None:
@@ -172,6 +173,7 @@ def check(config: ConfigDict) -> None:
             must(path, config[group][key] == none, f"be {none!r} for config.model = {config.model!r}")
 
     # The objective, and what it needs.
+    must("loss.objective", objective in OBJECTIVES, f"be one of {', '.join(OBJECTIVES)}")
     must("loss.bin_width", bound == (config.loss.bin_width > 0), f"be {'> 0' if bound else '0'} for {objective}")
     with_variance = objective in ("hybrid", "vlb")
     must(

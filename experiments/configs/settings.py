@@ -104,8 +104,9 @@ def parsed(text: str, expected: Any = None) -> Any:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        parts = text.strip("()[]").split(",")
-        return tuple(parts) if isinstance(expected, tuple) and text else text
+        if not isinstance(expected, tuple):
+            return text
+        return tuple(text.strip("()[]").split(",")) if text else ()
     if isinstance(expected, tuple) and not isinstance(value, (tuple, list)):
         return (value,)
     whole = isinstance(expected, int) and isinstance(value, float) and value.is_integer()

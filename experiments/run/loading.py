@@ -59,7 +59,7 @@ def load(
     step, record = load_record(folder, name)
     config = ConfigDict(_completed(record["config"]))
     if config.model != kind:
-        raise ValueError(f"{name} must be of a {kind} model, got {folder}, which has a {config.model}")
+        raise ValueError(f"{name} must have a model of kind {kind!r}, got {folder} with kind {config.model!r}")
     config, (shape, num_classes, (low, high)) = override(config), record["data"].values()
     data = Data(tuple(shape), num_classes, (low, high))
     latents = record.get("latents")

@@ -6,6 +6,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from commands import built, opened
 from PIL import Image
 from test_experiments import call
 
@@ -16,10 +17,7 @@ from experiments.data.captions import Tokenizer, split, vocabulary
 from experiments.data.datasets import open_dataset
 from experiments.data.pipeline import batches
 from experiments.evaluation import caption_score
-from experiments.models import build, networks, objectives
 from experiments.models import captions as text
-from experiments.run import checks, opening
-from experiments.run import training as run_training
 
 CAPTIONS = ["Red heart", "blue HEART", "cat-face with heart eyes", "red circle"]
 
@@ -222,7 +220,7 @@ def test_dropped_captions_are_empty(tiny):
         config = settings(tiny)
         config.loss.p_uncond = p_uncond
         config.dataset.batch_size = 64
-        objectives.objective(config, Spy()).loss({}, batch, jax.random.split(jax.random.key(0), 64))
+        built(config).objective(module=Spy()).loss({}, batch, jax.random.split(jax.random.key(0), 64))
     assert (seen[0] == batch["tokens"]).all()
     whole = (seen[1] == batch["tokens"]).all(1)
     assert (whole | (seen[1] == 0).all(1)).all()
@@ -243,12 +241,12 @@ def test_settings_are_checked(changes, conditional, message, tiny):
     config = settings(tiny, **changes)
     config.network.conditional = conditional
     with pytest.raises(ValueError, match=message):
-        checks.check_config(config, 1)
+        built(config)
 
 
 @pytest.mark.newest
 def test_the_experiment_s_config_is_sound():
-    checks.check_config(emoji_text.get_config(), 1)
+    built(emoji_text.get_config())
     for word in ("python -m experiments.train", "Hardware", "Time", "Metric"):
         assert word in emoji_text.__doc__
 
@@ -278,7 +276,7 @@ def test_a_run_learns_its_captions_is_sampled_and_scored(tiny, tmp_path):
         f"--workdir={tmp_path / 'run'}",
     ]
     call("train", *flags)
-    assert "holds a run with config.text.width = 16, got 8" in call("train", *flags, "--config.text.width=8", ok=False)
+    assert "has a run with config.text.width = 16, got 8" in call("train", *flags, "--config.text.width=8", ok=False)
     export, out = tmp_path / "export", tmp_path / "out"
     call("export", f"--checkpoint={tmp_path / 'run'}", f"--out={export}")
     report = call("caption_score", f"--checkpoint={export}", "--num=6", "--draws=10")
@@ -294,7 +292,7 @@ def test_a_run_learns_its_captions_is_sampled_and_scored(tiny, tmp_path):
     for more, message in (
         (["--labels=3"], "labels must be empty for a model of captions, got 3"),
         (["--captions=" + "heart " * 13], "captions must have at most 12 words, got 13"),
-        (["--captions=blue heart"], "holds samples with captions = ['green heart', 'blue heart'], got ['blue heart']"),
+        (["--captions=blue heart"], "has samples with captions = ['green heart', 'blue heart'], got ['blue heart']"),
     ):
         assert message in call("sample", *flags, "--num=16", *more, ok=False)
 
@@ -303,16 +301,15 @@ def test_a_run_learns_its_captions_is_sampled_and_scored(tiny, tmp_path):
 def test_a_vocabulary_is_of_the_training_captions_and_kept(tiny, dataset, tmp_path):
     """A run makes it and records it; what is continued or adapted takes the one there is."""
     config = settings(tiny)
-    run = opening.prepare(config, tmp_path, networks.network, "diffusion")
+    run = opened(config, tmp_path)
     words = vocabulary(dataset.captions("train"), 12)
-    assert run.tokenizer.words == words
+    assert run.record["words"] == words
     assert len(words) == 10
-    assert run_training._record(run, {}, {})["words"] == words
-    assert text.tokenizer(config, dataset, ["other"]).words == ["other"]
-    state = jax.eval_shape(
-        lambda key: training.init_state(key, run.init(key), build.optimizer(config)), jax.random.key(0)
-    )
-    step = training.train_step(objectives.objective(config, run.net).loss, build.optimizer(config), ema_decay=0.9)
-    after, metrics = jax.eval_shape(step, state, next(run.data))
+    assert text.tokenizer(dataset, "train", 12, 5, ["other"]).words == ["other"]
+    model = built(config)
+    optimizer = model.optimizer.make()
+    state = jax.eval_shape(lambda key: training.init_state(key, model.init(key), optimizer), jax.random.key(0))
+    step = training.train_step(model.objective().loss, optimizer, ema_decay=0.9)
+    after, metrics = jax.eval_shape(step, state, next(run.batches))
     assert metrics["loss"].shape == ()
     assert jax.tree.map(lambda v: v.shape, after.params) == jax.tree.map(lambda v: v.shape, state.params)

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import built
 
 import diffax
-from experiments.configs import default
-from experiments.models import build, samplers
-from experiments.run import checks
-from experiments.sweeping import settings
+from diffax import pretrained
+from experiments.configs import default, settings
+from experiments.model import sampling
+from experiments.models import samplers
 
 
 def config_of(**sampling):
@@ -18,16 +19,23 @@ def config_of(**sampling):
     return config
 
 
+def grid(**changes):
+    """The step grid that the sampling settings of a config lead to."""
+    return built(config_of(**changes)).diffusion.times()
+
+
 def test_every_sampler_of_the_catalogue_has_a_name():
-    assert diffax.samplers.CATALOGUE.keys() | diffax.samplers.NAMED.keys() == samplers.SAMPLERS.keys()
-    assert {"lcm", "tcd", "restart", "noise_floor", "annealed_langevin"} <= samplers.SAMPLERS.keys()
+    names = diffax.samplers.CATALOGUE.keys() | diffax.samplers.NAMED.keys()
+    assert {"lcm", "tcd", "restart", "noise_floor", "annealed_langevin"} <= names
+    for name in names:
+        assert sampling(config_of(sampler=name).sampling).sampler == name
 
 
 def test_every_grid_has_a_name():
     grids = {"arctan", "polyexponential", "karras", "beta", "quadratic", "trailing", "lcm"}
-    assert grids <= samplers.GRIDS.keys()
-    for name in samplers.GRIDS:
-        assert build.grid(config_of(grid=name, num_steps=4)).shape == (4,)
+    assert grids <= diffax.times.CATALOGUE.keys()
+    for name in diffax.times.CATALOGUE:
+        assert grid(grid=name, num_steps=4).shape == (4,)
 
 
 @pytest.mark.parametrize(
@@ -45,18 +53,18 @@ def test_every_grid_has_a_name():
     ],
 )
 def test_num_steps_are_denoiser_calls(name, calls, entries, made, capsys):
-    config = config_of(sampler=name, num_steps=calls)
-    assert samplers.entries(name, build.schedule(config), calls) == entries
-    assert samplers.spent(name, build.schedule(config), entries) == made
+    schedule = diffax.Cosine()
+    assert pretrained.entries(name, schedule, calls) == entries
+    assert pretrained.spent(name, schedule, entries) == made
     turns = 3 if name == "restart" and entries > 1 else 0
-    assert build.grid(config).shape == (entries + turns,)
-    samplers.report_rounding(name, build.schedule(config), calls)
+    assert grid(sampler=name, num_steps=calls).shape == (entries + turns,)
+    samplers.report_rounding(name, schedule, calls)
     said = f"num_steps = {calls} is rounded down to {made}, the denoiser calls of whole steps of {name}"
     assert capsys.readouterr().out.startswith(said if made < calls else "")
 
 
 def test_the_grid_of_a_restart_turns_once():
-    times = np.asarray(build.grid(config_of(sampler="restart", num_steps=20)))
+    times = np.asarray(grid(sampler="restart", num_steps=20))
     assert (np.diff(times) > 0).sum() == 1
     level = diffax.Cosine()(times[np.argmax(np.diff(times) > 0) + 1])
     np.testing.assert_allclose(level.sigma / level.alpha, 0.3, rtol=1e-5)
@@ -65,7 +73,7 @@ def test_the_grid_of_a_restart_turns_once():
 @pytest.mark.parametrize("calls", [5, 10, 20])
 def test_a_restart_on_a_grid_that_ends_early_begins_at_its_end(calls):
     """`trailing` ends at t = 1 / n, above the interval of the restart."""
-    times = np.asarray(build.grid(config_of(sampler="restart", grid="trailing", num_steps=calls)))
+    times = np.asarray(grid(sampler="restart", grid="trailing", num_steps=calls))
     turn = np.argmax(np.diff(times) > 0)
     assert (np.diff(times) > 0).sum() == 1
     assert times[turn] == times[-1] == times.min()
@@ -79,7 +87,7 @@ def test_unipc_is_the_form_for_guidance():
     runs = [
         diffax.sample(jax.random.key(0), make, denoise, jnp.ones((2, 1)), times)
         for make in (
-            samplers.SAMPLERS["unipc"](schedule, None),
+            diffax.samplers.by_name("unipc", schedule, None),
             diffax.unipc(schedule, form="x0", order=2, lower_order_final=True),
             diffax.unipc(schedule),
         )
@@ -96,12 +104,11 @@ def test_eta_is_none_or_a_float():
         config.sampling.eta = "0.5"
     known = default.get_config()
     for eta in (None, 0.5, 1):
-        checks.check_keys(config_of(eta=eta), known, "config")
-    sweep = settings.sampling()
-    settings.change(sweep, "config.sampling.eta", 1, settings.sampling())
-    assert isinstance(sweep.sampling.eta, float)
+        settings.check_keys(config_of(eta=eta), known, "config")
+    settings.change(config, "config.sampling.eta", 1, known)
+    assert isinstance(config.sampling.eta, float)
     with pytest.raises(ValueError, match=r"config.sampling.eta must be of type float or None, got 'a'"):
-        settings.change(sweep, "config.sampling.eta", "a", settings.sampling())
+        settings.change(config, "config.sampling.eta", "a", known)
 
 
 @pytest.mark.parametrize(
@@ -109,8 +116,8 @@ def test_eta_is_none_or_a_float():
     [
         (lambda: samplers.check_eta("eta", "heun", 0.5), "eta must be 0 for heun, which has none, got 0.5"),
         (lambda: samplers.check_eta("eta", "ddim", -1.0), "eta must be >= 0, got -1.0"),
-        (lambda: samplers.moves("heun", diffax.Cosine(), 1), "num_steps must be >= 2 for heun, got 1"),
-        (lambda: samplers.entries("ddim", diffax.Cosine(), 0), "num_steps must be an int >= 1, got 0"),
+        (lambda: pretrained.moves("heun", diffax.Cosine(), 1), "num_steps must be >= 2 for heun, got 1"),
+        (lambda: pretrained.entries("ddim", diffax.Cosine(), 0), "num_steps must be an int >= 1, got 0"),
     ],
 )
 def test_bad_input(make, message):

@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from commands import built
 from mock_cifar10 import Cifar10
 
 from experiments.data.datasets import open_dataset
@@ -106,21 +107,19 @@ def test_one_step_of_the_paper_s_cifar10_on_mock_data(tmp_path, compiled):
 
     from diffax import training
     from experiments.configs import cifar10_ddpm
-    from experiments.models import build, networks, objectives
-    from experiments.run import checks
 
     Cifar10(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
     dataset = open_dataset("cifar10", str(tmp_path))
     assert (dataset.low, dataset.high, dataset.shape) == (0, 255, (32, 32, 3))
     config = cifar10_ddpm.get_config()
     config.dataset.batch_size = 2
-    checks.check_config(config, 1)
-    net, optimizer = networks.network(config, dataset.num_classes), build.optimizer(config)
+    model = built(config)
+    optimizer = model.optimizer.make()
 
     def first_state(key):
-        return training.init_state(key, build.init_params(config, net, dataset.shape, key), optimizer)
+        return training.init_state(key, model.init(key), optimizer)
 
-    step = training.train_step(objectives.objective(config, net).loss, optimizer, ema_decay=config.optimizer.ema_decay)
+    step = training.train_step(model.objective().loss, optimizer, ema_decay=config.optimizer.ema_decay)
     batch = next(batches(dataset, "train", 2, seed=0, flip=True))
     state = jax.eval_shape(first_state, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == 35_746_307

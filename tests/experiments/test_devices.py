@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from test_experiments import ENV, ROOT, command
 
+from diffax.training import Profile
 from experiments.benchmarks import train as benchmark
 from experiments.run import devices
 
@@ -52,12 +53,12 @@ def test_operations_of_a_convolution():
 def test_rates():
     """Two H100 at 100 steps a second of 1e12 operations each: a twentieth of their peak."""
     chips = [Device("NVIDIA H100 80GB HBM3", 5), Device("NVIDIA H100 80GB HBM3", 7)]
-    found = devices.rates(100.0, 64, 1e12, chips)
+    found = devices.rates(64, 1e12, chips, 100.0)
     assert found["images_per_second"] == 6400
     assert found["flops_per_second"] == 1e14
     assert found["share_of_peak"] == pytest.approx(1e14 / (2 * 989.4e12))
     assert found["memory_per_device"] == 7
-    assert devices.rates(2.0, 4, None, [Device("cpu")]) == {"steps_per_second": 2.0, "images_per_second": 8.0}
+    assert devices.rates(4, None, [Device("cpu")], 2.0) == {"steps_per_second": 2.0, "images_per_second": 8.0}
     assert devices.peak("NVIDIA H100 PCIe").bfloat16 == 756e12
 
 
@@ -67,7 +68,7 @@ def test_a_profile_is_of_the_steps_it_was_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: said.append("stop"))
     for steps, expected in (((2, 3), ["1", "start", "2", "3", "stop", "4"]), ((), ["1", "2", "3", "4"])):
         said.clear()
-        profile = devices.Profile(steps, tmp_path)
+        profile = Profile(steps, tmp_path)
         for step in range(1, 5):
             profile.before(step)
             said.append(str(step))
@@ -75,7 +76,7 @@ def test_a_profile_is_of_the_steps_it_was_asked_for(tmp_path, monkeypatch):
         profile.close()
         assert said == expected
     said.clear()
-    profile = devices.Profile((1, 9), tmp_path)
+    profile = Profile((1, 9), tmp_path)
     profile.before(1)
     profile.close()  # a run that ends before
     assert said == ["start", "stop"]

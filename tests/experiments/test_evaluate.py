@@ -12,7 +12,6 @@ from experiments.evaluation import classifier
 from experiments.evaluation import comparison as score
 from experiments.evaluation.measures import Measures
 
-
 evaluate, _ = imported("evaluate")
 
 

@@ -13,7 +13,7 @@ from test_interop import FOLDERS
 import diffax
 from diffax.nn.interop import folder
 from experiments.configs import default
-from experiments.models import diffusers_folder as from_diffusers
+from experiments.models import diffusers_folder
 
 SEED, STEPS = 5, 3
 TABLE = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "timestep_spacing": "leading"}
@@ -161,10 +161,10 @@ def test_weights_that_changed_are_not_mixed_into_old_samples(stable, tmp_path):
     assert "null_context must be" in call("sample", *flags, tokens[0], ok=False)
     call("sample", *flags, *tokens)
     other = f"--null_context={stable[0] / 'context.npy'}"
-    assert "holds samples with null_context = " in call("sample", *flags, tokens[0], other, ok=False)
+    assert "has samples with null_context = " in call("sample", *flags, tokens[0], other, ok=False)
     model = folder.load_model(place / "vae")
     folder.save_model(place / "vae", jax.tree.map(lambda v: v + 1e-3, model.params), model.config)
-    assert "holds samples with digest = " in call("sample", *flags, *tokens, ok=False)
+    assert "has samples with digest = " in call("sample", *flags, *tokens, ok=False)
 
 
 @pytest.mark.slow_cases("parts1-expected1")
@@ -178,15 +178,14 @@ def test_weights_that_changed_are_not_mixed_into_old_samples(stable, tmp_path):
     ],
 )
 def test_classes_and_the_null_label(parts, expected, tmp_path):
-    found, model = from_diffusers.open_model(pipeline(tmp_path, LINEAR, **parts))
-    assert (model.num_classes, from_diffusers.labels(found)[1]) == expected
+    assert diffusers_folder.labels(folder.load(pipeline(tmp_path, LINEAR, **parts))) == expected
 
 
 def test_the_digest_is_of_all_that_decides_the_samples(tmp_path):
     """The network's weights, the autoencoder's, each configuration; not of the place."""
 
     def digest(model):
-        return from_diffusers.identity(model, tmp_path)["digest"]
+        return diffusers_folder.identity(model, tmp_path)["digest"]
 
     def shifted(model):
         return model._replace(params=jax.tree.map(lambda v: v + 1e-3, model.params))
@@ -210,6 +209,11 @@ def sampling(**changes):
     config = default.get_config().sampling
     config.update(changes)
     return config
+
+
+def source(place):
+    """What `experiments.sample` draws from, without classes."""
+    return diffusers_folder.source(place, sampling(), None, lambda classes: None)
 
 
 @pytest.mark.slow_cases(
@@ -244,10 +248,10 @@ def sampling(**changes):
 def test_bad_conditions(parts, files, changes, message, tmp_path):
     np.save(tmp_path / "context.npy", np.ones((3, 6)))
     np.save(tmp_path / "wide.npy", np.ones((2, 7)))
-    found, _ = from_diffusers.open_model(pipeline(tmp_path, LINEAR, **parts))
+    found = folder.load(pipeline(tmp_path, LINEAR, **parts))
     paths = [name and str(tmp_path / f"{name}.npy") for name in files]
     with pytest.raises(ValueError, match=message):
-        from_diffusers.contexts(found, sampling(**changes), *paths)
+        diffusers_folder.contexts(found, sampling(**changes), *paths)
 
 
 @pytest.mark.slow_cases("parts0-lengths0")
@@ -261,7 +265,7 @@ def test_bad_conditions(parts, files, changes, message, tmp_path):
 )
 def test_guidance_calls_the_network_once_a_step(parts, lengths, tmp_path, monkeypatch):
     """Beside a call for each branch: of contexts of these lengths, or of a label for each example."""
-    found, _ = from_diffusers.open_model(pipeline(tmp_path, CLASSES, **parts))
+    found = folder.load(pipeline(tmp_path, CLASSES, **parts))
     rng, schedule, times = (
         np.random.default_rng(1),
         found.scheduler.schedule,
@@ -292,7 +296,7 @@ def test_guidance_calls_the_network_once_a_step(parts, lengths, tmp_path, monkey
         return f
 
     monkeypatch.setattr(type(found), "predict", counted)
-    generate = from_diffusers.generator(found, sampling(guidance=3.0), times, None, *tokens)
+    generate = diffusers_folder.generator(found, sampling(guidance=3.0), times, None, *tokens)
     np.testing.assert_allclose(generate(found.params, keys, label), expected, rtol=1e-4, atol=1e-5)
     jax.effects_barrier()
     assert calls == [4] * STEPS
@@ -300,10 +304,10 @@ def test_guidance_calls_the_network_once_a_step(parts, lengths, tmp_path, monkey
 
 def test_without_guidance_no_null_context_is_needed(stable):
     place, context, _ = stable
-    found, _ = from_diffusers.open_model(place / "pipeline")
+    found = folder.load(place / "pipeline")
     files = str(place / "context.npy"), str(place / "null.npy")
     for path in (None, files[1]):
-        given, null = from_diffusers.contexts(found, sampling(guidance=1.0), files[0], path)
+        given, null = diffusers_folder.contexts(found, sampling(guidance=1.0), files[0], path)
         np.testing.assert_array_equal(given, context)
         assert null is None
 
@@ -317,26 +321,26 @@ def test_other_channels_are_refused(tmp_path):
     wide["params"]["conv_in"]["kernel"] = np.concatenate([kernel, kernel, kernel[..., :1, :]], -2)
     folder.save_model(place / "unet", wide, model.config | {"in_channels": 9})
     with pytest.raises(ValueError, match=r"from_diffusers must .*: out_channels must be in_channels = 9, or .*, got 4"):
-        from_diffusers.open_model(place)
+        source(place)
     other = pipeline(tmp_path / "other", LATENTS, {}, unet="unet_ddpm")
     with pytest.raises(ValueError, match=r"from_diffusers must .*: latent_channels must be in_channels = 3, got 4"):
-        from_diffusers.open_model(other)
+        source(other)
 
 
 def test_other_folders_are_refused(tmp_path):
     for place, message in (
         (tmp_path, "folder must be one that diffusers saved, got"),
-        (FOLDERS / "unet_plain", "from_diffusers must hold a scheduler_config.json, got"),
+        (FOLDERS / "unet_plain", "from_diffusers must have a scheduler_config.json, got"),
     ):
         with pytest.raises(ValueError, match=message):
-            from_diffusers.open_model(place)
+            source(place)
 
 
-@pytest.mark.slow_cases(but=["flags0-one of checkpoint and from_diffusers must be given, got None and None"])
+@pytest.mark.slow_cases(but=["flags0-either checkpoint or from_diffusers must be used, got None and None"])
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ((), "one of checkpoint and from_diffusers must be given, got None and None"),
+        ((), "either checkpoint or from_diffusers must be used, got None and None"),
         (("--checkpoint=a", "--null_context=a.npy"), "null_context is for --from_diffusers, got a.npy without it"),
         (("--from_diffusers=a", "--init_image=a.png"), "init_image is for --checkpoint, got a.png"),
     ],

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from commands import built
 
 from experiments.configs import smoke
 from experiments.data.datasets import open_dataset
 from experiments.data.pipeline import batches, places
-from experiments.run import checks
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_bad_input(make, message, data_dir):
 def test_the_setting_is_a_tuple_of_ints():
     config = smoke.get_config()
     config.dataset.labels = (8, 9)
-    checks.check_config(config, 1)
+    built(config)
     config.dataset.labels = ("8",)
     with pytest.raises(ValueError, match=r"config.dataset.labels must be of type tuple, got \('8',\)"):
-        checks.check_config(config, 1)
+        built(config)

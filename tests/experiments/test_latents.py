@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 from commands import DATA, built, error_of_train, opened, save_run, train
+from PIL import Image
 from test_experiments import call, metrics
 
 import diffax
@@ -155,7 +155,7 @@ def test_bad_autoencoders_are_one_line(finished, data_dir, tmp_path, capsys):
     diffusion = save_run(tmp_path / "diffusion", settings(data_dir), {"w": jnp.ones(1)})
     cases = {
         tmp_path / "nowhere": "config.latent.autoencoder must be a run's workdir or an export, got",
-        diffusion: f"config.latent.autoencoder must be of a autoencoder model, got {diffusion}, which has a diffusion",
+        diffusion: "config.latent.autoencoder must have a model of kind 'autoencoder', got",
         save(tmp_path / "unfinished", data_dir, step=3): "latents.json is not there and the checkpoint of step 3: run",
         save(other, data_dir, seed=1, step=2): "latents.json is of step 1 and the checkpoint of step 2",
         measured(save(tmp_path / "shape", data_dir, data=small)): "must be one of images (8, 8, 1), got",

@@ -7,38 +7,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import DATA, built, save_run
 from test_experiments import call
 
 import diffax
-from diffax.training import Checkpoints, init_state
+from diffax.pretrained import Diffusion
+from diffax.training import Checkpoints
 from experiments.configs import digits, digits_classifier, smoke
-from experiments.models import build, networks, noisy_classifier
-from experiments.run import checks
+from experiments.model import build
+from experiments.models.noisy_classifier import ClassifierModel
+from experiments.run import loading
 
 
 def training_flags(data_dir, workdir, *more):
     config = "--config=experiments/configs/smoke.py"
-    return (config, f"--workdir={workdir}", f"--config.dataset.data_dir={data_dir}", *more)
+    of_model = ("--config.model=classifier", f"--config.dataset.data_dir={data_dir}")
+    return (config, f"--workdir={workdir}", *of_model, *more)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """The workdir of a diffusion model that says v = 0: all its parameters are."""
-    folder, config = tmp_path_factory.mktemp("model"), smoke.get_config()
-    net = networks.network(config, 10)
-    shapes = jax.eval_shape(lambda: build.init_params(config, net, (8, 8, 1), jax.random.key(0)))
+    config = smoke.get_config()
+    shapes = jax.eval_shape(build(config, DATA["digits"]).init, jax.random.key(0))
     params = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
-    record = {"config": config.to_dict(), "data": {"range": [0.0, 16.0], "shape": [8, 8, 1]}, "num_classes": 10}
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        checkpoints.save(1, init_state(jax.random.key(0), params, build.optimizer(config)), record)
-    return folder
+    return save_run(tmp_path_factory.mktemp("model"), config, params)
+
+
+def load(folder):
+    return loading.load(folder, "classifier", "classifier")
 
 
 @pytest.fixture(scope="module")
 def trained(data_dir, tmp_path_factory):
     """The workdir of a classifier of 20 steps."""
     workdir = tmp_path_factory.mktemp("classifier")
-    call("train_classifier", *training_flags(data_dir, workdir))
+    call("train", *training_flags(data_dir, workdir))
     return workdir
 
 
@@ -51,24 +55,24 @@ def test_training_learns_and_leaves_what_it_promises(trained):
     assert [line["step"] for line in lines] == [1, 5, 10, 15, 20]
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert 0 <= lines[-1]["accuracy_t0"] <= 1
-    assert noisy_classifier.holds_classifier(trained)
+    assert isinstance(load(trained).model, ClassifierModel)
     assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == ["10", "20"]
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_from_its_last_checkpoint(trained, data_dir, tmp_path):
-    call("train_classifier", *training_flags(data_dir, tmp_path, "--config.train.num_steps=10"))
-    text = call("train_classifier", *training_flags(data_dir, tmp_path, "--config.optimizer.decay=constant"), ok=False)
+    call("train", *training_flags(data_dir, tmp_path, "--config.train.num_steps=10"))
+    text = call("train", *training_flags(data_dir, tmp_path, "--config.optimizer.decay=constant"), ok=False)
     assert "config.optimizer.decay" in text
-    assert "restored step 10" in call("train_classifier", *training_flags(data_dir, tmp_path))
-    assert noisy_classifier.load(tmp_path).step == noisy_classifier.load(trained).step == 20
+    assert "restored step 10" in call("train", *training_flags(data_dir, tmp_path))
+    assert load(tmp_path).step == load(trained).step == 20
 
 
 @pytest.fixture(scope="module")
 def log_prob(trained):
     """(schedule, labels, x, t) -> (B,) of the trained classifier."""
-    classifier = noisy_classifier.load(trained)
-    return jax.jit(lambda onto, label, x, t: noisy_classifier.log_prob(classifier, label, onto=onto)(x, t))
+    classifier = load(trained)
+    return jax.jit(lambda onto, label, x, t: classifier.model.log_prob(classifier.params, onto)(label)(x, t))
 
 
 def test_log_probabilities_are_those_of_a_law_at_any_noise(log_prob):
@@ -85,15 +89,17 @@ def test_log_probabilities_are_those_of_a_law_at_any_noise(log_prob):
 
 def test_the_loss_is_the_cross_entropy_of_the_noised_image(monkeypatch):
     """Against numpy, with logits that give the mean of x_t to class 0 and nothing to class 1."""
-    logits = lambda config, net, params, x, t, key: jnp.stack([x.mean((1, 2, 3)), jnp.zeros(len(x))], -1)
-    monkeypatch.setattr(noisy_classifier, "logits", logits)
+    logits = lambda self, params, x, t, key: jnp.stack([x.mean((1, 2, 3)), jnp.zeros(len(x))], -1)
+    monkeypatch.setattr(ClassifierModel, "logits", logits)
+    config = smoke.get_config()
+    config.model = "classifier"
     batch = {"image": jnp.full((3, 2, 2, 1), 0.5), "label": jnp.array([0, 1, 0])}
     keys = jax.random.split(jax.random.key(0), 3)
     time = np.asarray(diffax.random.unit_interval(diffax.random.fold_in(keys, 1), 3))
     eps = np.asarray(diffax.random.noise(diffax.random.fold_in(keys, 0), batch["image"]))
     score = (np.cos(np.pi * time / 2)[:, None] * 0.5 + np.sin(np.pi * time / 2)[:, None] * eps.reshape(3, 4)).mean(1)
     known = np.log1p(np.exp(-np.array([1, -1, 1]) * score))
-    ours = noisy_classifier.loss(smoke.get_config(), None)({}, batch, keys)
+    ours = built(config).objective().loss({}, batch, keys)
     np.testing.assert_allclose(ours, known, rtol=1e-5)
 
 
@@ -116,9 +122,12 @@ def test_sampling_with_a_classifier(trained, model, log_prob, tmp_path):
 
 
 def test_bad_guidance(model):
-    for folder in (model, model / "nowhere"):
-        with pytest.raises(ValueError, match=r"classifier must be a .*workdir .*, got"):
-            noisy_classifier.load(folder)
+    for folder, message in (
+        (model, "classifier must have a model of kind 'classifier', got .* with kind 'diffusion'"),
+        (model / "nowhere", "classifier must be a run's workdir or an export, got"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(folder)
     for key, value, message in (
         ("rescale", 2.0, r"guidance_rescale must be in \[0, 1\], got 2.0"),
         ("interval", (0.8, 0.2), r"guidance_interval must be two times, 0 <= low <= high <= 1, got \(0.8, 0.2\)"),
@@ -126,19 +135,21 @@ def test_bad_guidance(model):
         config = smoke.get_config()
         config.sampling[f"guidance_{key}"] = value
         with pytest.raises(ValueError, match=message):
-            checks.check_config(config, 1)
+            built(config)
 
 
 def test_a_diffusion_model_s_workdir_is_refused(model, data_dir):
-    assert "holds the run of a diffusion model" in call("train_classifier", *training_flags(data_dir, model), ok=False)
+    assert "has a run with config.model = 'diffusion', got 'classifier'" in call(
+        "train", *training_flags(data_dir, model), ok=False
+    )
     with Checkpoints(model / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.steps == [1]
 
 
 def test_the_config_has_the_schedule_of_the_model_it_guides():
-    checks.check_config(digits_classifier.get_config(), 1)
+    built(digits_classifier.get_config())
     assert digits_classifier.get_config().schedule == digits.get_config().schedule
-    for word in ("python -m experiments.train_classifier", "Hardware", "Time", "Metric"):
+    for word in ("python -m experiments.train ", "Hardware", "Time", "Metric"):
         assert word in digits_classifier.__doc__
 
 
@@ -148,7 +159,7 @@ def test_guidance_from_the_config(monkeypatch):
     config.sampling.update({"clip": False, "guidance": 3.0})
     calls = []
 
-    def predict(config, net, params, label, *, key=None):
+    def predict(self, params, label, *, module=None):
         def f(x, t):
             calls.append(x.shape)
             own = jnp.broadcast_to(10 if label is None else label, x.shape[:1])
@@ -156,14 +167,14 @@ def test_guidance_from_the_config(monkeypatch):
 
         return f
 
-    monkeypatch.setattr(build, "predict", predict)
-    net, x, label, t = networks.network(config, 10), jnp.linspace(-1, 1, 32).reshape(2, 4, 4, 1), jnp.array([3, 7]), 0.4
+    monkeypatch.setattr(Diffusion, "predict", predict)
+    x, label, t = jnp.linspace(-1, 1, 32).reshape(2, 4, 4, 1), jnp.array([3, 7]), 0.4
     alpha, sigma = np.cos(0.2 * np.pi), np.sin(0.2 * np.pi)
     c, u = (np.sin(x) * (1 + np.array(own).reshape(-1, 1, 1, 1)) for own in ([3, 7], [10, 10]))
     cfg = u + 3 * (c - u)
     for phi, high in itertools.product((0.0, 0.7), (1.0, 0.3)):
         config.sampling.update({"guidance_rescale": phi, "guidance_interval": (0.0, high)})
-        denoise = build.denoiser(config, net, {}, label, weight=3.0)
+        denoise = built(config).diffusion.denoiser({}, label)
         calls.clear()
         x0 = denoise(x, t)
         ratio = np.std(c, (1, 2, 3)) / np.std(cfg, (1, 2, 3))

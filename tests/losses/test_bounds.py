@@ -7,13 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import DATA, built, save_run
 from test_experiments import call
 
 import diffax
-from diffax.training import Checkpoints, init_state
 from experiments.configs import digits, digits_hybrid, digits_vdm, digits_vlb
-from experiments.models import build, networks, objectives
-from experiments.run import checks
 
 SIZE = 8
 
@@ -37,7 +35,7 @@ def losses(config, apply=mean_and_variance, params=None):
     image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
     batch = {"image": image, "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE, dtype=np.int32)}
     net = types.SimpleNamespace(apply=apply, num_classes=10)
-    return objectives.objective(config, net).loss(params or {}, batch, jax.random.split(jax.random.key(0), SIZE))
+    return built(config).objective(module=net).loss(params or {}, batch, jax.random.split(jax.random.key(0), SIZE))
 
 
 @pytest.mark.slow
@@ -62,16 +60,16 @@ def test_the_objectives_of_configs_equal_the_library_losses():
 
 @pytest.mark.slow
 def test_a_learned_schedule_is_trained_with_the_network():
-    """The parameters hold its leaves, `build.schedule` uses them, and the loss has a gradient with respect to them."""
+    """The parameters hold its leaves, the schedule uses them, and the loss has a gradient with respect to them."""
     config = changed(digits_vdm)
-    net = networks.network(config, 10)
-    shapes = jax.eval_shape(lambda: build.init_params(config, net, (8, 8, 1), jax.random.key(0)))
+    diffusion = built(config).diffusion
+    shapes = jax.eval_shape(diffusion.init, jax.random.key(0))
     assert set(shapes) == {"network", "schedule"}
     assert set(shapes["schedule"]) == {"ends", "slope", "weights", "biases", "heights"}
-    initial = build.schedule(config)
+    initial = diffusion.schedule()
     leaves = {name: getattr(initial, name) for name in shapes["schedule"]}
     trained = leaves | {"slope": leaves["slope"] + 1, "heights": leaves["heights"] + 3}
-    assert abs(float(build.schedule(config, {"schedule": trained}).log_snr(0.3) - initial.log_snr(0.3))) > 0.01
+    assert abs(float(diffusion.schedule({"schedule": trained}).log_snr(0.3) - initial.log_snr(0.3))) > 0.01
 
     def total_loss(schedule):
         return losses(config, lambda params, x, t, label, key: 0.5 * x, {"network": {}, "schedule": schedule}).sum()
@@ -85,7 +83,7 @@ def test_a_learned_schedule_is_trained_with_the_network():
 def test_the_vdm_network_receives_the_log_snr():
     """The config's loss equals the library's loss for a network that depends on the log-SNR."""
     config = changed(digits_vdm, loss__spread="independent")
-    schedule = build.schedule(config)
+    schedule = built(config).diffusion.schedule()
     leaves = {name: getattr(schedule, name) for name in ("ends", "slope", "weights", "biases", "heights")}
 
     def network(params, x, log_snr, label, key):
@@ -107,7 +105,7 @@ def test_the_vdm_network_receives_the_log_snr():
 
 @pytest.mark.parametrize("module", [digits_hybrid, digits_vlb, digits_vdm])
 def test_the_configs_pass_their_checks(module):
-    checks.check_config(module.get_config(), 1)
+    built(module.get_config())
 
 
 @pytest.mark.parametrize(
@@ -129,16 +127,15 @@ def test_the_configs_pass_their_checks(module):
 )
 def test_bad_settings_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
-        checks.check_config(config(), 1)
+        built(config())
 
 
 def test_bin_width_must_be_that_of_the_data():
-    dataset = types.SimpleNamespace(name="digits", low=0, high=16)
-    checks.check_data(digits_vlb.get_config(), dataset)
-    checks.check_data(digits.get_config(), dataset)
-    dataset.high = 255
-    with pytest.raises(ValueError, match=r"loss\.bin_width must be 0\.00784314 for digits, got 0\.125"):
-        checks.check_data(digits_vlb.get_config(), dataset)
+    built(digits_vlb.get_config())
+    bytes_ = DATA["digits"]._replace(range=(0, 255))
+    built(digits.get_config(), data=bytes_)
+    with pytest.raises(ValueError, match=r"loss\.bin_width must be 0\.00784314 for these data, got 0\.125"):
+        built(digits_vlb.get_config(), data=bytes_)
 
 
 @pytest.mark.slow
@@ -147,11 +144,7 @@ def test_evaluate_reports_the_bits_of_an_untrained_model(module, data_dir, tmp_p
     """Every route reports finite bits; each bad flag gives an error of one line."""
     config = module.get_config()
     config.network.channels, config.network.num_res_blocks, config.dataset.data_dir = 8, 1, str(data_dir)
-    net = networks.network(config, 10)
-    params = jax.jit(lambda: build.init_params(config, net, (8, 8, 1), jax.random.key(0)))()
-    record = {"config": config.to_dict(), "data": {"range": [0.0, 16.0], "shape": [8, 8, 1]}, "num_classes": 10}
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        checkpoints.save(1, init_state(jax.random.key(0), params, build.optimizer(config)), record)
+    save_run(tmp_path, config, jax.jit(built(config).init)(jax.random.key(0)))
     flags = (f"--checkpoint={tmp_path}", "--num=4", "--levels=5", "--draws=2", "--steps=3", "--probes=2")
     one_device = call("evaluate", *flags, f"--data_dir={data_dir}")
     text = call("evaluate", *flags, f"--data_dir={data_dir}", devices=4)
@@ -177,4 +170,4 @@ def test_evaluate_reports_the_bits_of_an_untrained_model(module, data_dir, tmp_p
         assert "levels must be at most the 1000 of the model's schedule, got 1001" in message
     assert "num must be at most the" in call("evaluate", *flags, "--num=1000", f"--data_dir={data_dir}", ok=False)
     assert "probes must be >= 1, got 0" in call("evaluate", *flags, "--probes=0", ok=False)
-    assert "one of samples and checkpoint must be given" in call("evaluate", ok=False)
+    assert "either samples or checkpoint must be used, got None and None" in call("evaluate", ok=False)

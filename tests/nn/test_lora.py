@@ -9,18 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from commands import DATA, built, error_of_train, opened, train
 from test_experiments import call, training_flags
 
 from diffax import training
 from diffax.nn import Attention, UNet, lora
+from diffax.pretrained import save
 from diffax.training import Checkpoints
 from experiments.configs import digits_0to7, digits_lora, smoke
-from experiments.models import adapters as run_lora
-from experiments.models import build, networks, objectives
-from experiments.models import loading as checkpoint
-from experiments.models.loading import load_model
-from experiments.run import checks, opening
-from experiments.run import training as run_training
+from experiments.model import build
+from experiments.run import loading
 from experiments.run.workdir import load_record
 
 KEY = jax.random.key(0)
@@ -216,7 +214,7 @@ def test_the_example_config_trains_less_than_5_percent_of_the_parameters():
     adapters = jax.eval_shape(lambda: lora.init(KEY, params, config.lora.patterns, rank=config.lora.rank))
     assert 0.04 < lora.count(adapters) / lora.count(params) < 0.05
     for module in (digits_0to7, digits_lora):
-        checks.check_config(module.get_config(), 1)
+        built(module.get_config())
 
 
 def settings(data_dir, base="", **changes):
@@ -237,29 +235,12 @@ def settings(data_dir, base="", **changes):
 
 def write_base(folder, data_dir, seed=0):
     """Write the export of a model with random parameters, as if it had been trained."""
-    config = settings(data_dir)
-    params = build.init_params(config, networks.network(config, 10), (8, 8, 1), jax.random.key(seed))
-    params = jax.tree.map(lambda p: p + 0.05, params)
-    data = {"shape": [8, 8, 1], "range": [0, 16]}
-    training.save_export(folder, params, {"config": config.to_dict(), "data": data, "num_classes": 10, "step": 7})
+    config, data = settings(data_dir), DATA["digits"]
+    model = build(config, data)
+    params = jax.tree.map(lambda p: p + 0.05, model.init(jax.random.key(seed)))
+    more = {"config": config.to_dict(), "data": data._asdict(), "identity": {}}
+    save(folder, model.diffusion, params, step=7, data_range=data.range, more=more)
     return params
-
-
-def train_run(config, workdir):
-    """Train on one device, in this process."""
-    run = opening.prepare(config, workdir, networks.network, "diffusion")
-    run = run._replace(mesh=training.make_mesh(jax.devices()[:1]))
-    objective = run_lora.objective(objectives.objective(config, run.net), run.whole)
-    run_training.train(run, objective, lambda *args: {})
-    return run
-
-
-def error_of(capsys, config, workdir):
-    """The error text of a run that does not start."""
-    with pytest.raises(SystemExit) as error:
-        opening.prepare(config, workdir, networks.network, "diffusion")
-    assert error.value.code == 2
-    return capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -267,22 +248,22 @@ def runs(data_dir, tmp_path_factory):
     """(base, parameters of the base, workdir of its adapters after one step)"""
     folder = tmp_path_factory.mktemp("runs")
     params = write_base(folder / "base", data_dir)
-    train_run(settings(data_dir, folder / "base"), folder / "adapted")
+    train(settings(data_dir, folder / "base"), folder / "adapted", 1)
     return folder / "base", params, folder / "adapted"
 
 
 def test_a_run_trains_the_adapters_of_its_base(runs):
     base, params, adapted = runs
-    merged = load_model(adapted)
+    merged = loading.load(adapted)
     different = jax.tree.map(lambda u, v: bool((u != v).any()), params, merged.params)
     assert different["ResBlock_0"]["Conv_0"] == {"kernel": True, "bias": False}
     assert not different["label"]["embedding"]  # the patterns are "*kernel" only
     assert merged.step == 1
     record = load_record(adapted)[1]
-    assert record["lora"]["base"] == str(base)
-    assert record["lora"]["step"] == 7
-    assert record["data"]["base"] == {name: record["lora"][name] for name in ("step", "digest")}
-    assert record["data"]["length"] < 250  # of 997
+    assert record["adapters"]["base"] == str(base)
+    assert record["adapters"]["step"] == 7
+    assert record["identity"]["base"] == {name: record["adapters"][name] for name in ("step", "digest")}
+    assert record["identity"]["data"]["length"] < 250  # of 997
     saved = Checkpoints(adapted / "checkpoints", read_only=True)._manifest(1)["arrays"]
     names = [name for name in saved if name.startswith("['params']")]
     assert names
@@ -293,29 +274,32 @@ def test_a_run_trains_the_adapters_of_its_base(runs):
 def test_an_export_contains_the_merged_parameters_and_needs_no_base(runs, data_dir, tmp_path, capsys):
     """The export is a full model. It is another base, so its adapters are refused in the workdir of the first base."""
     call("export", f"--checkpoint={runs[2]}", f"--out={tmp_path / 'export'}")
-    exported, merged = load_model(tmp_path / "export"), load_model(runs[2])
+    exported, merged = loading.load(tmp_path / "export"), loading.load(runs[2])
     jax.tree.map(np.testing.assert_array_equal, exported.params, merged.params)
-    message = error_of(capsys, settings(data_dir, tmp_path / "export"), runs[2])
-    assert "holds a run with the base {'step': 7, 'digest':" in message
+    message = error_of_train(settings(data_dir, tmp_path / "export"), runs[2], capsys)
+    assert "has a run whose base was {'step': 7, 'digest':" in message
 
 
 def test_the_base_can_move_but_not_change(runs, data_dir, tmp_path, capsys):
     moved, other = tmp_path / "moved", tmp_path / "other"
     shutil.copytree(runs[0], moved)
-    opening.prepare(settings(data_dir, moved), runs[2], networks.network, "diffusion")
+    opened(settings(data_dir, moved), runs[2])
     write_base(other, data_dir, seed=1)
-    assert "holds a run with the base {'step': 7, " in error_of(capsys, settings(data_dir, other), runs[2])
-    assert "holds a run with the base {'step': 7, " in error_of(capsys, settings(data_dir), runs[2])
+    without = settings(data_dir, dataset__labels=(8, 9))
+    assert "has a run whose base was {'step': 7, " in error_of_train(settings(data_dir, other), runs[2], capsys)
+    assert "has a run whose base was {'step': 7, " in error_of_train(without, runs[2], capsys)
 
 
 def test_adapters_with_a_changed_or_missing_base_do_not_load(runs, data_dir, tmp_path):
-    base = tmp_path / "base"
-    record = {"lora": {"base": str(base), "step": 7, "digest": load_record(runs[2])[1]["lora"]["digest"]}}
-    with pytest.raises(ValueError, match=r"the base of a must be a run's workdir or an export, got .*base"):
-        checkpoint._base_of("a", record)
+    base, adapted = tmp_path / "base", tmp_path / "adapted"
+    shutil.copytree(runs[0], base)
+    train(settings(data_dir, base), adapted, 1)
+    shutil.rmtree(base)
+    with pytest.raises(ValueError, match=r"the base of .*adapted must be a run's workdir or an export, got .*base"):
+        loading.load(adapted)
     write_base(base, data_dir, seed=1)
-    with pytest.raises(ValueError, match=r"the base of a must be step 7 of .* with digest .*, got step 7 with"):
-        checkpoint._base_of("a", record)
+    with pytest.raises(ValueError, match=r"the base of .*adapted must be step 7 of .* with digest .*, got step 7 with"):
+        loading.load(adapted)
 
 
 @pytest.mark.slow_cases("changes9-config.lora.base must be of images (28, 28, 1), got")
@@ -336,13 +320,15 @@ def test_adapters_with_a_changed_or_missing_base_do_not_load(runs, data_dir, tmp
 )
 def test_invalid_settings_of_a_run_raise(changes, message, runs, data_dir, tmp_path, capsys):
     workdir = tmp_path / "new"
-    assert message in error_of(capsys, settings(data_dir, runs[0], **changes), workdir)
+    assert message in error_of_train(settings(data_dir, runs[0], **changes), workdir, capsys)
     assert not workdir.exists()
 
 
 def test_a_classifier_does_not_support_adapters(runs, data_dir):
-    with pytest.raises(ValueError, match=r"config.lora.base must be '' for training a classifier, got"):
-        checks.check_model(settings(data_dir, runs[0]), "classifier")
+    config = settings(data_dir, runs[0])
+    config.model = "classifier"
+    with pytest.raises(ValueError, match=r"config.lora.base must be '' for config.model = 'classifier', got"):
+        built(config)
 
 
 @pytest.mark.slow
@@ -355,7 +341,7 @@ def test_the_commands_agree_for_all_kinds_of_parallelism(runs, data_dir, tmp_pat
         flags = ("--config.dataset.labels=(8,9)", f"--config.lora.base={base}", f"--config.parallel={parallel}")
         text = call("train", *training_flags(data_dir, workdir, *flags), devices=count)
         assert "parameters of adapters, " in text.splitlines()[0]
-        results.append(load_model(workdir).params)
+        results.append(loading.load(workdir).params)
     for result in results[1:]:
         jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=1e-4, atol=1e-5), result, results[0])
     assert "done: step 20" in call("train", *training_flags(data_dir, adapted, *flags[:2]))

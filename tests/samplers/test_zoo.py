@@ -20,13 +20,12 @@ import pytest
 import zoo
 
 import diffax
-from diffax import times
-from experiments.models import samplers
+from diffax import pretrained, times
 
 NUM = 300
 EXCLUDED = {"consistency", "lcm", "tcd", "annealed_langevin", "ddpm_learned"}
 FROM_20 = {"euler_maruyama", "stochastic_heun"}  # too coarse at 10 calls, because they step in t
-SAMPLERS = [name for name in samplers.SAMPLERS if name not in EXCLUDED]
+SAMPLERS = [name for name in diffax.samplers.names() if name not in EXCLUDED]
 LIBRARY = {  # samplers whose defaults in the library differ from those of the command line
     "unipc": diffax.unipc,
     "dpm2_ancestral": diffax.dpm2_ancestral,
@@ -62,7 +61,7 @@ def accuracy(make, grid, schedule, num=NUM):
 
 @functools.cache
 def accuracy_of_ddim(calls, grid, name):
-    return accuracy(diffax.ddim, samplers.GRIDS[grid](SCHEDULES[name], calls), SCHEDULES[name])
+    return accuracy(diffax.ddim, diffax.times.CATALOGUE[grid].build(SCHEDULES[name], calls), SCHEDULES[name])
 
 
 def check_accuracy(measured, calls, grid="uniform_log_snr", schedule="cosine"):
@@ -71,8 +70,8 @@ def check_accuracy(measured, calls, grid="uniform_log_snr", schedule="cosine"):
 
 def accuracy_of_named(name, calls, grid, schedule, num=NUM):
     """Accuracy of a sampler that a config may name."""
-    steps = samplers.step_grid(name, grid, schedule, samplers.entries(name, schedule, calls))
-    return accuracy(lambda schedule: samplers.SAMPLERS[name](schedule, None), steps, schedule, num)
+    steps = pretrained.step_grid(name, grid, schedule, pretrained.entries(name, schedule, calls))
+    return accuracy(lambda schedule: diffax.samplers.by_name(name, schedule, None), steps, schedule, num)
 
 
 def check_named(name, calls, grid="uniform_log_snr", schedule="cosine"):

@@ -1,0 +1,217 @@
+"""Exports: a saved model samples as before; kinds of models; damaged folders; the methods of a loaded model."""
+
+import dataclasses
+import json
+import pickle
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffax
+from diffax import pretrained
+from diffax.nn import lora
+from diffax.nn.description import autoencoder_from_description
+from diffax.pretrained import Diffusion, Latents, Sampling, Spec
+
+KEY = jax.random.key(0)
+NETWORK = {"name": "mlp", "channels": 8, "depth": 1, "dropout_rate": 0.0, "time_scale": 1000.0, "dtype": "float32"}
+AUTOENCODER = {
+    "channels": 4, "channel_multipliers": [1, 2], "num_res_blocks": 1, "latent_channels": 2, "attention": False,
+    "dtype": "float32", "sample_channels": 1,
+}  # fmt: skip
+TEXT = {"vocab_size": 6, "width": 8, "depth": 1, "num_heads": 2}
+
+
+def diffusion(shape=(4, 4, 1), condition="label", network=None, **changes):
+    """A small model; conditioned on 3 classes, or on captions."""
+    network = {
+        **NETWORK,
+        "num_classes": 3 if condition == "label" else None,
+        "outputs": 1 + changes.get("learned_variance", False),
+        "text": TEXT if condition == "tokens" else None,
+        **(network or {}),
+    }
+    plain = Sampling(eta=None, guidance=1.5, interval=None, rescale=None, num_steps=4)
+    fields = {"curve": Spec.of("cosine", {}), "sigma_data": 0.5, "sampling": plain, "prediction": "v", "time": "t"}
+    fields |= {"num_classes": 3, "learned_variance": False}
+    return Diffusion(network=json.dumps(network), condition=condition, shape=shape, **{**fields, **changes})
+
+
+def random_params(model, seed=1):
+    """Parameters without zeros."""
+    params = jax.jit(model.init)(KEY)
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(seed)
+    return jax.tree.unflatten(tree, [jnp.asarray(0.3 * rng.normal(size=v.shape), v.dtype) for v in leaves])
+
+
+def saved(folder, model, params=None, **options):
+    params = random_params(model) if params is None else params
+    pretrained.save(folder, model, params, **{"step": 7, "data_range": (0.0, 16.0), **options})
+    return params
+
+
+def test_a_model_loads_from_str_path_and_home_as_it_was_saved(tmp_path, monkeypatch):
+    model = diffusion()
+    params = saved(tmp_path / "export", model, more={"config": {"seed": 1}})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in (tmp_path / "export", str(tmp_path / "export"), "~/export"):
+        loaded = pretrained.load(path)
+        assert loaded.diffusion == model
+        jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+    assert (loaded.step, loaded.low, loaded.high, loaded.words, loaded.shape) == (7, 0.0, 16.0, (), (4, 4, 1))
+    keys = diffax.random.keys_at(KEY, jnp.arange(3))
+    expected = jax.jit(model.generate)(params, keys, jnp.arange(3))
+    np.testing.assert_allclose(loaded.sample(KEY, 3), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("curve", "changes"),
+    [
+        (Spec.of("linear", {"beta_max": 25.0, "beta_min": 0.2}), {}),
+        (Spec.of("cosine_betas", {"num_steps": 10}, is_static=True), {"prediction": "eps", "learned_variance": True}),
+        (Spec.of("learned", {}, is_static=True), {"time": "log_snr"}),
+        (Spec.of("flow", {}), {"condition": "", "sampling": Sampling(0.5, 2.0, (0.1, 0.9), 0.7, sampler="ddim")}),
+    ],
+    ids=["parameters", "table", "learned", "sampling"],
+)
+def test_each_specification_survives_an_export(curve, changes, tmp_path):
+    model = diffusion(curve=curve, **changes)
+    params = saved(tmp_path / "export", model)
+    loaded = pretrained.load(tmp_path / "export")
+    assert loaded.diffusion == model
+    level, expected = loaded.schedule(0.3), model.schedule(params)(0.3)
+    np.testing.assert_array_equal((level.alpha, level.sigma), (expected.alpha, expected.sigma))
+
+
+def test_samples_of_a_model_in_latents_are_decoded(tmp_path):
+    net, model = autoencoder_from_description(AUTOENCODER), diffusion((2, 2, 2), "")
+    params = jax.jit(net.init)(KEY, jnp.zeros((1, 4, 4, 1)))["params"]
+    saved(tmp_path / "export", model, latents=Latents(json.dumps(AUTOENCODER), params, 0.5))
+    loaded = pretrained.load(tmp_path / "export")
+    codes = jax.jit(model.generate)(loaded.params, diffax.random.keys_at(KEY, jnp.arange(2)))
+    samples = loaded.sample(KEY, 2)
+    assert samples.shape == (2, 4, 4, 1)
+    np.testing.assert_allclose(samples, net.apply({"params": params}, codes / 0.5, method="decode"), atol=1e-5)
+    (tmp_path / "export" / "autoencoder.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"autoencoder.safetensors cannot be read \(No such file"):
+        pretrained.load(tmp_path / "export")
+
+
+def test_a_model_of_captions_has_its_vocabulary(tmp_path):
+    network = {"name": "dit", "patch_size": 2, "positions": "sincos", "num_heads": 2, "remat": False}
+    model = diffusion(condition="tokens", network=network, num_classes=None)
+    params = saved(tmp_path / "export", model, words=("red", "heart"), max_length=3)
+    loaded = pretrained.load(tmp_path / "export")
+    assert (loaded.words, loaded.max_length) == (("red", "heart"), 3)
+    tokens = jnp.array([[2, 3, 0], [3, 0, 0]])
+    expected = jax.jit(model.generate)(params, diffax.random.keys_at(KEY, jnp.arange(2)), tokens)
+    samples = loaded.sample(KEY, 2, tokens)
+    np.testing.assert_allclose(samples, expected, atol=1e-3)
+    assert jnp.abs(samples - loaded.sample(KEY, 2, tokens[::-1])).max() > 1e-2
+
+
+def test_merged_adapters_are_parameters_like_others(tmp_path):
+    model = diffusion()
+    params = random_params(model)
+    adapters = jax.tree.map(lambda v: v + 0.1, lora.init(KEY, params, ["*kernel"], rank=1))
+    merged = lora.merge(params, adapters, alpha=2.0)
+    saved(tmp_path / "export", model, merged)
+    jax.tree.map(np.testing.assert_array_equal, pretrained.load(tmp_path / "export").params, merged)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained") / "export"
+    saved(folder, diffusion())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return pretrained.load(folder)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def edit(**changes):
+    def change(folder):
+        content = json.loads((folder / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps(content))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: flip(f / "model.safetensors"), "model.safetensors does not match its digest"),
+        (lambda f: (f / "model.safetensors").write_bytes(b""), "model.safetensors does not match its digest"),
+        (lambda f: (f / "model.safetensors").unlink(), "path must be a folder that experiments.export wrote, got"),
+        (lambda f: (f / "config.json").unlink(), "path must be a folder that experiments.export wrote, got"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json must be that of an export"),
+        (lambda f: (f / "config.json").write_text("[]"), "config.json must be that of an export"),
+        (edit(step=8), "config.json does not match its digest"),
+        (edit(format="diffax-2"), "config.json must have format 'diffax-1', got 'diffax-2': use the diffax that wrote"),
+    ],
+)
+def test_a_damaged_folder_is_refused(damage, message, folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    damage(copy)
+    with pytest.raises(ValueError, match=message):
+        pretrained.load(copy)
+
+
+def test_an_export_replaces_nothing(folder):
+    before = sorted(path.read_bytes() for path in folder.iterdir())
+    with pytest.raises(ValueError, match="folder must not exist yet, got"):
+        saved(folder, diffusion())
+    assert sorted(path.read_bytes() for path in folder.iterdir()) == before
+    assert [path.name for path in folder.parent.iterdir()] == ["export"]
+
+
+def test_sample_i_depends_on_the_key_and_i_alone(loaded):
+    many, few = loaded.sample(KEY, 5, jnp.zeros(5, int)), loaded.sample(KEY, 2, 0)
+    np.testing.assert_allclose(few, many[:2], atol=1e-5)
+    assert jnp.abs(many[0] - many[1]).max() > 1e-3
+    assert jnp.abs(loaded.sample(jax.random.key(1), 2, 0) - few).max() > 1e-3
+    jitted = jax.jit(lambda model, key: model.sample(key, 4))(loaded, KEY)
+    np.testing.assert_allclose(jitted, loaded.sample(KEY, 4, jnp.array([0, 1, 2, 0])), atol=1e-5)  # classes in turn
+    with pytest.raises(ValueError, match="n must be an int >= 1, got 0"):
+        loaded.sample(KEY, 0)
+
+
+def test_other_sampling_settings_change_how_samples_are_drawn_alone(loaded):
+    other = loaded.with_sampling(num_steps=8, sampler="heun", guidance=None)
+    assert other.diffusion.sampling == dataclasses.replace(
+        loaded.diffusion.sampling, num_steps=8, sampler="heun", guidance=None
+    )
+    assert other.params is loaded.params
+    label, x = jnp.array([0, 1]), jax.random.normal(KEY, (2, 4, 4, 1))
+    predict = loaded.diffusion.predict(loaded.params, label)
+    plain = diffax.denoisers.clip_static(diffax.denoiser(predict, loaded.schedule, "v"))(x, 0.4)
+    np.testing.assert_allclose(other.denoiser(label)(x, 0.4), plain, atol=1e-5)
+    assert jnp.abs(loaded.denoiser(label)(x, 0.4) - plain).max() > 1e-4
+    np.testing.assert_allclose(loaded.denoiser(label, weight=1.0)(x, 0.4), plain, atol=1e-5)
+
+
+def test_samples_in_units_of_the_data_are_rounded_and_clipped(loaded):
+    x = np.array([-1.2, -1.0, -0.99, 0.0, 0.06, 1.0, 1.7])
+    pixels = loaded.denormalise(jnp.asarray(x))
+    assert (pixels.tolist(), pixels.dtype) == ([0, 0, 0, 8, 8, 16, 16], np.uint8)
+
+
+def test_a_specification_can_be_pickled_and_mapped(loaded):
+    """Numbers are leaves: a sweep maps over guidance weights in one program."""
+    assert pickle.loads(pickle.dumps(loaded.diffusion)) == loaded.diffusion
+    draw = jax.jit(jax.vmap(lambda weight: loaded.with_sampling(guidance=weight).sample(KEY, 2)))
+    weights = jnp.array([1.5, 3.0])
+    np.testing.assert_allclose(draw(weights)[0], loaded.sample(KEY, 2), atol=1e-5)
+    assert jnp.abs(draw(weights)[1] - draw(weights)[0]).max() > 1e-4
