@@ -16,7 +16,7 @@ Data types are pytrees, operations are functions, and algorithms are pairs of fu
                  likelihood.adaptive: the ODE by an adaptive solver (needs diffrax; import it yourself)
     analytic     oracles: data distributions with a known denoiser and log-density
     inverse      measurements y = A x0 + noise, and sampling of x0 given y
-    pretrained   specifications of trained models; load, which reads an export (needs flax, safetensors)
+    pretrained   specifications of trained models; load, which reads an export
     nn           Flax networks           (needs flax; import diffax.nn)
     training     training step, EMA, checkpoints  (needs optax, orbax; import diffax.training)
     metrics      distances between sets of features  (import diffax.metrics)

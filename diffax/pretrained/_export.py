@@ -246,10 +246,8 @@ def read_tensors(folder: Path, name: str, content: Mapping[str, Any]) -> dict[st
     Raises:
       ValueError: if it is missing or does not match its digest.
     """
-    try:
-        from safetensors import numpy
-    except ImportError as error:
-        raise ValueError("exports need safetensors: pip install 'diffax[interop]'") from error
+    from safetensors import numpy
+
     try:
         data = (folder / name).read_bytes()
     except OSError as error:

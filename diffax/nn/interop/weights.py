@@ -143,10 +143,8 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     path = Path(path)
     if not path.exists():
         raise ValueError(_missing(path))
-    try:
-        from safetensors import SafetensorError, numpy
-    except ImportError as error:
-        raise ValueError("reading weights needs safetensors: pip install '.[interop]'") from error
+    from safetensors import SafetensorError, numpy
+
     try:
         return renamed(numpy.load_file(path))
     except SafetensorError as error:
