@@ -6,7 +6,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from commands import built, opened
+from commands import DATA, built, opened
 from PIL import Image
 from test_experiments import call
 
@@ -17,6 +17,7 @@ from experiments.data.captions import Tokenizer, split, vocabulary
 from experiments.data.datasets import open_dataset
 from experiments.data.pipeline import batches
 from experiments.evaluation import caption_score
+from experiments.model import build
 from experiments.models import captions as text
 
 CAPTIONS = ["Red heart", "blue HEART", "cat-face with heart eyes", "red circle"]
@@ -220,7 +221,7 @@ def test_dropped_captions_are_empty(tiny):
         config = settings(tiny)
         config.loss.p_uncond = p_uncond
         config.dataset.batch_size = 64
-        built(config).objective(module=Spy()).loss({}, batch, jax.random.split(jax.random.key(0), 64))
+        build(config, DATA["emoji"]).objective(module=Spy()).loss({}, batch, jax.random.split(jax.random.key(0), 64))
     assert (seen[0] == batch["tokens"]).all()
     whole = (seen[1] == batch["tokens"]).all(1)
     assert (whole | (seen[1] == 0).all(1)).all()

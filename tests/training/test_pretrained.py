@@ -42,8 +42,11 @@ def diffusion(shape=(4, 4, 1), condition="label", network=None, **changes):
 
 def random_params(model, seed=1):
     """Parameters without zeros."""
-    params = jax.jit(model.init)(KEY)
-    leaves, tree = jax.tree.flatten(params)
+    return random_like(jax.eval_shape(model.init, KEY), seed)
+
+
+def random_like(shapes, seed=1):
+    leaves, tree = jax.tree.flatten(shapes)
     rng = np.random.default_rng(seed)
     return jax.tree.unflatten(tree, [jnp.asarray(0.3 * rng.normal(size=v.shape), v.dtype) for v in leaves])
 
@@ -89,7 +92,7 @@ def test_each_specification_survives_an_export(curve, changes, tmp_path):
 
 def test_samples_of_a_model_in_latents_are_decoded(tmp_path):
     net, model = autoencoder_from_description(AUTOENCODER), diffusion((2, 2, 2), "")
-    params = jax.jit(net.init)(KEY, jnp.zeros((1, 4, 4, 1)))["params"]
+    params = random_like(jax.eval_shape(net.init, KEY, jnp.zeros((1, 4, 4, 1)))["params"])
     saved(tmp_path / "export", model, latents=Latents(json.dumps(AUTOENCODER), params, 0.5))
     loaded = pretrained.load(tmp_path / "export")
     codes = jax.jit(model.generate)(loaded.params, diffax.random.keys_at(KEY, jnp.arange(2)))
@@ -180,6 +183,8 @@ def test_an_export_replaces_nothing(folder):
 def test_sample_i_depends_on_the_key_and_i_alone(loaded):
     many, few = loaded.sample(KEY, 5, jnp.zeros(5, int)), loaded.sample(KEY, 2, 0)
     np.testing.assert_allclose(few, many[:2], atol=1e-5)
+    alone = loaded.diffusion.generate(loaded.params, jax.random.fold_in(KEY, 4)[None], jnp.zeros(1, int))
+    np.testing.assert_allclose(many[4:], alone, atol=1e-5)
     assert jnp.abs(many[0] - many[1]).max() > 1e-3
     assert jnp.abs(loaded.sample(jax.random.key(1), 2, 0) - few).max() > 1e-3
     jitted = jax.jit(lambda model, key: model.sample(key, 4))(loaded, KEY)
