@@ -7,7 +7,7 @@ save        a model -> a folder: safetensors and JSON
 """
 
 from diffax.pretrained._calls import entries, moves, spent, step_grid
-from diffax.pretrained._export import Latents, Pretrained, load, save
+from diffax.pretrained._export import Latents, Pretrained, is_export, load, save
 from diffax.pretrained._specification import SCHEDULES, TIMES, Diffusion, Sampling, Spec
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Sampling",
     "Spec",
     "entries",
+    "is_export",
     "load",
     "moves",
     "save",

@@ -8,13 +8,14 @@ import jax
 from ml_collections import ConfigDict
 
 from diffax import pretrained
+from diffax.pretrained import is_export
 from diffax.training import Checkpoints
 from experiments.configs import default
 from experiments.configs.settings import flatten
 from experiments.data.captions import Tokenizer
 from experiments.model import Data, build
 from experiments.models.adapters import Adapters
-from experiments.models.autoencoder import LATENTS
+from experiments.models.autoencoder import LATENTS, AutoencoderModel
 from experiments.models.digests import digest
 from experiments.models.latents import Latents
 from experiments.run.workdir import load_record, read_json
@@ -119,6 +120,11 @@ def latents_of(trained: Trained, moved: str | None = None) -> Latents | None:
         if moved is not None:
             raise ValueError(f"autoencoder must not be given for a model of pixels, got {moved}")
         return None
+    if moved is None and is_export(trained.folder):  # an export includes its autoencoder
+        own = pretrained.load(trained.folder).latents
+        model = AutoencoderModel(0.0, trained.model.optimizer, own.network, "squared", trained.data.shape)
+        mark, shape = saved["digest"], tuple(saved["shape"])
+        return Latents(model, own.params, trained.folder, saved["step"], mark, own.scale, shape)
     folder = Path(moved or saved["autoencoder"]).expanduser().absolute()
     latents = load_latents(folder, saved["scale"], "autoencoder")
     if latents.digest != saved["digest"]:

@@ -303,10 +303,12 @@ def test_end_to_end(data_dir, tmp_path):
     call("export", f"--checkpoint={run}", f"--out={export}")
     moved = first.rename(tmp_path / "moved")
     again = tmp_path / "again"
-    message = call("sample", f"--checkpoint={export}", f"--out={again}", "--num=20", ok=False)
+    message = call("sample", f"--checkpoint={run}", f"--out={again}", "--num=20", ok=False)
     assert "autoencoder must be a run's workdir" in message
-    call("sample", f"--checkpoint={export}", f"--out={again}", "--num=20", f"--autoencoder={moved}")
+    call("sample", f"--checkpoint={export}", f"--out={again}", "--num=20")  # it includes the autoencoder
     np.testing.assert_array_equal(np.load(again / "shard_00000.npz")["samples"], samples)
+    call("sample", f"--checkpoint={export}", f"--out={tmp_path / 'other'}", "--num=20", f"--autoencoder={moved}")
+    np.testing.assert_array_equal(np.load(tmp_path / "other" / "shard_00000.npz")["samples"], samples)
 
     lines = (moved / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["loss"] < json.loads(lines[0])["loss"]
