@@ -160,16 +160,16 @@ time.sleep(600)
 
 
 def test_a_workdir_in_use_is_refused_and_free_after_a_kill(tmp_path):
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=ENV, cwd=ROOT
-    ) as holder:
+    line, config = [sys.executable, "-c", HOLD, str(tmp_path)], smoke.get_config().to_dict()
+    holder = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=ENV, cwd=ROOT)
+    try:
         assert holder.stdout.readline() == "locked\n"
-        config = smoke.get_config().to_dict()
         with pytest.raises(ValueError, match="workdir must not be in use by another run, got"):
             workdir.claim(tmp_path, config, {})
         assert not (tmp_path / "config.json").exists()
+    finally:
         holder.kill()
-        holder.wait()
+        holder.communicate()
     workdir.claim(tmp_path, config, {})
     assert (tmp_path / "config.json").exists()
     workdir.unlock(tmp_path)
@@ -214,9 +214,12 @@ def test_an_interrupt_of_sampling_is_one_line(untrained, tmp_path):
     process = subprocess.Popen(
         command("sample", *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, cwd=ROOT
     )
-    process.stdout.readline()  # the progress line of the first batch
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    try:
+        process.stdout.readline()  # the progress line of the first batch
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert error.split("\n") == ["", "interrupted; the same command continues from what is saved", ""]
 
