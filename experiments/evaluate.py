@@ -22,8 +22,7 @@ import numpy as np
 from absl import flags
 
 from experiments.data.datasets import open_dataset
-from experiments.evaluation import bits
-from experiments.evaluation import comparison as score
+from experiments.evaluation import bits, comparison
 from experiments.evaluation.extractors import MAKERS
 from experiments.evaluation.families import NAMES
 from experiments.run.command import launch, path_of, usage_errors
@@ -156,14 +155,14 @@ def main(argv):
             raise ValueError(f"samples must be a folder that experiments.sample wrote, got {folder}")
         samples, labels = load_samples(folder, settings)
         labels = labels if labels[0] >= 0 else None
-        chosen = score.Settings(**{name: flag.value for name, flag in HOW.items()})
+        chosen = comparison.Settings(**{name: flag.value for name, flag in HOW.items()})
         files = {name: getattr(chosen, name) for name in ("classifier_file", "inception_weights")}
         chosen = chosen._replace(**{name: text and str(path_of(name, text)) for name, text in files.items()})
         chosen = chosen._replace(metrics=None if chosen.metrics is None else tuple(chosen.metrics))
         data = settings["dataset"] | ({} if DATA_DIR.value is None else {"data_dir": DATA_DIR.value})
-        case = score.open_case(data, labels, chosen, len(samples))
+        case = comparison.open_case(data, labels, chosen, len(samples))
     with usage_errors():  # some of what is wrong with samples and data shows only in their features
-        found = score.score(case, samples, labels)
+        found = comparison.compare(case, samples, labels)
     write_json(folder / "evaluation.json", found._asdict())
     print(report(found, settings))
 

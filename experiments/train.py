@@ -25,7 +25,7 @@ from experiments.data.pictures import Pictures
 from experiments.models import adapters, autoencoder, captions, latents, noisy_classifier, samplers
 from experiments.run import devices, distributed
 from experiments.run.command import changes, launch, path_of, run_errors, usage_errors
-from experiments.run.opening import FORMS, opened
+from experiments.run.inputs import FORMS, opened
 from experiments.run.workdir import claim, write_json
 
 CONFIG = flags.DEFINE_string(

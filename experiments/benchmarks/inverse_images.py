@@ -43,7 +43,7 @@ from diffax import inverse
 from diffax._checks import choose
 from experiments.data import images
 from experiments.data.datasets import open_dataset
-from experiments.evaluation import comparison as score
+from experiments.evaluation import comparison
 from experiments.run.command import usage_errors
 from experiments.run.loading import Trained, load
 from experiments.run.workdir import read_json, write_json
@@ -237,7 +237,7 @@ def measure(x0: np.ndarray, truth: np.ndarray, labels: Any, task: Task, y: Any, 
     seen = np.broadcast_to(np.asarray(task.operator.known), off.shape) if _masks(task) else np.ones(off.shape)
     square = np.square(finite.astype(np.float64) - truth).mean((1, 2, 3))
     pixels = images.to_pixels(finite, case.dataset.low, case.dataset.high)
-    found = score.score(case, pixels, labels).metrics
+    found = comparison.compare(case, pixels, labels).metrics
     return {
         "residual": float(np.sqrt(np.square(off).sum() / seen.sum())),
         "psnr": float(np.mean(10 * np.log10(4 / np.maximum(square, 1e-12)))),
@@ -330,10 +330,10 @@ def main() -> None:
             raise ValueError(f"num must be between 2 and {len(truth)}, the test images, got {args.num}")
         order = _balanced(labels)[: args.num]
         truth, labels = truth[order], labels[order]
-        how = score.Settings(metrics=("fd", "accuracy"), reference="train", classifier_file=args.classifier_file)
-        case = score.open_case(data, labels, how, args.num)
+        how = comparison.Settings(metrics=("fd", "accuracy"), reference="train", classifier_file=args.classifier_file)
+        case = comparison.open_case(data, labels, how, args.num)
     args.workdir.mkdir(parents=True, exist_ok=True)
-    real = score.score(case, images.to_pixels(truth, case.dataset.low, case.dataset.high), labels)
+    real = comparison.compare(case, images.to_pixels(truth, case.dataset.low, case.dataset.high), labels)
     conditions = {
         "data": data["name"],
         "step": model.step,

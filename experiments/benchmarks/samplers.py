@@ -23,7 +23,7 @@ from absl import app, flags
 
 import diffax
 from diffax import samplers
-from experiments.benchmarks import accuracy, law, peer_rows, peers, problems, report, rows, speed
+from experiments.benchmarks import accuracy, distributions, peer_rows, peers, problems, report, rows, speed
 from experiments.benchmarks.problems import SCHEDULES
 
 OUT = flags.DEFINE_string("out", "runs/benchmark", "Folder for samplers.md, samplers.json and samplers.png.")
@@ -79,11 +79,11 @@ def _distance(exact, end):
 
 
 def _in_law(data, end):
-    return law.wasserstein(*law.moments(jnp.asarray(end)), data)
+    return distributions.wasserstein(*distributions.moments(jnp.asarray(end)), data)
 
 
 def _in_slices(exact, end):
-    return float(law.sliced(jnp.asarray(end), exact))
+    return float(distributions.sliced(jnp.asarray(end), exact))
 
 
 def of_peers(table, stochastic, data, u, budgets, error, noise, start, chosen, settings=None):
@@ -102,14 +102,21 @@ def with_noise(chosen: dict, budgets: tuple[int, ...], quick: bool, start: float
     for schedule in ("linear",) if quick else SCHEDULES:
         found[schedule] = table = {}
         for name, row in chosen.items():
-            if runs := problems.cases(row, budgets, law.GRIDS[-2:] if quick else law.GRIDS, (0,) if quick else (0, 1)):
-                table[name] = accuracy.tabulate(runs, law.measure(row, schedule, runs), budgets)
+            if runs := problems.cases(
+                row, budgets, distributions.GRIDS[-2:] if quick else distributions.GRIDS, (0,) if quick else (0, 1)
+            ):
+                table[name] = accuracy.tabulate(runs, distributions.measure(row, schedule, runs), budgets)
         say(f"law on a Gaussian, {schedule}: {len(table)} samplers", start)
         if schedule == "linear" and not quick:
             data, alpha = problems.gaussian(), float(SCHEDULES["linear"](1.0).alpha)
-            x = law.unit_examples(data, SCHEDULES["linear"](1.0), 2 * max(budgets) + 8)
+            x = distributions.unit_examples(data, SCHEDULES["linear"](1.0), 2 * max(budgets) + 8)
             error = functools.partial(_in_law, data)
-            at = [(grid, end, ending) for grid in law.GRIDS for end in problems.ENDS[:2] for ending in rows.ENDINGS]
+            at = [
+                (grid, end, ending)
+                for grid in distributions.GRIDS
+                for end in problems.ENDS[:2]
+                for ending in rows.ENDINGS
+            ]
             at += [(grid, 0.0, "sample") for grid in peer_rows.DIFFUSERS_GRIDS]
             of_peers(table, True, data, np.asarray(x) / alpha, budgets, error, peers.unit_noise, start, chosen, at)
     return found
@@ -120,13 +127,13 @@ def drawn(chosen: dict, budgets: tuple[int, ...], quick: bool, start: float) -> 
     found: dict[str, Any] = {}
     for schedule, dimension, count in (("linear", 2, 512),) if quick else DRAWN:
         data = problems.mixture(dimension)
-        exact = law.quantiles(data, count)
-        low, high = law.floor(data, exact, 5 if quick else 20)
+        exact = distributions.quantiles(data, count)
+        low, high = distributions.floor(data, exact, 5 if quick else 20)
         table: dict[str, Any] = {}
         found[f"{schedule}, {dimension}-D"] = {"draws": count, "floor": [low, high], "rows": table}
         for name, row in chosen.items():
             if runs := problems.cases(row, budgets, ("log_snr",), (1,)):
-                errors = law.measure_mixture(row, schedule, data, exact, runs)
+                errors = distributions.measure_mixture(row, schedule, data, exact, runs)
                 table[name] = accuracy.tabulate(runs, errors, budgets)
         say(f"law on the mixture, {schedule}, {dimension}-D: {len(table)} samplers", start)
         if not quick:
@@ -142,12 +149,12 @@ def drawn(chosen: dict, budgets: tuple[int, ...], quick: bool, start: float) -> 
 def sweeps(budgets: tuple[int, ...], quick: bool) -> dict[str, Any]:
     """Hyperparameters, each swept in one compile."""
     found = {
-        "ddim, eta": law.sweep(
+        "ddim, eta": distributions.sweep(
             lambda of, stretch, eta: samplers.ddim(of, eta=eta), "linear", [0.0, 0.2, 0.4, 0.6, 0.8, 1.0], budgets
         )
     }
     if not quick:
-        found["heun, s_churn"] = law.sweep(
+        found["heun, s_churn"] = distributions.sweep(
             lambda of, stretch, amount: samplers.heun(of, s_churn=amount * stretch),
             "edm",
             [0.0, 0.25, 0.5, 1.0, 2.0, 4.0],

@@ -27,11 +27,11 @@ from diffax.training import init_state, make_mesh, train_step
 from experiments.benchmarks import train_peers
 from experiments.configs import default
 from experiments.model import Data, build
-from experiments.run import devices, opening
+from experiments.run import devices, inputs
 
 NETWORKS = flags.DEFINE_list("networks", ["digits", "pixels32"], "Of digits, pixels32, ddpm.")
 DEVICES = flags.DEFINE_list("devices", None, "Numbers of devices; by default 1 and all.")
-FORMS = flags.DEFINE_list("forms", list(opening.FORMS), "Of pmap, jit, fsdp.")
+FORMS = flags.DEFINE_list("forms", list(inputs.FORMS), "Of pmap, jit, fsdp.")
 DTYPES = flags.DEFINE_list("dtypes", ["float32"], "Of float32, bfloat16.")
 REMAT = flags.DEFINE_list("remat", ["False"], "Of False, True.")
 REPEATS = flags.DEFINE_integer("repeats", 20, "Steps that are timed.", lower_bound=1)
@@ -77,7 +77,7 @@ def measure(name: str, form: str, count: int, dtype: str, remat: bool, repeats: 
     params = jax.jit(model.init)(jax.random.key(0))
     objective, optimizer, mesh = model.objective(), model.optimizer.make(), make_mesh(jax.devices()[:count])
     one = train_step(objective.loss, optimizer, ema_decay=config.optimizer.ema_decay)
-    step, batch = opening.FORMS[form](one, mesh), example_batch(network)
+    step, batch = inputs.FORMS[form](one, mesh), example_batch(network)
     state = step.place(init_state(jax.random.key(1), params, optimizer))
     operations = devices.training_flops(objective.loss, params, batch, jax.random.split(state.key, network.batch_size))
     start = time.perf_counter()
@@ -153,7 +153,7 @@ def cases() -> list[tuple[str, str, int, str, bool]]:
     counts = DEVICES.value or sorted({"1", str(here)}, key=int)
     for flag, given, known in (
         ("networks", NETWORKS.value, SIZES),
-        ("forms", FORMS.value, opening.FORMS),
+        ("forms", FORMS.value, inputs.FORMS),
         ("dtypes", DTYPES.value, NAMES_OF_DTYPES),
         ("remat", REMAT.value, ("False", "True")),
         ("devices", counts, [str(n) for n in range(1, here + 1)]),

@@ -1,9 +1,9 @@
 """From samples and the settings of their data set to metrics, floors and conditions (`evaluation.measures`).
 
-`open_case` opens the data and makes an extractor, which may train, once; `score` measures any number of samples.
+`open_case` opens the data and makes an extractor, which may train, once; `compare` measures any number of samples.
 
     case = open_case(config.dataset.to_dict(), labels, Settings())
-    found = score(case, samples, labels)
+    found = compare(case, samples, labels)
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from experiments.data.datasets import Dataset, open_dataset
 from experiments.evaluation.extractors import DIMENSIONS, MAKERS, Extractor, Options, make_extractor
 from experiments.evaluation.families import BY_LABEL, check_counts, check_names, least_count
 from experiments.evaluation.measures import HELD, Measures, Real, measure
-from experiments.evaluation.streams import stream_fd
+from experiments.evaluation.moments import stream_fd
 
 PART = 1000  # images of a stream at a time
 
@@ -109,7 +109,7 @@ def _of_classes(images, of, labels):
     return images[keep], of[keep]
 
 
-def score(case: Case, samples: np.ndarray, labels: np.ndarray | None) -> Measures:
+def compare(case: Case, samples: np.ndarray, labels: np.ndarray | None) -> Measures:
     """Metrics, floors and conditions of samples.
 
     Of more than `HELD` samples, fd is that of all, from moments; the other metrics are of so many of them.

@@ -59,7 +59,7 @@ def prepared(
         pixels = images.to_pixels(x, case.dataset.low, case.dataset.high)  # raises for samples that are not finite
         columns = min(case.dataset.num_classes or 10, 10)
         images.save_png(path, case.dataset.normalise(pixels[: 10 * columns]), columns)
-        return comparison.score(case, pixels, label)
+        return comparison.compare(case, pixels, label)
 
     return case.dataset, measure
 

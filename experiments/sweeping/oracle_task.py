@@ -18,7 +18,7 @@ import numpy as np
 import diffax
 from diffax._checks import check_count, choose
 from diffax.pretrained import spent
-from experiments.benchmarks import accuracy, law, problems
+from experiments.benchmarks import accuracy, distributions, problems
 from experiments.models import samplers
 from experiments.sweeping import programs
 from experiments.sweeping.definition import Run
@@ -98,7 +98,7 @@ def _program(schedule_name: str, dimension: int, name: str, way: str) -> Callabl
     def one(quantiles: Any, times: Any, eta: Any, seed: Any, x: Any, x0: Any) -> Any:
         sampler = diffax.samplers.by_name(name, schedule, eta)
         samples = diffax.sample(jax.random.key(seed), sampler, denoise, x, times)
-        return accuracy.rms(samples - x0), law.sliced(samples, quantiles)
+        return accuracy.rms(samples - x0), distributions.sliced(samples, quantiles)
 
     return jax.jit(one) if way == "loop" else programs.several(one)
 
@@ -119,8 +119,8 @@ def _starts(schedule: str, dimension: int, examples: int, seeds: tuple[int, ...]
     draws = [np.random.default_rng(seed).normal(size=(examples, dimension)) for seed in seeds]
     x = np.asarray(of(t).sigma) * np.concatenate(draws)
     x0, _ = problems.exact(schedule, mixture, jnp.asarray(x))
-    quantiles = law.quantiles(mixture, examples)
-    floor, _ = law.floor(mixture, quantiles)
+    quantiles = distributions.quantiles(mixture, examples)
+    floor, _ = distributions.floor(mixture, quantiles)
     shape = (len(seeds), examples, dimension)
     conditions = {"law": f"mixture of {len(mixture.weights)} in {dimension}-D", "num_samples": examples}
     return _Starts(x.reshape(shape), np.asarray(x0).reshape(shape), quantiles, floor, conditions)

@@ -27,7 +27,7 @@ from experiments.data.datasets import open_dataset
 from experiments.model import Model
 from experiments.models import adapters, latents
 from experiments.models.drawing import draw
-from experiments.run.opening import FORMS, Inputs, opened, save_export
+from experiments.run.inputs import FORMS, Inputs, opened, save_export
 from experiments.sweeping import measuring, programs
 from experiments.sweeping.definition import Run
 from experiments.sweeping.folder import Result

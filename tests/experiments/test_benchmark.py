@@ -13,7 +13,7 @@ import pytest
 
 import diffax
 from diffax import analytic
-from experiments.benchmarks import accuracy, law, peer_rows, peers, problems, rows
+from experiments.benchmarks import accuracy, distributions, peer_rows, peers, problems, rows
 from experiments.benchmarks.rows import ROWS
 
 pytestmark = [pytest.mark.usefixtures("x64")]
@@ -89,7 +89,7 @@ def test_padding_does_not_change_how_much_is_churned():
     row, schedule = ROWS["heun-churn10"], "edm"
     run = problems.Case("uniform", 0, "sample", 15, 7, 15)
     longer = problems.Case("uniform", 0, "sample", 31, 15, 31)
-    alone, beside = law.measure(row, schedule, [run]), law.measure(row, schedule, [run, longer])
+    alone, beside = distributions.measure(row, schedule, [run]), distributions.measure(row, schedule, [run, longer])
     np.testing.assert_allclose(alone[0], beside[0], rtol=1e-9)
 
 
@@ -123,7 +123,7 @@ def recursion(times, noise=1.0):
 
 def test_the_law_is_the_paper_s_recursion():
     runs = problems.cases(ROWS["ddpm"], BUDGETS, ("uniform",), (0,))
-    found, data = law.measure(ROWS["ddpm"], "linear", runs), problems.gaussian()
+    found, data = distributions.measure(ROWS["ddpm"], "linear", runs), problems.gaussian()
     for case, errors in zip(runs, found, strict=True):
         m, s = recursion(problems.step_grid("linear", case.grid, case.moves + 1, 0.05))
         exact = np.sqrt(np.mean((m - data.mean) ** 2 + (s - np.sqrt(data.variances)) ** 2))
@@ -139,14 +139,14 @@ def test_noise_of_the_wrong_size_is_noticed():
 def test_quantiles_and_the_sliced_distance():
     """One component: the quantiles of a normal law; draws that are moved by d are |d . v| off in direction v."""
     one = analytic.Mixture(np.array([1.0]), np.array([[0.7, -0.4]]), 0.3)
-    exact, v = law.quantiles(one, 9), law.directions(2)
+    exact, v = distributions.quantiles(one, 9), distributions.directions(2)
     for k in (0, 5):
         normal = NormalDist(float(one.means[0] @ v[:, k]), 0.3)
         np.testing.assert_allclose(exact[:, k], [normal.inv_cdf((i + 0.5) / 9) for i in range(9)], atol=1e-5)
     # All draws at one point: the distance to a law along v is E (point . v - q)^2.
     d = np.array([0.3, 0.1])
     expected = np.sqrt(np.mean((d @ v - exact) ** 2))
-    np.testing.assert_allclose(law.sliced(jnp.broadcast_to(d, (9, 2)), exact), expected, rtol=1e-12)
+    np.testing.assert_allclose(distributions.sliced(jnp.broadcast_to(d, (9, 2)), exact), expected, rtol=1e-12)
 
 
 def test_slope():
@@ -163,10 +163,12 @@ def test_best():
 
 def test_a_sweep_compiles_once_and_ends_at_the_bare_sampler():
     build = lambda of, stretch, eta: diffax.ddim(of, eta=eta)
-    swept = law.sweep(build, "linear", [0.0, 0.5, 1.0], BUDGETS)
+    swept = distributions.sweep(build, "linear", [0.0, 0.5, 1.0], BUDGETS)
     runs = [c for c in problems.cases(ROWS["ddpm"], BUDGETS, ("log_snr",), (1,)) if c.ending == "sample"]
     assert swept["compiles"] == 1
-    np.testing.assert_allclose(swept["errors"][-1], law.measure(ROWS["ddpm"], "linear", runs)[:, 0], rtol=1e-3)
+    np.testing.assert_allclose(
+        swept["errors"][-1], distributions.measure(ROWS["ddpm"], "linear", runs)[:, 0], rtol=1e-3
+    )
 
 
 def test_the_betas_that_make_diffusers_table_the_linear_schedule():
@@ -195,9 +197,9 @@ def test_k_diffusion_is_what_ours_is(name, small):
     runs = [case for case in runs if case.ending == ending]
     if peer.stochastic:
         data = problems.gaussian()
-        ours = law.measure(row, "linear", runs)
-        u = np.asarray(law.unit_examples(data, problems.SCHEDULES["linear"](1.0), 40)) / alpha
-        error = lambda end: law.wasserstein(*law.moments(jnp.asarray(end)), data)
+        ours = distributions.measure(row, "linear", runs)
+        u = np.asarray(distributions.unit_examples(data, problems.SCHEDULES["linear"](1.0), 40)) / alpha
+        error = lambda end: distributions.wasserstein(*distributions.moments(jnp.asarray(end)), data)
         theirs = peers.measure(peer, data, u, BUDGETS, error, [setting], peers.unit_noise)
     else:
         ours = accuracy.measure(row, small, runs)

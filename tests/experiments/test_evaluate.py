@@ -8,8 +8,7 @@ from commands import imported, run
 
 from experiments.configs import digits
 from experiments.data.datasets import open_dataset
-from experiments.evaluation import classifier
-from experiments.evaluation import comparison as score
+from experiments.evaluation import classifier, comparison
 from experiments.evaluation.measures import Measures
 
 evaluate, _ = imported("evaluate")
@@ -75,15 +74,15 @@ def test_errors_of_the_measuring(folder, capsys, monkeypatch):
 
         return of
 
-    monkeypatch.setattr(score, "open_case", lambda *args: None)
-    monkeypatch.setattr(score, "score", fails(ValueError("max_iterations must\n do, got 3")))
+    monkeypatch.setattr(comparison, "open_case", lambda *args: None)
+    monkeypatch.setattr(comparison, "compare", fails(ValueError("max_iterations must\n do, got 3")))
     assert refused(capsys, folder) == "error: max_iterations must do, got 3\n"
     for error in (TypeError("x"), KeyError("x"), IndexError("x"), AssertionError("x"), ZeroDivisionError("x")):
-        monkeypatch.setattr(score, "score", fails(error))
+        monkeypatch.setattr(comparison, "compare", fails(error))
         with pytest.raises(type(error)):
             call(folder)
     # Only the measuring: a bug of the report is none of the input's.
-    monkeypatch.setattr(score, "score", lambda *args: Measures({}, {}, {}, {}))
+    monkeypatch.setattr(comparison, "compare", lambda *args: Measures({}, {}, {}, {}))
     monkeypatch.setattr(evaluate, "report", fails(ValueError("of the report")))
     with pytest.raises(ValueError, match="of the report"):
         call(folder)

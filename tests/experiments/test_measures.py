@@ -18,7 +18,7 @@ from experiments.evaluation.batches import in_batches
 from experiments.evaluation.extractors import Extractor
 from experiments.evaluation.families import NAMES
 from experiments.evaluation.measures import Real, measure
-from experiments.evaluation.streams import stream_fd, stream_moments
+from experiments.evaluation.moments import stream_fd, stream_moments
 
 SHAPE = (4, 4, 1)
 MATRIX = np.random.default_rng(9).normal(size=(16, 5)) / 4
@@ -219,22 +219,22 @@ def test_many_samples_are_streamed(monkeypatch):
     pixels = np.clip((SAMPLES + 2) * 60, 0, 255).astype(np.uint8)
     dataset = Dataset("made", None, SHAPE, 3, 0.0, 255.0)
     case = scoring.Case(dataset, REAL, JUDGE, None, ("fd", "accuracy"), scoring.Settings(), {})
-    whole = scoring.score(case, pixels, LABELS)
+    whole = scoring.compare(case, pixels, LABELS)
     monkeypatch.setattr(scoring, "HELD", 30)
     monkeypatch.setattr(scoring, "PART", 11)
-    found = scoring.score(case, pixels, LABELS)
+    found = scoring.compare(case, pixels, LABELS)
     x = dataset.normalise(pixels)
     assert found.metrics["fd"] == pytest.approx(library.frechet_distance(features(x), features(REAL.test)), rel=1e-8)
     assert found.metrics["fd"] == pytest.approx(whole.metrics["fd"], rel=0.3)
     assert (found.conditions["fd_num_samples"], found.conditions["num_samples"]) == (80, 30)
-    alone = scoring.score(case._replace(names=("fd",)), pixels, LABELS)
+    alone = scoring.compare(case._replace(names=("fd",)), pixels, LABELS)
     assert alone.metrics == {"fd": found.metrics["fd"]}
     by_train = scoring.Settings(reference="train")
-    turned = scoring.score(case._replace(names=("fd",), settings=by_train), pixels, LABELS)
+    turned = scoring.compare(case._replace(names=("fd",), settings=by_train), pixels, LABELS)
     expected = library.frechet_distance(features(x), features(REAL.train))
     assert turned.metrics["fd"] == pytest.approx(expected, rel=1e-8)
     with pytest.raises(ValueError, match=r"samples must be images of shape \(4, 4, 1\), got \(4, 4\)"):
-        scoring.score(case, pixels[..., 0], LABELS)
+        scoring.compare(case, pixels[..., 0], LABELS)
 
 
 # The digits themselves

@@ -24,7 +24,7 @@ LEVELS = [
 ]
 COMMANDS = {"benchmark", "evaluate", "export", "prepare", "report", "sample", "sweep", "train"}
 # Functions that read settings themselves: they are the parser and the rules, and the two places where objects are made.
-PARSERS = {"configs/default.py", "configs/settings.py", "model.py:build", "run/opening.py:opened"}
+PARSERS = {"configs/default.py", "configs/settings.py", "model.py:build", "run/inputs.py:opened"}
 
 
 @functools.cache

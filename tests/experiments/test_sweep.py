@@ -18,8 +18,7 @@ from sweeping_runs import Fake, attempts, command, results, states, tree, write
 import diffax
 from diffax.pretrained import spent, step_grid
 from experiments import sweep
-from experiments.benchmarks import law as of_law
-from experiments.benchmarks import problems
+from experiments.benchmarks import distributions, problems
 from experiments.configs import smoke
 from experiments.configs.settings import change, flatten
 from experiments.models import samplers
@@ -722,7 +721,7 @@ def test_the_oracle_gives_what_a_direct_computation_gives(command, tmp_path):
     schedule, law = problems.SCHEDULES["linear"], problems.mixture(2)
     x = jnp.asarray(float(schedule(1.0).sigma) * np.random.default_rng(3).normal(size=(8, 2)))
     exact, _ = problems.exact("linear", law, x)
-    quantiles = of_law.quantiles(law, 8)
+    quantiles = distributions.quantiles(law, 8)
 
     @jax.jit
     def draw(eta, times):
@@ -733,7 +732,7 @@ def test_the_oracle_gives_what_a_direct_computation_gives(command, tmp_path):
     for run in found:
         eta, grid = run.overrides["config.eta"], run.overrides["config.grid"]
         samples = draw(eta, jnp.asarray(problems.step_grid("linear", grid, 5, 0.01)))
-        assert run.metrics["sliced"] == pytest.approx(float(of_law.sliced(samples, quantiles)), abs=1e-9)
+        assert run.metrics["sliced"] == pytest.approx(float(distributions.sliced(samples, quantiles)), abs=1e-9)
         assert run.cost["calls"] == 5
         assert ("rms" in run.metrics) == (eta == 0)
         if eta == 0:

@@ -27,8 +27,8 @@ from experiments.evaluation import measures
 from experiments.models import objectives
 from experiments.reporting import document, summary, tables
 from experiments.reporting.reading import read_sweep
-from experiments.run import opening
-from experiments.run.opening import opened, save_export
+from experiments.run import inputs as inputs_module
+from experiments.run.inputs import opened, save_export
 from experiments.sweeping import definition as definitions
 from experiments.sweeping import measuring, programs, sample_task, settings, train_task
 from experiments.sweeping.folder import Result
@@ -422,7 +422,7 @@ def test_what_is_interrupted_goes_on_from_its_checkpoint(command, tmp_path, monk
 
 def interrupt_at(patch, count):
     """The batch of this number, of all runs together, raises KeyboardInterrupt."""
-    original, taken = opening.Inputs.batches, []
+    original, taken = inputs_module.Inputs.batches, []
 
     class Interrupted:
         def __init__(self, data):
@@ -435,7 +435,7 @@ def interrupt_at(patch, count):
                 raise KeyboardInterrupt
             return next(self._data)
 
-    patch.setattr(opening.Inputs, "batches", lambda self, *args, **how: Interrupted(original(self, *args, **how)))
+    patch.setattr(inputs_module.Inputs, "batches", lambda self, *args, **how: Interrupted(original(self, *args, **how)))
 
 
 def without_speed(path):
