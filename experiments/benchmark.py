@@ -11,13 +11,18 @@ import importlib
 import sys
 
 
+PARTS = ("samplers", "train", "seeds")
+
+
 def main() -> None:
-    """Runs the one that is asked for; each has its own flags."""
-    if sys.argv[1:2] == ["accelerator"]:  # without absl, which its machine may lack
+    """Run the part that the first argument names; each has its own flags."""
+    part = sys.argv[1] if len(sys.argv) > 1 else ""
+    if part == "accelerator":  # without absl, which its machine may lack
         importlib.import_module("experiments.benchmarks.accelerator.command").main(sys.argv[2:])
         return
-    part = next((name for name in ("samplers", "train", "seeds") if name in sys.argv[1:]), "loop")
-    importlib.import_module(f"experiments.benchmarks.{part}").run()
+    if part in PARTS:
+        del sys.argv[1]
+    importlib.import_module(f"experiments.benchmarks.{part if part in PARTS else 'loop'}").run()
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ def test_a_sampler_is_one_file_and_one_row(tmp_path):
     diff = re.search(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1]
     assert len(re.findall(r"^diff --git", diff, re.M)) == 2
     for name in ("diffax", "docs", "experiments", "tests"):
-        skip = shutil.ignore_patterns("__pycache__", "*.png", "*.npz", "*.csv", "benchmarks", "reference", "golden")
+        skip = shutil.ignore_patterns("__pycache__", "*.png", "*.npz", "*.csv", "reference", "golden")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=skip)
     for name in ("README.md", "CONTRIBUTING.md"):
         shutil.copy(ROOT / name, tmp_path)

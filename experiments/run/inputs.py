@@ -91,7 +91,7 @@ def opened(config: Any, num_devices: int) -> Inputs:
     names, space, base, tokenizer, words = config.dataset, None, None, None, None
     dataset = datasets.open_dataset(names.name, names.data_dir, names.labels)
     if config.latent.autoencoder:
-        space = latent_space(config.latent.autoencoder)
+        space = loading.load_latents(path_of("config.latent.autoencoder", config.latent.autoencoder))
         if space.model.shape != dataset.shape:
             raise ValueError(
                 f"config.latent.autoencoder must be one of images {dataset.shape}, got {space.folder} of "
@@ -121,12 +121,6 @@ def opened(config: Any, num_devices: int) -> Inputs:
     )
     read()  # raises for a split that is too small
     return Inputs(dataset, data, space, base, tokenizer, model, read)
-
-
-@functools.lru_cache(maxsize=2)
-def latent_space(folder: str) -> Latents:
-    """The latent space of config.latent.autoencoder, read once."""
-    return loading.load_latents(path_of("config.latent.autoencoder", folder))
 
 
 def save_export(path: Path, inputs: Inputs, params: Any, settings: dict[str, Any], step: int) -> None:

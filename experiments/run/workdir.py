@@ -80,10 +80,10 @@ def unlock(workdir: Path) -> None:
         _LOCKS.pop(workdir).release()
 
 
-def claim(workdir: Path, config: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+def claim(workdir: Path, settings: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """Make a folder this run's, or check that its newest checkpoint is of this run; then write config.json.
 
-    config: as a dict. identity: what the run depends on beside it: data, autoencoder, base.
+    settings: the config, as a dict. identity: what the run depends on beside it: data, autoencoder, base.
 
     Raises:
       ValueError: if the folder cannot be written to, is in use, or has a checkpoint of a run with another config or
@@ -95,7 +95,7 @@ def claim(workdir: Path, config: Mapping[str, Any], identity: Mapping[str, Any])
         step, record = found
         # A setting that is newer than the run had its default then.
         before = flatten(default.get_config().to_dict()) | flatten(record["config"])
-        now = flatten(config)
+        now = flatten(settings)
         for key in sorted(before.keys() | now.keys(), key=lambda key: (key != "config.model", key)):
             if before.get(key) != now.get(key) and not key.startswith(FREE):
                 raise ValueError(
@@ -108,7 +108,7 @@ def claim(workdir: Path, config: Mapping[str, Any], identity: Mapping[str, Any])
                     f"workdir {workdir} has a run whose {name} was {saved} at step {step}, got {value}; "
                     "choose another --workdir"
                 )
-    write_json(workdir / "config.json", config)
+    write_json(workdir / "config.json", settings)
 
 
 def newest(folder: Path) -> tuple[int, dict[str, Any]] | None:

@@ -7,10 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-from test_evaluate import with_flags_of_its_own
+from commands import imported
 from test_experiments import ROOT, xla_flags
 
-seeds, FLAGS = with_flags_of_its_own("experiments.benchmarks.seeds")
+seeds, FLAGS = imported("benchmarks.seeds")
 
 LOSSES = {0: (1.0, 0.5), 1: (1.2, 0.4), 2: (0.9, 0.7)}
 SECONDS = {0: 30.0, 1: 10.0, 2: 20.0}
@@ -87,7 +87,7 @@ def test_losses_that_differ_are_told(shared, apart, tmp_path, monkeypatch):
         ("--networks=foo", "networks must be among mlp, unet, got 'foo'"),
         ("--networks=mlp,foo", "networks must be among mlp, unet, got 'mlp,foo'"),
         ("--networks=", "networks must be among mlp, unet, got ''"),
-        ("--ways=scan", "ways must be among loop, vmap, map, got 'scan'"),
+        ("--ways=scan", "ways must be among loop, vmap, got 'scan'"),
         ("--out=/proc/nowhere", "out must be a folder one can write to, got /proc/nowhere ("),
     ],
 )

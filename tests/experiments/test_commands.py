@@ -26,13 +26,17 @@ TRAIN, TRAIN_FLAGS = imported("train")
     [
         ("config.train.num_steps=7", "write --config.train.num_steps=7; flags"),
         ("config.train.num_steps", "write --config.train.num_steps=VALUE; flags"),
-        ("distributed=true", "write --distributed=true; flags"),
+        ("workdir=there", "write --workdir=there; flags"),
         ("other", "unknown argument 'other'; flags are --NAME=VALUE and settings --config.KEY=VALUE"),
     ],
 )
-def test_a_positional_argument_is_refused_with_the_right_spelling(argument, hint, capsys):
+def test_a_positional_argument_is_refused_with_the_right_spelling(argument, hint, capsys, monkeypatch):
+    for name in TRAIN_FLAGS:
+        TRAIN_FLAGS[name].unparse()
+    monkeypatch.setattr(run_command.flags, "FLAGS", TRAIN_FLAGS)
+    argument_line = ["train", "--config=smoke", "--workdir=w", argument]
     with pytest.raises(SystemExit) as ended:
-        run_command.parse(["train", argument])
+        run_command.parse(argument_line)
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: unknown argument {argument!r}")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from commands import built, imported, train
+from commands import built, train
 from test_experiments import metrics
 from test_training import batch_of, on
 
@@ -19,8 +19,8 @@ from experiments.data.datasets import Dataset, open_dataset
 from experiments.data.pipeline import RecordError, batches, places
 from experiments.models.objectives import Objective
 from experiments.models.optimizers import Optimizer
-
-COMMAND, _ = imported("train")
+from experiments.run import inputs
+from experiments.run.inputs import FORMS
 
 
 def small(data_dir, **settings):
@@ -51,7 +51,7 @@ class Model:
 @pytest.fixture
 def prepared(data_dir, tmp_path, monkeypatch):
     """start(workdir, at_batch, **settings) -> the workdir, after training. at_batch: (number, batch) -> batch."""
-    monkeypatch.setattr(COMMAND, "build", Model)
+    monkeypatch.setattr(inputs, "build", Model)
 
     def start(workdir="run", at_batch=lambda n, batch: batch, **settings):
         class Data:
@@ -63,7 +63,7 @@ def prepared(data_dir, tmp_path, monkeypatch):
                 batch = next(self._data)
                 return at_batch(self._data.get_state()["next_index"], batch)
 
-        monkeypatch.setattr(COMMAND.pipeline, "batches", Data)
+        monkeypatch.setattr(inputs.pipeline, "batches", Data)
         return train(small(data_dir, **settings), tmp_path / workdir)
 
     return start
@@ -162,7 +162,7 @@ def test_some_may_be_left_out(prepared, capsys):
 
 @pytest.mark.slow_cases("pmap")
 @pytest.mark.newest
-@pytest.mark.parametrize("form", COMMAND.PARALLEL)
+@pytest.mark.parametrize("form", FORMS)
 def test_a_gradient_that_is_not_finite_moves_nothing(form):
     """The loss may be finite: sqrt(0)'s slope is not. In any layout, with and without parts."""
 

@@ -50,7 +50,7 @@ SAMPLES, LABELS = draw(2, 80, 0.7)
 
 def test_all_metrics_with_their_floors():
     found = measure(JUDGE, SAMPLES, REAL, labels=LABELS, names=("all",))
-    assert tuple(found.metrics) == tuple(found.floors) == NAMES
+    assert tuple(found.metrics) == tuple(found.floors) == tuple(NAMES)
     assert found.conditions["n"] == 60
     assert [found.conditions[f"num_{k}"] for k in ("samples", "train", "test")] == [80, 90, 60]
     assert (found.conditions["extractor"], found.conditions["extractor_hash"]) == ("judge", "cd" * 8)

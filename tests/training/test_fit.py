@@ -96,6 +96,15 @@ def test_the_first_state_is_made_only_without_a_checkpoint(tmp_path):
     assert further.step == int(further.state.step) == 6
 
 
+@pytest.fixture
+def interrupts():
+    """Ctrl-C raises KeyboardInterrupt, as in a process of a user; a worker of pytest-xdist ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_and_saves(number, tmp_path, capfd):
     whole = fit(tmp_path / "whole")
@@ -116,6 +125,7 @@ def test_a_signal_stops_and_saves(number, tmp_path, capfd):
     same(whole.state, fit(tmp_path / "stopped").state)
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_a_second_interrupt_ends_at_once(tmp_path):
     def send(step, state):
         if step == 5:

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from commands import built, imported
+from commands import built
 
 from diffax import training
 from diffax.training import parallel
 from diffax.training.exports import is_export
 from diffax.training.parallel import over_batch
 from experiments.configs import digits
+from experiments.run.inputs import FORMS
 
 KEY = jax.random.key(0)
 D = 8
-PARALLEL = imported("train")[0].PARALLEL
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def make(optimizer=None, ema_decay=0.9):
 
 def on(form, count, state, step):
     """(state, step) on this number of devices."""
-    run = PARALLEL[form](step, training.make_mesh(jax.devices()[:count]))
+    run = FORMS[form](step, training.make_mesh(jax.devices()[:count]))
     return run.place(state), run
 
 
@@ -233,7 +233,7 @@ def test_a_damaged_export_is_refused(tmp_path):
 
 @pytest.mark.slow_cases(but=["pmap"])
 @pytest.mark.newest
-@pytest.mark.parametrize("form", PARALLEL)
+@pytest.mark.parametrize("form", FORMS)
 def test_accumulated_parts_of_a_batch_equal_the_whole(form):
     """Gradient, loss and memory agree in any layout: 8 devices, 16 examples, two parts on each device."""
 
