@@ -10,7 +10,6 @@ python -m experiments.benchmark --config=experiments/configs/digits.py      see 
 import importlib
 import sys
 
-
 PARTS = ("samplers", "train", "seeds")
 
 
