@@ -148,6 +148,8 @@ def save(
     """
     from safetensors import numpy
 
+    from diffax.training.manifest import sync
+
     folder = Path(folder).expanduser().absolute()
     if folder.exists():
         raise ValueError(f"folder must not exist yet, got {folder}")
@@ -173,9 +175,9 @@ def save(
     content["digest"] = _digest(json.dumps(content, sort_keys=True).encode())
     (part / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
     for path in (*part.iterdir(), part):
-        _sync(path)
+        sync(path)
     os.rename(part, folder)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def load(path: str | os.PathLike[str]) -> Pretrained:
@@ -307,11 +309,3 @@ def _autoencoder(description: str) -> Any:
 
 def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=32).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

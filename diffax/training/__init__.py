@@ -1,8 +1,7 @@
-"""Training: state, step, parallel step, loop, optimiser, logs, checkpoints and exports; learned step grids."""
+"""Training: state, step, parallel step, loop, optimiser, logs, checkpoints; learned step grids."""
 
 from diffax.training._learned_grid import LearnedGrid, learn_grid
 from diffax.training.checkpoints import Checkpoints
-from diffax.training.exports import load_export, save_export
 from diffax.training.fit import Every, Fitted, Stopped, fit
 from diffax.training.logs import JsonLog, Log, Logs, Progress, TensorBoardLog
 from diffax.training.manifest import CheckpointError
@@ -33,11 +32,9 @@ __all__ = [
     "fit",
     "init_state",
     "learn_grid",
-    "load_export",
     "make_mesh",
     "over_runs",
     "place",
-    "save_export",
     "sharded",
     "train_step",
 ]

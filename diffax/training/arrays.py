@@ -1,4 +1,4 @@
-"""Helpers of checkpoints and exports: describe, compare and load the arrays of a tree."""
+"""Helpers of checkpoints: describe, compare and load the arrays of a tree."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The training step, its parallel forms, the optimiser, EMA, exports and checkpoints in another layout."""
+"""The training step, its parallel forms, the optimiser, EMA, and checkpoints in another layout."""
 
 import dataclasses
 import logging
@@ -12,7 +12,6 @@ from commands import built
 
 from diffax import training
 from diffax.training import parallel
-from diffax.training.exports import is_export
 from diffax.training.parallel import over_batch
 from experiments.configs import digits
 from experiments.run.inputs import FORMS
@@ -204,31 +203,6 @@ def test_bad_settings_of_adamw_are_refused(changes, message):
 def test_ema_decay_is_checked():
     with pytest.raises(ValueError, match=r"ema_decay must be in \[0, 1\), got 1.0"):
         make(ema_decay=1.0)
-
-
-def test_exports_round_trip(tmp_path):
-    params = {"w": jnp.arange(3.0)}
-    training.save_export(tmp_path / "export", params, {"step": 7})
-    loaded = training.load_export(tmp_path / "export", jax.eval_shape(lambda: params))
-    np.testing.assert_array_equal(loaded["w"], params["w"])
-    with pytest.raises(ValueError, match=r"\['w'\] = int32\[3\], got float32\[3\]"):
-        training.load_export(tmp_path / "export", {"w": jnp.arange(3)})
-    assert not (tmp_path / ".export.part").exists()
-    with training.Checkpoints(tmp_path / "run") as checkpoints:
-        checkpoints.save(1, make()[0], {})
-    assert [is_export(tmp_path / name) for name in ("export", "run/1", "run")] == [True, False, False]
-
-
-def test_a_damaged_export_is_refused(tmp_path):
-    params = {"w": jnp.arange(3.0)}
-    training.save_export(tmp_path / "export", params, {"step": 7})
-    files = [path for path in (tmp_path / "export").rglob("*") if path.is_file() and path.stat().st_size]
-    for path in files:
-        original = path.read_bytes()
-        path.write_bytes(bytes([original[0] ^ 1]) + original[1:])
-        with pytest.raises(training.CheckpointError, match=f"{path.name} does not match its digest"):
-            training.load_export(tmp_path / "export", params)
-        path.write_bytes(original)
 
 
 @pytest.mark.slow_cases(but=["pmap"])
