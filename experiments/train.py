@@ -3,27 +3,24 @@
     python -m experiments.train --config=digits --workdir=DIR [--config.KEY=VALUE ...]
 
 The same command again continues from the last checkpoint, and a run that was killed ends with the same bits as one that
-was not. SIGTERM or Ctrl-C finish the step, save, and exit with status 75. DIR receives config.json, metrics.jsonl,
-checkpoints/, samples/*.png and, where tensorboardX is installed, tensorboard/; an autoencoder also leaves latents.json,
-the standard deviation of its latents, for `--config.latent.autoencoder=DIR`.
+was not. SIGTERM or Ctrl-C finish the step, save, and exit with status 75; a second one ends at once. DIR receives
+config.json, metrics.jsonl, checkpoints/, samples/*.png and, where tensorboardX is installed, tensorboard/; an
+autoencoder also leaves latents.json, the standard deviation of its latents, for `--config.latent.autoencoder=DIR`.
 """
 
 import contextlib
 import functools
 
 import jax
-import numpy as np
 from absl import flags
 
 from diffax import random, training
-from diffax.training import Every
-from diffax.training.parallel import over_batch
 from diffax.training.processes import check_equal, check_shared, is_first, on_all
 from experiments.configs import settings
 from experiments.data import pipeline
 from experiments.data.pictures import Pictures
-from experiments.models import adapters, autoencoder, captions, latents, noisy_classifier, samplers
-from experiments.run import devices, distributed
+from experiments.models import adapters, autoencoder, latents, noisy_classifier, samplers
+from experiments.run import devices, distributed, samples
 from experiments.run.command import changes, launch, path_of, run_errors, usage_errors
 from experiments.run.inputs import FORMS, opened
 from experiments.run.workdir import claim, write_json
@@ -34,8 +31,6 @@ CONFIG = flags.DEFINE_string(
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 SHOW = flags.DEFINE_bool("show_config", False, "Print the config with all changes, and end.")
 flags.adopt_module_key_flags(distributed)
-
-SAMPLE_ROWS = 8
 
 
 def main(argv):
@@ -70,14 +65,18 @@ def main(argv):
         # ------------------------------------------------------------ build: batches, loss, optimiser, step, logs
         caches = {"cache_images": config.dataset.cache, "cache_latents": config.latent.cache}
         batches = inputs.batches(mesh, **caches)
-    # The loss of each example, with its wrappers: codes in place of pixels, adapters in place of parameters.
-    objective = adapters.wrap(base, latents.wrap(space, model.objective()))
-    optimizer = model.optimizer.make()
+    # The loss of each example is in models/objectives.py, by config.loss; for the other kinds in models/autoencoder.py
+    # and models/noisy_classifier.py. `space`: the latent space that the model works in, where batches hold the moments
+    # of codes, or None for pixels. `base`: the model whose adapters are trained, or None for all parameters.
+    objective = model.objective()
+    objective = latents.wrap(space, objective)
+    objective = adapters.wrap(base, objective)
+    trained, optimizer = base or model, model.optimizer.make()
 
     def first_state():
         init_key, state_key = jax.random.split(random.threefry(jax.random.key(config.seed)))
-        params = (base or model).init(init_key)
-        return training.init_state(state_key, params, optimizer, objective.memory)
+        # `memory` is what the loss keeps between steps, such as the losses that loss-aware times follow.
+        return training.init_state(state_key, trained.init(init_key), optimizer, objective.memory)
 
     step = training.train_step(
         objective.loss,
@@ -106,7 +105,9 @@ def main(argv):
 
     # ---------------------------------------------------------------- restore and loop
     # `fit` restores the newest intact checkpoint. Each checkpoint_every steps, and at the end, it saves in the
-    # background. On SIGTERM or Ctrl-C it finishes the step, saves, and raises `Stopped`, which exits with status 75.
+    # background. On SIGTERM or Ctrl-C it finishes the step, saves, and raises `Stopped`, which exits with status 75. A
+    # step whose loss or gradient is not finite changes nothing; more than max_skipped in a row raise `NotFiniteError`,
+    # which `run_errors` prints as one line with status 1. Log lines after the restored step are dropped.
     with run_errors(), contextlib.ExitStack() as stack:
         checkpoints = training.Checkpoints(
             workdir / "checkpoints",
@@ -134,12 +135,13 @@ def main(argv):
                 progress=progress,
             )
         except training.NotFiniteError as error:
-            length = identity["data"]["length"]
-            rows = pipeline.places(length, batch_size, config.seed, error.step - 1)
-            numbers = dataset.numbers(config.dataset.train_split)
-            names = " ".join(str(numbers[row]) for row in rows)
-            message = f"{error}; its batch has the records {names} of split {config.dataset.train_split!r}"
-            raise training.NotFiniteError(message, error.step) from error
+            split = config.dataset.train_split
+            names = " ".join(
+                map(str, pipeline.records_of_batch(dataset, split, batch_size, config.seed, error.step - 1))
+            )
+            raise training.NotFiniteError(
+                f"{error}; its batch has the records {names} of split {split!r}", error.step
+            ) from error
 
     # ---------------------------------------------------------------- end
     if config.model == "autoencoder":
@@ -153,33 +155,24 @@ def main(argv):
 
 
 def watch(config, inputs, pictures, mesh):
-    """The callbacks: pictures each sample_every steps, measures with each checkpoint."""
-    dataset, model, tokenizer = inputs.dataset, inputs.model, inputs.tokenizer
-    each = {"sample_every": config.train.sample_every, "save_every": config.train.checkpoint_every}
-    if config.model == "autoencoder":
-        images = dataset.images(config.dataset.test_split, autoencoder.TEST_IMAGES)
-        return autoencoder.callbacks(model, images, pictures, mesh, **each)
-    if config.model == "classifier":
-        images, labels = dataset.arrays(config.dataset.test_split)
-        every = {"seed": config.seed, "save_every": each["save_every"]}
-        return noisy_classifier.callbacks(model, images, labels, pictures, mesh, **every)
+    """The callbacks of a kind of model, after each sample_every or checkpoint_every steps and after the last one.
 
-    # Samples: a column for each of 10 classes or captions, always from the same noise.
-    columns = 10 if tokenizer else min(dataset.num_classes or 10, 10)
-    condition = np.tile(np.arange(columns), SAMPLE_ROWS) if config.network.conditional else None
-    if tokenizer is not None:
-        texts = captions.examples(dataset, config.dataset.train_split, columns)
-        condition = np.tile(tokenizer.encode(texts), (SAMPLE_ROWS, 1))
-    keys = jax.random.split(jax.random.key(config.seed), columns * SAMPLE_ROWS)
-    generate = over_batch(jax.jit(lambda params, *which: model.diffusion.generate(inputs.whole(params), *which)), mesh)
-    generate = inputs.space.decoded(generate, mesh) if inputs.space else generate
-    sampling, schedule = config.sampling, model.diffusion.schedule()
-    samplers.report_rounding(sampling.sampler, schedule, sampling.num_steps)
-    return [
-        Every(
-            each["sample_every"], lambda step, state: pictures.save(step, generate(state.ema, keys, condition), columns)
-        )
-    ]
+    diffusion: a picture of samples. autoencoder: a picture, and errors on test images with each checkpoint. classifier:
+    the accuracy on test images with each checkpoint. All use the averaged parameters.
+    """
+    dataset, split, model = inputs.dataset, config.dataset.test_split, inputs.model
+    sample_every, checkpoint_every = config.train.sample_every, config.train.checkpoint_every
+    if config.model == "autoencoder":
+        images = dataset.images(split, autoencoder.TEST_IMAGES)
+        every = {"sample_every": sample_every, "checkpoint_every": checkpoint_every}
+        return autoencoder.callbacks(model, images, pictures, mesh, **every)
+    if config.model == "classifier":
+        every = {"seed": config.seed, "checkpoint_every": checkpoint_every}
+        return noisy_classifier.callbacks(model, *dataset.arrays(split), pictures, mesh, **every)
+
+    samplers.report_rounding(config.sampling.sampler, model.diffusion.schedule(), config.sampling.num_steps)
+    every = {"seed": config.seed, "sample_every": sample_every}
+    return [samples.pictures_of(inputs, config.dataset.train_split, pictures, mesh, **every)]
 
 
 if __name__ == "__main__":

@@ -65,6 +65,12 @@ def places(length: int, batch_size: int, seed: int, number: int) -> list[int]:
     return [order[i] for i in range(number * batch_size, (number + 1) * batch_size)]
 
 
+def records_of_batch(dataset: Dataset, split: str, batch_size: int, seed: int, number: int) -> list[int]:
+    """The numbers of the records of a split that make batch `number` (from 0)."""
+    numbers = dataset.numbers(split)
+    return [numbers[place] for place in places(len(numbers), batch_size, seed, number)]
+
+
 def batches(
     dataset: Dataset,
     split: str,

@@ -72,7 +72,13 @@ class AutoencoderModel:
 
 
 def callbacks(
-    model: AutoencoderModel, images: np.ndarray, pictures: Pictures, mesh: Any, *, sample_every: int, save_every: int
+    model: AutoencoderModel,
+    images: np.ndarray,
+    pictures: Pictures,
+    mesh: Any,
+    *,
+    sample_every: int,
+    checkpoint_every: int,
 ) -> list[Every]:
     """Test images beside their reconstructions, and their mean errors at each checkpoint."""
     net = model.module
@@ -98,7 +104,7 @@ def callbacks(
         pictures.message(f"on test: mean square error {error:.5f}, KL {nat:.1f} nats")
         return dict(zip(MEASURES, (error, nat), strict=True))
 
-    return [Every(sample_every, draw), Every(save_every, measure)]
+    return [Every(sample_every, draw), Every(checkpoint_every, measure)]
 
 
 def latent_std(model: AutoencoderModel, params: Any, images: np.ndarray, mesh: Any) -> float:

@@ -112,7 +112,7 @@ def callbacks(
     mesh: Any,
     *,
     seed: int,
-    save_every: int,
+    checkpoint_every: int,
 ) -> list[Every]:
     """The accuracy on test images at several noise levels with each checkpoint, always with the same noise."""
     noise = diffax.random.noise(jax.random.key(seed), jnp.asarray(images))
@@ -131,4 +131,4 @@ def callbacks(
         pictures.message(f"accuracy on test: {text}")
         return dict(zip(MEASURES, values, strict=True))
 
-    return [Every(save_every, measure)]
+    return [Every(checkpoint_every, measure)]
