@@ -80,7 +80,7 @@ def main(argv):
         source = of_run() if FROM.value is None else of_diffusers()
         out = path_of("out", OUT.value)
         check_writable(out, "out")
-        lock(out)
+        lock(out, "out")
         now = source.settings | {
             "step": source.step,
             "num": NUM.value,
@@ -151,7 +151,7 @@ def of_run():
     guide = classifier_of(trained, space)
     times, start = starting_from(diffusion, trained, space)
     samplers.report_rounding(diffusion.sampling.sampler, diffusion.schedule(), diffusion.sampling.num_steps)
-    classify = None if guide is None else guide.model.log_prob(guide.params, diffusion.schedule())
+    classify = None if guide is None else guide.model.log_prob(guide.params, diffusion.schedule(trained.params))
     how = {"times": times, "start": start, "classify": classify, "scale": SCALE.value}
     generate = over_batch(jax.jit(lambda params, keys, which: diffusion.generate(params, keys, which, **how)))
     own = {
@@ -240,7 +240,7 @@ def starting_from(diffusion, trained, space):
         return None, None
     if not 0 < LEVEL.value < 1:
         raise ValueError(f"noise_level must be in (0, 1), got {LEVEL.value}")
-    times = np.asarray(diffusion.times())
+    times = np.asarray(diffusion.times(trained.params))
     picture = images.load_picture(path_of("init_image", INIT.value), trained.data.shape)
     grid = jnp.asarray([LEVEL.value, *times[times < LEVEL.value]], jnp.float32)
     return grid, picture if space is None else space.code(picture)

@@ -46,7 +46,7 @@ RETRY = flags.DEFINE_bool("retry", False, "Compute failed runs and corrupt resul
 
 # On a CPU a network's convolutions are slower batched over parameters, so training and drawing run one after another.
 TASKS = {
-    "train": Task(train_task.check, train_task.alike, train_task.run, ("loop", "vmap"), 8),
+    "train": Task(train_task.check, train_task.alike, train_task.run, ("loop", "vmap"), 8, train_task.inputs),
     "sample": Task(sample_task.check, sample_task.alike, sample_task.run, ("loop", "vmap"), 8, sample_task.inputs),
     "oracle": Task(oracle_task.check, oracle_task.alike, oracle_task.run, ("vmap", "vmap"), 1024),
 }

@@ -15,6 +15,7 @@ import jax
 from absl import flags
 
 from diffax import random, training
+from diffax.training.parallel import gathered
 from diffax.training.processes import check_equal, check_shared, is_first, on_all
 from experiments.configs import settings
 from experiments.data import pipeline
@@ -28,7 +29,7 @@ from experiments.run.workdir import claim, write_json
 CONFIG = flags.DEFINE_string(
     "config", None, "The config: a file, or the name of one in experiments/configs.", required=True
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 SHOW = flags.DEFINE_bool("show_config", False, "Print the config with all changes, and end.")
 flags.adopt_module_key_flags(distributed)
 
@@ -36,14 +37,17 @@ flags.adopt_module_key_flags(distributed)
 def main(argv):
     """Open, build, restore, loop, end."""
     # ---------------------------------------------------------------- open: settings, data, other models, the folder
-    distributed.start()
-    mesh = training.make_mesh()
     with usage_errors():
         config = settings.load_config(CONFIG.value, changes(argv))
-        workdir = path_of("workdir", WORKDIR.value)
         if SHOW.value:
             print(config)
             return
+        if WORKDIR.value is None:
+            raise ValueError("workdir must be a folder for the run: --workdir=DIR")
+        workdir = path_of("workdir", WORKDIR.value)
+    distributed.start()
+    mesh = training.make_mesh()
+    with usage_errors():
         # On all processes; an error of one is an error of all.
         inputs = on_all(lambda: opened(config, mesh.size))
         dataset, space, base, model = inputs.dataset, inputs.space, inputs.base, inputs.model
@@ -145,9 +149,9 @@ def main(argv):
 
     # ---------------------------------------------------------------- end
     if config.model == "autoencoder":
-        with usage_errors():
+        with run_errors():
             images = dataset.images(config.dataset.train_split, autoencoder.TRAINING_IMAGES)
-            params = jax.device_get(fitted.state.ema)
+            params = gathered(fitted.state.ema, mesh)
             content = autoencoder.measure_latents(model, params, images, fitted.step, mesh)
             if is_first():
                 write_json(workdir / autoencoder.LATENTS, content)

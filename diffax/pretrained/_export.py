@@ -45,7 +45,7 @@ class Latents:
 
 @pytree
 class Pretrained:
-    """A trained model. All methods may be jitted.
+    """A trained model. All methods may be jitted, except `denormalise`.
 
     Attributes:
       diffusion: the specification.
@@ -54,6 +54,8 @@ class Pretrained:
       step: the number of training steps.
       low, high: the range of the stored data that corresponds to [-1, 1].
       words: the vocabulary of a model of captions; () for other models.
+      max_length: the number of words of a caption that the model reads.
+      dtype: the type of the stored data.
     """
 
     diffusion: Diffusion
@@ -64,6 +66,7 @@ class Pretrained:
     high: float = static()
     words: tuple[str, ...] = static(())
     max_length: int = static(0)
+    dtype: str = static("uint8")
 
     @property
     def schedule(self) -> Any:
@@ -113,9 +116,18 @@ class Pretrained:
         return decoded
 
     def denormalise(self, x: Array) -> np.ndarray:
-        """Samples in [-1, 1] in the units of the data; rounded and clipped to uint8 for images."""
-        scaled = self.low + (np.asarray(x, np.float64) + 1) / 2 * (self.high - self.low)
-        return np.round(np.clip(scaled, self.low, self.high)).astype(np.uint8)
+        """Samples in [-1, 1] in the units of the data, on the host. Data of an int type are rounded and clipped.
+
+        Raises:
+          ValueError: for samples that are not finite.
+        """
+        values = np.asarray(x, np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError(f"samples must be finite, got {values[~np.isfinite(values)][0]}")
+        scaled = self.low + (values + 1) / 2 * (self.high - self.low)
+        if not np.issubdtype(self.dtype, np.integer):
+            return scaled.astype(self.dtype)
+        return np.round(np.clip(scaled, self.low, self.high)).astype(self.dtype)
 
 
 def save(
@@ -128,6 +140,7 @@ def save(
     latents: Latents | None = None,
     words: Sequence[str] = (),
     max_length: int = 0,
+    dtype: str = "uint8",
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an export to a new folder, in one move.
@@ -141,6 +154,7 @@ def save(
       latents: the latent space, None for a model of the data itself.
       words: the vocabulary of a model of captions.
       max_length: the number of words of a caption that the model reads.
+      dtype: the type of the stored data.
       more: further JSON, such as the config of the run; `load` ignores it.
 
     Raises:
@@ -169,6 +183,7 @@ def save(
         else {"network": json.loads(latents.network), "scale": float(latents.scale)},
         "words": list(words),
         "max_length": max_length,
+        "dtype": dtype,
         "more": dict(more or {}),
         "files": {path.name: _digest(path.read_bytes()) for path in sorted(part.glob("*.safetensors"))},
     }
@@ -210,6 +225,7 @@ def load(path: str | os.PathLike[str]) -> Pretrained:
         high=high,
         words=tuple(content["words"]),
         max_length=content["max_length"],
+        dtype=content["dtype"],
     )
 
 

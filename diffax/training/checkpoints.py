@@ -79,7 +79,7 @@ class Checkpoints:
     ) -> None:
         check_count("keep_latest", keep_latest)
         check_count("keep_every", keep_every, 0)
-        self._folder = Path(directory).absolute()
+        self._folder = Path(directory).expanduser().absolute()
         self._keep_latest, self._keep_every, self._best = keep_latest, keep_every, best
         self._read_only = read_only
         self._thread = ThreadPoolExecutor(1, "checkpoints")

@@ -8,6 +8,7 @@ A run that is killed and started again computes the same bits as a run that was 
 """
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -91,8 +92,9 @@ def fit(
       state: the first state, or a function that makes it. The function is called under `jit` and only if there is no
         checkpoint, so that no device ever holds more than its part of the state.
       batches: a function of the number of steps so far, 0 for the first batch; or an iterator with the methods
-        `get_state` and `set_state`, as those of Grain, so that a restart continues at the same batch. A batch is a dict
-        of arrays (B, ...); if it has no `index`, the positions 0 .. B - 1 are added.
+        `get_state`, which returns JSON, and `set_state`, as the iterators of a Grain `IterDataset` have, so that a
+        restart continues at the same batch; its position is the same on all processes. A batch is a dict of arrays
+        (B, ...), or (K, B, ...) for K runs; if it has no `index`, the positions 0 .. B - 1 are added.
       num_steps: the number of steps of the whole run, >= 1.
       checkpoints: where checkpoints are saved and restored from, or a folder for them; None for none.
       checkpoint_every: save after each multiple of this number, and after the last step.
@@ -100,7 +102,8 @@ def fit(
       log_every: write after each multiple of this number, and after the first and the last step.
       callbacks: functions to call in between, such as one that draws samples.
       max_skipped: number of steps in a row that may be skipped because their loss or gradient is not finite.
-      record: JSON that each checkpoint contains, or a function that returns it when a checkpoint is saved.
+      record: JSON that each checkpoint contains, or a function that returns it when a checkpoint is saved; its key "fit"
+        is used here.
       rates: steps per second -> the numbers about speed in each line of the log.
       profile: steps to trace.
       progress: the line on the terminal; None for the default one.
@@ -114,6 +117,8 @@ def fit(
     for name, value in (("num_steps", num_steps), ("checkpoint_every", checkpoint_every), ("log_every", log_every)):
         check_count(name, value)
     check_count("max_skipped", max_skipped, 0)
+    for every, _ in callbacks:
+        check_count("every", every)
     iterator = None if callable(batches) else _with_position(batches, is_saved=checkpoints is not None)
     progress = progress or Progress("step", num_steps, silent=not is_first())
     parallel = step if isinstance(step, ParallelStep) else sharded(step)
@@ -137,7 +142,7 @@ def fit(
         for number in range(first + 1, num_steps + 1):
             trace.before(number)
             batch = batches(number - 1) if callable(batches) else next(batches)
-            current, metrics = parallel(current, _indexed(batch))
+            current, metrics = parallel(current, _indexed(batch, parallel.batch_axis))
             trace.after(number, metrics)
             running.add(number, metrics)
             if number == first + 1:  # wait, so that the time of compiling is known
@@ -152,7 +157,7 @@ def fit(
                     line = running.line()
                     rate = progress.update(number, _text(line))
                     line |= {**(rates(rate) if rate else {}), **values}
-                    lines.write(number, line)
+                    lines.write(number, _as_json(line))
                     logged |= _as_json(line)
                 elif number == first + 1:  # show that the run has started; the log has this step in its next line
                     progress.update(number, _text(running.newest()))
@@ -163,9 +168,9 @@ def fit(
                     internal["seconds"] = seconds + time.monotonic() - after_first
                     lines.sync()
                     with progress.paused():
-                        _save(folder, number, current, {**own, **internal}, progress)
+                        _save(folder, number, current, {**own, "fit": internal}, progress)
             except NotFiniteError as error:
-                raise NotFiniteError(f"{error}; {_kept(folder)}", error.step) from error
+                raise NotFiniteError(f"{error}; {_kept(folder)}", error.step, error.failed) from error
             if is_stopping and not is_last:
                 _settle(folder, number)
                 kept = (
@@ -191,7 +196,8 @@ def _opened(checkpoints: Checkpoints | str | os.PathLike[str] | None, stack: con
 
 def _save(checkpoints: Checkpoints, step: int, state: TrainState, record: dict[str, Any], progress: Progress) -> None:
     try:
-        checkpoints.save(step, state, record, record["logged"])
+        logged = record["fit"]["logged"]
+        checkpoints.save(step, state, record, {k: v for k, v in logged.items() if not isinstance(v, list)})
     except CheckpointError as error:  # the disk may have room again at the next save
         progress.message(f"warning: {error}")
 
@@ -199,6 +205,10 @@ def _save(checkpoints: Checkpoints, step: int, state: TrainState, record: dict[s
 def _with_position(batches: Any, *, is_saved: bool) -> Any:
     """The iterator, if it has a position to save."""
     if hasattr(batches, "get_state") and hasattr(batches, "set_state"):
+        try:
+            json.dumps(batches.get_state())
+        except TypeError as error:
+            raise ValueError(f"batches.get_state must return JSON, to be saved in checkpoints, got {error}") from error
         return batches
     if is_saved:
         raise ValueError(
@@ -231,15 +241,16 @@ def _start(
     for number, reason in restored.skipped:
         progress.message(f"warning: checkpoint {number} is damaged and was moved aside: {reason}")
     progress.message(f"restored step {restored.step} from {checkpoints.folder}")
-    return restored.state, restored.step, restored.record
+    return restored.state, restored.step, restored.record.get("fit", {})
 
 
-def _indexed(batch: Batch) -> Batch:
-    """The batch with the position of each example in the whole batch of all processes."""
+def _indexed(batch: Batch, axis: int) -> Batch:
+    """The batch with the position of each example in the whole batch of all processes. axis: that of the examples."""
     if "index" in batch:
         return batch
-    size = len(next(iter(batch.values())))
-    return {**batch, "index": (jax.process_index() * size + np.arange(size)).astype(np.int32)}
+    shape = np.shape(next(iter(batch.values())))[: axis + 1]
+    index = jax.process_index() * shape[axis] + np.arange(shape[axis], dtype=np.int32)
+    return {**batch, "index": np.broadcast_to(index.astype(np.int32), shape)}
 
 
 def _call_back(

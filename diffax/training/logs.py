@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 
 class Log(Protocol):
-    """What `fit` writes metrics to. Errors of the disk must not end the run."""
+    """What `fit` writes metrics to. A value is a number, or a list of K numbers of K runs (`over_runs`)."""
 
     def start(self, step: int) -> None:
         """Called once, after `step` was restored: later lines, of a run that was killed, are written again."""
@@ -47,7 +47,7 @@ class JsonLog:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path, self._unwritten = Path(path), b""
+        self._path, self._unwritten = Path(path).expanduser(), b""
         self._file: Any = None
 
     def start(self, step: int) -> None:
@@ -78,7 +78,8 @@ class JsonLog:
             self._unwritten = b""
 
     def sync(self) -> None:
-        """Flush to disk."""
+        """Write the lines that wait, and flush to disk."""
+        self._flush()
         with contextlib.suppress(OSError):
             os.fsync(self._file.fileno())
 
@@ -93,12 +94,12 @@ class TensorBoardLog:
     """Scalars and pictures for TensorBoard, if tensorboardX is installed. A full disk ends the log, not the run."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self._folder = folder
+        self._folder = Path(folder).expanduser()
         self._board: Any = None
 
     def start(self, step: int) -> None:
         """Open the folder; TensorBoard drops the values after `step`."""
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(ImportError, OSError):
             import tensorboardX
 
             self._board = tensorboardX.SummaryWriter(str(self._folder), purge_step=step + 1)
@@ -114,7 +115,8 @@ class TensorBoardLog:
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write scalars."""
         for name, value in values.items():
-            self._call("add_scalar", name, value, step)
+            if not isinstance(value, list):
+                self._call("add_scalar", name, value, step)
 
     def picture(self, step: int, name: str, picture: Any) -> None:
         """Write a picture (H, W, C) uint8."""

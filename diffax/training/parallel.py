@@ -115,6 +115,7 @@ class ParallelStep:
 
     Attributes:
       layout: tree of arrays or shapes -> the sharding of each leaf of a state.
+      batch_axis: the axis of the examples in a batch, 1 after an axis of runs.
     """
 
     def __init__(
@@ -123,9 +124,10 @@ class ParallelStep:
         arguments: Callable[..., Any],
         layout: Callable[[Tree], Any],
         result: Callable[..., Any] = lambda out: out,
+        batch_axis: int = 0,
     ) -> None:
         self._compiled, self._arguments, self._result = compiled, arguments, result
-        self.layout = layout
+        self.layout, self.batch_axis = layout, batch_axis
 
     def __call__(self, state: Tree, batch: Batch) -> tuple[Any, Any]:
         """One step. The state is donated."""
@@ -267,7 +269,14 @@ def over_runs(step: Callable[..., Any], mesh: Mesh | None = None) -> ParallelSte
         jax.jit(mapped, donate_argnums=0),
         lambda state, batch: (state, put(batch)),
         lambda tree: jax.tree.map(lambda leaf: sharding, tree),
+        batch_axis=1,
     )
+
+
+def gathered(tree: Tree, mesh: Mesh) -> Any:
+    """The tree as NumPy arrays, on every process; the arrays may be spread over devices of other processes."""
+    whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), whole)
 
 
 def over_batch(f: Callable[..., Any], mesh: Mesh | None = None) -> Callable[..., Any]:

@@ -19,7 +19,7 @@ class Profile:
         if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
             raise ValueError(f"profile must be () or two steps (first, last), got {steps}")
         self._first, self._last = steps or (0, 0)
-        self._folder, self._is_on = folder, False
+        self._folder, self._is_on = Path(folder).expanduser(), False
 
     def before(self, step: int) -> None:
         """Start the trace at the first step."""

@@ -9,11 +9,14 @@ from diffax.typing import Tree
 
 
 class NotFiniteError(RuntimeError):
-    """More steps in a row than allowed had a loss or a gradient that is not finite. step: the last of them."""
+    """More steps in a row than allowed had a loss or a gradient that is not finite.
 
-    def __init__(self, message: str, step: int) -> None:
+    step: the last of them. failed: {index of a run: error}, if each of several runs failed.
+    """
+
+    def __init__(self, message: str, step: int, failed: "dict[int, NotFiniteError] | None" = None) -> None:
         super().__init__(message)
-        self.step = step
+        self.step, self.failed = step, failed or {}
 
 
 class RunningMetrics:
@@ -61,7 +64,8 @@ class RunningMetrics:
                 message = f"step {step} is not finite ({numbers}); skipped steps in a row: {count}"
                 self.failed.setdefault(int(index), NotFiniteError(message, step))
             if len(self.failed) == finite.size:
-                raise max(self.failed.values(), key=lambda error: error.step)
+                last = max(self.failed.values(), key=lambda error: error.step)
+                raise NotFiniteError(str(last), last.step, self.failed)
 
     def newest(self) -> dict[str, Any]:
         """The metrics of the newest step that was not skipped, {} if there is none."""

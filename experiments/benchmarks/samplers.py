@@ -208,8 +208,8 @@ def measure(wanted: list[str] | None, budgets: tuple[int, ...], quick: bool) -> 
 def main(argv: list[str]) -> None:
     """Measures and writes."""
     try:
-        if argv[1:] != ["samplers"]:
-            raise ValueError(f"the arguments must be samplers and flags, got {' '.join(argv[1:])!r}")
+        if argv[1:]:
+            raise ValueError(f"flags must be --NAME=VALUE, got {' '.join(argv[1:])!r}")
         budgets = budgets_of(BUDGETS.value, QUICK.value)
         rows.select(SAMPLERS.value)
     except ValueError as error:

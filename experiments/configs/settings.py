@@ -30,7 +30,7 @@ def at(path: str) -> Iterator[None]:
         yield
     except ValueError as error:
         message = str(error)
-        raise ValueError(message if message.startswith(path) else f"{path}.{message}") from error
+        raise ValueError(message if message.startswith((f"{path}.", f"{path} ")) else f"{path}.{message}") from error
 
 
 def load_module(path: Path, what: str, names: Sequence[str]) -> Any:

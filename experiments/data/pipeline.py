@@ -102,10 +102,10 @@ def batches(
     source: Any = _Records(dataset, split, encode)
     first, stride = share
     if batch_size % stride:
-        raise ValueError(f"dataset.batch_size must be a multiple of the {stride} processes, got {batch_size}")
+        raise ValueError(f"config.dataset.batch_size must be a multiple of the {stride} processes, got {batch_size}")
     if len(source) < batch_size:
         raise ValueError(
-            f"dataset.batch_size must be at most the {len(source)} examples of split {split!r}, got {batch_size}"
+            f"config.dataset.batch_size must be at most the {len(source)} examples of split {split!r}, got {batch_size}"
         )
     normalise = dataset.normalise
     if instead is not None:

@@ -7,6 +7,7 @@ from typing import Any
 import diffax
 from diffax._checks import choose
 from diffax.pretrained import entries, spent
+from diffax.training.processes import is_first
 
 WITH_ETA = {name for name, row in diffax.samplers.CATALOGUE.items() if row.noise}
 NAMES = dict.fromkeys(diffax.samplers.names())
@@ -50,5 +51,5 @@ def draws_noise(sampler: str, eta: float | None) -> bool:
 def report_rounding(sampler: str, schedule: Any, calls: int, made: int | None = None) -> None:
     """Print a line if fewer denoiser calls are made than num_steps. made: None for what whole steps need."""
     made = spent(sampler, schedule, entries(sampler, schedule, calls)) if made is None else made
-    if made < calls:
+    if made < calls and is_first():
         print(f"num_steps = {calls} is rounded down to {made}, the denoiser calls of whole steps of {sampler}")

@@ -36,7 +36,7 @@ def run_errors() -> Iterator[None]:
     """Turn errors of the work into one line and exit status 1."""
     try:
         yield
-    except (NotFiniteError, CheckpointError, RecordError, ElsewhereError) as error:
+    except (NotFiniteError, CheckpointError, RecordError, ElsewhereError, OSError) as error:
         fail(error, 1)
 
 

@@ -18,6 +18,7 @@ from experiments.models.adapters import Adapters
 from experiments.models.autoencoder import LATENTS, AutoencoderModel
 from experiments.models.digests import digest
 from experiments.models.latents import Latents
+from experiments.run.command import path_of
 from experiments.run.workdir import load_record, read_json
 
 OF_THE_BASE = ("config.prediction", "config.sigma_data", "config.schedule.", "config.network.", "config.text.")
@@ -61,8 +62,8 @@ def load(
     config = ConfigDict(_completed(record["config"]))
     if config.model != kind:
         raise ValueError(f"{name} must have a model of kind {kind!r}, got {folder} with kind {config.model!r}")
-    config, (shape, num_classes, (low, high)) = override(config), record["data"].values()
-    data = Data(tuple(shape), num_classes, (low, high))
+    config, known = override(config), record["data"]
+    data = Data(tuple(known["shape"]), known["num_classes"], tuple(known["range"]))
     latents = record.get("latents")
     seen = data if latents is None else data._replace(shape=tuple(latents["shape"]), range=(-1.0, 1.0))
     model = build(config, seen)
@@ -125,7 +126,7 @@ def latents_of(trained: Trained, moved: str | None = None) -> Latents | None:
         model = AutoencoderModel(0.0, trained.model.optimizer, own.network, "squared", trained.data.shape)
         mark, shape = saved["digest"], tuple(saved["shape"])
         return Latents(model, own.params, trained.folder, saved["step"], mark, own.scale, shape)
-    folder = Path(moved or saved["autoencoder"]).expanduser().absolute()
+    folder = path_of("autoencoder", moved or saved["autoencoder"])
     latents = load_latents(folder, saved["scale"], "autoencoder")
     if latents.digest != saved["digest"]:
         raise ValueError(
@@ -137,7 +138,7 @@ def latents_of(trained: Trained, moved: str | None = None) -> Latents | None:
 
 def load_adapters(settings: Any, name: str = "config.lora.base") -> tuple[Adapters, Trained]:
     """The adapters of config.lora, and the base that they are trained for."""
-    trained = load(Path(settings.base).expanduser().absolute(), name)
+    trained = load(path_of(name, settings.base), name)
     shape = {"rank": settings.rank, "alpha": settings.alpha, "patterns": tuple(settings.patterns)}
     return Adapters(trained.folder, trained.step, trained.params, digest(trained.params), **shape), trained
 

@@ -12,6 +12,7 @@ import filelock
 
 from diffax.pretrained._export import is_export, read
 from diffax.training import Checkpoints
+from diffax.training.processes import is_first
 from experiments.configs import default
 from experiments.configs.settings import flatten
 
@@ -58,7 +59,7 @@ def check_writable(folder: Path, name: str = "workdir") -> None:
         raise ValueError(f"{name} must be a folder one can write to, got {folder} ({error.strerror})") from error
 
 
-def lock(workdir: Path) -> None:
+def lock(workdir: Path, name: str = "workdir") -> None:
     """Lock a folder until this process ends, however it ends.
 
     Raises:
@@ -70,7 +71,7 @@ def lock(workdir: Path) -> None:
     try:
         held.acquire(blocking=False)
     except filelock.Timeout as error:
-        raise ValueError(f"workdir must not be in use by another run, got {workdir}") from error
+        raise ValueError(f"{name} must not be in use by another run, got {workdir}") from error
     _LOCKS[workdir] = held
 
 
@@ -119,7 +120,7 @@ def newest(folder: Path) -> tuple[int, dict[str, Any]] | None:
     """
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         step, skipped = checkpoints.newest()
-        for number, reason in skipped:
+        for number, reason in skipped if is_first() else ():
             print(f"warning: checkpoint {number} is damaged: {reason}", file=sys.stderr)
         return None if step is None else (step, checkpoints.record(step))
 
@@ -134,6 +135,8 @@ def load_record(folder: Path, name: str = "checkpoint") -> tuple[int | None, dic
     """
     if is_export(folder):
         content = read(folder)
+        if "config" not in content["more"]:
+            raise ValueError(f"{name} must be an export of experiments.export, got {folder}")
         return None, {**content["more"], "step": content["step"], "words": content["words"] or None}
     if (found := newest(folder)) is None:
         raise ValueError(f"{name} must be a run's workdir or an export, got {folder}, which has no checkpoint")

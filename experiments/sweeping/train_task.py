@@ -10,7 +10,7 @@ import functools
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ from experiments.data.datasets import open_dataset
 from experiments.model import Model
 from experiments.models import adapters, latents
 from experiments.models.drawing import draw
+from experiments.run import loading
+from experiments.run.command import path_of
 from experiments.run.inputs import FORMS, Inputs, opened, save_export
 from experiments.sweeping import measuring, programs
 from experiments.sweeping.definition import Run
@@ -48,6 +50,16 @@ def alike(config: Any) -> str:
     flat = settings.flatten(config.to_dict())
     kept = {key: value for key, value in flat.items() if not key.startswith(FREE)}
     return f"{jax.tree.structure(_specification(config))} {json.dumps(kept, sort_keys=True)}"
+
+
+def inputs(configs: Sequence[Any]) -> dict[str, Any]:
+    """The digests of the autoencoders and bases that the runs use."""
+    result = {}
+    for folder in sorted({config.latent.autoencoder for config in configs} - {""}):
+        result[folder] = loading.load_latents(path_of("config.latent.autoencoder", folder)).digest
+    for lora in {config.lora.base: config.lora for config in configs if config.lora.base}.values():
+        result[lora.base] = loading.load_adapters(lora)[0].digest
+    return result
 
 
 # Settings that are numbers of the model, or of the data of one run.
@@ -186,29 +198,34 @@ def run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
     config, folders = job.runs[0].config, [job.folder.run(run) for run in job.runs]
     mesh = training.make_mesh(jax.local_devices())
     caches = {"cache_images": config.dataset.cache, "cache_latents": config.latent.cache}
-    inputs = [opened(run.config, mesh.size) for run in job.runs]
+    owns = [opened(run.config, mesh.size) for run in job.runs]
     prepared = [_prepared(run, job) for run in job.runs]  # before the training, which takes longer
-    program = _program(job.runs[0], inputs[0], job.way)
-    states = [program.first(traced(own.model), run.config.seed) for run, own in zip(job.runs, inputs, strict=True)]
-    batches = [own.batches(mesh, **caches) for own in inputs]
+    program = _program(job.runs[0], owns[0], job.way)
+    states = [program.first(traced(own.model), run.config.seed) for run, own in zip(job.runs, owns, strict=True)]
+    batches = [own.batches(mesh, **caches) for own in owns]
     is_loop = job.way == "loop"
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(contextlib.closing(training.JsonLog(path / "metrics.jsonl"))) for path in folders]
-        fitted = _fit(
-            folders[0] / "checkpoints",
-            [run.id for run in job.runs],
-            program.step,
-            states[0] if is_loop else jax.tree.map(lambda *leaves: jnp.stack(leaves), *programs.filled(states)),
-            batches[0] if is_loop else Together(batches),
-            num_steps=config.train.num_steps,
-            checkpoint_every=config.train.checkpoint_every,
-            log=RunLogs(logs),
-            log_every=config.train.log_every,
-            max_skipped=config.train.max_skipped,
-            progress=job.progress("step", config.train.num_steps),
-        )
+        try:
+            fitted = _fit(
+                folders[0] / "checkpoints",
+                [run.id for run in job.runs],
+                [own.identity(run.config.dataset.train_split) for run, own in zip(job.runs, owns, strict=True)],
+                program.step,
+                states[0] if is_loop else jax.tree.map(lambda *leaves: jnp.stack(leaves), *programs.filled(states)),
+                batches[0] if is_loop else Together(batches),
+                num_steps=config.train.num_steps,
+                checkpoint_every=config.train.checkpoint_every,
+                log=RunLogs(logs),
+                log_every=config.train.log_every,
+                max_skipped=config.train.max_skipped,
+                progress=job.progress("step", config.train.num_steps),
+            )
+        except training.NotFiniteError as error:  # of all runs
+            yield from ((run, error.failed.get(index, error)) for index, run in enumerate(job.runs))
+            return
     cost = {"seconds": fitted.seconds / len(job.runs), "compile_seconds": fitted.compile_seconds}
-    for index, (run, own) in enumerate(zip(job.runs, inputs, strict=True)):
+    for index, (run, own) in enumerate(zip(job.runs, owns, strict=True)):
         if index in fitted.failed:
             yield run, fitted.failed[index]
             continue
@@ -222,22 +239,24 @@ def run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
             yield run, error
 
 
-def _fit(path: Path, ids: list[str], *args: Any, **settings: Any) -> training.Fitted:
-    """`fit`; checkpoints of another group of runs, or of other devices, are removed."""
+def _fit(path: Path, ids: list[str], identity: list[Any], *args: Any, **settings: Any) -> training.Fitted:
+    """`fit`; checkpoints of another group of runs, other data or models, or other devices, are removed."""
+    record = {"ids": ids, "identity": identity}
     with contextlib.suppress(training.CheckpointError), training.Checkpoints(path, read_only=True) as checkpoints:
         newest, _ = checkpoints.newest()
-        if newest is not None and checkpoints.record(newest)["ids"] != ids:
+        saved = {} if newest is None else checkpoints.record(newest)
+        if any(saved.get(name, value) != value for name, value in record.items()):
             shutil.rmtree(path)
     with training.Checkpoints(path, keep_latest=1) as checkpoints:
         try:
-            return training.fit(*args, checkpoints=checkpoints, record={"ids": ids}, **settings)
+            return training.fit(*args, checkpoints=checkpoints, record=record, **settings)
         except training.CheckpointError as error:
             if "must hold" not in str(error) and "intact" not in str(error):
                 raise
             print(f"warning: {error}; starting again", file=sys.stderr, flush=True)
     shutil.rmtree(path)
     with training.Checkpoints(path, keep_latest=1) as checkpoints:
-        return training.fit(*args, checkpoints=checkpoints, record={"ids": ids}, **settings)
+        return training.fit(*args, checkpoints=checkpoints, record=record, **settings)
 
 
 def _prepared(run: Run, job: Job) -> tuple[Any, Callable[..., Any]]:

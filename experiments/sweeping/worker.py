@@ -146,13 +146,13 @@ class Worker:
         """Compute runs together; results that are there already stay."""
         todo = {run.id: run for run in members if not self._folder.is_settled(run)}
         made_by = _collected(provenance.command()) | {"way": self._way, "started": provenance.now()}
-        for run in todo.values():
-            self._folder.begin(run, members, made_by)
         name = members[0].id if len(members) == 1 else f"{len(members)} runs"
         progress = functools.partial(_progress, name)
         start, checkpoints, can_continue = time.monotonic(), self._folder.run(members[0]) / "checkpoints", False
         self._count()
         try:
+            for run in todo.values():
+                self._folder.begin(run, members, made_by)
             for run, outcome in self._task.run(Job(members, self._folder, self._way, self._keep, progress)):
                 if run.id in todo:
                     can_continue |= isinstance(outcome, BaseException) and not isinstance(outcome, NotFiniteError)

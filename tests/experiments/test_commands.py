@@ -213,6 +213,7 @@ def untrained(tmp_path_factory):
     return save_run(tmp_path_factory.mktemp("untrained"), config, params)
 
 
+@pytest.mark.slow
 def test_an_interrupt_of_sampling_is_one_line(untrained, tmp_path):
     flags = (f"--checkpoint={untrained}", f"--out={tmp_path}", "--num=100000", "--shard_size=100000", "--batch_size=8")
     process = subprocess.Popen(

@@ -121,14 +121,14 @@ def test_the_table_of_training_steps(monkeypatch, tmp_path, capsys):
     assert len([line for line in table.splitlines() if line.startswith("| digits")]) == 1
 
 
-@pytest.mark.slow_cases(but=["flags3-the arguments must be train and flags, got 'train all'"])
+@pytest.mark.slow_cases(but=["flags3-flags must be --NAME=VALUE, got 'all'"])
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--networks=mnist"], "networks must be among digits, pixels32, ddpm, got 'mnist'"),
         (["--devices=99"], "devices must be among 1, got '99'"),
         (["--forms=pjit"], "forms must be among pmap, jit, fsdp, got 'pjit'"),
-        (["all"], "the arguments must be train and flags, got 'train all'"),
+        (["all"], "flags must be --NAME=VALUE, got 'all'"),
     ],
 )
 def test_bad_flags(flags, message):

@@ -261,6 +261,50 @@ def test_a_run_that_fails_stands_still_and_the_others_continue(tmp_path):
         several(lambda step: (np.nan if step > 3 else 1.0, np.nan if step > 4 else 1.0))
 
 
+def test_several_runs_write_lines_of_json_and_get_their_indices(tmp_path):
+    """Without `index` in a batch each run gets the positions of its examples."""
+    seen = []
+
+    def step(state, batch):
+        seen.append(batch["index"].shape)
+        return training.train_step(quadratic, OPTIMIZER, ema_decay=0.9)(state, batch)
+
+    def first():
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), first_state(), first_state())
+
+    run = training.over_runs(step, training.make_mesh(jax.devices()[:2]))
+    both = lambda number: {"x": np.stack([batch(number)["x"]] * 2)}
+    settings = {"num_steps": 2, "log": training.JsonLog(tmp_path / "metrics.jsonl"), "log_every": 1}
+    with training.Checkpoints(tmp_path / "checkpoints", best="loss") as checkpoints:
+        end = training.fit(run, first, both, checkpoints=checkpoints, **settings)
+    assert seen == [(8,)]
+    assert np.shape(lines(tmp_path)[-1]["loss"]) == (2,)
+    np.testing.assert_array_equal(end.state.params["w"][0], end.state.params["w"][1])
+    np.testing.assert_array_equal(end.state.params["w"][0], fit(num_steps=2).state.params["w"])
+
+
+def test_a_failure_of_all_runs_has_the_reason_of_each():
+    with pytest.raises(training.NotFiniteError) as ended:
+        several(lambda step: (np.nan if step > 1 else 1.0, np.nan if step > 4 else 1.0))
+    assert [ended.value.failed[index].step for index in (0, 1)] == [2, 5]
+
+
+def test_lines_that_wait_for_room_are_written_before_a_checkpoint(tmp_path):
+    log = training.JsonLog(tmp_path / "metrics.jsonl")
+    log.start(0)
+    log._unwritten = b'{"step": 1}\n'  # as after a write that found no room
+    log.sync()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+    log.close()
+
+
+def test_a_position_that_is_no_json_is_refused(tmp_path):
+    data = Positions()
+    data.get_state = lambda: b"position"
+    with pytest.raises(ValueError, match=r"batches\.get_state must return JSON"):
+        training.fit(STEP, first_state, data, num_steps=2, checkpoints=tmp_path)
+
+
 def test_metrics_survive_a_checkpoint():
     values = [1.0, 3.0, float("nan"), 5.0]
     running = RunningMetrics(1)
@@ -279,6 +323,7 @@ def test_metrics_survive_a_checkpoint():
         ({"log_every": 0}, "log_every must be an int >= 1, got 0"),
         ({"checkpoint_every": -1}, "checkpoint_every must be an int >= 1, got -1"),
         ({"max_skipped": -1}, "max_skipped must be an int >= 0, got -1"),
+        ({"callbacks": [training.Every(0, print)]}, "every must be an int >= 1, got 0"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
