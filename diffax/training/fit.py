@@ -102,8 +102,8 @@ def fit(
       log_every: write after each multiple of this number, and after the first and the last step.
       callbacks: functions to call in between, such as one that draws samples.
       max_skipped: number of steps in a row that may be skipped because their loss or gradient is not finite.
-      record: JSON that each checkpoint contains, or a function that returns it when a checkpoint is saved; its key "fit"
-        is used here.
+      record: JSON that each checkpoint contains, or a function that returns it when a checkpoint is saved; the key
+        "fit" is ours.
       rates: steps per second -> the numbers about speed in each line of the log.
       profile: steps to trace.
       progress: the line on the terminal; None for the default one.
