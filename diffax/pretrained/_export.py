@@ -1,8 +1,8 @@
 """Exports: the parameters and the specification of a trained model in a folder of safetensors and JSON.
 
-FOLDER/config.json                the specification, the data, digests of the files; `format` carries a version
-FOLDER/model.safetensors          the parameters, named by their paths joined with "."
-FOLDER/autoencoder.safetensors    the parameters of the autoencoder, for a model in latents
+    FOLDER/config.json                the specification, the data, digests of the files; `format` has a version
+    FOLDER/model.safetensors          the parameters, named by their paths joined with "."
+    FOLDER/autoencoder.safetensors    the parameters of the autoencoder, for a model in latents
 """
 
 import dataclasses

@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
     # min_snr, truncated_snr, p2, edm, sigmoid, elbo: see diffax/losses/weightings.py
     config.loss.weighting_parameters = ConfigDict()  # of that weighting: {"gamma": 5.0}
     config.loss.times = "uniform"  # distribution of t: logit_normal, mode, cosmap, log_normal_sigma, loss_aware
-    config.loss.times_parameters = ConfigDict()  # of that law: {"mean": -0.5}
+    config.loss.times_parameters = ConfigDict()  # of that distribution: {"mean": -0.5}
     config.loss.spread = "independent"  # of the times of a batch: or stratified, antithetic
     config.loss.p_uncond = 0.1  # how often the label is dropped; > 0 for classifier-free guidance
 

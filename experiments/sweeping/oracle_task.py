@@ -104,7 +104,7 @@ def _program(schedule_name: str, dimension: int, name: str, way: str) -> Callabl
 
 
 class _Starts(NamedTuple):
-    """Of each seed (S): noise x (S, B, D), exact answers x0 (S, B, D). quantiles, floor: of the exact law."""
+    """For seeds (S): noise x and exact results x0 (S, B, D). quantiles, floor: of the exact distribution."""
 
     x: np.ndarray
     x0: np.ndarray

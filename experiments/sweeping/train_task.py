@@ -144,13 +144,13 @@ def traced(model: Any) -> Any:
     return jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), model)
 
 
-class Together:
+class JoinedBatches:
     """The batches of several runs as one iterator, whose position is that of each."""
 
     def __init__(self, batches: list[Any]) -> None:
         self._batches = batches
 
-    def __iter__(self) -> "Together":
+    def __iter__(self) -> "JoinedBatches":
         return self
 
     def __next__(self) -> Any:
@@ -213,7 +213,7 @@ def run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
                 [own.identity(run.config.dataset.train_split) for run, own in zip(job.runs, owns, strict=True)],
                 program.step,
                 states[0] if is_loop else jax.tree.map(lambda *leaves: jnp.stack(leaves), *programs.filled(states)),
-                batches[0] if is_loop else Together(batches),
+                batches[0] if is_loop else JoinedBatches(batches),
                 num_steps=config.train.num_steps,
                 checkpoint_every=config.train.checkpoint_every,
                 log=RunLogs(logs),
