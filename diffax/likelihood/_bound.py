@@ -182,7 +182,8 @@ def decoder_at(
     """(B,) -log p(x0 | x_t) at the last level t.
 
     moments: `Moments` of the denoiser at t.
-    previous_log_snr: log-SNR of the level before t, lower than that of t; their beta-tilde is the small variance.
+    previous_log_snr: log-SNR of the level before t, lower than that of t. The small variance of x0 is
+        sigma_t^2 / alpha_t^2 (1 - exp(previous_log_snr - lambda_t)), beta-tilde / alpha_t^2.
     """
     level = schedule(t)
     gap = previous_log_snr - level.log_snr

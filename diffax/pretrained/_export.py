@@ -1,8 +1,8 @@
 """Exports: the parameters and the specification of a trained model in a folder of safetensors and JSON.
 
-    FOLDER/config.json                the specification, the data, digests of the files; `format` has a version
-    FOLDER/model.safetensors          the parameters, named by their paths joined with "."
-    FOLDER/autoencoder.safetensors    the parameters of the autoencoder, for a model in latents
+- config.json: the specification, the data, digests of the files; `format` has a version.
+- model.safetensors: the parameters, named by their paths joined with ".".
+- autoencoder.safetensors: the parameters of the autoencoder, for a model in latents.
 """
 
 import dataclasses
@@ -84,17 +84,17 @@ class Pretrained:
         return dataclasses.replace(self, diffusion=dataclasses.replace(self.diffusion, sampling=sampling))
 
     def denoiser(self, label: Array | None = None, weight: Scalar | None = None) -> Denoiser:
-        """The denoiser (x, t) -> E[x0 | x_t = x].
+        """The denoiser (x, t) -> x0 that `sample` uses: the posterior mean, guided and clipped by `diffusion.sampling`.
 
         Args:
           label: () or (B,) classes, or tokens (B, m) of captions; None for no condition.
-          weight: of classifier-free guidance; None for that of the export.
+          weight: of classifier-free guidance; None for `diffusion.sampling.guidance`.
         """
         model = self if weight is None else self.with_sampling(guidance=weight)
         return model.diffusion.denoiser(self.params, label)
 
     def sample(self, key: Key, n: int, label: Array | None = None) -> Array:
-        """Samples (n, *shape) in about [-1, 1], decoded for a model in latents.
+        """Samples (n, ...) in about [-1, 1]: (n, *shape), or the decoded data for a model in latents.
 
         Args:
           key: sample i depends on fold_in(key, i) alone.

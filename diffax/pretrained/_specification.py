@@ -56,7 +56,7 @@ SCHEDULES = {name: row.make for name, row in schedules.CATALOGUE.items()}
 
 @pytree
 class Sampling:
-    """How samples are drawn. None switches a part off, and is static as the structure of a tree is.
+    """How samples are drawn. None is a part of the tree's structure: from None to a number the program compiles again.
 
     Attributes:
       eta: the noise level of the sampler; None for its own default.
@@ -199,7 +199,10 @@ class Diffusion:
         return result if self.sampling.sampler == "ddpm_learned" else denoisers.mean_only(result)
 
     def _guided(self, curve: Schedule, conditional: Callable[..., Any], condition: Array) -> Any:
-        """Classifier-free guidance with one call of the network for both branches."""
+        """The conditional denoiser, with classifier-free guidance unless `guidance` is None.
+
+        One call of the network has both branches; with a learned variance there are two calls.
+        """
         weight, rescale, null = self.sampling.guidance, self.sampling.rescale, self.null
 
         def plain(x: Tree, t: Any) -> Any:

@@ -108,7 +108,7 @@ def dpmpp_3m(schedule: Schedule, *, start: str = "corrected", lower_order_final:
         x_s = sigma_s / sigma_t x_t + alpha_s (M_0 x0 + M_1 f[t, 1] + (M_2 - d_1 M_1) f[t, 1, 2])
 
     M_j are the moments of `engines.forms`, f[..] the divided differences of x0 at lambda_t and the two previous nodes,
-    d_1 = lambda_1 - lambda_t. One call a step. Released codes lack a factor 2 in the last term, so they converge at
+    d_1 = lambda_1 - lambda_t. One call a step. Released codes have M_2 / 2 in place of M_2, so they converge at
     order 2. A cold start also lowers the order to 2. By default the first two steps are therefore corrected when the
     next x0 is known, which gives order 3 without an extra call.
 

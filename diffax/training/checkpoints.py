@@ -54,7 +54,8 @@ class Checkpoints:
     """The checkpoints of one run. Use as a context manager, or call `close`.
 
     Only one run may save into the folder. All other users must open it with `read_only`, which does not touch a step
-    that is being written. With several processes, all must call `save` and `restore_latest`, on a shared folder.
+    that is being written. With several processes, all must create this object and call `save` and `restore_latest`, on
+    a shared folder.
 
     Args:
       directory: the folder of the checkpoints; created unless `read_only`.

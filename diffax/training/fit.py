@@ -30,7 +30,7 @@ from diffax.typing import Batch
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop, by SIGTERM or Ctrl-C, and saved a checkpoint. Uncaught, it exits with status 75."""
+    """The run was asked to stop, by SIGTERM or Ctrl-C; its checkpoint, if any, is saved. Uncaught: exit status 75."""
 
     def __init__(self, step: int) -> None:
         super().__init__(STOPPED)
@@ -51,7 +51,8 @@ class Fitted(NamedTuple):
     """The result of `fit`.
 
     state: the final state. step: its number of steps, which is larger than num_steps if an earlier run went further.
-    logged: the newest value of each metric of the log. failed: {index of a run: error}, with an axis of runs.
+    logged: the newest value of each metric of the log. failed: {index of a run: error}, for runs of
+    `over_runs` that failed while others continued; {} for a single run.
     seconds: wall time of the steps, with that of interrupted attempts up to their last checkpoint, without the first
     step of each attempt. compile_seconds: wall time of the first step of this attempt, which compiles.
     """
@@ -84,22 +85,25 @@ def fit(
     """Train up to step `num_steps`, from the newest checkpoint if there is one.
 
     The k-th step uses batch k - 1 of `batches`. On SIGTERM or Ctrl-C the loop finishes the step, saves and raises
-    `Stopped`; a second signal ends the process at once. With several processes, all call this function.
+    `Stopped`, unless it was the last step; a second signal ends the process. With several processes, all call this
+    function.
 
     Args:
       step: (state, batch) -> (state, metrics) of `data_parallel`, `sharded` or `over_runs`; a step of `train_step` is
         sharded over all devices. metrics include `loss` and `finite`.
-      state: the first state, or a function that makes it. The function is called under `jit` and only if there is no
-        checkpoint, so that no device ever holds more than its part of the state.
+      state: the first state, or a function that makes it. The function is traced for its shapes, and run under `jit`
+        only if there is no checkpoint, so that no device ever holds more than its part of the state.
       batches: a function of the number of steps so far, 0 for the first batch; or an iterator with the methods
         `get_state`, which returns JSON, and `set_state`, as the iterators of a Grain `IterDataset` have, so that a
         restart continues at the same batch; its position is the same on all processes. A batch is a dict of arrays
-        (B, ...), or (K, B, ...) for K runs; if it has no `index`, the positions 0 .. B - 1 are added.
+        (B, ...), or (K, B, ...) for K runs; B is the part of this process; if there is no `index`, the positions in the
+        whole batch are added, process_index * B + (0 .. B - 1).
       num_steps: the number of steps of the whole run, >= 1.
       checkpoints: where checkpoints are saved and restored from, or a folder for them; None for none.
-      checkpoint_every: save after each multiple of this number, and after the last step.
+      checkpoint_every: save after each multiple of this number, after the last step, and when the run is asked to stop.
       log: a `Log`, or a function (step, metrics); None for none. Only the first process writes.
-      log_every: write after each multiple of this number, and after the first and the last step.
+      log_every: write after each multiple of this number, after the first and the last step, and after each step at
+        which a callback returns values.
       callbacks: functions to call in between, such as one that draws samples.
       max_skipped: number of steps in a row that may be skipped because their loss or gradient is not finite.
       record: JSON that each checkpoint contains, or a function that returns it when a checkpoint is saved; the key
@@ -109,9 +113,10 @@ def fit(
       progress: the line on the terminal; None for the default one.
 
     Raises:
-      Stopped: after a signal, once the checkpoint is saved.
-      NotFiniteError: if more steps in a row than max_skipped had to be skipped.
-      CheckpointError: if there are checkpoints, but none is sound or fits the state; or the last could not be saved.
+      Stopped: after a signal before the last step, once the checkpoint is saved.
+      NotFiniteError: if the run, or each of the K runs, had to skip more steps in a row than max_skipped.
+      CheckpointError: if there are checkpoints, but none is intact, or the newest intact one does not match the state;
+        or if the last one could not be saved.
       ValueError: if a count is too small, or an iterator without a position is used with checkpoints.
     """
     for name, value in (("num_steps", num_steps), ("checkpoint_every", checkpoint_every), ("log_every", log_every)):

@@ -6,7 +6,7 @@
     python -m experiments.report runs/edm
 
 Hardware: accelerators, one worker on each. The rows are the variance-preserving baseline, EDM's preconditioning, and
-EDM's weighting and distribution of noise levels (configurations A, D, E of Karras et al. 2022, table 2; B and C change the
+EDM's weighting and its noise levels (configurations A, D, E of Karras et al. 2022, table 2; B and C change the
 optimiser's settings and the network's capacity, F the augmentation, which is not here). All are sampled by Heun's
 method on 18 levels, 35 calls. Not run here, where neither CIFAR-10 nor the weights are to be had.
 """

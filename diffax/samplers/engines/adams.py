@@ -31,7 +31,7 @@ With noise (form x0 only), a = 1 + eta for an SDE of noise level eta, and h = la
     deis               eps   1-3    exact  -          1          Zhang & Chen 2023, eq. 15 in log rho
     exponential_adams  any   1-4    exact  optional   1          Hochbruck & Ostermann 2010, section 2.5
     lms                rho   1-4    exact  -          1          Zhang & Chen 2023 (rho AB); Crowson's k-diffusion
-    unipc              both  1-3    bh1/2  yes        1          Zhao et al. 2023, algorithms 1 and 2
+    unipc             x0/eps 1-3    bh1/2  yes        1          Zhao et al. 2023, algorithms 1 and 2
     sa_solver          x0    1-3    exact  yes        1 + tau^2  Xue et al. 2023, algorithm 1
 
 `dpmpp_3m` and `dpmpp_3m_sde` have the factor 2 in M_2 that other codes omit.
@@ -208,7 +208,8 @@ def adams(
       corrected: True corrects every step, "start" only steps whose history is shorter than p - 1, False none. With
         True the order is p + 1 if the history is exact. From a cold start the order of convergence is at most 2 without
         the corrector and 3 with it; with noise it is at most 2 (weak order).
-      eta: noise level of the SDE, >= 0: () or (B,), or a function of t; form x0 only.
+      eta: noise level of the SDE, >= 0: () or (B,), or a function of t; form x0 only. A
+        step towards noise is the ODE step and adds no noise.
       noise_scale: factor of the noise, >= 0, () or (B,) (k-diffusion's s_noise).
       lower_order_final: whether the last moves have order .. 3, 2, 1. This is safer where the grid ends in long steps;
         the order of convergence is then at most 2.
