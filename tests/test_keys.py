@@ -96,6 +96,7 @@ def correlations(keys):
     return dict(zip(DRAWS, stats.spearmanr(np.stack(columns, 1)).statistic, strict=True))
 
 
+@pytest.mark.slow_cases("keys")
 @pytest.mark.parametrize("keys", [KEY, jax.random.split(KEY, SIZE)], ids=["key", "keys"])
 def test_functions_that_share_a_key_draw_independently(keys):
     """Rank correlations of independent draws have a standard deviation of 1 / sqrt(2000) = 0.022."""

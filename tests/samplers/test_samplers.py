@@ -344,6 +344,7 @@ def test_churn_adds_noise_only_to_steps_towards_data():
     np.testing.assert_allclose(towards_noise, bare, rtol=1e-12)
 
 
+@pytest.mark.slow_cases("flow")
 @pytest.mark.parametrize("schedule", ["cosine", "flow"])
 def test_ancestral_steps_from_pure_noise_have_finite_gradients_in_float32(schedule):
     """In such a long step 1 - (share of noise) rounds to 0, so the formula must not use this difference."""
