@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Log(Protocol):
     """What `fit` writes metrics to. A value is a number, or a list of K numbers of K runs (`over_runs`)."""
 
