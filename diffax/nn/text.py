@@ -40,7 +40,7 @@ class TextEncoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Num[Any, "batch m"]) -> tuple[Float[Array, "batch m e"], Num[Array, "batch m"]]:
+    def __call__(self, tokens: Num[Any, "batch m"]) -> tuple[Float[Array, "batch m e"], Array]:
         """The embeddings and the mask of the tokens, see the class.
 
         Raises:
