@@ -53,7 +53,7 @@ TASKS = {
 
 
 def main(argv):
-    """Check, compute, list what is left."""
+    """Check, compute, list the unfinished runs."""
     del argv
     # ---------------------------------------------------------------- open: the sweep, its folder
     if WORKERS.value > 1:
@@ -98,7 +98,7 @@ def main(argv):
     if WORKER.value:
         return
 
-    # ---------------------------------------------------------------- end: what is left to do
+    # ---------------------------------------------------------------- end: the unfinished runs
     states = worker.states(folder, runs)
     left = {id: pair for id, pair in states.items() if pair[1] != "finished"}
     if left:

@@ -100,7 +100,7 @@ def fit(
         whole batch are added, process_index * B + (0 .. B - 1).
       num_steps: the number of steps of the whole run, >= 1.
       checkpoints: where checkpoints are saved and restored from, or a folder for them; None for none.
-      checkpoint_every: save after each multiple of this number, after the last step, and when the run is asked to stop.
+      checkpoint_every: save after each multiple of this number, after the last step, and after a request to stop.
       log: a `Log`, or a function (step, metrics); None for none. Only the first process writes.
       log_every: write after each multiple of this number, after the first and the last step, and after each step at
         which a callback returns values.

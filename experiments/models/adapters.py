@@ -1,4 +1,4 @@
-"""Low-rank adapters: what is trained are the adapters of a trained model, whose parameters stay as they are."""
+"""Training of low-rank adapters of a trained model; the parameters of that model do not change."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -53,7 +53,7 @@ class Inputs(NamedTuple):
         return params if self.base is None else self.base.merge(params)
 
     def describe(self, params: Any) -> str:
-        """What is trained on what, in a few words. params: those that are trained, or their shapes."""
+        """The data and the number of parameters, for a log line. params: trained parameters, or their shapes."""
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         whole = sum(leaf.size for leaf in jax.tree.leaves(self.base.params)) if self.base else count
         share = f" of adapters, {count / whole:.1%} of {whole:,}" if self.base else ""
