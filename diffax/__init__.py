@@ -17,9 +17,11 @@ Data types are pytrees, operations are functions, and algorithms are pairs of fu
     analytic     oracles: data distributions with a known denoiser and log-density
     inverse      measurements y = A x0 + noise, and sampling of x0 given y
     pretrained   specifications of trained models; load, which reads an export
-    nn           Flax networks           (needs flax; import diffax.nn)
-    training     training step, EMA, checkpoints  (needs optax, orbax; import diffax.training)
-    metrics      distances between sets of features  (import diffax.metrics)
+    nn           Flax networks                    (needs flax)
+    training     training step, EMA, checkpoints  (needs optax, orbax)
+    metrics      distances between sets of features
+
+The namespaces from likelihood on are imported at their first use.
 
 Ten lines from a network to samples:
 
@@ -35,21 +37,10 @@ Ten lines from a network to samples:
 (5, 2)
 """
 
-from diffax import (
-    analytic,
-    denoisers,
-    guidance,
-    inverse,
-    likelihood,
-    losses,
-    predictions,
-    pretrained,
-    random,
-    samplers,
-    schedules,
-    sde,
-    times,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from diffax import denoisers, guidance, losses, predictions, random, samplers, schedules, sde, times
 from diffax.denoisers import Moments, denoiser
 from diffax.guidance import (
     adaptive_projected_guidance,
@@ -60,12 +51,8 @@ from diffax.guidance import (
     guidance_interval,
     guidance_rescale,
 )
-from diffax.likelihood import (
-    log_likelihood,
-)
 from diffax.losses import denoising_loss
 from diffax.predictions import diffuse, initial_noise
-from diffax.pretrained import load
 from diffax.samplers import (
     Sampler,
     ancestral,
@@ -123,6 +110,14 @@ from diffax.schedules import (
     shifted,
 )
 from diffax.typing import Denoiser, Level, Predict, Schedule
+
+if TYPE_CHECKING:
+    from diffax import analytic, inverse, likelihood, pretrained
+    from diffax import metrics as metrics
+    from diffax import nn as nn
+    from diffax import training as training
+    from diffax.likelihood import log_likelihood
+    from diffax.pretrained import load
 
 __version__ = "0.1.0"
 
@@ -213,3 +208,26 @@ __all__ = [
     "unipc",
     "unroll",
 ]
+
+# Half of the time of `import diffax` would go to these; flax, optax and orbax are needed only by those who use them.
+_AT_FIRST_USE = {
+    **{name: (name, None) for name in ("analytic", "inverse", "likelihood", "metrics", "nn", "pretrained", "training")},
+    "load": ("pretrained", "load"),
+    "log_likelihood": ("likelihood", "log_likelihood"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a namespace, or the function of one, at its first use (PEP 562)."""
+    if name not in _AT_FIRST_USE:
+        raise AttributeError(f"module 'diffax' has no attribute {name!r}")
+    module, attribute = _AT_FIRST_USE[name]
+    value = importlib.import_module(f"diffax.{module}")
+    if attribute is not None:
+        value = getattr(value, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_AT_FIRST_USE})

@@ -78,6 +78,17 @@ def test_the_core_loads_jax_and_numpy_only():
     assert output.strip() == "['diffax']"
 
 
+def test_namespaces_are_imported_at_their_first_use():
+    code = (
+        "import sys, diffax; lazy = ['inverse', 'likelihood', 'metrics', 'nn', 'pretrained', 'training'];"
+        "assert not [name for name in lazy if f'diffax.{name}' in sys.modules] and set(lazy) < set(dir(diffax));"
+        "assert diffax.nn.UNet and diffax.load is diffax.pretrained.load"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="module 'diffax' has no attribute 'unett'"):
+        diffax.unett  # noqa: B018
+
+
 def test_type_information_ships():
     assert (ROOT / "py.typed").exists()
 
