@@ -41,6 +41,7 @@ from diffax._checks import (
     check_schedule,
     choose,
 )
+from diffax._masks import check_mask, confined, inside, total
 from diffax._pytrees import as_float, batch_size, combine, concrete, expand, safe_sqrt, widen
 from diffax.denoisers import Moments, like_x, moments_of
 from diffax.likelihood._lattice import Lattice, decoder_log_prob
@@ -117,9 +118,16 @@ def gaussian_kl(mean: Tree, std: PerExample, other_mean: Tree, other_std: PerExa
 
 
 def step_term(
-    schedule: Schedule, denoise: Denoiser, x0: Tree, x: Tree, t: Times, s: Times, variance: str = "small"
+    schedule: Schedule,
+    denoise: Denoiser,
+    x0: Tree,
+    x: Tree,
+    t: Times,
+    s: Times,
+    variance: str = "small",
+    mask: Tree | None = None,
 ) -> Any:
-    """(B,) KL(q(x_s | x_t, x0) || p(x_s | x_t)) at x_t = x, in nats, summed over all dimensions.
+    """(B,) KL(q(x_s | x_t, x0) || p(x_s | x_t)) at x_t = x, in nats, summed over all dimensions inside the mask.
 
     Args:
       schedule: noise schedule.
@@ -129,6 +137,7 @@ def step_term(
       t: () or (B,).
       s: () or (B,), s <= t.
       variance: "small" (default), "large" or "learned".
+      mask: the entries that belong to an example, as in `denoising_loss`; x0 and the denoiser are 0 outside.
 
     Raises:
       ValueError: if the variance is unknown, the variance is "learned" but the denoiser does not return `Moments`, or
@@ -148,7 +157,7 @@ def step_term(
         ratio2 = jnp.exp(2 * log_ratio)
         return -log_ratio + jnp.expm1(2 * log_ratio) / 2 + ratio2 * expand(snr_gap, x0) * jnp.square(x0 - x0_hat) / 2
 
-    return total(jax.tree.map(term, x0, x0_hat, v))
+    return total(jax.tree.map(term, x0, x0_hat, v), mask)
 
 
 def prior_term(schedule: Schedule, x0: Tree, t: Times = 1.0) -> Any:
@@ -166,18 +175,24 @@ def decoder_term(
     previous_log_snr: Scalar,
     variance: str,
     lattice: Lattice | None,
+    mask: Tree | None = None,
 ) -> Any:
     """(B,) `decoder_at` for one draw of x_t."""
     level = schedule(t)
     x = combine((level.alpha, x0), (level.sigma, random.noise(key, x0)))
     denoise = like_x("denoise", denoise)
-    return decoder_at(
-        schedule, Moments(*moments_of(denoise(x, t), VARIANCES[variance])), x0, t, previous_log_snr, lattice
-    )
+    moments = Moments(*moments_of(denoise(x, t), VARIANCES[variance]))
+    return decoder_at(schedule, moments, x0, t, previous_log_snr, lattice, mask)
 
 
 def decoder_at(
-    schedule: Schedule, moments: Tree, x0: Tree, t: Times, previous_log_snr: Scalar, lattice: Lattice | None
+    schedule: Schedule,
+    moments: Tree,
+    x0: Tree,
+    t: Times,
+    previous_log_snr: Scalar,
+    lattice: Lattice | None,
+    mask: Tree | None = None,
 ) -> Any:
     """(B,) -log p(x0 | x_t) at the last level t.
 
@@ -194,7 +209,7 @@ def decoder_at(
         std = jnp.exp(expand(large, x0) + (1 - v) * expand(shrink, x0))
         return -decoder_log_prob(x0, x0_hat, std, lattice)
 
-    return total(jax.tree.map(term, x0, moments.x0, moments.v))
+    return total(jax.tree.map(term, x0, moments.x0, moments.v), mask)
 
 
 class _Terms(NamedTuple):
@@ -213,6 +228,7 @@ def variational_bound(
     *,
     variance: str = "small",
     lattice: Lattice | None = None,
+    mask: Tree | None = None,
 ) -> Bound:
     """The ELBO of a discrete chain over a step grid, with one draw of noise for each term.
 
@@ -225,13 +241,15 @@ def variational_bound(
         T: `times.leading(schedule, T)`.
       variance: "small" (default), "large" or "learned", of the reverse steps and of the decoder.
       lattice: the lattice of the data, as in `decoder_log_prob`; None (default) for data with a density.
+      mask: the entries that belong to an example, as in `denoising_loss`; the terms are sums over these. None (default)
+        for no padding.
 
     Returns:
       `Bound`, in nats.
 
     Raises:
       ValueError: if the variance is unknown, the times increase or are fewer than 2, the variance is "learned" but the
-        denoiser does not return `Moments`, or x0 is outside the lattice.
+        denoiser does not return `Moments`, x0 is outside the lattice, or the mask does not fit x0.
 
     >>> import diffax
     >>> data, schedule = diffax.analytic.Gaussian.from_covariance([0.0], 0.25), diffax.Cosine()
@@ -249,12 +267,13 @@ def variational_bound(
     if np.ndim(times) != 1 or len(times) < 2 or (values is not None and not (values[1:] <= values[:-1]).all()):
         got = f"shape {np.shape(times)}" if values is None else short(values)
         raise ValueError(f"times must have shape (n,) with n >= 2 and must not increase, got {got}")
+    check_mask(x0, mask)
     key = random.stream(key, "variational_bound")
-    x0, times = widen(x0), as_float(times)
+    x0, times, denoise = inside(widen(x0), mask), as_float(times), confined(denoise, mask)
 
     def step(key: Keys, denoise: Denoiser, state: SamplerState, t: Times, s: Times) -> SamplerState:
         x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(key, x0)))
-        return _Terms(state.x, step_term(schedule, denoise, x0, x, t, s, variance))
+        return _Terms(state.x, step_term(schedule, denoise, x0, x, t, s, variance, mask))
 
     chain = Sampler(lambda x, times: _Terms(x, jnp.zeros(batch_size(x))), step, order=0, calls=1)
     _, steps = unroll(random.fold_in(key, 0), chain, denoise, x0, times, record=lambda state: state.term)
@@ -262,7 +281,7 @@ def variational_bound(
     # The grid may end with repeated points, so the level before the last is not always times[-2].
     previous_log_snr = jnp.max(log_snr, where=log_snr < log_snr[-1], initial=-jnp.inf)
     decoder = decoder_term(
-        random.fold_in(key, 1), schedule, denoise, x0, times[-1], previous_log_snr, variance, lattice
+        random.fold_in(key, 1), schedule, denoise, x0, times[-1], previous_log_snr, variance, lattice, mask
     )
     prior = prior_term(schedule, x0, times[0])
     return Bound(prior + steps.sum(0) + decoder, prior, steps, decoder)
@@ -278,6 +297,7 @@ def continuous_bound(
     t_max: Times = 1.0,
     t_min: Times = 1e-3,
     lattice: Lattice | None = None,
+    mask: Tree | None = None,
 ) -> Bound:
     """The ELBO of infinitely many steps from t_max to t_min; one t for each example estimates the integral.
 
@@ -290,24 +310,29 @@ def continuous_bound(
       t_max: time of the prior term; default 1.
       t_min: time of the decoder, a Gaussian around x0_hat of variance sigma^2 / alpha^2; default 1e-3.
       lattice: the lattice of the data, as in `decoder_log_prob`; None (default) for data with a density.
+      mask: the entries that belong to an example, as in `denoising_loss`; the terms are sums over these. None (default)
+        for no padding.
 
     Returns:
       `Bound`, in nats, with steps (B,).
 
     Raises:
-      ValueError: if t_min >= t_max, t is outside [t_min, t_max], or x0 is outside the lattice.
+      ValueError: if t_min >= t_max, t is outside [t_min, t_max], x0 is outside the lattice, or the mask does not fit
+        x0.
     """
     check_schedule(schedule)
     check_function("denoise", denoise)
     check_float("x0", x0)
     check_per_example(x0, t=t)
     _check_inside(t, t_min, t_max)
-    key, x0 = random.stream(key, "continuous_bound"), widen(x0)
+    check_mask(x0, mask)
+    key, x0, denoise = random.stream(key, "continuous_bound"), inside(widen(x0), mask), confined(denoise, mask)
     x = combine((schedule(t).alpha, x0), (schedule(t).sigma, random.noise(random.fold_in(key, 0), x0)))
     x0_hat, _ = moments_of(like_x("denoise", denoise)(x, t), 0.0)
     log_snr, slope = jax.jvp(schedule.log_snr, (as_float(t),), (jnp.ones_like(as_float(t)),))
     integral = (t_max - t_min) * integrand(log_snr, slope, x0, x0_hat)
-    decoder = decoder_term(random.fold_in(key, 1), schedule, denoise, x0, as_float(t_min), -jnp.inf, "large", lattice)
+    decoder_key, last = random.fold_in(key, 1), as_float(t_min)
+    decoder = decoder_term(decoder_key, schedule, denoise, x0, last, -jnp.inf, "large", lattice, mask)
     prior = prior_term(schedule, x0, t_max)
     return Bound(prior + integral + decoder, prior, integral, decoder)
 
@@ -331,8 +356,3 @@ def integrand(log_snr: Scalar, slope: Scalar, x0: Tree, x0_hat: Tree) -> Any:
     """
     rate = -slope * jnp.exp(log_snr) / 2
     return total(jax.tree.map(lambda u, v: expand(rate, u) * jnp.square(u - v), x0, x0_hat))
-
-
-def total(terms: Tree) -> Any:
-    """(B,) sums over all leaves and over all axes except the batch axis."""
-    return sum(jnp.sum(v.reshape(len(v), -1), 1) for v in jax.tree.leaves(terms))

@@ -22,12 +22,13 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax._checks import check_count, check_float, check_function, check_schedule, choose
+from diffax._masks import check_mask, confined, dimensions, inside
 from diffax._pytrees import as_float, batch_size, combine, concrete, narrow, safe_sqrt, widen
 from diffax.denoisers import like_x, mean_only
 from diffax.samplers._base import Sampler
 from diffax.sampling import integrate
 from diffax.times import check_grid
-from diffax.typing import Denoiser, Grid, Keys, Leaf, SamplerState, Scalar, Schedule, Times, Tree
+from diffax.typing import Denoiser, Grid, Keys, Leaf, PerExample, SamplerState, Scalar, Schedule, Times, Tree
 
 # The largest number of dimensions for the exact trace, which costs one network call per dimension at every step.
 EXACT_LIMIT = 4096
@@ -77,6 +78,7 @@ def log_likelihood(
     probes: int = 1,
     probe_distribution: str = "rademacher",
     solve: Callable[..., Any] | None = None,
+    mask: Tree | None = None,
 ) -> LogLikelihood:
     """log p_t(x) at t = times[0], for each example.
 
@@ -97,14 +99,16 @@ def log_likelihood(
       probe_distribution: distribution of e: "rademacher" (default, never of larger variance) or "gaussian".
       solve: the solver of the ODE, (schedule, field, x, times) -> (Flow, steps, converged). None (default) is Heun's
         method on the grid; `diffax.likelihood.adaptive.solver()` uses only the ends of `times`.
+      mask: the entries that belong to an example, as in `denoising_loss`: the density is one of these alone. None
+        (default) for no padding.
 
     Returns:
       log_prob, stderr, latent, steps, converged; see `LogLikelihood`.
 
     Raises:
       ValueError: if divergence or probe_distribution is unknown, probes < 1, the times decrease or leave [0, 1], x has
-        too many dimensions for "exact" or is not of a float type, the denoiser does not return the shape of x, or
-        prior_log_prob does not return (B,).
+        too many dimensions for "exact" or is not of a float type, the denoiser does not return the shape of x, the mask
+        does not fit x, or prior_log_prob does not return (B,).
 
     >>> import diffax
     >>> data = diffax.analytic.Gaussian.from_covariance([0.5, -0.5], 0.25)
@@ -122,26 +126,32 @@ def log_likelihood(
     check_count("probes", probes)
     _check_rising(times)
     size, original, times = batch_size(x), jax.tree.map(jnp.asarray, x), as_float(times)
-    x = widen(original)
-    dimensions = _dimensions(x)
-    if divergence == "exact" and dimensions > EXACT_LIMIT:
+    check_mask(x, mask, "x")
+    x = inside(widen(original), mask)
+    if divergence == "exact" and dimensions(x) > EXACT_LIMIT:
         limit = f"x must have at most {EXACT_LIMIT} dimensions for divergence 'exact'"
-        raise ValueError(f"{limit}, got {dimensions}: use 'hutchinson'")
+        raise ValueError(f"{limit}, got {dimensions(x)}: use 'hutchinson'")
+    count = dimensions(x, mask)
     probe_vectors = (
         None if divergence == "exact" else PROBES[probe_distribution](random.stream(key, "log_likelihood"), x, probes)
     )
-    field = _flow(schedule, mean_only(like_x("denoise", denoise)), probe_vectors, dimensions)
+    # Outside the mask x, x0 and so the slope of x are 0, and the denoiser's Jacobian has no rows there.
+    denoise = confined(mean_only(like_x("denoise", denoise)), mask)
+    field = _flow(schedule, denoise, probe_vectors, count if mask is None else jnp.maximum(count, 1)[:, None])
     c_start, c_end = flow_scale(schedule, times[0]), flow_scale(schedule, times[-1])
     start = Flow(combine((1 / c_start, x)), jnp.zeros((size, 1 if probe_vectors is None else probes)))
     # Matrix products in bfloat16 would cause a larger error than the steps of the ODE.
     with jax.default_matmul_precision("highest"):
         (latent, log_det), steps, converged = (solve or heun)(schedule, field, start, times)
     latent = combine((c_end, latent))
-    prior = (lambda x: _normal_log_prob(x, schedule(times[-1]).sigma)) if prior_log_prob is None else prior_log_prob
-    latent_log_prob = prior(latent)
+    if prior_log_prob is None:
+        latent_log_prob = _normal_log_prob(latent, schedule(times[-1]).sigma, count)
+    else:
+        latent_log_prob = prior_log_prob(latent)
     if jnp.shape(latent_log_prob) != (size,):
         raise ValueError(f"prior_log_prob(x) must have shape ({size},), got {jnp.shape(latent_log_prob)}")
-    log_prob = latent_log_prob[:, None] + dimensions * (log_det + jnp.log(c_end) - jnp.log(c_start))
+    factor = count if mask is None else count[:, None]
+    log_prob = latent_log_prob[:, None] + factor * (log_det + jnp.log(c_end) - jnp.log(c_start))
     stderr = jnp.zeros(size) if probe_vectors is None else _stderr(log_prob)
     converged = converged & jnp.isfinite(log_prob).all(1)
     return LogLikelihood(
@@ -156,8 +166,11 @@ def _check_rising(times: Grid) -> None:
         raise ValueError(f"times must have n >= 2 entries and increase from data to noise, got {values.tolist()}")
 
 
-def _flow(schedule: Schedule, denoise: Denoiser, probes: Tree | None, dimensions: int) -> Field:
-    """The ODE of the module docstring, with the trace estimated by these probes, or exact for None."""
+def _flow(schedule: Schedule, denoise: Denoiser, probes: Tree | None, dimensions: Scalar) -> Field:
+    """The ODE of the module docstring, with the trace estimated by these probes, or exact for None.
+
+    dimensions: D, () or (B, 1).
+    """
 
     def field(state: SamplerState, t: Times) -> Any:
         alpha, c = schedule(t).alpha, flow_scale(schedule, t)
@@ -256,11 +269,6 @@ def _stderr(values: Leaf) -> Any:
     return safe_sqrt(variance)
 
 
-def _dimensions(x: Tree) -> Any:
-    """The number of dimensions of one example."""
-    return sum(leaf[0].size for leaf in jax.tree.leaves(x))
-
-
-def _normal_log_prob(x: Tree, sigma: Scalar) -> Any:
-    """(B,) log N(x; 0, sigma^2 I)."""
-    return -_dot(x, x) / (2 * sigma**2) - _dimensions(x) * (jnp.log(sigma) + 0.5 * math.log(2 * math.pi))
+def _normal_log_prob(x: Tree, sigma: Scalar, dimensions: PerExample) -> Any:
+    """(B,) log N(x; 0, sigma^2 I) in this number of dimensions."""
+    return -_dot(x, x) / (2 * sigma**2) - dimensions * (jnp.log(sigma) + 0.5 * math.log(2 * math.pi))

@@ -25,10 +25,11 @@ from diffax._checks import (
     choose,
     non_negative,
 )
+from diffax._masks import check_mask, confined, dimensions, inside, mean
 from diffax._pytrees import as_float, combine, widen
 from diffax.denoisers import Moments, denoiser, like_x, moments_of
 from diffax.likelihood import Lattice
-from diffax.likelihood._bound import decoder_at, decoder_term, integrand, prior_term, step_term, total
+from diffax.likelihood._bound import decoder_at, decoder_term, integrand, prior_term, step_term
 from diffax.predictions import KINDS, target
 from diffax.schedules import Learned
 from diffax.schedules._scalings import SCALINGS
@@ -59,6 +60,7 @@ def vdm_loss(
     learn_ends: bool = False,
     lattice: Lattice | None = None,
     sigma_data: PerExample = 0.5,
+    mask: Tree | None = None,
 ) -> Float[Array, " batch"]:
     """The variational bound in continuous time, in bits per dimension; it also trains a learned schedule.
 
@@ -79,12 +81,13 @@ def vdm_loss(
       learn_ends: whether the ends of the schedule are trained; default False.
       lattice: the lattice of the data, as in `decoder_log_prob`; None (default) for data with a density.
       sigma_data: standard deviation of the data, for the kind `edm` alone; default 0.5.
+      mask: the entries that belong to an example, as in `denoising_loss`; None (default) for no padding.
 
     Returns:
       (B,) losses.
 
     Raises:
-      ValueError: if the kind is unknown or velocity, or the schedule is not `Learned`.
+      ValueError: if the kind is unknown or velocity, the schedule is not `Learned`, or the mask does not fit x0.
 
     Source: Kingma et al. 2021, eq. 17 and 18, appendix I.2.
     """
@@ -94,13 +97,14 @@ def vdm_loss(
     check_function("predict", predict, "a function (x, log_snr) -> y")
     check_float("x0", x0)
     check_per_example(x0, t=t, sigma_data=sigma_data)
-    predict = like_x("predict", predict)
+    check_mask(x0, mask)
+    predict = confined(like_x("predict", predict), mask)
     key, stop = random.stream(key, "vdm_loss"), jax.lax.stop_gradient
-    x0, t = widen(x0), as_float(t)
+    x0, t = inside(widen(x0), mask), as_float(t)
     curve_fixed = dataclasses.replace(stop(schedule), ends=schedule.ends if learn_ends else stop(schedule.ends))
     ends_fixed = dataclasses.replace(schedule, ends=stop(schedule.ends))
-    eps = random.noise(random.fold_in(key, 0), x0)
-    nats_per_bit_per_dim = _dimensions(x0) * math.log(2)
+    eps = inside(random.noise(random.fold_in(key, 0), x0), mask)
+    nats_per_bit_per_dim = _nats_per_bit_per_dim(x0, mask)
 
     def integral(log_snr: Scalar, slope: Scalar) -> Any:
         level = Level(*SCALINGS[schedule.scaling](jnp.exp(-log_snr / 2)), log_snr)
@@ -117,7 +121,7 @@ def vdm_loss(
     mixed = [stop(e) + (e - stop(e)) + twice * (c - stop(c)) for e, c in zip(by_ends, by_curve, strict=True)]
     denoise = denoiser(lambda x, t: predict(x, curve_fixed.log_snr(t)), curve_fixed, kind, sigma_data=sigma_data)
     first, last = as_float(0.0), as_float(1.0)
-    decoder = decoder_term(random.fold_in(key, 1), curve_fixed, denoise, x0, first, -jnp.inf, "large", lattice)
+    decoder = decoder_term(random.fold_in(key, 1), curve_fixed, denoise, x0, first, -jnp.inf, "large", lattice, mask)
     loss: Array = integral(*mixed) + (decoder + prior_term(curve_fixed, x0, last)) / nats_per_bit_per_dim
     return loss
 
@@ -134,6 +138,7 @@ def hybrid_loss(
     weight: PerExample = 0.001,
     lattice: Lattice | None = None,
     sigma_data: PerExample = 0.5,
+    mask: Tree | None = None,
 ) -> Float[Array, " batch"]:
     """The loss L_simple + weight L_vlb of improved DDPM, in which L_vlb trains the variance alone.
 
@@ -153,12 +158,14 @@ def hybrid_loss(
       weight: () or (B,), >= 0: the factor of L_vlb, in bits per dimension; default 0.001, as in the paper.
       lattice: the lattice of the data, as in `decoder_log_prob`; None (default) for data with a density.
       sigma_data: standard deviation of the data, for the kind `edm` alone; default 0.5.
+      mask: the entries that belong to an example, as in `denoising_loss`; None (default) for no padding.
 
     Returns:
       (B,) losses.
 
     Raises:
-      ValueError: if the kind is unknown, num_steps < 2, the weight is negative, or predict does not return `Moments`.
+      ValueError: if the kind is unknown, num_steps < 2, the weight is negative, predict does not return `Moments`, or
+        the mask does not fit x0.
 
     Source: Nichol & Dhariwal 2021, eq. 15 and 16.
     """
@@ -168,15 +175,16 @@ def hybrid_loss(
     check_count("num_steps", num_steps, 2)
     check_float("x0", x0)
     check_per_example(x0, t=t, weight=weight, sigma_data=sigma_data)
-    x0 = widen(x0)
-    eps = random.noise(random.stream(key, "hybrid_loss"), x0)
+    check_mask(x0, mask)
+    x0 = inside(widen(x0), mask)
+    eps = inside(random.noise(random.stream(key, "hybrid_loss"), x0), mask)
     x = combine((schedule(t).alpha, x0), (schedule(t).sigma, eps))
     y_hat, raw = moments_of(like_x("predict", predict)(x, t), None)
     y = target(kind, schedule, x0, eps, t, sigma_data=sigma_data)
-    simple: Array = total(jax.tree.map(lambda u, v: jnp.square(u - v), y, y_hat)) / _dimensions(x0)
+    simple: Array = mean(jax.tree.map(lambda u, v: jnp.square(u - v), y, y_hat), mask)
     fixed = Moments(jax.lax.stop_gradient(y_hat), raw)
     denoise = denoiser(lambda x, t: fixed, schedule, kind, sigma_data=sigma_data)
-    return simple + weight * _term_loss(schedule, denoise, x0, x, t, num_steps, lattice)
+    return simple + weight * _term_loss(schedule, denoise, x0, x, t, num_steps, lattice, mask)
 
 
 def vlb_loss(
@@ -190,6 +198,7 @@ def vlb_loss(
     num_steps: int,
     lattice: Lattice | None = None,
     sigma_data: PerExample = 0.5,
+    mask: Tree | None = None,
 ) -> Float[Array, " batch"]:
     """An unbiased estimate of the bound in bits per dimension, (B,): one term times the number of terms.
 
@@ -201,25 +210,34 @@ def vlb_loss(
     check_count("num_steps", num_steps, 2)
     check_float("x0", x0)
     check_per_example(x0, t=t, sigma_data=sigma_data)
-    x0 = widen(x0)
-    eps = random.noise(random.stream(key, "vlb_loss"), x0)
+    check_mask(x0, mask)
+    x0 = inside(widen(x0), mask)
+    eps = inside(random.noise(random.stream(key, "vlb_loss"), x0), mask)
     x = combine((schedule(t).alpha, x0), (schedule(t).sigma, eps))
     denoise = denoiser(predict, schedule, kind, sigma_data=sigma_data)
-    return _term_loss(schedule, denoise, x0, x, t, num_steps, lattice)
+    return _term_loss(schedule, denoise, x0, x, t, num_steps, lattice, mask)
 
 
 def _term_loss(
-    schedule: Schedule, denoise: Denoiser, x0: Tree, x: Tree, t: Times, num_steps: int, lattice: Lattice | None
+    schedule: Schedule,
+    denoise: Denoiser,
+    x0: Tree,
+    x: Tree,
+    t: Times,
+    num_steps: int,
+    lattice: Lattice | None,
+    mask: Tree | None,
 ) -> Array:
     """L_vlb of `hybrid_loss` at x_t = x, (B,)."""
     moments = Moments(*moments_of(denoise(x, t), None))
-    step = step_term(schedule, lambda x, t: moments, x0, x, t, jnp.maximum(t - 1 / num_steps, 0.0), "learned")
+    step = step_term(schedule, lambda x, t: moments, x0, x, t, jnp.maximum(t - 1 / num_steps, 0.0), "learned", mask)
     # Use t = 1 / T for every example: a NaN in the branch that `where` discards would still reach the gradient.
-    decoder = decoder_at(schedule, moments, x0, as_float(1 / num_steps), schedule(2 / num_steps).log_snr, lattice)
-    loss: Array = jnp.where(t < 1.5 / num_steps, decoder, step) * num_steps / (_dimensions(x0) * math.log(2))
+    decoder = decoder_at(schedule, moments, x0, as_float(1 / num_steps), schedule(2 / num_steps).log_snr, lattice, mask)
+    loss: Array = jnp.where(t < 1.5 / num_steps, decoder, step) * num_steps / _nats_per_bit_per_dim(x0, mask)
     return loss
 
 
-def _dimensions(x0: Tree) -> int:
-    """The number of dimensions of one example."""
-    return sum(leaf[0].size for leaf in jax.tree.leaves(x0))
+def _nats_per_bit_per_dim(x0: Tree, mask: Tree | None) -> Any:
+    """D log 2, with the number of dimensions D inside the mask."""
+    count = dimensions(x0, mask)
+    return (count if mask is None else jnp.maximum(count, 1)) * math.log(2)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax._checks import check, check_float, check_function, check_like, check_per_example, choose, interval
+from diffax._masks import check_mask, inside, mean
 from diffax._pytrees import as_float, batch_size, promoted
 from diffax.predictions import check_kind, diffuse, row
 from diffax.predictions import target as prediction_target
@@ -49,6 +50,7 @@ def denoising_loss(
     weighting: Callable[[Any], Any] | None = None,
     measure: str = "t",
     sigma_data: PerExample = 0.5,
+    mask: Tree | None = None,
 ) -> Float[Array, " batch"]:
     """The denoising loss (score matching or flow matching) of each example, its mean over dimensions: (B,).
 
@@ -68,6 +70,9 @@ def denoising_loss(
       measure: "t" (default) if w is a weight per unit of t; "log_snr" if it is a weight per unit of log-SNR, such as
         `sigmoid` and `elbo`.
       sigma_data: standard deviation of the data, for the kind `edm` alone; default 0.5.
+      mask: true for the entries that belong to an example, of the shape of the leading axes of x0, such as (B, N) for
+        padded sets (B, N, d). Outside, x is 0 for the network, and the mean leaves these entries out. None (default)
+        for no padding.
 
     Returns:
       (B,) losses.
@@ -75,7 +80,7 @@ def denoising_loss(
     Raises:
       ValueError: if the kind or the measure is unknown, the kind is eps or score with zero terminal SNR, the measure is
         "log_snr" without a weighting, the prediction does not have the shape of x0, t or a weight is neither () nor
-        (B,), or x0 is not of a float type.
+        (B,), the mask does not fit x0, or x0 is not of a float type.
 
     Source: Ho et al. 2020, eq. 14; Lipman et al. 2023, eq. 14 (`velocity`); Karras et al. 2022, eq. 8 (`edm`);
     Kingma & Gao 2023 (weightings).
@@ -94,19 +99,18 @@ def denoising_loss(
     rate = choose("measure", measure, MEASURES)
     if weighting is None and measure != "t":
         raise ValueError(f"measure must be 't' without a weighting, got {measure!r}")
+    check_mask(x0, mask)
+    x0 = inside(x0, mask)
     eps = random.noise(random.stream(key, "denoising_loss"), x0)
     y = prediction_target(kind, schedule, x0, eps, t, sigma_data=sigma_data)
-    y_hat = predict(diffuse(schedule, x0, eps, t), t)
+    y_hat = predict(inside(diffuse(schedule, x0, eps, t), mask), t)
     check_like("predict(x, t)", y_hat, x0)
 
     def squared_error(u: Leaf, v: Leaf) -> Array:
         dtype = promoted(u.dtype, v.dtype, jnp.float32)
         return jnp.square(u.astype(dtype) - v.astype(dtype))
 
-    square = jax.tree.map(squared_error, y, y_hat)
-    size = batch_size(x0)
-    total = sum(leaf.reshape(size, -1).sum(1) for leaf in jax.tree.leaves(square))
-    loss: Array = total / sum(leaf.size // size for leaf in jax.tree.leaves(square))
+    loss: Array = mean(jax.tree.map(squared_error, y, y_hat), mask)
     if weighting is None:
         return loss
     alpha, sigma, log_snr = schedule(t)

@@ -14,11 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax._checks import Condition, check, check_count, positive
+from diffax._masks import check_mask, inside, mean
 from diffax._pytrees import as_float
 from diffax.typing import Array, Examples, Float, Leaf, Scalar
 
 
-def psnr(first: Examples, second: Examples, *, data_range: Scalar) -> Float[Array, " batch"]:
+def psnr(
+    first: Examples, second: Examples, *, data_range: Scalar, mask: Examples | None = None
+) -> Float[Array, " batch"]:
     """Peak signal-to-noise ratio in dB, (B,).
 
     For two equal images the value is infinite and the gradient zero.
@@ -27,15 +30,18 @@ def psnr(first: Examples, second: Examples, *, data_range: Scalar) -> Float[Arra
       first: (B, *space, C).
       second: (B, *space, C).
       data_range: L, the largest minus the smallest possible value of the data, > 0; may be traced.
+      mask: true for the entries that count, of the shape of the leading axes of `first`, such as (B, H, W) for land
+        alone; None (default) for all.
 
     Raises:
-      ValueError: if the shapes differ or have fewer than 3 axes, or data_range <= 0.
+      ValueError: if the shapes differ or have fewer than 3 axes, data_range <= 0, or the mask does not fit.
 
     >>> psnr(jnp.zeros((1, 4, 4, 1)), jnp.full((1, 4, 4, 1), 0.2), data_range=2.0).round(3).tolist()
     [20.0]
     """
     x, y = _checked_pair(first, second, data_range)
-    error = jnp.mean((x - y) ** 2, axis=tuple(range(1, x.ndim)))
+    check_mask(x, mask, "first")
+    error = mean((x - y) ** 2, mask)
     equal = error == 0
     ratio = jnp.where(equal, 1.0, error) / data_range**2
     return jnp.where(equal, jnp.inf, -10 * jnp.log10(ratio))
@@ -50,10 +56,12 @@ def ssim(
     sigma: float = 1.5,
     k1: float = 0.01,
     k2: float = 0.03,
+    mask: Examples | None = None,
 ) -> Float[Array, " batch"]:
     """Structural similarity (SSIM), (B,), at most 1.
 
-    The value is the mean over channels and over all positions where the whole window fits into the image.
+    The value is the mean over channels and over all positions where the whole window fits into the image, and into the
+    mask.
 
     Args:
       first: (B, *space, C), 1 to 3 spatial axes, each of size >= `window`.
@@ -63,10 +71,12 @@ def ssim(
       sigma: standard deviation of the window, > 0.
       k1: K_1, in C_1 = (K_1 L)^2.
       k2: K_2, in C_2 = (K_2 L)^2.
+      mask: true for the entries that count, of the shape of the leading axes of `first`; 0 for an image without a
+        window inside; None (default) for all.
 
     Raises:
-      ValueError: if the shapes differ or have fewer than 3 axes, the images are smaller than the window, or a setting
-        is out of range.
+      ValueError: if the shapes differ or have fewer than 3 axes, the images are smaller than the window, a setting is
+        out of range, or the mask does not fit.
 
     Source: Wang et al. 2004, eqs. 12 to 17.
 
@@ -81,16 +91,25 @@ def ssim(
     check("sigma", sigma, positive)
     if min(x.shape[1:-1]) < window:
         raise ValueError(f"window must fit into images of shape {x.shape[1:-1]}, got {window}")
+    check_mask(x, mask, "first")
+    x, y = inside(x, mask), inside(y, mask)
     similarity: Array = _similarity(x, y, (k1 * data_range) ** 2, (k2 * data_range) ** 2, window, sigma)
-    return similarity
+    if mask is None:
+        return jnp.asarray(mean(similarity))
+    whole = inside(jnp.ones_like(x), mask)
+    for axis in range(1, x.ndim - 1):
+        size = x.shape[axis] - window + 1
+        whole = jnp.stack([jax.lax.slice_in_dim(whole, i, i + size, axis=axis) for i in range(window)]).min(0)
+    return jnp.asarray(mean(similarity, whole))
 
 
 @functools.partial(jax.jit, static_argnames="window")
 def _similarity(x: Leaf, y: Leaf, c1: Scalar, c2: Scalar, window: int, sigma: Scalar) -> Array:
+    """SSIM at each position where the window fits into the image."""
     m_x, m_y, xx, yy, xy = _blur(jnp.stack([x, y, x * x, y * y, x * y]), window, sigma)
     v_x, v_y, v_xy = xx - m_x**2, yy - m_y**2, xy - m_x * m_y
-    similarity = (2 * m_x * m_y + c1) * (2 * v_xy + c2) / ((m_x**2 + m_y**2 + c1) * (v_x + v_y + c2))
-    return jnp.mean(similarity, axis=tuple(range(1, x.ndim)))
+    similarity: Array = (2 * m_x * m_y + c1) * (2 * v_xy + c2) / ((m_x**2 + m_y**2 + c1) * (v_x + v_y + c2))
+    return similarity
 
 
 def _blur(x: Float[Array, "maps batch *space c"], window: int, sigma: Scalar) -> Float[Array, "maps batch *smaller c"]:
