@@ -5,7 +5,7 @@ from diffax.training.checkpoints import Checkpoints
 from diffax.training.fit import Every, Fitted, Stopped, fit
 from diffax.training.logs import JsonLog, Log, Logs, Progress, TensorBoardLog
 from diffax.training.manifest import CheckpointError
-from diffax.training.optimizers import adamw
+from diffax.training.optimizers import learning_rate_schedule, optimizer
 from diffax.training.parallel import data_parallel, make_mesh, over_runs, place, sharded
 from diffax.training.profiling import Profile
 from diffax.training.running import NotFiniteError
@@ -27,12 +27,13 @@ __all__ = [
     "Stopped",
     "TensorBoardLog",
     "TrainState",
-    "adamw",
     "data_parallel",
     "fit",
     "init_state",
     "learn_grid",
+    "learning_rate_schedule",
     "make_mesh",
+    "optimizer",
     "over_runs",
     "place",
     "sharded",

@@ -91,9 +91,10 @@ def get_config() -> ConfigDict:
     config.loss.p_uncond = 0.1  # how often the label is dropped; > 0 for classifier-free guidance
 
     config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # or "adafactor", "lion", "muon"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 100
-    config.optimizer.decay = "cosine"  # to 0 at num_steps; or "constant"
+    config.optimizer.decay = "cosine"  # to 0 at num_steps, as "linear"; or "constant", "inverse_sqrt"
     config.optimizer.weight_decay = 0.0
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.99

@@ -4,14 +4,17 @@ from typing import Any
 
 import optax
 
+from diffax import training
 from diffax._pytrees import pytree, static
 from diffax.nn.edm2 import forced_weight_norm
-from diffax.training import adamw
 
 
 @pytree
 class Optimizer:
-    """AdamW, with the settings of config.optimizer. normalises: whether a step normalises the weights, as for EDM2."""
+    """An optimiser of `diffax.training`, with the settings of config.optimizer.
+
+    normalises: whether a step normalises the weights, as for EDM2.
+    """
 
     learning_rate: Any
     weight_decay: Any
@@ -19,6 +22,7 @@ class Optimizer:
     b2: Any
     clip_norm: Any
     ema_decay: Any
+    name: str = static()
     warmup_steps: int = static()
     decay: str = static()
     accumulate: int = static()
@@ -28,5 +32,5 @@ class Optimizer:
     def make(self) -> optax.GradientTransformation:
         """The optimiser."""
         names = ("learning_rate", "weight_decay", "b1", "b2", "clip_norm", "warmup_steps", "decay", "num_steps")
-        steps = adamw(**{name: getattr(self, name) for name in names})
+        steps = training.optimizer(self.name, **{name: getattr(self, name) for name in names})
         return optax.chain(steps, optax.stateless(forced_weight_norm)) if self.normalises else steps

@@ -170,34 +170,87 @@ def test_gradients_are_clipped_and_the_unclipped_norm_is_reported():
     np.testing.assert_allclose(metrics["grad_norm"], 2 * 99 * np.sqrt(D), rtol=1e-2)
 
 
-@pytest.mark.slow_cases("cosine-0.0")
-@pytest.mark.parametrize(("decay", "end"), [("cosine", 0.0), ("constant", 0.1)])
-def test_adamw_warms_up_and_decays(decay, end):
-    """With constant gradients the step of Adam is the learning rate."""
-    optimizer = training.adamw(learning_rate=0.1, num_steps=100, warmup_steps=10, decay=decay, clip_norm=1e9)
-    state, params, sizes = optimizer.init(jnp.ones(1)), jnp.ones(1), []
-    for _ in range(101):
-        update, state = optimizer.update(jnp.ones(1), state, params)
-        sizes.append(-float(update[0]))
-    np.testing.assert_allclose(sizes[5], 0.05, rtol=1e-3)
-    np.testing.assert_allclose(sizes[10], 0.1, rtol=1e-3)
-    np.testing.assert_allclose(sizes[100], end, atol=1e-3)
+@pytest.mark.parametrize(
+    ("decay", "middle", "end"),
+    [
+        ("cosine", 0.05, 0.0),
+        ("linear", 0.05, 0.0),
+        ("constant", 0.1, 0.1),
+        ("inverse_sqrt", 0.1 / 5.5**0.5, 0.1 / 10**0.5),
+    ],
+)
+def test_the_learning_rate_warms_up_and_decays(decay, middle, end):
+    schedule = training.learning_rate_schedule(learning_rate=0.1, num_steps=100, warmup_steps=10, decay=decay)
+    np.testing.assert_allclose([schedule(n) for n in (0, 5, 10, 55, 100)], [0, 0.05, 0.1, middle, end], atol=1e-7)
+
+
+@pytest.fixture(scope="module")
+def settled_updates():
+    """{name: updates of a tree after 30 steps with constant gradients, with learning rate 0.1}."""
+    key = jax.random.key(0)
+    params = {"kernel": jnp.zeros((3, 3, 4, 6)), "embedding": jnp.zeros((5, 6)), "bias": jnp.zeros(6)}
+    gradients = jax.tree.map(lambda v: jax.random.normal(key, v.shape) * jnp.logspace(-1, 0, 6), params)
+    updates = {}
+    for name in ("adamw", "adafactor", "lion", "muon"):
+        optimizer = training.optimizer(name, learning_rate=0.1, num_steps=100, decay="constant", clip_norm=1e9)
+        update = jax.jit(optimizer.update)
+        state = optimizer.init(params)
+        for _ in range(30):
+            updates[name], state = update(gradients, state, params)
+    return gradients, updates
+
+
+def test_with_constant_gradients_adam_and_lion_move_by_the_learning_rate_against_the_sign(settled_updates):
+    gradients, updates = settled_updates
+    for name in ("adamw", "lion"):
+        for leaf, g in zip(*map(jax.tree.leaves, (updates[name], gradients)), strict=True):
+            np.testing.assert_allclose(leaf, -0.1 * jnp.sign(g), rtol=1e-3)
+
+
+def test_adafactor_divides_by_the_root_of_the_mean_square(settled_updates):
+    """Nothing here is large enough to be factored, so the second moment is exact."""
+    gradients, updates = settled_updates
+    for leaf, g in zip(*map(jax.tree.leaves, (updates["adafactor"], gradients)), strict=True):
+        np.testing.assert_allclose(leaf, -0.1 * jnp.sign(g) * (1 - 0.9**30), rtol=1e-2)
+
+
+def test_muon_orthogonalises_kernels_as_matrices_and_leaves_other_parameters_to_adam(settled_updates):
+    gradients, updates = settled_updates
+    matrix, g = (np.asarray(tree["kernel"]).reshape(36, 6) for tree in (updates["muon"], gradients))
+    largest, *_, smallest = np.linalg.svd(g, compute_uv=False)
+    assert largest > 8 * smallest
+    largest, *_, smallest = np.linalg.svd(matrix, compute_uv=False)
+    assert largest < 2 * smallest  # five Newton-Schulz steps bring all to about [0.7, 1.2] times one number
+    assert (matrix * g).sum() < 0
+    np.testing.assert_allclose(np.sqrt(np.mean(matrix**2)), 0.2 * 0.1, rtol=0.2)
+    for name in ("embedding", "bias"):
+        np.testing.assert_allclose(updates["muon"][name], updates["adamw"][name], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon"])
+def test_weight_decay_shrinks_parameters_by_the_learning_rate(name):
+    params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+    optimizer = training.optimizer(name, learning_rate=0.1, num_steps=10, decay="constant", weight_decay=0.5)
+    update, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    for leaf in jax.tree.leaves(update):
+        np.testing.assert_allclose(leaf, -0.05, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"name": "sgd"}, "name must be one of adamw, adafactor, lion, muon, got 'sgd'"),
         ({"learning_rate": -1.0}, "learning_rate must be > 0, got -1.0"),
         ({"clip_norm": 0.0}, "clip_norm must be > 0, got 0.0"),
         ({"warmup_steps": -1}, "warmup_steps must be >= 0, got -1"),
         ({"b1": 1.5}, r"b1 must be in \[0, 1\), got 1.5"),
         ({"weight_decay": -1.0}, "weight_decay must be >= 0, got -1.0"),
-        ({"decay": "exponential"}, "decay must be one of constant, cosine, got 'exponential'"),
+        ({"decay": "exponential"}, "decay must be one of constant, cosine, linear, inverse_sqrt, got 'exponential'"),
     ],
 )
-def test_bad_settings_of_adamw_are_refused(changes, message):
+def test_bad_settings_of_an_optimizer_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        training.adamw(**{"learning_rate": 1e-3, "num_steps": 10, **changes})
+        training.optimizer(**{"learning_rate": 1e-3, "num_steps": 10, **changes})
 
 
 def test_ema_decay_is_checked():

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffax
+from diffax import training
 from diffax.nn import EDM2, Attention, DiT, UNet
 from diffax.nn.dit import DIT_SIZES
-from diffax.training import TrainState, adamw, init_state, train_step
+from diffax.training import TrainState, init_state, train_step
 
 GIB = 2**30
 MEMORY = 60 * GIB  # of the device that `Case.batch` is meant for
@@ -118,7 +119,7 @@ def loss_of(net: nn.Module) -> Callable[..., Any]:
 
 def step_of(net: nn.Module) -> tuple[Callable, Any]:
     """(the training step, its optimiser): AdamW, clipping, EMA."""
-    optimizer = adamw(learning_rate=1e-4, num_steps=1000, decay="constant")
+    optimizer = training.optimizer(learning_rate=1e-4, num_steps=1000, decay="constant")
     return train_step(loss_of(net), optimizer, ema_decay=0.9999), optimizer
 
 
