@@ -33,7 +33,7 @@ ALLOWED = {
     "likelihood": {"diffrax", "equinox"},
     "nn": {"flax", "safetensors"},
     "pretrained": {"safetensors"},
-    "training": {"optax", "orbax", "tensorboardX"},  # the last one where it is installed
+    "training": {"optax", "orbax", "tensorboardX", "wandb"},  # the last two where they are installed
     "metrics": {"ott"},
 }
 

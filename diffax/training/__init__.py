@@ -3,7 +3,7 @@
 from diffax.training._learned_grid import LearnedGrid, learn_grid
 from diffax.training.checkpoints import Checkpoints
 from diffax.training.fit import Every, Fitted, Stopped, fit
-from diffax.training.logs import JsonLog, Log, Logs, Progress, TensorBoardLog
+from diffax.training.logs import JsonLog, Log, Logs, Progress, TensorBoardLog, WandbLog
 from diffax.training.manifest import CheckpointError
 from diffax.training.optimizers import learning_rate_schedule, optimizer
 from diffax.training.parallel import data_parallel, make_mesh, over_runs, place, sharded
@@ -27,6 +27,7 @@ __all__ = [
     "Stopped",
     "TensorBoardLog",
     "TrainState",
+    "WandbLog",
     "data_parallel",
     "fit",
     "init_state",

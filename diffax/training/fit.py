@@ -147,6 +147,8 @@ def fit(
         for number in range(first + 1, num_steps + 1):
             trace.before(number)
             batch = batches(number - 1) if callable(batches) else next(batches)
+            if number == first + 1:
+                progress.message("compiling the step ...")
             current, metrics = parallel(current, _indexed(batch, parallel.batch_axis))
             trace.after(number, metrics)
             running.add(number, metrics)

@@ -1,11 +1,12 @@
-"""Where metrics go: a progress line on the terminal, lines of JSON, TensorBoard, or any function of the user."""
+"""Where metrics go: a progress line, lines of JSON, TensorBoard, Weights & Biases, or any function of the user."""
 
 import contextlib
 import json
 import os
+import secrets
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -131,6 +132,67 @@ class TensorBoardLog:
         self._call("close")
 
 
+class WandbLog:
+    """Scalars and pictures for Weights & Biases (`pip install wandb`).
+
+    A run that is killed and started again continues the same run there: its id is in `folder`. Set WANDB_MODE=offline
+    for machines without network; `wandb sync` sends the files later.
+
+    Args:
+      folder: of the run; the files go to folder/wandb.
+      project: name of the project.
+      name: name of the run; None for that of the folder.
+      config: settings that are shown with the run.
+
+    Raises:
+      ValueError: if wandb is not installed.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        project: str = "diffax",
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError("wandb must be installed to log to it: pip install wandb") from error
+        self._wandb, self._folder = wandb, Path(folder).expanduser()
+        self._settings: dict[str, Any] = {"project": project, "name": name or self._folder.name, "config": config}
+        self._run: Any = None
+
+    def start(self, step: int) -> None:
+        """Start the run, or continue it. Lines that it has already are the same and are dropped there."""
+        own = self._folder / "wandb" / "run_id"
+        own.parent.mkdir(parents=True, exist_ok=True)
+        if not own.exists():
+            own.write_text(secrets.token_hex(4))
+        settings = self._wandb.Settings(console="off", silent=True)
+        self._run = self._wandb.init(
+            id=own.read_text(), resume="allow", dir=str(self._folder), settings=settings, **self._settings
+        )
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Write scalars."""
+        self._run.log({name: value for name, value in values.items() if not isinstance(value, list)}, step=step)
+
+    def picture(self, step: int, name: str, picture: Any) -> None:
+        """Write a picture (H, W, C) uint8."""
+        if self._run is not None:
+            self._run.log({name: self._wandb.Image(picture)}, step=step)
+
+    def sync(self) -> None:
+        """Nothing: wandb writes in the background."""
+
+    def close(self) -> None:
+        """Send the rest, and end the run."""
+        if self._run is not None:
+            self._run.finish()
+
+
 class Logs:
     """Several logs as one."""
 
@@ -151,6 +213,18 @@ class Logs:
         """Sync each."""
         for log in self._logs:
             log.sync()
+
+    def picture(self, step: int, name: str, picture: Any) -> None:
+        """Give a picture (H, W, C) uint8 to each log that shows pictures."""
+        for log in self._logs:
+            if show := getattr(log, "picture", None):
+                show(step, name, picture)
+
+    def close(self) -> None:
+        """Close each log that can be closed."""
+        for log in self._logs:
+            if close := getattr(log, "close", None):
+                close()
 
 
 def clock(seconds: float) -> str:
