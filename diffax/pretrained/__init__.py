@@ -9,6 +9,7 @@ save        a model -> a folder: safetensors and JSON
 from diffax.pretrained._calls import entries, moves, spent, step_grid
 from diffax.pretrained._export import Latents, Pretrained, is_export, load, save
 from diffax.pretrained._specification import SCHEDULES, TIMES, Diffusion, Sampling, Spec
+from diffax.pretrained._units import Units
 
 __all__ = [
     "SCHEDULES",
@@ -18,6 +19,7 @@ __all__ = [
     "Pretrained",
     "Sampling",
     "Spec",
+    "Units",
     "entries",
     "is_export",
     "load",

@@ -220,3 +220,38 @@ def test_a_specification_can_be_pickled_and_mapped(loaded):
     weights = jnp.array([1.5, 3.0])
     np.testing.assert_allclose(draw(weights)[0], loaded.sample(KEY, 2), atol=1e-5)
     assert jnp.abs(draw(weights)[1] - draw(weights)[0]).max() > 1e-4
+
+
+# ---------------------------------------------------------------- units
+
+
+def test_integers_in_a_range_survive_the_round_trip():
+    for low, high in ((0, 255), (0, 16)):
+        units = pretrained.Units(range=(low, high))
+        stored = np.arange(low, high + 1, dtype=np.uint8)[:, None]
+        np.testing.assert_array_equal(units.denormalise(units.normalise(stored)), stored)
+        np.testing.assert_allclose(units.normalise(stored)[[0, -1], 0], [-1, 1])
+        np.testing.assert_allclose(units.normalise(stored)[1] - units.normalise(stored)[0], units.bin_width, rtol=1e-6)
+
+
+def test_floats_survive_the_round_trip_and_have_the_standard_deviation_of_the_network():
+    stored = (np.random.default_rng(0).normal(size=(10_000, 2)) * [2.0, 50.0] + [1e5, -3.0]).astype(np.float32)
+    mean, std = (tuple(getattr(stored.astype(np.float64), name)(0)) for name in ("mean", "std"))
+    units = pretrained.Units("float32", None, mean, std, "field")
+    x = units.normalise(stored)
+    assert x.dtype == np.float32
+    np.testing.assert_allclose([x.mean(0), x.std(0)], [[0, 0], [0.5, 0.5]], atol=1e-6)
+    np.testing.assert_allclose(units.denormalise(x), stored, rtol=1e-6)
+    assert units.bin_width == 0
+
+
+def test_integers_without_a_range_are_rounded():
+    units = pretrained.Units("int32", None, (10.0,), (4.0,), "points")
+    assert units.denormalise(np.array([[0.06], [0.07]])).tolist() == [[10], [11]]
+
+
+def test_units_survive_json():
+    units = pretrained.Units("float32", None, (1.0, 2.0), (3.0, 4.0), "field", ("u", "v"), ("m/s", "m/s"))
+    assert pretrained.Units.of(json.loads(json.dumps(dataclasses.asdict(units)))) == units
+    with pytest.raises(ValueError, match="samples must be finite, got nan in sample 1"):
+        units.denormalise(np.array([[0.0, 0.0], [np.nan, 0.0]]))

@@ -1,0 +1,101 @@
+"""Picture files as arrays: turned by EXIF, scaled to 8 bits, composited on a ground, cropped or padded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageColor, ImageOps
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+FITS = ("crop", "random_crop", "pad")
+
+
+def open_picture(path: Path, ground: str = "white") -> Image.Image:
+    """A picture as the person sees it, with mode L or RGB.
+
+    16-bit values are divided by 257; float values are in [0, 1] and multiplied by 255. `ground` shows through where the
+    picture is transparent.
+
+    Raises:
+      ValueError: if the file is no picture, is damaged, or has float values outside [0, 1].
+    """
+    try:
+        with Image.open(path) as file:
+            file.load()
+            picture = ImageOps.exif_transpose(file)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as a picture ({error})") from error
+    if picture.mode.startswith("I"):
+        values = np.asarray(picture, np.float64)
+        return Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8))
+    if picture.mode == "F":
+        values = np.asarray(picture, np.float64)
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            raise ValueError(f"{path} must have float values in [0, 1], got [{values.min():g}, {values.max():g}]")
+        return Image.fromarray(np.rint(255 * values).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        below = Image.new("RGBA", picture.size, ground_colour(ground))
+        return Image.alpha_composite(below, picture).convert("RGB")
+    return picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB")
+
+
+def ground_colour(name: str) -> tuple[int, ...]:
+    """A colour by its name or "#rrggbb".
+
+    Raises:
+      ValueError: if there is no such colour.
+    """
+    try:
+        return (*ImageColor.getrgb(name)[:3], 255)
+    except ValueError as error:
+        raise ValueError(f"ground must be a colour such as white or #808080, got {name!r}") from error
+
+
+def fit_picture(
+    picture: Image.Image,
+    size: Sequence[int],
+    channels: int,
+    *,
+    fit: str = "crop",
+    ground: str = "white",
+    rng: np.random.Generator | None = None,
+) -> np.ndarray:
+    """A picture at (height, width), uint8 (height, width, channels); its proportions stay.
+
+    fit: "crop" keeps the middle, "random_crop" a part chosen by `rng`, "pad" keeps all on `ground`.
+    """
+    picture = picture.convert({1: "L", 3: "RGB"}[channels])
+    height, width = size
+    scales = height / picture.height, width / picture.width
+    scale = min(scales) if fit == "pad" else max(scales)
+    inner = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    if inner != picture.size:
+        # Box averages over the pixels that become one; Lanczos interpolates when a picture is enlarged.
+        picture = picture.resize(inner, Image.Resampling.BOX if scale < 1 else Image.Resampling.LANCZOS)
+    if fit == "pad":
+        colour = ground_colour(ground)[:3]
+        whole = Image.new("RGB", (width, height), colour).convert(picture.mode)
+        whole.paste(picture, ((width - inner[0]) // 2, (height - inner[1]) // 2))
+        return np.asarray(whole).reshape(height, width, channels)
+    spare = inner[1] - height, inner[0] - width
+    if fit == "random_crop" and rng is not None:
+        top, left = (int(rng.integers(0, n + 1)) for n in spare)
+    else:
+        top, left = (n // 2 for n in spare)
+    return np.asarray(picture).reshape(inner[1], inner[0], channels)[top : top + height, left : left + width]
+
+
+def load_picture(path: Path, shape: Sequence[int]) -> np.ndarray:
+    """A picture file as (H, W, C) uint8, cropped to these proportions, for `--init_image`.
+
+    Raises:
+      ValueError: if the file is no picture, or C is neither 1 nor 3.
+    """
+    if len(shape) != 3 or shape[-1] not in (1, 3):
+        raise ValueError(f"init_image needs a network for pictures with 1 or 3 channels, got shape {tuple(shape)}")
+    try:
+        picture = open_picture(path)
+    except ValueError as error:
+        raise ValueError(f"init_image must be a picture file, got {error}") from error
+    return fit_picture(picture, shape[:2], shape[-1])
