@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 LEVEL, PERCENT = 0.95, "95 %"
 FEWEST = 3  # values for an interval: for two, t = 12.7, and an outlier cannot be recognised
@@ -56,8 +56,7 @@ class Estimate(NamedTuple):
 def half_width(values: np.ndarray) -> np.ndarray:
     """Half of the width of the interval along the last axis: (..., n) -> (...); n >= 2."""
     n = values.shape[-1]
-    quantile = stats.t.ppf(0.5 + LEVEL / 2, n - 1)
-    return quantile * values.std(-1, ddof=1) / np.sqrt(n)
+    return stdtrit(n - 1, 0.5 + LEVEL / 2) * values.std(-1, ddof=1) / np.sqrt(n)
 
 
 def estimate(values: Sequence[float], *, interval: bool = True) -> Estimate:
@@ -105,16 +104,16 @@ def alike(a: dict[Any, float], b: dict[Any, float], rule: str | float) -> bool:
     if isinstance(rule, str) and len(shared) >= FEWEST:
         difference = estimate([a[seed] - b[seed] for seed in shared])
         return difference.is_point or abs(difference.mean) <= (difference.half or 0.0)
-    intervals = []
-    ones = [estimate(list(values.values())) for values in (a, b)]
-    for one in ones:
+    estimates = [estimate(list(values.values())) for values in (a, b)]
+    ranges = []
+    for one in estimates:
         if one.interval is None:
             return False
         low, high = sorted(cost(end, rule) for end in one.interval)
         contains_best = not isinstance(rule, str) and one.interval[0] <= rule <= one.interval[1]
-        intervals.append((0.0 if contains_best else low, high))
-    (low, high), (other_low, other_high) = intervals
-    return all(one.is_point for one in ones) or (low <= other_high and other_low <= high)
+        ranges.append((0.0 if contains_best else low, high))
+    (low_a, high_a), (low_b, high_b) = ranges
+    return all(one.is_point for one in estimates) or (low_a <= high_b and low_b <= high_a)
 
 
 def marks(cells: Sequence[dict[Any, float]], rule: str | float | None, resolution: float | None = None) -> list[str]:

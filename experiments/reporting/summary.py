@@ -171,9 +171,9 @@ def labels(keys: Sequence[str]) -> dict[str, str]:
     shortest = {}
     for key in keys:
         parts = key.split(".")
-        ends = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
-        fits = lambda end: end != "name" and sum(f".{other}".endswith(f".{end}") for other in keys) == 1  # noqa: E731
-        shortest[key] = next(filter(fits, ends), key)
+        ends = [".".join(parts[i:]) for i in reversed(range(len(parts)))]
+        unique = [end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1]
+        shortest[key] = next((end for end in unique if end != "name"), key)
     return shortest
 
 
