@@ -728,6 +728,13 @@ def test_the_command_writes_and_its_status_tells(tmp_path, capsys):
     assert json.loads((tmp_path / "a" / "report.json").read_text())["corrupt"][0]["id"] == id
 
 
+def test_a_table_by_a_key_needs_no_result(tmp_path, capsys):
+    sweep_folder(tmp_path, [({"lr": lr, "seed": 0}, None) for lr in (1, 2)], seed_keys=["seed"])
+    status, out, _ = run(capsys, tmp_path, "--by=lr")
+    assert status == 0
+    assert "0 of 2 runs are done, 2 waiting." in out
+
+
 def test_the_command_compares(tmp_path, capsys):
     for name, shift in (("a", 0.0), ("b", 0.5)):
         sweep_folder(tmp_path / name, known(shift=shift))
