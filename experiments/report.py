@@ -16,12 +16,12 @@ Exit status: 1 if a result.json is corrupt (its run is named and left out), 2 if
 """
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
-from experiments.reporting import compare, document, plots, summary, tables
-from experiments.reporting.reading import Sweep, read_sweep
+from experiments.reporting import compare, document, plots, tables
+from experiments.reporting.reading import provenance, read_sweep
+from experiments.reporting.summary import Sweep
 from experiments.run.command import launch, path_of, usage_errors
 from experiments.run.workdir import check_writable, write_json, write_text
 
@@ -31,70 +31,105 @@ TOP = flags.DEFINE_integer("top", 30, "Number of rows to print of a table of mor
 LONG = 60
 
 
+def main(argv):
+    """Open, then report on one sweep or compare two, end."""
+    # ------------------------------------------------------------------------------------------- open: the folders
+    with usage_errors():
+        if len(argv) not in (2, 3):
+            raise ValueError(f"DIR [OTHER] must be one or two workdirs of sweeps, got {len(argv) - 1}")
+        folders = [path_of(name, text) for name, text in zip(("DIR", "OTHER"), argv[1:], strict=False)]
+        sweeps = [read_sweep(folder) for folder in folders]
+        check_writable(folders[0], "DIR")
+
+    # ------------------------------------------------------------------------------------- report on one, or compare
+    if len(sweeps) == 1:
+        report(*sweeps)
+    else:
+        compare_sweeps(*sweeps)
+
+    # ---------------------------------------------------------------------------------------------------------- end
+    corrupt = [run for sweep in sweeps for run in sweep.having("corrupt")]
+    for run in corrupt:
+        print(f"error: run {run.id}: {run.error}", file=sys.stderr)
+    return 1 if corrupt else 0
+
+
+def report(sweep: Sweep) -> None:
+    """Report on one sweep."""
+    folder = sweep.folder
+    with usage_errors():
+        metrics = chosen_metrics(sweep)
+        by = None if BY.value is None else key_called(sweep, BY.value)
+
+    # ------------------------------------------------------------------------------------- build: tables and plots
+    grids = [tables.pivot(sweep, m, by) for m in metrics] if by else [tables.flat(sweep, metrics)]
+    names = plots.draw(sweep, metrics)
+
+    # ------------------------------------------------------------------------------------------------------- write
+    write_text(folder / "report.md", document.report(sweep, metrics, grids, names))
+    write_text(folder / "report.csv", tables.csv_text(sweep))
+    write_json(folder / "report.json", tables.summarise(sweep))
+
+    # ------------------------------------------------------------------------------------------------------- print
+    print(document.report(sweep, metrics, grids, [], TOP.value if grids and len(grids[0].lines) > LONG else None))
+    # The code and machines behind the results: not in report.md, which depends on the results only.
+    origin = provenance(sweep.done)
+    commits = ", ".join(str(commit)[:12] for commit in origin["commit"]) or "not known"
+    dirty = " (with changes that are not committed)" if True in origin["dirty"] else ""
+    rest = "".join(f"; {key} {', '.join(map(str, origin[key]))}" for key in ("device", "jax") if origin[key])
+    print(f"{'commits' if len(origin['commit']) > 1 else 'commit'} {commits}{dirty}{rest}")
+    print(f"{folder}: report.md, report.csv, report.json{''.join(f', {name}.png' for name in names)}")
+
+
+def chosen_metrics(sweep: Sweep) -> list[str]:
+    """The metrics and costs of --metrics; without it, all metrics.
+
+    Raises:
+      ValueError: for a name that no run has.
+    """
+    known = list(dict.fromkeys([*sweep.metrics, *sweep.costs]))
+    for name in METRICS.value if sweep.done else []:
+        if name not in known:
+            raise ValueError(f"metrics must be of {', '.join(known)}, got {name!r}")
+    return METRICS.value or sweep.metrics
+
+
 def key_called(sweep: Sweep, name: str) -> str:
     """The varying key of a sweep that is `name` or ends in it.
 
     Raises:
       ValueError: if no key or several keys match.
     """
-    keys = summary.varying(sweep.runs, summary.keys_of(sweep))
+    keys = sweep.varying
     matches = [key for key in keys if key == name] or [key for key in keys if key.endswith(f".{name}")]
     if len(matches) != 1:
         raise ValueError(f"by must be one of the keys that vary ({', '.join(keys)}), got {name!r}")
     return matches[0]
 
 
-def report(folder: Path) -> list[Sweep]:
-    """Report on one sweep."""
-    with usage_errors():
-        sweep = read_sweep(folder)
-        check_writable(folder, "DIR")
-        metrics = summary.chosen_metrics(METRICS.value, sweep)
-        by = None if BY.value is None else key_called(sweep, BY.value)
-    grids = [tables.pivot(sweep, m, by) for m in metrics] if by else [tables.flat(sweep, metrics)]
-    names = plots.draw(sweep, metrics)
-    write_text(folder / "report.md", document.report(sweep, metrics, grids, names))
-    write_text(folder / "report.csv", tables.csv_text(sweep))
-    write_json(folder / "report.json", summary.summarise(sweep))
-    print(document.report(sweep, metrics, grids, [], TOP.value if len(grids[0].lines) > LONG else None))
-    print(document.origin(sweep))
-    print(f"{folder}: report.md, report.csv, report.json{''.join(f', {name}.png' for name in names)}")
-    return [sweep]
-
-
-def compare_sweeps(first: Path, second: Path) -> list[Sweep]:
+def compare_sweeps(a: Sweep, b: Sweep) -> None:
     """Compare two sweeps."""
+    first, second = a.folder, b.folder
     with usage_errors():
-        a, b = read_sweep(first), read_sweep(second)
-        check_writable(first, "DIR")
         if first.resolve() == second.resolve():
             raise ValueError(f"OTHER must be another sweep than DIR, got {second}")
         if BY.value is not None:
             raise ValueError(f"by must not be given with two sweeps, got {BY.value!r}")
-        pairs = compare.pair(a, b)
-        metrics_a, metrics_b = (summary.chosen_metrics(METRICS.value, sweep) for sweep in (a, b))
+        metrics_a, metrics_b = (chosen_metrics(sweep) for sweep in (a, b))
+
+    # --------------------------------------------------------------------------------- build: pairs and differences
+    pairs = compare.pair(a, b)
     changes = compare.changes(pairs, [metric for metric in metrics_a if metric in metrics_b])
+    content = compare.comparison(a, b, pairs, changes)
+
+    # --------------------------------------------------------------------------------------------- write and print
     other = second.name if first.name != second.name else f"{second.parent.name}_{second.name}"
-    name, content = f"comparison_{other}", compare.comparison(a, b, pairs, changes)
+    name = f"comparison_{other}"
     write_text(first / f"{name}.md", content)
     write_text(first / f"{name}.csv", compare.csv_text(pairs, changes))
     write_json(first / f"{name}.json", compare.records(changes))
     print(content)
     print(f"{first}: {name}.md, {name}.csv, {name}.json")
-    return [a, b]
-
-
-def main(argv):
-    """Run the command."""
-    with usage_errors():
-        if len(argv) not in (2, 3):
-            raise ValueError(f"DIR [OTHER] must be one or two workdirs of sweeps, got {len(argv) - 1}")
-        folders = [path_of(name, text) for name, text in zip(("DIR", "OTHER"), argv[1:], strict=False)]
-    sweeps = report(*folders) if len(folders) == 1 else compare_sweeps(*folders)
-    corrupt = [run for sweep in sweeps for run in sweep.having("corrupt")]
-    for run in corrupt:
-        print(f"error: run {run.id}: {run.error}", file=sys.stderr)
-    return 1 if corrupt else 0
 
 
 if __name__ == "__main__":

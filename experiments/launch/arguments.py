@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from experiments.launch import commands
-from experiments.launch.commands import VERSIONS, Settings
+from experiments.launch.commands import Settings
 
 SETTINGS_DIR = Path("~/.config/diffax/tpu").expanduser()
 VERBS = {
@@ -54,9 +54,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     of["logs"].add_argument("--worker", default="0", help="number of a worker, or all")
     of["logs"].add_argument("--lines", default="100", help="number of lines")
     of["logs"].add_argument("--follow", action="store_true", help="print new lines as they come")
-    own = argv[: argv.index("--")] if "--" in argv else argv
-    args = parser.parse_args(own)
-    args.command = argv[len(own) + 1 :] if "--" in argv else None
+    end = argv.index("--") if "--" in argv else len(argv)
+    args = parser.parse_args(argv[:end])
+    args.command = argv[end + 1 :] if "--" in argv else None
     return args
 
 
@@ -92,7 +92,17 @@ def checked_settings(args: argparse.Namespace) -> tuple[Settings, Path]:
     path = args.settings_dir / f"{name}.json"
     if args.command is not None and args.verb != "run":
         raise ValueError(f"-- must be used with run only, got it with {args.verb}")
-    vm = created(args, name, path) if args.verb == "create" else load_settings(path)
+    if args.verb == "create":
+        kind = must("--type", args.type, r"v\d+[a-z]*-\d+", "an accelerator type such as v4-8 or v5litepod-16")
+        must("--zone", args.zone, r"[a-z]+-[a-z]+\d+-[a-z]", "a zone such as us-central2-b")
+        version = args.version or commands.VERSIONS.get(kind.split("-")[0])
+        known = ", ".join(commands.VERSIONS)
+        version = must("--version", version, r"[\w.-]+", f"a runtime version (only {known} have a default)")
+        if path.exists():
+            raise ValueError(f"NAME {name!r} is in use, see {path}: resume or delete it")
+        vm = Settings(name, kind, args.zone, version, args.project, args.spot, args.queued)
+    else:
+        vm = load_settings(path)
     args.poll = float(must("--poll", args.poll, r"\d+(\.\d+)?", "a number of seconds"))
     if args.verb == "logs":
         must("--worker", args.worker, r"all|\d+", "the number of a worker or all")
@@ -104,17 +114,6 @@ def checked_settings(args: argparse.Namespace) -> tuple[Settings, Path]:
     if args.verb == "resume" and not vm.command:
         raise ValueError(f"NAME {name!r} has no command to resume: use run first")
     return vm, path
-
-
-def created(args: argparse.Namespace, name: str, path: Path) -> Settings:
-    """The settings that the flags of `create` say; raise `ValueError` if the name is in use."""
-    kind = must("--type", args.type, r"v\d+[a-z]*-\d+", "an accelerator type such as v4-8 or v5litepod-16")
-    must("--zone", args.zone, r"[a-z]+-[a-z]+\d+-[a-z]", "a zone such as us-central2-b")
-    version = args.version or VERSIONS.get(kind.split("-")[0])
-    must("--version", version, r"[\w.-]+", f"a runtime version (only {', '.join(VERSIONS)} have a default)")
-    if path.exists():
-        raise ValueError(f"NAME {name!r} is in use, see {path}: resume or delete it")
-    return Settings(name, kind, args.zone, str(version), args.project, args.spot, args.queued)
 
 
 def save_settings(path: Path, vm: Settings) -> None:

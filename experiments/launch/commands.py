@@ -70,12 +70,10 @@ def gcloud(vm: Settings, group: str, verb: str, *arguments: str) -> list[str]:
 
 def create(vm: Settings) -> list[str]:
     """Create the VM, or queue a request for it."""
-    spot = ["--spot"] if vm.spot else []
-    kind = f"--accelerator-type={vm.type}"
-    if vm.queued:
-        node = [f"--node-id={vm.name}", kind, f"--runtime-version={vm.version}"]
-        return [*gcloud(vm, "queued-resources", "create", vm.name), *node, *spot]
-    return [*gcloud(vm, "tpu-vm", "create", vm.name), kind, f"--version={vm.version}", *spot]
+    command = gcloud(vm, "queued-resources" if vm.queued else "tpu-vm", "create", vm.name)
+    command += [f"--node-id={vm.name}"] if vm.queued else []
+    version = "--runtime-version" if vm.queued else "--version"
+    return [*command, f"--accelerator-type={vm.type}", f"{version}={vm.version}", *(["--spot"] if vm.spot else [])]
 
 
 def delete(vm: Settings) -> list[str]:

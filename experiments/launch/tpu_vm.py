@@ -18,23 +18,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from experiments.launch import commands
 from experiments.launch.arguments import checked_settings, parse, save_settings
-from experiments.launch.commands import (
-    GONE,
-    LOST,
-    NODELESS,
-    PROBE,
-    STUCK,
-    Settings,
-    create,
-    delete,
-    describe,
-    plan,
-    ssh,
-    start,
-    sync,
-    verdict,
-)
+from experiments.launch.commands import GONE, LOST, Settings, verdict
 
 
 class CommandError(Exception):
@@ -50,18 +36,18 @@ def report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def execute(commands: Iterable[list[str]], dry_run: bool = False) -> None:
+def execute(argvs: Iterable[list[str]], dry_run: bool = False) -> None:
     """Run commands one after the other, or print them.
 
     Raises:
       CommandError: if one fails, with its exit status; later ones are not run.
     """
-    for argv in commands:
+    for argv in argvs:
         if dry_run:
             print(shlex.join(argv), flush=True)
-            continue
-        report(f"+ {shlex.join(argv)}")
-        check(subprocess.call(argv), argv)
+        else:
+            report(f"+ {shlex.join(argv)}")
+            check(subprocess.call(argv), argv)
 
 
 def check(status: int, argv: list[str]) -> None:
@@ -87,19 +73,19 @@ def query(argv: list[str]) -> str:
 
 def state(vm: Settings) -> str:
     """The state of the queued request until it has a VM, then that of the VM."""
-    *request, node = describe(vm)
+    *request, node = commands.describe(vm)
     for argv in request:
         if (answer := query(argv)) != "ACTIVE":
             return answer
     answer = query(node)
-    return NODELESS if vm.queued and answer == GONE else answer
+    return commands.NODELESS if vm.queued and answer == GONE else answer
 
 
 def wait(vm: Settings, poll: float, accept: tuple[str, ...] = ()) -> str:
     """Wait until the VM is READY or in a state of `accept`; raise `CommandError` if it cannot become READY."""
     last = ""
     while (now := state(vm)) not in ("READY", *accept):
-        if now in (*LOST, *STUCK):
+        if now in (*LOST, *commands.STUCK):
             raise CommandError(f"{vm.name} is {now} and will not be READY by itself")
         if now != last:
             report(f"{vm.name} is {now}: waiting")
@@ -110,7 +96,7 @@ def wait(vm: Settings, poll: float, accept: tuple[str, ...] = ()) -> str:
 
 def probe(vm: Settings) -> list[str]:
     """The state of the run on each worker: unsynced, running, idle or an exit status."""
-    argv = ssh(vm, PROBE)
+    argv = commands.ssh(vm, commands.PROBE)
     result = subprocess.run(argv, stdout=subprocess.PIPE, text=True)
     check(result.returncode, argv)
     return result.stdout.split()
@@ -118,16 +104,18 @@ def probe(vm: Settings) -> list[str]:
 
 def resume(vm: Settings, archive: Path, poll: float, restart_failed: bool = True) -> str:
     """Create the VM and start the run again where necessary; return the state of the run before that."""
-    if (lost := wait(vm, poll, accept=LOST)) in LOST:
-        report(f"{vm.name} is {lost}: creating it again")
-        execute([create(vm)] if lost == GONE else [delete(vm), create(vm)])
+    if (node := wait(vm, poll, accept=LOST)) in LOST:
+        report(f"{vm.name} is {node}: creating it again")
+        execute([commands.create(vm)] if node == GONE else [commands.delete(vm), commands.create(vm)])
         wait(vm, poll)
     workers = probe(vm)
-    of_run = verdict(workers)
-    report(f"{vm.name} is READY, its run {of_run} ({', '.join(workers)})")
-    if of_run in ("unsynced", "interrupted") or (of_run == "failed" and restart_failed):
-        execute([*(sync(vm, archive) if of_run == "unsynced" else []), start(vm)])
-    return of_run
+    run = verdict(workers)
+    report(f"{vm.name} is READY, its run {run} ({', '.join(workers)})")
+    if run == "unsynced":
+        execute([*commands.sync(vm, archive), commands.start(vm)])
+    elif run == "interrupted" or (run == "failed" and restart_failed):
+        execute([commands.start(vm)])
+    return run
 
 
 def watch(vm: Settings, archive: Path, poll: float) -> None:
@@ -139,10 +127,10 @@ def watch(vm: Settings, archive: Path, poll: float) -> None:
     restart_failed = True
     while True:
         try:
-            of_run = resume(vm, archive, poll, restart_failed)
-            if of_run == "finished":
+            run = resume(vm, archive, poll, restart_failed)
+            if run == "finished":
                 return
-            if of_run == "failed" and not restart_failed:
+            if run == "failed" and not restart_failed:
                 break
             restart_failed = False
         except CommandError as failure:
@@ -155,12 +143,12 @@ def act(args: argparse.Namespace, vm: Settings, path: Path) -> None:
     """Do what the command says, or print its commands."""
     archive = path.with_suffix(".tar.gz")
     if args.dry_run or args.verb in ("sync", "run", "logs"):
-        execute(plan(vm, args, archive), args.dry_run)
+        execute(commands.plan(vm, args, archive), args.dry_run)
         if args.verb == "run" and not args.dry_run:
             save_settings(path, vm)
     elif args.verb == "create":
         save_settings(path, vm)  # first, so that `delete` works for a VM whose creation was interrupted
-        execute([create(vm)])
+        execute([commands.create(vm)])
         wait(vm, args.poll)
     elif args.verb == "resume":
         (watch if args.watch else resume)(vm, archive, args.poll)
@@ -171,7 +159,8 @@ def act(args: argparse.Namespace, vm: Settings, path: Path) -> None:
             workers = probe(vm)
             print(f"run: {verdict(workers)} ({', '.join(workers)})")
     else:
-        execute([] if state(vm) == GONE else [delete(vm)])
+        if state(vm) != GONE:
+            execute([commands.delete(vm)])
         path.unlink()
         archive.unlink(missing_ok=True)
 

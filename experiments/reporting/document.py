@@ -1,12 +1,11 @@
 """report.md: warnings, tables, notes on their numbers and marks, plots, and the runs that are not in the tables."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from experiments.reporting import summary
-from experiments.reporting.reading import Sweep, provenance
 from experiments.reporting.statistics import FEWEST, PERCENT, rule
-from experiments.reporting.summary import text
+from experiments.reporting.summary import Sweep, text
 from experiments.reporting.tables import FLOOR, Grid, listed, named
 
 STATES = {
@@ -16,22 +15,19 @@ STATES = {
     "waiting": "Waiting",
 }
 MOST = 20  # runs without a result that are listed; report.json has all
-
-
-def counts(sweep: Sweep) -> str:
-    """A line with the number of runs in each state."""
-    rest = "".join(f", {count} {state}" for state in STATES if (count := len(sweep.having(state))))
-    return f"{len(sweep.having('done'))} of {len(sweep.runs)} runs are done{rest}."
+DIRECTIONS: dict[Any, str] = {
+    "lower": "Lower is better",
+    "higher": "Higher is better",
+    None: "Not marked, because the better direction is not known",
+}
 
 
 def _some(ids: Sequence[str], most: int = 6) -> str:
     return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
 
 
-def difference(differing: dict[str, dict[str, list[str]]], effect: str = "no best is marked") -> str:
-    """The warning that measuring conditions differ, with keys, values and runs; "" if they do not."""
-    if not differing:
-        return ""
+def difference(differing: summary.Conditions, effect: str = "no best is marked") -> str:
+    """The warning that measuring conditions differ, with keys, values and runs."""
     lines = [
         f"`{key}`: " + "; ".join(f"**{value}** in {len(ids)} ({_some(ids)})" for value, ids in values.items())
         for key, values in differing.items()
@@ -47,100 +43,92 @@ def quoted(keys: Sequence[str]) -> str:
     return ", ".join(f"`{key}`" for key in keys)
 
 
-def legend(sweep: Sweep, metrics: Sequence[str], grids: Sequence[Grid]) -> str:
-    """Notes below the tables: the meaning of numbers and marks, and the reasons where they are missing."""
-    settings, done = summary.shown(sweep), sweep.having("done")
-    estimates = [one for s in settings for m in metrics if (one := s.estimate(m))]
-    notes = []
-    if any(one.n >= FEWEST for one in estimates):
-        notes.append(f"mean ± half width of the {PERCENT} interval by Student's t over the n seeds.")
-    if few := [s for s in settings if any((one := s.estimate(m)) and one.n < FEWEST for m in metrics)]:
-        which = "no setting has an" if len(few) == len(settings) else f"{len(few)} of {len(settings)} settings have no"
-        notes.append(f"n < {FEWEST}: {which} interval, which needs at least {FEWEST} seeds.")
-    if costs := [m for m in metrics if any(m in run.cost for run in done)]:
-        notes.append(f"No interval of {', '.join(costs)}: runs of one program share this cost.")
+def _interval_notes(sweep: Sweep, metrics: Sequence[str]) -> Iterator[str]:
+    """How numbers are to be read, and why some have no interval."""
+    numbers = [[one.n for m in metrics if (one := setting.estimate(m))] for setting in sweep.shown]
+    if any(n >= FEWEST for of_setting in numbers for n in of_setting):
+        yield f"mean ± half width of the {PERCENT} interval by Student's t over the n seeds."
+    if few := sum(any(n < FEWEST for n in of_setting) for of_setting in numbers):
+        which = "no setting has an" if few == len(numbers) else f"{few} of {len(numbers)} settings have no"
+        yield f"n < {FEWEST}: {which} interval, which needs at least {FEWEST} seeds."
+    if costs := [m for m in metrics if m in sweep.costs]:
+        yield f"No interval of {', '.join(costs)}: runs of one program share this cost."
     if "seconds" in costs:
-        old = sum("compile_seconds" not in run.cost for run in done)
-        which = f"with compilation in the {old} of {len(done)} runs that have no" if old else "without compilation, see"
-        notes.append(f"seconds: {which} compile_seconds.")
-    if any(s.mixed for s in settings):
-        notes.append("No interval over seeds that were measured under different conditions.")
+        old, done = sum("compile_seconds" not in run.cost for run in sweep.done), len(sweep.done)
+        which = f"with compilation in the {old} of {done} runs that have no" if old else "without compilation, see"
+        yield f"seconds: {which} compile_seconds."
+    if any(setting.mixed for setting in sweep.shown):
+        yield "No interval over seeds that were measured under different conditions."
+
+
+def _mark_notes(sweep: Sweep, metrics: Sequence[str], grids: Sequence[Grid]) -> Iterator[str]:
+    """The meaning of bold and italics, and why some metrics have none."""
     differ = {metric: keys for grid in grids for metric, keys in grid.incomparable.items()}
     for metric, keys in differ.items():
-        notes.append(f"{metric}: no best is marked. Its definition differs between the settings, in {quoted(keys)}.")
-    notes += _marks(sweep, [m for m in metrics if m not in differ], bool(grids and grids[0].title), bool(few))
-    if unseen := len(summary.settings_of(sweep)) - len(settings):
-        which = (
+        yield f"{metric}: no best is marked. Its definition differs between the settings, in {quoted(keys)}."
+    comparable = [m for m in metrics if m not in differ]
+    ranked = [m for m in comparable if rule(m) is not None and m in sweep.metrics]
+    settings, done = sweep.shown, sweep.done
+    if ranked and not summary.conditions_of(done)[1] and sum(bool(s.done) for s in settings) > 1:
+        column = " of a column" if grids and grids[0].title else ""
+        steps = [f"{m} {step:g}" for m in ranked if (step := summary.resolution(m, done))]
+        ties = f", and ties: means within the resolution of it ({', '.join(steps)})" if steps else ""
+        yield (
+            f"**Bold**: the best mean{column}{ties}. *Italics*: not distinguishable from it (0 lies in the {PERCENT} "
+            "interval of the differences over equal seeds, or all differences are equal; with fewer than "
+            f"{FEWEST} equal seeds, the intervals overlap). Not corrected for the number of comparisons."
+        )
+        if any((one := s.estimate(m)) and one.n < FEWEST for s in settings for m in metrics):
+            yield f"n < {FEWEST}: bold compares means only, and no setting is in italics."
+    if unseen := len(sweep.settings) - len(settings):
+        number = (
             "1 setting without a finished run is" if unseen == 1 else f"{unseen} settings without a finished run are"
         )
-        notes.append(f"{which} not in the table.")
-    notes += _directions([m for m in metrics if m not in differ])
-    return listed([*notes, *_oddities(settings, metrics), *_made(sweep, metrics)])
+        yield f"{number} not in the table."
+    for kind in dict.fromkeys(map(rule, comparable)):
+        names = ", ".join(m for m in comparable if rule(m) == kind)
+        yield f"{DIRECTIONS.get(kind, f'Best closest to {kind}')}: {names}."
 
 
-def _marks(sweep: Sweep, metrics: Sequence[str], by: bool, few: bool) -> list[str]:
-    """The notes on bold and italics."""
-    done = sweep.having("done")
-    ranked = [m for m in metrics if rule(m) is not None and any(m in run.metrics for run in done)]
-    if summary.conditions_of(done)[1] or not ranked or sum(bool(s.done) for s in summary.shown(sweep)) < 2:
-        return []
-    steps = [f"{m} {step:g}" for m in ranked if (step := summary.resolution(m, done))]
-    ties = f", and ties: means within the resolution of it ({', '.join(steps)})" if steps else ""
-    notes = [
-        f"**Bold**: the best mean{' of a column' if by else ''}{ties}. *Italics*: not distinguishable from it (0 lies "
-        f"in the {PERCENT} interval of the differences over equal seeds, or all differences are equal; with fewer than "
-        f"{FEWEST} equal seeds, the intervals overlap). Not corrected for the number of comparisons."
-    ]
-    return [*notes, f"n < {FEWEST}: bold compares means only, and no setting is in italics."] if few else notes
-
-
-def _directions(metrics: Sequence[str]) -> list[str]:
-    kinds: dict[Any, list[str]] = {}
+def _value_notes(sweep: Sweep, metrics: Sequence[str]) -> Iterator[str]:
+    """Suspicious and missing values, floors, conditions, and what all runs have in common."""
+    settings = sweep.shown
     for metric in metrics:
-        kinds.setdefault(rule(metric), []).append(metric)
-    words = {
-        "lower": "Lower is better",
-        "higher": "Higher is better",
-        None: "Not marked, because the better direction is not known",
-    }
-    return [f"{words.get(kind, f'Best closest to {kind}')}: {', '.join(names)}." for kind, names in kinds.items()]
-
-
-def _oddities(settings: Sequence[summary.Setting], metrics: Sequence[str]) -> list[str]:
-    notes = []
-    for metric in metrics:
-        same = sum(bool((one := s.estimate(metric)) and one.n > 1 and one.std == 0) for s in settings)
-        if same:
+        estimates = [one for s in settings if (one := s.estimate(metric))]
+        if same := sum(one.n > 1 and one.std == 0 for one in estimates):
             where = f"in {same} of {len(settings)} settings"
-            notes.append(f"{metric}: equal for all seeds, bit by bit, {where}. Check that it depends on the seed.")
-        if without := sum(bool(s.done) and not s.values(metric) for s in settings):
-            notes.append(f"{metric}: missing in {without} of {len(settings)} settings.")
+            yield f"{metric}: equal for all seeds, bit by bit, {where}. Check that it depends on the seed."
+        if without := sum(bool(s.done) for s in settings) - len(estimates):
+            yield f"{metric}: missing in {without} of {len(settings)} settings."
         having = [s for s in settings if s.values(metric)]
         if lacking := [run.id for s in having for run in s.done.values() if metric not in run.values]:
             runs = f"{len(lacking)} {'run' if len(lacking) == 1 else 'runs'}"
-            notes.append(f"{metric}: missing in {runs} of settings where other seeds have it ({_some(lacking)}).")
-    return notes
-
-
-def _made(sweep: Sweep, metrics: Sequence[str]) -> list[str]:
-    done = sweep.having("done")
-    shared, _ = summary.conditions_of(done)
-    floors = summary.floors_of(done)
-    notes = []
+            yield f"{metric}: missing in {runs} of settings where other seeds have it ({_some(lacking)})."
+    floors = summary.floors_of(sweep.done)
     if having := [m for m in metrics if m in floors]:
-        spread = " (mean over the runs, least to largest)" * any(floors[m][1] != floors[m][2] for m in having)
-        notes.append(f"{FLOOR}: the same metric of two sets of real data, for {', '.join(having)}{spread}.")
-    if shared:
-        notes.append("Measured with " + ", ".join(f"{key} {text(value)}" for key, value in shared.items()) + ".")
-    varying = summary.varying(sweep.runs, summary.keys_of(sweep))
-    if constant := [key for key in summary.keys_of(sweep) if key not in varying]:
-        notes.append("In all runs " + ", ".join(f"`{k}` = {text(sweep.runs[0].overrides[k])}" for k in constant) + ".")
-    return notes
+        vary = any(floors[m]["least"] != floors[m]["largest"] for m in having)
+        spread = " (mean over the runs, least to largest)" if vary else ""
+        yield f"{FLOOR}: the same metric of two sets of real data, for {', '.join(having)}{spread}."
+    if shared := summary.conditions_of(sweep.done)[0]:
+        yield "Measured with " + ", ".join(f"{key} {text(value)}" for key, value in shared.items()) + "."
+    if constant := [key for key in sweep.keys if key not in sweep.varying]:
+        yield "In all runs " + ", ".join(f"`{k}` = {text(sweep.runs[0].overrides[k])}" for k in constant) + "."
 
 
-def problems(sweep: Sweep) -> str:
-    """The runs that are not in the table, and the reasons."""
-    parts = []
+def report(
+    sweep: Sweep, metrics: Sequence[str], grids: Sequence[Grid], plots: Sequence[str], top: int | None = None
+) -> str:
+    """The whole document. top: the number of rows, best first, of each longer table."""
+    title = "" if sweep.title in ("", sweep.name) else f"\n{sweep.title}\n"  # the name is the default title
+    rest = "".join(f", {count} {state}" for state in STATES if (count := len(sweep.having(state))))
+    parts = [f"# {sweep.name}\n{title}", f"{len(sweep.done)} of {len(sweep.runs)} runs are done{rest}.\n"]
+    if sweep.done:
+        if differing := summary.conditions_of(sweep.done)[1]:
+            parts.append(difference(differing))
+        notes = [_interval_notes(sweep, metrics), _mark_notes(sweep, metrics, grids), _value_notes(sweep, metrics)]
+        parts += [grid.markdown(top) for grid in grids]
+        parts.append(listed([line for part in notes for line in part]))
+    parts += [f"![{name}]({name}.png)\n" for name in plots]
     for state, title in STATES.items():
         if runs := sweep.having(state):
             lines = [named(run) + (f": {run.error[:300]}" if run.error else "") for run in runs]
@@ -150,26 +138,3 @@ def problems(sweep: Sweep) -> str:
         title = f"Folders that belong to no run of this sweep, left out: {len(sweep.strangers)}"
         parts.append(f"## {title}\n\n{listed(sweep.strangers, MOST)}")
     return "\n".join(parts)
-
-
-def report(
-    sweep: Sweep, metrics: Sequence[str], grids: Sequence[Grid], plots: Sequence[str], top: int | None = None
-) -> str:
-    """The whole document. top: the number of rows, best first, of each longer table."""
-    title = "" if sweep.title in ("", sweep.name) else f"\n{sweep.title}\n"  # the name is the default title
-    parts = [f"# {sweep.name}\n{title}", counts(sweep) + "\n"]
-    parts.append(difference(summary.conditions_of(sweep.having("done"))[1]))
-    if sweep.having("done"):
-        parts += [*(grid.markdown(top) for grid in grids), legend(sweep, metrics, grids)]
-    parts += [f"![{name}]({name}.png)\n" for name in plots]
-    parts.append(problems(sweep))
-    return "\n".join(part for part in parts if part)
-
-
-def origin(sweep: Sweep) -> str:
-    """A line on the code and machines behind the results; not in report.md, which depends on the results only."""
-    values = provenance(sweep.having("done"))
-    commits = ", ".join(str(commit)[:12] for commit in values["commit"]) or "not known"
-    dirty = " (with changes that are not committed)" if True in values["dirty"] else ""
-    rest = "".join(f"; {key} {', '.join(map(str, values[key]))}" for key in ("device", "jax") if values[key])
-    return f"{'commits' if len(values['commit']) > 1 else 'commit'} {commits}{dirty}{rest}"

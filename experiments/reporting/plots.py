@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from experiments.reporting import summary
-from experiments.reporting.reading import Sweep, read_curve
+from experiments.reporting.reading import read_curve
 from experiments.reporting.statistics import PERCENT, cost, rule
-from experiments.reporting.summary import Setting, text
+from experiments.reporting.summary import Setting, Sweep, text
 
 # Okabe & Ito 2008, chosen for colour vision deficiency, with a purple for their yellow, which is faint on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222", "#6a3d9a")
@@ -18,29 +19,23 @@ MARKERS = "osD^vP*X"
 GREY, DOT = "#999999", "."  # of further values
 BARS = 80  # more points have no bars, which would hide them
 LINES = ("not dominated", "real against real")
+NOTE = {"fontsize": 9, "loc": "left", "color": "#555555"}  # above a panel
 SPEED = ("per_second", "memory", "share_of_peak", "seconds")  # logged metrics of the machine
 
 
 def draw(sweep: Sweep, metrics: Sequence[str]) -> list[str]:
-    """Write the plots that the sweep has values for into its folder; their names, none without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        return []
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names = []
-    for name in ("curves", "pareto_calls", "pareto_seconds"):
-        path, by = sweep.folder / f"{name}.png", name.removeprefix("pareto_")
-        figure = curves(pyplot, sweep, metrics) if by == name else pareto(pyplot, sweep, metrics, by)
-        if figure is None:
-            path.unlink(missing_ok=True)  # a plot of an earlier report shows other results
-            continue
-        figure.savefig(path, dpi=110, metadata={"Software": None})
-        pyplot.close(figure)
-        names.append(name)
-    return names
+    """Write the plots that the sweep has values for into its folder; return their names."""
+    figures = {
+        "curves": curves(sweep, metrics),
+        "pareto_calls": pareto(sweep, metrics, "calls"),
+        "pareto_seconds": pareto(sweep, metrics, "seconds"),
+    }
+    for name, figure in figures.items():
+        path = sweep.folder / f"{name}.png"
+        path.unlink(missing_ok=True)  # a plot of an earlier report shows other results
+        if figure is not None:
+            figure.savefig(path, dpi=110, metadata={"Software": None})
+    return [name for name, figure in figures.items() if figure is not None]
 
 
 def _is_wide(values: Sequence[float], ratio: float) -> bool:
@@ -48,7 +43,7 @@ def _is_wide(values: Sequence[float], ratio: float) -> bool:
     return len(values) > 1 and min(values) > 0 and max(values) / min(values) > ratio
 
 
-def _panels(pyplot: Any, count: int, legend: Sequence[str]) -> tuple[Any, list[Any], int, float]:
+def _panels(count: int, legend: Sequence[str]) -> tuple[Figure, list[Any], int, float]:
     """(figure, axes of the panels, legend entries in a row, share of the legend at the bottom of the height)."""
     columns = 2 if count == 4 else min(3, count)
     lines = -(-count // columns)
@@ -56,13 +51,14 @@ def _panels(pyplot: Any, count: int, legend: Sequence[str]) -> tuple[Any, list[A
     in_row = max(1, int(width / (0.7 + 0.075 * max(map(len, legend)))))
     strip = 0.2 * -(-len(legend) // in_row) + 0.25
     height = 3.5 * lines + strip
-    figure, axes = pyplot.subplots(lines, columns, figsize=(width, height), squeeze=False)
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots(lines, columns, squeeze=False)
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     return figure, list(axes.flat[:count]), in_row, strip / height
 
 
-def _finish(figure: Any, axes: Sequence[Any], in_row: int, strip: float, title: str) -> Any:
+def _finish(figure: Figure, axes: Sequence[Any], in_row: int, strip: float, title: str) -> Figure:
     """Add the legend under the panels: colours and markers first, then the lines."""
     handles: dict[str, Any] = {}
     for axis in axes:
@@ -76,10 +72,6 @@ def _finish(figure: Any, axes: Sequence[Any], in_row: int, strip: float, title: 
         figure.legend([handles[name] for name in names], names, loc="lower center", ncols=in_row, title=title, **style)
     figure.tight_layout(rect=(0, strip, 1, 1))
     return figure
-
-
-def _heading(axis: Any, lines: Sequence[str]) -> None:
-    axis.set_title("\n".join(lines), fontsize=9, loc="left", color="#555555")
 
 
 # Curves
@@ -96,61 +88,49 @@ def mean_curve(logs: Sequence[dict[int, dict[str, float]]], metric: str) -> tupl
     return np.array(steps), values.mean(0), values.min(0), values.max(0)
 
 
-def curves(pyplot: Any, sweep: Sweep, metrics: Sequence[str]) -> Any:
+def curves(sweep: Sweep, metrics: Sequence[str]) -> Figure | None:
     """Each metric of the logs of finished runs against steps; None if there is none.
 
     The line is the mean over seeds, the band goes from the least to the largest value. At most 8 settings are coloured.
     """
-    settings = [setting for setting in summary.settings_of(sweep) if setting.done]
-    logs = {run.id: read_curve(run) for setting in settings for run in setting.done.values()}
+    settings = [setting for setting in sweep.settings if setting.done]
+    logs = {run.id: read_curve(run) for run in sweep.done}
     for log in logs.values():
         log.pop(0, None)  # step 0 holds the results of runs without training
     logged = dict.fromkeys(name for log in logs.values() for line in log.values() for name in line)
     names = [name for name in logged if not any(word in name for word in SPEED)]
     if not names:
         return None
-    keys = summary.varying(sweep.runs, summary.keys_of(sweep))
-    labels = summary.labels(keys)
-    coloured, note = _leading(settings, metrics)
-    legend = [", ".join(text(settings[i].overrides[key]) for key in keys) or "all" for i in coloured]
-    legend.append(f"{len(settings) - len(coloured)} others")
-    figure, axes, in_row, strip = _panels(pyplot, len(names), legend)
+    keys, labels = sweep.varying, summary.labels(sweep.varying)
+    most, note = len(COLOURS), ""
+    if len(settings) > most:
+        by = summary.ranking(metrics, settings)
+        settings = sorted(settings, key=lambda setting: setting.rank(by))
+        note = f" (in colour: the {f'best {most} by {by}' if by else f'first {most}'})"
+    legend = [", ".join(text(setting.overrides[key]) for key in keys) or "all" for setting in settings[:most]]
+    others = f"{len(settings) - most} others"
+    figure, axes, in_row, strip = _panels(len(names), [*legend, others])
     redefined = [labels[key] for key in summary.varying(settings, keys) if summary.defines_loss(key)]
     seeds = max(len(setting.done) for setting in settings)
     for axis, name in zip(axes, names, strict=True):
         ends: list[float] = []
-        for i in [*coloured, *(i for i in range(len(settings)) if i not in coloured)]:
-            steps, mean, low, high = mean_curve([logs[run.id] for run in settings[i].done.values()], name)
+        for setting, colour, label in itertools.zip_longest(settings, COLOURS[: len(settings)], legend):
+            steps, mean, low, high = mean_curve([logs[run.id] for run in setting.done.values()], name)
             if not len(steps):
                 continue
-            place = coloured.index(i) if i in coloured else -1
-            colour, width, alpha, order = (GREY, 0.7, 0.05, 1) if place < 0 else (COLOURS[place], 1.4, 0.18, 2)
+            colour, width, alpha, order = (colour, 1.4, 0.18, 2) if colour else (GREY, 0.7, 0.05, 1)
             alone = {"marker": "o", "ms": 3} if len(steps) == 1 else {}
-            axis.plot(steps, mean, color=colour, lw=width, zorder=order, label=legend[place], **alone)
+            axis.plot(steps, mean, color=colour, lw=width, zorder=order, label=label or others, **alone)
             axis.fill_between(steps, low, high, color=colour, alpha=alpha, lw=0, zorder=order)
             ends += [low.min(), high.max()]
         axis.set(xlabel="training steps", ylabel=name)
         if _is_wide(ends, 20):
             axis.set_yscale("log")
-        _heading(
-            axis,
-            [f"mean, least to largest of {seeds} seeds"] * (axis is axes[0] and seeds > 1)
-            + [f"not comparable: differs in {', '.join(redefined)}"] * bool(redefined and summary.is_loss(name)),
-        )
-    return _finish(figure, axes, in_row, strip, ", ".join(labels[key] for key in keys) + note)
-
-
-def _leading(settings: Sequence[Setting], metrics: Sequence[str]) -> tuple[list[int], str]:
-    """(the settings that are coloured, a note on the choice): the best 8 by the first metric with a ranking."""
-    most = len(COLOURS)
-    if len(settings) <= most:
-        return list(range(len(settings))), ""
-    by = summary.ranking(metrics, settings)
-    kind = rule(by) if by else None
-    if by is None or kind is None:
-        return list(range(most)), f" (in colour: the first {most})"
-    costs = [cost(one.mean, kind) if (one := setting.estimate(by)) else math.inf for setting in settings]
-    return sorted(range(len(settings)), key=lambda i: costs[i])[:most], f" (in colour: the best {most} by {by})"
+        notes = [f"mean, least to largest of {seeds} seeds"] if axis is axes[0] and seeds > 1 else []
+        if redefined and summary.is_loss(name):
+            notes.append(f"not comparable: differs in {', '.join(redefined)}")
+        axis.set_title("\n".join(notes), **NOTE)
+    return _finish(figure, axes, in_row, strip, ", ".join(labels.values()) + note)
 
 
 # Quality against cost
@@ -214,26 +194,26 @@ def signs(settings: Sequence[Setting], keys: Sequence[str], by: str, costs: Sequ
     return Signs(colours, markers, entries, f"colour: {names[first]}, marker: {names[second]}{more}")
 
 
-def pareto(pyplot: Any, sweep: Sweep, metrics: Sequence[str], by: str) -> Any:
+def pareto(sweep: Sweep, metrics: Sequence[str], by: str) -> Figure | None:
     """Each metric that ranks the settings against their cost, a point for each setting; None if all costs are equal.
 
     Points that are not dominated are joined. Bars are intervals. There is no plot of one setting.
     """
-    settings = [setting for setting in summary.settings_of(sweep) if setting.estimate(by)]
+    settings = [setting for setting in sweep.settings if setting.values(by)]
     costs = [one.mean for setting in settings if (one := setting.estimate(by))]
-    measured = summary.metrics_of(run for setting in settings for run in setting.done.values())
-    shown = [m for m in metrics if m in measured and summary.ranking([m], settings)]
+    ranked = [m for m in metrics if m in sweep.metrics and summary.ranking([m], settings)]
+    shown = [m for m in ranked if any(setting.values(m) for setting in settings)]
     if len(settings) < 2 or (by == "calls" and len(set(costs)) < 2) or not shown:
         return None
-    styles = signs(settings, summary.keys_of(sweep), by, costs)
-    figure, axes, in_row, strip = _panels(pyplot, len(shown), [*styles.entries, *LINES])
-    steady = all("compile_seconds" in run.cost for setting in settings for run in setting.done.values())
-    seconds = f"wall time of a run{' without compilation' if steady else ''}, s"
+    styles = signs(settings, sweep.keys, by, costs)
+    figure, axes, in_row, strip = _panels(len(shown), [*styles.entries, *LINES])
     for label, (colour, marker) in styles.entries.items():
         axes[0].plot([], [], color=colour, marker=marker, ls="", ms=5.5, mew=0, label=label)
+    steady = all("compile_seconds" in run.cost for setting in settings for run in setting.done.values())
+    seconds = f"wall time of a run{' without compilation' if steady else ''}, s"
     for axis, metric in zip(axes, shown, strict=True):
         _pareto_panel(axis, sweep, settings, metric, costs, styles)
-        axis.set_xlabel({"calls": "denoiser calls a sample", "seconds": seconds}.get(by, by))
+        axis.set_xlabel("denoiser calls a sample" if by == "calls" else seconds)
         if _is_wide(costs, 4):
             axis.set_xscale("log")
             _plain_ticks(axis, costs)
@@ -270,11 +250,11 @@ def _pareto_panel(
             axis.errorbar(*points[-1], (one.half or 0.0) if barred else None, **style)
     best = front([(x, -y if kind == "higher" else y) for x, y in points])
     axis.plot(*zip(*(points[i] for i in best), strict=True), color="#222222", lw=1, zorder=1, label=LINES[0])
-    floor = summary.floors_of(sweep.having("done")).get(metric)
+    floor = summary.floors_of(sweep.done).get(metric)
     if floor and not near:
-        axis.axhline(floor[0], color="#555555", ls=":", lw=1.1, label=LINES[1])
+        axis.axhline(floor["mean"], color="#555555", ls=":", lw=1.1, label=LINES[1])
     if _is_wide([y for _, y in points], 20):
         axis.set_yscale("log")
-    axis.set_ylabel(metric if isinstance(kind, str) else f"|{metric} - {kind:g}|")
+    axis.set_ylabel(f"|{metric} - {kind:g}|" if near else metric)
     better = "higher is better" if kind == "higher" else "lower is better"
-    _heading(axis, [f"{better}{f'; bars: {PERCENT} interval' * barred}"])
+    axis.set_title(f"{better}{f'; bars: {PERCENT} interval' * barred}", **NOTE)

@@ -8,56 +8,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
-EMPTY: Mapping[str, Any] = MappingProxyType({})
+from experiments.reporting.summary import Run, Sweep
+
 PARTS = ("metrics", "floors", "conditions", "cost")
 
 
-class Run(NamedTuple):
-    """A run of a sweep: `done`, `failed`, `corrupt`, `started` (running, or killed) or `waiting`.
-
-    overrides: the values of all keys that any run overrides, from the base where this run does not. own: the overrides
-    of this run alone. error: one line, for failed and corrupt runs.
-    """
-
-    id: str
-    folder: Path
-    overrides: dict[str, Any]
-    own: dict[str, Any]
-    state: str
-    error: str = ""
-    metrics: Mapping[str, float] = EMPTY
-    floors: Mapping[str, float] = EMPTY
-    conditions: Mapping[str, Any] = EMPTY
-    cost: Mapping[str, float] = EMPTY
-
-    @property
-    def values(self) -> dict[str, float]:
-        """Costs and metrics."""
-        return {**self.cost, **self.metrics}
-
-
-class Sweep(NamedTuple):
-    """The content of sweep.json, the runs in order, and the folders in runs/ that belong to none of them."""
-
-    folder: Path
-    name: str
-    title: str
-    task: str
-    seed_keys: tuple[str, ...]
-    runs: list[Run]
-    strangers: list[str]
-    base: Mapping[str, Any] = EMPTY
-
-    def having(self, *states: str) -> list[Run]:
-        """The runs in these states."""
-        return [run for run in self.runs if run.state in states]
-
-
 def _object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; a one-line `ValueError` for any other content."""
+    """The object in a JSON file; a `ValueError` for any other content."""
     try:
         value = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
@@ -67,19 +26,15 @@ def _object(path: Path) -> dict[str, Any]:
     return value
 
 
+def _one_line(value: Any) -> str:
+    return " ".join(str(value).split())
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _number(key: str, value: Any) -> float:
-    if not _is_number(value):
-        raise ValueError(f"{key} must be a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{key} must be finite, got {value}")
-    return float(value)
-
-
-def check_result(result: dict[str, Any], id: str) -> dict[str, dict[str, Any]]:
+def check_result(result: dict[str, Any], id: str) -> dict[str, Any]:
     """The parts of a result.json.
 
     Raises:
@@ -94,63 +49,45 @@ def check_result(result: dict[str, Any], id: str) -> dict[str, dict[str, Any]]:
     for part in PARTS:
         if not isinstance(result[part], dict):
             raise ValueError(f"{part} must be an object, got {result[part]!r}")
+        for name, value in result[part].items():
+            if part != "conditions" and not _is_number(value):
+                raise ValueError(f"{part}.{name} must be a number, got {value!r}")
+            if _is_number(value) and not math.isfinite(value):
+                raise ValueError(f"{part}.{name} must be finite, got {value}")
     if not result["metrics"]:
         raise ValueError("metrics must have a value, got none")
     if "seconds" not in result["cost"]:
         raise ValueError("result.json lacks the key cost.seconds")
-    numbers = {
-        part: {name: _number(f"{part}.{name}", value) for name, value in result[part].items()}
-        for part in PARTS
-        if part != "conditions"
-    }
-    for name, value in result["conditions"].items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"conditions.{name} must be finite, got {value}")
-    return {**numbers, "conditions": result["conditions"]}
+    floats = {part: {name: float(v) for name, v in result[part].items()} for part in PARTS if part != "conditions"}
+    return {**floats, "conditions": result["conditions"]}
 
 
 def _read_run(folder: Path, id: str, own: dict[str, Any], overrides: dict[str, Any]) -> Run:
-    def run(state: str, error: str = "", parts: Mapping[str, Any] = EMPTY) -> Run:
-        return Run(id, folder, overrides, own, state, " ".join(error.split()), **parts)
-
+    run = Run(id, folder, overrides, own, "started" if folder.exists() else "waiting")
     if (path := folder / "result.json").exists():
         try:
-            return run("done", parts=check_result(_object(path), id))
+            return run._replace(state="done", **check_result(_object(path), id))
         except (ValueError, OSError, OverflowError) as error:
-            return run("corrupt", str(error))
+            return run._replace(state="corrupt", error=_one_line(error))
     if (path := folder / "failed.json").exists():
         try:
-            return run("failed", str(_object(path).get("error", "failed.json has no reason")))
+            reason = _object(path).get("error", "failed.json has no reason")
         except (ValueError, OSError) as error:
-            return run("failed", str(error))
-    return run("started" if folder.exists() else "waiting")
+            reason = error
+        return run._replace(state="failed", error=_one_line(reason))
+    return run
 
 
-def lookup(base: Any, key: str) -> Any:
-    """The value under a dotted key in a nested dict, with or without the name of the root; None if there is none.
+def lookup(base: Mapping[str, Any], key: str) -> Any:
+    """The value of a key "config.a.b" in the base of a sweep, None if there is none.
 
     >>> lookup({"loss": {"weighting": "eps"}}, "config.loss.weighting")
     'eps'
     """
-    for parts in (key.split("."), key.split(".")[1:]):
-        value = base
-        for part in parts:
-            value = value.get(part) if isinstance(value, dict) else None
-        if parts and value is not None:
-            return value
-    return None
-
-
-def _check_sweep(content: dict[str, Any]) -> None:
-    kinds = {"name": str, "runs": dict, "seed_keys": list}
-    for key, kind in kinds.items():
-        if not isinstance(content.get(key), kind) or (key == "runs" and not content[key]):
-            raise ValueError(f"sweep.json must have a {kind.__name__} under {key}, got {content.get(key)!r:.60}")
-    for id, own in content["runs"].items():
-        if not re.fullmatch("[0-9a-f]{12}", id):
-            raise ValueError(f"sweep.json: ids of runs must be 12 hexadecimal digits, got {id!r}")
-        if not isinstance(own, dict):
-            raise ValueError(f"sweep.json: the overrides of run {id} must be an object, got {own!r:.60}")
+    value: Any = {"config": base}
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -163,21 +100,28 @@ def read_sweep(folder: Path) -> Sweep:
         raise ValueError(f"DIR must be the workdir of a sweep, got {folder}, which holds no sweep.json")
     try:
         content = _object(folder / "sweep.json")
-        _check_sweep(content)
+        for key, kind in {"name": str, "runs": dict, "seed_keys": list}.items():
+            if not isinstance(content.get(key), kind) or (key == "runs" and not content[key]):
+                raise ValueError(f"sweep.json must have a {kind.__name__} under {key}, got {content.get(key)!r:.60}")
+        for id, own in content["runs"].items():
+            if not re.fullmatch("[0-9a-f]{12}", id):
+                raise ValueError(f"sweep.json: ids of runs must be 12 hexadecimal digits, got {id!r}")
+            if not isinstance(own, dict):
+                raise ValueError(f"sweep.json: the overrides of run {id} must be an object, got {own!r:.60}")
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-    base, ids, where = content.get("base") or {}, content["runs"], folder / "runs"
+    base, ids = content.get("base") or {}, content["runs"]
     inherited = {key: lookup(base, key) for own in ids.values() for key in own}
-    folders = sorted(path.name for path in where.iterdir() if path.is_dir()) if where.is_dir() else []
+    folders = sorted(path.name for path in folder.glob("runs/*") if path.is_dir())
     return Sweep(
-        folder,
-        content["name"],
-        " ".join(str(content.get("title") or "").split()),
-        str(content.get("task") or ""),
-        tuple(content["seed_keys"]),
-        [_read_run(where / id, id, own, {**inherited, **own}) for id, own in ids.items()],
-        [name for name in folders if name not in ids and not name.startswith(".")],
-        base,
+        folder=folder,
+        name=content["name"],
+        title=_one_line(content.get("title") or ""),
+        task=str(content.get("task") or ""),
+        seed_keys=tuple(content["seed_keys"]),
+        runs=[_read_run(folder / "runs" / id, id, own, {**inherited, **own}) for id, own in ids.items()],
+        strangers=[name for name in folders if name not in ids and not name.startswith(".")],
+        base=base,
     )
 
 
@@ -205,8 +149,7 @@ def provenance(runs: Sequence[Run]) -> dict[str, list[Any]]:
             record = _object(run.folder / "provenance.json")
         except (ValueError, OSError):
             continue
-        packages = record.get("packages")
-        record["jax"] = packages.get("jax") if isinstance(packages, dict) else None
+        record["jax"] = (record.get("packages") or {}).get("jax")
         for key, seen in values.items():
             if (value := record.get(key)) is not None and value not in seen:
                 seen.append(value)

@@ -12,18 +12,20 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 LEVEL, PERCENT = 0.95, "95 %"
 FEWEST = 3  # values for an interval: for two, t = 12.7, and an outlier cannot be recognised
 ROUND_OFF = 1e-9
 
-LOWER = {
-    *("loss", "fid", "kid", "rms", "rmse", "mse", "mae", "error", "errors", "seconds", "calls", "nll", "bits", "bpd"),
-    *("wasserstein", "sliced", "sinkhorn", "variation", "balance", "kernel", "frechet"),
+# A word of a metric's name -> the better direction, or the best value, which is that of real data.
+RULES: dict[str, str | float] = {
+    **dict.fromkeys(("loss", "fid", "kid", "rms", "rmse", "mse", "mae", "error", "errors"), "lower"),
+    **dict.fromkeys(("seconds", "calls", "nll", "bits", "bpd", "wasserstein", "sliced", "sinkhorn"), "lower"),
+    **dict.fromkeys(("variation", "balance", "kernel", "frechet"), "lower"),
+    **dict.fromkeys(("accuracy", "precision", "recall", "density", "coverage", "psnr", "ssim"), "higher"),
+    **dict.fromkeys(("ratio", "memorisation"), 1.0),
 }
-HIGHER = {"accuracy", "precision", "recall", "density", "coverage", "psnr", "ssim"}
-CLOSEST = {"ratio": 1.0, "memorisation": 1.0}  # the values for real data
 
 
 class Estimate(NamedTuple):
@@ -40,6 +42,12 @@ class Estimate(NamedTuple):
         return None if self.half is None else (self.mean - self.half, self.mean + self.half)
 
     @property
+    def record(self) -> dict[str, Any]:
+        """The estimate for JSON."""
+        low, high = self.interval or (None, None)
+        return {"mean": self.mean, "std": self.std, "low": low, "high": high, "n": self.n}
+
+    @property
     def is_point(self) -> bool:
         """Whether there is an interval and its width is 0, up to round-off."""
         return self.half is not None and self.half <= ROUND_OFF * abs(self.mean)
@@ -48,8 +56,7 @@ class Estimate(NamedTuple):
 def half_width(values: np.ndarray) -> np.ndarray:
     """Half of the width of the interval along the last axis: (..., n) -> (...); n >= 2."""
     n = values.shape[-1]
-    quantile = stats.t.ppf(0.5 + LEVEL / 2, n - 1)
-    return quantile * values.std(-1, ddof=1) / np.sqrt(n)
+    return stdtrit(n - 1, 0.5 + LEVEL / 2) * values.std(-1, ddof=1) / np.sqrt(n)
 
 
 def estimate(values: Sequence[float], *, interval: bool = True) -> Estimate:
@@ -78,26 +85,13 @@ def rule(name: str) -> str | float | None:
     >>> rule("fd_infinity"), rule("test accuracy"), rule("nn_ratio"), rule("colour")
     ('lower', 'higher', 1.0, None)
     """
-    rules: set[str | float] = set()
-    for word in words(name):
-        if word in LOWER or word.startswith("fd"):
-            rules.add("lower")
-        elif word in HIGHER:
-            rules.add("higher")
-        elif word in CLOSEST:
-            rules.add(CLOSEST[word])
+    rules = {"lower" if word.startswith("fd") else RULES.get(word) for word in words(name)} - {None}
     return rules.pop() if len(rules) == 1 else None
 
 
 def cost(value: float, rule: str | float) -> float:
     """A function of the value with its minimum at the best value."""
     return value if rule == "lower" else -value if rule == "higher" else abs(value - float(rule))
-
-
-def _cost_interval(one: Estimate, rule: str | float) -> tuple[float, float]:
-    low, high = sorted(cost(end, rule) for end in one.interval or ())
-    inside = not isinstance(rule, str) and abs(one.mean - rule) <= (one.half or 0.0)
-    return (0.0 if inside else low), high
 
 
 def alike(a: dict[Any, float], b: dict[Any, float], rule: str | float) -> bool:
@@ -110,11 +104,16 @@ def alike(a: dict[Any, float], b: dict[Any, float], rule: str | float) -> bool:
     if isinstance(rule, str) and len(shared) >= FEWEST:
         difference = estimate([a[seed] - b[seed] for seed in shared])
         return difference.is_point or abs(difference.mean) <= (difference.half or 0.0)
-    ones = [estimate(list(values.values())) for values in (a, b)]
-    if any(one.half is None for one in ones):
-        return False
-    (low, high), (other_low, other_high) = (_cost_interval(one, rule) for one in ones)
-    return all(one.is_point for one in ones) or (low <= other_high and other_low <= high)
+    estimates = [estimate(list(values.values())) for values in (a, b)]
+    ranges = []
+    for one in estimates:
+        if one.interval is None:
+            return False
+        low, high = sorted(cost(end, rule) for end in one.interval)
+        contains_best = not isinstance(rule, str) and one.interval[0] <= rule <= one.interval[1]
+        ranges.append((0.0 if contains_best else low, high))
+    (low_a, high_a), (low_b, high_b) = ranges
+    return all(one.is_point for one in estimates) or (low_a <= high_b and low_b <= high_a)
 
 
 def marks(cells: Sequence[dict[Any, float]], rule: str | float | None, resolution: float | None = None) -> list[str]:
@@ -126,16 +125,13 @@ def marks(cells: Sequence[dict[Any, float]], rule: str | float | None, resolutio
     if rule is None or sum(map(bool, cells)) < 2:
         return [""] * len(cells)
     costs = {i: cost(estimate(list(cell.values())).mean, rule) for i, cell in enumerate(cells) if cell}
-    least = min(costs.values())
-    best = cells[min(costs, key=lambda i: costs[i])]
-
-    def mark(i: int) -> str:
-        if i not in costs:
-            return ""
-        if costs[i] == least:
-            return "best"
-        if resolution is not None and costs[i] - least <= resolution * (1 + ROUND_OFF):
-            return "tie"
-        return "alike" if alike(cells[i], best, rule) else ""
-
-    return [mark(i) for i in range(len(cells))]
+    best = min(costs, key=lambda i: costs[i])
+    all_marks = []
+    for i, cell in enumerate(cells):
+        if i in costs and costs[i] == costs[best]:
+            all_marks.append("best")
+        elif i in costs and resolution is not None and costs[i] - costs[best] <= resolution * (1 + ROUND_OFF):
+            all_marks.append("tie")
+        else:
+            all_marks.append("alike" if i in costs and alike(cell, cells[best], rule) else "")
+    return all_marks

@@ -1,31 +1,60 @@
-"""Settings of a sweep, with their estimates, floors and conditions, and the rules of what may be compared."""
+"""Runs, settings and sweeps, with estimates, floors and conditions, and the rules of what may be compared."""
 
+import dataclasses
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
-from experiments.reporting.reading import Run, Sweep, provenance
-from experiments.reporting.statistics import Estimate, estimate, marks, rule, words
+from experiments.reporting.statistics import Estimate, cost, estimate, marks, rule, words
 
-ENDED = ("done", "failed", "corrupt")
+EMPTY: Mapping[str, Any] = MappingProxyType({})
 LOSS_GROUPS = ("prediction", "sigma_data", "schedule", "loss")  # of the config: target, weighting, times, schedule
 # A word of a metric's name -> the conditions with the number of examples N, if its values are multiples of 1 / N.
 LATTICES = {
     **dict.fromkeys(("accuracy", "balance"), ("num_samples", "n")),
     **dict.fromkeys(("precision", "recall", "coverage"), ("n", "num_samples")),
 }
+Conditions = dict[str, dict[str, list[str]]]
+
+
+class Run(NamedTuple):
+    """A run of a sweep: `done`, `failed`, `corrupt`, `started` (running, or killed) or `waiting`.
+
+    overrides: the values of all keys that any run overrides, from the base where this run does not. own: the overrides
+    of this run alone. error: one line, for failed and corrupt runs.
+    """
+
+    id: str
+    folder: Path
+    overrides: dict[str, Any]
+    own: dict[str, Any]
+    state: str
+    error: str = ""
+    metrics: Mapping[str, float] = EMPTY
+    floors: Mapping[str, float] = EMPTY
+    conditions: Mapping[str, Any] = EMPTY
+    cost: Mapping[str, float] = EMPTY
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Costs and metrics."""
+        return {**self.cost, **self.metrics}
 
 
 class Setting(NamedTuple):
-    """The runs that differ in their seeds only, and those of them that are done, by seed.
-
-    mixed: whether the measuring conditions of these differ; then an interval over them is meaningless.
-    """
+    """The runs that differ in their seeds only, and those of them that are done, by seed."""
 
     overrides: dict[str, Any]
     runs: list[Run]
     done: dict[str, Run]
-    mixed: bool
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the done runs were measured under different conditions, so that an interval has no meaning."""
+        return bool(conditions_of(self.done.values())[1])
 
     def values(self, metric: str) -> dict[str, float]:
         """Seed -> value, for runs with this metric."""
@@ -37,6 +66,73 @@ class Setting(NamedTuple):
         is_cost = any(metric in run.cost for run in self.done.values())
         return estimate(list(values.values()), interval=not (self.mixed or is_cost)) if values else None
 
+    def rank(self, metric: str | None) -> float:
+        """A number that is least for the best setting; infinite without a value, or without a metric."""
+        one = self.estimate(metric) if metric else None
+        kind = rule(metric) if metric else None
+        return float("inf") if one is None or kind is None else cost(one.mean, kind)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """The content of sweep.json, the runs in order, and the folders in runs/ that belong to none of them."""
+
+    folder: Path
+    name: str
+    title: str
+    task: str
+    seed_keys: tuple[str, ...]
+    runs: list[Run]
+    strangers: list[str]
+    base: Mapping[str, Any]
+
+    def having(self, state: str) -> list[Run]:
+        """The runs in this state."""
+        return [run for run in self.runs if run.state == state]
+
+    @cached_property
+    def done(self) -> list[Run]:
+        """The runs with a result."""
+        return self.having("done")
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """The names of all metrics."""
+        return list(dict.fromkeys(name for run in self.done for name in run.metrics))
+
+    @cached_property
+    def costs(self) -> list[str]:
+        """The names of all costs."""
+        return list(dict.fromkeys(name for run in self.done for name in run.cost))
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """All keys that the sweep overrides, except seeds."""
+        return [k for k in dict.fromkeys(key for run in self.runs for key in run.overrides) if k not in self.seed_keys]
+
+    @cached_property
+    def varying(self) -> list[str]:
+        """The keys, except seeds, with more than one value."""
+        return varying(self.runs, self.keys)
+
+    @cached_property
+    def settings(self) -> list[Setting]:
+        """The settings in the order of the sweep."""
+        settings = []
+        for runs in grouped(self.runs, self.keys).values():
+            done = {identity(run.overrides, self.seed_keys): run for run in runs if run.state == "done"}
+            settings.append(Setting({key: runs[0].overrides[key] for key in self.keys}, runs, done))
+        return settings
+
+    @cached_property
+    def shown(self) -> list[Setting]:
+        """The settings with a run that has ended, done or failed: the rows of a table."""
+        ended = ("done", "failed", "corrupt")
+        return [setting for setting in self.settings if any(run.state in ended for run in setting.runs)]
+
+
+Row = TypeVar("Row", Run, Setting)
+
 
 def text(value: Any) -> str:
     """The value of a key, for a cell."""
@@ -47,20 +143,23 @@ def text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def identity(overrides: dict[str, Any], keys: Iterable[str]) -> str:
+def identity(overrides: Mapping[str, Any], keys: Iterable[str]) -> str:
     """A text that is equal where the values under these keys are; 1 and 1.0 are equal, 1 and True are not."""
-    plain = lambda v: int(v) if isinstance(v, float) and v.is_integer() else v  # noqa: E731
-    return json.dumps([plain(overrides.get(key)) for key in keys], sort_keys=True)
+    values = [overrides.get(key) for key in keys]
+    return json.dumps([int(v) if isinstance(v, float) and v.is_integer() else v for v in values], sort_keys=True)
 
 
-def keys_of(sweep: Sweep) -> list[str]:
-    """All keys that the sweep overrides, except seeds."""
-    return [k for k in dict.fromkeys(key for run in sweep.runs for key in run.overrides) if k not in sweep.seed_keys]
+def grouped(rows: Iterable[Row], keys: Sequence[str]) -> dict[str, list[Row]]:
+    """The rows with equal values under these keys, by the `identity` of these values."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(identity(row.overrides, keys), []).append(row)
+    return groups
 
 
-def varying(rows: Sequence[Run | Setting], keys: Iterable[str]) -> list[str]:
+def varying(rows: Sequence[Row], keys: Iterable[str]) -> list[str]:
     """The keys with more than one value."""
-    return [key for key in keys if len({identity(row.overrides, [key]) for row in rows}) > 1]
+    return [key for key in keys if len(grouped(rows, [key])) > 1]
 
 
 def labels(keys: Sequence[str]) -> dict[str, str]:
@@ -72,54 +171,15 @@ def labels(keys: Sequence[str]) -> dict[str, str]:
     shortest = {}
     for key in keys:
         parts = key.split(".")
-        ends = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
-        fits = lambda end: end != "name" and sum(f".{other}".endswith(f".{end}") for other in keys) == 1  # noqa: E731
-        shortest[key] = next(filter(fits, ends), key)
+        ends = [".".join(parts[i:]) for i in reversed(range(len(parts)))]
+        unique = [end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1]
+        shortest[key] = next((end for end in unique if end != "name"), key)
     return shortest
 
 
-def settings_of(sweep: Sweep) -> list[Setting]:
-    """The settings in the order of the sweep."""
-    keys = keys_of(sweep)
-    groups: dict[str, list[Run]] = {}
-    for run in sweep.runs:
-        groups.setdefault(identity(run.overrides, keys), []).append(run)
-    settings = []
-    for runs in groups.values():
-        done = {identity(run.overrides, sweep.seed_keys): run for run in runs if run.state == "done"}
-        mixed = len({json.dumps(run.conditions, sort_keys=True) for run in done.values()}) > 1
-        settings.append(Setting({key: runs[0].overrides[key] for key in keys}, runs, done, mixed))
-    return settings
-
-
-def shown(sweep: Sweep) -> list[Setting]:
-    """The settings with a run that has ended, done or failed: the rows of a table."""
-    return [setting for setting in settings_of(sweep) if any(run.state in ENDED for run in setting.runs)]
-
-
-def metrics_of(runs: Iterable[Run], *, cost: bool = False) -> list[str]:
-    """The names of the runs' metrics, or of their costs."""
-    return list(dict.fromkeys(name for run in runs for name in (run.cost if cost else run.metrics)))
-
-
-def chosen_metrics(names: Sequence[str], sweep: Sweep) -> list[str]:
-    """These metrics and costs; without names, all metrics.
-
-    Raises:
-      ValueError: for a name that no run has.
-    """
-    done = sweep.having("done")
-    default = metrics_of(done)
-    known = list(dict.fromkeys([*default, *metrics_of(done, cost=True)]))
-    for name in names:
-        if done and name not in known:
-            raise ValueError(f"metrics must be of {', '.join(known)}, got {name!r}")
-    return list(names) or default
-
-
-def conditions_of(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[str, dict[str, list[str]]]]:
+def conditions_of(runs: Iterable[Run]) -> tuple[dict[str, Any], Conditions]:
     """(conditions that all runs share, for each other condition: value -> ids of runs)."""
-    shared, differing = {}, {}
+    runs, shared, differing = list(runs), {}, {}
     for key in dict.fromkeys(key for run in runs for key in run.conditions):
         ids: dict[str, list[str]] = {}
         for run in runs:
@@ -131,13 +191,13 @@ def conditions_of(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[str, dict[s
     return shared, differing
 
 
-def floors_of(runs: Sequence[Run]) -> dict[str, tuple[float, float, float]]:
-    """Metric -> (mean, least, largest) of the runs' floors."""
+def floors_of(runs: Iterable[Run]) -> dict[str, dict[str, float]]:
+    """Metric -> mean, least and largest of the runs' floors."""
     floors: dict[str, list[float]] = {}
     for run in runs:
         for name, value in run.floors.items():
             floors.setdefault(name, []).append(value)
-    return {name: (estimate(values).mean, min(values), max(values)) for name, values in floors.items()}
+    return {name: {"mean": estimate(v).mean, "least": min(v), "largest": max(v)} for name, v in floors.items()}
 
 
 # What may be compared
@@ -176,60 +236,9 @@ def resolution(metric: str, runs: Iterable[Run]) -> float | None:
     return 1 / min(counts) if counts else None
 
 
-def marks_of(settings: Sequence[Setting], metric: str, differing: dict[str, Any]) -> list[str]:
+def marks_of(sweep: Sweep, settings: Sequence[Setting], metric: str) -> list[str]:
     """The mark of each setting; none for costs, incomparable losses, and metrics under differing conditions."""
-    runs = [run for setting in settings for run in setting.done.values()]
-    if differing or any(metric in run.cost for run in runs) or incomparable(metric, settings):
+    if conditions_of(sweep.done)[1] or metric in sweep.costs or incomparable(metric, settings):
         return [""] * len(settings)
+    runs = [run for setting in settings for run in setting.done.values()]
     return marks([setting.values(metric) for setting in settings], rule(metric), resolution(metric, runs))
-
-
-# report.json
-
-
-def as_dict(one: Estimate) -> dict[str, Any]:
-    """An estimate for JSON."""
-    low, high = one.interval or (None, None)
-    return {"mean": one.mean, "std": one.std, "low": low, "high": high, "n": one.n}
-
-
-def summarise(sweep: Sweep) -> dict[str, Any]:
-    """The content of report.json."""
-    done, settings = sweep.having("done"), settings_of(sweep)
-    shared, differing = conditions_of(done)
-    names = list(dict.fromkeys([*metrics_of(done), *metrics_of(done, cost=True)]))
-    marked = {name: marks_of(settings, name, differing) for name in names}
-    return {
-        "name": sweep.name,
-        "title": sweep.title,
-        "task": sweep.task,
-        "seed_keys": list(sweep.seed_keys),
-        "runs": len(sweep.runs),
-        "done": len(done),
-        "metrics": {name: rule(name) for name in names},
-        "incomparable": {name: keys for name in names if (keys := incomparable(name, settings))},
-        "conditions": shared,
-        "conditions_that_differ": differing,
-        "floors": {
-            name: dict(zip(("mean", "least", "largest"), v, strict=True)) for name, v in floors_of(done).items()
-        },
-        "settings": [
-            {
-                "overrides": setting.overrides,
-                "runs": len(setting.runs),
-                "done": len(setting.done),
-                "metrics": {
-                    name: {**as_dict(one), "mark": marked[name][i], "values": setting.values(name)}
-                    for name in names
-                    if (one := setting.estimate(name))
-                },
-                "floors": {name: v[0] for name, v in floors_of(list(setting.done.values())).items()},
-            }
-            for i, setting in enumerate(settings)
-        ],
-        **{
-            state: [{"id": run.id, "overrides": run.own, "error": run.error} for run in sweep.having(state)]
-            for state in ("failed", "corrupt", "started", "waiting")
-        },
-        "provenance": provenance(done),
-    }

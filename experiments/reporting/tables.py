@@ -1,15 +1,15 @@
-"""Tables of a sweep as markdown, CSV, and lines of text, independent of the time and of the sweep's path."""
+"""Tables of a sweep as markdown, CSV and JSON."""
 
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from experiments.reporting import summary
-from experiments.reporting.reading import EMPTY, Run, Sweep
-from experiments.reporting.statistics import ROUND_OFF, Estimate, cost, rule
-from experiments.reporting.summary import Setting, text
+from experiments.reporting.reading import provenance
+from experiments.reporting.statistics import ROUND_OFF, Estimate, rule
+from experiments.reporting.summary import Run, Setting, Sweep, text
 
 FLOOR = "*real against real*"
 AROUND = {"best": "**", "tie": "**", "alike": "*", "": ""}
@@ -76,46 +76,51 @@ class Grid(NamedTuple):
     head: list[str]
     lines: list[list[str]]
     order: list[float]
+    incomparable: Mapping[str, list[str]]
     floor: list[str] | None = None
-    incomparable: Mapping[str, list[str]] = EMPTY
 
     def markdown(self, top: int | None = None) -> str:
         """All lines in order, or the first `top` lines with the best first."""
-        cut = top is not None and len(self.lines) > top
-        chosen = sorted(range(len(self.lines)), key=lambda i: self.order[i])[:top] if cut else range(len(self.lines))
-        which = "best" if any(map(math.isfinite, self.order)) else "first"
-        lines = [self.lines[i] for i in chosen] + ([self.floor] if self.floor else [])
-        note = f"The {which} {top} of {len(self.lines)} rows:\n\n" if cut else ""
-        return note + (f"### {self.title}\n\n" if self.title else "") + table(self.head, lines)
+        lines, note = self.lines, ""
+        if top is not None and len(lines) > top:
+            lines = [lines[i] for i in sorted(range(len(lines)), key=lambda i: self.order[i])[:top]]
+            which = "best" if any(map(math.isfinite, self.order)) else "first"
+            note = f"The {which} {top} of {len(self.lines)} rows:\n\n"
+        title = f"### {self.title}\n\n" if self.title else ""
+        return note + title + table(self.head, [*lines, *([self.floor] if self.floor else [])])
 
 
 def _having(sweep: Sweep, metrics: Sequence[str]) -> list[Setting]:
     """The settings with one of the metrics, and those without a finished run."""
-    return [s for s in summary.shown(sweep) if not s.done or any(s.estimate(metric) for metric in metrics)]
+    return [s for s in sweep.shown if not s.done or any(s.values(metric) for metric in metrics)]
+
+
+def _names(setting: Setting, keys: Sequence[str]) -> list[str]:
+    return [text(setting.overrides[key]) for key in keys] or ["all"]
+
+
+def _floor(sweep: Sweep, metric: str) -> str:
+    if (floor := summary.floors_of(sweep.done).get(metric)) is None:
+        return ""
+    mean, least, largest = map(number, floor.values())
+    return mean if floor["least"] == floor["largest"] else f"{mean} ({least} to {largest})"
 
 
 def flat(sweep: Sweep, metrics: Sequence[str]) -> Grid:
     """Settings by metrics."""
-    settings, done = _having(sweep, metrics), sweep.having("done")
-    keys = summary.varying(sweep.runs, summary.keys_of(sweep))
-    names = summary.labels(keys)
-    _, differing = summary.conditions_of(done)
-    marked = {metric: summary.marks_of(settings, metric, differing) for metric in metrics}
-    lines = [
-        [
-            *_names(setting, keys),
-            *(cell(setting.estimate(m), marked[m][i], len(setting.done)) for m in metrics),
-            _n(setting),
-        ]
-        for i, setting in enumerate(settings)
-    ]
+    settings = _having(sweep, metrics)
+    names = list(summary.labels(sweep.varying).values()) or ["setting"]
+    marks = {metric: summary.marks_of(sweep, settings, metric) for metric in metrics}
+    lines = []
+    for i, setting in enumerate(settings):
+        done, total = len(setting.done), len(setting.runs)
+        values = [cell(setting.estimate(metric), marks[metric][i], done) for metric in metrics]
+        lines.append([*_names(setting, sweep.varying), *values, str(done) if done == total else f"{done} of {total}"])
     by = summary.ranking(metrics, settings)
-    floors = summary.floors_of(done)
-    floor = [FLOOR, *[""] * (max(1, len(keys)) - 1), *(_floor(floors.get(m)) for m in metrics), ""]
-    head = [*(names[key] for key in keys), *metrics, "n"] if keys else ["setting", *metrics, "n"]
-    order = [_order(setting, by) for setting in settings]
-    differ = {metric: reason for metric in metrics if (reason := summary.incomparable(metric, settings))}
-    return Grid("", head, lines, order, floor if any(m in floors for m in metrics) else None, differ)
+    differ = {metric: keys for metric in metrics if (keys := summary.incomparable(metric, settings))}
+    floors = [_floor(sweep, metric) for metric in metrics]
+    floor = [FLOOR, *[""] * (len(names) - 1), *floors, ""] if any(floors) else None
+    return Grid("", [*names, *metrics, "n"], lines, [setting.rank(by) for setting in settings], differ, floor)
 
 
 def pivot(sweep: Sweep, metric: str, by: str) -> Grid:
@@ -123,72 +128,85 @@ def pivot(sweep: Sweep, metric: str, by: str) -> Grid:
 
     The best of each column is marked; the best of the row if there is one row.
     """
-    settings, done = _having(sweep, [metric]), sweep.having("done")
-    keys = [key for key in summary.varying(sweep.runs, summary.keys_of(sweep)) if key != by]
-    places = {summary.identity(s.overrides, [*keys, by]): s for s in settings}
-    rows = list({summary.identity(s.overrides, keys): s for s in reversed(settings)}.values())[::-1]
-    columns = {summary.identity(s.overrides, [by]): s.overrides[by] for s in settings}
-    cells = [
-        [places.get(summary.identity({**row.overrides, by: value}, [*keys, by])) for value in columns.values()]
-        for row in rows
-    ]
-    _, differing = summary.conditions_of(done)
-    empty = Setting({}, [], {}, False)
-    groups = [[s or empty for s in line] for line in (cells if len(rows) == 1 else zip(*cells, strict=True))]
+    settings = _having(sweep, [metric])
+    keys = [key for key in sweep.varying if key != by]
+    rows, columns = summary.grouped(settings, keys), summary.grouped(settings, [by])
+    groups = list((columns if len(rows) > 1 else rows).values())
     differ = list(dict.fromkeys(key for group in groups for key in summary.incomparable(metric, group)))
-    marked = [[""] * len(group) if differ else summary.marks_of(group, metric, differing) for group in groups]
-    marked = marked if len(rows) == 1 else [list(line) for line in zip(*marked, strict=True)]
+    marks = {}
+    for group in groups:
+        for setting, mark in zip(group, summary.marks_of(sweep, group, metric), strict=True):
+            marks[id(setting)] = "" if differ else mark
     most = max((len(setting.done) for setting in settings), default=0)
-    lines = [
-        [
-            *_names(row, keys),
-            *(cell(s.estimate(metric), marked[i][j], most) if s else "" for j, s in enumerate(cells[i])),
-        ]
-        for i, row in enumerate(rows)
-    ]
+    lines = []
+    for row in rows.values():
+        cells = {summary.identity(s.overrides, [by]): cell(s.estimate(metric), marks[id(s)], most) for s in row}
+        lines.append([*_names(row[0], keys), *(cells.get(value, "") for value in columns)])
     label = summary.labels([*keys, by])
-    head = [*([label[key] for key in keys] or ["setting"]), *(f"{label[by]} {text(v)}" for v in columns.values())]
+    values = [f"{label[by]} {text(column[0].overrides[by])}" for column in columns.values()]
     ranked = summary.ranking([metric], settings)
-    order = [min((_order(s, ranked) for s in line if s), default=math.inf) for line in cells]
-    floor = _floor(summary.floors_of(done).get(metric))
+    order = [min(setting.rank(ranked) for setting in row) for row in rows.values()]
+    floor = _floor(sweep, metric)
     title = f"{metric}{f', {FLOOR[1:-1]} {floor}' if floor else ''}, n = {most}"
-    return Grid(title, head, lines, order, incomparable={metric: differ} if differ else EMPTY)
+    head = [*([label[key] for key in keys] or ["setting"]), *values]
+    return Grid(title, head, lines, order, {metric: differ} if differ else {})
 
 
-def _names(setting: Setting, keys: Sequence[str]) -> list[str]:
-    return [text(setting.overrides[key]) for key in keys] or ["all"]
+def summarise(sweep: Sweep) -> dict[str, Any]:
+    """The content of report.json."""
+    shared, differing = summary.conditions_of(sweep.done)
+    names = list(dict.fromkeys([*sweep.metrics, *sweep.costs]))
+    marked = {name: summary.marks_of(sweep, sweep.settings, name) for name in names}
+    return {
+        "name": sweep.name,
+        "title": sweep.title,
+        "task": sweep.task,
+        "seed_keys": list(sweep.seed_keys),
+        "runs": len(sweep.runs),
+        "done": len(sweep.done),
+        "metrics": {name: rule(name) for name in names},
+        "incomparable": {name: keys for name in names if (keys := summary.incomparable(name, sweep.settings))},
+        "conditions": shared,
+        "conditions_that_differ": differing,
+        "floors": summary.floors_of(sweep.done),
+        "settings": [
+            {
+                "overrides": setting.overrides,
+                "runs": len(setting.runs),
+                "done": len(setting.done),
+                "metrics": {
+                    name: {**one.record, "mark": marked[name][i], "values": setting.values(name)}
+                    for name in names
+                    if (one := setting.estimate(name))
+                },
+                "floors": {name: floor["mean"] for name, floor in summary.floors_of(setting.done.values()).items()},
+            }
+            for i, setting in enumerate(sweep.settings)
+        ],
+        **{
+            state: [{"id": run.id, "overrides": run.own, "error": run.error} for run in sweep.having(state)]
+            for state in ("failed", "corrupt", "started", "waiting")
+        },
+        "provenance": provenance(sweep.done),
+    }
 
 
-def _n(setting: Setting) -> str:
-    done, total = len(setting.done), len(setting.runs)
-    return str(done) if done == total else f"{done} of {total}"
-
-
-def _order(setting: Setting, metric: str | None) -> float:
-    one = setting.estimate(metric) if metric else None
-    kind = rule(metric) if metric else None
-    return math.inf if one is None or kind is None else cost(one.mean, kind)
-
-
-def _floor(floor: tuple[float, float, float] | None) -> str:
-    if floor is None:
-        return ""
-    mean, least, largest = floor
-    return number(mean) if least == largest else f"{number(mean)} ({number(least)} to {number(largest)})"
+def csv_lines(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """A table as CSV."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([head, *lines])
+    return out.getvalue()
 
 
 def csv_text(sweep: Sweep) -> str:
-    """A line for each setting and metric or cost."""
-    content, keys = summary.summarise(sweep), summary.keys_of(sweep)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*keys, "metric", "mean", "low", "high", "std", "n", "runs", "floor", "mark"])
-    for setting in content["settings"]:
+    """report.csv: a line for each setting and metric or cost."""
+    lines = []
+    for setting in summarise(sweep)["settings"]:
+        names = [text(setting["overrides"][key]) for key in sweep.keys]
         for metric, entry in setting["metrics"].items():
-            values = [entry[key] for key in ("mean", "low", "high", "std", "n")]
-            rest = [setting["runs"], setting["floors"].get(metric), entry["mark"]]
-            writer.writerow([*(text(setting["overrides"][key]) for key in keys), metric, *values, *rest])
-    return out.getvalue()
+            numbers = [entry[name] for name in ("mean", "low", "high", "std", "n")]
+            lines.append([*names, metric, *numbers, setting["runs"], setting["floors"].get(metric), entry["mark"]])
+    return csv_lines([*sweep.keys, "metric", "mean", "low", "high", "std", "n", "runs", "floor", "mark"], lines)
 
 
 def named(run: Run) -> str:

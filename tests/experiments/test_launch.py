@@ -50,8 +50,8 @@ status=$(head -n 1 $FAKE/statuses); sed -i 1d $FAKE/statuses; exit ${status:-0}
 END
 chmod +x $last/bin/python
 """
-found = shutil.which
-VM = tpu_vm.Settings("dream", "v4-8", "us-central2-b", "tpu-ubuntu2204-base")
+which = shutil.which
+VM = commands.Settings("dream", "v4-8", "us-central2-b", "tpu-ubuntu2204-base")
 TRAIN = ("--config=configs/c.py", "--workdir=/mnt/runs/a")
 
 
@@ -81,7 +81,7 @@ def launch(tmp_path, monkeypatch, capfd):
 @pytest.fixture
 def cloud(launch, tmp_path, monkeypatch):
     """The same with a pretended gcloud; `cloud.folder` is what it knows."""
-    if not all(map(found, ("flock", "git", "bash"))):
+    if not all(map(which, ("flock", "git", "bash"))):
         pytest.skip("needs flock, git and bash")
     write(tmp_path / "bin/gcloud", GCLOUD, 0o755)
     write(tmp_path / "vm_bin/python3", VM_PYTHON, 0o755)
@@ -97,7 +97,7 @@ def cloud(launch, tmp_path, monkeypatch):
     (tmp_path / "hold").unlink(missing_ok=True)
 
 
-def given(folder, vm=VM, **changes):
+def save(folder, vm=VM, **changes):
     """Save the settings of a VM."""
     arguments.save_settings(folder / f"{vm.name}.json", dataclasses.replace(vm, **changes))
 
@@ -224,7 +224,7 @@ def test_create_knows_the_version(launch, kind, version):
     ],
 )
 def test_dry_run(launch, words, expected):
-    given(launch.folder)
+    save(launch.folder)
     at = words.index("--") if "--" in words else len(words)
     status = launch(*words[:at], "--dry_run", *words[at:])
     assert status == (0, "".join(line + "\n" for line in expected), "")
@@ -232,14 +232,14 @@ def test_dry_run(launch, words, expected):
 
 
 def test_dry_run_of_sync_and_resume(launch, tmp_path):
-    given(launch.folder, command=TRAIN)
+    save(launch.folder, command=TRAIN)
     assert launch("sync", "dream", "--dry_run")[1].splitlines() == sync_lines(tmp_path)
     whole = [NODE, DELETE, CREATE, WAIT, PROBE, *sync_lines(tmp_path), START % ""]
     assert launch("resume", "dream", "--dry_run")[1].splitlines() == whole
 
 
 def test_dry_run_of_what_was_queued(launch, tmp_path):
-    given(launch.folder, queued=True, spot=True, command=TRAIN)
+    save(launch.folder, queued=True, spot=True, command=TRAIN)
     whole = [REQUEST, NODE, UNQUEUE, f"{QUEUE} --spot", WAIT, PROBE, *sync_lines(tmp_path), START % ""]
     assert launch("resume", "dream", "--watch", "--dry_run")[1].splitlines() == whole
     assert launch("delete", "dream", "--dry_run")[1].splitlines() == [REQUEST, NODE, UNQUEUE]
@@ -252,7 +252,7 @@ ODD = ("--config.a='b'", '--note=say "it\'s $HOME; `rm x`"', "--empty=", "two  s
 
 
 def test_odd_arguments_arrive_as_they_were(cloud):
-    given(cloud.folder / "set")
+    save(cloud.folder / "set")
     cloud("create", "other", "--type=v4-8", "--zone=us-central2-b")
     assert cloud("sync", "dream")[0] == 0
     assert cloud("run", "dream", "--", *TRAIN, *ODD)[0] == 0
@@ -263,7 +263,7 @@ def test_odd_arguments_arrive_as_they_were(cloud):
 
 
 def test_a_dry_run_can_be_pasted(cloud):
-    given(cloud.folder / "set", command=(*TRAIN, *ODD))
+    save(cloud.folder / "set", command=(*TRAIN, *ODD))
     lines = cloud("resume", "dream", "--dry_run")[1].splitlines()
     script = "set -e\n" + "\n".join([*lines[2:4], *lines[5:]])  # the first two are for a VM that is there
     subprocess.run(["bash", "-c", script], check=True, capture_output=True)
@@ -299,7 +299,7 @@ def test_sync_copies_the_working_tree(cloud):
     write(tree / ".gitignore", "*.log\n")
     subprocess.run(["git", "-C", tree, "add", "kept.py", "deleted.py"], check=True)
     (tree / "deleted.py").unlink()
-    given(cloud.folder / "set")
+    save(cloud.folder / "set")
     for _ in range(2):
         assert cloud("sync", "dream")[0] == 0
         code = cloud.folder / "vm/diffax/code"
@@ -315,7 +315,7 @@ def test_sync_copies_the_working_tree(cloud):
 def started(cloud, **changes):
     """A VM on which a run has ended, with status 75 if nothing else was written down."""
     folder = cloud.folder
-    given(folder / "set", command=TRAIN, **changes)
+    save(folder / "set", command=TRAIN, **changes)
     write(folder / "node", "READY\n")
     write(folder / "request", "ACTIVE\n")
     if not (folder / "statuses").read_text():
@@ -341,7 +341,7 @@ def test_resume_makes_a_lost_vm_again(cloud, node):
 
 
 def test_resume_of_a_vm_that_is_gone(cloud):
-    given(cloud.folder / "set", command=TRAIN)
+    save(cloud.folder / "set", command=TRAIN)
     assert cloud("resume", "dream")[0] == 0
     assert calls(cloud.folder, "describe") == ANEW
     ended(cloud.folder)
@@ -461,7 +461,7 @@ def test_watch_tries_what_failed_once(cloud):
     ],
 )
 def test_verdict(workers, said):
-    assert tpu_vm.verdict(workers.split()) == said
+    assert commands.verdict(workers.split()) == said
 
 
 def test_a_vm_that_could_not_be_made_can_be_resumed_or_forgotten(cloud):
@@ -520,7 +520,7 @@ def test_a_vm_that_could_not_be_made_can_be_resumed_or_forgotten(cloud):
     ],
 )
 def test_bad_input_is_one_line_and_status_2(launch, words, error):
-    given(launch.folder)
+    save(launch.folder)
     write(launch.folder / "broken.json", '{"name": "bro')
     write(launch.folder / "strange.json", json.dumps({"name": "strange", "color": "red"}))
     status, out, err = launch(*words)
@@ -531,13 +531,13 @@ def test_bad_input_is_one_line_and_status_2(launch, words, error):
 
 
 def test_a_config_file_may_have_an_argument(launch):
-    given(launch.folder)
+    save(launch.folder)
     words = ("run", "dream", "--dry_run", "--", "--config", "configs/c.py:big", "--workdir", "/mnt/a")
     assert "--config configs/c.py:big --workdir /mnt/a;" in launch(*words)[1]
 
 
 def test_a_config_may_be_a_name(launch, tmp_path):
-    given(launch.folder)
+    save(launch.folder)
     write(tmp_path / "tree/experiments/configs/d.py", "")
     words = ("run", "dream", "--dry_run", "--", "--config=d", "--workdir=/mnt/a")
     assert "--config=d --workdir=/mnt/a;" in launch(*words)[1]
@@ -572,7 +572,7 @@ def test_commands_of_the_page_can_be_run(launch, monkeypatch, line):
     monkeypatch.setattr(commands, "ROOT", Path(__file__).parents[2])
     words = shlex.split(line)[3:]
     if words[0] != "create":
-        given(launch.folder, command=TRAIN)
+        save(launch.folder, command=TRAIN)
     assert launch(*words[:1], "--dry_run", *words[1:])[::2] == (0, "")
 
 

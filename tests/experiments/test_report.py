@@ -1,6 +1,7 @@
 """Reports on sweeps: intervals, marks, comparable metrics, errors in a folder, two sweeps in pairs, plots."""
 
 import csv
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -10,7 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -20,9 +20,6 @@ from experiments import report
 from experiments.reporting import compare, document, plots, summary, tables
 from experiments.reporting.reading import read_curve, read_sweep
 from experiments.reporting.statistics import estimate, half_width, marks, rule
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 ROOT = Path(__file__).parents[2]
 ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
@@ -41,17 +38,17 @@ def result(metrics, seconds=1.0, floors=(), conditions=CONDITIONS, **cost):
 def sweep_folder(folder, runs, *, base=(), seed_keys=("config.seed",), name="losses", title="Which loss?"):
     """Writes a sweep of (overrides, result | text of a result.json | [error] of failed.json | None); its ids."""
     ids = {}
-    for overrides, found in runs:
+    for overrides, content in runs:
         id = hashlib.sha256(json.dumps(overrides).encode()).hexdigest()[:12]
         ids[id] = overrides
         where = folder / "runs" / id
         where.mkdir(parents=True)
-        if isinstance(found, dict):
-            (where / "result.json").write_text(json.dumps({"id": id, **found}))
-        elif isinstance(found, str):
-            (where / "result.json").write_text(found)
-        elif isinstance(found, list):
-            (where / "failed.json").write_text(json.dumps({"error": found[0], "traceback": "..."}))
+        if isinstance(content, dict):
+            (where / "result.json").write_text(json.dumps({"id": id, **content}))
+        elif isinstance(content, str):
+            (where / "result.json").write_text(content)
+        elif isinstance(content, list):
+            (where / "failed.json").write_text(json.dumps({"error": content[0], "traceback": "..."}))
         else:
             where.rmdir()
     about = {"name": name, "task": "train", "base": dict(base), "seed_keys": list(seed_keys), "title": title}
@@ -74,7 +71,7 @@ def known(shift=0.0, seeds=(0, 1, 2), kinds=("eps", "v", "x0"), **more):
 def shown(folder, metrics=(), by=None, **settings):
     """The report, as a text."""
     sweep = read_sweep(folder)
-    metrics = summary.chosen_metrics(metrics, sweep)
+    metrics = metrics or sweep.metrics
     grids = [tables.pivot(sweep, m, by) for m in metrics] if by else [tables.flat(sweep, metrics)]
     return document.report(sweep, metrics, grids, [], **settings)
 
@@ -157,8 +154,8 @@ def test_equal_differences_and_differences_within_the_resolution_decide_nothing(
 @pytest.mark.newest
 def test_a_table_whose_best_is_known(tmp_path):
     sweep_folder(tmp_path, known())
-    found = shown(tmp_path)
-    head, _, eps, v, x0, floor = cells(found)
+    text = shown(tmp_path)
+    head, _, eps, v, x0, floor = cells(text)
     assert head == ["prediction", "fd", "accuracy", "hue", "n"]
     assert eps == ["eps", "4.0 ± 2.2", "**0.9000 ± 0**", "2.0 ± 2.5", "3"]
     assert v == ["v", "**3.0 ± 2.5**", "**0.9000 ± 0**", "2.0 ± 2.5", "3"]
@@ -173,16 +170,16 @@ def test_a_table_whose_best_is_known(tmp_path):
         "In all runs `config.train.num_steps` = 100.",
         "accuracy: equal for all seeds, bit by bit, in 3 of 3 settings",
     ):
-        assert line in found, line
+        assert line in text, line
 
 
 def test_too_few_seeds_make_no_interval_and_the_report_says_so(tmp_path):
     sweep_folder(tmp_path, known(seeds=(0, 1)))
-    found = shown(tmp_path, ["fd"])
-    assert [row[1:] for row in cells(found)[2:]] == [["3.550", "2"], ["**2.500**", "2"], ["2.650", "2"], ["1.640"]]
-    assert "±" not in found
-    assert "n < 3: no setting has an interval" in found
-    assert "bold compares means only" in found
+    text = shown(tmp_path, ["fd"])
+    assert [row[1:] for row in cells(text)[2:]] == [["3.550", "2"], ["**2.500**", "2"], ["2.650", "2"], ["1.640"]]
+    assert "±" not in text
+    assert "n < 3: no setting has an interval" in text
+    assert "bold compares means only" in text
 
 
 def test_results_decide_the_report_and_nothing_else(tmp_path):
@@ -203,13 +200,13 @@ def test_other_conditions_are_said_loudly_and_nothing_is_best(tmp_path):
     runs = known()
     runs[4][1]["conditions"] = {**CONDITIONS, "extractor_hash": "ff00"}
     ids = sweep_folder(tmp_path, runs)
-    found = shown(tmp_path)
-    assert found.index("WARNING") < found.index("| prediction")
-    assert f"`extractor_hash`: **ab12** in 8 ({ids[0]}" in found
-    assert f"**ff00** in 1 ({ids[4]})" in found
-    assert not any(c.startswith("*") for row in cells(found)[:-1] for c in row)
-    assert cells(found)[3][1] == "3"  # its seeds are not comparable: no interval
-    assert "No interval over seeds that were measured under different conditions." in found
+    text = shown(tmp_path)
+    assert text.index("WARNING") < text.index("| prediction")
+    assert f"`extractor_hash`: **ab12** in 8 ({ids[0]}" in text
+    assert f"**ff00** in 1 ({ids[4]})" in text
+    assert not any(c.startswith("*") for row in cells(text)[:-1] for c in row)
+    assert cells(text)[3][1] == "3"  # its seeds are not comparable: no interval
+    assert "No interval over seeds that were measured under different conditions." in text
 
 
 def test_overrides_that_a_run_lacks_are_the_bases(tmp_path):
@@ -226,11 +223,11 @@ def test_a_metric_that_some_runs_lack_says_so(tmp_path):
     for _, of in runs[3:6]:
         del of["metrics"]["hue"]
     ids = sweep_folder(tmp_path, runs)
-    found = shown(tmp_path)
-    assert cells(found)[2][1] == "4 (n = 2)"
-    assert cells(found)[3][3] == "-"
-    assert f"fd: missing in 1 run of settings where other seeds have it ({ids[1]})." in found
-    assert "hue: missing in 1 of 3 settings." in found
+    text = shown(tmp_path)
+    assert cells(text)[2][1] == "4 (n = 2)"
+    assert cells(text)[3][3] == "-"
+    assert f"fd: missing in 1 run of settings where other seeds have it ({ids[1]})." in text
+    assert "hue: missing in 1 of 3 settings." in text
 
 
 def test_a_long_table_is_cut_to_the_best(tmp_path):
@@ -291,7 +288,7 @@ def test_losses_of_different_definitions_are_not_marked(tmp_path, key, values):
     assert first[2].startswith("**2")
     assert f"loss: no best is marked. Its definition differs between the settings, in `{key}`." in text
     assert "Lower is better: fd." in text
-    content = summary.summarise(read_sweep(tmp_path))
+    content = tables.summarise(read_sweep(tmp_path))
     assert content["incomparable"] == {"loss": [key]}
     assert [setting["metrics"]["loss"]["mark"] for setting in content["settings"]] == ["", ""]
 
@@ -431,10 +428,10 @@ def test_a_corrupt_result_names_its_key_and_hides_no_other(tmp_path, change, mes
     corrupt = read_sweep(tmp_path).having("corrupt")
     assert [run.id for run in corrupt] == ids[:1]
     assert message in corrupt[0].error
-    found = shown(tmp_path)
-    assert f"- {ids[0]} (prediction=eps, num_steps=100, seed=0): {corrupt[0].error}" in found
-    assert cells(found)[2][-1] == "2 of 3"
-    assert cells(found)[3][1] == "**3.0 ± 2.5**"
+    text = shown(tmp_path)
+    assert f"- {ids[0]} (prediction=eps, num_steps=100, seed=0): {corrupt[0].error}" in text
+    assert cells(text)[2][-1] == "2 of 3"
+    assert cells(text)[3][1] == "**3.0 ± 2.5**"
 
 
 def test_failed_and_missing_runs_are_listed(tmp_path):
@@ -444,15 +441,15 @@ def test_failed_and_missing_runs_are_listed(tmp_path):
     ids = sweep_folder(tmp_path, runs)
     (tmp_path / "runs" / ids[2] / "result.json").unlink()
     (tmp_path / "runs" / ("f" * 12)).mkdir()
-    found = shown(tmp_path)
-    assert "6 of 10 runs are done, 1 failed, 1 started, 2 waiting." in found
-    assert f"## Failed: 1\n\n- {ids[0]} (prediction=eps, num_steps=100, seed=0): loss is not finite" in found
-    assert f"## Waiting: 2\n\n- {ids[1]}" in found
-    assert f"running, or killed): 1\n\n- {ids[2]}" in found
-    assert f"left out: 1\n\n- {'f' * 12}" in found
-    assert [row[0] for row in cells(found)[2:]] == ["eps", "v", "x0", "*real against real*"]
-    assert cells(found)[2] == ["eps", "-", "-", "-", "0 of 3"]
-    assert "1 setting without a finished run is not in the table." in found
+    text = shown(tmp_path)
+    assert "6 of 10 runs are done, 1 failed, 1 started, 2 waiting." in text
+    assert f"## Failed: 1\n\n- {ids[0]} (prediction=eps, num_steps=100, seed=0): loss is not finite" in text
+    assert f"## Waiting: 2\n\n- {ids[1]}" in text
+    assert f"running, or killed): 1\n\n- {ids[2]}" in text
+    assert f"left out: 1\n\n- {'f' * 12}" in text
+    assert [row[0] for row in cells(text)[2:]] == ["eps", "v", "x0", "*real against real*"]
+    assert cells(text)[2] == ["eps", "-", "-", "-", "0 of 3"]
+    assert "1 setting without a finished run is not in the table." in text
 
 
 def test_a_folder_without_a_result_has_a_report(tmp_path):
@@ -478,16 +475,16 @@ def changes(tmp_path, a, b, metrics=("fd",), **settings):
         sweep_folder(tmp_path / name, runs, **settings)
     sweeps = read_sweep(tmp_path / "a"), read_sweep(tmp_path / "b")
     pairs = compare.pair(*sweeps)
-    found = compare.changes(pairs, metrics)
-    return pairs, found, compare.comparison(*sweeps, pairs, found)
+    rows = compare.changes(pairs, metrics)
+    return pairs, rows, compare.comparison(*sweeps, pairs, rows)
 
 
 def test_differences_are_taken_pair_by_pair(tmp_path):
     b = known(kinds=("v", "eps"))
     for (_, of), shift in zip(b, (-0.3, -0.4, -0.5, 1.0, -1.0, 0.5), strict=True):
         of["metrics"]["fd"] += shift
-    pairs, found, text = changes(tmp_path, known(), b)
-    eps, v = found  # x0 is in A alone
+    pairs, rows, text = changes(tmp_path, known(), b)
+    eps, v = rows  # x0 is in A alone
     assert (v.a.mean, v.b.mean, v.change.n, v.verdict) == (3.0, pytest.approx(2.6), 3, "better")
     assert v.change.mean == pytest.approx(-0.4)
     assert v.change.half == pytest.approx(0.248413771175)  # of 0.3, 0.4, 0.5: not of the 2.5 of either
@@ -498,23 +495,23 @@ def test_differences_are_taken_pair_by_pair(tmp_path):
 
 
 def test_two_pairs_make_no_interval(tmp_path):
-    _, found, text = changes(tmp_path, known(seeds=(0, 1)), known(shift=1.0, seeds=(1, 0)))
-    assert {(c.change.n, c.change.half, c.verdict) for c in found} == {(2, None, "")}
+    _, rows, text = changes(tmp_path, known(seeds=(0, 1)), known(shift=1.0, seeds=(1, 0)))
+    assert {(c.change.n, c.change.half, c.verdict) for c in rows} == {(2, None, "")}
     assert "±" not in text
     assert "n < 3: no interval" in text
 
 
 def test_what_the_sweeps_differ_in_does_not_part_the_pairs_but_seeds_do(tmp_path):
     more = {"config.ema": 0.99}
-    pairs, found, text = changes(tmp_path, known(), known(shift=1.0, **more), base={"ema": 0.9, "lr": 0.1, "seed": 7})
-    assert [c.change.n for c in found] == [3, 3, 3]
+    pairs, rows, text = changes(tmp_path, known(), known(shift=1.0, **more), base={"ema": 0.9, "lr": 0.1, "seed": 7})
+    assert [c.change.n for c in rows] == [3, 3, 3]
     assert pairs.between == {"config.ema": (0.9, 0.99)}
     assert "`config.ema`: A 0.9, B 0.99" in text
     a, b = read_sweep(tmp_path / "a"), read_sweep(tmp_path / "b")
     one = [run for run in a.runs if run.overrides["config.seed"] == 0]
     two = [run for run in b.runs if run.overrides["config.seed"] == 1]
-    assert compare.pair(a._replace(runs=one), b._replace(runs=two)).settings == []
-    assert compare.pair(a, b._replace(base={"lr": 0.2, "seed": 8})).between == {
+    assert compare.pair(dataclasses.replace(a, runs=one), dataclasses.replace(b, runs=two)).settings == []
+    assert compare.pair(a, dataclasses.replace(b, base={"lr": 0.2, "seed": 8})).between == {
         "config.ema": (0.9, 0.99),
         "lr": (0.1, 0.2),
     }
@@ -524,10 +521,10 @@ def test_pairs_under_different_conditions_are_said_loudly(tmp_path):
     b = known()
     for _, of in b:
         of["conditions"] = {**CONDITIONS, "num_samples": 400}
-    _, found, text = changes(tmp_path, known(), b)
+    _, rows, text = changes(tmp_path, known(), b)
     assert "WARNING" in text
     assert "**400** in 9" in text
-    assert all(c.verdict == "" for c in found)
+    assert all(c.verdict == "" for c in rows)
 
 
 @pytest.mark.parametrize(
@@ -598,11 +595,9 @@ def drawn(folder, runs, metrics, by, **settings):
         for run in sweep.runs:
             lines = [json.dumps({"step": step, "loss": 1.0, "norm": 2.0}) for step in (10, 20)]
             (run.folder / "metrics.jsonl").write_text("\n".join(lines))
-    make = {"curves": plots.curves}.get(by, lambda *arguments: plots.pareto(*arguments, by))
-    figure = make(pyplot, sweep, metrics)
+    figure = plots.curves(sweep, metrics) if by == "curves" else plots.pareto(sweep, metrics, by)
     panels = [axis for axis in figure.axes if axis.get_visible()]
     (legend,) = figure.legends
-    pyplot.close(figure)
     return (
         legend.get_title().get_text(),
         [entry.get_text() for entry in legend.get_texts()],
@@ -630,8 +625,7 @@ def test_plots_do_not_rank_losses_of_different_definitions(tmp_path):
 def points(keys, by="seconds"):
     """(settings, signs) of all combinations of the values of keys; a setting costs its value of the key calls."""
     settings = [
-        summary.Setting(dict(zip(keys, values, strict=True)), [], {}, False)
-        for values in itertools.product(*keys.values())
+        summary.Setting(dict(zip(keys, values, strict=True)), [], {}) for values in itertools.product(*keys.values())
     ]
     costs = [float(setting.overrides.get("calls", i)) for i, setting in enumerate(settings)]
     return settings, plots.signs(settings, list(keys), by, costs)
@@ -732,6 +726,13 @@ def test_the_command_writes_and_its_status_tells(tmp_path, capsys):
     assert written == {"report.md", "report.csv", "report.json", "pareto_seconds.png"}
     assert "prediction v" in (tmp_path / "a" / "report.md").read_text()
     assert json.loads((tmp_path / "a" / "report.json").read_text())["corrupt"][0]["id"] == id
+
+
+def test_a_table_by_a_key_needs_no_result(tmp_path, capsys):
+    sweep_folder(tmp_path, [({"lr": lr, "seed": 0}, None) for lr in (1, 2)], seed_keys=["seed"])
+    status, out, _ = run(capsys, tmp_path, "--by=lr")
+    assert status == 0
+    assert "0 of 2 runs are done, 2 waiting." in out
 
 
 def test_the_command_compares(tmp_path, capsys):

@@ -25,7 +25,7 @@ from experiments.configs.settings import change
 from experiments.data import images
 from experiments.evaluation import measures
 from experiments.models import objectives
-from experiments.reporting import document, summary, tables
+from experiments.reporting import document, tables
 from experiments.reporting.reading import read_sweep
 from experiments.run import inputs as inputs_module
 from experiments.run.inputs import opened, save_export
@@ -488,8 +488,7 @@ def killed(path, folder, count, *more, devices):
 def report_of(folder):
     """What report.md is made of."""
     sweep = read_sweep(folder)
-    metrics = summary.chosen_metrics((), sweep)
-    return document.report(sweep, metrics, [tables.flat(sweep, metrics)], [])
+    return document.report(sweep, sweep.metrics, [tables.flat(sweep, sweep.metrics)], [])
 
 
 def check_kills(tmp_path, data_dir, overrides, count, devices, *more):
