@@ -1,25 +1,31 @@
-"""Feature extractors by name: from images to what the metrics of `diffax.metrics` compare.
+"""Feature extractors by name: from images to the features that the metrics of `diffax.metrics` compare.
 
     classifier          a small classifier of the data set itself, trained on images that no model sees: 64 features
     efficientnet_lite0  trained on ImageNet, from a package (extra `features`): 1,280
-    inception_v3        the one of FID, from a file that the user gives: 2,048
+    inception_v3        the one of FID, from a file that the user provides: 2,048
 
-Numbers of two extractors never compare, nor those of one name and two hashes.
+Numbers are comparable only for the same extractor and the same hash of its parameters.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from diffax._checks import choose
+from diffax._checks import check_count, choose
 from experiments.evaluation import classifier
 from experiments.evaluation.batches import in_batches
-from experiments.evaluation.extractors import efficientnet, inception
+from experiments.evaluation.extractors import convolutions, efficientnet, inception
+from experiments.evaluation.extractors.torch_file import load_tensors
 from experiments.models.digests import digest
 
-BATCH = 32
+DIMENSIONS = {
+    "classifier": classifier.FEATURES,
+    "efficientnet_lite0": efficientnet.NETWORK.width,
+    "inception_v3": inception.NETWORK.width,
+}
 
 
 class Extractor(NamedTuple):
@@ -37,11 +43,11 @@ class Extractor(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What the makers need; each takes its part.
+    """Options of the extractors.
 
-    classifier: known() gives images and labels to train on, and is called only to train; num_classes; steps; seed;
-    classifier_file: where it is kept, read if it is there; trained_on: what names the data, kept beside it.
-    inception_v3: inception_weights. efficientnet_lite0: efficientnet_weights, the package's own if None.
+    classifier: `known` returns images and labels to train on, and is called only to train; num_classes; trained_on, a
+    name of the data; steps; seed; the file that keeps the classifier, which is read if it exists.
+    inception_v3: inception_weights.
     """
 
     known: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
@@ -51,48 +57,42 @@ class Options(NamedTuple):
     classifier_seed: int = 0
     classifier_file: Path | None = None
     inception_weights: str | None = None
-    efficientnet_weights: str | None = None
-
-
-def of_classifier(options: Options) -> Extractor:
-    """The classifier, trained or read.
-
-    Raises:
-      ValueError: without labelled images, fewer than one step, or as `classifier.trained`.
-    """
-    if options.known is None or options.num_classes is None:
-        raise ValueError("extractor classifier needs a data set with labels to train on")
-    if options.classifier_steps < 1:
-        raise ValueError(f"classifier_steps must be >= 1, got {options.classifier_steps}")
-    settings = {"data": options.trained_on, "num_steps": options.classifier_steps, "seed": options.classifier_seed}
-    params = classifier.trained(options.classifier_file, settings, options.known, options.num_classes)
-    judge = classifier.judge(params)
-    return Extractor("classifier", digest(params), classifier.FEATURES, lambda images: judge(images)[1], judge)
-
-
-def of_network(name: str, params: Any, network: Any) -> Extractor:
-    """One of the pretrained networks with its parameters."""
-    return Extractor(name, digest(params), network.WIDTH, in_batches(network.features, params, BATCH))
-
-
-MAKERS: dict[str, Callable[[Options], Extractor]] = {
-    "classifier": of_classifier,
-    "efficientnet_lite0": lambda options: of_network(
-        "efficientnet_lite0", efficientnet.load(options.efficientnet_weights), efficientnet
-    ),
-    "inception_v3": lambda options: of_network("inception_v3", inception.load(options.inception_weights), inception),
-}
-DIMENSIONS = {
-    "classifier": classifier.FEATURES,
-    "efficientnet_lite0": efficientnet.WIDTH,
-    "inception_v3": inception.WIDTH,
-}
 
 
 def make_extractor(name: str, options: Options = Options()) -> Extractor:  # noqa: B008
     """The extractor of a name.
 
     Raises:
-      ValueError: for another name, what its maker lacks, or weights that do not fit.
+      ValueError: for an unknown name, missing options, or a file of weights that cannot be read or does not fit.
     """
-    return choose("extractor", name, MAKERS)(options)
+    choose("extractor", name, DIMENSIONS)
+    if name == "classifier":
+        return _classifier(options)
+    if name == "efficientnet_lite0":
+        network, path = efficientnet.NETWORK, efficientnet.packaged()
+    elif options.inception_weights:
+        network, path = inception.NETWORK, Path(options.inception_weights)
+    else:
+        file = "pt_inception-2015-12-05-6726825d.pth of pytorch-fid"
+        raise ValueError(f"extractor inception_v3 needs inception_weights=FILE: {file}")
+    params = convolutions.fold(network, load_tensors(path))
+    features = in_batches(functools.partial(convolutions.features, network), params, 32)
+    return Extractor(name, digest(params), network.width, features)
+
+
+def _classifier(options: Options) -> Extractor:
+    """The classifier, from its file if that exists, otherwise trained and saved there."""
+    known, num_classes, path = options.known, options.num_classes, options.classifier_file
+    if known is None or num_classes is None:
+        raise ValueError("extractor classifier needs a data set with labels to train on")
+    check_count("classifier_steps", options.classifier_steps)
+    steps, seed = options.classifier_steps, options.classifier_seed
+    settings = {"data": options.trained_on, "num_classes": num_classes, "num_steps": steps, "seed": seed}
+    if path is not None and path.exists():
+        params = classifier.load(path, settings)
+    else:
+        params = classifier.train(*known(), num_classes, num_steps=steps, seed=seed)
+        if path is not None:
+            classifier.save(path, params, settings)
+    judge = classifier.judge(params)
+    return Extractor("classifier", digest(params), classifier.FEATURES, lambda images: judge(images)[1], judge)
