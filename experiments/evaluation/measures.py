@@ -100,14 +100,14 @@ def measure(
         names = tuple(name for name in names if name != "fd")
         if not names:
             return whole
-    counts = {"samples": len(samples), "train": len(real.train), "test": len(real.test)}
-    n_of_sets = {what: min(count, MAX_IMAGES) for what, count in counts.items()}
-    n = check_counts(extractor.name, extractor.dimension, names, n_of_sets, allow_few)
+    sets = {"samples": samples, "train": real.train, "test": real.test}
+    counts = {what: min(len(images), MAX_IMAGES) for what, images in sets.items()}
+    n = check_counts(extractor.name, extractor.dimension, names, counts, allow_few)
     rng = np.random.default_rng(seed)
-    rows = {what: _subset(rng, counts[what]) for what in ("train", "test")}
-    rows["samples"] = _subset(np.random.default_rng(seed), counts["samples"])
-    images = {"samples": normalise(samples[rows["samples"]]), "train": real.train, "test": real.test}
-    seen = _look_at_all(extractor, images, rows, memory)
+    rows = {what: _subset(rng, len(sets[what])) for what in ("train", "test")}
+    rows["samples"] = _subset(np.random.default_rng(seed), len(samples))
+    x = normalise(samples[rows["samples"]])
+    seen = _look_at_all(extractor, x, real, rows, memory)
     features = {what: pair[1] for what, pair in seen.items()}
 
     values, spread = _of_families(extractor, features, names, rng, n, reference, allow_few, repeats, seed, memory)
@@ -115,7 +115,7 @@ def measure(
         values["memorisation"] = _memorisation(extractor, features, real.train, rng)
     class_counts = None
     if judge.classify is not None:
-        seen = seen if judge is extractor else _look_at_all(judge, images, rows, memory)
+        seen = seen if judge is extractor else _look_at_all(judge, x, real, rows, memory)
         predictions = {what: pair[0] for what, pair in seen.items()}
         expected = {"train": real.train_labels[rows["train"]], "test": real.test_labels[rows["test"]]}
         expected["samples"] = None if labels is None else labels[rows["samples"]]
@@ -124,7 +124,7 @@ def measure(
 
     conditions = _conditions(extractor)
     conditions |= {} if judge is extractor else {"judge": judge.name, "judge_hash": judge.digest[:16]}
-    conditions |= {f"num_{what}": count for what, count in n_of_sets.items()}
+    conditions |= {f"num_{what}": count for what, count in counts.items()}
     conditions |= {"n": n, "reference": reference, "repeats": repeats, "measure_seed": seed}
     metrics, floors = ({name: values[name][side] for name in names} for side in (0, 1))
     if whole is not None:
@@ -149,20 +149,14 @@ def _subset(rng, count):
     return np.arange(count) if count <= MAX_IMAGES else np.sort(rng.permutation(count)[:MAX_IMAGES])
 
 
-def _remember(memory, key, function):
-    """The result of a function without arguments, which is called only the first time."""
-    if key not in memory:
-        memory[key] = function()
-    return memory[key]
-
-
-def _look_at_all(extractor, images, rows, memory):
+def _look_at_all(extractor, samples, real, rows, memory):
     """{set: (predicted labels or None, features)}; those of real images are kept in `memory`."""
-    result = {"samples": look(extractor, "samples", images["samples"], rows["samples"])}
-    for what in ("train", "test"):
+    result = {"samples": look(extractor, "samples", samples, rows["samples"])}
+    for what, images in (("train", real.train), ("test", real.test)):
         key = ("look", extractor.name, extractor.digest, what, rows[what].tobytes())
-        function = functools.partial(look, extractor, what, images[what][rows[what]], rows[what])
-        result[what] = _remember(memory, key, function)
+        if key not in memory:
+            memory[key] = look(extractor, what, images[rows[what]], rows[what])
+        result[what] = memory[key]
     return result
 
 
@@ -188,9 +182,10 @@ def _of_families(extractor, features, names, rng, n, reference, allow_few, repea
     for family in FAMILIES:
         if not set(family.names) & set(names):
             continue
-        floor_key = ("floor", family.names, extractor.name, extractor.digest, reference, seed, allow_few, indices)
-        floors = _remember(memory, floor_key, functools.partial(compute, family, other))
-        both = compute(family, "samples"), floors
+        floor = ("floor", family.names, extractor.name, extractor.digest, reference, seed, allow_few, indices)
+        if floor not in memory:
+            memory[floor] = compute(family, other)
+        both = compute(family, "samples"), memory[floor]
         for i, name in enumerate(family.names):
             if name in names:
                 values[name] = tuple(float(side[:, i].mean()) for side in both)
@@ -281,7 +276,9 @@ def stream_fd(
     floor = getattr(real, other)[: int(moments["samples"].examples)]
     for what, source, images in (("floor", other, floor), ("reference", reference, getattr(real, reference))):
         key = ("moments", extractor.name, extractor.digest, source, len(images))
-        moments[what] = _remember(memory, key, functools.partial(stream_moments, extractor, what, _parts(images)))
+        if key not in memory:
+            memory[key] = stream_moments(extractor, what, _parts(images))
+        moments[what] = memory[key]
     counts = {what: int(value.examples) for what, value in moments.items()}
     check_counts(extractor.name, extractor.dimension, ("fd",), counts, allow_few)
     value, least = (
