@@ -6,6 +6,7 @@
     result = compare(case, samples, labels)
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 
 from diffax._checks import check_count, choose
 from experiments.data.datasets import Dataset, open_dataset
-from experiments.evaluation.extractors import DIMENSIONS, Extractor, Options, make_extractor
+from experiments.evaluation.extractors import DIMENSIONS, Extractor, of_classifier, pretrained
 from experiments.evaluation.families import BY_LABEL, check_counts, check_names, least_count
 from experiments.evaluation.measures import Measures, Real, measure
 
@@ -81,18 +82,17 @@ def open_case(data: dict[str, Any], labels: np.ndarray | None, settings: Setting
         names = tuple(name for name in names if n >= least_count(name, width, settings.allow_few))
     check_counts(settings.extractor, width, names, counts, settings.allow_few)
 
-    split = data["classifier_split"]
-    options = Options(
-        known=lambda: dataset.arrays(split),
-        num_classes=dataset.num_classes,
-        trained_on=f"{dataset.name} {split}",
-        classifier_steps=settings.classifier_steps,
-        classifier_seed=settings.seed,
-        classifier_file=Path(settings.classifier_file) if settings.classifier_file else None,
-        inception_weights=settings.inception_weights,
+    path = settings.classifier_file
+    make_classifier = functools.partial(
+        of_classifier,
+        dataset,
+        data["classifier_split"],
+        num_steps=settings.classifier_steps,
+        seed=settings.seed,
+        path=Path(path) if path else None,
     )
-    extractor = make_extractor(settings.extractor, options)
-    judge = make_extractor("classifier", options) if not by_classifier and set(names) & set(BY_LABEL) else None
+    extractor = make_classifier() if by_classifier else pretrained(settings.extractor, settings.inception_weights)
+    judge = make_classifier() if not by_classifier and set(names) & set(BY_LABEL) else None
     return Case(dataset, Real(*train, *test), extractor, judge, names, settings, {})
 
 

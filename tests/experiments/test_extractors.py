@@ -7,7 +7,9 @@ import pickle
 import struct
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ import pytest
 
 from experiments.evaluation import classifier
 from experiments.evaluation.batches import in_batches
-from experiments.evaluation.extractors import Options, convolutions, efficientnet, inception, make_extractor
+from experiments.evaluation.extractors import convolutions, efficientnet, inception, of_classifier, pretrained
 from experiments.evaluation.extractors.torch_file import load_tensors
 
 FOLDER = Path(__file__).parents[1] / "nn" / "interop"
@@ -95,7 +97,7 @@ def test_the_resize_of_tensorflow_1_to_the_bit():
 @pytest.mark.slow
 def test_imagenet_weights_on_pictures_resized_by_pillow():
     pytest.importorskip(efficientnet.PACKAGE)
-    extractor = make_extractor("efficientnet_lite0")
+    extractor = pretrained("efficientnet_lite0")
     for (size, channels), expected in zip(((32, 3), (28, 1), (300, 3)), KNOWN["efficientnet_lite0"], strict=True):
         image = picture({32: 0, 28: 1, 300: 2}[size], size, channels)[None].astype(np.float32) / 127.5 - 1
         features = extractor.features(image)
@@ -212,11 +214,11 @@ def test_weights_that_do_not_fit(tmp_path):
         with pytest.raises(ValueError, match=message):
             load(**changes)
     with pytest.raises(ValueError, match=r"FID: Conv2d_1a_3x3.conv.weight is missing; .*; and \d+ more"):
-        make_extractor("inception_v3", Options(inception_weights=str(path)))
+        pretrained("inception_v3", str(path))
     with pytest.raises(ValueError, match="inception_v3 needs inception_weights=FILE"):
-        make_extractor("inception_v3")
-    with pytest.raises(ValueError, match=r"extractor must be one of classifier, .* got 'vgg'"):
-        make_extractor("vgg")
+        pretrained("inception_v3")
+    with pytest.raises(ValueError, match=r"extractor must be one of efficientnet_lite0, .* got 'vgg'"):
+        pretrained("vgg")
 
 
 def test_torchvisions_inception_is_not_the_one_of_fid():
@@ -236,29 +238,39 @@ def digits():
     return rng.uniform(-1, 1, (60, 8, 8, 1)).astype(np.float32) * 0.3 + labels[:, None, None, None] - 1, labels
 
 
+class Images(NamedTuple):
+    """A data set of these arrays in each split."""
+
+    arrays: Callable
+    name: str = "three"
+    num_classes: int | None = 3
+
+
 def test_a_classifier_is_trained_once_and_kept(digits, tmp_path):
     images, labels = digits
     path = tmp_path / "classifier.npz"
-    options = Options(lambda: digits, 3, "three", classifier_steps=30, classifier_file=path)
-    trained = make_extractor("classifier", options)
-    kept = make_extractor("classifier", options._replace(known=lambda: pytest.fail("trained again")))
+    options = {"split": "train", "num_steps": 30, "seed": 0, "path": path}
+    trained = of_classifier(Images(lambda split: digits), **options)
+    dataset = Images(lambda split: pytest.fail("trained again"))
+    kept = of_classifier(dataset, **options)
     assert trained.digest == kept.digest
     result, features = kept.classify(images)
     np.testing.assert_array_equal(features, trained.features(images))
     assert features.shape == (60, trained.dimension) == (60, 64)
     assert np.mean(result == labels) > 0.9
-    for changes, message in (
-        ({"classifier_seed": 1}, r"has seed = 0, got 1"),
-        ({"num_classes": 4}, r"has num_classes = 3, got 4"),
-        ({"trained_on": "other"}, r"has data = 'three', got 'other'"),
-        ({"classifier_steps": 0}, "classifier_steps must be an int >= 1, got 0"),
-        ({"known": None}, "needs a data set with labels"),
+    for other, changes, message in (
+        (dataset, {"seed": 1}, r"has seed = 0, got 1"),
+        (dataset._replace(num_classes=4), {}, r"has num_classes = 3, got 4"),
+        (dataset._replace(name="other"), {}, r"has data = 'three train', got 'other train'"),
+        (dataset, {"split": "test"}, r"has data = 'three train', got 'three test'"),
+        (dataset, {"num_steps": 0}, "classifier_steps must be an int >= 1, got 0"),
+        (dataset._replace(num_classes=None), {}, "needs a data set with labels"),
     ):
         with pytest.raises(ValueError, match=message):
-            make_extractor("classifier", options._replace(**changes))
+            of_classifier(other, **(options | changes))
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(ValueError, match="classifier must be a file that was saved by training one"):
-        make_extractor("classifier", options)
+        of_classifier(dataset, **options)
 
 
 def test_the_same_data_and_seed_train_the_same_classifier(digits):

@@ -15,17 +15,15 @@ from typing import NamedTuple
 import numpy as np
 
 from diffax._checks import check_count, choose
+from experiments.data.datasets import Dataset
 from experiments.evaluation import classifier
 from experiments.evaluation.batches import in_batches
 from experiments.evaluation.extractors import convolutions, efficientnet, inception
 from experiments.evaluation.extractors.torch_file import load_tensors
 from experiments.models.digests import digest
 
-DIMENSIONS = {
-    "classifier": classifier.FEATURES,
-    "efficientnet_lite0": efficientnet.NETWORK.width,
-    "inception_v3": inception.NETWORK.width,
-}
+NETWORKS = {"efficientnet_lite0": efficientnet.NETWORK, "inception_v3": inception.NETWORK}
+DIMENSIONS = {"classifier": classifier.FEATURES, **{name: network.width for name, network in NETWORKS.items()}}
 
 
 class Extractor(NamedTuple):
@@ -42,56 +40,37 @@ class Extractor(NamedTuple):
     classify: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
 
 
-class Options(NamedTuple):
-    """Options of the extractors.
-
-    classifier: `known` returns images and labels to train on, and is called only to train; num_classes; trained_on, a
-    name of the data; steps; seed; the file that keeps the classifier, which is read if it exists.
-    inception_v3: inception_weights.
-    """
-
-    known: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
-    num_classes: int | None = None
-    trained_on: str = ""
-    classifier_steps: int = 1500
-    classifier_seed: int = 0
-    classifier_file: Path | None = None
-    inception_weights: str | None = None
-
-
-def make_extractor(name: str, options: Options = Options()) -> Extractor:  # noqa: B008
-    """The extractor of a name.
+def pretrained(name: str, inception_weights: str | None = None) -> Extractor:
+    """A pretrained network. inception_weights: the file of inception_v3.
 
     Raises:
-      ValueError: for an unknown name, missing options, or a file of weights that cannot be read or does not fit.
+      ValueError: for an unknown name, or a file of weights that is missing, cannot be read or does not fit.
     """
-    choose("extractor", name, DIMENSIONS)
-    if name == "classifier":
-        return _classifier(options)
-    if name == "efficientnet_lite0":
-        network, path = efficientnet.NETWORK, efficientnet.packaged()
-    elif options.inception_weights:
-        network, path = inception.NETWORK, Path(options.inception_weights)
-    else:
+    network = choose("extractor", name, NETWORKS)
+    path = efficientnet.packaged() if name == "efficientnet_lite0" else inception_weights
+    if not path:
         file = "pt_inception-2015-12-05-6726825d.pth of pytorch-fid"
-        raise ValueError(f"extractor inception_v3 needs inception_weights=FILE: {file}")
+        raise ValueError(f"extractor {name} needs inception_weights=FILE: {file}")
     params = convolutions.fold(network, load_tensors(path))
     features = in_batches(functools.partial(convolutions.features, network), params, 32)
     return Extractor(name, digest(params), network.width, features)
 
 
-def _classifier(options: Options) -> Extractor:
-    """The classifier, from its file if that exists, otherwise trained and saved there."""
-    known, num_classes, path = options.known, options.num_classes, options.classifier_file
-    if known is None or num_classes is None:
+def of_classifier(dataset: Dataset, split: str, *, num_steps: int, seed: int, path: Path | None = None) -> Extractor:
+    """The classifier of a split of a data set, read from its file if that exists, otherwise trained and saved there.
+
+    Raises:
+      ValueError: for a data set without labels, fewer than one step, or as `classifier.load`.
+    """
+    if dataset.num_classes is None:
         raise ValueError("extractor classifier needs a data set with labels to train on")
-    check_count("classifier_steps", options.classifier_steps)
-    steps, seed = options.classifier_steps, options.classifier_seed
-    settings = {"data": options.trained_on, "num_classes": num_classes, "num_steps": steps, "seed": seed}
+    check_count("classifier_steps", num_steps)
+    data = f"{dataset.name} {split}"
+    settings = {"data": data, "num_classes": dataset.num_classes, "num_steps": num_steps, "seed": seed}
     if path is not None and path.exists():
         params = classifier.load(path, settings)
     else:
-        params = classifier.train(*known(), num_classes, num_steps=steps, seed=seed)
+        params = classifier.train(*dataset.arrays(split), dataset.num_classes, num_steps=num_steps, seed=seed)
         if path is not None:
             classifier.save(path, params, settings)
     judge = classifier.judge(params)
