@@ -7,7 +7,6 @@
 """
 
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,26 +16,7 @@ from diffax._checks import check_count, choose
 from experiments.data.datasets import Dataset, open_dataset
 from experiments.evaluation.extractors import DIMENSIONS, Extractor, of_classifier, pretrained
 from experiments.evaluation.families import BY_LABEL, check_counts, check_names, least_count
-from experiments.evaluation.measures import Measures, Real, measure
-
-
-class Settings(NamedTuple):
-    """How samples are measured.
-
-    metrics: names of `evaluation.families`, or ("all",) for all that can be measured of so many images; None: fd, and
-    by the classifier, where samples have labels, accuracy. repeats, seed, reference, allow_few: as `measure`; the seed
-    is that of the classifier too. classifier_file: keeps the classifier. inception_weights: the file of inception_v3.
-    """
-
-    extractor: str = "classifier"
-    metrics: Sequence[str] | None = None
-    repeats: int = 20
-    seed: int = 0
-    reference: str = "test"
-    allow_few: bool = False
-    classifier_steps: int = 1500
-    classifier_file: str | Path | None = None
-    inception_weights: str | None = None
+from experiments.evaluation.measures import Measures, Real, Settings, measure
 
 
 class Case(NamedTuple):
@@ -112,7 +92,7 @@ def compare(case: Case, samples: np.ndarray, labels: np.ndarray | None) -> Measu
     Raises:
       ValueError: for samples of another shape than the data, or as `measure`.
     """
-    settings, shape = case.settings, case.dataset.shape
+    shape = case.dataset.shape
     if samples.shape[1:] != shape:
         raise ValueError(f"samples must be images of shape {shape}, got {samples.shape[1:]}")
     return measure(
@@ -123,9 +103,6 @@ def compare(case: Case, samples: np.ndarray, labels: np.ndarray | None) -> Measu
         names=case.names,
         judge=case.judge,
         normalise=case.dataset.normalise,
-        reference=settings.reference,
-        allow_few=settings.allow_few,
-        repeats=settings.repeats,
-        seed=settings.seed,
+        settings=case.settings,
         memory=case.memory,
     )

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +11,33 @@ import numpy as np
 from diffax import metrics as library
 from experiments.evaluation.extractors import Extractor
 from experiments.evaluation.families import FAMILIES, check_counts, check_names
+from experiments.evaluation.features import look, look_at_all, stream_moments
 
 MAX_IMAGES = 10_000  # of a set whose features are in memory at once; of a larger set a random choice
 PART = 1000  # images of a stream that are computed at once
+
+
+class Settings(NamedTuple):
+    """How samples are measured.
+
+    extractor: of the features, a name of `evaluation.extractors`; inception_weights is the file of inception_v3.
+    metrics: names of `evaluation.families`, or ("all",) for all that can be measured of so many images; None for fd,
+    and for accuracy if the extractor is the classifier and samples have labels.
+    repeats: random choices of n, >= 1. seed: of these choices and of the classifier, >= 0.
+    reference: "test", or "train" to compare with the training images, and test images with them as floor.
+    allow_few: whether fd may use fewer examples than features.
+    classifier_steps: of its training. classifier_file: keeps it; read if it exists.
+    """
+
+    extractor: str = "classifier"
+    metrics: Sequence[str] | None = None
+    repeats: int = 20
+    seed: int = 0
+    reference: str = "test"
+    allow_few: bool = False
+    classifier_steps: int = 1500
+    classifier_file: str | Path | None = None
+    inception_weights: str | None = None
 
 
 class Real(NamedTuple):
@@ -38,23 +63,6 @@ class Measures(NamedTuple):
     class_counts: list[int] | None = None
 
 
-def look(extractor: Extractor, what: str, images: np.ndarray, numbers: Any) -> tuple[Any, np.ndarray]:
-    """(predicted labels or None, features (N, D)) of images (N, H, W, C). numbers: (N,) of the images, for the error.
-
-    Raises:
-      ValueError: if a feature is not finite; names the extractor and the first such image.
-    """
-    labels, features = extractor.classify(images) if extractor.classify else (None, extractor.features(images))
-    finite = np.isfinite(features).all(1)
-    if not finite.all():
-        at = int(np.argmin(finite))
-        value = features[at][~np.isfinite(features[at])][0]
-        image = " (the image itself is not finite)" if not np.isfinite(images[at]).all() else ""
-        where = f"{value} of number {numbers[at]}{image}"
-        raise ValueError(f"features of {what} by extractor {extractor.name} must be finite, got {where}")
-    return labels, features
-
-
 def measure(
     extractor: Extractor,
     samples: np.ndarray,
@@ -64,10 +72,7 @@ def measure(
     names: Sequence[str] = ("fd",),
     judge: Extractor | None = None,
     normalise: Callable[[np.ndarray], np.ndarray] = np.asarray,
-    reference: str = "test",
-    allow_few: bool = False,
-    repeats: int = 20,
-    seed: int = 0,
+    settings: Settings = Settings(),  # noqa: B008
     memory: dict[Any, Any] | None = None,
 ) -> Measures:
     """Metrics of samples. The same arguments give the same numbers, bit for bit on the same machine.
@@ -82,10 +87,7 @@ def measure(
       names: of the metrics, or "all".
       judge: an extractor that classifies, for accuracy and class_balance.
       normalise: samples to [-1, 1].
-      reference: "test", or "train" to compare with the training images, and test images with them as floor.
-      allow_few: whether fd may use fewer examples than features.
-      repeats: random choices of n, >= 1.
-      seed: of the random choices, >= 0.
+      settings: repeats, seed, reference and allow_few of these.
       memory: keeps results that depend on the real images alone, for further calls with the same ones; {} at first.
 
     Raises:
@@ -96,26 +98,26 @@ def measure(
     names, whole = check_names(names, judge.classify is not None, labels is not None), None
     if "fd" in names and len(samples) > MAX_IMAGES:
         parts = (normalise(part) for part in _parts(samples))
-        whole = stream_fd(extractor, parts, real, reference=reference, allow_few=allow_few, memory=memory)
+        whole = stream_fd(extractor, parts, real, settings, memory)
         names = tuple(name for name in names if name != "fd")
         if not names:
             return whole
     sets = {"samples": samples, "train": real.train, "test": real.test}
     counts = {what: min(len(images), MAX_IMAGES) for what, images in sets.items()}
-    n = check_counts(extractor.name, extractor.dimension, names, counts, allow_few)
-    rng = np.random.default_rng(seed)
+    n = check_counts(extractor.name, extractor.dimension, names, counts, settings.allow_few)
+    rng = np.random.default_rng(settings.seed)
     rows = {what: _subset(rng, len(sets[what])) for what in ("train", "test")}
-    rows["samples"] = _subset(np.random.default_rng(seed), len(samples))
+    rows["samples"] = _subset(np.random.default_rng(settings.seed), len(samples))
     x = normalise(samples[rows["samples"]])
-    seen = _look_at_all(extractor, x, real, rows, memory)
+    seen = look_at_all(extractor, x, real, rows, memory)
     features = {what: pair[1] for what, pair in seen.items()}
 
-    values, spread = _of_families(extractor, features, names, rng, n, reference, allow_few, repeats, seed, memory)
+    values, spread = _of_families(extractor, features, names, rng, n, settings, memory)
     if "memorisation" in names:
         values["memorisation"] = _memorisation(extractor, features, real.train, rng)
     class_counts = None
     if judge.classify is not None:
-        seen = seen if judge is extractor else _look_at_all(judge, x, real, rows, memory)
+        seen = seen if judge is extractor else look_at_all(judge, x, real, rows, memory)
         predictions = {what: pair[0] for what, pair in seen.items()}
         expected = {"train": real.train_labels[rows["train"]], "test": real.test_labels[rows["test"]]}
         expected["samples"] = None if labels is None else labels[rows["samples"]]
@@ -125,7 +127,7 @@ def measure(
     conditions = _conditions(extractor)
     conditions |= {} if judge is extractor else {"judge": judge.name, "judge_hash": judge.digest[:16]}
     conditions |= {f"num_{what}": count for what, count in counts.items()}
-    conditions |= {"n": n, "reference": reference, "repeats": repeats, "measure_seed": seed}
+    conditions |= {"n": n, "reference": settings.reference, "repeats": settings.repeats, "measure_seed": settings.seed}
     metrics, floors = ({name: values[name][side] for name in names} for side in (0, 1))
     if whole is not None:
         conditions |= {f"fd_{key}": value for key, value in whole.conditions.items() if key.startswith("num_")}
@@ -149,24 +151,14 @@ def _subset(rng, count):
     return np.arange(count) if count <= MAX_IMAGES else np.sort(rng.permutation(count)[:MAX_IMAGES])
 
 
-def _look_at_all(extractor, samples, real, rows, memory):
-    """{set: (predicted labels or None, features)}; those of real images are kept in `memory`."""
-    result = {"samples": look(extractor, "samples", samples, rows["samples"])}
-    for what, images in (("train", real.train), ("test", real.test)):
-        key = ("look", extractor.name, extractor.digest, what, rows[what].tobytes())
-        if key not in memory:
-            memory[key] = look(extractor, what, images[rows[what]], rows[what])
-        result[what] = memory[key]
-    return result
-
-
-def _of_families(extractor, features, names, rng, n, reference, allow_few, repeats, seed, memory):
+def _of_families(extractor, features, names, rng, n, settings, memory):
     """({metric: (value, floor)}, {metric: (standard deviation, that of the floor)})."""
+    reference, seed, allow_few = settings.reference, settings.seed, settings.allow_few
     other = "train" if reference == "test" else "test"
     rows = rng.permutation(len(features[reference]))[:n]
     y, key, choices = features[reference][rows], jax.random.key(seed), {}
     for what in ("samples", other):
-        permutations = [rng.permutation(len(features[what]))[:n] for _ in range(repeats)]
+        permutations = [rng.permutation(len(features[what]))[:n] for _ in range(settings.repeats)]
         choices[what] = permutations if len(features[what]) > n else permutations[:1]
 
     def compute(family, what):
@@ -233,34 +225,11 @@ def _by_label(predictions, labels, names):
     return values, count(predictions["samples"]).tolist()
 
 
-def stream_moments(extractor: Extractor, what: str, parts: Iterable[np.ndarray]) -> library.FeatureMoments:
-    """The moments of the features of all images; the features of one part are in memory at a time.
-
-    Args:
-      extractor: of the features.
-      what: a name of the images, for errors.
-      parts: images (N, H, W, C) each, N >= 1.
-
-    Raises:
-      ValueError: for no part, or features that are not finite.
-    """
-    total: library.FeatureMoments | None = None
-    for images in parts:
-        first = 0 if total is None else int(total.examples)
-        part = library.moments(look(extractor, what, images, range(first, first + len(images)))[1])
-        total = part if total is None else library.merge(total, part)
-    if total is None:
-        raise ValueError(f"{what} must have images, got none")
-    return total
-
-
 def stream_fd(
     extractor: Extractor,
     samples: Iterable[np.ndarray],
     real: Real,
-    *,
-    reference: str = "test",
-    allow_few: bool = False,
+    settings: Settings = Settings(),  # noqa: B008
     memory: dict[Any, Any] | None = None,
 ) -> Measures:
     """fd of all samples against all of the reference, from moments. Its floor uses as many real images as samples.
@@ -270,7 +239,7 @@ def stream_fd(
     Raises:
       ValueError: for too few images, or features that are not finite.
     """
-    memory = {} if memory is None else memory
+    reference, memory = settings.reference, {} if memory is None else memory
     moments = {"samples": stream_moments(extractor, "samples", samples)}
     other = "train" if reference == "test" else "test"
     floor = getattr(real, other)[: int(moments["samples"].examples)]
@@ -280,9 +249,9 @@ def stream_fd(
             memory[key] = stream_moments(extractor, what, _parts(images))
         moments[what] = memory[key]
     counts = {what: int(value.examples) for what, value in moments.items()}
-    check_counts(extractor.name, extractor.dimension, ("fd",), counts, allow_few)
+    check_counts(extractor.name, extractor.dimension, ("fd",), counts, settings.allow_few)
     value, least = (
-        library.frechet_from_moments(moments[what], moments["reference"], allow_few=allow_few)
+        library.frechet_from_moments(moments[what], moments["reference"], allow_few=settings.allow_few)
         for what in ("samples", "floor")
     )
     conditions = _conditions(extractor) | {"fd": "of all, from moments"}

@@ -17,7 +17,8 @@ from experiments.evaluation import comparison as scoring
 from experiments.evaluation.batches import in_batches
 from experiments.evaluation.extractors import Extractor
 from experiments.evaluation.families import NAMES
-from experiments.evaluation.measures import Real, measure, stream_fd, stream_moments
+from experiments.evaluation.features import stream_moments
+from experiments.evaluation.measures import Real, Settings, measure, stream_fd
 
 SHAPE = (4, 4, 1)
 MATRIX = np.random.default_rng(9).normal(size=(16, 5)) / 4
@@ -57,20 +58,21 @@ def test_all_metrics_with_their_floors():
     assert json.loads(json.dumps(result._asdict()))["metrics"] == result.metrics
     again = measure(JUDGE, SAMPLES, REAL, labels=LABELS, names=NAMES)
     assert again == result
-    other = measure(JUDGE, SAMPLES, REAL, labels=LABELS, names=("fd",), seed=1)
+    other = measure(JUDGE, SAMPLES, REAL, labels=LABELS, names=("fd",), settings=Settings(seed=1))
     assert other.metrics["fd"] != result.metrics["fd"]
 
 
 def test_what_is_known_of_real_images_is_not_computed_again():
     seen, memory = [], {}
     watched = JUDGE._replace(classify=lambda x: (seen.append(len(x)), classify(x))[1])
-    settings = {"labels": LABELS, "names": ("fd", "sliced_wasserstein", "accuracy")}
-    first = measure(watched, SAMPLES, REAL, **settings, memory=memory)
-    assert measure(watched, SAMPLES, REAL, **settings, memory=memory) == first
+    options = {"labels": LABELS, "names": ("fd", "sliced_wasserstein", "accuracy")}
+    first = measure(watched, SAMPLES, REAL, **options, memory=memory)
+    assert measure(watched, SAMPLES, REAL, **options, memory=memory) == first
     assert seen == [80, 90, 60, 80]
-    for changes in ({"seed": 1}, {"reference": "train"}, {"names": ("kid", "fd")}, {"repeats": 3}):
-        again = measure(watched, SAMPLES, REAL, **(settings | changes), memory=memory)
-        assert again == measure(JUDGE, SAMPLES, REAL, **(settings | changes))
+    others = (Settings(seed=1), Settings(reference="train"), Settings(repeats=3))
+    for changes in ({"names": ("kid", "fd")}, *({"settings": other} for other in others)):
+        again = measure(watched, SAMPLES, REAL, **(options | changes), memory=memory)
+        assert again == measure(JUDGE, SAMPLES, REAL, **(options | changes))
     fewer = measure(watched, SAMPLES[:50], REAL, labels=LABELS[:50], memory=memory)
     assert fewer == measure(JUDGE, SAMPLES[:50], REAL, labels=LABELS[:50])
     assert seen == [80, 90, 60, *[80] * 5, 50]
@@ -96,7 +98,7 @@ def test_equal_counts_leave_no_choice_and_give_the_library_numbers():
 
 
 def test_the_mean_over_choices_and_the_other_reference():
-    result = measure(BARE, SAMPLES, REAL, names=("fd",), repeats=5, seed=3)
+    result = measure(BARE, SAMPLES, REAL, names=("fd",), settings=Settings(repeats=5, seed=3))
     rng = np.random.default_rng(3)
     sets = [features(images) for images in (SAMPLES, REAL.train, REAL.test)]
     y = sets[2][rng.permutation(60)]
@@ -105,7 +107,7 @@ def test_the_mean_over_choices_and_the_other_reference():
         means.append(np.mean([library.frechet_distance(x[rng.permutation(len(x))[:60]], y) for _ in range(5)]))
     assert [result.metrics["fd"], result.floors["fd"]] == pytest.approx(means, rel=1e-12)
     turned = Real(REAL.test, REAL.test_labels, REAL.train, REAL.train_labels)
-    against_train = measure(BARE, SAMPLES, REAL, names=("kid", "fd"), reference="train")
+    against_train = measure(BARE, SAMPLES, REAL, names=("kid", "fd"), settings=Settings(reference="train"))
     other = measure(BARE, SAMPLES, turned, names=("kid", "fd"))
     assert (against_train.metrics, against_train.floors) == (other.metrics, other.floors)
 
@@ -142,7 +144,7 @@ def test_what_cannot_be_measured():
         ValueError, match=r"fd needs at least 6 images of each set \(or allow_few\) in the 5 features of"
     ):
         measure(BARE, SAMPLES[:5], REAL, **few)
-    assert measure(BARE, SAMPLES[:5], REAL, **few, allow_few=True).metrics["fd"] > 0
+    assert measure(BARE, SAMPLES[:5], REAL, **few, settings=Settings(allow_few=True)).metrics["fd"] > 0
     bad = SAMPLES.copy()
     bad[17, 0, 0] = np.nan
     with pytest.raises(
@@ -218,7 +220,7 @@ def test_streamed_distance(monkeypatch):
 def test_many_samples_are_streamed(monkeypatch):
     pixels = np.clip((SAMPLES + 2) * 60, 0, 255).astype(np.uint8)
     dataset = Dataset("made", None, SHAPE, 3, 0.0, 255.0)
-    case = scoring.Case(dataset, REAL, JUDGE, None, ("fd", "accuracy"), scoring.Settings(), {})
+    case = scoring.Case(dataset, REAL, JUDGE, None, ("fd", "accuracy"), Settings(), {})
     whole = scoring.compare(case, pixels, LABELS)
     monkeypatch.setattr(module, "MAX_IMAGES", 30)
     monkeypatch.setattr(module, "PART", 11)
@@ -229,7 +231,7 @@ def test_many_samples_are_streamed(monkeypatch):
     assert (result.conditions["fd_num_samples"], result.conditions["num_samples"]) == (80, 30)
     alone = scoring.compare(case._replace(names=("fd",)), pixels, LABELS)
     assert alone.metrics == {"fd": result.metrics["fd"]}
-    by_train = scoring.Settings(reference="train")
+    by_train = Settings(reference="train")
     turned = scoring.compare(case._replace(names=("fd",), settings=by_train), pixels, LABELS)
     expected = library.frechet_distance(features(x), features(REAL.train))
     assert turned.metrics["fd"] == pytest.approx(expected, rel=1e-8)
