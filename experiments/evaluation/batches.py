@@ -1,4 +1,4 @@
-"""A function of images over as many as there are: in batches of one size, each spread over all devices."""
+"""A function of images over any number of them: in batches of one size, each spread over all devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +11,9 @@ from diffax.training.parallel import over_batch, place
 
 
 def in_batches(f: Callable, params: Any, batch: int) -> Callable[[np.ndarray], Any]:
-    """`f(params, images)`, which treats each image by itself, as a function of any N >= 1 images on the host.
+    """The function images (N, ...) -> arrays (N, ...) on the host in the structure that f returns, for any N >= 1.
 
-    Returns:
-      images (N, ...) -> arrays (N, ...) in the structure that f gives. One compile: the last batch is filled up.
+    f: (params, images), computes each image independently of the others. It compiles once: the last batch is padded.
     """
     mesh = make_mesh()
     run, params = over_batch(jax.jit(f), mesh), place(params, mesh)
@@ -25,8 +24,7 @@ def in_batches(f: Callable, params: Any, batch: int) -> Callable[[np.ndarray], A
         size, parts = min(batch, len(images)), []
         for at in range(0, len(images), size):
             part = images[at : at + size]
-            found = run(params, np.resize(part, (size, *part.shape[1:])))
-            parts.append(found)
+            parts.append(run(params, np.resize(part, (size, *part.shape[1:]))))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(images)], *parts)
 
     return over

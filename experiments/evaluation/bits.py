@@ -1,12 +1,12 @@
-"""Bits per dimension of held-out data, by the variational bound and by the probability-flow ODE.
+"""Bits per dimension of data that a model was not trained on, by the variational bound and the probability-flow ODE.
 
     vlb         the discrete bound over `levels` levels, evenly spaced in t, with each of `variances`
-    continuous  the bound of infinitely many levels, `draws` stratified times for each image; to t = 0 of a
-                learned schedule and t = 1e-3 of others, and to a quarter of a bin, where the ODE starts
-    ode         uniform dequantization, then the flow's density at the level where sigma / alpha is a quarter of a bin:
-                what the model says of smaller scales is no part of the data
+    continuous  the bound of infinitely many levels with `draws` stratified times for each image, down to t = 0 for a
+                learned schedule and t = 1e-3 for others; and down to a quarter of a bin, where the ODE starts
+    ode         uniform dequantization, then the density of the flow at the level where sigma / alpha is a quarter of a
+                bin; smaller scales are no part of the data
 
-All of them bound the bits of the lattice data from above, in the mean. Standard errors are over images.
+The mean of each is an upper bound of the bits of the lattice data. Standard errors are over images.
 `python -m experiments.evaluate --checkpoint=RUN` is the command.
 """
 
@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 import diffax
+from diffax._checks import check_count, choose
 from diffax.denoisers import moments_of
 from diffax.likelihood._bound import VARIANCES
 from diffax.nn.description import with_forward_mode
@@ -30,9 +31,10 @@ T_MIN = 1e-3  # of the grids of continuous schedules
 
 
 class Settings(NamedTuple):
-    """How much is spent. num: images; the others are those of the module's head, `probes` of the divergence.
+    """Cost and accuracy.
 
-    levels: None for all of a table, 1,000 of a continuous schedule.
+    num: images. levels: None for all of a table, 1,000 of a continuous schedule. steps: of the ODE. probes: of its
+    divergence.
     """
 
     num: int = 400
@@ -41,18 +43,11 @@ class Settings(NamedTuple):
     steps: int = 100
     probes: int = 4
 
-    def check(self) -> None:
-        """Raises `ValueError` for what is too small."""
-        for name, least in (("num", 2), ("levels", 2), ("draws", 1), ("steps", 1), ("probes", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be >= {least}, got {value}")
-
 
 class Case(NamedTuple):
-    """A model on its data: x0 (N, ...) in [-1, 1] on a lattice.
+    """A model and its data x0 (N, ...) in [-1, 1] on a lattice.
 
-    variances: those that the discrete bound is measured with. t_min: where the schedule ends, for the continuous one.
+    variances: of the discrete bound. t_min: the data end of the schedule, for the continuous bound.
     """
 
     curve: Any
@@ -70,33 +65,33 @@ def summary(nats, dimensions, bin_width=1.0):
 
 
 def by_bound(key, case, settings):
-    """The discrete bound: {variance: summary}, and its parts in bits: prior, decoder, and each of the steps."""
-    curve, denoise, x0, lattice, *_ = case
+    """The discrete bound: {variance: its summary, and its parts in bits: prior, decoder, each of the steps}."""
+    curve, x0 = case.curve, case.x0
     levels = settings.levels or diffax.times.table_length(curve)
     table = getattr(curve, "num_train_steps", levels)
     times = diffax.times.linspace(curve, levels, num_train_steps=table)
     per_dim = x0[0].size * math.log(2)
 
     def one(index, x0):
-        def with_variance(x, t):  # the network's call does not depend on the index: one for all
-            answer = denoise(x, t)
-            given = [moments_of(answer, VARIANCES[variance]) for variance in case.variances]
-            return diffax.Moments(given[0][0], jnp.stack([v for _, v in given])[index])
+        def denoise(x, t):  # the call of the network does not depend on the index, so vmap makes one call for all
+            output = case.denoise(x, t)
+            moments = [moments_of(output, VARIANCES[variance]) for variance in case.variances]
+            return diffax.Moments(moments[0][0], jnp.stack([v for _, v in moments])[index])
 
-        options = {"variance": "learned", "lattice": lattice}
-        return diffax.likelihood.variational_bound(key, curve, with_variance, x0, times, **options)
+        options = {"variance": "learned", "lattice": case.lattice}
+        return diffax.likelihood.variational_bound(key, curve, denoise, x0, times, **options)
 
     bounds = jax.jit(jax.vmap(one, (0, None)))(jnp.arange(len(case.variances)), x0)
-    found = {}
+    result = {}
     for index, variance in enumerate(case.variances):
         bound = jax.tree.map(lambda v, index=index: np.asarray(v[index]), bounds)
         parts = {name: (getattr(bound, name).mean(-1) / per_dim).tolist() for name in bound._fields[1:]}
-        found[f"vlb, {variance}"] = summary(-bound.total, x0[0].size) | parts
-    return found
+        result[f"vlb, {variance}"] = summary(-bound.total, x0[0].size) | parts
+    return result
 
 
 def in_continuous_time(key, case, settings):
-    """The bound of continuous time, down to the schedule's data end and to the level where the ODE starts."""
+    """The bound of continuous time, down to the data end of the schedule and to the level where the ODE starts."""
 
     @jax.jit
     def one(x0, t_min, key):
@@ -105,12 +100,12 @@ def in_continuous_time(key, case, settings):
         t = t_min + (1 - t_min) * u
         return diffax.likelihood.continuous_bound(key, case.curve, case.denoise, x0, t, **options).total
 
-    found = {}
+    result = {}
     for name, t_min in (("continuous", jnp.asarray(case.t_min, float)), ("continuous, quarter bin", _quarter(case))):
         keys = jax.random.split(key, settings.draws)
         total = np.mean([np.asarray(one(case.x0, t_min, k)) for k in keys], 0)
-        found[name] = summary(-total, case.x0[0].size)
-    return found
+        result[name] = summary(-total, case.x0[0].size)
+    return result
 
 
 def _quarter(case):
@@ -119,8 +114,8 @@ def _quarter(case):
 
 
 def by_ode(key, case, settings):
-    """The flow's density of dequantized data."""
-    curve, denoise, x0, lattice, *_ = case
+    """The density of the flow at dequantized data."""
+    curve, x0, lattice = case.curve, case.x0, case.lattice
     noise, probes = jax.random.split(key)
     times = diffax.times.uniform_log_snr(curve, settings.steps + 1, t_max=1.0, t_min=_quarter(case))[::-1]
     alpha = curve(times[0]).alpha
@@ -128,8 +123,8 @@ def by_ode(key, case, settings):
     @jax.jit
     def run(x0):
         x = alpha * diffax.likelihood.dequantize(noise, x0, lattice)
-        found = diffax.log_likelihood(probes, curve, denoise, x, times, probes=settings.probes)
-        return found.log_prob + x0[0].size * jnp.log(alpha), found.stderr
+        result = diffax.log_likelihood(probes, curve, case.denoise, x, times, probes=settings.probes)
+        return result.log_prob + x0[0].size * jnp.log(alpha), result.stderr
 
     log_prob, of_probes = run(x0)
     share = None if settings.probes == 1 else float(np.mean(of_probes)) / x0[0].size / math.log(2)
@@ -140,27 +135,30 @@ ROUTES = {"vlb": by_bound, "continuous": in_continuous_time, "ode": by_ode}
 
 
 def check(model: Any, routes: Sequence[str], variances: Sequence[str], settings: Settings) -> None:
-    """Raises `ValueError` for what cannot be measured of this model."""
-    settings.check()
+    """Raise `ValueError` for settings that are too small, or that the model does not support."""
+    for name, least in (("num", 2), ("levels", 2), ("draws", 1), ("steps", 1), ("probes", 1)):
+        value = getattr(settings, name)
+        if value is not None:
+            check_count(name, value, least)
     if model.latents is not None:
         raise ValueError("checkpoint must be of a model of pixels to measure bits of them, got one of latents")
     table = getattr(model.model.diffusion.schedule(), "log_snr_table", None)
     if table is not None and settings.levels is not None and settings.levels > len(table):
         raise ValueError(f"levels must be at most the {len(table)} of the model's schedule, got {settings.levels}")
+    for route in routes:
+        choose("routes", route, ROUTES)
     known = ("learned", "small", "large") if model.model.diffusion.learned_variance else ("small", "large")
-    for name, given, allowed in (("routes", routes, ROUTES), ("variances", variances, known)):
-        for one in given:
-            if one not in allowed:
-                raise ValueError(f"{name} must be among {', '.join(allowed)}, got {one!r}")
+    for variance in variances:
+        choose("variances", variance, known)
 
 
 def open_case(model: Any, dataset: Any, variances: Sequence[str], settings: Settings) -> Case:
     """A `Trained` model on the first images of its test split, spread over the devices.
 
-    variances: of the route vlb; if there are none, the learned one of a model that has it, else both fixed ones.
+    variances: of the route vlb; () for the learned one of a model that has it, for both fixed ones otherwise.
 
     Raises:
-      ValueError: if there are not so many images, or their values lie outside the stated range.
+      ValueError: if there are fewer images, or their values are outside the stated range.
     """
     diffusion, split = model.model.diffusion, model.dataset["test_split"]
     images, labels = dataset.arrays(split)
@@ -175,7 +173,7 @@ def open_case(model: Any, dataset: Any, variances: Sequence[str], settings: Sett
     low, high = model.data.range
     lattice = diffax.likelihood.Lattice(2 / (high - low))
     lattice.check("dataset", images)
-    # What is computed of them goes where they are; all devices, or as many as divide them.
+    # Computation follows the images: to all devices, or to the largest number that divides the count.
     mesh = make_mesh(jax.devices()[: max(n for n in range(1, jax.device_count() + 1) if settings.num % n == 0)])
     spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
     return Case(
@@ -189,14 +187,8 @@ def open_case(model: Any, dataset: Any, variances: Sequence[str], settings: Sett
 
 
 def measure(case: Case, routes: Sequence[str], settings: Settings, seed: int) -> dict[str, Any]:
-    """{way: {"bits", "stderr", ..}}."""
-    found: dict[str, Any] = {}
+    """{name: {"bits", "stderr", ..}}, one or more names for each route."""
+    result: dict[str, Any] = {}
     for i, route in enumerate(routes):
-        found |= ROUTES[route](jax.random.fold_in(jax.random.key(seed), i), case, settings)
-    return found
-
-
-def report(found: dict[str, Any]) -> str:
-    """The numbers as text."""
-    lines = [f"  {way:24s} {v['bits']:.4f} +- {v['stderr']:.4f} bits per dimension" for way, v in found.items()]
-    return "\n".join(lines)
+        result |= ROUTES[route](jax.random.fold_in(jax.random.key(seed), i), case, settings)
+    return result

@@ -1,4 +1,4 @@
-"""A small classifier of real images: a judge of samples, and the features that a Fréchet distance is taken in."""
+"""A small classifier of real images: a judge of samples, and features for the Fréchet distance."""
 
 import json
 import os
@@ -21,7 +21,7 @@ FEATURES = 64
 
 
 class Classifier(nn.Module):
-    """Convolutions down to 4x4 places, a dense layer of 64 features, a linear head.
+    """Convolutions down to 4x4 pixels, a dense layer of 64 features, a linear head.
 
     x: (B, H, W, C) in [-1, 1]; returns logits (B, num_classes) and features (B, 64).
     """
@@ -42,7 +42,7 @@ class Classifier(nn.Module):
 
 
 def augment(key: Any, images: Any) -> Any:
-    """Shifts each image by up to one pixel each way and adds a little noise."""
+    """Shift each image by up to one pixel in each direction and add a little noise."""
     shift_key, noise_key = jax.random.split(key)
     height, width = images.shape[1:3]
     shifts = jax.random.randint(shift_key, (len(images), 2), 0, 3)
@@ -56,7 +56,7 @@ def augment(key: Any, images: Any) -> Any:
 
 
 def train(images: np.ndarray, labels: np.ndarray, num_classes: int, *, num_steps: int, seed: int = 0) -> Any:
-    """Trains a classifier on images (N, H, W, C) in [-1, 1] and labels (N,) and returns its parameters.
+    """The parameters of a classifier trained on images (N, H, W, C) in [-1, 1] and labels (N,).
 
     The same data and seed give the same classifier on the same machine.
     """
@@ -98,54 +98,30 @@ def judge(params: Any) -> Callable:
     return classify
 
 
-def fit(images: np.ndarray, labels: np.ndarray, num_classes: int, *, num_steps: int, seed: int = 0) -> Callable:
-    """The `judge` of what `train` gives."""
-    return judge(train(images, labels, num_classes, num_steps=num_steps, seed=seed))
-
-
 def save(path: Path, params: Any, settings: dict[str, Any]) -> None:
-    """Writes the parameters and what they were trained with (JSON) in one move."""
+    """Write the parameters and the settings of their training (JSON) atomically."""
     flat = {f"/{name}": np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
-    # Of each process its own: several may train the same one at once.
+    # Each process has its own temporary file, because several may train the same classifier at once.
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with part.open("wb") as file:
         np.savez(file, settings=np.array(json.dumps(settings, sort_keys=True)), **flat)  # type: ignore[arg-type]
     os.replace(part, path)
 
 
-def load(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The parameters of a file and what they were trained with.
+def load(path: Path, settings: dict[str, Any]) -> Any:
+    """The parameters of a file.
 
     Raises:
-      ValueError: if `save` did not write it, or it is damaged.
+      ValueError: if `save` did not write it, it is damaged, or it has other settings; names the first that differs.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            settings = json.loads(str(file["settings"]))
+            saved = json.loads(str(file["settings"]))
             params = unflatten_dict({name[1:]: file[name] for name in file.files if name[0] == "/"}, sep="/")
         len(params["params"]["Dense_1"]["bias"])
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"classifier must be a file that was saved by training one, got {path} ({error})") from error
-    return params, settings
-
-
-def trained(path: Path | None, settings: dict[str, Any], data: Callable, num_classes: int) -> Any:
-    """The parameters that are in a file, or those of a training that is then saved there; None saves nothing.
-
-    settings: "num_steps", "seed", and whatever else says what the data are. data: () -> (images, labels), called only
-    to train.
-
-    Raises:
-      ValueError: if the file is damaged or holds what was trained with other settings; names the first that differs.
-    """
-    settings = settings | {"num_classes": num_classes}
-    if path is not None and path.exists():
-        params, found = load(path)
-        for key in sorted(settings.keys() | found.keys()):
-            if settings.get(key) != found.get(key):
-                raise ValueError(f"classifier {path} has {key} = {found.get(key)!r}, got {settings.get(key)!r}")
-        return params
-    params = train(*data(), num_classes, num_steps=settings["num_steps"], seed=settings["seed"])
-    if path is not None:
-        save(path, params, settings)
+    for key in sorted(settings.keys() | saved.keys()):
+        if settings.get(key) != saved.get(key):
+            raise ValueError(f"classifier {path} has {key} = {saved.get(key)!r}, got {settings.get(key)!r}")
     return params

@@ -13,9 +13,9 @@
     class_balance       total variation between the classes of the samples, by the judge, and their labels
 
 The first seven rows compare n features of samples with n of test images, the reference. Their floor compares n training
-images with the same n test images; n is the smallest of the three counts. With more than n images they are means over
-`repeats` random choices (fd_infinity and sinkhorn: of one). The floor of memorisation compares two halves of the test
-images; those of accuracy and class_balance are of real images by the same judge.
+images with the same n test images; n is the smallest of the three counts. For sets of more than n images they are means
+over `repeats` random choices (fd_infinity and sinkhorn: one choice). The floor of memorisation compares two halves of
+the test images; those of accuracy and class_balance are of real images by the same judge.
 """
 
 import importlib.util
@@ -29,9 +29,10 @@ from diffax._checks import choose
 
 
 class Family(NamedTuple):
-    """Metrics that one call gives. of: (key, features, reference, allow_few) -> values; least: examples, from D.
+    """Metrics that one call computes.
 
-    once: too dear for more than one choice.
+    of: (key, features, reference, allow_few) -> values. least: D -> the smallest number of examples. once: for one
+    random choice only, because it is slow.
     """
 
     names: tuple[str, ...]
@@ -65,31 +66,36 @@ def add(name: str, function: Callable[[np.ndarray, np.ndarray], float]) -> None:
         NAMES.insert(len(FAMILIES) - 1, name)
 
 
-def check_names(names: Sequence[str], judged: bool) -> tuple[str, ...]:
-    """The metrics of these names; "all" stands for all that can be measured here. judged: whether there is a judge.
+def check_names(names: Sequence[str], judged: bool, labelled: bool = True) -> tuple[str, ...]:
+    """The metrics of these names; "all" stands for all that can be measured here.
+
+    judged: whether there is a judge. labelled: whether samples are drawn with labels.
 
     Raises:
-      ValueError: for no name, an unknown one, or one that needs what is missing.
+      ValueError: for no name, an unknown one, or one that needs a judge, labels or a package that is missing.
     """
     ott = importlib.util.find_spec("ott") is not None
     if "all" in names:
-        return tuple(n for n in NAMES if (judged or n not in BY_LABEL) and (ott or n != "sinkhorn"))
+        possible = {"sinkhorn": ott, "accuracy": judged and labelled, "class_balance": judged}
+        return tuple(name for name in NAMES if possible.get(name, True))
     if not names:
         raise ValueError(f"metrics must be one of {', '.join(NAMES)} at least, got none")
     for name in names:
         choose("metrics", name, tuple(NAMES))
         if name in BY_LABEL and not judged:
             raise ValueError(f"metric {name} needs a judge, a classifier of the data's labels")
+    if "accuracy" in names and not labelled:
+        raise ValueError("accuracy needs samples that were drawn with labels")
     if "sinkhorn" in names and not ott:
         raise ValueError("metric sinkhorn needs ott-jax: pip install '.[metrics]'")
     return tuple(names)
 
 
 def check_counts(extractor: str, dimension: int, names: Sequence[str], counts: dict[str, int], allow_few: bool) -> int:
-    """n, the least count; allow_few lets fd do with 2.
+    """n, the smallest count.
 
     Raises:
-      ValueError: if it is too small for one of the metrics; says which, the features and all counts.
+      ValueError: if it is too small for one of the metrics; the error has the metric, the features and all counts.
     """
     n = min(counts.values())
     for name in names:
@@ -104,7 +110,7 @@ def check_counts(extractor: str, dimension: int, names: Sequence[str], counts: d
 
 
 def least_count(name: str, dimension: int, allow_few: bool = False) -> int:
-    """How many images of each set a metric needs."""
+    """The number of images of each set that a metric needs. allow_few: whether 2 are enough for fd."""
     if name == "fd" and allow_few:
         return 2
     return next((family.least(dimension) for family in FAMILIES if name in family.names), 2)

@@ -1,18 +1,43 @@
 """Metrics of samples beside their floors: the same metrics of as many real images. See `families` for the metrics."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from diffax import metrics as library
-from diffax._checks import check_count, choose
 from experiments.evaluation.extractors import Extractor
 from experiments.evaluation.families import FAMILIES, check_counts, check_names
+from experiments.evaluation.features import look, look_at_all, stream_moments
 
-HELD = 10_000  # images of a set whose features are in memory at once; random ones, where there are more
+MAX_IMAGES = 10_000  # of a set whose features are in memory at once; of a larger set a random choice
+PART = 1000  # images of a stream that are computed at once
+
+
+class Settings(NamedTuple):
+    """How samples are measured.
+
+    extractor: of the features, a name of `evaluation.extractors`; inception_weights is the file of inception_v3.
+    metrics: names of `evaluation.families`, or ("all",) for all that can be measured of so many images; None for fd,
+    and for accuracy if the extractor is the classifier and samples have labels.
+    repeats: random choices of n, >= 1. seed: of these choices and of the classifier, >= 0.
+    reference: "test", or "train" to compare with the training images, and test images with them as floor.
+    allow_few: whether fd may use fewer examples than features.
+    classifier_steps: of its training. classifier_file: keeps it; read if it exists.
+    """
+
+    extractor: str = "classifier"
+    metrics: Sequence[str] | None = None
+    repeats: int = 20
+    seed: int = 0
+    reference: str = "test"
+    allow_few: bool = False
+    classifier_steps: int = 1500
+    classifier_file: str | Path | None = None
+    inception_weights: str | None = None
 
 
 class Real(NamedTuple):
@@ -25,10 +50,10 @@ class Real(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """metrics, floors: {name: value}. conditions: how they were measured, numbers and strings.
+    """Metrics and their floors, {name: value}.
 
-    spread: {name: standard deviation over the random choices, of the metric and of its floor}; class_counts: of the
-    samples by the judge, None without one.
+    conditions: the extractor, counts and settings, numbers and strings. spread: {name: standard deviations of the
+    metric and of its floor over the random choices}. class_counts: of the samples by the judge, None without a judge.
     """
 
     metrics: dict[str, float]
@@ -36,23 +61,6 @@ class Measures(NamedTuple):
     conditions: dict[str, Any]
     spread: dict[str, tuple[float, float]]
     class_counts: list[int] | None = None
-
-
-def look(extractor: Extractor, what: str, images: np.ndarray, numbers: Any) -> tuple[Any, np.ndarray]:
-    """(labels or None, features (N, D)) of images (N, H, W, C). numbers: (N,) which they are, for the message.
-
-    Raises:
-      ValueError: if a feature is not finite: names the extractor and the first such image.
-    """
-    found, features = extractor.classify(images) if extractor.classify else (None, extractor.features(images))
-    finite = np.isfinite(features).all(1)
-    if not finite.all():
-        at = int(np.argmin(finite))
-        value = features[at][~np.isfinite(features[at])][0]
-        image = " (the image itself is not finite)" if not np.isfinite(images[at]).all() else ""
-        where = f"{value} of number {numbers[at]}{image}"
-        raise ValueError(f"features of {what} by extractor {extractor.name} must be finite, got {where}")
-    return found, features
 
 
 def measure(
@@ -63,147 +71,189 @@ def measure(
     labels: np.ndarray | None = None,
     names: Sequence[str] = ("fd",),
     judge: Extractor | None = None,
-    reference: str = "test",
-    allow_few: bool = False,
-    repeats: int = 20,
-    seed: int = 0,
+    normalise: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    settings: Settings = Settings(),  # noqa: B008
     memory: dict[Any, Any] | None = None,
 ) -> Measures:
     """Metrics of samples. The same arguments give the same numbers, bit for bit on the same machine.
 
+    fd of more than `MAX_IMAGES` samples is that of all, from moments; the other metrics use a random choice of them.
+
     Args:
-      extractor: what the features are; the judge too, if it classifies and none is given.
-      samples: (N, H, W, C) in [-1, 1].
+      extractor: of the features; also the judge, if it classifies and there is no other judge.
+      samples: (N, H, W, C).
       real: images of the same shape and classes.
       labels: (N,) that the samples were drawn with; None without.
       names: of the metrics, or "all".
       judge: an extractor that classifies, for accuracy and class_balance.
-      reference: "test", or "train" to compare with the training images, and test images with them as floor.
-      allow_few: whether fd may do with fewer examples than features.
-      repeats: random choices of n.
-      seed: of these.
-      memory: keeps what was computed of the real images alone, for further calls with the same ones; {} at first.
+      normalise: samples to [-1, 1].
+      settings: repeats, seed, reference and allow_few of these.
+      memory: keeps results that depend on the real images alone, for further calls with the same ones; {} at first.
 
     Raises:
-      ValueError: for bad names, too few examples, features that are not finite, or that have no such metric: no
-        convergence, images that are all alike.
+      ValueError: for bad names, too few examples, features that are not finite, or a metric that does not exist for the
+        features: no convergence, images that are all alike.
     """
     judge, memory = extractor if judge is None else judge, {} if memory is None else memory
-    names = check_names(names, judge.classify is not None)
-    if "accuracy" in names and labels is None:
-        raise ValueError("accuracy needs samples that were drawn with labels")
-    check_count("repeats", repeats)
-    choose("reference", reference, ("test", "train"))
-    counts = {"samples": len(samples), "train": len(real.train), "test": len(real.test)}
-    held = {what: min(count, HELD) for what, count in counts.items()}
-    n = check_counts(extractor.name, extractor.dimension, names, held, allow_few)
-    rng = np.random.default_rng(seed)
-    chosen = {what: _held(rng, count) for what, count in counts.items()}
-    images = {"samples": samples, "train": real.train, "test": real.test}
-    seen = _look_at(extractor, images, chosen, memory)
-    features = {what: found[1] for what, found in seen.items()}
-    metrics, floors, spread = _compare(
-        features, reference, n, names, rng, allow_few, repeats, seed, (memory, extractor)
-    )
+    names, whole = check_names(names, judge.classify is not None, labels is not None), None
+    if "fd" in names and len(samples) > MAX_IMAGES:
+        parts = (normalise(part) for part in _parts(samples))
+        whole = stream_fd(extractor, parts, real, settings, memory)
+        names = tuple(name for name in names if name != "fd")
+        if not names:
+            return whole
+    sets = {"samples": samples, "train": real.train, "test": real.test}
+    counts = {what: min(len(images), MAX_IMAGES) for what, images in sets.items()}
+    n = check_counts(extractor.name, extractor.dimension, names, counts, settings.allow_few)
+    rng = np.random.default_rng(settings.seed)
+    rows = {what: _subset(rng, len(sets[what])) for what in ("train", "test")}
+    rows["samples"] = _subset(np.random.default_rng(settings.seed), len(samples))
+    x = normalise(samples[rows["samples"]])
+    seen = look_at_all(extractor, x, real, rows, memory)
+    features = {what: pair[1] for what, pair in seen.items()}
+
+    values, spread = _of_families(extractor, features, names, rng, n, settings, memory)
     if "memorisation" in names:
-        metrics["memorisation"], floors["memorisation"] = _memorisation(extractor, features, real.train, rng)
-    of_judge = None
+        values["memorisation"] = _memorisation(extractor, features, real.train, rng)
+    class_counts = None
     if judge.classify is not None:
-        seen = seen if judge is extractor else _look_at(judge, images, chosen, memory)
-        wanted = {"train": real.train_labels[chosen["train"]], "test": real.test_labels[chosen["test"]]}
-        wanted["samples"] = None if labels is None else labels[chosen["samples"]]
-        of_judge = _by_label({what: pair[0] for what, pair in seen.items()}, wanted, names, metrics, floors)
-    conditions = _conditions(extractor, judge, chosen)
-    conditions |= {"n": n, "reference": reference, "repeats": repeats, "measure_seed": seed}
-    order = [name for name in names if name in metrics]
-    return Measures({k: metrics[k] for k in order}, {k: floors[k] for k in order}, conditions, spread, of_judge)
+        seen = seen if judge is extractor else look_at_all(judge, x, real, rows, memory)
+        predictions = {what: pair[0] for what, pair in seen.items()}
+        expected = {"train": real.train_labels[rows["train"]], "test": real.test_labels[rows["test"]]}
+        expected["samples"] = None if labels is None else labels[rows["samples"]]
+        of_labels, class_counts = _by_label(predictions, expected, names)
+        values |= of_labels
+
+    conditions = _conditions(extractor)
+    conditions |= {} if judge is extractor else {"judge": judge.name, "judge_hash": judge.digest[:16]}
+    conditions |= {f"num_{what}": count for what, count in counts.items()}
+    conditions |= {"n": n, "reference": settings.reference, "repeats": settings.repeats, "measure_seed": settings.seed}
+    metrics, floors = ({name: values[name][side] for name in names} for side in (0, 1))
+    if whole is not None:
+        conditions |= {f"fd_{key}": value for key, value in whole.conditions.items() if key.startswith("num_")}
+        metrics, floors = whole.metrics | metrics, whole.floors | floors
+    return Measures(metrics, floors, conditions, spread, class_counts)
 
 
-def _conditions(extractor, judge, chosen):
-    """By what and of how many images."""
+def _conditions(extractor):
     return {
         "extractor": extractor.name,
         "extractor_hash": extractor.digest[:16],
         "dimension": extractor.dimension,
-        **({} if judge is extractor else {"judge": judge.name, "judge_hash": judge.digest[:16]}),
-        **{f"num_{what}": len(rows) for what, rows in chosen.items()},
     }
 
 
-def _look_at(extractor, images, chosen, memory):
-    """What `look` gives of each set; that of real images is kept."""
-    found = {}
-    for what, rows in chosen.items():
-        at = ("look", extractor.name, extractor.digest, what, rows.tobytes())
-        if what == "samples" or at not in memory:
-            memory[at] = look(extractor, what, images[what][rows], rows)
-        found[what] = memory.pop(at) if what == "samples" else memory[at]
-    return found
+def _parts(images):
+    return (images[at : at + PART] for at in range(0, len(images), PART))
 
 
-def _held(rng, count):
-    return np.arange(count) if count <= HELD else np.sort(rng.permutation(count)[:HELD])
+def _subset(rng, count):
+    return np.arange(count) if count <= MAX_IMAGES else np.sort(rng.permutation(count)[:MAX_IMAGES])
 
 
-def _compare(features, against, n, names, rng, allow_few, repeats, seed, kept):
-    """Metrics, floors and spread of the families."""
-    chosen = rng.permutation(len(features[against]))[:n]
-    reference, other, sides = features[against][chosen], "train" if against == "test" else "test", []
+def _of_families(extractor, features, names, rng, n, settings, memory):
+    """({metric: (value, floor)}, {metric: (standard deviation, that of the floor)})."""
+    reference, seed, allow_few = settings.reference, settings.seed, settings.allow_few
+    other = "train" if reference == "test" else "test"
+    rows = rng.permutation(len(features[reference]))[:n]
+    y, key, choices = features[reference][rows], jax.random.key(seed), {}
     for what in ("samples", other):
-        choices = [rng.permutation(len(features[what]))[:n] for _ in range(repeats)]
-        sides.append(choices if len(features[what]) > n else choices[:1])
-    key, values, (memory, extractor) = jax.random.key(seed), ({}, {}), kept
-    same = (extractor.name, extractor.digest, against, seed, allow_few, np.stack([chosen, *sides[1]]).tobytes())
+        permutations = [rng.permutation(len(features[what]))[:n] for _ in range(settings.repeats)]
+        choices[what] = permutations if len(features[what]) > n else permutations[:1]
+
+    def compute(family, what):
+        """(choices, metrics of the family). The key is the same for samples and floor: the same projections."""
+        chosen = choices[what][:1] if family.once else choices[what]
+        try:
+            return np.array([family.of(key, features[what][x], y, allow_few) for x in chosen], np.float64)
+        except ValueError as error:  # the library names its own arguments, and not the metric
+            raise ValueError(f"{', '.join(family.names)} of {what}: {error}") from error
+
+    indices = np.stack([rows, *choices[other]]).tobytes()
+    values, spread = {}, {}
     for family in FAMILIES:
         if not set(family.names) & set(names):
             continue
-
-        def of(what, side, family=family):
-            # The same key for both sides: the same projections.
-            choices = side[: 1 if family.once else None]
-            try:
-                rows = [family.of(key, features[what][rows], reference, allow_few) for rows in choices]
-            except ValueError as error:  # the library names its own arguments, and not the metric
-                raise ValueError(f"{', '.join(family.names)} of {what}: {error}") from error
-            return dict(zip(family.names, np.array(rows, np.float64).T, strict=True))
-
-        at = ("floor", family.names, *same)
-        if at not in memory:
-            memory[at] = of(other, sides[1])
-        values[0].update(of("samples", sides[0]))
-        values[1].update(memory[at])
-    metrics, floors = ({k: float(v.mean()) for k, v in found.items() if k in names} for found in values)
-    return metrics, floors, {k: (float(values[0][k].std()), float(values[1][k].std())) for k in metrics}
+        floor = ("floor", family.names, extractor.name, extractor.digest, reference, seed, allow_few, indices)
+        if floor not in memory:
+            memory[floor] = compute(family, other)
+        both = compute(family, "samples"), memory[floor]
+        for i, name in enumerate(family.names):
+            if name in names:
+                values[name] = tuple(float(side[:, i].mean()) for side in both)
+                spread[name] = tuple(float(side[:, i].std()) for side in both)
+    return values, spread
 
 
 def _memorisation(extractor, features, train, rng):
-    if len(train) <= HELD:
+    """(value, floor)."""
+    if len(train) <= MAX_IMAGES:
         parts = [features["train"]]
     else:
-        blocks = (range(at, min(at + HELD, len(train))) for at in range(0, len(train), HELD))
-        parts = (look(extractor, "train", train[rows.start : rows.stop], rows)[1] for rows in blocks)
+        blocks = np.array_split(np.arange(len(train)), range(MAX_IMAGES, len(train), MAX_IMAGES))
+        parts = (look(extractor, "train", train[rows], rows)[1] for rows in blocks)
     new = features["test"]
     both = np.concatenate([features["samples"], new])
     nearest = functools.reduce(np.minimum, (library.nearest_neighbours(both, part).distance for part in parts))
     of_samples, of_new = nearest[: -len(new)], nearest[-len(new) :]
     halves = np.array_split(of_new[rng.permutation(len(new))], 2)
-    middles = [float(np.median(part)) for part in (of_samples, of_new, *halves) if len(part)]
-    if len(middles) < 4 or not all(middles[1:]):
+    medians = [float(np.median(part)) for part in (of_samples, of_new, *halves) if len(part)]
+    if len(medians) < 4 or not all(medians[1:]):
         raise ValueError(f"memorisation needs two test images at least that are not training images, got {len(new)}")
-    return middles[0] / middles[1], middles[2] / middles[3]
+    return medians[0] / medians[1], medians[2] / medians[3]
 
 
-def _by_label(found, wanted, names, metrics, floors):
-    """Puts in what the judge says; returns the counts of the samples' classes."""
-    classes = 1 + max(int(array.max()) for array in (*found.values(), *wanted.values()) if array is not None)
-    count = functools.partial(np.bincount, minlength=classes)
+def _by_label(predictions, labels, names):
+    """({metric: (value, floor)}, counts of the predicted classes of the samples).
+
+    predictions, labels: {set: (N,)}; labels of the samples may be None.
+    """
+    arrays = [array for array in (*predictions.values(), *labels.values()) if array is not None]
+    count = functools.partial(np.bincount, minlength=1 + max(int(array.max()) for array in arrays))
+
+    def variation(x, y):
+        # Not `library.class_balance`, which refuses classes with p = 0.
+        return float(np.abs(count(x) / len(x) - count(y) / len(y)).sum() / 2)
+
+    values = {}
     if "accuracy" in names:
-        metrics["accuracy"] = library.accuracy(found["samples"], wanted["samples"])
-        floors["accuracy"] = library.accuracy(found["test"], wanted["test"])
+        values["accuracy"] = tuple(library.accuracy(predictions[what], labels[what]) for what in ("samples", "test"))
     if "class_balance" in names:
-        asked = wanted["train"] if wanted["samples"] is None else wanted["samples"]
-        for to, what, of in ((metrics, "samples", asked), (floors, "test", wanted["test"])):
-            # Not `library.class_balance`: classes that nobody asked for have p = 0.
-            gap = count(found[what]) / len(found[what]) - count(of) / len(of)
-            to["class_balance"] = float(np.abs(gap).sum() / 2)
-    return count(found["samples"]).tolist()
+        expected = labels["train"] if labels["samples"] is None else labels["samples"]
+        floor = variation(predictions["test"], labels["test"])
+        values["class_balance"] = variation(predictions["samples"], expected), floor
+    return values, count(predictions["samples"]).tolist()
+
+
+def stream_fd(
+    extractor: Extractor,
+    samples: Iterable[np.ndarray],
+    real: Real,
+    settings: Settings = Settings(),  # noqa: B008
+    memory: dict[Any, Any] | None = None,
+) -> Measures:
+    """fd of all samples against all of the reference, from moments. Its floor uses as many real images as samples.
+
+    samples: parts of images (N, H, W, C) in [-1, 1]. The others are as those of `measure`.
+
+    Raises:
+      ValueError: for too few images, or features that are not finite.
+    """
+    reference, memory = settings.reference, {} if memory is None else memory
+    moments = {"samples": stream_moments(extractor, "samples", samples)}
+    other = "train" if reference == "test" else "test"
+    floor = getattr(real, other)[: int(moments["samples"].examples)]
+    for what, source, images in (("floor", other, floor), ("reference", reference, getattr(real, reference))):
+        key = ("moments", extractor.name, extractor.digest, source, len(images))
+        if key not in memory:
+            memory[key] = stream_moments(extractor, what, _parts(images))
+        moments[what] = memory[key]
+    counts = {what: int(value.examples) for what, value in moments.items()}
+    check_counts(extractor.name, extractor.dimension, ("fd",), counts, settings.allow_few)
+    value, least = (
+        library.frechet_from_moments(moments[what], moments["reference"], allow_few=settings.allow_few)
+        for what in ("samples", "floor")
+    )
+    conditions = _conditions(extractor) | {"fd": "of all, from moments"}
+    conditions |= {f"num_{what}": count for what, count in counts.items()} | {"reference": reference}
+    return Measures({"fd": value}, {"fd": least}, conditions, {})

@@ -22,14 +22,14 @@ def check(evaluation: Any, conditional: bool) -> None:
     """Raise `ValueError` for settings that are not possible. conditional: whether samples are drawn with labels."""
     for key, least in (("num", 2), ("batch_size", 1), ("classifier_steps", 1), ("seed", 0)):
         check_count(f"config.evaluation.{key}", evaluation[key], least)
-    choose("config.evaluation.extractor", evaluation.extractor, extractors.MAKERS)
+    choose("config.evaluation.extractor", evaluation.extractor, extractors.DIMENSIONS)
     choose("config.evaluation.reference", evaluation.reference, ("test", "train"))
     names = families.check_names(evaluation.metrics, True)
     if "accuracy" in names and not conditional:
         raise ValueError("config.evaluation.metrics must be without accuracy for a network without classes")
     if "all" not in evaluation.metrics:
         width = extractors.DIMENSIONS[evaluation.extractor]
-        count = {"samples of config.evaluation.num": min(evaluation.num, measures.HELD)}
+        count = {"samples of config.evaluation.num": min(evaluation.num, measures.MAX_IMAGES)}
         families.check_counts(evaluation.extractor, width, names, count, evaluation.allow_few)
     if evaluation.extractor == "inception_v3" and not _weights(evaluation).is_file():
         path = evaluation.inception_weights

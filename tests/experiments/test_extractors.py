@@ -1,12 +1,15 @@
 """Feature extractors against torch's networks, and files of weights that must not run code, or do not fit."""
 
+import functools
 import io
 import os
 import pickle
 import struct
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +18,7 @@ import pytest
 
 from experiments.evaluation import classifier
 from experiments.evaluation.batches import in_batches
-from experiments.evaluation.extractors import Options, convolutions, efficientnet, inception, make_extractor
+from experiments.evaluation.extractors import convolutions, efficientnet, inception, of_classifier, pretrained
 from experiments.evaluation.extractors.torch_file import load_tensors
 
 FOLDER = Path(__file__).parents[1] / "nn" / "interop"
@@ -26,34 +29,40 @@ KNOWN = dict(np.load(FOLDER / "features.npz"))
 PICTURES = np.stack([picture(i, 32, 3) for i in range(2)]).astype(np.float32)
 
 
-def check(found, expected):
+def check(result, expected):
     """To 1e-4 of each image's largest feature."""
     largest = np.abs(expected).max(1, keepdims=True)
-    np.testing.assert_allclose(found / largest, expected / largest, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(result / largest, expected / largest, rtol=0, atol=1e-4)
 
 
-def tensors_of(module, size):
-    return {name: with_norms(name, shape) for name, shape in convolutions.shapes(module.network, size).items()}
+def tensors_of(network):
+    return {name: with_norms(name, shape) for name, shape in convolutions.shapes(network).items()}
 
 
-def folded(module, size):
-    return convolutions.fold(module.network, tensors_of(module, size), module.EPSILON, size)
+def folded(network):
+    return convolutions.fold(network, tensors_of(network))
+
+
+def applied(network, params, x):
+    """The network on inputs of any size."""
+    run = lambda params, x: convolutions.apply(network.layers, lambda name, norm, shape: params[name], x)
+    return jax.jit(run)(params, x)
 
 
 def by_inception(params):
     x = (inception.resize(jnp.asarray(PICTURES), 139) - 128) / 128
-    return jax.jit(lambda p, x: convolutions.apply(inception.network, p, x))(params, x)
+    return applied(inception.NETWORK, params, x)
 
 
 @pytest.fixture(scope="module")
 def inception_params():
-    return folded(inception, 139)
+    return folded(inception.NETWORK)
 
 
 def test_efficientnet_is_torchs():
     x = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
-    found = jax.jit(lambda p, x: convolutions.apply(efficientnet.network, p, x))(folded(efficientnet, 64), x)
-    check(found, KNOWN["efficientnet_seeded"])
+    result = applied(efficientnet.NETWORK, folded(efficientnet.NETWORK), x)
+    check(result, KNOWN["efficientnet_seeded"])
 
 
 def test_inception_is_torchs(inception_params):
@@ -61,7 +70,8 @@ def test_inception_is_torchs(inception_params):
 
 
 def test_inception_at_its_own_size(inception_params):
-    check(jax.jit(inception.features)(inception_params, PICTURES / 127.5 - 1)[:, ::16], KNOWN["inception_299"])
+    features = jax.jit(functools.partial(convolutions.features, inception.NETWORK))
+    check(features(inception_params, PICTURES / 127.5 - 1)[:, ::16], KNOWN["inception_299"])
 
 
 @pytest.mark.slow_cases("last")
@@ -80,14 +90,14 @@ def test_inception_with_wrong_pools_is_found_out(inception_params, monkeypatch, 
 
 
 def test_the_resize_of_tensorflow_1_to_the_bit():
-    found = np.moveaxis(np.asarray(inception.resize(jnp.asarray(PICTURES[:1]), 299)), -1, 1)
-    np.testing.assert_array_equal(found[..., ::23, ::23], KNOWN["resized"])
+    result = np.moveaxis(np.asarray(inception.resize(jnp.asarray(PICTURES[:1]), 299)), -1, 1)
+    np.testing.assert_array_equal(result[..., ::23, ::23], KNOWN["resized"])
 
 
 @pytest.mark.slow
 def test_imagenet_weights_on_pictures_resized_by_pillow():
     pytest.importorskip(efficientnet.PACKAGE)
-    extractor = make_extractor("efficientnet_lite0")
+    extractor = pretrained("efficientnet_lite0")
     for (size, channels), expected in zip(((32, 3), (28, 1), (300, 3)), KNOWN["efficientnet_lite0"], strict=True):
         image = picture({32: 0, 28: 1, 300: 2}[size], size, channels)[None].astype(np.float32) / 127.5 - 1
         features = extractor.features(image)
@@ -97,7 +107,7 @@ def test_imagenet_weights_on_pictures_resized_by_pillow():
 
 def test_images_of_two_channels():
     with pytest.raises(ValueError, match=r"images must have shape .* got \(2, 8, 8, 2\)"):
-        efficientnet.prepare(jnp.zeros((2, 8, 8, 2)))
+        convolutions.features(efficientnet.NETWORK, {}, jnp.zeros((2, 8, 8, 2)))
 
 
 # Files
@@ -105,12 +115,12 @@ def test_images_of_two_channels():
 
 @pytest.mark.parametrize("name", ["torch_archive.pth", "torch_sequence.pth"])
 def test_tensors_with_strides_offsets_and_a_shared_storage(name):
-    found, expected = load_tensors(FOLDER / name), load_tensors(FOLDER / "torch_tensors.npz")
-    assert list(found) == list(expected)
+    result, expected = load_tensors(FOLDER / name), load_tensors(FOLDER / "torch_tensors.npz")
+    assert list(result) == list(expected)
     for key, value in expected.items():
-        np.testing.assert_array_equal(found[key], value)
-        assert found[key].dtype == value.dtype
-    assert not np.shares_memory(found["plain"], found["turned"])
+        np.testing.assert_array_equal(result[key], value)
+        assert result[key].dtype == value.dtype
+    assert not np.shares_memory(result["plain"], result["turned"])
 
 
 class Code:
@@ -183,13 +193,13 @@ def test_damaged_files_are_errors_of_one_kind(name, tmp_path):
 
 
 def test_weights_that_do_not_fit(tmp_path):
-    right = tensors_of(efficientnet, 64)
+    right = tensors_of(efficientnet.NETWORK)
     path = tmp_path / "w.npz"
 
     def load(**changes):
         tensors = {k: v for k, v in (right | changes).items() if v is not None}
         np.savez(path, **tensors)
-        return efficientnet.load(path)
+        return convolutions.fold(efficientnet.NETWORK, load_tensors(path))
 
     load(**{"_fc.bias": np.zeros(3), "_bn0.num_batches_tracked": np.int64(0)})
     for changes, message in (
@@ -204,17 +214,18 @@ def test_weights_that_do_not_fit(tmp_path):
         with pytest.raises(ValueError, match=message):
             load(**changes)
     with pytest.raises(ValueError, match=r"FID: Conv2d_1a_3x3.conv.weight is missing; .*; and \d+ more"):
-        inception.load(path)
+        pretrained("inception_v3", str(path))
     with pytest.raises(ValueError, match="inception_v3 needs inception_weights=FILE"):
-        make_extractor("inception_v3")
-    with pytest.raises(ValueError, match=r"extractor must be one of classifier, .* got 'vgg'"):
-        make_extractor("vgg")
+        pretrained("inception_v3")
+    with pytest.raises(ValueError, match=r"extractor must be one of efficientnet_lite0, .* got 'vgg'"):
+        pretrained("vgg")
 
 
-def test_torchvisions_inception_is_not_the_one_of_fid(tmp_path, inception_params):
-    np.savez(tmp_path / "w.npz", **{"fc.weight": np.zeros((1000, 2048), np.float32)})
-    with pytest.raises(ValueError, match=r"fc.weight must be \(1008, 2048\), got \(1000, 2048\)"):
-        convolutions.check_tensors("FID", load_tensors(tmp_path / "w.npz"), {"fc.weight": (1008, 2048)}, "")
+def test_torchvisions_inception_is_not_the_one_of_fid():
+    right = tensors_of(inception.NETWORK)
+    convolutions.fold(inception.NETWORK, right | {"fc.weight": np.zeros((1008, 2048), np.float32)})
+    with pytest.raises(ValueError, match=r"FID: fc.weight must be \(1008, 2048\), got \(1000, 2048\)$"):
+        convolutions.fold(inception.NETWORK, right | {"fc.weight": np.zeros((1000, 2048), np.float32)})
 
 
 # The classifier, and batches
@@ -227,38 +238,50 @@ def digits():
     return rng.uniform(-1, 1, (60, 8, 8, 1)).astype(np.float32) * 0.3 + labels[:, None, None, None] - 1, labels
 
 
+class Images(NamedTuple):
+    """A data set of these arrays in each split."""
+
+    arrays: Callable
+    name: str = "three"
+    num_classes: int | None = 3
+
+
 def test_a_classifier_is_trained_once_and_kept(digits, tmp_path):
     images, labels = digits
     path = tmp_path / "classifier.npz"
-    options = Options(lambda: digits, 3, "three", classifier_steps=30, classifier_file=path)
-    trained = make_extractor("classifier", options)
-    kept = make_extractor("classifier", options._replace(known=lambda: pytest.fail("trained again")))
+    options = {"split": "train", "num_steps": 30, "seed": 0, "path": path}
+    trained = of_classifier(Images(lambda split: digits), **options)
+    dataset = Images(lambda split: pytest.fail("trained again"))
+    kept = of_classifier(dataset, **options)
     assert trained.digest == kept.digest
-    found, features = kept.classify(images)
+    result, features = kept.classify(images)
     np.testing.assert_array_equal(features, trained.features(images))
     assert features.shape == (60, trained.dimension) == (60, 64)
-    assert np.mean(found == labels) > 0.9
-    for changes, message in (
-        ({"classifier_seed": 1}, r"has seed = 0, got 1"),
-        ({"num_classes": 4}, r"has num_classes = 3, got 4"),
-        ({"trained_on": "other"}, r"has data = 'three', got 'other'"),
-        ({"classifier_steps": 0}, "classifier_steps must be >= 1, got 0"),
-        ({"known": None}, "needs a data set with labels"),
+    assert np.mean(result == labels) > 0.9
+    for other, changes, message in (
+        (dataset, {"seed": 1}, r"has seed = 0, got 1"),
+        (dataset._replace(num_classes=4), {}, r"has num_classes = 3, got 4"),
+        (dataset._replace(name="other"), {}, r"has data = 'three train', got 'other train'"),
+        (dataset, {"split": "test"}, r"has data = 'three train', got 'three test'"),
+        (dataset, {"num_steps": 0}, "classifier_steps must be an int >= 1, got 0"),
+        (dataset._replace(num_classes=None), {}, "needs a data set with labels"),
     ):
         with pytest.raises(ValueError, match=message):
-            make_extractor("classifier", options._replace(**changes))
+            of_classifier(other, **(options | changes))
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(ValueError, match="classifier must be a file that was saved by training one"):
-        make_extractor("classifier", options)
+        of_classifier(dataset, **options)
 
 
-def test_training_and_judging_are_what_fit_is(digits):
+def test_the_same_data_and_seed_train_the_same_classifier(digits):
     images, labels = digits
-    params = classifier.train(images, labels, 3, num_steps=3)
-    for ours, theirs in zip(
-        classifier.judge(params)(images), classifier.fit(images, labels, 3, num_steps=3)(images), strict=True
-    ):
+    first, second, other = (
+        classifier.judge(classifier.train(images, labels, num_classes=3, num_steps=3, seed=seed))(images)
+        for seed in (0, 0, 1)
+    )
+    for ours, theirs in zip(first, second, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+    assert (first[1] != other[1]).any()
 
 
 @pytest.mark.parametrize("count", [1, 5, 8, 13])

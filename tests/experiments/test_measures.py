@@ -17,8 +17,8 @@ from experiments.evaluation import comparison as scoring
 from experiments.evaluation.batches import in_batches
 from experiments.evaluation.extractors import Extractor
 from experiments.evaluation.families import NAMES
-from experiments.evaluation.measures import Real, measure
-from experiments.evaluation.moments import stream_fd, stream_moments
+from experiments.evaluation.features import stream_moments
+from experiments.evaluation.measures import Real, Settings, measure, stream_fd
 
 SHAPE = (4, 4, 1)
 MATRIX = np.random.default_rng(9).normal(size=(16, 5)) / 4
@@ -49,29 +49,30 @@ SAMPLES, LABELS = draw(2, 80, 0.7)
 
 
 def test_all_metrics_with_their_floors():
-    found = measure(JUDGE, SAMPLES, REAL, labels=LABELS, names=("all",))
-    assert tuple(found.metrics) == tuple(found.floors) == tuple(NAMES)
-    assert found.conditions["n"] == 60
-    assert [found.conditions[f"num_{k}"] for k in ("samples", "train", "test")] == [80, 90, 60]
-    assert (found.conditions["extractor"], found.conditions["extractor_hash"]) == ("judge", "cd" * 8)
-    assert found.metrics["fd"] > 2 * found.floors["fd"]
-    assert json.loads(json.dumps(found._asdict()))["metrics"] == found.metrics
+    result = measure(JUDGE, SAMPLES, REAL, labels=LABELS, names=("all",))
+    assert tuple(result.metrics) == tuple(result.floors) == tuple(NAMES)
+    assert result.conditions["n"] == 60
+    assert [result.conditions[f"num_{k}"] for k in ("samples", "train", "test")] == [80, 90, 60]
+    assert (result.conditions["extractor"], result.conditions["extractor_hash"]) == ("judge", "cd" * 8)
+    assert result.metrics["fd"] > 2 * result.floors["fd"]
+    assert json.loads(json.dumps(result._asdict()))["metrics"] == result.metrics
     again = measure(JUDGE, SAMPLES, REAL, labels=LABELS, names=NAMES)
-    assert again == found
-    other = measure(JUDGE, SAMPLES, REAL, labels=LABELS, names=("fd",), seed=1)
-    assert other.metrics["fd"] != found.metrics["fd"]
+    assert again == result
+    other = measure(JUDGE, SAMPLES, REAL, labels=LABELS, names=("fd",), settings=Settings(seed=1))
+    assert other.metrics["fd"] != result.metrics["fd"]
 
 
 def test_what_is_known_of_real_images_is_not_computed_again():
     seen, memory = [], {}
     watched = JUDGE._replace(classify=lambda x: (seen.append(len(x)), classify(x))[1])
-    settings = {"labels": LABELS, "names": ("fd", "sliced_wasserstein", "accuracy")}
-    first = measure(watched, SAMPLES, REAL, **settings, memory=memory)
-    assert measure(watched, SAMPLES, REAL, **settings, memory=memory) == first
+    options = {"labels": LABELS, "names": ("fd", "sliced_wasserstein", "accuracy")}
+    first = measure(watched, SAMPLES, REAL, **options, memory=memory)
+    assert measure(watched, SAMPLES, REAL, **options, memory=memory) == first
     assert seen == [80, 90, 60, 80]
-    for changes in ({"seed": 1}, {"reference": "train"}, {"names": ("kid", "fd")}, {"repeats": 3}):
-        again = measure(watched, SAMPLES, REAL, **(settings | changes), memory=memory)
-        assert again == measure(JUDGE, SAMPLES, REAL, **(settings | changes))
+    others = (Settings(seed=1), Settings(reference="train"), Settings(repeats=3))
+    for changes in ({"names": ("kid", "fd")}, *({"settings": other} for other in others)):
+        again = measure(watched, SAMPLES, REAL, **(options | changes), memory=memory)
+        assert again == measure(JUDGE, SAMPLES, REAL, **(options | changes))
     fewer = measure(watched, SAMPLES[:50], REAL, labels=LABELS[:50], memory=memory)
     assert fewer == measure(JUDGE, SAMPLES[:50], REAL, labels=LABELS[:50])
     assert seen == [80, 90, 60, *[80] * 5, 50]
@@ -80,9 +81,9 @@ def test_what_is_known_of_real_images_is_not_computed_again():
 def test_equal_counts_leave_no_choice_and_give_the_library_numbers():
     samples, real = SAMPLES[:60], Real(REAL.train[:60], REAL.train_labels[:60], REAL.test, REAL.test_labels)
     names = tuple(name for name in NAMES if name not in ("fd_infinity", "memorisation", "accuracy", "class_balance"))
-    found = measure(BARE, samples, real, names=names)
+    result = measure(BARE, samples, real, names=names)
     y, key = features(REAL.test), jax.random.key(0)
-    for values, x in ((found.metrics, features(samples)), (found.floors, features(real.train))):
+    for values, x in ((result.metrics, features(samples)), (result.floors, features(real.train))):
         expected = {
             "fd": library.frechet_distance(x, y),
             "kid": library.kernel_distance(x, y),
@@ -92,21 +93,21 @@ def test_equal_counts_leave_no_choice_and_give_the_library_numbers():
             "sinkhorn": library.sinkhorn_divergence(x, y),
         }
         assert values == pytest.approx(expected, rel=1e-9, abs=1e-12)
-    assert set(found.spread.values()) == {(0.0, 0.0)}
-    assert found.class_counts is None
+    assert set(result.spread.values()) == {(0.0, 0.0)}
+    assert result.class_counts is None
 
 
 def test_the_mean_over_choices_and_the_other_reference():
-    found = measure(BARE, SAMPLES, REAL, names=("fd",), repeats=5, seed=3)
+    result = measure(BARE, SAMPLES, REAL, names=("fd",), settings=Settings(repeats=5, seed=3))
     rng = np.random.default_rng(3)
     sets = [features(images) for images in (SAMPLES, REAL.train, REAL.test)]
     y = sets[2][rng.permutation(60)]
     means = []
     for x in sets[:2]:
         means.append(np.mean([library.frechet_distance(x[rng.permutation(len(x))[:60]], y) for _ in range(5)]))
-    assert [found.metrics["fd"], found.floors["fd"]] == pytest.approx(means, rel=1e-12)
+    assert [result.metrics["fd"], result.floors["fd"]] == pytest.approx(means, rel=1e-12)
     turned = Real(REAL.test, REAL.test_labels, REAL.train, REAL.train_labels)
-    against_train = measure(BARE, SAMPLES, REAL, names=("kid", "fd"), reference="train")
+    against_train = measure(BARE, SAMPLES, REAL, names=("kid", "fd"), settings=Settings(reference="train"))
     other = measure(BARE, SAMPLES, turned, names=("kid", "fd"))
     assert (against_train.metrics, against_train.floors) == (other.metrics, other.floors)
 
@@ -119,20 +120,20 @@ def test_memorisation_tells_copies_from_new_images(monkeypatch):
     assert ratio(half) < 0.5
     assert 0.7 < ratio(new) < 1.4
     whole = measure(BARE, new[:40], REAL._replace(test=REAL.test[:40]), names=("memorisation",))
-    monkeypatch.setattr(module, "HELD", 40)  # training images in blocks
+    monkeypatch.setattr(module, "MAX_IMAGES", 40)  # training images in blocks
     assert measure(BARE, new[:40], REAL._replace(test=REAL.test[:40]), names=("memorisation",)).metrics == whole.metrics
 
 
 def test_labels_by_a_judge():
     wrong = np.where(np.arange(80) < 8, (classify(SAMPLES)[0] + 1) % 3, classify(SAMPLES)[0])
     names = ("accuracy", "class_balance")
-    found = measure(BARE, SAMPLES, REAL, labels=wrong, names=names, judge=JUDGE)
-    assert found.metrics["accuracy"] == pytest.approx(0.9)
-    assert found.floors["accuracy"] == np.mean(classify(REAL.test)[0] == REAL.test_labels)
+    result = measure(BARE, SAMPLES, REAL, labels=wrong, names=names, judge=JUDGE)
+    assert result.metrics["accuracy"] == pytest.approx(0.9)
+    assert result.floors["accuracy"] == np.mean(classify(REAL.test)[0] == REAL.test_labels)
     counts = [np.bincount(v, minlength=3) for v in (classify(SAMPLES)[0], wrong)]
-    assert found.metrics["class_balance"] == pytest.approx(np.abs(counts[0] - counts[1]).sum() / 160)
-    assert found.class_counts == counts[0].tolist()
-    assert found.conditions["judge"] == "judge"
+    assert result.metrics["class_balance"] == pytest.approx(np.abs(counts[0] - counts[1]).sum() / 160)
+    assert result.class_counts == counts[0].tolist()
+    assert result.conditions["judge"] == "judge"
     one = measure(JUDGE, SAMPLES[LABELS == 1], REAL, labels=LABELS[LABELS == 1], names=("class_balance",))
     assert one.metrics["class_balance"] < 0.1
 
@@ -143,7 +144,7 @@ def test_what_cannot_be_measured():
         ValueError, match=r"fd needs at least 6 images of each set \(or allow_few\) in the 5 features of"
     ):
         measure(BARE, SAMPLES[:5], REAL, **few)
-    assert measure(BARE, SAMPLES[:5], REAL, **few, allow_few=True).metrics["fd"] > 0
+    assert measure(BARE, SAMPLES[:5], REAL, **few, settings=Settings(allow_few=True)).metrics["fd"] > 0
     bad = SAMPLES.copy()
     bad[17, 0, 0] = np.nan
     with pytest.raises(
@@ -188,48 +189,49 @@ def test_moments_by_shards_are_those_of_the_whole(make):
 
     def watched(images):
         most.append(sum(one() is not None for one in seen))
-        found = np.asarray(extractor.features(images))
-        seen.append(weakref.ref(found))
-        return found
+        result = np.asarray(extractor.features(images))
+        seen.append(weakref.ref(result))
+        return result
 
     ends = (0, 13, 14, 50, 80)
     parts = (SAMPLES[at:end] for at, end in itertools.pairwise(ends))
-    found = stream_moments(extractor._replace(features=watched), "samples", parts)
+    result = stream_moments(extractor._replace(features=watched), "samples", parts)
     assert max(most) <= 1
     whole = library.moments(features(SAMPLES))
-    assert found.examples == 80
-    np.testing.assert_allclose(found.mean, whole.mean, atol=1e-6)
-    np.testing.assert_allclose(found.scatter, whole.scatter, rtol=1e-5, atol=1e-5)
+    assert result.examples == 80
+    np.testing.assert_allclose(result.mean, whole.mean, atol=1e-6)
+    np.testing.assert_allclose(result.scatter, whole.scatter, rtol=1e-5, atol=1e-5)
 
 
-def test_streamed_distance():
+def test_streamed_distance(monkeypatch):
+    monkeypatch.setattr(module, "PART", 7)
     cut = lambda images: (images[at : at + 7] for at in range(0, len(images), 7))
-    found = stream_fd(BARE, cut(SAMPLES), cut(REAL.train), cut(REAL.test))
+    result = stream_fd(BARE, cut(SAMPLES), REAL)
     x, floor, y = features(SAMPLES), features(REAL.train[:80]), features(REAL.test)
-    assert found.metrics["fd"] == pytest.approx(library.frechet_distance(x, y), rel=1e-8)
-    assert found.floors["fd"] == pytest.approx(library.frechet_distance(floor, y), rel=1e-8)
-    assert [found.conditions[f"num_{k}"] for k in ("samples", "floor", "reference")] == [80, 80, 60]
+    assert result.metrics["fd"] == pytest.approx(library.frechet_distance(x, y), rel=1e-8)
+    assert result.floors["fd"] == pytest.approx(library.frechet_distance(floor, y), rel=1e-8)
+    assert [result.conditions[f"num_{k}"] for k in ("samples", "floor", "reference")] == [80, 80, 60]
     with pytest.raises(ValueError, match="fd needs at least 6 images"):
-        stream_fd(BARE, cut(SAMPLES[:4]), cut(REAL.train), cut(REAL.test))
+        stream_fd(BARE, cut(SAMPLES[:4]), REAL)
     with pytest.raises(ValueError, match="samples must have images, got none"):
-        stream_fd(BARE, iter(()), cut(REAL.train), cut(REAL.test))
+        stream_fd(BARE, iter(()), REAL)
 
 
 def test_many_samples_are_streamed(monkeypatch):
     pixels = np.clip((SAMPLES + 2) * 60, 0, 255).astype(np.uint8)
     dataset = Dataset("made", None, SHAPE, 3, 0.0, 255.0)
-    case = scoring.Case(dataset, REAL, JUDGE, None, ("fd", "accuracy"), scoring.Settings(), {})
+    case = scoring.Case(dataset, REAL, JUDGE, None, ("fd", "accuracy"), Settings(), {})
     whole = scoring.compare(case, pixels, LABELS)
-    monkeypatch.setattr(scoring, "HELD", 30)
-    monkeypatch.setattr(scoring, "PART", 11)
-    found = scoring.compare(case, pixels, LABELS)
+    monkeypatch.setattr(module, "MAX_IMAGES", 30)
+    monkeypatch.setattr(module, "PART", 11)
+    result = scoring.compare(case, pixels, LABELS)
     x = dataset.normalise(pixels)
-    assert found.metrics["fd"] == pytest.approx(library.frechet_distance(features(x), features(REAL.test)), rel=1e-8)
-    assert found.metrics["fd"] == pytest.approx(whole.metrics["fd"], rel=0.3)
-    assert (found.conditions["fd_num_samples"], found.conditions["num_samples"]) == (80, 30)
+    assert result.metrics["fd"] == pytest.approx(library.frechet_distance(features(x), features(REAL.test)), rel=1e-8)
+    assert result.metrics["fd"] == pytest.approx(whole.metrics["fd"], rel=0.3)
+    assert (result.conditions["fd_num_samples"], result.conditions["num_samples"]) == (80, 30)
     alone = scoring.compare(case._replace(names=("fd",)), pixels, LABELS)
-    assert alone.metrics == {"fd": found.metrics["fd"]}
-    by_train = scoring.Settings(reference="train")
+    assert alone.metrics == {"fd": result.metrics["fd"]}
+    by_train = Settings(reference="train")
     turned = scoring.compare(case._replace(names=("fd",), settings=by_train), pixels, LABELS)
     expected = library.frechet_distance(features(x), features(REAL.train))
     assert turned.metrics["fd"] == pytest.approx(expected, rel=1e-8)
@@ -258,26 +260,26 @@ def folders(data_dir, tmp_path_factory):
         "noise": rng.uniform(0, 16, images.shape),
     }
     sampling = {"sampler": "none", "num_steps": 1, "guidance": 1.0}
-    found = {}
+    result = {}
     for name, pixels in sets.items():
-        found[name] = tmp_path_factory.mktemp(name)
+        result[name] = tmp_path_factory.mktemp(name)
         pixels = np.clip(pixels, 0, 16).round().astype(np.uint8)
-        np.savez(found[name] / "shard_00000.npz", samples=pixels, labels=labels)
+        np.savez(result[name] / "shard_00000.npz", samples=pixels, labels=labels)
         settings = {"num": len(images), "shard_size": 1000, "step": 1, "sampling": sampling, "dataset": data}
-        (found[name] / "settings.json").write_text(json.dumps(settings))
-    return found
+        (result[name] / "settings.json").write_text(json.dumps(settings))
+    return result
 
 
 @pytest.mark.slow
 def test_worse_digits_measure_worse(folders, tmp_path):
     """Real < noised < Gaussian fakes < noise, and real at its floor."""
     flags = ("--metrics=fd,kid", f"--classifier_file={tmp_path}/c.npz")
-    found = {}
+    result = {}
     for name, folder in folders.items():
         assert "measured by           classifier " in call("evaluate", f"--samples={folder}", *flags)
-        found[name] = json.loads((folder / "evaluation.json").read_text())
-    assert len({one["conditions"]["extractor_hash"] for one in found.values()}) == 1
+        result[name] = json.loads((folder / "evaluation.json").read_text())
+    assert len({one["conditions"]["extractor_hash"] for one in result.values()}) == 1
     for metric in ("fd", "kid"):
-        values = [found[name]["metrics"][metric] for name in folders]
+        values = [result[name]["metrics"][metric] for name in folders]
         assert values == sorted(values)
-    assert found["real"]["metrics"]["fd"] == pytest.approx(found["real"]["floors"]["fd"], rel=0.3)
+    assert result["real"]["metrics"]["fd"] == pytest.approx(result["real"]["floors"]["fd"], rel=0.3)

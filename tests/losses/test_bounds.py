@@ -161,13 +161,13 @@ def test_evaluate_reports_the_bits_of_an_untrained_model(module, data_dir, tmp_p
         # The untrained network predicts eps = 0, so at the last level x0_hat differs from x0 by the noise alone,
         # which is at most half a bin.
         assert all(routes[f"vlb, {variance}"]["decoder"] < 1 for variance in ("small", "large"))
-    assert "routes must be among vlb, continuous, ode, got 'fid'" in call("evaluate", *flags, "--routes=fid", ok=False)
+    assert "routes must be one of vlb, continuous, ode, got 'fid'" in call("evaluate", *flags, "--routes=fid", ok=False)
     expected = "learned" if module is digits_hybrid else "small, large"
     message = call("evaluate", *flags, "--variances=none", ok=False)
-    assert f"variances must be among {expected}" in message
+    assert f"variances must be one of {expected}" in message
     if module is digits_hybrid:
         message = call("evaluate", *flags, "--levels=1001", ok=False)
         assert "levels must be at most the 1000 of the model's schedule, got 1001" in message
     assert "num must be at most the" in call("evaluate", *flags, "--num=1000", f"--data_dir={data_dir}", ok=False)
-    assert "probes must be >= 1, got 0" in call("evaluate", *flags, "--probes=0", ok=False)
+    assert "probes must be an int >= 1, got 0" in call("evaluate", *flags, "--probes=0", ok=False)
     assert "either samples or checkpoint must be used, got None and None" in call("evaluate", ok=False)

@@ -1,7 +1,8 @@
-"""Networks of convolutions with batch norm: one description gives the shapes of the weights and the network itself.
+"""Pretrained networks of convolutions with batch norm, their weights from files with the names of torch.
 
-A network is a function (conv, x) -> features that calls conv(name, norm, x, out, window, ...) for each convolution.
-Batch norm with fixed statistics is affine, so it goes into the kernel and the bias:
+A network is a function (conv, x) -> features that calls conv(name, norm, x, out, window, ...) for each convolution. The
+names and shapes of its weights come from a trace of this function. Batch norm with fixed statistics is affine, and
+`fold` puts it into the kernel and the bias:
 
     gamma (W x - m) / sqrt(v + eps) + beta = (gamma / sqrt(v + eps) W) x + (beta - gamma m / sqrt(v + eps))
 """
@@ -17,7 +18,9 @@ import numpy as np
 from jax import lax
 
 NORM = ("weight", "bias", "running_mean", "running_var")
-NAMED = 8  # problems that a message lists
+EPSILON = 1e-3  # of the norms
+UNUSED = r"_?fc\.(weight|bias)|.*\.num_batches_tracked"  # names of tensors that no feature depends on
+LISTED = 8  # problems in an error
 
 
 class Folded(NamedTuple):
@@ -27,22 +30,48 @@ class Folded(NamedTuple):
     bias: Any
 
 
-def _convolve(folded: Folded, x: Any, stride: int, padding: str, groups: int) -> Any:
-    if groups > 1:
-        return _depthwise(folded.kernel, x, stride) + folded.bias
-    y = lax.conv_general_dilated(
-        x,
-        folded.kernel,
-        (stride, stride),
-        padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=lax.Precision.HIGHEST,
-    )
-    return y + folded.bias
+class Network(NamedTuple):
+    """A pretrained network.
+
+    title: for errors. layers: (conv, x (B, H, W, 3)) -> (B, width). size: of the input. prepare: pixels (B, H, W, 3) in
+    [0, 255] -> the input (B, size, size, 3). head: shapes of tensors of the classifier's head; `fold` checks them in a
+    file that has them.
+    """
+
+    title: str
+    layers: Callable
+    size: int
+    width: int
+    prepare: Callable
+    head: dict[str, tuple[int, ...]]
+
+
+def apply(layers: Callable, folded: Callable[[str, str, tuple[int, ...]], Folded], x: Any) -> Any:
+    """The layers on x (B, H, W, 3).
+
+    folded: (name of the convolution, name of its norm, shape of the weight in torch (out, in / groups, *window)) -> its
+    parameters.
+    """
+
+    def conv(name, norm, x, out, window, *, stride=1, padding="VALID", groups=1):
+        kernel, bias = folded(name, norm, (out, x.shape[-1] // groups, *window))
+        if groups > 1:
+            return _depthwise(kernel, x, stride) + bias
+        y = lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=lax.Precision.HIGHEST,
+        )
+        return y + bias
+
+    return layers(conv, x)
 
 
 def _depthwise(kernel: Any, x: Any, stride: int) -> Any:
-    """Each channel by itself, padded as "SAME". By shifted products: XLA's own is ten times slower on a CPU."""
+    """A depthwise convolution, padded as "SAME", by shifted products: XLA's own is ten times slower on a CPU."""
     (rows, columns), sizes = kernel.shape[:2], x.shape[1:3]
     out = [-(-size // stride) for size in sizes]
     reach = [(n - 1) * stride + 1 for n in out]
@@ -56,66 +85,65 @@ def _depthwise(kernel: Any, x: Any, stride: int) -> Any:
     return functools.reduce(jnp.add, parts)
 
 
-def apply(network: Callable, params: dict[str, Folded], x: Any) -> Any:
-    """The network with these parameters on x (B, H, W, C)."""
+def features(network: Network, params: dict[str, Folded], images: Any) -> Any:
+    """(B, H, W, 1 or 3) in [-1, 1] to (B, width); gray is repeated three times.
 
-    def conv(name, norm, x, out, window, *, stride=1, padding="VALID", groups=1):
-        return _convolve(params[name], x, stride, padding, groups)
-
-    return network(conv, x)
-
-
-def shapes(network: Callable, size: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that it needs, as torch has them, from its run on a picture of this size."""
-    found: dict[str, tuple[int, ...]] = {}
-
-    def conv(name, norm, x, out, window, *, stride=1, padding="VALID", groups=1):
-        inputs = x.shape[-1] // groups
-        found[f"{name}.weight"] = (out, inputs, *window)
-        found.update({f"{norm}.{part}": (out,) for part in NORM})
-        return _convolve(Folded(jnp.zeros((*window, inputs, out)), jnp.zeros(out)), x, stride, padding, groups)
-
-    jax.eval_shape(lambda x: network(conv, x), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
-    return found
+    Raises:
+      ValueError: for other shapes.
+    """
+    x = jnp.asarray(images, jnp.float32)
+    if x.ndim != 4 or x.shape[-1] not in (1, 3):
+        raise ValueError(f"images must have shape (N, H, W, 1) or (N, H, W, 3), got {x.shape}")
+    x = jnp.broadcast_to(x, (*x.shape[:-1], 3))
+    return apply(network.layers, lambda name, norm, shape: params[name], network.prepare((x + 1) * 127.5))
 
 
-def check_tensors(what: str, tensors: dict[str, np.ndarray], wanted: dict[str, tuple[int, ...]], unused: str) -> None:
-    """Raises `ValueError` unless all wanted tensors are there and finite, and the others match the pattern `unused`."""
+def kernels(network: Network) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """{name of a convolution: (name of its norm, shape of its weight in torch)}."""
+    result: dict[str, tuple[str, tuple[int, ...]]] = {}
+
+    def record(name, norm, shape):
+        result[name] = norm, shape
+        return Folded(jnp.zeros((*shape[2:], shape[1], shape[0])), jnp.zeros(shape[0]))
+
+    shape = (1, network.size, network.size, 3)
+    jax.eval_shape(lambda x: apply(network.layers, record, x), jax.ShapeDtypeStruct(shape, jnp.float32))
+    return result
+
+
+def shapes(network: Network) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that the network needs, as torch has them."""
+    result = {}
+    for name, (norm, shape) in kernels(network).items():
+        result[f"{name}.weight"] = shape
+        result |= {f"{norm}.{part}": shape[:1] for part in NORM}
+    return result
+
+
+def fold(network: Network, tensors: dict[str, np.ndarray]) -> dict[str, Folded]:
+    """The parameters of a network in float32 from tensors with the names of torch.
+
+    Raises:
+      ValueError: if tensors are missing, not finite, of another shape or unknown; the error lists them.
+    """
+    expected = shapes(network) | {name: shape for name, shape in network.head.items() if name in tensors}
     problems = []
-    for name, shape in wanted.items():
+    for name, shape in expected.items():
         if name not in tensors:
             problems.append(f"{name} is missing")
         elif tensors[name].shape != shape:
             problems.append(f"{name} must be {shape}, got {tensors[name].shape}")
         elif not np.issubdtype(tensors[name].dtype, np.floating) or not np.isfinite(tensors[name]).all():
             problems.append(f"{name} must be finite floats")
-    problems += [f"{n} is unknown" for n in tensors if n not in wanted and not re.fullmatch(unused, n)]
+    problems += [f"{n} is unknown" for n in tensors if n not in expected and not re.fullmatch(UNUSED, n)]
     if problems:
-        more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
-        raise ValueError(f"these are not the weights of {what}: {'; '.join(problems[:NAMED])}{more}")
+        more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+        raise ValueError(f"these are not the weights of {network.title}: {'; '.join(problems[:LISTED])}{more}")
 
-
-def fold(network: Callable, tensors: dict[str, np.ndarray], epsilon: float, size: int) -> dict[str, Folded]:
-    """The parameters, in float32. epsilon: of the norms; size: of a picture that the network can take."""
     params = {}
-
-    def conv(name, norm, x, out, window, *, stride=1, padding="VALID", groups=1):
+    for name, (norm, _) in kernels(network).items():
         gamma, beta, mean, variance = (np.asarray(tensors[f"{norm}.{part}"], np.float64) for part in NORM)
-        scale = gamma / np.sqrt(variance + epsilon)
+        scale = gamma / np.sqrt(variance + EPSILON)
         kernel = np.moveaxis(np.asarray(tensors[f"{name}.weight"], np.float64), (0, 1), (3, 2)) * scale
         params[name] = Folded(kernel.astype(np.float32), (beta - mean * scale).astype(np.float32))
-        return _convolve(params[name], x, stride, padding, groups)
-
-    jax.eval_shape(lambda x: network(conv, x), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
     return params
-
-
-def three_channels(x: Any) -> Any:
-    """(B, H, W, 1 or 3) as (B, H, W, 3): gray three times.
-
-    Raises:
-      ValueError: for other shapes.
-    """
-    if x.ndim != 4 or x.shape[-1] not in (1, 3):
-        raise ValueError(f"images must have shape (N, H, W, 1) or (N, H, W, 3), got {tuple(x.shape)}")
-    return jnp.broadcast_to(x, (*x.shape[:-1], 3))

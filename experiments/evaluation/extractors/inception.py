@@ -1,13 +1,13 @@
 """InceptionV3 as the Fréchet Inception distance has it (Szegedy et al. 2016; Heusel et al. 2017): 2,048 features.
 
-It differs from the network of the paper: average pools count no padding, the last block has a max pool in place of
-one. The weights are those of the TensorFlow graph of 2015-12-05 in the layout of pytorch-fid and torch-fidelity (their
-file's name ends in 6726825d), which the user gives. An image is brought to 299 x 299 as TensorFlow 1 did, and then to
-(pixel - 128) / 128:
+It differs from the network of the paper: average pools do not count the padding, and the last block has a max pool in
+place of one. The weights are those of the TensorFlow graph of 2015-12-05 in the layout of pytorch-fid and
+torch-fidelity, from a file that the user provides (its name ends in 6726825d). An image is resized to 299 x 299 as
+TensorFlow 1 did, and then scaled to (pixel - 128) / 128:
 
     y_i = (1 - w) x_j + w x_(j+1),   i H / 299 = j + w      no half-pixel centres, no antialias filter
 
-Only so are the numbers FIDs.
+With any other resize the numbers are not FIDs.
 """
 
 from typing import Any
@@ -17,15 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.evaluation.extractors.convolutions import apply, check_tensors, fold, shapes, three_channels
-from experiments.evaluation.extractors.torch_file import load_tensors
-
-SIZE, WIDTH, EPSILON = 299, 2048, 1e-3
-CLASSES = 1008
-UNUSED = r"fc\.(weight|bias)|.*\.num_batches_tracked"
+from experiments.evaluation.extractors.convolutions import Network
 
 
-def network(conv: Any, x: Any) -> Any:
+def layers(conv: Any, x: Any) -> Any:
     """(B, H, W, 3), H and W >= 75, to (B, 2048)."""
 
     def unit(name, x, out, window, *, stride=1, padding="VALID"):
@@ -119,7 +114,7 @@ def _block_e(unit, at, x, pool):
 
 
 def resize(x: Any, size: int) -> Any:
-    """(B, H, W, C) to (B, size, size, C) as in the module's head."""
+    """(B, H, W, C) to (B, size, size, C), the equation of the module."""
     for axis in (2, 1):  # the order decides the last bit
         length = x.shape[axis]
         place = np.arange(size, dtype=np.float32) * np.float32(length / size)
@@ -130,28 +125,12 @@ def resize(x: Any, size: int) -> Any:
     return x
 
 
-def prepare(images: Any) -> Any:
-    """(B, H, W, 1 or 3) in [-1, 1] as the network takes them: (B, 299, 299, 3)."""
-    return (resize((three_channels(images) + 1) * 127.5, SIZE) - 128) / 128
-
-
-def features(params: Any, images: Any) -> Any:
-    """(B, H, W, 1 or 3) in [-1, 1] to (B, 2048)."""
-    return apply(network, params, prepare(jnp.asarray(images, jnp.float32)))
-
-
-def load(path: str | None) -> Any:
-    """The parameters, from a file that the user gives: what torch saved, safetensors or npz.
-
-    Raises:
-      ValueError: if there is none, or it does not fit: names what is missing or of another shape.
-    """
-    if not path:
-        raise ValueError(
-            "extractor inception_v3 needs inception_weights=FILE: pt_inception-2015-12-05-6726825d.pth of pytorch-fid"
-        )
-    tensors, wanted = load_tensors(path), shapes(network, SIZE)
-    if "fc.weight" in tensors:  # torchvision's file has the same blocks, of another training
-        wanted |= {"fc.weight": (CLASSES, WIDTH)}
-    check_tensors("the Inception of FID", tensors, wanted, UNUSED)
-    return fold(network, tensors, EPSILON, SIZE)
+NETWORK = Network(
+    "the Inception of FID",
+    layers,
+    size=299,
+    width=2048,
+    prepare=lambda pixels: (resize(pixels, 299) - 128) / 128,
+    # The file of torchvision has the same layers from another training, and 1,000 classes.
+    head={"fc.weight": (1008, 2048)},
+)

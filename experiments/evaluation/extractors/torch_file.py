@@ -1,8 +1,8 @@
-"""The tensors of a file of weights, without running any code of it: what torch saves, safetensors, npz.
+"""The tensors of a file of weights: what torch saves, safetensors, npz. No code of the file is run.
 
-What `torch.save` writes is a pickle that names functions to call, and the numbers beside it, in a zip archive (since
-torch 1.6) or one after another. Here only dicts and tensors of numbers are made of it: a tensor is (storage, offset,
-sizes, strides), and a pickle that names anything else is refused before that is looked up.
+`torch.save` writes a pickle that names functions to call, and the numbers beside it, in a zip archive (since torch 1.6)
+or one after another. Only dicts and tensors of numbers are built from it here: a tensor is (storage, offset, sizes,
+strides). A pickle that names anything else is refused before the name is looked up.
 """
 
 import collections
@@ -13,13 +13,13 @@ import pickle
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from diffax.nn.interop import weights
 
-# Names of dtypes, not dtypes: a string is nothing that a pickle could change.
+# Names of dtypes, not dtypes, because a pickle cannot change a string.
 STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -50,11 +50,11 @@ class _Storage(NamedTuple):
 
 
 def load_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The tensors of a file by their names: .safetensors and .npz by the ending, else what `torch.save` wrote.
+    """The tensors of a file by name: .safetensors and .npz by the suffix, otherwise what `torch.save` wrote.
 
     Raises:
-      ValueError: if it is none of these, is damaged, is no dict of tensors, or names a global other than those that a
-        dict of tensors needs; names it.
+      ValueError: if it is none of these, is damaged, is no dict of tensors, or names a global that a dict of tensors
+        does not need; the error names it.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -66,19 +66,19 @@ def load_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         return _of_archive(path) if zipfile.is_zipfile(path) else _of_sequence(path)
-    except Exception as error:  # whatever a damaged pickle makes pickle raise
+    except Exception as error:  # pickle raises errors of many types for a damaged file
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"weights must be a file of tensors, got {path} ({reason})") from error
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes dicts, numbers, strings and `_Tensor`s; nothing is imported."""
+    """Builds dicts, numbers, strings and `_Tensor`s; imports nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            # A new function each time: a pickle may set attributes of what it is given.
+            # A new function each time, because a pickle may set attributes of the objects that it gets.
             return lambda storage, offset, sizes, strides, *rest: _Tensor(storage, offset, sizes, strides)
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
@@ -91,7 +91,7 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(str(key), dtype, int(count))
 
 
-def _load(file: io.BytesIO) -> Any:
+def _load(file: IO[bytes]) -> Any:
     return _Unpickler(file, encoding="utf-8").load()
 
 
@@ -102,36 +102,28 @@ def _of_archive(path: Path) -> dict[str, np.ndarray]:
             raise ValueError("its numbers are big-endian")
         if "data.pkl" not in names:
             raise ValueError("it is an archive without data.pkl")
-        value = _load(io.BytesIO(archive.read(names["data.pkl"])))
-        read = {}
-        for storage in {tensor.storage for tensor in _check(value).values()}:
-            name = names[f"data/{storage.key}"]
-            _check_size(storage, archive.getinfo(name).file_size)
-            read[storage] = np.frombuffer(archive.read(name), storage.dtype)
-    return {name: _numbers(name, tensor, read[tensor.storage]) for name, tensor in value.items()}
+        tensors = _checked(_load(io.BytesIO(archive.read(names["data.pkl"]))))
+        storages = {tensor.storage for tensor in tensors.values()}  # tensors may share one
+        data = {storage: archive.read(names[f"data/{storage.key}"]) for storage in storages}
+    return {name: _numbers(name, tensor, data[tensor.storage]) for name, tensor in tensors.items()}
 
 
 def _of_sequence(path: Path) -> dict[str, np.ndarray]:
-    file = io.BytesIO(path.read_bytes())
-    if _load(file) != MAGIC or _load(file) != PROTOCOL:
-        raise ValueError("it is nothing that torch wrote")
-    if not _load(file)["little_endian"]:
-        raise ValueError("its numbers are big-endian")
-    value = _load(file)
-    storages = {tensor.storage.key: tensor.storage for tensor in _check(value).values()}
-    read = {}
-    for key in _load(file):
-        (count,) = struct.unpack("<q", file.read(8))
-        storage = storages[key]
-        if count != storage.length:
-            raise ValueError(f"storage {key} must have {storage.length} numbers, got {count}")
-        data = file.read(count * np.dtype(storage.dtype).itemsize)
-        _check_size(storage, len(data))
-        read[storage] = np.frombuffer(data, storage.dtype)
-    return {name: _numbers(name, tensor, read[tensor.storage]) for name, tensor in value.items()}
+    with path.open("rb") as file:
+        if _load(file) != MAGIC or _load(file) != PROTOCOL:
+            raise ValueError("it is nothing that torch wrote")
+        if not _load(file)["little_endian"]:
+            raise ValueError("its numbers are big-endian")
+        tensors = _checked(_load(file))
+        storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
+        data = {}
+        for key in _load(file):
+            (count,) = struct.unpack("<q", file.read(8))
+            data[storages[key]] = file.read(count * np.dtype(storages[key].dtype).itemsize)
+    return {name: _numbers(name, tensor, data[tensor.storage]) for name, tensor in tensors.items()}
 
 
-def _check(value: Any) -> dict[str, _Tensor]:
+def _checked(value: Any) -> dict[str, _Tensor]:
     if not isinstance(value, dict):
         raise ValueError(f"it must hold a dict of tensors, got a {type(value).__name__}")
     for name, tensor in value.items():
@@ -140,22 +132,19 @@ def _check(value: Any) -> dict[str, _Tensor]:
     return value
 
 
-def _check_size(storage: _Storage, found: int) -> None:
-    wanted = storage.length * np.dtype(storage.dtype).itemsize
-    if found != wanted:
-        raise ValueError(f"storage {storage.key} must have {wanted} bytes, got {found}")
-
-
-def _numbers(name: str, tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
-    """A copy of the part, after a check that it lies within the storage: `as_strided` makes none."""
+def _numbers(name: str, tensor: _Tensor, data: bytes) -> np.ndarray:
+    """A copy of the tensor. `as_strided` does not check that it lies within its storage, so it is checked here."""
+    dtype, length = np.dtype(tensor.storage.dtype), tensor.storage.length
+    if len(data) != length * dtype.itemsize:
+        raise ValueError(f"storage {tensor.storage.key} must have {length * dtype.itemsize} bytes, got {len(data)}")
     offset, sizes, strides = tensor.offset, tuple(tensor.sizes), tuple(tensor.strides)
-    whole = all(type(n) is int and n >= 0 for n in (offset, *sizes, *strides)) and len(sizes) == len(strides)
-    if not whole or math.prod(sizes) > len(storage):
+    valid = all(type(n) is int and n >= 0 for n in (offset, *sizes, *strides)) and len(sizes) == len(strides)
+    if not valid or math.prod(sizes) > length:
         raise ValueError(f"{name} must be a part of its storage, got sizes {sizes} and strides {strides}")
     if math.prod(sizes) == 0:
-        return np.empty(sizes, storage.dtype)
+        return np.empty(sizes, dtype)
     last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-    if last >= len(storage):
-        raise ValueError(f"{name} must be a part of its storage of {len(storage)} numbers, got one up to {last}")
-    bytes_of = tuple(stride * storage.itemsize for stride in strides)
-    return np.lib.stride_tricks.as_strided(storage[offset:], sizes, bytes_of).copy()
+    if last >= length:
+        raise ValueError(f"{name} must be a part of its storage of {length} numbers, got one up to {last}")
+    numbers = np.frombuffer(data, dtype)[offset:]
+    return np.lib.stride_tricks.as_strided(numbers, sizes, [stride * dtype.itemsize for stride in strides]).copy()
