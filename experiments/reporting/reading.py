@@ -109,7 +109,9 @@ def check_result(result: dict[str, Any], id: str) -> dict[str, dict[str, Any]]:
     return {**numbers, "conditions": result["conditions"]}
 
 
-def _read_run(folder: Path, id: str, own: dict[str, Any], overrides: dict[str, Any]) -> Run:
+def read_run(folder: Path, id: str, own: dict[str, Any], overrides: dict[str, Any]) -> Run:
+    """Read a run from its folder."""
+
     def run(state: str, error: str = "", parts: Mapping[str, Any] = EMPTY) -> Run:
         return Run(id, folder, overrides, own, state, " ".join(error.split()), **parts)
 
@@ -175,7 +177,7 @@ def read_sweep(folder: Path) -> Sweep:
         " ".join(str(content.get("title") or "").split()),
         str(content.get("task") or ""),
         tuple(content["seed_keys"]),
-        [_read_run(where / id, id, own, {**inherited, **own}) for id, own in ids.items()],
+        [read_run(where / id, id, own, {**inherited, **own}) for id, own in ids.items()],
         [name for name in folders if name not in ids and not name.startswith(".")],
         base,
     )

@@ -1,24 +1,30 @@
-"""The kinds of runs, by config.task, and what they share."""
+"""What the kinds of runs share: the task of a run, the job of a process, the compiled program."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 
 from diffax.pretrained import entries
 from diffax.training import Progress
 from experiments.sweeping.definition import Run
 from experiments.sweeping.folder import Folder, Result
 
+PROGRAMS: dict[str, Any] = {}  # the newest one by its key
+
 
 class Job(NamedTuple):
     """Runs that one process computes together, and where.
 
-    way: "loop" for one after another, "vmap" for all in one program. keep: "export" or "none". progress: (name, total)
-    -> a progress line.
+    program: the key of the program that serves all of them. way: "loop" for one run, "vmap" for several in one program.
+    keep: "export" or "none". progress: (name, total) -> a progress line.
     """
 
     runs: Sequence[Run]
     folder: Folder
+    program: str
     way: str
     keep: str
     progress: Callable[[str, int], Progress]
@@ -28,21 +34,41 @@ class Job(NamedTuple):
         """Where the classifiers of the evaluation are kept."""
         return self.folder.path / "extractors"
 
+    def compiled(self, make: Callable[[], Any]) -> Any:
+        """The program of the previous job if it serves this one too, else that of `make`.
+
+        The previous program is dropped, since it takes hundreds of megabytes.
+        """
+        key = f"{self.way} {self.program}"
+        if key not in PROGRAMS:
+            PROGRAMS.clear()
+            PROGRAMS[key] = make()
+        return PROGRAMS[key]
+
+
+class Parsed(NamedTuple):
+    """What a sweep has to know about a run.
+
+    program: the key of its program, equal for runs that one program serves. inputs: {path: digest} of the models that
+    the run uses.
+    """
+
+    program: str
+    inputs: dict[str, str]
+
 
 class Task(NamedTuple):
     """A kind of run.
 
-    check: config -> None; raises `ValueError` for settings that are not possible. alike: config -> a value, equal for
-    runs that one program can serve. run: yields (run, its result or error). inputs: configs -> what the runs depend on
-    beside them. ways: the default on a CPU and on an accelerator. group: the default number of runs of "vmap".
+    parse: config -> Parsed; raises `ValueError` for settings that are not possible. run: yields (run, its result or
+    error) for each run of a job. ways: the default on a CPU and on an accelerator. group: the default number of runs of
+    "vmap".
     """
 
-    check: Callable[[Any], None]
-    alike: Callable[[Any], Any]
+    parse: Callable[[Any], Parsed]
     run: Callable[[Job], Iterator[tuple[Run, Result | BaseException]]]
     ways: tuple[str, str]
     group: int
-    inputs: Callable[[Sequence[Any]], dict[str, Any]] = lambda configs: {}
 
 
 def grid_entries(name: str, sampler: str, schedule: Any, calls: int) -> int:
@@ -57,3 +83,8 @@ def grid_entries(name: str, sampler: str, schedule: Any, calls: int) -> int:
     if count < 2:
         raise ValueError(f"{name} must suffice for a step of {sampler} and one last call, got {calls}")
     return count
+
+
+def traced(model: Any) -> Any:
+    """The model with its numbers as float32 arrays, as an argument of a program."""
+    return jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), model)

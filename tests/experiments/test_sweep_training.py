@@ -28,9 +28,10 @@ from experiments.models import objectives
 from experiments.reporting import document, summary, tables
 from experiments.reporting.reading import read_sweep
 from experiments.run import inputs as inputs_module
+from experiments.run import loading
 from experiments.run.inputs import opened, save_export
 from experiments.sweeping import definition as definitions
-from experiments.sweeping import measuring, programs, sample_task, settings, train_task
+from experiments.sweeping import measuring, sample_task, settings, tasks, train_task
 from experiments.sweeping.folder import Result
 
 __all__ = ["command"]  # a fixture
@@ -226,6 +227,11 @@ def changed(overrides, base=None):
     return config
 
 
+def program_of(config):
+    """The key of the program of a run."""
+    return train_task.parse(config).program
+
+
 def model_of(config):
     """The model of a config."""
     return opened(config, 8).model
@@ -238,7 +244,7 @@ def leaves_of(state):
 
 def ends(program, config, steps=3):
     """Parameters and their average after a few steps, as one array."""
-    state = program.step.place(program.first(train_task.traced(model_of(config)), config.seed))
+    state = program.step.place(program.first(tasks.traced(model_of(config)), config.seed))
     data = opened(config, 8).read(cache=True)
     for _ in range(steps):
         state, _ = program.step(state, next(data))
@@ -272,7 +278,7 @@ def test_one_program_serves_every_value_of_what_is_traced(monkeypatch, base, oth
     compiled = len(traces)
     for key, value in other.items():
         config = changed({key: value}, base)
-        assert train_task.alike(config) == train_task.alike(base), key
+        assert program_of(config) == program_of(base), key
         assert np.abs(ends(program, config) - before).max() > 1e-6, key
     together = ends(program, everything)
     assert len(traces) == compiled
@@ -301,15 +307,15 @@ def test_what_is_static_makes_another_program():
         "config.train.num_steps": 7,
         "config.network.dropout_rate": 0.2,
         "config.schedule": {"name": "linear", "beta_max": 10.0},
-        "config.evaluation.num": 30,
+        "config.evaluation.num": 300,
         "config.dataset.batch_size": 8,
         "config.sampling.eta": 0.5,  # from the sampler's own to a value
     }.items():
-        assert train_task.alike(changed({key: value}, base)) != train_task.alike(base), key
+        assert program_of(changed({key: value}, base)) != program_of(base), key
     some, others = (changed({"config.sampling.eta": eta}, base) for eta in (0.5, 0.8))
-    assert train_task.alike(some) == train_task.alike(others)
+    assert program_of(some) == program_of(others)
     for key, value in {"config.dataset.num_threads": 5, "config.seed": 3}.items():
-        assert train_task.alike(changed({key: value}, base)) == train_task.alike(base), key
+        assert program_of(changed({key: value}, base)) == program_of(base), key
 
 
 GIVEN = {"shift": 0.5, "sigma_min": 0.01, "sigma_max": 80.0}  # parameters without a default
@@ -330,9 +336,9 @@ def test_every_schedule_takes_traced_parameters(name):
     def level(model):
         return model.diffusion.schedule()(0.5)
 
-    jax.eval_shape(level, train_task.traced(model))
+    jax.eval_shape(level, tasks.traced(model))
     if numbers:
-        for found, wanted in zip(level(train_task.traced(model)), level(model), strict=True):
+        for found, wanted in zip(level(tasks.traced(model)), level(model), strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
@@ -354,27 +360,17 @@ def test_every_distribution_and_weighting_takes_traced_parameters(setting):
             objectives.make(getattr(model.loss, setting), table, model.diffusion)
             return 0
 
-        jax.eval_shape(built, train_task.traced(model))
+        jax.eval_shape(built, tasks.traced(model))
     assert count >= 3
 
 
 def test_more_runs_than_a_multiple_of_the_devices():
-    """The results of the copies that fill up the devices are dropped."""
+    """The rows of a program are filled up with copies of the last run."""
     for count in (1, 7, 8, 9):
-        items = [{"x": np.float32(i)} for i in range(count)]
-        filled = programs.filled(items)
-        assert len(filled) % 8 == 0
-        assert filled[:count] == items
-        call = programs.several(lambda shared, own: shared + 2 * own["x"])
-        found = call(jnp.float32(1.0), programs.stacked(filled))
-        parts = [programs.row(found, index) for index in range(count)]
-        np.testing.assert_array_equal(parts, 1 + 2 * np.arange(count))
-        assert [part.devices() for part in parts] == [
-            {jax.local_devices()[index * 8 // len(filled)]} for index in range(count)
-        ]  # nothing is gathered
-
-
-# What fails, and what is interrupted
+        trees = [{"x": np.float32(i)} for i in range(count)]
+        rows = train_task.stacked(trees)["x"]
+        assert len(rows) % 8 == 0
+        np.testing.assert_array_equal(rows, np.minimum(np.arange(len(rows)), count - 1))
 
 
 @pytest.mark.usefixtures("unmeasured")
@@ -452,7 +448,7 @@ def test_a_checkpoint_that_does_not_fit_is_begun_anew(command, tmp_path, monkeyp
     assert command(path, tmp_path / "straight", "--way=vmap").status == 0
     with monkeypatch.context() as patch:
         interrupt_at(patch, 12)
-        patch.setattr(programs, "filled", lambda items: [*items, *items[-1:] * 14])
+        patch.setattr(train_task, "filled", lambda items: [*items, *items[-1:] * 14])
         with pytest.raises(KeyboardInterrupt):
             command(path, tmp_path / "w", "--way=vmap")
     assert [path.name for path in (tmp_path / "w").glob("runs/*/checkpoints/4")] == ["4"]
@@ -574,7 +570,7 @@ def kept(monkeypatch):
         np.save(path.with_suffix(".npy"), x)
         return measures.Measures({"mean": float(x.mean())}, {}, {}, {})
 
-    monkeypatch.setattr(measuring, "prepared", lambda *_: (None, measure))
+    monkeypatch.setattr(measuring, "prepared", lambda *_: measure)
 
 
 def sampling_sweep(path, overrides, checkpoint):
@@ -651,7 +647,7 @@ def test_the_ways_of_sampling_agree_and_are_the_command_that_samples(command, ch
 @pytest.mark.parametrize("way", ["vmap", "loop"])
 def test_samples_that_are_not_finite_fail_their_run_alone(command, checkpoint, tmp_path, monkeypatch, way):
     measure = lambda x, path: measures.Measures({"mean": float(images.to_pixels(x, 0, 16).mean())}, {}, {}, {})
-    monkeypatch.setattr(measuring, "prepared", lambda *_: (None, measure))
+    monkeypatch.setattr(measuring, "prepared", lambda *_: measure)
     path = sampling_sweep(tmp_path / "s.py", "product({'config.sampling.guidance': [2.0, 1e39]})", checkpoint)
     done = command(path, tmp_path / "w", f"--way={way}")
     assert done.status == 1
@@ -665,10 +661,12 @@ def test_a_checkpoint_that_changed_is_refused(command, checkpoint, tmp_path, mon
     """Under the same path: other parameters; nothing is computed from them."""
     path = sampling_sweep(tmp_path / "s.py", "seeds(1)", checkpoint)
     assert command(path, tmp_path / "w", "--way=loop").status == 0
-    trained = sample_task._trained(str(checkpoint))
+    trained = loading.load(checkpoint)
     other = trained._replace(params=jax.tree.map(lambda v: v + 1e-3, trained.params))
-    monkeypatch.setattr(sample_task, "_trained", lambda checkpoint: other)
+    monkeypatch.setattr(loading, "load", lambda *_: other)
+    sample_task._opened.cache_clear()
     done = command(path, tmp_path / "w", "--way=loop")
+    sample_task._opened.cache_clear()
     assert done.status == 2
     assert f"inputs.{checkpoint} = 'step 30, " in done.err
     assert done.err.count("\n") == 1
