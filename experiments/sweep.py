@@ -23,11 +23,11 @@ import sys
 import jax
 from absl import flags
 
-from diffax._checks import check_count, choose
+from diffax._checks import check_count
 from experiments.run import devices
 from experiments.run.command import launch, path_of, usage_errors
 from experiments.sweeping import definition, oracle_task, sample_task, train_task, worker
-from experiments.sweeping.folder import STATES, Folder, Plan, content
+from experiments.sweeping.folder import STATES, Folder, content
 from experiments.sweeping.tasks import Task
 
 SWEEP = flags.DEFINE_string("sweep", None, "The sweep's file.", required=True)
@@ -45,10 +45,10 @@ LIST = flags.DEFINE_bool("list", False, "Show the state of each run, and compute
 DRY = flags.DEFINE_bool("dry_run", False, "Check everything and show what would be computed; write nothing.")
 RETRY = flags.DEFINE_bool("retry", False, "Compute failed runs and corrupt results again.")
 
-# On a CPU a network's convolutions are slower batched over parameters, so training and drawing run one after another.
+# On a CPU a network's convolutions are slower batched over parameters, so trainings run one after another.
 TASKS = {
     "train": Task(train_task.parse, train_task.run, ways=("loop", "vmap"), group=8),
-    "sample": Task(sample_task.parse, sample_task.run, ways=("loop", "vmap"), group=8),
+    "sample": Task(sample_task.parse, sample_task.run, ways=("loop", "loop"), group=8),
     "oracle": Task(oracle_task.parse, oracle_task.run, ways=("vmap", "vmap"), group=1024),
 }
 PATIENCE = 1.0  # seconds to wait for a run that another process holds, which may have ended or only looked at the state
@@ -63,28 +63,28 @@ def main(argv):
     with usage_errors():
         folder = Folder(path_of("workdir", WORKDIR.value))
         sweep = definition.load(path_of("sweep", SWEEP.value), SET.value)
-        task = choose("config.task", sweep.base.task, TASKS)
+        task = TASKS[sweep.base.task]
         platform, count = worker.backend() if WORKERS.value > 1 else (jax.default_backend(), 1)
         if platform != "cpu" and WORKERS.value > max(count, 1):
             raise ValueError(f"workers must be at most the {count} devices, got {WORKERS.value}")
-        parsed = {}
+        programs, inputs = {}, {}
         for run in sweep.runs.values():
             try:
-                parsed[run.id] = task.parse(run.config)
+                programs[run.id], digests = task.parse(run.config)
+                inputs |= digests
             except ValueError as error:
                 raise ValueError(f"run {run.label}: {error}") from error
 
         # ------------------------------------------------------------ plan: how runs share programs, which of them
         if GROUP.value is not None:
             check_count("group", GROUP.value)
-        saved = folder.plan()
+        saved = (folder.saved() or {"together": {}})["together"]
         way = WAY.value or saved.get("way") or task.ways[platform != "cpu"]
         group = GROUP.value or (saved["group"] if saved.get("way") == way else task.group)
-        plan = Plan(way, 1 if way == "loop" else group)
-        groups = worker.groups_of(sweep.runs, parsed, plan.group)
+        plan = {"way": way, "group": 1 if way == "loop" else group}
+        groups = worker.groups_of(sweep.runs, programs, plan["group"])
         runs = worker.chosen(sweep.runs, groups, ONLY.value, SHARD.value)
-        inputs = {path: digest for one in parsed.values() for path, digest in one.inputs.items()}
-        now = content(sweep, plan, dict(sorted(inputs.items())))
+        now = content(sweep, plan, inputs)
         if LIST.value or DRY.value:
             folder.compare(now)
             print(worker.table(folder, runs))
@@ -105,7 +105,7 @@ def main(argv):
             worker.end_with_parent()
         devices.cache_compilations(folder.path / "compile_cache")
         signal.signal(signal.SIGTERM, worker.stop)
-        one = worker.Worker(folder, task, parsed, plan.way, KEEP.value, runs)
+        one = worker.Worker(folder, task, programs, way, KEEP.value, runs)
         number, _, total = (WORKER.value or "1/1").partition("/")
         first = (int(number) - 1) * len(groups) // int(total)  # each worker begins elsewhere
         ids = {run.id for run in runs}

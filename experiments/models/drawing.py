@@ -45,26 +45,11 @@ def draw(
 
     update: called with the last index of each batch, once it is drawn.
     """
-    root = jax.random.key(seed)
-
-    def batch(index: np.ndarray) -> Any:
-        condition = None if cycle is None else jnp.asarray(cycle[index % len(cycle)])
-        return generate(params, random.keys_at(root, index), condition)
-
-    return in_batches(batch, index, batch_size=batch_size, update=update)
-
-
-def in_batches(
-    f: Callable[[np.ndarray], Any],
-    index: np.ndarray,
-    *,
-    batch_size: int,
-    update: Callable[[int], Any] = lambda last: None,
-) -> np.ndarray:
-    """f(index (batch_size,)) of all indices (N,), on the host. The last batch is filled up. update: as in `draw`."""
-    parts = []
+    parts, root = [], jax.random.key(seed)
     for at in range(0, len(index), batch_size):
         part = index[at : at + batch_size]
-        parts.append(np.asarray(f(np.resize(part, batch_size)))[: len(part)])
+        filled = np.resize(part, batch_size)
+        condition = None if cycle is None else jnp.asarray(cycle[filled % len(cycle)])
+        parts.append(np.asarray(generate(params, random.keys_at(root, filled), condition))[: len(part)])
         update(int(part[-1]))
     return np.concatenate(parts)

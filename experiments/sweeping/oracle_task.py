@@ -9,7 +9,7 @@ One program serves all runs with one sampler, one number of calls and one schedu
 import functools
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +23,14 @@ from experiments.benchmarks import accuracy, distributions, problems
 from experiments.models import samplers
 from experiments.sweeping.definition import Run
 from experiments.sweeping.folder import Result
-from experiments.sweeping.tasks import Job, Parsed, grid_entries
+from experiments.sweeping.tasks import Job, grid_entries
 
 NOT_OURS = ("ddpm_learned", "restart")
 STATIC = ("schedule", "dimension", "examples", "calls", "sampler")
 
 
-def parse(config: Any) -> Parsed:
-    """The program of a run.
+def parse(config: Any) -> tuple[str, dict[str, str]]:
+    """See `Task`.
 
     Raises:
       ValueError: for settings that are not possible.
@@ -45,7 +45,7 @@ def parse(config: Any) -> Parsed:
     check_count("config.examples", config.examples, 2)
     grid_entries("config.calls", config.sampler, problems.SCHEDULES[config.schedule], config.calls)
     samplers.check_eta("config.eta", config.sampler, config.eta)
-    return Parsed(" ".join(f"{key}={config[key]}" for key in STATIC) + f" default={config.eta is None}", {})
+    return " ".join(f"{key}={config[key]}" for key in STATIC) + f" default={config.eta is None}", {}
 
 
 def run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
@@ -56,26 +56,28 @@ def run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
     seeds = tuple(sorted({run.config.seed for run in job.runs}))
     with jax.enable_x64(True):
         program = job.compiled(lambda: _compile(config.schedule, config.dimension, name))
-        starts = _starts(config.schedule, config.dimension, config.examples, seeds)
+        x, x0, quantiles, floor = _starts(config.schedule, config.dimension, config.examples, seeds)
 
         def arguments(run: Run) -> tuple[Any, ...]:
             times = problems.step_grid(run.config.schedule, run.config.grid, count, run.config.end)
             eta = None if config.eta is None else np.float64(run.config.eta)
             index = seeds.index(run.config.seed)
-            return times, eta, np.int64(run.config.seed), starts.x[index], starts.x0[index]
+            return times, eta, np.int64(run.config.seed), x[index], x0[index]
 
         columns = jax.tree.map(lambda *rows: np.stack(rows), *map(arguments, job.runs))
         begin = time.perf_counter()
-        program(starts.quantiles, *columns)  # compiles
+        program(quantiles, *columns)  # compiles
         compiled = time.perf_counter()
-        results = program(starts.quantiles, *columns)
+        results = program(quantiles, *columns)
         end = time.perf_counter()
     seconds = {"seconds": (end - compiled) / len(job.runs), "compile_seconds": max(2 * compiled - begin - end, 0.0)}
     cost = {"calls": float(spent(name, schedule, count)), **{key: round(value, 6) for key, value in seconds.items()}}
+    components = len(problems.mixture(config.dimension).weights)
+    conditions = {"law": f"mixture of {components} in {config.dimension}-D", "num_samples": config.examples}
     for run, rms, sliced in zip(job.runs, *results, strict=True):
         is_noisy = samplers.draws_noise(name, run.config.eta)
         metrics = {"sliced": float(sliced)} | ({} if is_noisy else {"rms": float(rms)})
-        yield run, Result(metrics, {"sliced": starts.floor}, starts.conditions, cost)
+        yield run, Result(metrics, {"sliced": floor}, conditions, cost)
 
 
 def _compile(schedule_name: str, dimension: int, name: str) -> Callable[..., Any]:
@@ -91,18 +93,11 @@ def _compile(schedule_name: str, dimension: int, name: str) -> Callable[..., Any
     return over_batch(jax.jit(jax.vmap(one, (None, 0, 0, 0, 0, 0))))
 
 
-class _Starts(NamedTuple):
-    """For seeds (S): noise x and exact results x0 (S, B, D). quantiles, floor: of the exact distribution."""
-
-    x: np.ndarray
-    x0: np.ndarray
-    quantiles: np.ndarray
-    floor: float
-    conditions: dict[str, Any]
-
-
 @functools.lru_cache(maxsize=4)
-def _starts(schedule: str, dimension: int, examples: int, seeds: tuple[int, ...]) -> _Starts:
+def _starts(
+    schedule: str, dimension: int, examples: int, seeds: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray, Any, float]:
+    """For seeds (S): (noise x and exact results x0 (S, B, D), quantiles and floor of the exact distribution)."""
     of, t, mixture = problems.SCHEDULES[schedule], problems.start_time(schedule), problems.mixture(dimension)
     draws = [np.random.default_rng(seed).normal(size=(examples, dimension)) for seed in seeds]
     x = np.asarray(of(t).sigma) * np.concatenate(draws)
@@ -110,5 +105,4 @@ def _starts(schedule: str, dimension: int, examples: int, seeds: tuple[int, ...]
     quantiles = distributions.quantiles(mixture, examples)
     floor, _ = distributions.floor(mixture, quantiles)
     shape = (len(seeds), examples, dimension)
-    conditions = {"law": f"mixture of {len(mixture.weights)} in {dimension}-D", "num_samples": examples}
-    return _Starts(x.reshape(shape), np.asarray(x0).reshape(shape), quantiles, floor, conditions)
+    return x.reshape(shape), np.asarray(x0).reshape(shape), quantiles, floor

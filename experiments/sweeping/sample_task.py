@@ -12,23 +12,21 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffax import random
 from diffax.pretrained import Diffusion, spent, step_grid
 from diffax.training.parallel import over_batch
 from experiments.configs.settings import can_guide, check_guidance, flatten
 from experiments.model import sampling
 from experiments.models.digests import digest
-from experiments.models.drawing import in_batches
+from experiments.models.drawing import draw
 from experiments.run import loading
 from experiments.run.command import path_of
 from experiments.sweeping import measuring
 from experiments.sweeping.definition import SEED, Run
 from experiments.sweeping.folder import Result
-from experiments.sweeping.tasks import Job, Parsed, grid_entries, traced
+from experiments.sweeping.tasks import Job, grid_entries, traced
 
 # Arguments of a program.
 ARGUMENTS = (SEED, "config.calls", "config.sampling.eta", "config.sampling.guidance", "config.sampling.grid")
@@ -52,8 +50,8 @@ def _diffusion(trained: loading.Trained, settings: Any, calls: int) -> Diffusion
     return dataclasses.replace(trained.model.diffusion, sampling=own)
 
 
-def parse(config: Any) -> Parsed:
-    """The program and the checkpoint of a run.
+def parse(config: Any) -> tuple[str, dict[str, str]]:
+    """See `Task`.
 
     Raises:
       ValueError: for settings that are not possible.
@@ -69,72 +67,57 @@ def parse(config: Any) -> Parsed:
     measuring.check(config.evaluation, diffusion.condition == "label")
     kept = {key: value for key, value in flatten(config.to_dict()).items() if key not in ARGUMENTS}
     structure = jax.tree.structure(diffusion.sampling)
-    return Parsed(f"{structure} {json.dumps(kept, sort_keys=True)}", {config.checkpoint: mark})
+    return f"{structure} {json.dumps(kept, sort_keys=True)}", {config.checkpoint: mark}
 
 
 def run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
-    """Draw for all runs of a job, batch by batch, then measure each."""
-    config, seeds = job.runs[0].config, [run.config.seed for run in job.runs]
+    """Draw and measure the runs of a job, one after another; each is spread over the devices by its samples."""
+    config = job.runs[0].config
     trained, _ = _opened(config.checkpoint)
-    evaluation, name = config.evaluation, config.sampling.sampler
-    space, classes = loading.latents_of(trained), trained.data.num_classes
-    decode: Callable[..., Any] = (lambda x: x) if space is None else space.decoded(lambda x: x)
-    generate = job.compiled(lambda: _compile(job.way))
+    classes = trained.data.num_classes if trained.model.diffusion.condition == "label" else None
+    label, measure = measuring.prepared(config.evaluation, trained.dataset, classes, job.folder.path / "extractors")
+    generate = job.compiled(lambda: _compile(loading.latents_of(trained)))
+    for run in job.runs:
+        try:
+            x, cost = _drawn(generate, trained, label, run, job)
+            measured = measure(x, job.folder.run(run) / "samples.png")
+            yield run, Result(measured.metrics, measured.floors, measured.conditions, cost)
+        except Exception as error:  # the other runs of the job continue
+            yield run, error
 
-    diffusions = [_diffusion(trained, run.config.sampling, run.config.calls) for run in job.runs]
-    count, schedule = diffusions[0].sampling.num_steps, diffusions[0].schedule(trained.params)
-    grids = [step_grid(name, run.config.sampling.grid, schedule, count) for run in job.runs]
-    numbers = [traced(diffusion) for diffusion in diffusions]
-    columns = jax.tree.map(lambda *leaves: jnp.stack(leaves), *numbers), jnp.stack(grids)
-    label = measuring.labels(evaluation, classes if diffusions[0].condition == "label" else None)
-    measure = measuring.prepared(evaluation, trained.dataset, label, job.extractors)
 
-    def batch(index: np.ndarray) -> np.ndarray:
-        """The samples (B, K, *shape) of K runs."""
-        keys = jnp.stack([random.keys_at(jax.random.key(seed), index) for seed in seeds])
-        own = None if label is None else jnp.asarray(label[index])
-        if job.way == "loop":
-            z = generate((trained.params, numbers[0], grids[0]), keys[0], own)[None]
-        else:
-            z = generate((trained.params, own), *columns, keys)
-        x = decode(z.reshape(-1, *z.shape[2:]))
-        return np.moveaxis(x.reshape(*z.shape[:2], *x.shape[1:]), 0, 1)
+def _compile(space: Any) -> Callable[..., np.ndarray]:
+    """((params, model with traced numbers, grid), keys, labels) -> samples, of any run with this program."""
 
-    size = min(evaluation.batch_size, evaluation.num)
-    batches = -(-evaluation.num // size)
+    def generate(variables: Any, keys: Any, label: Any) -> Any:
+        params, diffusion, times = variables
+        return diffusion.generate(params, keys, label, times=times)
+
+    images = over_batch(jax.jit(generate))
+    return images if space is None else space.decoded(images)
+
+
+def _drawn(
+    generate: Callable[..., np.ndarray], trained: loading.Trained, label: np.ndarray | None, run: Run, job: Job
+) -> tuple[np.ndarray, dict[str, float]]:
+    """(the samples of a run, their cost)."""
+    config, num = run.config, run.config.evaluation.num
+    name, schedule = config.sampling.sampler, trained.model.diffusion.schedule(trained.params)
+    diffusion = _diffusion(trained, config.sampling, config.calls)
+    grid = step_grid(name, config.sampling.grid, schedule, diffusion.sampling.num_steps)
+    size = min(config.evaluation.batch_size, num)
+    batches = -(-num // size)
     progress, times = job.progress("batch", batches), [time.monotonic()]
 
     def update(last: int) -> None:
         progress.update(len(times))
         times.append(time.monotonic())
 
-    samples = in_batches(batch, np.arange(evaluation.num), batch_size=size, update=update)
-    # The first batch compiles, unless a job before it did.
+    variables = trained.params, traced(diffusion), grid
+    x = draw(generate, variables, config.seed, np.arange(num), label, batch_size=size, update=update)
+    # The first batch compiles, unless a run before it did.
     each = np.diff(times)
-    seconds = float(np.median(each[batches > 1 :])) * batches / len(job.runs)
-    cost = {"seconds": round(seconds, 3), "compile_seconds": round(max(float(each[0] - np.median(each)), 0.0), 3)}
-    cost["calls"] = float(spent(name, schedule, count))
-    for index, run in enumerate(job.runs):
-        try:
-            measured = measure(samples[:, index], job.folder.run(run) / "samples.png")
-            yield run, Result(measured.metrics, measured.floors, measured.conditions, cost)
-        except Exception as error:  # the other runs of the job continue
-            yield run, error
-
-
-def _compile(way: str) -> Callable[..., np.ndarray]:
-    """loop: ((params, model, grid), keys, labels) -> samples (B, *shape), spread over the devices.
-
-    vmap: ((params, labels), models (K), grids (K, n), keys (K, B)) -> samples (K, B, *shape), the runs spread over the
-    devices. The numbers of a model are traced.
-    """
-
-    def alone(variables: Any, keys: Any, label: Any) -> Any:
-        params, diffusion, times = variables
-        return diffusion.generate(params, keys, label, times=times)
-
-    def several(shared: Any, *own: Any) -> Any:
-        params, label = shared
-        return jax.vmap(lambda diffusion, times, keys: alone((params, diffusion, times), keys, label))(*own)
-
-    return over_batch(jax.jit(alone if way == "loop" else several))
+    typical = float(np.median(each[batches > 1 :]))
+    seconds = {"seconds": typical * batches, "compile_seconds": max(float(each[0] - np.median(each)), 0.0)}
+    calls = float(spent(name, schedule, diffusion.sampling.num_steps))
+    return x, {"calls": calls, **{key: round(value, 3) for key, value in seconds.items()}}

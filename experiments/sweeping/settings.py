@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from diffax._checks import choose
 from experiments.configs import default
 from experiments.configs.settings import OPEN_GROUPS
 
@@ -81,10 +82,7 @@ def known(base: ConfigDict) -> ConfigDict:
     Raises:
       ValueError: for another kind.
     """
-    task = base.get("task")
-    if task not in KNOWN:
-        raise ValueError(f"config.task must be one of {', '.join(KNOWN)}, got {task!r}: start from sweeping.settings")
-    return KNOWN[task]()
+    return choose("config.task", base.get("task"), KNOWN)()
 
 
 def make_floats(group: Any, is_open: bool = False) -> None:

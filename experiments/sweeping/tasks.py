@@ -1,7 +1,6 @@
 """What the kinds of runs share: the task of a run, the job of a process, the compiled program."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -29,11 +28,6 @@ class Job(NamedTuple):
     keep: str
     progress: Callable[[str, int], Progress]
 
-    @property
-    def extractors(self) -> Path:
-        """Where the classifiers of the evaluation are kept."""
-        return self.folder.path / "extractors"
-
     def compiled(self, make: Callable[[], Any]) -> Any:
         """The program of the previous job if it serves this one too, else that of `make`.
 
@@ -46,26 +40,15 @@ class Job(NamedTuple):
         return PROGRAMS[key]
 
 
-class Parsed(NamedTuple):
-    """What a sweep has to know about a run.
-
-    program: the key of its program, equal for runs that one program serves. inputs: {path: digest} of the models that
-    the run uses.
-    """
-
-    program: str
-    inputs: dict[str, str]
-
-
 class Task(NamedTuple):
     """A kind of run.
 
-    parse: config -> Parsed; raises `ValueError` for settings that are not possible. run: yields (run, its result or
-    error) for each run of a job. ways: the default on a CPU and on an accelerator. group: the default number of runs of
-    "vmap".
+    parse: config -> (key, equal for runs that one program serves; {path: digest} of the models that the run uses);
+    raises `ValueError` for settings that are not possible. run: yields (run, its result or error) for each run of a
+    job. ways: the default on a CPU and on an accelerator. group: the default number of runs of "vmap".
     """
 
-    parse: Callable[[Any], Parsed]
+    parse: Callable[[Any], tuple[str, dict[str, str]]]
     run: Callable[[Job], Iterator[tuple[Run, Result | BaseException]]]
     ways: tuple[str, str]
     group: int

@@ -26,7 +26,7 @@ from experiments.run.workdir import newest
 from experiments.sweeping import measuring
 from experiments.sweeping.definition import Run
 from experiments.sweeping.folder import Result
-from experiments.sweeping.tasks import Job, Parsed, traced
+from experiments.sweeping.tasks import Job, traced
 
 # Settings that are numbers of the model, or of the data of one run.
 FREE = (
@@ -35,8 +35,8 @@ FREE = (
 )
 
 
-def parse(config: Any) -> Parsed:
-    """The program of a run, and the autoencoder and the base that it uses.
+def parse(config: Any) -> tuple[str, dict[str, str]]:
+    """See `Task`.
 
     Raises:
       ValueError: for settings that are not possible.
@@ -51,7 +51,7 @@ def parse(config: Any) -> Parsed:
     structure = jax.tree.structure(inputs.model)
     used = ((config.latent.autoencoder, inputs.space), (config.lora.base, inputs.base))
     digests = {path: part.digest for path, part in used if part is not None}
-    return Parsed(f"{structure} {json.dumps(kept, sort_keys=True)}", digests)
+    return f"{structure} {json.dumps(kept, sort_keys=True)}", digests
 
 
 class Program(NamedTuple):
@@ -112,7 +112,7 @@ def stacked(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *filled(trees))
 
 
-class JoinedBatches:
+class JoinedBatches(Iterator[Any]):
     """The batches of several runs as one iterator, whose position is that of each."""
 
     def __init__(self, batches: list[Any]) -> None:
@@ -153,10 +153,12 @@ def run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
     config, is_loop = job.runs[0].config, job.way == "loop"
     mesh = training.make_mesh(jax.local_devices())
     inputs = [opened(run.config, mesh.size) for run in job.runs]
-    prepared = [_prepared(run, own, job) for run, own in zip(job.runs, inputs, strict=True)]  # before the training
+    classes = inputs[0].data.num_classes if config.network.conditional else None
+    data, folder = config.dataset.to_dict(), job.folder.run(job.runs[0])
+    prepared = measuring.prepared(config.evaluation, data, classes, job.folder.path / "extractors")
     program = job.compiled(lambda: _compile(inputs[0], config.parallel, job.way))
     caches = {"cache_images": config.dataset.cache, "cache_latents": config.latent.cache}
-    batches = [own.batches(mesh, **caches) for own in inputs]
+    batches: list[Any] = [own.batches(mesh, **caches) for own in inputs]
     starts = [(traced(own.model), np.int32(run.config.seed)) for run, own in zip(job.runs, inputs, strict=True)]
 
     # ---- train
@@ -165,7 +167,6 @@ def run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
         "identity": [own.identity(run.config.dataset.train_split) for run, own in zip(job.runs, inputs, strict=True)],
         "rows": 1 if is_loop else len(filled(starts)),
     }
-    folder = job.folder.run(job.runs[0])
     _remove_others(folder, record)
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(contextlib.closing(RunLog(job, index))) for index in range(len(job.runs))]
@@ -196,7 +197,7 @@ def run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
             continue
         try:
             ema = averages if is_loop else jax.device_put(jax.tree.map(lambda v, index=index: v[index], averages))
-            result = _measure(program, run, inputs[index], ema, prepared[index], job)
+            result = _measure(program, run, inputs[index], ema, prepared, job)
             loss = {"loss": float(np.ravel(fitted.logged["loss"])[index])}
             yield run, result._replace(metrics=loss | result.metrics, cost=result.cost | cost)
         except Exception as error:  # the other runs of the job continue
@@ -213,13 +214,6 @@ def _remove_others(folder: Any, record: dict[str, Any]) -> None:
         is_same = False
     if not is_same:
         shutil.rmtree(folder / "checkpoints")
-
-
-def _prepared(run: Run, inputs: Inputs, job: Job) -> tuple[Any, Callable[..., Any]]:
-    """(labels of the samples, the function that measures them)."""
-    evaluation, dataset = run.config.evaluation, run.config.dataset.to_dict()
-    label = measuring.labels(evaluation, inputs.data.num_classes if run.config.network.conditional else None)
-    return label, measuring.prepared(evaluation, dataset, label, job.extractors)
 
 
 def _measure(program: Program, run: Run, inputs: Inputs, ema: Any, prepared: Any, job: Job) -> Result:

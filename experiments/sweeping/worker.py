@@ -1,6 +1,5 @@
 """Computes the runs of a sweep that no other process works on, in this process or in several."""
 
-import functools
 import os
 import signal
 import subprocess
@@ -15,14 +14,14 @@ from diffax.training.logs import clock
 from experiments.configs.settings import flatten, parsed
 from experiments.sweeping.definition import Run, described
 from experiments.sweeping.folder import STATES, Folder, Result
-from experiments.sweeping.tasks import Job, Parsed, Task
+from experiments.sweeping.tasks import Job, Task
 
 
-def groups_of(runs: Mapping[str, Run], programs: Mapping[str, Parsed], size: int) -> list[list[Run]]:
+def groups_of(runs: Mapping[str, Run], programs: Mapping[str, str], size: int) -> list[list[Run]]:
     """All runs in groups of at most `size` that one program serves; groups of one program follow each other."""
     classes: dict[str, list[Run]] = {}
     for run in runs.values():
-        classes.setdefault(programs[run.id].program, []).append(run)
+        classes.setdefault(programs[run.id], []).append(run)
     return [alike[at : at + size] for alike in classes.values() for at in range(0, len(alike), size)]
 
 
@@ -73,7 +72,7 @@ class Worker:
     """One process that works on a sweep. runs: those that it may compute."""
 
     def __init__(
-        self, folder: Folder, task: Task, programs: Mapping[str, Parsed], way: str, keep: str, runs: Sequence[Run]
+        self, folder: Folder, task: Task, programs: Mapping[str, str], way: str, keep: str, runs: Sequence[Run]
     ) -> None:
         self._folder, self._task, self._programs, self._way, self._keep = folder, task, programs, way, keep
         self._open = {run.id: run for run in runs if not folder.is_settled(run)}
@@ -101,11 +100,16 @@ class Worker:
 
     def _compute(self, members: Sequence[Run]) -> None:
         """Compute runs in one job; results that are there already stay."""
-        folder, start, errors = self._folder, time.monotonic(), []
+        folder, start = self._folder, time.monotonic()
+        errors: list[BaseException] = []
         rest = {run.id: run for run in members if not folder.is_settled(run)}
         self._open = {id: run for id, run in self._open.items() if not folder.is_settled(run)}
-        progress = functools.partial(_progress, members[0].id if len(members) == 1 else f"{len(members)} runs")
-        job = Job(members, folder, self._programs[members[0].id].program, self._way, self._keep, progress)
+        name = members[0].id if len(members) == 1 else f"{len(members)} runs"
+
+        def progress(unit: str, total: int) -> Progress:
+            return Progress(f"{name} {unit}", total, f"{unit}s", silent=not sys.stdout.isatty())
+
+        job = Job(members, folder, self._programs[members[0].id], self._way, self._keep, progress)
         try:
             for run in rest.values():
                 folder.begin(run, members, self._way)
@@ -142,10 +146,6 @@ class Worker:
         print(f"[{done}/{self._total}] {run.label}: {text}  ({seconds:.1f} s){eta}", flush=True)
 
 
-def _progress(job: str, name: str, total: int) -> Progress:
-    return Progress(f"{job} {name}", total, f"{name}s", silent=not sys.stdout.isatty())
-
-
 def backend() -> tuple[str, int]:
     """(name, number of devices) of what workers would run on, asked in a process that releases them again."""
     ask = "import jax; print(jax.default_backend(), jax.local_device_count())"
@@ -165,11 +165,12 @@ def spawn(count: int, accelerators: bool) -> list[int]:
     Raises:
       Stopped: after such a signal, once all workers have ended.
     """
-    workers, signals = [], []
+    workers, signals, visible = [], [], os.environ.get("CUDA_VISIBLE_DEVICES")
     for number in range(count):
         environment = {**os.environ}
         if accelerators:
-            environment |= {"CUDA_VISIBLE_DEVICES": _visible(number), "TPU_VISIBLE_CHIPS": str(number)}
+            gpu = visible.split(",")[number] if visible else str(number)
+            environment |= {"CUDA_VISIBLE_DEVICES": gpu, "TPU_VISIBLE_CHIPS": str(number)}
             environment |= {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}
         own = ["--workers=1", "--retry=false", f"--worker={number + 1}/{count}"]  # the last of a flag counts
         command = [sys.executable, "-m", "experiments.sweep", *sys.argv[1:], *own]
@@ -205,9 +206,3 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _visible(number: int) -> str:
-    """The GPU of a worker, among those that this process may see."""
-    own = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return own.split(",")[number] if own else str(number)

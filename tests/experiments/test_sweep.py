@@ -944,6 +944,14 @@ def test_a_metric_of_the_sweep_file_is_measured(tmp_path):
     assert (found.metrics["mean_shift"], found.floors["mean_shift"]) == (2.0, 1.0)
 
 
+@pytest.mark.usefixtures("own_names")
+@pytest.mark.parametrize(("old", "new"), [('"mine"', '"heun"'), ('"mean_shift"', '"fd"')])
+def test_a_sweep_file_replaces_no_sampler_and_no_metric(command, tmp_path, old, new):
+    (tmp_path / "s.py").write_text(OWN.replace("ETA", "0.0").replace(old, new))
+    error = one_line(command(tmp_path / "s.py", tmp_path / "w"))
+    assert f"must have names that diffax does not use, got '{new.strip(chr(34))}'" in error
+
+
 @pytest.mark.parametrize("name", ["get_samplers", "get_metrics"])
 def test_a_faulty_part_of_a_sweep_file_is_one_line(command, tmp_path, name):
     write(tmp_path / "s.py")

@@ -64,7 +64,7 @@ def training_sweep(path, overrides, changes="", data_dir=""):
 @pytest.fixture
 def unmeasured(monkeypatch):
     """No samples are drawn: the result is the last loss."""
-    monkeypatch.setattr(train_task, "_prepared", lambda *_: None)
+    monkeypatch.setattr(measuring, "prepared", lambda *_: None)
     monkeypatch.setattr(train_task, "_measure", lambda *_: Result({}, {}, {}, {}))
 
 
@@ -126,13 +126,15 @@ SEEDS_AND_RATES = "product({'config.optimizer.learning_rate': [1e-3, 4e-3]}, see
 def test_runs_of_one_program_are_the_separate_runs(command, alone, tmp_path, way):
     """11 of 8 seeds x 2 learning rates on 8 devices, over 30 steps."""
     path = training_sweep(tmp_path / "s.py", SEEDS_AND_RATES, "config.train.num_steps = 30")
-    more, compiled = ("--only=config.seed=1",) if way == "loop" else ("--group=16",), []
+    more, compiled, begun = ("--only=config.seed=1",) if way == "loop" else ("--group=16",), [], []
     with pytest.MonkeyPatch.context() as patch:
-        original = training.train_step
+        original, first = training.train_step, training.init_state
+        patch.setattr(training, "init_state", lambda *args, **kwargs: begun.append(1) or first(*args, **kwargs))
         patch.setattr(training, "train_step", lambda *args, **kwargs: compiled.append(1) or original(*args, **kwargs))
         done = command(path, tmp_path / "w", f"--way={way}", *more)
     assert done.status == 0, done.err
     assert len(compiled) <= 2, "once to make it, once for shapes"
+    assert len(begun) == 1
     every = definitions.load(path).runs
     runs = [every[id] for id in results(tmp_path / "w")]
     assert len(runs) == (2 if way == "loop" else 11)
@@ -229,7 +231,7 @@ def changed(overrides, base=None):
 
 def program_of(config):
     """The key of the program of a run."""
-    return train_task.parse(config).program
+    return train_task.parse(config)[0]
 
 
 def model_of(config):
@@ -562,6 +564,11 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+def labels_of(evaluation, data, num_classes, folder):
+    """All classes in turn."""
+    return np.arange(evaluation.num) % num_classes
+
+
 @pytest.fixture
 def kept(monkeypatch):
     """Samples are not measured but kept, as samples.npy of each run."""
@@ -570,7 +577,7 @@ def kept(monkeypatch):
         np.save(path.with_suffix(".npy"), x)
         return measures.Measures({"mean": float(x.mean())}, {}, {}, {})
 
-    monkeypatch.setattr(measuring, "prepared", lambda *_: measure)
+    monkeypatch.setattr(measuring, "prepared", lambda *settings: (labels_of(*settings), measure))
 
 
 def sampling_sweep(path, overrides, checkpoint):
@@ -647,7 +654,7 @@ def test_the_ways_of_sampling_agree_and_are_the_command_that_samples(command, ch
 @pytest.mark.parametrize("way", ["vmap", "loop"])
 def test_samples_that_are_not_finite_fail_their_run_alone(command, checkpoint, tmp_path, monkeypatch, way):
     measure = lambda x, path: measures.Measures({"mean": float(images.to_pixels(x, 0, 16).mean())}, {}, {}, {})
-    monkeypatch.setattr(measuring, "prepared", lambda *_: measure)
+    monkeypatch.setattr(measuring, "prepared", lambda *settings: (labels_of(*settings), measure))
     path = sampling_sweep(tmp_path / "s.py", "product({'config.sampling.guidance': [2.0, 1e39]})", checkpoint)
     done = command(path, tmp_path / "w", f"--way={way}")
     assert done.status == 1
