@@ -532,6 +532,28 @@ def test_many_kills_change_nothing(data_dir, tmp_path, request, way, devices):
     assert max(tried.values()) > 1, tried
 
 
+@pytest.mark.slow
+def test_workers_save_when_their_parent_gets_sigterm(data_dir, tmp_path):
+    """The parent waits for them and ends with status 75; the same command continues from their checkpoints."""
+    changes = "config.train.num_steps = 2000\nconfig.train.checkpoint_every = 2000"
+    path, folder = training_sweep(tmp_path / "s.py", "seeds(2)", changes, data_dir), tmp_path / "w"
+    flags = ("--way=loop", "--workers=2")
+    parent = subprocess.Popen(line(path, folder, *flags), env=env(1), cwd=ROOT, stdout=subprocess.DEVNULL)
+    while len([log for log in folder.glob("runs/*/metrics.jsonl") if log.stat().st_size]) < 2:
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(60) == 75
+    assert not results(folder)
+    saved = [int(step.name) for step in folder.glob("runs/*/checkpoints/*") if step.name.isdecimal()]
+    assert len(saved) == 2
+    assert max(saved) < 2000
+    done = subprocess.run(line(path, folder, *flags), env=env(1), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(results(folder)) == 2
+    assert set(attempts(folder).values()) == {2}
+
+
 def test_a_run_costs_the_calls_of_its_sampler(tmp_path):
     """Heun's steps take two calls, so that of 18 calls one is left over."""
     config = changed({"config.sampling.sampler": "heun", "config.sampling.num_steps": 18})
