@@ -21,6 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import diffax
+from diffax._checks import choose
 from diffax.samplers._catalogue import Row
 from experiments.configs.settings import change, check_keys, default_of, flatten, load_module, parsed
 from experiments.evaluation import families
@@ -89,7 +90,7 @@ def load(path: Path, changes: Sequence[str] = ()) -> Sweep:
         raise ValueError(f"get_config of {path} must return a ConfigDict, got {type(base).__name__}")
     if not listed:
         raise ValueError(f"get_overrides of {path} must yield at least one run, got none")
-    known = settings.known(base)
+    known = choose("config.task", base.get("task"), settings.KNOWN)()
     for text in changes:
         key, separator, value = text.partition("=")
         if not separator:

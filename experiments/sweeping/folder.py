@@ -144,25 +144,25 @@ class Folder:
 
     def begin(self, run: Run, members: Sequence[Run], way: str) -> None:
         """Record that a run is being computed, by what, and with which others."""
-        attempts = self._provenance(run).get("attempts", 0) + 1
+        attempts = self._read(run, "provenance.json", {}).get("attempts", 0) + 1
         provenance = {**_environment(), "command": shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])}
         provenance |= {"way": way, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         write_json(self.run(run) / "config.json", run.config.to_dict())
         write_json(self.run(run) / "provenance.json", provenance | {"together": len(members), "attempts": attempts})
         write_json(self.run(run) / "group.json", [member.id for member in members])
 
-    def _provenance(self, run: Run) -> dict[str, Any]:
-        """provenance.json, {} without one or if it is damaged."""
-        try:
-            return dict(read_json(self.run(run) / "provenance.json") or {})
-        except ValueError:
-            return {}
+    def members(self, run: Run, group: Sequence[Run]) -> list[Run]:
+        """Those of a group that an interrupted run was computed with, itself included; [] for another run."""
+        ids = self._read(run, "group.json", [])
+        return [other for other in group if other.id in ids]
 
-    def group(self, run: Run) -> list[str]:
-        """The ids of the runs that an interrupted run was computed with and itself, [] for none."""
-        with contextlib.suppress(ValueError):
-            return read_json(self.run(run) / "group.json") or []
-        return []
+    def _read(self, run: Run, name: str, default: Any) -> Any:
+        """The content of a file of a run, the default without one or if it is damaged."""
+        try:
+            value = read_json(self.run(run) / name)
+        except ValueError:
+            return default
+        return value if isinstance(value, type(default)) else default
 
     def finish(self, run: Run, result: Result, seconds: float) -> None:
         """Write the result.
@@ -176,7 +176,7 @@ class Folder:
         folder, cost = self.run(run), {"seconds": round(seconds, 3)}
         value = {"id": run.id, **result._asdict(), "cost": cost | result.cost}
         reading.check_result(value, run.id)
-        write_json(folder / "provenance.json", self._provenance(run) | cost)
+        write_json(folder / "provenance.json", self._read(run, "provenance.json", {}) | cost)
         if not (folder / "metrics.jsonl").exists():
             (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, **result.metrics}) + "\n")
         write_json(folder / "result.json", value)

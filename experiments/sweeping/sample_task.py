@@ -34,7 +34,7 @@ ARGUMENTS = (SEED, "config.calls", "config.sampling.eta", "config.sampling.guida
 
 @functools.cache
 def _opened(checkpoint: str) -> tuple[loading.Trained, str]:
-    """(the model of a checkpoint, its step and a digest of its parameters)."""
+    """(the model of a checkpoint, its step and a digest of its parameters); all stay loaded, since runs alternate."""
     if not checkpoint:
         raise ValueError("config.checkpoint must be a run's workdir or an export: --set=config.checkpoint=DIR")
     trained = loading.load(path_of("config.checkpoint", checkpoint), "config.checkpoint")

@@ -9,7 +9,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffax._checks import choose
 from experiments.configs import default
 from experiments.configs.settings import OPEN_GROUPS
 
@@ -74,15 +73,6 @@ def oracle() -> ConfigDict:
 
 KNOWN = {"train": lambda: training(default.get_config()), "sample": sampling, "oracle": oracle}
 COUNTS = ("num_steps", "units", "num_bins", "history")  # the ints among the parameters in open groups
-
-
-def known(base: ConfigDict) -> ConfigDict:
-    """All settings of the kind of run of a config.
-
-    Raises:
-      ValueError: for another kind.
-    """
-    return choose("config.task", base.get("task"), KNOWN)()
 
 
 def make_floats(group: Any, is_open: bool = False) -> None:

@@ -1,5 +1,6 @@
 """What the kinds of runs share: the task of a run, the job of a process, the compiled program."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ class Job(NamedTuple):
     """Runs that one process computes together, and where.
 
     program: the key of the program that serves all of them. way: "loop" for one run, "vmap" for several in one program.
-    keep: "export" or "none". progress: (name, total) -> a progress line.
+    keep: "export" or "none".
     """
 
     runs: Sequence[Run]
@@ -26,7 +27,11 @@ class Job(NamedTuple):
     program: str
     way: str
     keep: str
-    progress: Callable[[str, int], Progress]
+
+    def progress(self, unit: str, total: int) -> Progress:
+        """A progress line."""
+        name = self.runs[0].id if len(self.runs) == 1 else f"{len(self.runs)} runs"
+        return Progress(f"{name} {unit}", total, f"{unit}s", silent=not sys.stdout.isatty())
 
     def compiled(self, make: Callable[[], Any]) -> Any:
         """The program of the previous job if it serves this one too, else that of `make`.

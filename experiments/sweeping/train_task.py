@@ -9,7 +9,9 @@ import contextlib
 import functools
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -204,16 +206,15 @@ def run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
             yield run, error
 
 
-def _remove_others(folder: Any, record: dict[str, Any]) -> None:
+def _remove_others(folder: Path, record: dict[str, Any]) -> None:
     """Remove checkpoints that this job cannot continue from: of other runs, data, models or devices, or damaged."""
     try:
-        found = newest(folder)
-        is_same = found is None or all(found[1].get(name, value) == value for name, value in record.items())
+        _, saved = newest(folder) or (None, {})
+        if all(saved.get(name, value) == value for name, value in record.items()):
+            return
     except training.CheckpointError as error:
-        print(f"warning: {error}; starting again", flush=True)
-        is_same = False
-    if not is_same:
-        shutil.rmtree(folder / "checkpoints")
+        print(f"warning: {error}; starting again", file=sys.stderr, flush=True)
+    shutil.rmtree(folder / "checkpoints")
 
 
 def _measure(program: Program, run: Run, inputs: Inputs, ema: Any, prepared: Any, job: Job) -> Result:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
-from diffax.training import NotFiniteError, Progress, Stopped
+from diffax.training import NotFiniteError, Stopped
 from diffax.training.logs import clock
 from experiments.configs.settings import flatten, parsed
 from experiments.sweeping.definition import Run, described
@@ -31,13 +31,22 @@ def chosen(runs: Mapping[str, Run], groups: Sequence[Sequence[Run]], only: Seque
     Raises:
       ValueError: if no run is selected, an id or key is unknown, or the shard is no I/N.
     """
-    keys = {key for run in runs.values() for key in flatten(run.config.to_dict())}
-    for text in only:
-        if "=" not in text and text not in runs:
-            raise ValueError(f"only must be the id of a run or config.KEY=VALUE, got {text}")
-        if "=" in text and text.partition("=")[0] not in keys:
-            raise ValueError(f"only must name a setting of a run, got {text.partition('=')[0]}")
-    selected = [part for group in groups if (part := [run for run in group if _matches(run, only)])]
+    flat = {id: flatten(run.config.to_dict()) for id, run in runs.items()}
+    ids = [text for text in only if "=" not in text]
+    pairs = [text.partition("=")[::2] for text in only if "=" in text]
+    for id in ids:
+        if id not in runs:
+            raise ValueError(f"only must be the id of a run or config.KEY=VALUE, got {id}")
+    for key, _ in pairs:
+        if not any(key in own for own in flat.values()):
+            raise ValueError(f"only must name a setting of a run, got {key}")
+
+    def matches(id: str) -> bool:
+        own = flat[id]
+        same = all(key in own and own[key] == flatten(parsed(text, own[key]))["config"] for key, text in pairs)
+        return same and (not ids or id in ids)
+
+    selected = [part for group in groups if (part := [run for run in group if matches(run.id)])]
     if not selected:
         raise ValueError(f"only must leave at least one run, with all of its settings, got {' '.join(only)}")
     number, _, count = (shard or "1/1").partition("/")
@@ -45,15 +54,6 @@ def chosen(runs: Mapping[str, Run], groups: Sequence[Sequence[Run]], only: Seque
         raise ValueError(f"shard must be I/N with 1 <= I <= N, got {shard!r}")
     first, last = ((int(number) - 1 + i) * len(selected) // int(count) for i in (0, 1))
     return [run for part in selected[first:last] for run in part]
-
-
-def _matches(run: Run, only: Sequence[str]) -> bool:
-    """Whether a run has one of the ids, if there are any, and all of the settings."""
-    ids = [text for text in only if "=" not in text]
-    flat = flatten(run.config.to_dict())
-    pairs = [text.partition("=") for text in only if "=" in text]
-    same = all(key in flat and flat[key] == flatten(parsed(text, flat[key]))["config"] for key, _, text in pairs)
-    return same and (not ids or run.id in ids)
 
 
 def table(folder: Folder, runs: Sequence[Run], shown: Sequence[str] = STATES) -> str:
@@ -89,8 +89,7 @@ class Worker:
                 return False
             runs = [run for run in group if run.id in self._open and not self._folder.is_settled(run)]
             for run in list(runs):
-                before = self._folder.group(run)
-                members = [other for other in group if other.id in before]
+                members = self._folder.members(run, group)
                 if run in runs and members:
                     self._compute(members)
                     runs = [other for other in runs if other not in members]
@@ -104,12 +103,7 @@ class Worker:
         errors: list[BaseException] = []
         rest = {run.id: run for run in members if not folder.is_settled(run)}
         self._open = {id: run for id, run in self._open.items() if not folder.is_settled(run)}
-        name = members[0].id if len(members) == 1 else f"{len(members)} runs"
-
-        def progress(unit: str, total: int) -> Progress:
-            return Progress(f"{name} {unit}", total, f"{unit}s", silent=not sys.stdout.isatty())
-
-        job = Job(members, folder, self._programs[members[0].id], self._way, self._keep, progress)
+        job = Job(members, folder, self._programs[members[0].id], self._way, self._keep)
         try:
             for run in rest.values():
                 folder.begin(run, members, self._way)
@@ -140,9 +134,9 @@ class Worker:
         if isinstance(outcome, BaseException):
             text = f"failed: {self._folder.fail(run, outcome)}"
         self._open.pop(run.id, None)
-        done, left = self._total - len(self._open), len(self._open) - others
+        done, waiting = self._total - len(self._open), len(self._open) - others
         pace = (time.monotonic() - self._start) / max(done + others - self._done_before, 1)
-        eta = f"  ETA {clock(pace * left)}" if left > 0 else ""
+        eta = f"  ETA {clock(pace * waiting)}" if waiting > 0 else ""
         print(f"[{done}/{self._total}] {run.label}: {text}  ({seconds:.1f} s){eta}", flush=True)
 
 
