@@ -17,16 +17,17 @@ Exit status: 0 if all of its runs are finished, 1 if some are not, 2 for bad inp
 """
 
 import re
+import signal
 import sys
 
 import jax
 from absl import flags
 
-from diffax._checks import check_count, choose
+from diffax._checks import check_count
 from experiments.run import devices
 from experiments.run.command import launch, path_of, usage_errors
 from experiments.sweeping import definition, oracle_task, sample_task, train_task, worker
-from experiments.sweeping.folder import Folder
+from experiments.sweeping.folder import STATES, Folder, content
 from experiments.sweeping.tasks import Task
 
 SWEEP = flags.DEFINE_string("sweep", None, "The sweep's file.", required=True)
@@ -44,82 +45,87 @@ LIST = flags.DEFINE_bool("list", False, "Show the state of each run, and compute
 DRY = flags.DEFINE_bool("dry_run", False, "Check everything and show what would be computed; write nothing.")
 RETRY = flags.DEFINE_bool("retry", False, "Compute failed runs and corrupt results again.")
 
-# On a CPU a network's convolutions are slower batched over parameters, so training and drawing run one after another.
+# On a CPU a network's convolutions are slower batched over parameters, so trainings run one after another.
 TASKS = {
-    "train": Task(train_task.check, train_task.alike, train_task.run, ("loop", "vmap"), 8, train_task.inputs),
-    "sample": Task(sample_task.check, sample_task.alike, sample_task.run, ("loop", "vmap"), 8, sample_task.inputs),
-    "oracle": Task(oracle_task.check, oracle_task.alike, oracle_task.run, ("vmap", "vmap"), 1024),
+    "train": Task(train_task.parse, train_task.run, ways=("loop", "vmap"), group=8),
+    "sample": Task(sample_task.parse, sample_task.run, ways=("loop", "loop"), group=8),
+    "oracle": Task(oracle_task.parse, oracle_task.run, ways=("vmap", "vmap"), group=1024),
 }
+PATIENCE = 1.0  # seconds to wait for a run that another process holds, which may have ended or only looked at the state
 
 
 def main(argv):
-    """Check, compute, list the unfinished runs."""
+    """Open, plan, compute, end."""
     del argv
-    # ---------------------------------------------------------------- open: the sweep, its folder
+    # ---------------------------------------------------------------- open: the sweep, its folder, its runs
     if WORKERS.value > 1:
         jax.config.update("jax_platforms", "cpu")  # the devices are for the workers
     with usage_errors():
         folder = Folder(path_of("workdir", WORKDIR.value))
         sweep = definition.load(path_of("sweep", SWEEP.value), SET.value)
-        task = choose("config.task", sweep.base.task, TASKS)
-        on, count = worker.backend() if WORKERS.value > 1 else (jax.default_backend(), 1)
-        if on != "cpu" and WORKERS.value > max(count, 1):
+        task = TASKS[sweep.base.task]
+        platform, count = worker.backend() if WORKERS.value > 1 else (jax.default_backend(), 1)
+        if platform != "cpu" and WORKERS.value > max(count, 1):
             raise ValueError(f"workers must be at most the {count} devices, got {WORKERS.value}")
+        programs, inputs = {}, {}
         for run in sweep.runs.values():
             try:
-                task.check(run.config)
+                programs[run.id], digests = task.parse(run.config)
+                inputs |= digests
             except ValueError as error:
                 raise ValueError(f"run {run.label}: {error}") from error
-        plan = planned(task, folder.plan(), on)
-        everything = worker.chunks(sweep, task, plan)
-        ids = worker.chosen(sweep, everything, ONLY.value, SHARD.value)
-        runs = [run for group in everything for run in group if run.id in set(ids)]
-        inputs = task.inputs([run.config for run in sweep.runs.values()])
-        look = folder.compare if LIST.value or DRY.value else folder.claim
-        look(sweep, plan._asdict(), inputs)
-    if LIST.value or DRY.value:
-        states = worker.states(folder, runs)
-        print(f"{worker.listing(folder, states)}\n{worker.counted(states)}")
-        return
 
-    # ---------------------------------------------------------------- compute
+        # ------------------------------------------------------------ plan: how runs share programs, which of them
+        if GROUP.value is not None:
+            check_count("group", GROUP.value)
+        saved = (folder.saved() or {"together": {}})["together"]
+        way = WAY.value or saved.get("way") or task.ways[platform != "cpu"]
+        group = GROUP.value or (saved["group"] if saved.get("way") == way else task.group)
+        plan = {"way": way, "group": 1 if way == "loop" else group}
+        groups = worker.groups_of(sweep.runs, programs, plan["group"])
+        runs = worker.chosen(sweep.runs, groups, ONLY.value, SHARD.value)
+        now = content(sweep, plan, inputs)
+        if LIST.value or DRY.value:
+            folder.compare(now)
+            print(worker.table(folder, runs))
+            return
+        # From here on other sweeps are refused in this folder.
+        folder.claim(now)
+
+    # ---------------------------------------------------------------- compute: in several processes, or here
+    # Each run is locked while it is computed, has its checkpoints in its own folder, and is finished when result.json
+    # is there. SIGTERM and Ctrl-C end a training after its step, with a checkpoint; the exit status is 75.
     if RETRY.value:
         folder.retry(runs)
-    statuses = [0]
+    statuses = []
     if WORKERS.value > 1:
-        statuses = worker.spawn(WORKERS.value, on != "cpu")
+        statuses = worker.spawn(WORKERS.value, platform != "cpu")
     else:
-        devices.cache_compilations(folder.path / "compile_cache")
         if WORKER.value:
             worker.end_with_parent()
+        devices.cache_compilations(folder.path / "compile_cache")
+        signal.signal(signal.SIGTERM, worker.stop)
+        one = worker.Worker(folder, task, programs, way, KEEP.value, runs)
         number, _, total = (WORKER.value or "1/1").partition("/")
-        one = worker.Worker(folder, task, plan.way, KEEP.value, everything, ids)
-        one.go((int(number) - 1) * len(everything) // int(total))  # each worker begins elsewhere
+        first = (int(number) - 1) * len(groups) // int(total)  # each worker begins elsewhere
+        ids = {run.id for run in runs}
+        waiting = [group for group in [*groups[first:], *groups[:first]] if any(run.id in ids for run in group)]
+        for patience in (0, PATIENCE):
+            waiting = [group for group in waiting if not one.work(group, patience)]
     if WORKER.value:
         return
 
     # ---------------------------------------------------------------- end: the unfinished runs
-    states = worker.states(folder, runs)
-    left = {id: pair for id, pair in states.items() if pair[1] != "finished"}
-    if left:
-        print(f"{worker.listing(folder, left)}\n{worker.counted(states)}", file=sys.stderr)
+    if any(folder.state(run)[0] != "finished" for run in runs):
+        print(f"{worker.table(folder, runs, STATES[1:])}; --retry computes failed and corrupt ones", file=sys.stderr)
         raise SystemExit(1)
     if any(statuses):
         print(f"error: workers ended with the statuses {statuses}", file=sys.stderr)
         raise SystemExit(1)
-    if not states:
+    if not runs:
         print(f"shard {SHARD.value} has no run: there are fewer groups than parts")
         return
-    print(f"all {len(states)} runs are finished: python -m experiments.report {WORKDIR.value}")
-
-
-def planned(task, plan, on):
-    """How runs share programs: as the flags say, as the sweep in the folder does, or the faster way on a backend."""
-    if GROUP.value is not None:
-        check_count("group", GROUP.value)
-    way = WAY.value or plan.get("way") or task.ways[on != "cpu"]
-    group = GROUP.value or (plan["group"] if plan.get("way") == way else task.group)
-    return worker.Plan(way, 1 if way == "loop" else group)
+    print(f"all {len(runs)} runs are finished: python -m experiments.report {WORKDIR.value}")
 
 
 if __name__ == "__main__":

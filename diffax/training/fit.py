@@ -8,6 +8,7 @@ A run that is killed and started again computes the same bits as a run that was 
 """
 
 import contextlib
+import functools
 import json
 import os
 import time
@@ -92,7 +93,8 @@ def fit(
       step: (state, batch) -> (state, metrics) of `data_parallel`, `sharded` or `over_runs`; a step of `train_step` is
         sharded over all devices. metrics include `loss` and `finite`.
       state: the first state, or a function that makes it. The function is traced for its shapes, and run under `jit`
-        only if there is no checkpoint, so that no device ever holds more than its part of the state.
+        only if there is no checkpoint, so that no device ever holds more than its part of the state. Of a
+        `functools.partial`, the function is compiled once for all runs with arguments of the same shapes.
       batches: a function of the number of steps so far, 0 for the first batch; or an iterator with the methods
         `get_state`, which returns JSON, and `set_state`, as the iterators of a Grain `IterDataset` have, so that a
         restart continues at the same batch; its position is the same on all processes. A batch is a dict of arrays
@@ -244,7 +246,10 @@ def _start(
     except ValueError as error:  # of another network or optimiser
         raise CheckpointError(str(error)) from error
     if restored is None or checkpoints is None:
-        return (jax.jit(state, out_shardings=layout)() if callable(state) else step.place(state)), 0, {}
+        if not callable(state):
+            return step.place(state), 0, {}
+        make, arguments = (state.func, state.args) if isinstance(state, functools.partial) else (state, ())
+        return jax.jit(make, out_shardings=layout)(*arguments), 0, {}
     for number, reason in restored.skipped:
         progress.message(f"warning: checkpoint {number} is damaged and was moved aside: {reason}")
     progress.message(f"restored step {restored.step} from {checkpoints.folder}")

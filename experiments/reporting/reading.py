@@ -62,7 +62,8 @@ def check_result(result: dict[str, Any], id: str) -> dict[str, Any]:
     return {**floats, "conditions": result["conditions"]}
 
 
-def _read_run(folder: Path, id: str, own: dict[str, Any], overrides: dict[str, Any]) -> Run:
+def read_run(folder: Path, id: str, own: dict[str, Any], overrides: dict[str, Any]) -> Run:
+    """Read a run from its folder."""
     run = Run(id, folder, overrides, own, "started" if folder.exists() else "waiting")
     if (path := folder / "result.json").exists():
         try:
@@ -119,7 +120,7 @@ def read_sweep(folder: Path) -> Sweep:
         title=_one_line(content.get("title") or ""),
         task=str(content.get("task") or ""),
         seed_keys=tuple(content["seed_keys"]),
-        runs=[_read_run(folder / "runs" / id, id, own, {**inherited, **own}) for id, own in ids.items()],
+        runs=[read_run(folder / "runs" / id, id, own, {**inherited, **own}) for id, own in ids.items()],
         strangers=[name for name in folders if name not in ids and not name.startswith(".")],
         base=base,
     )

@@ -21,6 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import diffax
+from diffax._checks import choose
 from diffax.samplers._catalogue import Row
 from experiments.configs.settings import change, check_keys, default_of, flatten, load_module, parsed
 from experiments.evaluation import families
@@ -39,6 +40,7 @@ LEFT_OUT = (
     "config.train.sample_every",
 )
 SEED = "config.seed"
+ADDED: set[str] = set()  # names of samplers and metrics of sweep files
 
 
 class Run(NamedTuple):
@@ -86,7 +88,9 @@ def load(path: Path, changes: Sequence[str] = ()) -> Sweep:
     base, listed = _call(path, module.get_config), _call(path, lambda: list(module.get_overrides()))
     if not isinstance(base, ConfigDict):
         raise ValueError(f"get_config of {path} must return a ConfigDict, got {type(base).__name__}")
-    known = settings.known(base)
+    if not listed:
+        raise ValueError(f"get_overrides of {path} must yield at least one run, got none")
+    known = choose("config.task", base.get("task"), settings.KNOWN)()
     for text in changes:
         key, separator, value = text.partition("=")
         if not separator:
@@ -107,8 +111,6 @@ def load(path: Path, changes: Sequence[str] = ()) -> Sweep:
                 f"run {number} of {path.stem} ({text}) has the config of run {index} ({described(other.overrides)})"
             )
         runs[run.id] = run
-    if not runs:
-        raise ValueError(f"get_overrides of {path} must yield at least one run, got none")
     title = (module.__doc__ or path.stem).strip().splitlines()[0]
     return Sweep(path.stem, title, base, runs)
 
@@ -129,17 +131,27 @@ def _run(base: ConfigDict, overrides: Any, known: ConfigDict, source: str) -> Ru
 
 
 def _register(path: Path, module: Any) -> str:
-    """Make the samplers and metrics of a sweep file known by name; return the digest of the file, "" without any."""
-    own: dict[str, dict[str, Callable[..., Any]]] = {
-        name: _call(path, getattr(module, name, dict)) for name in ("get_samplers", "get_metrics")
-    }
-    for name, make in own["get_samplers"].items():
+    """Add the samplers and metrics of a sweep file to the tables; return the digest of the file, "" without any."""
+    own = {kind: _call(path, getattr(module, f"get_{kind}", dict)) for kind in ("samplers", "metrics")}
+    tables = {"samplers": diffax.samplers.CATALOGUE, "metrics": families.NAMES}
+    for kind, functions in own.items():
+        for name in functions:
+            if name in tables[kind] and name not in ADDED:
+                raise ValueError(f"get_{kind} of {path} must have names that diffax does not use, got {name!r}")
+    ADDED.update(*own.values())
+    for name, make in own["samplers"].items():
         sampler = _call(path, lambda make=make: make(diffax.Cosine(), None))
-        row = Row(make, sampler.order, sampler.calls, path.stem, sampler.start_calls, noise="eta")
-        diffax.samplers.CATALOGUE[name] = row._replace(make=lambda schedule, eta=None, make=make: make(schedule, eta))
+        diffax.samplers.CATALOGUE[name] = Row(
+            lambda schedule, eta=None, make=make: make(schedule, eta),
+            sampler.order,
+            sampler.calls,
+            source=path.stem,
+            start_calls=sampler.start_calls,
+            noise="eta",
+        )
         samplers.NAMES[name] = None
         samplers.WITH_ETA.add(name)
-    for name, function in own["get_metrics"].items():
+    for name, function in own["metrics"].items():
         families.add(name, function)
     return hashlib.sha256(path.read_bytes()).hexdigest() if any(own.values()) else ""
 

@@ -9,7 +9,7 @@ One program serves all runs with one sampler, one number of calls and one schedu
 import functools
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,9 @@ import numpy as np
 import diffax
 from diffax._checks import check_count, choose
 from diffax.pretrained import spent
+from diffax.training.parallel import over_batch
 from experiments.benchmarks import accuracy, distributions, problems
 from experiments.models import samplers
-from experiments.sweeping import programs
 from experiments.sweeping.definition import Run
 from experiments.sweeping.folder import Result
 from experiments.sweeping.tasks import Job, grid_entries
@@ -29,8 +29,12 @@ NOT_OURS = ("ddpm_learned", "restart")
 STATIC = ("schedule", "dimension", "examples", "calls", "sampler")
 
 
-def check(config: Any) -> None:
-    """Raise `ValueError` for settings that are not possible."""
+def parse(config: Any) -> tuple[str, dict[str, str]]:
+    """See `Task`.
+
+    Raises:
+      ValueError: for settings that are not possible.
+    """
     choose("config.schedule", config.schedule, problems.SCHEDULES)
     choose("config.grid", config.grid, problems.GRIDS)
     choose("config.sampler", config.sampler, tuple(n for n in diffax.samplers.names() if n not in NOT_OURS))
@@ -41,57 +45,43 @@ def check(config: Any) -> None:
     check_count("config.examples", config.examples, 2)
     grid_entries("config.calls", config.sampler, problems.SCHEDULES[config.schedule], config.calls)
     samplers.check_eta("config.eta", config.sampler, config.eta)
-
-
-def alike(config: Any) -> str:
-    """Equal for runs that one program serves."""
-    return " ".join(f"{key}={config[key]}" for key in STATIC) + f" default={config.eta is None}"
+    return " ".join(f"{key}={config[key]}" for key in STATIC) + f" default={config.eta is None}", {}
 
 
 def run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
     """Sample all runs of a job in one program."""
-    with jax.enable_x64(True):
-        yield from _run(job)
-
-
-def _run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
     config = job.runs[0].config
     schedule, name = problems.SCHEDULES[config.schedule], config.sampler
     count = grid_entries("config.calls", name, schedule, config.calls)
-    seeds = sorted({run.config.seed for run in job.runs})
-    starts = _starts(config.schedule, config.dimension, config.examples, tuple(seeds))
-    program = _program(config.schedule, config.dimension, name, job.way)
+    seeds = tuple(sorted({run.config.seed for run in job.runs}))
+    with jax.enable_x64(True):
+        program = job.compiled(lambda: _compile(config.schedule, config.dimension, name))
+        x, x0, quantiles, floor = _starts(config.schedule, config.dimension, config.examples, seeds)
 
-    def arguments(run: Run) -> tuple[Any, ...]:
-        times = problems.step_grid(run.config.schedule, run.config.grid, count, run.config.end)
-        eta = None if config.eta is None else np.float64(run.config.eta)
-        place = seeds.index(run.config.seed)
-        return times, eta, np.int64(run.config.seed), starts.x[place], starts.x0[place]
+        def arguments(run: Run) -> tuple[Any, ...]:
+            times = problems.step_grid(run.config.schedule, run.config.grid, count, run.config.end)
+            eta = None if config.eta is None else np.float64(run.config.eta)
+            index = seeds.index(run.config.seed)
+            return times, eta, np.int64(run.config.seed), x[index], x0[index]
 
-    rows = [arguments(run) for run in programs.filled(job.runs)]
-    columns = [None if column[0] is None else np.stack(column) for column in zip(*rows, strict=True)]
-
-    def compute() -> list[Any]:
-        if job.way == "loop":
-            return [jax.device_get(program(starts.quantiles, *row)) for row in rows[: len(job.runs)]]
-        return list(zip(*jax.device_get(program(starts.quantiles, *columns)), strict=True))
-
-    begin = time.perf_counter()
-    compute()  # compiles
-    compiled = time.perf_counter()
-    results = compute()
-    end = time.perf_counter()
+        columns = jax.tree.map(lambda *rows: np.stack(rows), *map(arguments, job.runs))
+        begin = time.perf_counter()
+        program(quantiles, *columns)  # compiles
+        compiled = time.perf_counter()
+        results = program(quantiles, *columns)
+        end = time.perf_counter()
     seconds = {"seconds": (end - compiled) / len(job.runs), "compile_seconds": max(2 * compiled - begin - end, 0.0)}
     cost = {"calls": float(spent(name, schedule, count)), **{key: round(value, 6) for key, value in seconds.items()}}
-    for run, (rms, sliced) in zip(job.runs, results, strict=False):
+    components = len(problems.mixture(config.dimension).weights)
+    conditions = {"law": f"mixture of {components} in {config.dimension}-D", "num_samples": config.examples}
+    for run, rms, sliced in zip(job.runs, *results, strict=True):
         is_noisy = samplers.draws_noise(name, run.config.eta)
         metrics = {"sliced": float(sliced)} | ({} if is_noisy else {"rms": float(rms)})
-        yield run, Result(metrics, {"sliced": starts.floor}, starts.conditions, cost)
+        yield run, Result(metrics, {"sliced": floor}, conditions, cost)
 
 
-@functools.lru_cache(maxsize=1)
-def _program(schedule_name: str, dimension: int, name: str, way: str) -> Callable[..., Any]:
-    """(quantiles, times, eta, seed, x, x0) -> (rms, sliced); of several runs for "vmap"."""
+def _compile(schedule_name: str, dimension: int, name: str) -> Callable[..., Any]:
+    """(quantiles, times, eta, seeds, x, x0) of several runs, spread over the devices -> (rms, sliced) of each."""
     schedule = problems.SCHEDULES[schedule_name]
     denoise = problems.mixture(dimension).denoiser(schedule)
 
@@ -100,21 +90,14 @@ def _program(schedule_name: str, dimension: int, name: str, way: str) -> Callabl
         samples = diffax.sample(jax.random.key(seed), sampler, denoise, x, times)
         return accuracy.rms(samples - x0), distributions.sliced(samples, quantiles)
 
-    return jax.jit(one) if way == "loop" else programs.several(one)
-
-
-class _Starts(NamedTuple):
-    """For seeds (S): noise x and exact results x0 (S, B, D). quantiles, floor: of the exact distribution."""
-
-    x: np.ndarray
-    x0: np.ndarray
-    quantiles: np.ndarray
-    floor: float
-    conditions: dict[str, Any]
+    return over_batch(jax.jit(jax.vmap(one, (None, 0, 0, 0, 0, 0))))
 
 
 @functools.lru_cache(maxsize=4)
-def _starts(schedule: str, dimension: int, examples: int, seeds: tuple[int, ...]) -> _Starts:
+def _starts(
+    schedule: str, dimension: int, examples: int, seeds: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray, Any, float]:
+    """For seeds (S): (noise x and exact results x0 (S, B, D), quantiles and floor of the exact distribution)."""
     of, t, mixture = problems.SCHEDULES[schedule], problems.start_time(schedule), problems.mixture(dimension)
     draws = [np.random.default_rng(seed).normal(size=(examples, dimension)) for seed in seeds]
     x = np.asarray(of(t).sigma) * np.concatenate(draws)
@@ -122,5 +105,4 @@ def _starts(schedule: str, dimension: int, examples: int, seeds: tuple[int, ...]
     quantiles = distributions.quantiles(mixture, examples)
     floor, _ = distributions.floor(mixture, quantiles)
     shape = (len(seeds), examples, dimension)
-    conditions = {"law": f"mixture of {len(mixture.weights)} in {dimension}-D", "num_samples": examples}
-    return _Starts(x.reshape(shape), np.asarray(x0).reshape(shape), quantiles, floor, conditions)
+    return x.reshape(shape), np.asarray(x0).reshape(shape), quantiles, floor

@@ -1,10 +1,6 @@
 """Which runs a sweep has: lists of overrides, each a dict {"config.a.b": value}.
 
-axis      {"config.a": [1, 2]} is the list [{"config.a": 1}, {"config.a": 2}]
-product   every combination of its axes
-zipped    the axes side by side, the first values together, then the second
-chain     one list after another
-seeds     config.seed = 0 .. n - 1
+An axis {"config.a": [1, 2]} is the list [{"config.a": 1}, {"config.a": 2}].
 """
 
 import itertools
@@ -26,13 +22,13 @@ def _listed(axis: Axis) -> list[Override]:
 
 
 def _joined(parts: Iterable[Override]) -> Override:
-    found: Override = {}
+    result: Override = {}
     for part in parts:
         for key in part:
-            if key in found:
-                raise ValueError(f"{key} must be in one axis alone, got {found[key]!r} and {part[key]!r}")
-        found |= part
-    return found
+            if key in result:
+                raise ValueError(f"{key} must be in one axis alone, got {result[key]!r} and {part[key]!r}")
+        result |= part
+    return result
 
 
 def product(*axes: Axis) -> list[Override]:

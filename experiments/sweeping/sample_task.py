@@ -8,136 +8,116 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffax import random
 from diffax.pretrained import Diffusion, spent, step_grid
-from diffax.training import make_mesh
+from diffax.training.parallel import over_batch
 from experiments.configs.settings import can_guide, check_guidance, flatten
 from experiments.model import sampling
 from experiments.models.digests import digest
+from experiments.models.drawing import draw
 from experiments.run import loading
 from experiments.run.command import path_of
-from experiments.sweeping import measuring, programs
+from experiments.sweeping import measuring
 from experiments.sweeping.definition import SEED, Run
 from experiments.sweeping.folder import Result
-from experiments.sweeping.tasks import Job, grid_entries
+from experiments.sweeping.tasks import Job, grid_entries, traced
 
 # Arguments of a program.
 ARGUMENTS = (SEED, "config.calls", "config.sampling.eta", "config.sampling.guidance", "config.sampling.grid")
 
 
-@functools.lru_cache(maxsize=1)
-def _trained(checkpoint: str) -> loading.Trained:
+@functools.cache
+def _opened(checkpoint: str) -> tuple[loading.Trained, str]:
+    """(the model of a checkpoint, its step and a digest of its parameters); all stay loaded, since runs alternate."""
     if not checkpoint:
         raise ValueError("config.checkpoint must be a run's workdir or an export: --set=config.checkpoint=DIR")
-    return loading.load(path_of("config.checkpoint", checkpoint), "config.checkpoint")
+    trained = loading.load(path_of("config.checkpoint", checkpoint), "config.checkpoint")
+    return trained, f"step {trained.step}, {digest(trained.params)}"
 
 
-def inputs(configs: Sequence[Any]) -> dict[str, Any]:
-    """The step and a digest of the parameters of each checkpoint."""
-    models = {checkpoint: _trained(checkpoint) for checkpoint in sorted({config.checkpoint for config in configs})}
-    return {name: f"step {trained.step}, {digest(trained.params)}" for name, trained in models.items()}
+def _diffusion(trained: loading.Trained, settings: Any, calls: int) -> Diffusion:
+    """The model with config.sampling. num_steps: the entries of the grid, which is an argument of the program."""
+    own = sampling(ConfigDict({**settings.to_dict(), "num_steps": calls}))
+    schedule = trained.model.diffusion.schedule(trained.params)
+    count = grid_entries("config.calls", settings.sampler, schedule, calls)
+    own = dataclasses.replace(own, num_steps=count, grid="")
+    return dataclasses.replace(trained.model.diffusion, sampling=own)
 
 
-def _diffusion(config: Any) -> Diffusion:
-    """The model of a run, with its sampling."""
-    settings = ConfigDict({**config.sampling.to_dict(), "num_steps": config.calls})
-    return dataclasses.replace(_trained(config.checkpoint).model.diffusion, sampling=sampling(settings))
+def parse(config: Any) -> tuple[str, dict[str, str]]:
+    """See `Task`.
 
-
-def _entries(config: Any, diffusion: Diffusion) -> int:
-    schedule = diffusion.schedule(_trained(config.checkpoint).params)
-    return grid_entries("config.calls", config.sampling.sampler, schedule, config.calls)
-
-
-def check(config: Any) -> None:
-    """Raise `ValueError` for settings that are not possible."""
-    trained = _trained(config.checkpoint)
+    Raises:
+      ValueError: for settings that are not possible.
+    """
+    trained, mark = _opened(config.checkpoint)
     if trained.tokenizer is not None:
         raise ValueError(f"config.checkpoint must not be a model of captions, got {config.checkpoint}")
-    diffusion = _diffusion(config)
+    diffusion = _diffusion(trained, config.sampling, config.calls)
     if config.sampling.sampler == "ddpm_learned" and not diffusion.learned_variance:
         raise ValueError(f"config.sampling.sampler must not be ddpm_learned for {config.checkpoint}")
     reason = can_guide(ConfigDict(trained.record["config"]))
     check_guidance("config.sampling.guidance", config.sampling, reason)
-    _entries(config, diffusion)
     measuring.check(config.evaluation, diffusion.condition == "label")
-
-
-def alike(config: Any) -> str:
-    """Equal for runs that one program serves."""
-    diffusion = _diffusion(config)
     kept = {key: value for key, value in flatten(config.to_dict()).items() if key not in ARGUMENTS}
-    structure = jax.tree.structure(
-        dataclasses.replace(diffusion.sampling, num_steps=_entries(config, diffusion), grid="")
-    )
-    return f"{structure} {json.dumps(kept, sort_keys=True)}"
-
-
-@functools.lru_cache(maxsize=1)
-def _program(key: str, way: str, model: int) -> Callable[..., Any]:
-    """((params, labels), diffusion with traced numbers, grid, keys) -> samples; of several runs for "vmap"."""
-
-    def generate(shared: Any, diffusion: Diffusion, times: Any, keys: Any) -> Any:
-        params, label = shared
-        return diffusion.generate(params, keys, label, times=times)
-
-    return jax.jit(generate) if way == "loop" else programs.several(generate)
+    structure = jax.tree.structure(diffusion.sampling)
+    return f"{structure} {json.dumps(kept, sort_keys=True)}", {config.checkpoint: mark}
 
 
 def run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
-    """Draw for all runs of a job, batch by batch, then measure each."""
+    """Draw and measure the runs of a job, one after another; each is spread over the devices by its samples."""
     config = job.runs[0].config
-    trained, evaluation = _trained(config.checkpoint), config.evaluation
-    diffusions = [_diffusion(one.config) for one in job.runs]
-    count, name = _entries(config, diffusions[0]), config.sampling.sampler
-    schedule = diffusions[0].schedule(trained.params)
-    # All runs of a program have one static part, so that their trees can be stacked.
-    same = {"grid": config.sampling.grid, "num_steps": config.calls}
-    static = [dataclasses.replace(d, sampling=dataclasses.replace(d.sampling, **same)) for d in diffusions]
-    numbers = [jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), d) for d in static]
-    grids = [step_grid(name, one.config.sampling.grid, schedule, count) for one in job.runs]
-    program = _program(alike(config), job.way, id(trained))
-    space = loading.latents_of(trained)
-    decode = (lambda x: x) if space is None else space.decoded(lambda x: x, make_mesh(jax.local_devices()))
-    label = measuring.labels(evaluation, trained.data.num_classes if static[0].condition == "label" else None)
-    _, measure = measuring.prepared(evaluation, trained.dataset, label, job.extractors)
-    size = min(evaluation.batch_size, evaluation.num)
-    drawn: list[list[np.ndarray]] = [[] for _ in job.runs]
-    starts = range(0, evaluation.num, size)
-    progress, times = job.progress("batch", len(starts)), [time.monotonic()]
-    for number, at in enumerate(starts):
-        index = np.arange(at, at + size) % evaluation.num
-        shared = trained.params, None if label is None else jnp.asarray(label[index])
-        keys = [random.keys_at(jax.random.key(one.config.seed), index) for one in job.runs]
-        rows = list(zip(numbers, grids, keys, strict=True))
-        if job.way == "loop":
-            parts = [program(shared, *row) for row in rows]
-        else:
-            together = program(
-                shared, *(programs.stacked(programs.filled(column)) for column in zip(*rows, strict=True))
-            )
-            parts = [programs.row(together, place) for place in range(len(rows))]
-        for place, part in enumerate(parts):
-            drawn[place].append(decode(np.asarray(part)))
-        progress.update(number + 1)
-        times.append(time.monotonic())
-    # The first batch compiles, unless a job before it did.
-    each = np.diff(times)
-    seconds = float(np.median(each[len(starts) > 1 :])) * len(starts) / len(job.runs)
-    cost = {"seconds": round(seconds, 3), "compile_seconds": round(max(float(each[0] - np.median(each)), 0.0), 3)}
-    cost["calls"] = float(spent(name, schedule, count))
-    for one, parts in zip(job.runs, drawn, strict=True):
+    trained, _ = _opened(config.checkpoint)
+    classes = trained.data.num_classes if trained.model.diffusion.condition == "label" else None
+    label, measure = measuring.prepared(config.evaluation, trained.dataset, classes, job.folder.path / "extractors")
+    generate = job.compiled(lambda: _compile(loading.latents_of(trained)))
+    for run in job.runs:
         try:
-            x = np.concatenate(parts)[: evaluation.num]
-            measured = measure(x, job.folder.run(one) / "samples.png")
-            yield one, Result(measured.metrics, measured.floors, measured.conditions, cost)
+            x, cost = _drawn(generate, trained, label, run, job)
+            measured = measure(x, job.folder.run(run) / "samples.png")
+            yield run, Result(measured.metrics, measured.floors, measured.conditions, cost)
         except Exception as error:  # the other runs of the job continue
-            yield one, error
+            yield run, error
+
+
+def _compile(space: Any) -> Callable[..., np.ndarray]:
+    """((params, model with traced numbers, grid), keys, labels) -> samples, of any run with this program."""
+
+    def generate(variables: Any, keys: Any, label: Any) -> Any:
+        params, diffusion, times = variables
+        return diffusion.generate(params, keys, label, times=times)
+
+    images = over_batch(jax.jit(generate))
+    return images if space is None else space.decoded(images)
+
+
+def _drawn(
+    generate: Callable[..., np.ndarray], trained: loading.Trained, label: np.ndarray | None, run: Run, job: Job
+) -> tuple[np.ndarray, dict[str, float]]:
+    """(the samples of a run, their cost)."""
+    config, num = run.config, run.config.evaluation.num
+    name, schedule = config.sampling.sampler, trained.model.diffusion.schedule(trained.params)
+    diffusion = _diffusion(trained, config.sampling, config.calls)
+    grid = step_grid(name, config.sampling.grid, schedule, diffusion.sampling.num_steps)
+    size = min(config.evaluation.batch_size, num)
+    batches = -(-num // size)
+    progress, times = job.progress("batch", batches), [time.monotonic()]
+
+    def update(last: int) -> None:
+        progress.update(len(times))
+        times.append(time.monotonic())
+
+    variables = trained.params, traced(diffusion), grid
+    x = draw(generate, variables, config.seed, np.arange(num), label, batch_size=size, update=update)
+    # The first batch compiles, unless a run before it did.
+    each = np.diff(times)
+    typical = float(np.median(each[batches > 1 :]))
+    seconds = {"seconds": typical * batches, "compile_seconds": max(float(each[0] - np.median(each)), 0.0)}
+    calls = float(spent(name, schedule, diffusion.sampling.num_steps))
+    return x, {"calls": calls, **{key: round(value, 3) for key, value in seconds.items()}}

@@ -75,18 +75,6 @@ KNOWN = {"train": lambda: training(default.get_config()), "sample": sampling, "o
 COUNTS = ("num_steps", "units", "num_bins", "history")  # the ints among the parameters in open groups
 
 
-def known(base: ConfigDict) -> ConfigDict:
-    """All settings of the kind of run of a config.
-
-    Raises:
-      ValueError: for another kind.
-    """
-    task = base.get("task")
-    if task not in KNOWN:
-        raise ValueError(f"config.task must be one of {', '.join(KNOWN)}, got {task!r}: start from sweeping.settings")
-    return KNOWN[task]()
-
-
 def make_floats(group: Any, is_open: bool = False) -> None:
     """Convert ints in open groups to floats, so that equal values give equal ids and can be traced."""
     for name, value in group.items():

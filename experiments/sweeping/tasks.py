@@ -1,48 +1,62 @@
-"""The kinds of runs, by config.task, and what they share."""
+"""What the kinds of runs share: the task of a run, the job of a process, the compiled program."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 
 from diffax.pretrained import entries
 from diffax.training import Progress
 from experiments.sweeping.definition import Run
 from experiments.sweeping.folder import Folder, Result
 
+PROGRAMS: dict[str, Any] = {}  # the newest one by its key
+
 
 class Job(NamedTuple):
     """Runs that one process computes together, and where.
 
-    way: "loop" for one after another, "vmap" for all in one program. keep: "export" or "none". progress: (name, total)
-    -> a progress line.
+    program: the key of the program that serves all of them. way: "loop" for one run, "vmap" for several in one program.
+    keep: "export" or "none".
     """
 
     runs: Sequence[Run]
     folder: Folder
+    program: str
     way: str
     keep: str
-    progress: Callable[[str, int], Progress]
 
-    @property
-    def extractors(self) -> Path:
-        """Where the classifiers of the evaluation are kept."""
-        return self.folder.path / "extractors"
+    def progress(self, unit: str, total: int) -> Progress:
+        """A progress line."""
+        name = self.runs[0].id if len(self.runs) == 1 else f"{len(self.runs)} runs"
+        return Progress(f"{name} {unit}", total, f"{unit}s", silent=not sys.stdout.isatty())
+
+    def compiled(self, make: Callable[[], Any]) -> Any:
+        """The program of the previous job if it serves this one too, else that of `make`.
+
+        The previous program is dropped, since it takes hundreds of megabytes.
+        """
+        key = f"{self.way} {self.program}"
+        if key not in PROGRAMS:
+            PROGRAMS.clear()
+            PROGRAMS[key] = make()
+        return PROGRAMS[key]
 
 
 class Task(NamedTuple):
     """A kind of run.
 
-    check: config -> None; raises `ValueError` for settings that are not possible. alike: config -> a value, equal for
-    runs that one program can serve. run: yields (run, its result or error). inputs: configs -> what the runs depend on
-    beside them. ways: the default on a CPU and on an accelerator. group: the default number of runs of "vmap".
+    parse: config -> (key, equal for runs that one program serves; {path: digest} of the models that the run uses);
+    raises `ValueError` for settings that are not possible. run: yields (run, its result or error) for each run of a
+    job. ways: the default on a CPU and on an accelerator. group: the default number of runs of "vmap".
     """
 
-    check: Callable[[Any], None]
-    alike: Callable[[Any], Any]
+    parse: Callable[[Any], tuple[str, dict[str, str]]]
     run: Callable[[Job], Iterator[tuple[Run, Result | BaseException]]]
     ways: tuple[str, str]
     group: int
-    inputs: Callable[[Sequence[Any]], dict[str, Any]] = lambda configs: {}
 
 
 def grid_entries(name: str, sampler: str, schedule: Any, calls: int) -> int:
@@ -57,3 +71,8 @@ def grid_entries(name: str, sampler: str, schedule: Any, calls: int) -> int:
     if count < 2:
         raise ValueError(f"{name} must suffice for a step of {sampler} and one last call, got {calls}")
     return count
+
+
+def traced(model: Any) -> Any:
+    """The model with its numbers as float32 arrays, as an argument of a program."""
+    return jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), model)

@@ -10,57 +10,25 @@ import functools
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from diffax import random, training
 from diffax.pretrained import entries, spent
 from diffax.training.parallel import over_batch
 from experiments.configs import settings
-from experiments.data.datasets import open_dataset
-from experiments.model import Model
 from experiments.models import adapters, latents
 from experiments.models.drawing import draw
-from experiments.run import loading
-from experiments.run.command import path_of
 from experiments.run.inputs import FORMS, Inputs, opened, save_export
-from experiments.sweeping import measuring, programs
+from experiments.run.workdir import newest
+from experiments.sweeping import measuring
 from experiments.sweeping.definition import Run
 from experiments.sweeping.folder import Result
-from experiments.sweeping.tasks import Job
-
-
-def check(config: Any) -> None:
-    """Raise `ValueError` for settings that are not possible."""
-    for path, value, only in (("text.enabled", config.text.enabled, False), ("model", config.model, "diffusion")):
-        if value != only:
-            raise ValueError(f"config.{path} must be {only!r} in a sweep, got {value!r}")
-    _specification(config)
-    measuring.check(config.evaluation, config.network.conditional)
-
-
-def alike(config: Any) -> str:
-    """The static part of a config: equal for runs that one compiled step serves."""
-    flat = settings.flatten(config.to_dict())
-    kept = {key: value for key, value in flat.items() if not key.startswith(FREE)}
-    return f"{jax.tree.structure(_specification(config))} {json.dumps(kept, sort_keys=True)}"
-
-
-def inputs(configs: Sequence[Any]) -> dict[str, Any]:
-    """The digests of the autoencoders and bases that the runs use."""
-    result = {}
-    for folder in sorted({config.latent.autoencoder for config in configs} - {""}):
-        result[folder] = loading.load_latents(path_of("config.latent.autoencoder", folder)).digest
-    for lora in {config.lora.base: config.lora for config in configs if config.lora.base}.values():
-        result[lora.base] = loading.load_adapters(lora)[0].digest
-    return result
-
+from experiments.sweeping.tasks import Job, traced
 
 # Settings that are numbers of the model, or of the data of one run.
 FREE = (
@@ -69,22 +37,30 @@ FREE = (
 )
 
 
-def _specification(config: Any) -> Model:
-    """The model of a config."""
-    model: Model = _built(config.to_json_best_effort())
-    return model
+def parse(config: Any) -> tuple[str, dict[str, str]]:
+    """See `Task`.
 
-
-@functools.lru_cache(maxsize=4096)
-def _built(config_json: str) -> Any:
-    return opened(ConfigDict(json.loads(config_json)), jax.local_device_count()).model
+    Raises:
+      ValueError: for settings that are not possible.
+    """
+    for path, value, only in (("text.enabled", config.text.enabled, False), ("model", config.model, "diffusion")):
+        if value != only:
+            raise ValueError(f"config.{path} must be {only!r} in a sweep, got {value!r}")
+    inputs = opened(config, jax.local_device_count())
+    measuring.check(config.evaluation, config.network.conditional)
+    flat = settings.flatten(config.to_dict())
+    kept = {key: value for key, value in flat.items() if not key.startswith(FREE)}
+    structure = jax.tree.structure(inputs.model)
+    used = ((config.latent.autoencoder, inputs.space), (config.lora.base, inputs.base))
+    digests = {path: part.digest for path, part in used if part is not None}
+    return f"{structure} {json.dumps(kept, sort_keys=True)}", digests
 
 
 class Program(NamedTuple):
-    """What is compiled for runs that are alike.
+    """What is compiled for runs that one program serves.
 
-    first: (model with traced numbers, seed) -> state. step: of one run or of several. generate: ((params, model), keys,
-    labels) -> images on the host.
+    first: (model with traced numbers, seed) -> state, of one run or of several. step: as `first`. generate: ((params,
+    model), keys, labels) -> images on the host.
     """
 
     first: Callable[..., Any]
@@ -92,28 +68,15 @@ class Program(NamedTuple):
     generate: Callable[..., Any]
 
 
-_PROGRAMS: dict[tuple[str, str], Program] = {}
-
-
-def _program(run: Run, inputs: Inputs, way: str) -> Program:
-    """The program of runs that are alike; the previous one is dropped, since it takes hundreds of megabytes."""
-    key = (alike(run.config), way)
-    if key not in _PROGRAMS:
-        _PROGRAMS.clear()
-        jax.clear_caches()
-        _PROGRAMS[key] = _compile(inputs, run.config.parallel, way)
-    return _PROGRAMS[key]
-
-
 def _compile(inputs: Inputs, parallel: str, way: str) -> Program:
+    jax.clear_caches()  # of the previous program
     base, space = inputs.base, inputs.space
     mesh = training.make_mesh(jax.local_devices())
 
     def objective(model: Any) -> Any:
         return adapters.wrap(base, latents.wrap(space, model.objective()))
 
-    @jax.jit
-    def first(model: Model, seed: Any) -> training.TrainState:
+    def first(model: Any, seed: Any) -> training.TrainState:
         init_key, state_key = jax.random.split(random.threefry(jax.random.key(seed)))
         params = (base or model).init(init_key)
         return training.init_state(state_key, params, model.optimizer.make(), objective(model).memory, hyper=model)
@@ -135,27 +98,30 @@ def _compile(inputs: Inputs, parallel: str, way: str) -> Program:
         return model.diffusion.generate(inputs.whole(params), keys, label)
 
     images = over_batch(jax.jit(generate), mesh)
-    one_or_several = FORMS[parallel](step, mesh) if way == "loop" else training.over_runs(step, mesh)
-    return Program(first, one_or_several, images if space is None else space.decoded(images, mesh))
+    images = images if space is None else space.decoded(images, mesh)
+    if way == "loop":
+        return Program(jax.jit(first), FORMS[parallel](step, mesh), images)
+    return Program(jax.jit(jax.vmap(first)), training.over_runs(step, mesh), images)
 
 
-def traced(model: Any) -> Any:
-    """The model with its numbers as float32 arrays."""
-    return jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), model)
+def filled(items: list[Any]) -> list[Any]:
+    """The items, the last one repeated up to a multiple of the devices; its further results are dropped."""
+    return [*items, *[items[-1]] * (-len(items) % jax.local_device_count())]
 
 
-class JoinedBatches:
+def stacked(trees: list[Any]) -> Any:
+    """The trees of several runs as one tree (K, ...), K a multiple of the devices."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *filled(trees))
+
+
+class JoinedBatches(Iterator[Any]):
     """The batches of several runs as one iterator, whose position is that of each."""
 
     def __init__(self, batches: list[Any]) -> None:
         self._batches = batches
 
-    def __iter__(self) -> "JoinedBatches":
-        return self
-
     def __next__(self) -> Any:
-        rows = programs.filled([next(batches) for batches in self._batches])
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+        return stacked([next(batches) for batches in self._batches])
 
     def get_state(self) -> list[Any]:
         """The positions."""
@@ -167,104 +133,88 @@ class JoinedBatches:
             batches.set_state(position)
 
 
-class RunLogs:
-    """The log of several runs: each gets its part of the values, until it fails."""
+class RunLog(training.JsonLog):
+    """The log of one of several runs: its part of the values, until it fails."""
 
-    def __init__(self, logs: list[training.JsonLog]) -> None:
-        self._logs = logs
-
-    def start(self, step: int) -> None:
-        """Start each."""
-        for log in self._logs:
-            log.start(step)
+    def __init__(self, job: Job, index: int) -> None:
+        super().__init__(job.folder.run(job.runs[index]) / "metrics.jsonl")
+        self._index = index
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Write to each."""
-        for index, log in enumerate(self._logs):
-            own = {name: float(np.ravel(value)[index] if np.ndim(value) else value) for name, value in values.items()}
-            if own.get("skipped") == 0:
-                del own["skipped"]
-            if not np.isnan(own.get("loss", 0.0)):
-                log.write(step, own)
-
-    def sync(self) -> None:
-        """Sync each."""
-        for log in self._logs:
-            log.sync()
+        """Write its part."""
+        own = {name: float(np.ravel(v)[self._index] if np.ndim(v) else v) for name, v in values.items()}
+        if own.get("skipped") == 0:
+            del own["skipped"]
+        if not np.isnan(own.get("loss", 0.0)):
+            super().write(step, own)
 
 
 def run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
     """Train the runs of a job and measure each."""
-    config, folders = job.runs[0].config, [job.folder.run(run) for run in job.runs]
+    # ---- open
+    config, is_loop = job.runs[0].config, job.way == "loop"
     mesh = training.make_mesh(jax.local_devices())
+    inputs = [opened(run.config, mesh.size) for run in job.runs]
+    classes = inputs[0].data.num_classes if config.network.conditional else None
+    data, folder = config.dataset.to_dict(), job.folder.run(job.runs[0])
+    prepared = measuring.prepared(config.evaluation, data, classes, job.folder.path / "extractors")
+    program = job.compiled(lambda: _compile(inputs[0], config.parallel, job.way))
     caches = {"cache_images": config.dataset.cache, "cache_latents": config.latent.cache}
-    owns = [opened(run.config, mesh.size) for run in job.runs]
-    prepared = [_prepared(run, job) for run in job.runs]  # before the training, which takes longer
-    program = _program(job.runs[0], owns[0], job.way)
-    states = [program.first(traced(own.model), run.config.seed) for run, own in zip(job.runs, owns, strict=True)]
-    batches = [own.batches(mesh, **caches) for own in owns]
-    is_loop = job.way == "loop"
+    batches: list[Any] = [own.batches(mesh, **caches) for own in inputs]
+    starts = [(traced(own.model), np.int32(run.config.seed)) for run, own in zip(job.runs, inputs, strict=True)]
+
+    # ---- train
+    record = {
+        "ids": [run.id for run in job.runs],
+        "identity": [own.identity(run.config.dataset.train_split) for run, own in zip(job.runs, inputs, strict=True)],
+        "rows": 1 if is_loop else len(filled(starts)),
+    }
+    _remove_others(folder, record)
     with contextlib.ExitStack() as stack:
-        logs = [stack.enter_context(contextlib.closing(training.JsonLog(path / "metrics.jsonl"))) for path in folders]
+        logs = [stack.enter_context(contextlib.closing(RunLog(job, index))) for index in range(len(job.runs))]
         try:
-            fitted = _fit(
-                folders[0] / "checkpoints",
-                [run.id for run in job.runs],
-                [own.identity(run.config.dataset.train_split) for run, own in zip(job.runs, owns, strict=True)],
+            fitted = training.fit(
                 program.step,
-                states[0] if is_loop else jax.tree.map(lambda *leaves: jnp.stack(leaves), *programs.filled(states)),
+                functools.partial(program.first, *(starts[0] if is_loop else stacked(starts))),
                 batches[0] if is_loop else JoinedBatches(batches),
                 num_steps=config.train.num_steps,
+                checkpoints=stack.enter_context(training.Checkpoints(folder / "checkpoints", keep_latest=1)),
                 checkpoint_every=config.train.checkpoint_every,
-                log=RunLogs(logs),
+                log=training.Logs(logs),
                 log_every=config.train.log_every,
                 max_skipped=config.train.max_skipped,
+                record=record,
                 progress=job.progress("step", config.train.num_steps),
             )
         except training.NotFiniteError as error:  # of all runs
             yield from ((run, error.failed.get(index, error)) for index, run in enumerate(job.runs))
             return
-    cost = {"seconds": fitted.seconds / len(job.runs), "compile_seconds": fitted.compile_seconds}
-    for index, (run, own) in enumerate(zip(job.runs, owns, strict=True)):
+
+    # ---- measure
+    cost = {"seconds": round(fitted.seconds / len(job.runs), 3), "compile_seconds": round(fitted.compile_seconds, 3)}
+    averages = fitted.state.ema if is_loop else jax.device_get(fitted.state.ema)
+    for index, run in enumerate(job.runs):
         if index in fitted.failed:
             yield run, fitted.failed[index]
             continue
         try:
-            ema = fitted.state.ema if is_loop else programs.row(fitted.state.ema, index)
-            result = _measure(program, run, own, ema, prepared[index], job)
-            result.metrics["loss"] = float(np.ravel(fitted.logged["loss"])[index])
-            result.cost.update({name: round(value, 3) for name, value in cost.items()})
-            yield run, result
+            ema = averages if is_loop else jax.device_put(jax.tree.map(lambda v, index=index: v[index], averages))
+            result = _measure(program, run, inputs[index], ema, prepared, job)
+            loss = {"loss": float(np.ravel(fitted.logged["loss"])[index])}
+            yield run, result._replace(metrics=loss | result.metrics, cost=result.cost | cost)
         except Exception as error:  # the other runs of the job continue
             yield run, error
 
 
-def _fit(path: Path, ids: list[str], identity: list[Any], *args: Any, **settings: Any) -> training.Fitted:
-    """`fit`; checkpoints of another group of runs, other data or models, or other devices, are removed."""
-    record = {"ids": ids, "identity": identity}
-    with contextlib.suppress(training.CheckpointError), training.Checkpoints(path, read_only=True) as checkpoints:
-        newest, _ = checkpoints.newest()
-        saved = {} if newest is None else checkpoints.record(newest)
-        if any(saved.get(name, value) != value for name, value in record.items()):
-            shutil.rmtree(path)
-    with training.Checkpoints(path, keep_latest=1) as checkpoints:
-        try:
-            return training.fit(*args, checkpoints=checkpoints, record=record, **settings)
-        except training.CheckpointError as error:
-            if "must hold" not in str(error) and "intact" not in str(error):
-                raise
-            print(f"warning: {error}; starting again", file=sys.stderr, flush=True)
-    shutil.rmtree(path)
-    with training.Checkpoints(path, keep_latest=1) as checkpoints:
-        return training.fit(*args, checkpoints=checkpoints, record=record, **settings)
-
-
-def _prepared(run: Run, job: Job) -> tuple[Any, Callable[..., Any]]:
-    """(labels of the samples, the function that measures them)."""
-    names = run.config.dataset
-    dataset = open_dataset(names.name, names.data_dir)
-    label = measuring.labels(run.config.evaluation, dataset.num_classes if run.config.network.conditional else None)
-    return label, measuring.prepared(run.config.evaluation, names.to_dict(), label, job.extractors)[1]
+def _remove_others(folder: Path, record: dict[str, Any]) -> None:
+    """Remove checkpoints that this job cannot continue from: of other runs, data, models or devices, or damaged."""
+    try:
+        _, saved = newest(folder) or (None, {})
+        if all(saved.get(name, value) == value for name, value in record.items()):
+            return
+    except training.CheckpointError as error:
+        print(f"warning: {error}; starting again", file=sys.stderr, flush=True)
+    shutil.rmtree(folder / "checkpoints")
 
 
 def _measure(program: Program, run: Run, inputs: Inputs, ema: Any, prepared: Any, job: Job) -> Result:
@@ -281,4 +231,4 @@ def _measure(program: Program, run: Run, inputs: Inputs, ema: Any, prepared: Any
         save_export(path, inputs, jax.device_get(inputs.whole(ema)), config, run.config.train.num_steps)
     name, schedule = diffusion.sampling.sampler, diffusion.schedule(ema)
     calls = spent(name, schedule, entries(name, schedule, diffusion.sampling.num_steps))
-    return Result({"loss": 0.0, **measured.metrics}, measured.floors, measured.conditions, {"calls": float(calls)})
+    return Result(measured.metrics, measured.floors, measured.conditions, {"calls": float(calls)})

@@ -23,7 +23,7 @@ from experiments.configs import smoke
 from experiments.configs.settings import change, flatten
 from experiments.models import samplers
 from experiments.reporting.reading import read_sweep
-from experiments.sweeping import chain, oracle_task, product, seeds, settings, tasks, zipped
+from experiments.sweeping import chain, product, seeds, settings, tasks, zipped
 from experiments.sweeping import definition as definitions
 from experiments.sweeping.folder import Folder
 
@@ -334,8 +334,9 @@ def test_a_result_that_is_not_whole(command, tmp_path, fake, edit, message):
     assert states(command(path, folder, "--list"))[f"seed=1  ({corrupt_line(command, path, folder)})"] == "corrupt"
     done = command(path, folder)
     assert done.status == 1
-    assert f"run {corrupt} (seed=1): " in done.err
-    assert message in done.err
+    (line,) = [line for line in done.err.splitlines() if line.startswith(f"{corrupt}  corrupt ")]
+    assert message in line
+    assert "--retry" in done.err
     assert "Traceback" not in done.err
     assert len(task.computed) == 3
     assert [run.state for run in read_sweep(folder).runs] == ["done", "corrupt", "done"]
@@ -765,7 +766,7 @@ def test_the_ways_of_the_oracle_agree_and_each_compiles_once(command, tmp_path, 
 def test_the_same_command_gives_the_same_bits(command, tmp_path):
     path = oracle_sweep(tmp_path / "s.py", "product({'config.eta': [0.0, 0.5], 'config.calls': [3]}, seeds(2))")
     for name in ("one", "two"):
-        oracle_task._program.cache_clear()
+        tasks.PROGRAMS.clear()
         assert command(path, tmp_path / name).status == 0
     assert results(tmp_path / "one") == results(tmp_path / "two")
     assert len(results(tmp_path / "one")) == 4
@@ -916,7 +917,7 @@ def test_a_sampler_of_the_sweep_file_is_part_of_the_id(command, tmp_path):
     assert command(path, folder).status == 0
     (first,) = results(folder).values()
     path.write_text(OWN.replace("ETA", "1.0"))
-    oracle_task._program.cache_clear()  # in this process; the command runs in one of its own
+    tasks.PROGRAMS.clear()  # in this process; the command runs in one of its own
     assert command(path, tmp_path / "v").status == 0
     (second,) = results(tmp_path / "v").values()
     assert first["id"] != second["id"]
@@ -941,6 +942,14 @@ def test_a_metric_of_the_sweep_file_is_measured(tmp_path):
     flat = Extractor("flat", "0" * 16, 4, lambda x: x.reshape(len(x), -1))
     found = measure(flat, images + 3, real, names=("mean_shift",))
     assert (found.metrics["mean_shift"], found.floors["mean_shift"]) == (2.0, 1.0)
+
+
+@pytest.mark.usefixtures("own_names")
+@pytest.mark.parametrize(("old", "new"), [('"mine"', '"heun"'), ('"mean_shift"', '"fd"')])
+def test_a_sweep_file_replaces_no_sampler_and_no_metric(command, tmp_path, old, new):
+    (tmp_path / "s.py").write_text(OWN.replace("ETA", "0.0").replace(old, new))
+    error = one_line(command(tmp_path / "s.py", tmp_path / "w"))
+    assert f"must have names that diffax does not use, got '{new.strip(chr(34))}'" in error
 
 
 @pytest.mark.parametrize("name", ["get_samplers", "get_metrics"])

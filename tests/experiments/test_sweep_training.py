@@ -28,9 +28,10 @@ from experiments.models import objectives
 from experiments.reporting import document, tables
 from experiments.reporting.reading import read_sweep
 from experiments.run import inputs as inputs_module
+from experiments.run import loading
 from experiments.run.inputs import opened, save_export
 from experiments.sweeping import definition as definitions
-from experiments.sweeping import measuring, programs, sample_task, settings, train_task
+from experiments.sweeping import measuring, sample_task, settings, tasks, train_task
 from experiments.sweeping.folder import Result
 
 __all__ = ["command"]  # a fixture
@@ -63,7 +64,7 @@ def training_sweep(path, overrides, changes="", data_dir=""):
 @pytest.fixture
 def unmeasured(monkeypatch):
     """No samples are drawn: the result is the last loss."""
-    monkeypatch.setattr(train_task, "_prepared", lambda *_: None)
+    monkeypatch.setattr(measuring, "prepared", lambda *_: None)
     monkeypatch.setattr(train_task, "_measure", lambda *_: Result({}, {}, {}, {}))
 
 
@@ -125,13 +126,15 @@ SEEDS_AND_RATES = "product({'config.optimizer.learning_rate': [1e-3, 4e-3]}, see
 def test_runs_of_one_program_are_the_separate_runs(command, alone, tmp_path, way):
     """11 of 8 seeds x 2 learning rates on 8 devices, over 30 steps."""
     path = training_sweep(tmp_path / "s.py", SEEDS_AND_RATES, "config.train.num_steps = 30")
-    more, compiled = ("--only=config.seed=1",) if way == "loop" else ("--group=16",), []
+    more, compiled, begun = ("--only=config.seed=1",) if way == "loop" else ("--group=16",), [], []
     with pytest.MonkeyPatch.context() as patch:
-        original = training.train_step
+        original, first = training.train_step, training.init_state
+        patch.setattr(training, "init_state", lambda *args, **kwargs: begun.append(1) or first(*args, **kwargs))
         patch.setattr(training, "train_step", lambda *args, **kwargs: compiled.append(1) or original(*args, **kwargs))
         done = command(path, tmp_path / "w", f"--way={way}", *more)
     assert done.status == 0, done.err
     assert len(compiled) <= 2, "once to make it, once for shapes"
+    assert len(begun) == 1
     every = definitions.load(path).runs
     runs = [every[id] for id in results(tmp_path / "w")]
     assert len(runs) == (2 if way == "loop" else 11)
@@ -226,6 +229,11 @@ def changed(overrides, base=None):
     return config
 
 
+def program_of(config):
+    """The key of the program of a run."""
+    return train_task.parse(config)[0]
+
+
 def model_of(config):
     """The model of a config."""
     return opened(config, 8).model
@@ -238,7 +246,7 @@ def leaves_of(state):
 
 def ends(program, config, steps=3):
     """Parameters and their average after a few steps, as one array."""
-    state = program.step.place(program.first(train_task.traced(model_of(config)), config.seed))
+    state = program.step.place(program.first(tasks.traced(model_of(config)), config.seed))
     data = opened(config, 8).read(cache=True)
     for _ in range(steps):
         state, _ = program.step(state, next(data))
@@ -272,7 +280,7 @@ def test_one_program_serves_every_value_of_what_is_traced(monkeypatch, base, oth
     compiled = len(traces)
     for key, value in other.items():
         config = changed({key: value}, base)
-        assert train_task.alike(config) == train_task.alike(base), key
+        assert program_of(config) == program_of(base), key
         assert np.abs(ends(program, config) - before).max() > 1e-6, key
     together = ends(program, everything)
     assert len(traces) == compiled
@@ -301,15 +309,15 @@ def test_what_is_static_makes_another_program():
         "config.train.num_steps": 7,
         "config.network.dropout_rate": 0.2,
         "config.schedule": {"name": "linear", "beta_max": 10.0},
-        "config.evaluation.num": 30,
+        "config.evaluation.num": 300,
         "config.dataset.batch_size": 8,
         "config.sampling.eta": 0.5,  # from the sampler's own to a value
     }.items():
-        assert train_task.alike(changed({key: value}, base)) != train_task.alike(base), key
+        assert program_of(changed({key: value}, base)) != program_of(base), key
     some, others = (changed({"config.sampling.eta": eta}, base) for eta in (0.5, 0.8))
-    assert train_task.alike(some) == train_task.alike(others)
+    assert program_of(some) == program_of(others)
     for key, value in {"config.dataset.num_threads": 5, "config.seed": 3}.items():
-        assert train_task.alike(changed({key: value}, base)) == train_task.alike(base), key
+        assert program_of(changed({key: value}, base)) == program_of(base), key
 
 
 GIVEN = {"shift": 0.5, "sigma_min": 0.01, "sigma_max": 80.0}  # parameters without a default
@@ -330,9 +338,9 @@ def test_every_schedule_takes_traced_parameters(name):
     def level(model):
         return model.diffusion.schedule()(0.5)
 
-    jax.eval_shape(level, train_task.traced(model))
+    jax.eval_shape(level, tasks.traced(model))
     if numbers:
-        for found, wanted in zip(level(train_task.traced(model)), level(model), strict=True):
+        for found, wanted in zip(level(tasks.traced(model)), level(model), strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
@@ -354,27 +362,17 @@ def test_every_distribution_and_weighting_takes_traced_parameters(setting):
             objectives.make(getattr(model.loss, setting), table, model.diffusion)
             return 0
 
-        jax.eval_shape(built, train_task.traced(model))
+        jax.eval_shape(built, tasks.traced(model))
     assert count >= 3
 
 
 def test_more_runs_than_a_multiple_of_the_devices():
-    """The results of the copies that fill up the devices are dropped."""
+    """The rows of a program are filled up with copies of the last run."""
     for count in (1, 7, 8, 9):
-        items = [{"x": np.float32(i)} for i in range(count)]
-        filled = programs.filled(items)
-        assert len(filled) % 8 == 0
-        assert filled[:count] == items
-        call = programs.several(lambda shared, own: shared + 2 * own["x"])
-        found = call(jnp.float32(1.0), programs.stacked(filled))
-        parts = [programs.row(found, index) for index in range(count)]
-        np.testing.assert_array_equal(parts, 1 + 2 * np.arange(count))
-        assert [part.devices() for part in parts] == [
-            {jax.local_devices()[index * 8 // len(filled)]} for index in range(count)
-        ]  # nothing is gathered
-
-
-# What fails, and what is interrupted
+        trees = [{"x": np.float32(i)} for i in range(count)]
+        rows = train_task.stacked(trees)["x"]
+        assert len(rows) % 8 == 0
+        np.testing.assert_array_equal(rows, np.minimum(np.arange(len(rows)), count - 1))
 
 
 @pytest.mark.usefixtures("unmeasured")
@@ -452,7 +450,7 @@ def test_a_checkpoint_that_does_not_fit_is_begun_anew(command, tmp_path, monkeyp
     assert command(path, tmp_path / "straight", "--way=vmap").status == 0
     with monkeypatch.context() as patch:
         interrupt_at(patch, 12)
-        patch.setattr(programs, "filled", lambda items: [*items, *items[-1:] * 14])
+        patch.setattr(train_task, "filled", lambda items: [*items, *items[-1:] * 14])
         with pytest.raises(KeyboardInterrupt):
             command(path, tmp_path / "w", "--way=vmap")
     assert [path.name for path in (tmp_path / "w").glob("runs/*/checkpoints/4")] == ["4"]
@@ -533,6 +531,28 @@ def test_many_kills_change_nothing(data_dir, tmp_path, request, way, devices):
     assert max(tried.values()) > 1, tried
 
 
+@pytest.mark.slow
+def test_workers_save_when_their_parent_gets_sigterm(data_dir, tmp_path):
+    """The parent waits for them and ends with status 75; the same command continues from their checkpoints."""
+    changes = "config.train.num_steps = 2000\nconfig.train.checkpoint_every = 2000"
+    path, folder = training_sweep(tmp_path / "s.py", "seeds(2)", changes, data_dir), tmp_path / "w"
+    flags = ("--way=loop", "--workers=2")
+    parent = subprocess.Popen(line(path, folder, *flags), env=env(1), cwd=ROOT, stdout=subprocess.DEVNULL)
+    while len([log for log in folder.glob("runs/*/metrics.jsonl") if log.stat().st_size]) < 2:
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(60) == 75
+    assert not results(folder)
+    saved = [int(step.name) for step in folder.glob("runs/*/checkpoints/*") if step.name.isdecimal()]
+    assert len(saved) == 2
+    assert max(saved) < 2000
+    done = subprocess.run(line(path, folder, *flags), env=env(1), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(results(folder)) == 2
+    assert set(attempts(folder).values()) == {2}
+
+
 def test_a_run_costs_the_calls_of_its_sampler(tmp_path):
     """Heun's steps take two calls, so that of 18 calls one is left over."""
     config = changed({"config.sampling.sampler": "heun", "config.sampling.num_steps": 18})
@@ -565,6 +585,11 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+def labels_of(evaluation, data, num_classes, folder):
+    """All classes in turn."""
+    return np.arange(evaluation.num) % num_classes
+
+
 @pytest.fixture
 def kept(monkeypatch):
     """Samples are not measured but kept, as samples.npy of each run."""
@@ -573,7 +598,7 @@ def kept(monkeypatch):
         np.save(path.with_suffix(".npy"), x)
         return measures.Measures({"mean": float(x.mean())}, {}, {}, {})
 
-    monkeypatch.setattr(measuring, "prepared", lambda *_: (None, measure))
+    monkeypatch.setattr(measuring, "prepared", lambda *settings: (labels_of(*settings), measure))
 
 
 def sampling_sweep(path, overrides, checkpoint):
@@ -650,7 +675,7 @@ def test_the_ways_of_sampling_agree_and_are_the_command_that_samples(command, ch
 @pytest.mark.parametrize("way", ["vmap", "loop"])
 def test_samples_that_are_not_finite_fail_their_run_alone(command, checkpoint, tmp_path, monkeypatch, way):
     measure = lambda x, path: measures.Measures({"mean": float(images.to_pixels(x, 0, 16).mean())}, {}, {}, {})
-    monkeypatch.setattr(measuring, "prepared", lambda *_: (None, measure))
+    monkeypatch.setattr(measuring, "prepared", lambda *settings: (labels_of(*settings), measure))
     path = sampling_sweep(tmp_path / "s.py", "product({'config.sampling.guidance': [2.0, 1e39]})", checkpoint)
     done = command(path, tmp_path / "w", f"--way={way}")
     assert done.status == 1
@@ -664,10 +689,12 @@ def test_a_checkpoint_that_changed_is_refused(command, checkpoint, tmp_path, mon
     """Under the same path: other parameters; nothing is computed from them."""
     path = sampling_sweep(tmp_path / "s.py", "seeds(1)", checkpoint)
     assert command(path, tmp_path / "w", "--way=loop").status == 0
-    trained = sample_task._trained(str(checkpoint))
+    trained = loading.load(checkpoint)
     other = trained._replace(params=jax.tree.map(lambda v: v + 1e-3, trained.params))
-    monkeypatch.setattr(sample_task, "_trained", lambda checkpoint: other)
+    monkeypatch.setattr(loading, "load", lambda *_: other)
+    sample_task._opened.cache_clear()
     done = command(path, tmp_path / "w", "--way=loop")
+    sample_task._opened.cache_clear()
     assert done.status == 2
     assert f"inputs.{checkpoint} = 'step 30, " in done.err
     assert done.err.count("\n") == 1
