@@ -132,6 +132,14 @@ def test_a_dit_has_a_loss_and_a_gradient():
         ({"patch_size": 0}, "config.network.patch_size must be an int >= 1, got 0"),
         ({"positions": "learned"}, "config.network.positions must be one of sincos, rope, none, got 'learned'"),
         ({"num_heads": 3}, "config.network.num_heads must divide the 16 channels, got 3"),
+        (
+            {"name": "unet", "attention_levels": (2,)},
+            r"config\.network\.attention_levels must be in \[0, 2\), .* got 2",
+        ),
+        (
+            {"name": "edm2", "attention_levels": (2,)},
+            r"config\.network\.attention_levels must be in \[0, 2\), .* got 2",
+        ),
     ],
 )
 def test_bad_input(changes, message):
