@@ -279,6 +279,8 @@ def changed(**changes):
         ({"optimzer": 1}, "config.optimzer is no setting"),
         ({"train__steps": 1}, "config.train.steps is no setting; those of config.train are"),
         ({"seed": "0"}, "config.seed must be of type int, got '0'"),
+        ({"seed": -1}, "config.seed must be an integer >= 0, got -1"),
+        ({"seed": 2**31}, r"config.seed must be an integer < 2\^31, got 2147483648"),
         ({"dataset__flip": 1}, "config.dataset.flip must be of type bool, got 1"),
         (
             {"network__channel_multipliers": (1, 2.5)},
