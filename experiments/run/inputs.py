@@ -1,17 +1,15 @@
 """The inputs of a training run, checked before anything compiles: data, latents, adapters, captions, model, batches."""
 
 import functools
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from diffax import training
-from diffax.pretrained import save
+from diffax.pretrained import Tokenizer
 from experiments.configs import settings
 from experiments.data import datasets, pipeline
-from experiments.data.captions import Tokenizer
 from experiments.model import Data, build
 from experiments.models import autoencoder, captions, latents, noisy_classifier
 from experiments.models.adapters import Adapters
@@ -121,19 +119,3 @@ def opened(config: Any, num_devices: int) -> Inputs:
     )
     read()  # raises for a split that is too small
     return Inputs(dataset, data, space, base, tokenizer, model, read)
-
-
-def save_export(path: Path, inputs: Inputs, params: Any, settings: dict[str, Any], step: int) -> None:
-    """Write an export of a diffusion model. params: of the network; settings: the config of the run."""
-    space, tokenizer = inputs.space, inputs.tokenizer
-    save(
-        path,
-        inputs.model.diffusion,
-        params,
-        step=step,
-        data_range=inputs.data.range,
-        latents=space and space.exported(),
-        words=tokenizer.words if tokenizer else (),
-        max_length=tokenizer.max_length if tokenizer else 0,
-        more={"config": settings, "data": inputs.data._asdict(), "latents": space and space.record()},
-    )

@@ -8,11 +8,10 @@ import jax
 from ml_collections import ConfigDict
 
 from diffax import pretrained
-from diffax.pretrained import is_export
+from diffax.pretrained import Tokenizer, is_export
 from diffax.training import Checkpoints
 from experiments.configs import default
-from experiments.configs.settings import flatten
-from experiments.data.captions import Tokenizer
+from experiments.configs.settings import can_guide, flatten
 from experiments.model import Data, build
 from experiments.models.adapters import Adapters
 from experiments.models.autoencoder import LATENTS, AutoencoderModel
@@ -171,3 +170,29 @@ def check_base(mine: dict[str, Any], base: Trained, data: Data, latents: Latents
     for what, (of_base, of_run) in pairs.items():
         if of_base != of_run:
             raise ValueError(f"config.lora.base must be of {what} {of_run}, got {base.folder} of {of_base}")
+
+
+def save_export(path: Path, source: Any, params: Any, step: int, space: Latents | None, record: dict[str, Any]) -> None:
+    """Write an export of a diffusion model.
+
+    Args:
+      path: the folder, which must not exist.
+      source: `model`, `data` and `tokenizer` of the model, such as `Trained` or `Inputs`.
+      params: of the network, with adapters merged.
+      step: of the parameters.
+      space: the latents of the model, None for pixels.
+      record: as of a checkpoint, at least the config.
+    """
+    kept = {key: record.get(key) for key in ("config", "identity", "adapters")}
+    pretrained.save(
+        path,
+        source.model.diffusion,
+        params,
+        step=step,
+        data_range=source.data.range,
+        latents=space and space.exported(),
+        words=source.tokenizer.words if source.tokenizer else (),
+        max_length=source.tokenizer.max_length if source.tokenizer else 0,
+        has_null=not can_guide(ConfigDict(_completed(record["config"]))),
+        more=kept | {"data": source.data._asdict(), "latents": space and space.record()},
+    )

@@ -8,7 +8,6 @@ import numpy as np
 from diffax.training import Every
 from diffax.training.parallel import over_batch
 from experiments.data.pictures import Pictures
-from experiments.models import captions
 from experiments.run.inputs import Inputs
 
 ROWS, COLUMNS = 8, 10
@@ -25,8 +24,9 @@ def pictures_of(
     condition = np.tile(np.arange(columns), ROWS) if diffusion.condition == "label" else None
     if inputs.tokenizer is not None:
         columns = COLUMNS
-        texts = captions.examples(inputs.dataset, train_split, columns)
-        condition = np.tile(inputs.tokenizer.encode(texts), (ROWS, 1))
+        captions = inputs.dataset.captions(train_split)
+        evenly_spaced = [captions[i] for i in np.linspace(0, len(captions) - 1, columns).astype(int)]
+        condition = np.tile(inputs.tokenizer.encode(evenly_spaced), (ROWS, 1))
     keys = jax.random.split(jax.random.key(seed), columns * ROWS)
 
     @jax.jit
