@@ -19,7 +19,7 @@ from diffax.nn.autoencoding import autoencoder_loss, kl_to_standard_normal
 from diffax.nn.description import autoencoder_from_description
 from diffax.training import Every
 from diffax.training.parallel import over_batch
-from experiments.data.pictures import Pictures
+from experiments.data.images import Pictures
 from experiments.models.digests import digest
 from experiments.models.objectives import Objective
 from experiments.models.optimizers import Optimizer

@@ -17,7 +17,7 @@ from diffax.nn.layers import Downsample, ResBlock, conv, group_norm, sinusoidal
 from diffax.pretrained import SCHEDULES, TIMES, Spec
 from diffax.training import Every
 from diffax.training.parallel import over_batch
-from experiments.data.pictures import Pictures
+from experiments.data.images import Pictures
 from experiments.models.objectives import Objective
 from experiments.models.optimizers import Optimizer
 

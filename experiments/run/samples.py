@@ -7,7 +7,7 @@ import numpy as np
 
 from diffax.training import Every
 from diffax.training.parallel import over_batch
-from experiments.data.pictures import Pictures
+from experiments.data.images import Pictures
 from experiments.run.inputs import Inputs
 
 ROWS, COLUMNS = 8, 10
