@@ -1,6 +1,5 @@
 """Trained models from their folders: `load`, the latents of an autoencoder, the base of adapters."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +9,6 @@ from ml_collections import ConfigDict
 from diffax import pretrained
 from diffax.pretrained import Tokenizer, is_export
 from diffax.training import Checkpoints
-from experiments.configs import default
 from experiments.configs.settings import can_guide, flatten
 from experiments.model import Data, build
 from experiments.models.adapters import Adapters
@@ -58,7 +56,7 @@ def load(
       ValueError: if the folder has neither, another kind of model, or adapters whose base has changed.
     """
     step, record = load_record(folder, name)
-    config = ConfigDict(_completed(record["config"]))
+    config = ConfigDict(record["config"])
     if config.model != kind:
         raise ValueError(f"{name} must have a model of kind {kind!r}, got {folder} with kind {config.model!r}")
     config, known = override(config), record["data"]
@@ -78,13 +76,6 @@ def load(
     words = record.get("words")
     tokenizer = None if words is None else Tokenizer(words, config.text.max_length)
     return Trained(model, params, step, folder, data, config.dataset.to_dict(), latents, tokenizer, record)
-
-
-def _completed(recorded: dict[str, Any]) -> dict[str, Any]:
-    """A recorded config, with the defaults of settings that are newer than the run."""
-    known = json.loads(json.dumps(default.get_config().to_dict()))
-    groups = {key: value for key, value in known.items() if isinstance(value, dict) and key != "schedule"}
-    return known | recorded | {key: value | recorded.get(key, {}) for key, value in groups.items()}
 
 
 def load_latents(folder: Path, scale: float | None = None, name: str = "config.latent.autoencoder") -> Latents:
@@ -158,7 +149,7 @@ def _base_of(folder: Path, settings: Any, record: dict[str, Any]) -> Adapters | 
 
 def check_base(mine: dict[str, Any], base: Trained, data: Data, latents: Latents | None) -> None:
     """Raise `ValueError` unless the base of adapters has the network, data and latents of this run."""
-    mine, its = flatten(mine), flatten(_completed(base.record["config"]))
+    mine, its = flatten(mine), flatten(base.record["config"])
     for key in sorted(mine.keys() | its.keys()):
         if key.startswith(OF_THE_BASE) and key not in OF_THE_ADAPTERS and mine.get(key) != its.get(key):
             raise ValueError(f"{key} must be {its.get(key)!r}, as of {base.folder}, got {mine.get(key)!r}")
@@ -193,6 +184,6 @@ def save_export(path: Path, source: Any, params: Any, step: int, space: Latents 
         latents=space and space.exported(),
         words=source.tokenizer.words if source.tokenizer else (),
         max_length=source.tokenizer.max_length if source.tokenizer else 0,
-        has_null=not can_guide(ConfigDict(_completed(record["config"]))),
+        has_null=not can_guide(ConfigDict(record["config"])),
         more=kept | {"data": source.data._asdict(), "latents": space and space.record()},
     )

@@ -78,16 +78,10 @@ def lock(workdir: Path, name: str = "workdir") -> None:
     _LOCKS[workdir] = file
 
 
-def unlock(workdir: Path) -> None:
-    """Unlock a folder that this process has locked."""
-    if workdir in _LOCKS:
-        _LOCKS.pop(workdir).release()
-
-
 def claim(workdir: Path, settings: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """Make a folder this run's, or check that its newest checkpoint is of this run; then write config.json.
 
-    settings: the config, as a dict. identity: what the run depends on beside it: data, autoencoder, base.
+    settings: the config, as a dict. identity: data, autoencoder and base, which the run depends on as well.
 
     Raises:
       ValueError: if the folder cannot be written to, is in use, or has a checkpoint of a run with another config or
@@ -97,9 +91,7 @@ def claim(workdir: Path, settings: Mapping[str, Any], identity: Mapping[str, Any
     lock(workdir)
     if (checkpoint := newest(workdir)) is not None:  # before the first checkpoint nothing is lost by another config
         step, record = checkpoint
-        # A setting that is newer than the run had its default then.
-        before = flatten(default.get_config().to_dict()) | flatten(record["config"])
-        now = flatten(settings)
+        before, now = flatten(record["config"]), flatten(settings)
         for key in sorted(before.keys() | now.keys(), key=lambda key: (key != "config.model", key)):
             if before.get(key) != now.get(key) and not key.startswith(CHANGEABLE):
                 raise ValueError(
@@ -116,7 +108,9 @@ def claim(workdir: Path, settings: Mapping[str, Any], identity: Mapping[str, Any
 
 
 def newest(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    """(step, record) of the newest intact checkpoint of a run, None if nothing was saved; reports skipped ones.
+    """(step, record) of the newest intact checkpoint of a run, None if nothing was saved; prints the skipped ones.
+
+    Settings that are newer than the run have their defaults.
 
     Raises:
       CheckpointError: if there are checkpoints, but none is intact.
@@ -125,7 +119,15 @@ def newest(folder: Path) -> tuple[int, dict[str, Any]] | None:
         step, skipped = checkpoints.newest()
         for number, reason in skipped if is_first() else ():
             print(f"warning: checkpoint {number} is damaged: {reason}", file=sys.stderr)
-        return None if step is None else (step, checkpoints.record(step))
+        return None if step is None else (step, completed(checkpoints.record(step)))
+
+
+def completed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record whose config has the defaults of settings that are newer than the run."""
+    known, config = json.loads(default.get_config().to_json()), record["config"]
+    groups = {key: value for key, value in known.items() if isinstance(value, dict) and key != "schedule"}
+    config = known | config | {key: value | config.get(key, {}) for key, value in groups.items()}
+    return {**record, "config": config}
 
 
 def load_record(folder: Path, name: str = "checkpoint") -> tuple[int | None, dict[str, Any]]:
@@ -140,7 +142,7 @@ def load_record(folder: Path, name: str = "checkpoint") -> tuple[int | None, dic
         content = read_config(folder)
         if "config" not in content["more"]:
             raise ValueError(f"{name} must be an export of experiments.export, got {folder}")
-        return None, {**content["more"], "step": content["step"], "words": content["words"] or None}
+        return None, completed({**content["more"], "step": content["step"], "words": content["words"] or None})
     if (checkpoint := newest(folder)) is None:
         raise ValueError(f"{name} must be a run's workdir or an export, got {folder}, which has no checkpoint")
     return checkpoint
