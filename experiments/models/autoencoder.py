@@ -1,7 +1,7 @@
 """The autoencoder of latent diffusion: its training, and the standard deviation of its latents.
 
 A finished run has `latents.json`: the standard deviation of the latents of its training images, and the digest of the
-checkpoint that it was measured with. A checkpoint with another digest is not used with it.
+checkpoint that it was measured with. It is not used with a checkpoint of another digest.
 """
 
 import json

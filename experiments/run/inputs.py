@@ -25,9 +25,11 @@ FORMS: dict[str, Any] = {  # config.parallel: the form of a step over devices
 
 
 class Inputs(NamedTuple):
-    """space: the latents that the model works in, None for pixels. base: what its parameters are adapters of, None
-    without. tokenizer: of captions, None without. model: as `build` returns it. read: settings of `pipeline.batches` ->
-    batches of images.
+    """The inputs of a run.
+
+    space: the latents that the model works in, None for pixels. base: adapters with their base, None where all
+    parameters are trained. tokenizer: of captions, None without. model: as `build` returns it. read: settings of
+    `pipeline.batches` -> batches of images.
     """
 
     dataset: datasets.Dataset

@@ -23,10 +23,10 @@ OF_THE_ADAPTERS = ("config.network.dropout_rate", "config.network.dtype", "confi
 
 
 class Trained(NamedTuple):
-    """A trained model with its averaged parameters, merged with those of the base of its adapters.
+    """A trained model with its averaged parameters; adapters are merged into their base.
 
-    model: as `build` returns it. step: of the checkpoint. data: what it was trained on; shape is that of the data, also
-    for a model in latents. dataset: config.dataset of the run. latents: where its autoencoder was, None for pixels.
+    model: as `build` returns it. step: of the checkpoint. data: the training data; shape is that of the data, also for
+    a model in latents. dataset: config.dataset of the run. latents: the record of its latent space, None for pixels.
     tokenizer: of captions, None without. record: that of the checkpoint or export.
     """
 
@@ -62,17 +62,17 @@ def load(
     config, known = override(config), record["data"]
     data = Data(tuple(known["shape"]), known["num_classes"], tuple(known["range"]))
     latents = record.get("latents")
-    seen = data if latents is None else data._replace(shape=tuple(latents["shape"]), range=(-1.0, 1.0))
-    model = build(config, seen)
+    of_network = data if latents is None else data._replace(shape=tuple(latents["shape"]), range=(-1.0, 1.0))
+    model = build(config, of_network)
+    # On no device in particular, as sampling may use all of them.
     if step is None:  # an export, whose adapters are merged
-        step, base, params = int(record["step"]), None, pretrained.load(folder).params
+        step, params = int(record["step"]), jax.device_put(jax.device_get(pretrained.load(folder).params))
     else:
         base = _base_of(folder, config.lora, record)
-        like = jax.eval_shape(model.init if base is None else base.init, jax.random.key(0))
+        like = jax.eval_shape((base or model).init, jax.random.key(0))
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-            params = checkpoints.restore_ema(step, like)
-    params = jax.device_put(jax.device_get(params))  # on no device in particular: sampling may use all
-    params = params if base is None else base.merge(params)
+            params = jax.device_put(jax.device_get(checkpoints.restore_ema(step, like)))
+        params = params if base is None else base.merge(params)
     words = record.get("words")
     tokenizer = None if words is None else Tokenizer(words, config.text.max_length)
     return Trained(model, params, step, folder, data, config.dataset.to_dict(), latents, tokenizer, record)
@@ -86,36 +86,34 @@ def load_latents(folder: Path, scale: float | None = None, name: str = "config.l
     """
     trained = load(folder, name, "autoencoder")
     model = trained.model
-    mark = digest(model.network, list(model.shape), trained.params)
+    mark, shape = digest(model.network, list(model.shape), trained.params), model.latent_shape(trained.params)
     if scale is None:
         measured = read_json(folder / LATENTS)
         if measured is None or measured["digest"] != mark:
-            of = "is not there" if measured is None else f"is of step {measured['step']}"
+            state = "is not there" if measured is None else f"is of step {measured['step']}"
             raise ValueError(
-                f"{name} must be a finished run, got {folder}, where {LATENTS} {of} and the checkpoint of step "
+                f"{name} must be a finished run, got {folder}, where {LATENTS} {state} and the checkpoint of step "
                 f"{trained.step}: run experiments.train on it to its end"
             )
         scale = 1 / measured["std"]
-    shape = model.latent_shape(trained.params)
     return Latents(model, trained.params, folder, trained.step, mark, scale, shape)
 
 
 def latents_of(trained: Trained, moved: str | None = None) -> Latents | None:
-    """The latent space of a trained model, None for pixels. moved: where the autoencoder is now.
+    """The latent space of a trained model, None for pixels. moved: the present folder of a moved autoencoder.
 
     Raises:
-      ValueError: if another autoencoder is there, or `moved` is given for a model of pixels.
+      ValueError: if the folder has another autoencoder, or `moved` is given for a model of pixels.
     """
-    saved = trained.latents
-    if saved is None:
+    if (saved := trained.latents) is None:
         if moved is not None:
             raise ValueError(f"autoencoder must not be given for a model of pixels, got {moved}")
         return None
     if moved is None and is_export(trained.folder):  # an export includes its autoencoder
-        own = pretrained.load(trained.folder).latents
-        model = AutoencoderModel(0.0, trained.model.optimizer, own.network, "squared", trained.data.shape)
-        mark, shape = saved["digest"], tuple(saved["shape"])
-        return Latents(model, own.params, trained.folder, saved["step"], mark, own.scale, shape)
+        space = pretrained.load(trained.folder).latents
+        model = AutoencoderModel(0.0, trained.model.optimizer, space.network, "squared", trained.data.shape)
+        of_checkpoint = (trained.folder, saved["step"], saved["digest"])
+        return Latents(model, space.params, *of_checkpoint, space.scale, tuple(saved["shape"]))
     folder = path_of("autoencoder", moved or saved["autoencoder"])
     latents = load_latents(folder, saved["scale"], "autoencoder")
     if latents.digest != saved["digest"]:

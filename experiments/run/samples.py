@@ -16,9 +16,9 @@ ROWS, COLUMNS = 8, 10
 def pictures_of(
     inputs: Inputs, train_split: str, pictures: Pictures, mesh: Any, *, seed: int, sample_every: int
 ) -> Every:
-    """A picture of samples by the averaged parameters, always from the same noise.
+    """Pictures of samples by the averaged parameters, always from the same noise.
 
-    It has a column for each of at most 10 classes or captions.
+    Each has a column for each of at most 10 classes or captions.
     """
     diffusion, columns = inputs.model.diffusion, min(inputs.data.num_classes or COLUMNS, COLUMNS)
     condition = np.tile(np.arange(columns), ROWS) if diffusion.condition == "label" else None
