@@ -21,17 +21,8 @@ from experiments.data.emoji import Emoji
 EMBEDDED: dict[str, Any] = {"digits": Digits, "emoji": Emoji, "mnist5k": Mnist5k}
 
 
-class Records(Sequence):
-    """Some of the records of a source. numbers: of these records in the source."""
-
-    def __init__(self, source: Any, numbers: Sequence[int]):
-        self._source, self.numbers = source, numbers
-
-    def __len__(self):
-        return len(self.numbers)
-
-    def __getitem__(self, place):
-        return self._source[self.numbers[place]]
+class RecordError(ValueError):
+    """A record that cannot be read, or that does not fit its data set."""
 
 
 class Dataset(NamedTuple):
@@ -49,10 +40,10 @@ class Dataset(NamedTuple):
     high: float
     labels: tuple[int, ...] = ()
 
-    def source(self, split: str) -> Records:
+    def source(self, split: str) -> "Records":
         """Random access to the records of a split ("train", "test[:50%]") that have one of `labels`.
 
-        With `labels` it reads each record.
+        With `labels` it reads each record first.
 
         Raises:
           ValueError: for an unknown split, one without records, or a record that cannot be read.
@@ -64,20 +55,13 @@ class Dataset(NamedTuple):
             raise ValueError(f"split must be one of {known} or a part of them, got {split!r}") from error
         if not len(source):
             raise ValueError(f"split {split!r} of dataset {self.name!r} is empty")
+        whole = Records(self, split, source, range(len(source)))
         if not self.labels:
-            return Records(source, range(len(source)))
-        numbers = []
-        for number in range(len(source)):
-            try:
-                label = source[number]["label"]
-            except Exception as error:  # whatever the reader raises
-                where = f"record {number} of split {split!r} of {self.name}"
-                raise ValueError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
-            if label in self.labels:
-                numbers.append(number)
+            return whole
+        numbers = [number for number, record in enumerate(whole) if record["label"] in self.labels]
         if not numbers:
             raise ValueError(f"split {split!r} of dataset {self.name!r} has no records with labels {self.labels}")
-        return Records(source, numbers)
+        return Records(self, split, source, numbers)
 
     def normalise(self, image: Any) -> np.ndarray:
         """Stored pixels to [-1, 1], float32."""
@@ -91,7 +75,7 @@ class Dataset(NamedTuple):
         """
         if "caption" not in self.builder.info.features:
             raise ValueError(f"dataset.name = {self.name!r} has no captions (a feature 'caption')")
-        return [caption_of(record) for record in self.source(split)]
+        return [record["caption"] for record in self.source(split)]
 
     def images(self, split: str, limit: int) -> np.ndarray:
         """Up to `limit` images of a split in [-1, 1], evenly spaced: (N, *shape)."""
@@ -100,20 +84,41 @@ class Dataset(NamedTuple):
         return np.stack([self.normalise(source[int(row)]["image"]) for row in rows])
 
     def describe(self, split: str) -> dict[str, Any]:
-        """What a run and its continuation must agree on."""
+        """The values that a continued run must have as well."""
         return {"range": [self.low, self.high], "shape": list(self.shape), "length": len(self.source(split))}
 
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """All images (N, *shape) in [-1, 1] and labels (N,) of a split, in memory."""
         records = list(self.source(split))
-        images = np.stack([self.normalise(r["image"]) for r in records])
-        return images, np.asarray([r.get("label", 0) for r in records], np.int32)
+        return np.stack([self.normalise(r["image"]) for r in records]), np.stack([r["label"] for r in records])
 
 
-def caption_of(record: dict[str, Any]) -> str:
-    """A record's caption: TFDS gives bytes."""
-    caption = record["caption"]
-    return caption.decode() if isinstance(caption, bytes) else str(caption)
+class Records(Sequence):
+    """Some records of a split: {image as stored, label}, 0 for no label, and the caption if there is one.
+
+    numbers: of these records in the whole split. A record that cannot be read, or whose image has another shape, raises
+    a `RecordError` that names it.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, source: Any, numbers: Sequence[int]):
+        self._dataset, self._split, self._source, self.numbers = dataset, split, source, numbers
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, place):
+        number = self.numbers[place]
+        where = f"record {number} of split {self._split!r} of {self._dataset.name}"
+        try:
+            record = self._source[number]
+            result = {"image": record["image"], "label": np.int32(record["label"] if self._dataset.num_classes else 0)}
+            if "caption" in record:
+                result["caption"] = record["caption"].decode()  # TFDS reads text as bytes
+        except Exception as error:  # whatever the reader raises
+            raise RecordError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
+        if result["image"].shape != self._dataset.shape:
+            raise RecordError(f"{where} must have shape {self._dataset.shape}, got {result['image'].shape}")
+        return result
 
 
 def data_folder(data_dir: str) -> Path:
@@ -128,7 +133,7 @@ def open_dataset(name: str, data_dir: str = "", labels: Sequence[int] = ()) -> D
     labels: the records with these alone, () for all.
 
     Raises:
-      ValueError: if the set is not prepared, not in a format with random access, holds no images or has no such label.
+      ValueError: if the set is not prepared, not in a format with random access, or has no images or no such label.
     """
     folder = data_folder(data_dir)
     command = f"python -m experiments.prepare --name={name} --data_dir={folder}"

@@ -1,7 +1,7 @@
 """`emoji`: 1,391 colour emoji of 32x32 pixels with their Unicode names, from the font Noto Color Emoji (Google, OFL).
 
 The font is that of Debian's package fonts-noto-color-emoji, or any file that $NOTO_COLOR_EMOJI names. Names are those
-of Python's Unicode tables: 14.0 in Python 3.11; a newer one knows some more, and the others stay in their splits.
+of Python's Unicode tables: 14.0 in Python 3.11; a newer one has some more, and the others stay in their splits.
 """
 
 import io
@@ -34,7 +34,7 @@ def read_font(path: Path) -> Iterator[tuple[int, Any]]:
     """(code point, PNG) of each character that has a picture of its own, in the first size of the font (table CBDT).
 
     Raises:
-      ValueError: if there is no such font, or it cannot be read; says what to install.
+      ValueError: if there is no such font, or it cannot be read; the error names what to install.
     """
     try:
         from fontTools.ttLib import TTFont, TTLibError

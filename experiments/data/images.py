@@ -34,7 +34,7 @@ def grid(images: Any, columns: int, titles: Sequence[str] = ()) -> np.ndarray:
 
     titles: one above each column, or none.
     """
-    images = to_pixels(np.nan_to_num(images, nan=-1.0), 0, 255)  # a picture of what went wrong is of use
+    images = to_pixels(np.nan_to_num(images, nan=-1.0), 0, 255)  # a picture shows where values are not finite
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     tiles = np.zeros((rows * columns, height + 1, width + 1, channels), np.uint8)
@@ -48,7 +48,7 @@ def grid(images: Any, columns: int, titles: Sequence[str] = ()) -> np.ndarray:
 
 
 def _header(titles: Sequence[str], width: int) -> np.ndarray:
-    """(H, width, 3): each title over its column, in as many lines as it takes."""
+    """(H, width, 3): each title over its column, wrapped to the width of the column."""
     font, column = ImageFont.load_default(10), width // len(titles)
     fitting = max(1, int(column / font.getlength("n")))  # a line of wider letters is cut at the column's end
     texts = ["\n".join(textwrap.wrap(title, fitting)) for title in titles]

@@ -7,37 +7,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from experiments.data.datasets import Dataset, caption_of
-
-
-class RecordError(ValueError):
-    """A record that cannot be read, or is none of its data set."""
-
-
-class _Records:
-    """The records of a split: {image as stored, label}, with `encode` also the tokens of the caption.
-
-    The error of a record that cannot be read, or has another shape, names it.
-    """
-
-    def __init__(self, dataset: Dataset, split: str, encode: Callable | None = None):
-        self._dataset, self._split, self._encode = dataset, split, encode
-        self._source = dataset.source(split)
-
-    def __len__(self):
-        return len(self._source)
-
-    def __getitem__(self, place):
-        where = f"record {self._source.numbers[place]} of split {self._split!r} of {self._dataset.name}"
-        try:
-            record = self._source[place]
-            image, label = record["image"], np.int32(record["label"] if self._dataset.num_classes else 0)
-            tokens = {} if self._encode is None else {"tokens": self._encode([caption_of(record)])[0]}
-        except Exception as error:  # whatever the reader raises
-            raise RecordError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
-        if image.shape != self._dataset.shape:
-            raise RecordError(f"{where} must have shape {self._dataset.shape}, got {image.shape}")
-        return {"image": image, "label": label, **tokens}
+from experiments.data.datasets import Dataset
 
 
 def _flip(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
@@ -88,22 +58,25 @@ def batches(
       ValueError: if the split is smaller than a batch, or P does not divide it.
       RecordError: (from the iterator) for a record that cannot be read.
     """
-    source: Any = _Records(dataset, split, encode)
-    first, stride = share
+    records, (first, stride) = dataset.source(split), share
     if batch_size % stride:
         raise ValueError(f"config.dataset.batch_size must be a multiple of the {stride} processes, got {batch_size}")
-    if len(source) < batch_size:
+    if (count := len(records)) < batch_size:
         raise ValueError(
-            f"config.dataset.batch_size must be at most the {len(source)} examples of split {split!r}, got {batch_size}"
+            f"config.dataset.batch_size must be at most the {count} examples of split {split!r}, got {batch_size}"
         )
-    normalise = dataset.normalise
+    normalise = dataset.normalise if instead is None else lambda image: image
+
+    def example(record: dict[str, Any]) -> dict[str, Any]:
+        tokens = {} if encode is None else {"tokens": encode([record["caption"]])[0]}
+        return {"image": normalise(record["image"]), "label": record["label"], **tokens}
+
+    source: Any = records
     if instead is not None:
-        images, normalise = instead(source), lambda image: image
-        source = [{**source[place], "image": image} for place, image in enumerate(images)]
+        source = [{**record, "image": image} for record, image in zip(records, instead(records), strict=True)]
     elif cache:
-        source = [source[place] for place in range(len(source))]
-    data = _shuffled(source, seed)
-    data = data.map(lambda record: {**record, "image": normalise(record["image"])})
+        source = list(records)
+    data = _shuffled(source, seed).map(example)
     if flip:
         data = data.random_map(_flip)
     data = data.repeat()[first::stride].batch(batch_size // stride)

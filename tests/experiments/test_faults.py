@@ -15,8 +15,8 @@ from test_training import batch_of, on
 
 from diffax.training import Checkpoints, JsonLog, init_state, manifest, processes, train_step
 from experiments.configs import smoke
-from experiments.data.datasets import Dataset, open_dataset
-from experiments.data.pipeline import RecordError, batches, records_of_batch
+from experiments.data.datasets import Dataset, RecordError, open_dataset
+from experiments.data.pipeline import batches, records_of_batch
 from experiments.models.objectives import Objective
 from experiments.models.optimizers import Optimizer
 from experiments.run import inputs
