@@ -2,9 +2,9 @@
 
     python -m experiments.export --checkpoint=WORKDIR --out=DIR
 
-DIR is also what --checkpoint of `experiments.sample` takes. It has a quarter of the bytes of a checkpoint, and all that
-the model needs: adapters are merged into their base, the autoencoder of a model in latents and the vocabulary of a
-model of captions are included. It is what the Hugging Face Hub expects of a folder.
+DIR may also be the --checkpoint of `experiments.sample`. It has a quarter of the bytes of a checkpoint and the whole
+model: adapters are merged into their base, the autoencoder of a model in latents and the vocabulary of a model of
+captions are included. The Hugging Face Hub accepts it as a model.
 """
 
 from absl import flags

@@ -19,11 +19,11 @@ class Adapters(NamedTuple):
     patterns: tuple[str, ...]
 
     def identity(self) -> dict[str, Any]:
-        """What a run and its continuation must agree on."""
+        """The values that a continued run must have as well."""
         return {"step": self.step, "digest": self.digest}
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint contains about the base."""
+        """The base in the record of a checkpoint."""
         return {"base": str(self.folder), **self.identity()}
 
     def init(self, key: Any) -> Any:

@@ -21,7 +21,7 @@ from experiments.models.digests import digest
 from experiments.models.drawing import Source
 
 PIXELS = (0.0, 255.0)
-OWN_GRID = "from_diffusers"  # what settings.json calls the folder's own
+OWN_GRID = "from_diffusers"  # name in settings.json of the folder's own grid
 
 
 def source(
@@ -34,7 +34,7 @@ def source(
     context: str | None = None,
     null_context: str | None = None,
 ) -> Source:
-    """What samples are drawn from.
+    """The source of samples from a folder.
 
     Args:
       folder: a folder that diffusers saved.
@@ -52,10 +52,10 @@ def source(
     _check_parts(pretrained, folder)
     check_guidance("guidance", sampling, "")
     embeddings, null = contexts(pretrained, sampling, context, null_context)
-    times, last = steps(pretrained.scheduler, sampling.num_steps, grid, sampling.sampler)
-    schedule = pretrained.scheduler.schedule
-    calls = diffax.samplers.by_name(sampling.sampler, schedule, None).calls * len(times)
-    samplers.report_rounding(sampling.sampler, schedule, sampling.num_steps, None if last is None else calls)
+    scheduler: Any = pretrained.scheduler
+    times, last = steps(scheduler, sampling.num_steps, grid, sampling.sampler)
+    calls = diffax.samplers.by_name(sampling.sampler, scheduler.schedule, None).calls * len(times)
+    samplers.report_rounding(sampling.sampler, scheduler.schedule, sampling.num_steps, None if last is None else calls)
     settings = {
         **identity(pretrained, folder),
         "context": None if embeddings is None else digest(embeddings),
@@ -69,7 +69,7 @@ def source(
         0,
         PIXELS,
         default.get_config().dataset.to_dict() | {"name": folder.name},
-        sampling.to_dict() | {"grid": grid or OWN_GRID, "clip": pretrained.scheduler.clip is not None},
+        sampling.to_dict() | {"grid": grid or OWN_GRID, "clip": scheduler.clip is not None},
         settings,
     )
 

@@ -42,11 +42,11 @@ class Latents(NamedTuple):
         return (*self.shape[:-1], 2 * self.shape[-1])
 
     def identity(self) -> dict[str, Any]:
-        """What a run and its continuation must agree on."""
+        """The values that a continued run must have as well."""
         return {"digest": self.digest, "scale": self.scale}
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint contains about the latents."""
+        """The latent space in the record of a checkpoint."""
         return {"autoencoder": str(self.folder), "step": self.step, "shape": list(self.shape), **self.identity()}
 
     def exported(self) -> ExportedLatents:

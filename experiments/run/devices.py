@@ -68,7 +68,7 @@ def matmul_flops(function: Callable, *args: Any) -> int:
 
     The count is that of the traced program, so it does not depend on the device or on what the compiler changes. The
     body of a scan counts as often as it runs, of a `while_loop` once, of a `cond` its longest branch; cuDNN's fused
-    attention counts as the two products that it stands for. args: arrays or `jax.ShapeDtypeStruct`.
+    attention counts as the two products that it fuses. args: arrays or `jax.ShapeDtypeStruct`.
 
     >>> matmul_flops(lambda a, b: a @ b, jax.numpy.ones((8, 16)), jax.numpy.ones((16, 4)))
     1024

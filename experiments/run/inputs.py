@@ -41,7 +41,7 @@ class Inputs(NamedTuple):
     read: Any
 
     def identity(self, train_split: str) -> dict[str, Any]:
-        """What a run and its continuation must agree on, beside the config."""
+        """The values, beside the config, that a continued run must have as well."""
         return {
             "data": self.dataset.describe(train_split),
             "autoencoder": self.space and self.space.identity(),

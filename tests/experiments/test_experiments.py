@@ -127,8 +127,8 @@ def test_eight_devices_agree_with_one(module, data_dir, tmp_path):
         config.parallel = form
         workdir = train(config, tmp_path / f"{form}_{count}", count)
         losses.append([line["loss"] for line in metrics(workdir)])
-    for found in losses[1:]:
-        np.testing.assert_allclose(found, losses[0], rtol=1e-5)
+    for others in losses[1:]:
+        np.testing.assert_allclose(others, losses[0], rtol=1e-5)
 
 
 SAMPLE = ("--num=20", "--shard_size=8", "--num_steps=4", "--sampler=ddpm", "--guidance=1.5", "--labels=3,7")
