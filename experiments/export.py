@@ -2,16 +2,15 @@
 
     python -m experiments.export --checkpoint=WORKDIR --out=DIR
 
-DIR is also what --checkpoint of `experiments.sample` takes. It has a quarter of the bytes of a checkpoint, and all that
-the model needs: adapters are merged into their base, the autoencoder of a model in latents and the vocabulary of a
-model of captions are included. It is what the Hugging Face Hub expects of a folder.
+DIR may also be the --checkpoint of `experiments.sample`. It has a quarter of the bytes of a checkpoint and the whole
+model: adapters are merged into their base, the autoencoder of a model in latents and the vocabulary of a model of
+captions are included. The Hugging Face Hub accepts it as a model.
 """
 
 from absl import flags
 
-from diffax.pretrained import save
 from experiments.run.command import launch, path_of, usage_errors
-from experiments.run.loading import latents_of, load
+from experiments.run.loading import latents_of, load, save_export
 from experiments.run.workdir import check_writable
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The workdir of a run.", required=True)
@@ -22,6 +21,7 @@ AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Where the autoencoder of
 def main(argv):
     """Load, write."""
     del argv
+    # ---------------------------------------------------------------- load: the model, its latent space
     with usage_errors():
         folder, out = path_of("checkpoint", CHECKPOINT.value), path_of("out", OUT.value)
         if out.exists():
@@ -29,18 +29,9 @@ def main(argv):
         check_writable(out.parent, "out")
         trained = load(folder)
         space = latents_of(trained, AUTOENCODER.value)
-    more = {key: trained.record.get(key) for key in ("config", "data", "identity", "latents", "adapters")}
-    save(
-        out,
-        trained.model.diffusion,
-        trained.params,
-        step=trained.step,
-        data_range=trained.data.range,
-        latents=space and space.exported(),
-        words=trained.tokenizer.words if trained.tokenizer else (),
-        max_length=trained.tokenizer.max_length if trained.tokenizer else 0,
-        more=more,
-    )
+
+    # ---------------------------------------------------------------- write
+    save_export(out, trained, trained.params, trained.step, space, trained.record)
     print(f"averaged parameters of step {trained.step} in {out}: diffax.load({OUT.value!r})")
 
 

@@ -32,7 +32,7 @@ from experiments.models.optimizers import Optimizer
 
 
 class Data(NamedTuple):
-    """What a model has to know about its data. shape: of an example, (*space, C); range: of the stored values."""
+    """The data of a model. shape: of an example, (*space, C); range: of the stored values."""
 
     shape: tuple[int, ...]
     num_classes: int | None
@@ -61,7 +61,7 @@ class Model:
         return objectives.objective(self.diffusion, self.loss, module=module)
 
     def check(self) -> None:
-        """Raise `ValueError` for parts that cannot be built, or not together."""
+        """Raise `ValueError` for parts that cannot be built, or that do not fit each other."""
         diffax.denoiser(lambda x, t: x, self.diffusion.schedule(), self.diffusion.prediction)
         with at("config.loss.weighting_parameters"):
             objectives.make(self.loss.weighting, objectives.WEIGHTINGS, self.diffusion)
@@ -83,6 +83,7 @@ def build(config: Any, data: Data) -> Model | AutoencoderModel | ClassifierModel
     )
     with at("config.optimizer"):
         optimizer.make()
+    choose("config.network.time", config.network.time, TIMES)
     model: Model | AutoencoderModel | ClassifierModel
     if config.model == "autoencoder":
         model = _autoencoder(config.autoencoder.to_dict(), data, optimizer)
@@ -140,7 +141,6 @@ def _fits(path: str, settings: Mapping[str, Any], shape: tuple[int, ...]) -> Ite
 def _autoencoder(settings: dict[str, Any], data: Data, optimizer: Optimizer) -> AutoencoderModel:
     kl_weight, reconstruction = settings.pop("kl_weight"), settings.pop("reconstruction")
     choose("config.autoencoder.reconstruction", reconstruction, RECONSTRUCTIONS)
-    choose("config.autoencoder.dtype", settings["dtype"], DTYPES)
     description = settings | {"sample_channels": data.shape[-1]}
     with at("config.autoencoder"):
         autoencoder_from_description(description)
@@ -148,7 +148,6 @@ def _autoencoder(settings: dict[str, Any], data: Data, optimizer: Optimizer) -> 
 
 
 def _classifier(settings: Any, data: Data, num_classes: int, curve: Spec, optimizer: Optimizer) -> ClassifierModel:
-    choose("config.network.time", settings.time, TIMES)
     net = NoisyClassifier(
         num_classes=num_classes,
         channels=settings.channels,
@@ -161,15 +160,15 @@ def _classifier(settings: Any, data: Data, num_classes: int, curve: Spec, optimi
     return ClassifierModel(curve, optimizer, net, settings.time, data.shape)
 
 
-def sampling(settings: Any, path: str = "config.sampling.") -> Sampling:
+def sampling(settings: Any) -> Sampling:
     """The specification of config.sampling; guidance 1, rescale 0 and the interval (0, 1) switch these off.
 
     Raises:
       ValueError: for an unknown name, or a noise level that the sampler does not have.
     """
-    samplers.check_sampler(f"{path}sampler", settings.sampler)
-    samplers.check_grid(f"{path}grid", settings.grid)
-    samplers.check_eta(f"{path}eta", settings.sampler, settings.eta)
+    samplers.check_sampler("config.sampling.sampler", settings.sampler)
+    samplers.check_grid("config.sampling.grid", settings.grid)
+    samplers.check_eta("config.sampling.eta", settings.sampler, settings.eta)
     low, high = settings.guidance_interval
     return Sampling(
         eta=settings.eta,
@@ -186,13 +185,8 @@ def sampling(settings: Any, path: str = "config.sampling.") -> Sampling:
 def _schedule(settings: Mapping[str, Any]) -> Spec:
     parameters = dict(settings)
     name = parameters.pop("name", None)
-    if name is None:
-        raise ValueError(f"config.schedule.name is missing; known are {', '.join(SCHEDULES)}")
-    choose("config.schedule.name", name, SCHEDULES)
-    known = inspect.signature(SCHEDULES[name]).parameters
+    known = inspect.signature(choose("config.schedule.name", name, SCHEDULES)).parameters
     _check_parameters("config.schedule", name, parameters, tuple(known), ("scaling",))
-    if "num_steps" in parameters and not (isinstance(parameters["num_steps"], int) and parameters["num_steps"] >= 1):
-        raise ValueError(f"config.schedule.num_steps must be an int >= 1, got {parameters['num_steps']!r}")
     missing = [key for key, p in known.items() if p.default is p.empty and key not in parameters]
     if missing:
         raise ValueError(f"config.schedule.{missing[0]} is missing: {name} has no default for it")
@@ -242,8 +236,6 @@ def _check_parameters(
 
 def _network(settings: dict[str, Any], text: Any, data: Data) -> str:
     """The description of the network, as JSON."""
-    choose("config.network.time", settings["time"], TIMES)
-    choose("config.network.dtype", settings["dtype"], DTYPES)
     encoder = {name: text[name] for name in ("vocab_size", "width", "depth", "num_heads")}
     description = settings | {
         "num_classes": data.num_classes if settings["conditional"] else None,

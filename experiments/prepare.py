@@ -5,6 +5,7 @@
 The embedded sets are built from installed packages. Other sets are downloaded; some of them need TensorFlow.
 """
 
+import tensorflow_datasets as tfds
 from absl import flags
 
 from experiments.data.datasets import EMBEDDED, data_folder, prepare_embedded
@@ -18,21 +19,17 @@ DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of prepared data sets; TF
 def main(argv):
     """Check the folder, prepare."""
     del argv
-    folder = data_folder(DATA_DIR.value)
+    name, folder = NAME.value, data_folder(DATA_DIR.value)
+    # ---------------------------------------------------------------- check the folder
     with usage_errors():
         check_writable(folder, "data_dir")
-        prepare(folder)
-    print(f"{NAME.value} is prepared in {folder}")
 
-
-def prepare(folder):
-    """Build an embedded set; download any other."""
-    if NAME.value in EMBEDDED:
-        prepare_embedded(NAME.value, folder)
-    else:
-        import tensorflow_datasets as tfds
-
-        tfds.builder(NAME.value, data_dir=str(folder), file_format="array_record").download_and_prepare()
+        # ------------------------------------------------------------ prepare: build an embedded set, download others
+        if name in EMBEDDED:
+            prepare_embedded(name, folder)
+        else:
+            tfds.builder(name, data_dir=str(folder), file_format="array_record").download_and_prepare()
+    print(f"{name} is prepared in {folder}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from diffax.training.parallel import gathered
 from diffax.training.processes import check_equal, check_shared, is_first, on_all
 from experiments.configs import settings
 from experiments.data import pipeline
-from experiments.data.pictures import Pictures
+from experiments.data.images import Pictures
 from experiments.models import adapters, autoencoder, latents, noisy_classifier, samplers
 from experiments.run import devices, distributed, samples
 from experiments.run.command import changes, launch, path_of, run_errors, usage_errors

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from diffax._checks import choose
 from diffax.nn.attention import Attention, with_implementation
 from diffax.nn.autoencoder import Autoencoder
+from diffax.nn.checks import check_attention_levels
 from diffax.nn.dit import DiT
 from diffax.nn.edm2 import EDM2
 from diffax.nn.layers import TimeEmbedding
@@ -63,13 +64,13 @@ def _shared(settings: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
 
 
 def _unet(settings: Mapping[str, Any], context_dim: int | None, dtype: Any) -> UNet:
-    shared = _shared(settings, dtype)
+    shared, multipliers = _shared(settings, dtype), tuple(settings["channel_multipliers"])
+    levels = tuple(settings["attention_levels"])
+    check_attention_levels("attention_levels", levels, len(multipliers))  # the name in a description, not in `UNet`
     return UNet(
-        channel_multipliers=tuple(settings["channel_multipliers"]),
+        channel_multipliers=multipliers,
         num_res_blocks=settings["num_res_blocks"],
-        attention=Attention(
-            tuple(settings["attention_levels"]), num_heads=settings["num_heads"], context_dim=context_dim
-        ),
+        attention=Attention(levels, num_heads=settings["num_heads"], context_dim=context_dim),
         time=TimeEmbedding(shared.pop("time_scale")),
         vector_dim=context_dim,
         remat=settings["remat"],

@@ -18,116 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax import random
-from diffax._checks import check_count
-from diffax._pytrees import pytree, static
+from diffax.pretrained._model import Latents, Pretrained
 from diffax.pretrained._specification import Diffusion, Sampling, Spec
-from diffax.typing import Array, Denoiser, Key, Params, Scalar
+from diffax.typing import Params
 
 FORMAT = "diffax-1"
 CONFIG, WEIGHTS, AUTOENCODER = "config.json", "model.safetensors", "autoencoder.safetensors"
-
-
-@pytree
-class Latents:
-    """A latent space: x0 = scale z for a code z of an autoencoder.
-
-    Attributes:
-      network: description of the autoencoder, as JSON.
-      params: its parameters.
-      scale: a number.
-    """
-
-    network: str = static()
-    params: Any
-    scale: Any
-
-
-@pytree
-class Pretrained:
-    """A trained model. All methods may be jitted, except `denormalise`.
-
-    Attributes:
-      diffusion: the specification.
-      params: the parameters.
-      latents: the latent space, None for a model of the data itself.
-      step: the number of training steps.
-      low, high: the range of the stored data that corresponds to [-1, 1].
-      words: the vocabulary of a model of captions; () for other models.
-      max_length: the number of words of a caption that the model reads.
-      dtype: the type of the stored data.
-    """
-
-    diffusion: Diffusion
-    params: Any
-    latents: Any
-    step: int = static()
-    low: float = static()
-    high: float = static()
-    words: tuple[str, ...] = static(())
-    max_length: int = static(0)
-    dtype: str = static("uint8")
-
-    @property
-    def schedule(self) -> Any:
-        """The noise schedule."""
-        return self.diffusion.schedule(self.params)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of an example that the network denoises: of data, or of a code in latents."""
-        return self.diffusion.shape
-
-    def with_sampling(self, **changes: Any) -> "Pretrained":
-        """The model with other settings of `Sampling`, such as `guidance=2.0, sampler="unipc", num_steps=20`."""
-        sampling = dataclasses.replace(self.diffusion.sampling, **changes)
-        return dataclasses.replace(self, diffusion=dataclasses.replace(self.diffusion, sampling=sampling))
-
-    def denoiser(self, label: Array | None = None, weight: Scalar | None = None) -> Denoiser:
-        """The denoiser (x, t) -> x0 that `sample` uses: the posterior mean, guided and clipped by `diffusion.sampling`.
-
-        Args:
-          label: () or (B,) classes, or tokens (B, m) of captions; None for no condition.
-          weight: of classifier-free guidance; None for `diffusion.sampling.guidance`.
-        """
-        model = self if weight is None else self.with_sampling(guidance=weight)
-        return model.diffusion.denoiser(self.params, label)
-
-    def sample(self, key: Key, n: int, label: Array | None = None) -> Array:
-        """Samples (n, ...) in about [-1, 1]: (n, *shape), or the decoded data for a model in latents.
-
-        Args:
-          key: sample i depends on fold_in(key, i) alone.
-          n: number of samples, >= 1.
-          label: () or (n,) classes, or tokens (n, m); None for all classes in turn, or for no condition.
-        """
-        check_count("n", n)
-        if label is None and self.diffusion.condition == "label":
-            label = jnp.arange(n) % self.diffusion.num_classes  # type: ignore[operator]
-        elif label is not None and jnp.ndim(label) == 0:
-            label = jnp.full(n, label)
-        x: Array = self.diffusion.generate(self.params, random.keys_at(key, jnp.arange(n)), label)
-        return x if self.latents is None else self.decode(x)
-
-    def decode(self, x0: Array) -> Array:
-        """The data of scaled codes x0."""
-        variables, z = {"params": self.latents.params}, x0 / self.latents.scale
-        decoded: Array = _autoencoder(self.latents.network).apply(variables, z, method="decode")
-        return decoded
-
-    def denormalise(self, x: Array) -> np.ndarray:
-        """Samples in [-1, 1] in the units of the data, on the host. Data of an int type are rounded and clipped.
-
-        Raises:
-          ValueError: for samples that are not finite.
-        """
-        values = np.asarray(x, np.float64)
-        if not np.isfinite(values).all():
-            raise ValueError(f"samples must be finite, got {values[~np.isfinite(values)][0]}")
-        scaled = self.low + (values + 1) / 2 * (self.high - self.low)
-        if not np.issubdtype(self.dtype, np.integer):
-            return scaled.astype(self.dtype)
-        return np.round(np.clip(scaled, self.low, self.high)).astype(self.dtype)
 
 
 def save(
@@ -141,6 +37,7 @@ def save(
     words: Sequence[str] = (),
     max_length: int = 0,
     dtype: str = "uint8",
+    has_null: bool = True,
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an export to a new folder, in one move.
@@ -155,7 +52,8 @@ def save(
       words: the vocabulary of a model of captions.
       max_length: the number of words of a caption that the model reads.
       dtype: the type of the stored data.
-      more: further JSON, such as the config of the run; `load` ignores it.
+      has_null: whether the condition was dropped in some examples of the training, as classifier-free guidance needs.
+      more: further JSON, such as the config of the run; `load` ignores it, `read_config` returns it.
 
     Raises:
       ValueError: if the folder exists.
@@ -184,6 +82,7 @@ def save(
         "words": list(words),
         "max_length": max_length,
         "dtype": dtype,
+        "has_null": has_null,
         "more": dict(more or {}),
         "files": {path.name: _digest(path.read_bytes()) for path in sorted(part.glob("*.safetensors"))},
     }
@@ -208,7 +107,7 @@ def load(path: str | os.PathLike[str]) -> Pretrained:
       ValueError: if the folder is no export, has another version, or a file is missing or damaged.
     """
     folder = Path(path).expanduser().absolute()
-    content = read(folder)
+    content = read_config(folder)
     diffusion = specification(content["diffusion"])
     space = content["autoencoder"]
     latents = None
@@ -226,6 +125,7 @@ def load(path: str | os.PathLike[str]) -> Pretrained:
         words=tuple(content["words"]),
         max_length=content["max_length"],
         dtype=content["dtype"],
+        has_null=content.get("has_null", True),  # older exports do not say
     )
 
 
@@ -234,12 +134,13 @@ def is_export(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / CONFIG).is_file() and (Path(folder) / WEIGHTS).is_file()
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """The content of config.json.
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The content of config.json of an export, with `more` as `save` wrote it.
 
     Raises:
       ValueError: if it is missing, damaged, or of another version.
     """
+    folder = Path(folder)
     if not is_export(folder):
         raise ValueError(f"path must be a folder that experiments.export wrote, got {folder}")
     try:
@@ -315,12 +216,6 @@ def unflatten(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
             node = node.setdefault(group, {})
         node[name] = jnp.asarray(array)
     return tree
-
-
-def _autoencoder(description: str) -> Any:
-    from diffax.nn.description import autoencoder_from_description
-
-    return autoencoder_from_description(json.loads(description))
 
 
 def _digest(data: bytes) -> str:

@@ -30,6 +30,7 @@ from diffax._checks import check_count
 from diffax.training import manifest
 from diffax.training.arrays import abstract, by_itself, check_arrays, describe, filled
 from diffax.training.manifest import CheckpointError
+from diffax.training.processes import is_first
 from diffax.training.state import TrainState
 from diffax.typing import Tree
 
@@ -85,7 +86,7 @@ class Checkpoints:
         self._read_only = read_only
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._saving: tuple[int, Future[None]] | None = None
-        if not read_only and _is_first():
+        if not read_only and is_first():
             self._folder.mkdir(parents=True, exist_ok=True)
             for part in self._folder.glob("*.part*"):  # incomplete saves of a killed process
                 shutil.rmtree(part, ignore_errors=True)
@@ -131,7 +132,7 @@ class Checkpoints:
         except CheckpointError as error:
             previous_error = error
         part = self._part(step)
-        if _is_first():
+        if is_first():
             shutil.rmtree(part, ignore_errors=True)
         _barrier(f"room for step {step}")
         tree = filled(state)
@@ -224,7 +225,7 @@ class Checkpoints:
         if step is None:
             return None
         state = self.restore(step, like)
-        if not self._read_only and _is_first():
+        if not self._read_only and is_first():
             for damaged, _ in skipped:
                 target = self._folder / f"unsound-{damaged}"
                 shutil.rmtree(target, ignore_errors=True)
@@ -263,7 +264,7 @@ class Checkpoints:
 
     def _save_error(self, step: int, error: Exception) -> Any:
         # Delete the incomplete files, so that they do not use the disk space of the next save.
-        for part in self._folder.glob(f"{step}.part*") if _is_first() else ():
+        for part in self._folder.glob(f"{step}.part*") if is_first() else ():
             shutil.rmtree(part, ignore_errors=True)
         latest = max(self._steps(), default=None)
         consequence = "no step is saved yet" if latest is None else f"step {latest} is kept"
@@ -274,7 +275,7 @@ class Checkpoints:
     def _commit(self, response: Any, part: Path, body: dict[str, Any]) -> None:
         """Wait for Orbax, write the manifest, then give the folder its final name. Runs in the thread."""
         response.result()
-        if not _is_first():
+        if not is_first():
             return
         manifest.seal(part, body)  # syncs all files to disk before the rename
         final = self._folder / str(body["step"])
@@ -313,7 +314,7 @@ class Checkpoints:
             return self.newest()
         step, failure = -1, None  # -1: the folder has no steps; -2: no step can be restored
         skipped: list[Any] = []
-        if _is_first():
+        if is_first():
             try:
                 newest, skipped = self.newest()
                 step = -1 if newest is None else newest
@@ -323,10 +324,6 @@ class Checkpoints:
         if step == -2:
             raise failure or CheckpointError(f"no checkpoint in {self._folder} is intact")
         return (None if step == -1 else step), skipped
-
-
-def _is_first() -> bool:
-    return jax.process_index() == 0
 
 
 def _barrier(name: str) -> None:

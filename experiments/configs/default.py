@@ -149,6 +149,12 @@ MODELS = ("diffusion", "autoencoder", "classifier")
 OBJECTIVES = ("denoising", "hybrid", "vlb", "vdm")
 
 
+def check_seed(seed: int) -> None:
+    """Raise `ValueError` for a seed that is no int32 >= 0."""
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"config.seed must be an integer {'>= 0' if seed < 0 else '< 2^31'}, got {seed}")
+
+
 def check(config: ConfigDict) -> None:
     """Raise `ValueError` for settings that exclude each other, each rule beside the settings that it is about."""
     objective, bound = config.loss.objective, config.loss.objective != "denoising"
@@ -161,6 +167,7 @@ def check(config: ConfigDict) -> None:
                 value = getattr(value, name)
             raise ValueError(f"config.{path} must {condition}, got {value!r}")
 
+    check_seed(config.seed)
     must("parallel", config.parallel in PARALLEL, f"be one of {', '.join(PARALLEL)}")
     must("model", config.model in MODELS, f"be one of {', '.join(MODELS)}")
     if config.model != "diffusion":

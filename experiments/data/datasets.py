@@ -15,11 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from experiments.data.digits import Digits
+from experiments.data.digits import Digits, Mnist5k
 from experiments.data.emoji import Emoji
-from experiments.data.mnist5k import Mnist5k
 
 EMBEDDED: dict[str, Any] = {"digits": Digits, "emoji": Emoji, "mnist5k": Mnist5k}
+
+
+class RecordError(ValueError):
+    """A record that cannot be read, or that does not fit its data set."""
 
 
 class Dataset(NamedTuple):
@@ -37,39 +40,14 @@ class Dataset(NamedTuple):
     high: float
     labels: tuple[int, ...] = ()
 
-    def source(self, split: str) -> Any:
+    def source(self, split: str) -> "Records":
         """Random access to the records of a split ("train", "test[:50%]") that have one of `labels`.
 
-        Raises:
-          ValueError: for an unknown split, or one without records.
-        """
-        source = self.records(split)
-        return _Chosen(source, self.numbers(split)) if self.labels else source
-
-    def numbers(self, split: str) -> Sequence[int]:
-        """Where the records of `source` stand in the whole split. With `labels` it reads each record.
+        With `labels` it reads each record first.
 
         Raises:
-          ValueError: as `source`, and for a record that cannot be read.
+          ValueError: for an unknown split, one without records, or a record that cannot be read.
         """
-        source = self.records(split)
-        if not self.labels:
-            return range(len(source))
-        found = []
-        for number in range(len(source)):
-            try:
-                label = source[number]["label"]
-            except Exception as error:  # whatever the reader raises
-                where = f"record {number} of split {split!r} of {self.name}"
-                raise ValueError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
-            if label in self.labels:
-                found.append(number)
-        if not found:
-            raise ValueError(f"split {split!r} of dataset {self.name!r} has no records with labels {self.labels}")
-        return found
-
-    def records(self, split: str) -> Any:
-        """All records of a split, whatever their labels. Raises as `source`."""
         try:
             source = self.builder.as_data_source(split)
         except (ValueError, KeyError) as error:
@@ -77,7 +55,13 @@ class Dataset(NamedTuple):
             raise ValueError(f"split must be one of {known} or a part of them, got {split!r}") from error
         if not len(source):
             raise ValueError(f"split {split!r} of dataset {self.name!r} is empty")
-        return source
+        whole = Records(self, split, source, range(len(source)))
+        if not self.labels:
+            return whole
+        numbers = [number for number, record in enumerate(whole) if record["label"] in self.labels]
+        if not numbers:
+            raise ValueError(f"split {split!r} of dataset {self.name!r} has no records with labels {self.labels}")
+        return Records(self, split, source, numbers)
 
     def normalise(self, image: Any) -> np.ndarray:
         """Stored pixels to [-1, 1], float32."""
@@ -91,7 +75,7 @@ class Dataset(NamedTuple):
         """
         if "caption" not in self.builder.info.features:
             raise ValueError(f"dataset.name = {self.name!r} has no captions (a feature 'caption')")
-        return [caption_of(record) for record in self.source(split)]
+        return [record["caption"] for record in self.source(split)]
 
     def images(self, split: str, limit: int) -> np.ndarray:
         """Up to `limit` images of a split in [-1, 1], evenly spaced: (N, *shape)."""
@@ -100,33 +84,41 @@ class Dataset(NamedTuple):
         return np.stack([self.normalise(source[int(row)]["image"]) for row in rows])
 
     def describe(self, split: str) -> dict[str, Any]:
-        """What a run and its continuation must find again."""
+        """The values that a continued run must have as well."""
         return {"range": [self.low, self.high], "shape": list(self.shape), "length": len(self.source(split))}
 
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """All images (N, *shape) in [-1, 1] and labels (N,) of a split, in memory."""
         records = list(self.source(split))
-        images = np.stack([self.normalise(r["image"]) for r in records])
-        return images, np.asarray([r.get("label", 0) for r in records], np.int32)
+        return np.stack([self.normalise(r["image"]) for r in records]), np.stack([r["label"] for r in records])
 
 
-def caption_of(record: dict[str, Any]) -> str:
-    """A record's caption: TFDS gives bytes."""
-    caption = record["caption"]
-    return caption.decode() if isinstance(caption, bytes) else str(caption)
+class Records(Sequence):
+    """Some records of a split: {image as stored, label}, 0 for no label, and the caption if there is one.
 
+    numbers: of these records in the whole split. A record that cannot be read, or whose image has another shape, raises
+    a `RecordError` that names it.
+    """
 
-class _Chosen(Sequence):
-    """Some of the records of a source."""
-
-    def __init__(self, source: Any, numbers: Sequence[int]):
-        self._source, self._numbers = source, numbers
+    def __init__(self, dataset: Dataset, split: str, source: Any, numbers: Sequence[int]):
+        self._dataset, self._split, self._source, self.numbers = dataset, split, source, numbers
 
     def __len__(self):
-        return len(self._numbers)
+        return len(self.numbers)
 
     def __getitem__(self, place):
-        return self._source[self._numbers[place]]
+        number = self.numbers[place]
+        where = f"record {number} of split {self._split!r} of {self._dataset.name}"
+        try:
+            record = self._source[number]
+            result = {"image": record["image"], "label": np.int32(record["label"] if self._dataset.num_classes else 0)}
+            if "caption" in record:
+                result["caption"] = record["caption"].decode()  # TFDS reads text as bytes
+        except Exception as error:  # whatever the reader raises
+            raise RecordError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
+        if result["image"].shape != self._dataset.shape:
+            raise RecordError(f"{where} must have shape {self._dataset.shape}, got {result['image'].shape}")
+        return result
 
 
 def data_folder(data_dir: str) -> Path:
@@ -136,12 +128,12 @@ def data_folder(data_dir: str) -> Path:
 
 
 def open_dataset(name: str, data_dir: str = "", labels: Sequence[int] = ()) -> Dataset:
-    """Opens a prepared data set, building an embedded one where it is missing.
+    """Open a prepared data set; build an embedded one where it is missing.
 
     labels: the records with these alone, () for all.
 
     Raises:
-      ValueError: if the set is not prepared, not in a format with random access, holds no images or has no such label.
+      ValueError: if the set is not prepared, not in a format with random access, or has no images or no such label.
     """
     folder = data_folder(data_dir)
     command = f"python -m experiments.prepare --name={name} --data_dir={folder}"
@@ -153,8 +145,8 @@ def open_dataset(name: str, data_dir: str = "", labels: Sequence[int] = ()) -> D
         raise ValueError(f"dataset.name = {name!r} is not prepared in {folder}; to prepare it: {command}")
     builder = tfds.builder_from_directory(str(path))
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-        found = builder.info.file_format.value
-        raise ValueError(f"dataset.name = {name!r} is stored as {found}, not array_record; to prepare it: {command}")
+        stored = builder.info.file_format.value
+        raise ValueError(f"dataset.name = {name!r} is stored as {stored}, not array_record; to prepare it: {command}")
     dataset = _describe(name, builder)
     for label in labels:
         if not 0 <= label < (dataset.num_classes or 0):
@@ -164,7 +156,7 @@ def open_dataset(name: str, data_dir: str = "", labels: Sequence[int] = ()) -> D
 
 
 def prepare_embedded(name: str, folder: Path) -> None:
-    """Builds an embedded data set from the package that ships it."""
+    """Build an embedded data set from the package that ships it."""
     folder.mkdir(parents=True, exist_ok=True)
     tfds.disable_progress_bar()
     builder = EMBEDDED[name](data_dir=str(folder), file_format="array_record")
@@ -179,11 +171,12 @@ def prepare_embedded(name: str, folder: Path) -> None:
 
 def _newest_version(root: Path) -> Path | None:
     """The newest folder with a dataset_info.json in root: root/[config/]version. A set may have one config."""
-    found = [p.parent for p in root.glob("**/dataset_info.json") if re.fullmatch(r"\d+\.\d+\.\d+", p.parent.name)]
-    configs = sorted({str(p.parent.relative_to(root.parent)) for p in found})
+    folders = [path.parent for path in root.glob("**/dataset_info.json")]
+    versions = [folder for folder in folders if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)]
+    configs = sorted({str(folder.parent.relative_to(root.parent)) for folder in versions})
     if len(configs) > 1:
         raise ValueError(f"dataset.name = {root.name!r} has several configs, name one: {', '.join(configs)}")
-    return max(found, key=lambda p: [int(n) for n in p.name.split(".")], default=None)
+    return max(versions, key=lambda folder: [int(number) for number in folder.name.split(".")], default=None)
 
 
 def _describe(name: str, builder: Any) -> Dataset:

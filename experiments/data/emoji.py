@@ -1,7 +1,7 @@
 """`emoji`: 1,391 colour emoji of 32x32 pixels with their Unicode names, from the font Noto Color Emoji (Google, OFL).
 
 The font is that of Debian's package fonts-noto-color-emoji, or any file that $NOTO_COLOR_EMOJI names. Names are those
-of Python's Unicode tables: 14.0 in Python 3.11; a newer one knows some more, and the others stay in their splits.
+of Python's Unicode tables: 14.0 in Python 3.11; a newer one has some more, and the others stay in their splits.
 """
 
 import io
@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from experiments.data.digits import Embedded
+
 FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 SIZE = 32
-FIRST = 0x2000  # below it are digits and signs, which are emoji only together with other characters
+FIRST = 0x2000  # below it are digits and signs, which are emoji only in sequences with other characters
 BLOCKS = {  # label: the first code point after it
     "symbols": 0x1F000,
     "letters": 0x1F300,
@@ -28,27 +30,21 @@ BLOCKS = {  # label: the first code point after it
 }
 
 
-def find_font() -> Path:
-    """The font's file.
+def read_font(path: Path) -> Iterator[tuple[int, Any]]:
+    """(code point, PNG) of each character that has a picture of its own, in the first size of the font (table CBDT).
 
     Raises:
-      ValueError: if there is none; says what to install.
+      ValueError: if there is no such font, or it cannot be read; the error names what to install.
     """
-    path = Path(os.environ.get("NOTO_COLOR_EMOJI") or FONT)
+    try:
+        from fontTools.ttLib import TTFont, TTLibError
+    except ImportError as error:
+        raise ValueError("dataset.name = 'emoji' needs a package: pip install fonttools") from error
     if not path.is_file():
         raise ValueError(
             f"dataset.name = 'emoji' needs the font {path}: apt-get install fonts-noto-color-emoji, "
             "or set NOTO_COLOR_EMOJI to its file"
         )
-    return path
-
-
-def read_font(path: Path) -> Iterator[tuple[int, Any]]:
-    """(code point, PNG) of each character that has a picture of its own, in the first size of the font (table CBDT)."""
-    try:
-        from fontTools.ttLib import TTFont, TTLibError
-    except ImportError as error:
-        raise ValueError("dataset.name = 'emoji' needs a package: pip install fonttools") from error
     try:
         font = TTFont(path, lazy=True)
         strike, glyphs = font["CBDT"].strikeData[0], font.getBestCmap()
@@ -71,30 +67,19 @@ def picture(png: bytes, size: int = SIZE) -> np.ndarray:
 
 
 def is_test(code: int) -> bool:
-    """Whether a code point is among the eighth that is held out: by a digest, whatever other code points there are."""
+    """Whether a code point is in the eighth of the test split, by a digest of the code point alone."""
     return zlib.crc32(str(code).encode()) % 8 == 0
 
 
-class Emoji(tfds.core.GeneratorBasedBuilder):
-    """Features image, caption (the name in lower case) and label (the Unicode block); an eighth is held out."""
-
-    VERSION = tfds.core.Version("1.0.0")
+class Emoji(Embedded):
+    """Colour emoji with caption (the name in lower case) and label (the Unicode block); an eighth is the test split."""
 
     def _info(self):
-        return self.dataset_info_from_configs(
-            description=__doc__,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Tensor(shape=(SIZE, SIZE, 3), dtype=np.uint8),
-                    "caption": tfds.features.Text(),
-                    "label": tfds.features.ClassLabel(names=list(BLOCKS)),
-                }
-            ),
-            metadata=tfds.core.MetadataDict({"range": [0, 255]}),
-        )
+        label = tfds.features.ClassLabel(names=list(BLOCKS))
+        return self._info_of((SIZE, SIZE, 3), label, caption=tfds.features.Text())
 
     def _split_generators(self, dl_manager):
-        path = find_font()
+        path = Path(os.environ.get("NOTO_COLOR_EMOJI") or FONT)
         return {"train": self._generate_examples(path, False), "test": self._generate_examples(path, True)}
 
     def _generate_examples(self, path, test):

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from diffax.training import Progress, TensorBoardLog
+from diffax.training.processes import is_first
+
 WIDTH = 480  # pixels that a grid of small images is enlarged to, about
 TITLED = 64  # pixels that a column under a title has at least
 
@@ -31,7 +34,7 @@ def grid(images: Any, columns: int, titles: Sequence[str] = ()) -> np.ndarray:
 
     titles: one above each column, or none.
     """
-    images = to_pixels(np.nan_to_num(images, nan=-1.0), 0, 255)  # a picture of what went wrong is of use
+    images = to_pixels(np.nan_to_num(images, nan=-1.0), 0, 255)  # a picture shows where values are not finite
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     tiles = np.zeros((rows * columns, height + 1, width + 1, channels), np.uint8)
@@ -45,7 +48,7 @@ def grid(images: Any, columns: int, titles: Sequence[str] = ()) -> np.ndarray:
 
 
 def _header(titles: Sequence[str], width: int) -> np.ndarray:
-    """(H, width, 3): each title over its column, in as many lines as it takes."""
+    """(H, width, 3): each title over its column, wrapped to the width of the column."""
     font, column = ImageFont.load_default(10), width // len(titles)
     fitting = max(1, int(column / font.getlength("n")))  # a line of wider letters is cut at the column's end
     texts = ["\n".join(textwrap.wrap(title, fitting)) for title in titles]
@@ -59,11 +62,29 @@ def _header(titles: Sequence[str], width: int) -> np.ndarray:
 
 
 def save_png(path: Path, images: Any, columns: int = 10, titles: Sequence[str] = ()) -> np.ndarray:
-    """Writes the grid and returns it."""
+    """Write the grid and return it."""
     picture = grid(images, columns, titles)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path)
     return picture
+
+
+class Pictures:
+    """Pictures of a run while it trains: samples/step_0000400.png in the workdir, and TensorBoard."""
+
+    def __init__(self, workdir: Path, board: TensorBoardLog, progress: Progress) -> None:
+        self._folder, self._board, self.message = workdir / "samples", board, progress.message
+
+    def save(self, step: int, x: Any, columns: int) -> None:
+        """Write images (N, *shape) in [-1, 1] as one picture, on the first process; a full disk is a warning."""
+        if not is_first():
+            return
+        path = self._folder / f"step_{step:07d}.png"
+        try:
+            self._board.picture(step, "samples", save_png(path, x, columns))
+            self.message(f"samples: {path}")
+        except OSError as error:
+            self.message(f"warning: {path} cannot be written ({error.strerror})")
 
 
 def load_picture(path: Path, shape: tuple[int, ...]) -> np.ndarray:

@@ -7,38 +7,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from experiments.data.datasets import Dataset, caption_of
-
-
-class RecordError(ValueError):
-    """A record that cannot be read, or is none of its data set."""
-
-
-class _Records:
-    """The records of a split: {image as stored, label}, and tokens of the caption where `encode` makes them.
-
-    One that cannot be read, or has another shape, says which.
-    """
-
-    def __init__(self, dataset: Dataset, split: str, encode: Callable | None = None):
-        self._dataset, self._split, self._encode = dataset, split, encode
-        self._source, self._numbers = dataset.records(split), dataset.numbers(split)
-
-    def __len__(self):
-        return len(self._numbers)
-
-    def __getitem__(self, place):
-        number = self._numbers[place]
-        where = f"record {number} of split {self._split!r} of {self._dataset.name}"
-        try:
-            record = self._source[number]
-            image, label = record["image"], np.int32(record["label"] if self._dataset.num_classes else 0)
-            tokens = {} if self._encode is None else {"tokens": self._encode([caption_of(record)])[0]}
-        except Exception as error:  # whatever the reader raises
-            raise RecordError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
-        if image.shape != self._dataset.shape:
-            raise RecordError(f"{where} must have shape {self._dataset.shape}, got {image.shape}")
-        return {"image": image, "label": label, **tokens}
+from experiments.data.datasets import Dataset
 
 
 def _flip(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
@@ -55,20 +24,10 @@ def _shuffled(source: Any, seed: int) -> Any:
     return grain.MapDataset.source(source).seed(seed).shuffle()
 
 
-def places(length: int, batch_size: int, seed: int, number: int) -> list[int]:
-    """Which of the `length` records of a split make batch `number` (from 0) of `batches`.
-
-    >>> sorted(places(4, 2, 0, 0) + places(4, 2, 0, 1))
-    [0, 1, 2, 3]
-    """
-    order = _shuffled(range(length), seed).repeat()
-    return [order[i] for i in range(number * batch_size, (number + 1) * batch_size)]
-
-
 def records_of_batch(dataset: Dataset, split: str, batch_size: int, seed: int, number: int) -> list[int]:
-    """The numbers of the records of a split that make batch `number` (from 0)."""
-    numbers = dataset.numbers(split)
-    return [numbers[place] for place in places(len(numbers), batch_size, seed, number)]
+    """The numbers, in the whole split, of the records in batch `number` (from 0) of `batches`."""
+    numbers = _shuffled(dataset.source(split).numbers, seed).repeat()
+    return [numbers[i] for i in range(number * batch_size, (number + 1) * batch_size)]
 
 
 def batches(
@@ -87,34 +46,37 @@ def batches(
     """An endless iterator of {image (B, *shape) in [-1, 1], label (B,), index (B,)}; with `encode` tokens (B, m) too.
 
     Its position is `get_state()`, and `set_state` goes back to it exactly. Threads, not worker processes.
-    `flip` mirrors half of the images; `cache` decodes the split once and keeps it in memory. Epochs follow each other
-    without a gap: a batch may end one and begin the next, none is short, no example is left out.
+    `flip` mirrors half of the images; `cache` decodes the split once and keeps it in memory. A batch may contain the
+    end of one epoch and the beginning of the next: no batch is short, and each epoch has all examples.
 
-    share: (p, P) for every P-th example of each batch, from p on: with all P of them the batches are those of (0, 1),
-    so the position means the same for any number of processes.
+    share: (p, P) for every P-th example of each batch, from p on. The P shares make up the batches of (0, 1), so a
+    position is valid for any number of processes.
     encode: captions (N) -> tokens (N, m).
-    instead: records of the whole split, with images as stored -> (N, ...), which batches hold in place of the images.
+    instead: records of the whole split, with images as stored -> (N, ...), which replace the images in the batches.
 
     Raises:
       ValueError: if the split is smaller than a batch, or P does not divide it.
       RecordError: (from the iterator) for a record that cannot be read.
     """
-    source: Any = _Records(dataset, split, encode)
-    first, stride = share
+    records, (first, stride) = dataset.source(split), share
     if batch_size % stride:
         raise ValueError(f"config.dataset.batch_size must be a multiple of the {stride} processes, got {batch_size}")
-    if len(source) < batch_size:
+    if (count := len(records)) < batch_size:
         raise ValueError(
-            f"config.dataset.batch_size must be at most the {len(source)} examples of split {split!r}, got {batch_size}"
+            f"config.dataset.batch_size must be at most the {count} examples of split {split!r}, got {batch_size}"
         )
-    normalise = dataset.normalise
+    normalise = dataset.normalise if instead is None else lambda image: image
+
+    def example(record: dict[str, Any]) -> dict[str, Any]:
+        tokens = {} if encode is None else {"tokens": encode([record["caption"]])[0]}
+        return {"image": normalise(record["image"]), "label": record["label"], **tokens}
+
+    source: Any = records
     if instead is not None:
-        images, normalise = instead(source), lambda image: image
-        source = [{**source[place], "image": image} for place, image in enumerate(images)]
+        source = [{**record, "image": image} for record, image in zip(records, instead(records), strict=True)]
     elif cache:
-        source = [source[place] for place in range(len(source))]
-    data = _shuffled(source, seed)
-    data = data.map(lambda record: {**record, "image": normalise(record["image"])})
+        source = list(records)
+    data = _shuffled(source, seed).map(example)
     if flip:
         data = data.random_map(_flip)
     data = data.repeat()[first::stride].batch(batch_size // stride)

@@ -1,6 +1,5 @@
 """Training of low-rank adapters of a trained model; the parameters of that model do not change."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,10 +8,7 @@ from experiments.models.objectives import Objective
 
 
 class Adapters(NamedTuple):
-    """Adapters of a base model.
-
-    folder: the workdir or export of the base. step: of its checkpoint. digest: of its parameters.
-    """
+    """Adapters of a base model. folder, step, digest: of the checkpoint or export of the base; params: of the base."""
 
     folder: Path
     step: int
@@ -23,11 +19,11 @@ class Adapters(NamedTuple):
     patterns: tuple[str, ...]
 
     def identity(self) -> dict[str, Any]:
-        """What a run and its continuation must agree on."""
+        """The values that a continued run must have as well."""
         return {"step": self.step, "digest": self.digest}
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint contains about the base."""
+        """The base in the record of a checkpoint."""
         return {"base": str(self.folder), **self.identity()}
 
     def init(self, key: Any) -> Any:
@@ -39,7 +35,7 @@ class Adapters(NamedTuple):
         return lora.init(key, self.params, self.patterns, rank=self.rank)
 
     def merge(self, adapters: Any) -> Any:
-        """The parameters of the network: those of the base plus the adapters."""
+        """The parameters of the network: base plus adapters."""
         return lora.merge(self.params, adapters, alpha=self.alpha)
 
 
@@ -47,5 +43,4 @@ def wrap(adapters: Adapters | None, objective: Objective) -> Objective:
     """The objective as a function of the adapters; None for a model that is trained as a whole."""
     if adapters is None:
         return objective
-    inner: Callable[..., Any] = objective.loss
-    return objective._replace(loss=lambda params, *rest: inner(adapters.merge(params), *rest))
+    return objective._replace(loss=lambda params, *rest: objective.loss(adapters.merge(params), *rest))

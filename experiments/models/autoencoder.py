@@ -1,7 +1,7 @@
 """The autoencoder of latent diffusion: its training, and the standard deviation of its latents.
 
 A finished run has `latents.json`: the standard deviation of the latents of its training images, and the digest of the
-checkpoint that it was measured with. A checkpoint with another digest is not used with it.
+checkpoint that it was measured with. It is not used with a checkpoint of another digest.
 """
 
 import json
@@ -19,7 +19,7 @@ from diffax.nn.autoencoding import autoencoder_loss, kl_to_standard_normal
 from diffax.nn.description import autoencoder_from_description
 from diffax.training import Every
 from diffax.training.parallel import over_batch
-from experiments.data.pictures import Pictures
+from experiments.data.images import Pictures
 from experiments.models.digests import digest
 from experiments.models.objectives import Objective
 from experiments.models.optimizers import Optimizer

@@ -1,4 +1,4 @@
-"""Captions of a run: its vocabulary, and the tokens of its data sets."""
+"""Captions of a run: its tokenizer, and the tokens of captions to draw."""
 
 import sys
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.captions import Tokenizer, split, vocabulary
+from diffax.pretrained import Tokenizer
 
 
 def tokenizer(dataset: Any, train_split: str, vocab_size: int, max_length: int, words: Any = None) -> Tokenizer:
@@ -15,15 +15,9 @@ def tokenizer(dataset: Any, train_split: str, vocab_size: int, max_length: int, 
     Raises:
       ValueError: if the data set has no captions.
     """
-    if words is None:
-        words = vocabulary(dataset.captions(train_split), vocab_size)
-    return Tokenizer(words, max_length)
-
-
-def examples(dataset: Any, split: str, count: int) -> list[str]:
-    """Captions of a split, evenly spaced."""
-    captions = dataset.captions(split)
-    return [captions[i] for i in np.linspace(0, len(captions) - 1, count).astype(int)]
+    if words is not None:
+        return Tokenizer(words, max_length)
+    return Tokenizer.of(dataset.captions(train_split), vocab_size, max_length)
 
 
 def chosen(tokenizer: Tokenizer | None, captions: Sequence[str], labels: Sequence[str] = ()) -> np.ndarray | None:
@@ -39,7 +33,7 @@ def chosen(tokenizer: Tokenizer | None, captions: Sequence[str], labels: Sequenc
     if labels:
         raise ValueError(f"labels must be empty for a model of captions, got {','.join(labels)}")
     for caption in captions:
-        if (count := len(split(caption))) > tokenizer.max_length:
+        if (count := len(tokenizer.split(caption))) > tokenizer.max_length:
             raise ValueError(f"captions must have at most {tokenizer.max_length} words, got {count} in {caption!r}")
     if unknown := tokenizer.unknown(captions):
         print(f"warning: the vocabulary of the model lacks {', '.join(unknown)}", file=sys.stderr)

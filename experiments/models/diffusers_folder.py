@@ -1,6 +1,5 @@
 """A folder that diffusers saved, as `experiments.sample` draws from it: network, schedule, grid and autoencoder."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from experiments.models.digests import digest
 from experiments.models.drawing import Source
 
 PIXELS = (0.0, 255.0)
-OWN_GRID = "from_diffusers"  # what settings.json calls the folder's own
+OWN_GRID = "from_diffusers"  # name in settings.json of the folder's own grid
 
 
 def source(
@@ -35,10 +34,10 @@ def source(
     context: str | None = None,
     null_context: str | None = None,
 ) -> Source:
-    """What samples are drawn from.
+    """The source of samples from a folder.
 
     Args:
-      folder: that diffusers saved.
+      folder: a folder that diffusers saved.
       sampling: as config.sampling.
       grid: a step grid by name, None for the timesteps of the scheduler.
       labels_of: number of classes -> the labels to repeat.
@@ -50,87 +49,82 @@ def source(
       ValueError: if the folder has no diffusion model, no scheduler, or unsupported parts, or a flag does not fit it.
     """
     pretrained = load(folder, variant)
+    _check_parts(pretrained, folder)
+    check_guidance("guidance", sampling, "")
+    embeddings, null = contexts(pretrained, sampling, context, null_context)
+    scheduler: Any = pretrained.scheduler
+    times, last = steps(scheduler, sampling.num_steps, grid, sampling.sampler)
+    calls = diffax.samplers.by_name(sampling.sampler, scheduler.schedule, None).calls * len(times)
+    samplers.report_rounding(sampling.sampler, scheduler.schedule, sampling.num_steps, None if last is None else calls)
+    settings = {
+        **identity(pretrained, folder),
+        "context": None if embeddings is None else digest(embeddings),
+        "null_context": None if null is None else digest(null),
+        "times": [*np.round(np.asarray(times, np.float64), 6).tolist(), *([] if last is None else [last])],
+    }
+    return Source(
+        decoded(over_batch(generator(pretrained, sampling, times, last, embeddings, null)), pretrained),
+        pretrained.params,
+        labels_of(labels(pretrained)[0]),
+        0,
+        PIXELS,
+        default.get_config().dataset.to_dict() | {"name": folder.name},
+        sampling.to_dict() | {"grid": grid or OWN_GRID, "clip": scheduler.clip is not None},
+        settings,
+    )
+
+
+def _check_parts(pretrained: Pretrained, folder: Path) -> None:
+    """Raise `ValueError` unless the folder has a scheduler, and a diffusion network whose channels fit the others."""
     if pretrained.scheduler is None:
         raise ValueError(f"from_diffusers must have a scheduler_config.json, got {folder}")
     if not hasattr(pretrained.network, "num_classes"):
         name = pretrained.config["_class_name"]
         raise ValueError(f"from_diffusers must be a diffusion model, got {name} in {folder}")
-    _check_channels(pretrained, folder)
-    classes, _ = labels(pretrained)
-    width = getattr(pretrained.network, "context_dim", None)
-    guidance_reason = "" if classes is not None or width is not None else "for a network without classes"
-    check_guidance("guidance", sampling, guidance_reason)
-    embeddings, null = contexts(pretrained, sampling, context, null_context)
-    times, last = steps(pretrained.scheduler, sampling.num_steps, grid, sampling.sampler)
-    schedule = pretrained.scheduler.schedule
-    each = diffax.samplers.by_name(sampling.sampler, schedule, None).calls
-    made = None if last is None else each * len(times)
-    samplers.report_rounding(sampling.sampler, schedule, sampling.num_steps, made)
-    generate = over_batch(generator(pretrained, sampling, times, last, embeddings, null))
-    cycle = labels_of(classes)
-    data = default.get_config().dataset.to_dict() | {"name": folder.name}
-    clip = pretrained.scheduler.clip is not None
-    own = {
-        **identity(pretrained, folder),
-        "context": _digest_of(embeddings),
-        "null_context": _digest_of(null),
-        "times": [*np.round(np.asarray(times, np.float64), 6).tolist(), *([] if last is None else [last])],
-    }
-    described = sampling.to_dict() | {"grid": grid or OWN_GRID, "clip": clip}
-    return Source(decoded(generate, pretrained), pretrained.params, cycle, 0, PIXELS, data, described, own)
-
-
-def _digest_of(array: np.ndarray | None) -> str | None:
-    return None if array is None else hashlib.sha256(array.tobytes()).hexdigest()
-
-
-def _check_channels(pretrained: Pretrained, folder: Path) -> None:
     channels, out = pretrained.shape[-1], pretrained.network.out_channels
     if out not in (channels, 2 * channels):  # twice: a mean and a variance
         raise ValueError(
-            f"from_diffusers must hold a network that answers in the channels of its input: out_channels must be "
+            f"from_diffusers must have a network whose output has the channels of its input: out_channels must be "
             f"in_channels = {channels}, or twice as many, got {out} in {folder}"
         )
-    if pretrained.autoencoder is None:
-        return
-    latent = pretrained.autoencoder.network.latent_channels
-    if latent != channels:
+    vae = pretrained.autoencoder
+    if vae is not None and vae.network.latent_channels != channels:
         raise ValueError(
-            f"from_diffusers must hold an autoencoder of the network's latents: latent_channels must be "
-            f"in_channels = {channels}, got {latent} in {folder}"
+            f"from_diffusers must have an autoencoder of the network's latents: latent_channels must be "
+            f"in_channels = {channels}, got {vae.network.latent_channels} in {folder}"
         )
 
 
 def labels(pretrained: Pretrained) -> tuple[int | None, int | None]:
-    """(how many classes, the null label): None for none. A U-Net of diffusers has classes alone, its DiT both."""
+    """(number of classes, null label), None for none. A U-Net of diffusers has classes but no null label."""
     of_unet = pretrained.config.get("num_class_embeds")
     return (of_unet, None) if of_unet is not None else (pretrained.network.num_classes,) * 2
 
 
 def identity(pretrained: Pretrained, folder: Path) -> dict[str, Any]:
-    """What of a folder settings.json says: where it is, and a digest of its weights and configurations."""
+    """The folder in settings.json: its path, and a digest of its weights and configurations."""
     vae = pretrained.autoencoder
     configs = json.dumps([pretrained.config, pretrained.scheduler_config, vae and vae.config], sort_keys=True)
-    mark = digest(configs, {"network": pretrained.params, "autoencoder": vae and vae.params})
-    return {"from_diffusers": str(folder.resolve()), "digest": mark}
+    weights = {"network": pretrained.params, "autoencoder": vae and vae.params}
+    return {"from_diffusers": str(folder.resolve()), "digest": digest(configs, weights)}
 
 
 def contexts(pretrained: Pretrained, sampling: Any, path: str | None, null_path: str | None) -> tuple[Any, Any]:
     """The tokens to condition on and those of the empty prompt, (m, E) of .npy files.
 
-    (None, None) for a network without a context; the latter is also None without guidance.
+    (None, None) for a network without a context; the null tokens are also None without guidance.
 
     Raises:
-      ValueError: if a file is needed and not given, or not needed and given, or has another width; for guidance of a
-        network that has nothing to be guided against; for a sampler of learned variances.
+      ValueError: for a missing or superfluous file, or one with another width; for guidance of a network without a null
+        label or a context; for a sampler of learned variances.
     """
     width, guidance = getattr(pretrained.network, "context_dim", None), sampling.guidance
     if sampling.sampler == "ddpm_learned":
         raise ValueError("sampler must be one without learned variances for --from_diffusers, got ddpm_learned")
     if width is None:
-        for name, given in (("context", path), ("null_context", null_path)):
-            if given is not None:
-                raise ValueError(f"{name} must not be given to a network without one, got {given}")
+        for name, file in (("context", path), ("null_context", null_path)):
+            if file is not None:
+                raise ValueError(f"{name} must not be given to a network without one, got {file}")
         if guidance != 1 and labels(pretrained)[1] is None:
             raise ValueError(f"guidance must be 1 for a network without a null label or a context, got {guidance}")
         return None, None
@@ -159,9 +153,9 @@ def _embeddings(name: str, path: str, width: int) -> np.ndarray:
 def steps(
     scheduler: Scheduler, num_steps: int, grid: str | None = None, sampler: str = "ddim"
 ) -> tuple[Any, float | None]:
-    """(the times that steps begin at, the time to stop at after them): the folder's own, or a named grid.
+    """(times at which steps begin, final time): those of the folder, or of a named grid, for num_steps denoiser calls.
 
-    As many as num_steps denoiser calls of the sampler pay for. None to stop at: sampling ends with the denoiser's x0.
+    A final time of None: sampling ends with the denoiser's x0.
     """
     schedule, last = scheduler.schedule, scheduler.last if grid is None else None
     if last is not None:
@@ -171,7 +165,7 @@ def steps(
 
 
 def _tokens(context: Any, null: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of both branches, what `Pretrained.predict` takes; unequal lengths are padded to one, and masked."""
+    """The arguments of `Pretrained.predict` for both branches; unequal lengths are padded to the longer, and masked."""
     if context is None or null is None or len(context) == len(null):
         return {"context": context, "mask": None}, {"context": null, "mask": None}
     length = max(len(context), len(null))
@@ -185,24 +179,24 @@ def _tokens(context: Any, null: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 def generator(
     pretrained: Pretrained, sampling: Any, times: Any, last: float | None, context: Any = None, null_context: Any = None
 ) -> Callable:
-    """`generate(params, keys, label) -> x0`, jitted, as `build.generator`'s; of a pipeline with an autoencoder latents.
+    """`generate(params, keys, label) -> x0`, jitted; x0 is a code if the folder has an autoencoder.
 
-    times, last: of `steps`. context, null_context: (m, E), the same for all samples. Guidance is against the latter,
-    or the null label, in one call of the network.
+    times, last: of `steps`. context, null_context: (m, E), the same for all samples. Guidance is against the null
+    context, or the null label, in one call of the network.
     """
-    told: Any = pretrained.scheduler
-    schedule, kind, clip, (_, null) = told.schedule, told.kind, told.clip, labels(pretrained)
+    scheduler: Any = pretrained.scheduler
+    schedule, clip, (_, null) = scheduler.schedule, scheduler.clip, labels(pretrained)
     tokens, null_tokens = _tokens(context, null_context)
 
     @jax.jit
     def generate(params, keys, label):
-        def answer(x, t, condition):
+        def conditional(x, t, condition):
             f = pretrained._replace(params=params).predict(**condition)
-            return diffax.denoiser(lambda x, t: f(x, t)[..., : x.shape[-1]], schedule, kind)(x, t)
+            return diffax.denoiser(lambda x, t: f(x, t)[..., : x.shape[-1]], schedule, scheduler.kind)(x, t)
 
         condition = jax.tree.map(lambda v: jnp.broadcast_to(v, (len(keys), *v.shape)), tokens) | {"label": label}
         unconditional = null_tokens | {"label": label if null is None else null}
-        denoise = diffax.batched_classifier_free_guidance(answer, condition, unconditional, sampling.guidance)
+        denoise = diffax.batched_classifier_free_guidance(conditional, condition, unconditional, sampling.guidance)
         if clip is not None:
             denoise = diffax.denoisers.clip_static(denoise, -clip, clip)
         start, stepping = diffax.random.fold_in(keys, 0), diffax.random.fold_in(keys, 1)
@@ -215,11 +209,10 @@ def generator(
     return generate
 
 
-def decoded(generate: Callable, pretrained: Pretrained, mesh: Any = None) -> Callable:
+def decoded(generate: Callable, pretrained: Pretrained) -> Callable:
     """A function whose samples are images, on the host: `generate` itself for pixels."""
-    if pretrained.autoencoder is None:
+    if (vae := pretrained.autoencoder) is None:
         return generate
-    vae = pretrained.autoencoder
-    decode = over_batch(jax.jit(lambda params, z: vae.network.apply(params, z, method="decode")), mesh)
+    decode = over_batch(jax.jit(lambda params, z: vae.network.apply(params, z, method="decode")))
     scale, shift = vae.config.get("scaling_factor", 0.18215), vae.config.get("shift_factor") or 0.0
     return lambda *args: decode(vae.params, generate(*args) / scale + shift)

@@ -11,11 +11,11 @@ from diffax import random
 
 
 class Source(NamedTuple):
-    """What samples are drawn from.
+    """A generator of samples with its parameters and conditions.
 
     generate: (params, keys (B,), conditions) -> (B, *shape) in [-1, 1], on the host. cycle: conditions in turn, labels
-    (N,) or tokens (N, m); None for no condition. step: of the checkpoint. range: of the stored data. settings: what
-    settings.json has to contain about the source.
+    (N,) or tokens (N, m); None for no condition. step: of the checkpoint. range: of the stored data. settings: further
+    entries of settings.json.
     """
 
     generate: Callable[..., np.ndarray]
@@ -41,9 +41,9 @@ def draw(
     """The samples of these indices (N,), on the host.
 
     Sample i depends on the seed and i alone: its key is fold_in(key(seed), i), its condition cycle[i mod len(cycle)].
-    The last batch is filled up, so that every call has the shapes that were compiled.
+    The last batch is padded, so that every call has the shapes that were compiled.
 
-    update: called with the last index of each batch, once it is drawn.
+    update: called with the last index of each batch after it.
     """
     parts, root = [], jax.random.key(seed)
     for at in range(0, len(index), batch_size):

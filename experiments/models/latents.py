@@ -2,8 +2,8 @@
 
     x0 = scale z,   z = mean(image) + exp(log_variance(image) / 2) eps,   scale = 1 / std of z over the training images
 
-(Rombach et al. 2022, appendix D.1). A batch has the moments (B, *small, 2 L) in place of images, side by side in the
-channels: each use of an example draws its code anew, with the key of the example.
+(Rombach et al. 2022, appendix D.1). In a batch the moments (B, *small, 2 L), concatenated along the channels, replace
+the images: each use of an example draws a new code, with the key of the example.
 """
 
 from collections.abc import Callable
@@ -42,11 +42,11 @@ class Latents(NamedTuple):
         return (*self.shape[:-1], 2 * self.shape[-1])
 
     def identity(self) -> dict[str, Any]:
-        """What a run and its continuation must agree on."""
+        """The values that a continued run must have as well."""
         return {"digest": self.digest, "scale": self.scale}
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint contains about the latents."""
+        """The latent space in the record of a checkpoint."""
         return {"autoencoder": str(self.folder), "step": self.step, "shape": list(self.shape), **self.identity()}
 
     def exported(self) -> ExportedLatents:
@@ -83,7 +83,7 @@ class Latents(NamedTuple):
 
 
 class Encoded:
-    """Batches whose images are encoded as they come: an iterator with the position of the one that it reads."""
+    """Batches whose images are encoded when they are read: an iterator with the position of `data`."""
 
     def __init__(self, data: Any, latents: Latents) -> None:
         self._data, self._encode = data, latents.encoder(make_mesh(jax.local_devices()))

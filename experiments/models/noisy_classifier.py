@@ -17,7 +17,7 @@ from diffax.nn.layers import Downsample, ResBlock, conv, group_norm, sinusoidal
 from diffax.pretrained import SCHEDULES, TIMES, Spec
 from diffax.training import Every
 from diffax.training.parallel import over_batch
-from experiments.data.pictures import Pictures
+from experiments.data.images import Pictures
 from experiments.models.objectives import Objective
 from experiments.models.optimizers import Optimizer
 
@@ -42,13 +42,11 @@ class NoisyClassifier(nn.Module):
         emb = sinusoidal(t, self.channels, scale=self.time_scale)
         emb = nn.Dense(4 * self.channels, dtype=self.dtype)(nn.silu(nn.Dense(4 * self.channels, dtype=self.dtype)(emb)))
         h = conv(self.channels, x.ndim - 2, self.dtype)(x.astype(self.dtype))
-        count = 0
         for level, multiplier in enumerate(self.channel_multipliers):
             h = Downsample(self.dtype)(h) if level else h
-            for _ in range(self.num_res_blocks):
-                block_key = None if key is None else diffax.random.fold_in(key, count)
+            for number in range(level * self.num_res_blocks, (level + 1) * self.num_res_blocks):
+                block_key = None if key is None else diffax.random.fold_in(key, number)
                 h = ResBlock(self.channels * multiplier, self.dropout_rate, self.dtype)(h, emb, block_key)
-                count += 1
         h = nn.silu(group_norm(h.shape[-1], self.dtype)(h))
         return nn.Dense(self.num_classes, dtype=jnp.float32)(h.reshape(len(h), -1, h.shape[-1]).mean(1))
 
@@ -125,8 +123,8 @@ def callbacks(
     spread = over_batch(is_right, mesh)
 
     def measure(step: int, state: Any) -> dict[str, float]:
-        times = {t: np.full(len(labels), t, np.float32) for t in LEVELS}
-        values = [float(spread(state.ema, images, noise, labels, at).mean()) for at in times.values()]
+        times = [np.full(len(labels), t, np.float32) for t in LEVELS]
+        values = [float(spread(state.ema, images, noise, labels, t).mean()) for t in times]
         text = ", ".join(f"{value:.1%} at t = {t:g}" for t, value in zip(LEVELS, values, strict=True))
         pictures.message(f"accuracy on test: {text}")
         return dict(zip(MEASURES, values, strict=True))

@@ -93,7 +93,7 @@ def objective(diffusion: Diffusion, settings: Loss, *, module: Any = None) -> Ob
 
     A batch has `image` (B, *shape), `index` (B,), and `label` (B,) or `tokens` (B, m) for a network with a condition.
     """
-    loss = OBJECTIVES[settings.objective](diffusion, settings)
+    loss = functools.partial(OBJECTIVES[settings.objective], diffusion, settings)
     times, spread = make(settings.times, TIMES, diffusion), SPREADS[settings.spread]
     # The bound in continuous time integrates over log-SNRs, so the network gets these.
     of_time = {"of_time": lambda schedule, log_snr: log_snr} if settings.objective == "vdm" else {}
@@ -125,49 +125,38 @@ def _condition(diffusion: Diffusion, settings: Loss, batch: Any, key: Any) -> ja
     return jnp.where(keep.reshape(-1, *[1] * (condition.ndim - 1)), condition, diffusion.null)
 
 
-# Each returns a function (key, predict, x, draws of times, params) -> (B,).
+# Each returns the losses (B,). draws: of training times.
 
 
-def _denoising(diffusion: Diffusion, settings: Loss) -> Callable[..., Any]:
-    options = {
-        "weighting": make(settings.weighting, WEIGHTINGS, diffusion),
-        "measure": "log_snr" if settings.weighting.name in PER_LOG_SNR else "t",
-        "sigma_data": diffusion.sigma_data,
-    }
+def _denoising(diffusion: Diffusion, settings: Loss, key: Any, predict: Any, x: Any, draws: Any, params: Any) -> Any:
+    return diffax.denoising_loss(
+        key,
+        predict,
+        diffusion.schedule(),
+        diffusion.prediction,
+        x,
+        draws.t,
+        weighting=make(settings.weighting, WEIGHTINGS, diffusion),
+        measure="log_snr" if settings.weighting.name in PER_LOG_SNR else "t",
+        sigma_data=diffusion.sigma_data,
+    )
 
-    def loss(key: Any, predict: Any, x: Any, draws: Any, params: Any) -> Any:
-        schedule = diffusion.schedule()
-        return diffax.denoising_loss(key, predict, schedule, diffusion.prediction, x, draws.t, **options)
 
-    return loss
-
-
-def _bounded(diffusion: Diffusion, settings: Loss) -> Callable[..., Any]:
+def _bounded(diffusion: Diffusion, settings: Loss, key: Any, predict: Any, x: Any, draws: Any, params: Any) -> Any:
     schedule, lattice = diffusion.schedule(), diffax.likelihood.Lattice(settings.bin_width)
     num_steps = diffax.times.table_length(schedule)
-    options = {"num_steps": num_steps, "lattice": lattice, "sigma_data": diffusion.sigma_data}
-    is_hybrid = settings.objective == "hybrid"
-    weight = {"weight": settings.vlb_weight} if is_hybrid else {}
-    bound: Callable[..., Any] = diffax.losses.hybrid_loss if is_hybrid else diffax.losses.vlb_loss
-
-    def loss(key: Any, predict: Any, x: Any, draws: Any, params: Any) -> Any:
-        t = training_times.discrete(draws, num_steps).t
-        return bound(key, predict, schedule, diffusion.prediction, x, t, **options, **weight)
-
-    return loss
+    t = training_times.discrete(draws, num_steps).t
+    options: dict[str, Any] = {"num_steps": num_steps, "lattice": lattice, "sigma_data": diffusion.sigma_data}
+    if settings.objective == "vlb":
+        return diffax.losses.vlb_loss(key, predict, schedule, diffusion.prediction, x, t, **options)
+    options["weight"] = settings.vlb_weight
+    return diffax.losses.hybrid_loss(key, predict, schedule, diffusion.prediction, x, t, **options)
 
 
-def _vdm(diffusion: Diffusion, settings: Loss) -> Callable[..., Any]:
-    options: dict[str, Any] = {
-        "learn_ends": settings.learn_ends,
-        "lattice": diffax.likelihood.Lattice(settings.bin_width),
-    }
-
-    def loss(key: Any, predict: Any, x: Any, draws: Any, params: Any) -> Any:
-        schedule = diffusion.schedule(params)
-        return diffax.losses.vdm_loss(key, predict, schedule, diffusion.prediction, x, draws.t, **options)
-
-    return loss
+def _vdm(diffusion: Diffusion, settings: Loss, key: Any, predict: Any, x: Any, draws: Any, params: Any) -> Any:
+    schedule, lattice = diffusion.schedule(params), diffax.likelihood.Lattice(settings.bin_width)
+    options: dict[str, Any] = {"learn_ends": settings.learn_ends, "lattice": lattice}
+    return diffax.losses.vdm_loss(key, predict, schedule, diffusion.prediction, x, draws.t, **options)
 
 
-OBJECTIVES = {"denoising": _denoising, "hybrid": _bounded, "vlb": _bounded, "vdm": _vdm}
+OBJECTIVES: dict[str, Callable[..., Any]] = {"denoising": _denoising, "hybrid": _bounded, "vlb": _bounded, "vdm": _vdm}

@@ -48,8 +48,8 @@ def draws_noise(sampler: str, eta: float | None) -> bool:
     return diffax.samplers.by_name(sampler, diffax.Linear(), eta).noisy
 
 
-def report_rounding(sampler: str, schedule: Any, calls: int, made: int | None = None) -> None:
-    """Print a line if fewer denoiser calls are made than num_steps. made: None for what whole steps need."""
-    made = spent(sampler, schedule, entries(sampler, schedule, calls)) if made is None else made
-    if made < calls and is_first():
-        print(f"num_steps = {calls} is rounded down to {made}, the denoiser calls of whole steps of {sampler}")
+def report_rounding(sampler: str, schedule: Any, num_steps: int, calls: int | None = None) -> None:
+    """Print a line if num_steps is more than the denoiser calls. calls: None for those of `sample` over whole steps."""
+    calls = spent(sampler, schedule, entries(sampler, schedule, num_steps)) if calls is None else calls
+    if calls < num_steps and is_first():
+        print(f"num_steps = {num_steps} is rounded down to {calls}, the denoiser calls of whole steps of {sampler}")

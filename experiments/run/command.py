@@ -2,7 +2,7 @@
 
 0    done
 1    the work failed: a loss that is not finite, no intact checkpoint, a full disk at the end
-2    bad input, found before anything compiles
+2    bad input, before anything compiles
 75   stopped on request, with a checkpoint: start the command again
 130  interrupted by Ctrl-C without one
 """
@@ -19,7 +19,7 @@ from absl import app, flags, logging
 
 from diffax.training import CheckpointError, NotFiniteError
 from diffax.training.processes import ElsewhereError
-from experiments.data.pipeline import RecordError
+from experiments.data.datasets import RecordError
 
 
 @contextlib.contextmanager

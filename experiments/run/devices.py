@@ -1,4 +1,4 @@
-"""What the devices do: the operations of a step, the share of their peak, memory, compile cache, profiles."""
+"""Measurements of devices: operations of a step, share of the peak, memory; the compile cache."""
 
 import math
 import os
@@ -68,7 +68,7 @@ def matmul_flops(function: Callable, *args: Any) -> int:
 
     The count is that of the traced program, so it does not depend on the device or on what the compiler changes. The
     body of a scan counts as often as it runs, of a `while_loop` once, of a `cond` its longest branch; cuDNN's fused
-    attention counts as the two products that it stands for. args: arrays or `jax.ShapeDtypeStruct`.
+    attention counts as the two products that it fuses. args: arrays or `jax.ShapeDtypeStruct`.
 
     >>> matmul_flops(lambda a, b: a @ b, jax.numpy.ones((8, 16)), jax.numpy.ones((16, 4)))
     1024
@@ -114,7 +114,7 @@ def _inner(params: dict[str, Any]) -> Iterator[Any]:
 
 
 def memory(devices: Any) -> int | None:
-    """The most bytes that any of these devices has held, None where the backend does not say."""
+    """The largest peak of allocated bytes among these devices, None where the backend does not report it."""
     stats = [device.memory_stats() for device in devices]
     return max(s["peak_bytes_in_use"] for s in stats) if stats and all(s for s in stats) else None
 
@@ -148,6 +148,6 @@ def flops_of_step(objective: Any, state: Any, batch: dict[str, Any], kind: str) 
 
 
 def cache_compilations(folder: Path) -> None:
-    """Keeps what was compiled in this folder, unless JAX_COMPILATION_CACHE_DIR says where."""
+    """Keep compiled programs in this folder, unless JAX_COMPILATION_CACHE_DIR names another."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -1,17 +1,15 @@
 """The inputs of a training run, checked before anything compiles: data, latents, adapters, captions, model, batches."""
 
 import functools
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from diffax import training
-from diffax.pretrained import save
+from diffax.pretrained import Tokenizer
 from experiments.configs import settings
 from experiments.data import datasets, pipeline
-from experiments.data.captions import Tokenizer
 from experiments.model import Data, build
 from experiments.models import autoencoder, captions, latents, noisy_classifier
 from experiments.models.adapters import Adapters
@@ -27,9 +25,11 @@ FORMS: dict[str, Any] = {  # config.parallel: the form of a step over devices
 
 
 class Inputs(NamedTuple):
-    """space: the latents that the model works in, None for pixels. base: what its parameters are adapters of, None
-    without. tokenizer: of captions, None without. model: as `build` returns it. read: settings of `pipeline.batches` ->
-    batches of images.
+    """The inputs of a run.
+
+    space: the latents that the model works in, None for pixels. base: adapters with their base, None where all
+    parameters are trained. tokenizer: of captions, None without. model: as `build` returns it. read: settings of
+    `pipeline.batches` -> batches of images.
     """
 
     dataset: datasets.Dataset
@@ -41,7 +41,7 @@ class Inputs(NamedTuple):
     read: Any
 
     def identity(self, train_split: str) -> dict[str, Any]:
-        """What a run and its continuation must agree on, beside the config."""
+        """The values, beside the config, that a continued run must have as well."""
         return {
             "data": self.dataset.describe(train_split),
             "autoencoder": self.space and self.space.identity(),
@@ -121,19 +121,3 @@ def opened(config: Any, num_devices: int) -> Inputs:
     )
     read()  # raises for a split that is too small
     return Inputs(dataset, data, space, base, tokenizer, model, read)
-
-
-def save_export(path: Path, inputs: Inputs, params: Any, settings: dict[str, Any], step: int) -> None:
-    """Write an export of a diffusion model. params: of the network; settings: the config of the run."""
-    space, tokenizer = inputs.space, inputs.tokenizer
-    save(
-        path,
-        inputs.model.diffusion,
-        params,
-        step=step,
-        data_range=inputs.data.range,
-        latents=space and space.exported(),
-        words=tokenizer.words if tokenizer else (),
-        max_length=tokenizer.max_length if tokenizer else 0,
-        more={"config": settings, "data": inputs.data._asdict(), "latents": space and space.record()},
-    )

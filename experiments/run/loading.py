@@ -1,6 +1,5 @@
 """Trained models from their folders: `load`, the latents of an autoencoder, the base of adapters."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,11 +7,9 @@ import jax
 from ml_collections import ConfigDict
 
 from diffax import pretrained
-from diffax.pretrained import is_export
+from diffax.pretrained import Tokenizer, is_export
 from diffax.training import Checkpoints
-from experiments.configs import default
-from experiments.configs.settings import flatten
-from experiments.data.captions import Tokenizer
+from experiments.configs.settings import can_guide, flatten
 from experiments.model import Data, build
 from experiments.models.adapters import Adapters
 from experiments.models.autoencoder import LATENTS, AutoencoderModel
@@ -26,10 +23,10 @@ OF_THE_ADAPTERS = ("config.network.dropout_rate", "config.network.dtype", "confi
 
 
 class Trained(NamedTuple):
-    """A trained model with its averaged parameters, merged with those of the base of its adapters.
+    """A trained model with its averaged parameters; adapters are merged into their base.
 
-    model: as `build` returns it. step: of the checkpoint. data: what it was trained on; shape is that of the data, also
-    for a model in latents. dataset: config.dataset of the run. latents: where its autoencoder was, None for pixels.
+    model: as `build` returns it. step: of the checkpoint. data: the training data; shape is that of the data, also for
+    a model in latents. dataset: config.dataset of the run. latents: the record of its latent space, None for pixels.
     tokenizer: of captions, None without. record: that of the checkpoint or export.
     """
 
@@ -59,33 +56,26 @@ def load(
       ValueError: if the folder has neither, another kind of model, or adapters whose base has changed.
     """
     step, record = load_record(folder, name)
-    config = ConfigDict(_completed(record["config"]))
+    config = ConfigDict(record["config"])
     if config.model != kind:
         raise ValueError(f"{name} must have a model of kind {kind!r}, got {folder} with kind {config.model!r}")
     config, known = override(config), record["data"]
     data = Data(tuple(known["shape"]), known["num_classes"], tuple(known["range"]))
     latents = record.get("latents")
-    seen = data if latents is None else data._replace(shape=tuple(latents["shape"]), range=(-1.0, 1.0))
-    model = build(config, seen)
+    of_network = data if latents is None else data._replace(shape=tuple(latents["shape"]), range=(-1.0, 1.0))
+    model = build(config, of_network)
+    # On no device in particular, as sampling may use all of them.
     if step is None:  # an export, whose adapters are merged
-        step, base, params = int(record["step"]), None, pretrained.load(folder).params
+        step, params = int(record["step"]), jax.device_put(jax.device_get(pretrained.load(folder).params))
     else:
         base = _base_of(folder, config.lora, record)
-        like = jax.eval_shape(model.init if base is None else base.init, jax.random.key(0))
+        like = jax.eval_shape((base or model).init, jax.random.key(0))
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-            params = checkpoints.restore_ema(step, like)
-    params = jax.device_put(jax.device_get(params))  # on no device in particular: sampling may use all
-    params = params if base is None else base.merge(params)
+            params = jax.device_put(jax.device_get(checkpoints.restore_ema(step, like)))
+        params = params if base is None else base.merge(params)
     words = record.get("words")
     tokenizer = None if words is None else Tokenizer(words, config.text.max_length)
     return Trained(model, params, step, folder, data, config.dataset.to_dict(), latents, tokenizer, record)
-
-
-def _completed(recorded: dict[str, Any]) -> dict[str, Any]:
-    """A recorded config, with the defaults of settings that are newer than the run."""
-    known = json.loads(json.dumps(default.get_config().to_dict()))
-    groups = {key: value for key, value in known.items() if isinstance(value, dict) and key != "schedule"}
-    return known | recorded | {key: value | recorded.get(key, {}) for key, value in groups.items()}
 
 
 def load_latents(folder: Path, scale: float | None = None, name: str = "config.latent.autoencoder") -> Latents:
@@ -96,36 +86,34 @@ def load_latents(folder: Path, scale: float | None = None, name: str = "config.l
     """
     trained = load(folder, name, "autoencoder")
     model = trained.model
-    mark = digest(model.network, list(model.shape), trained.params)
+    mark, shape = digest(model.network, list(model.shape), trained.params), model.latent_shape(trained.params)
     if scale is None:
         measured = read_json(folder / LATENTS)
         if measured is None or measured["digest"] != mark:
-            of = "is not there" if measured is None else f"is of step {measured['step']}"
+            state = "is not there" if measured is None else f"is of step {measured['step']}"
             raise ValueError(
-                f"{name} must be a finished run, got {folder}, where {LATENTS} {of} and the checkpoint of step "
+                f"{name} must be a finished run, got {folder}, where {LATENTS} {state} and the checkpoint of step "
                 f"{trained.step}: run experiments.train on it to its end"
             )
         scale = 1 / measured["std"]
-    shape = model.latent_shape(trained.params)
     return Latents(model, trained.params, folder, trained.step, mark, scale, shape)
 
 
 def latents_of(trained: Trained, moved: str | None = None) -> Latents | None:
-    """The latent space of a trained model, None for pixels. moved: where the autoencoder is now.
+    """The latent space of a trained model, None for pixels. moved: the present folder of a moved autoencoder.
 
     Raises:
-      ValueError: if another autoencoder is there, or `moved` is given for a model of pixels.
+      ValueError: if the folder has another autoencoder, or `moved` is given for a model of pixels.
     """
-    saved = trained.latents
-    if saved is None:
+    if (saved := trained.latents) is None:
         if moved is not None:
             raise ValueError(f"autoencoder must not be given for a model of pixels, got {moved}")
         return None
     if moved is None and is_export(trained.folder):  # an export includes its autoencoder
-        own = pretrained.load(trained.folder).latents
-        model = AutoencoderModel(0.0, trained.model.optimizer, own.network, "squared", trained.data.shape)
-        mark, shape = saved["digest"], tuple(saved["shape"])
-        return Latents(model, own.params, trained.folder, saved["step"], mark, own.scale, shape)
+        space = pretrained.load(trained.folder).latents
+        model = AutoencoderModel(0.0, trained.model.optimizer, space.network, "squared", trained.data.shape)
+        of_checkpoint = (trained.folder, saved["step"], saved["digest"])
+        return Latents(model, space.params, *of_checkpoint, space.scale, tuple(saved["shape"]))
     folder = path_of("autoencoder", moved or saved["autoencoder"])
     latents = load_latents(folder, saved["scale"], "autoencoder")
     if latents.digest != saved["digest"]:
@@ -159,7 +147,7 @@ def _base_of(folder: Path, settings: Any, record: dict[str, Any]) -> Adapters | 
 
 def check_base(mine: dict[str, Any], base: Trained, data: Data, latents: Latents | None) -> None:
     """Raise `ValueError` unless the base of adapters has the network, data and latents of this run."""
-    mine, its = flatten(mine), flatten(_completed(base.record["config"]))
+    mine, its = flatten(mine), flatten(base.record["config"])
     for key in sorted(mine.keys() | its.keys()):
         if key.startswith(OF_THE_BASE) and key not in OF_THE_ADAPTERS and mine.get(key) != its.get(key):
             raise ValueError(f"{key} must be {its.get(key)!r}, as of {base.folder}, got {mine.get(key)!r}")
@@ -171,3 +159,29 @@ def check_base(mine: dict[str, Any], base: Trained, data: Data, latents: Latents
     for what, (of_base, of_run) in pairs.items():
         if of_base != of_run:
             raise ValueError(f"config.lora.base must be of {what} {of_run}, got {base.folder} of {of_base}")
+
+
+def save_export(path: Path, source: Any, params: Any, step: int, space: Latents | None, record: dict[str, Any]) -> None:
+    """Write an export of a diffusion model.
+
+    Args:
+      path: the folder, which must not exist.
+      source: `model`, `data` and `tokenizer` of the model, such as `Trained` or `Inputs`.
+      params: of the network, with adapters merged.
+      step: of the parameters.
+      space: the latents of the model, None for pixels.
+      record: as of a checkpoint, at least the config.
+    """
+    kept = {key: record.get(key) for key in ("config", "identity", "adapters")}
+    pretrained.save(
+        path,
+        source.model.diffusion,
+        params,
+        step=step,
+        data_range=source.data.range,
+        latents=space and space.exported(),
+        words=source.tokenizer.words if source.tokenizer else (),
+        max_length=source.tokenizer.max_length if source.tokenizer else 0,
+        has_null=not can_guide(ConfigDict(record["config"])),
+        more=kept | {"data": source.data._asdict(), "latents": space and space.record()},
+    )

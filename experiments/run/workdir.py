@@ -10,26 +10,29 @@ from typing import Any
 
 import filelock
 
-from diffax.pretrained._export import is_export, read
+from diffax.pretrained import is_export, read_config
 from diffax.training import Checkpoints
 from diffax.training.processes import is_first
 from experiments.configs import default
 from experiments.configs.settings import flatten
 
-# Settings that may differ between the start of a run and its continuation, because no step depends on them.
-FREE = (
+# Settings that a continued run may change; claim() refuses a change of any other. They do not enter the loss or the
+# batches. One of them does change the steps that follow: config.train.num_steps is also where a cosine learning rate
+# reaches 0, so a run that is continued with more steps has another learning rate from there on, and its result differs
+# from that of a run that had as many steps from its start. With config.optimizer.decay = "constant" it does not.
+CHANGEABLE = (
     "config.parallel",
     "config.train.",
     "config.sampling.",
-    "config.latent.",  # the checkpoint has a digest of the autoencoder
-    "config.lora.base",  # the checkpoint has a digest of the base
+    "config.latent.",  # but not the autoencoder's parameters: the checkpoint has their digest
+    "config.lora.base",  # likewise the parameters of the base
     "config.dataset.data_dir",
     "config.dataset.num_threads",
     "config.dataset.cache",
     "config.dataset.classifier_split",
     "config.dataset.test_split",
 )
-_LOCKS: dict[Path, filelock.BaseFileLock] = {}  # held until the process ends
+_LOCKS: dict[Path, filelock.BaseFileLock] = {}  # kept until the process ends
 
 
 def write_text(path: Path, text: str) -> None:
@@ -67,24 +70,18 @@ def lock(workdir: Path, name: str = "workdir") -> None:
     """
     if workdir in _LOCKS:
         return
-    held = filelock.FileLock(workdir / ".lock")
+    file = filelock.FileLock(workdir / ".lock")
     try:
-        held.acquire(blocking=False)
+        file.acquire(blocking=False)
     except filelock.Timeout as error:
         raise ValueError(f"{name} must not be in use by another run, got {workdir}") from error
-    _LOCKS[workdir] = held
-
-
-def unlock(workdir: Path) -> None:
-    """Unlock a folder that this process has locked."""
-    if workdir in _LOCKS:
-        _LOCKS.pop(workdir).release()
+    _LOCKS[workdir] = file
 
 
 def claim(workdir: Path, settings: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """Make a folder this run's, or check that its newest checkpoint is of this run; then write config.json.
 
-    settings: the config, as a dict. identity: what the run depends on beside it: data, autoencoder, base.
+    settings: the config, as a dict. identity: data, autoencoder and base, which the run depends on as well.
 
     Raises:
       ValueError: if the folder cannot be written to, is in use, or has a checkpoint of a run with another config or
@@ -92,13 +89,11 @@ def claim(workdir: Path, settings: Mapping[str, Any], identity: Mapping[str, Any
     """
     check_writable(workdir)
     lock(workdir)
-    if (found := newest(workdir)) is not None:  # before the first checkpoint nothing is lost by another config
-        step, record = found
-        # A setting that is newer than the run had its default then.
-        before = flatten(default.get_config().to_dict()) | flatten(record["config"])
-        now = flatten(settings)
+    if (checkpoint := newest(workdir)) is not None:  # before the first checkpoint nothing is lost by another config
+        step, record = checkpoint
+        before, now = flatten(record["config"]), flatten(settings)
         for key in sorted(before.keys() | now.keys(), key=lambda key: (key != "config.model", key)):
-            if before.get(key) != now.get(key) and not key.startswith(FREE):
+            if before.get(key) != now.get(key) and not key.startswith(CHANGEABLE):
                 raise ValueError(
                     f"workdir {workdir} has a run with {key} = {before.get(key)!r}, got {now.get(key)!r}; "
                     "choose another --workdir"
@@ -113,7 +108,9 @@ def claim(workdir: Path, settings: Mapping[str, Any], identity: Mapping[str, Any
 
 
 def newest(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    """(step, record) of the newest intact checkpoint of a run, None if nothing was saved; reports skipped ones.
+    """(step, record) of the newest intact checkpoint of a run, None if nothing was saved; prints the skipped ones.
+
+    Settings that are newer than the run have their defaults.
 
     Raises:
       CheckpointError: if there are checkpoints, but none is intact.
@@ -122,7 +119,15 @@ def newest(folder: Path) -> tuple[int, dict[str, Any]] | None:
         step, skipped = checkpoints.newest()
         for number, reason in skipped if is_first() else ():
             print(f"warning: checkpoint {number} is damaged: {reason}", file=sys.stderr)
-        return None if step is None else (step, checkpoints.record(step))
+        return None if step is None else (step, completed(checkpoints.record(step)))
+
+
+def completed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record whose config has the defaults of settings that are newer than the run."""
+    known, config = json.loads(default.get_config().to_json()), record["config"]
+    groups = {key: value for key, value in known.items() if isinstance(value, dict) and key != "schedule"}
+    config = known | config | {key: value | config.get(key, {}) for key, value in groups.items()}
+    return {**record, "config": config}
 
 
 def load_record(folder: Path, name: str = "checkpoint") -> tuple[int | None, dict[str, Any]]:
@@ -134,10 +139,10 @@ def load_record(folder: Path, name: str = "checkpoint") -> tuple[int | None, dic
       ValueError: if the folder has neither.
     """
     if is_export(folder):
-        content = read(folder)
+        content = read_config(folder)
         if "config" not in content["more"]:
             raise ValueError(f"{name} must be an export of experiments.export, got {folder}")
-        return None, {**content["more"], "step": content["step"], "words": content["words"] or None}
-    if (found := newest(folder)) is None:
+        return None, completed({**content["more"], "step": content["step"], "words": content["words"] or None})
+    if (checkpoint := newest(folder)) is None:
         raise ValueError(f"{name} must be a run's workdir or an export, got {folder}, which has no checkpoint")
-    return found
+    return checkpoint

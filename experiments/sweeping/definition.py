@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 import diffax
 from diffax._checks import choose
 from diffax.samplers._catalogue import Row
+from experiments.configs.default import check_seed
 from experiments.configs.settings import change, check_keys, default_of, flatten, load_module, parsed
 from experiments.evaluation import families
 from experiments.models import samplers
@@ -125,7 +126,7 @@ def _run(base: ConfigDict, overrides: Any, known: ConfigDict, source: str) -> Ru
         change(config, key, value, known)
     check_keys(config, known, "config")
     settings.make_floats(config)
-    settings.check_seed(config.seed)
+    check_seed(config.seed)
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in overrides.items()}
     return Run(identity(config, source), json.loads(json.dumps(plain)), config)
 

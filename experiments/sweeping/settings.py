@@ -83,9 +83,3 @@ def make_floats(group: Any, is_open: bool = False) -> None:
         elif is_open and isinstance(value, int) and not isinstance(value, bool) and name not in COUNTS:
             with group.ignore_type():
                 group[name] = float(value)
-
-
-def check_seed(seed: int) -> None:
-    """Raise `ValueError` for a seed that is no int32 >= 0."""
-    if not 0 <= seed < 2**31:
-        raise ValueError(f"config.seed must be in [0, 2^31), got {seed}")

@@ -23,7 +23,8 @@ from diffax.training.parallel import over_batch
 from experiments.configs import settings
 from experiments.models import adapters, latents
 from experiments.models.drawing import draw
-from experiments.run.inputs import FORMS, Inputs, opened, save_export
+from experiments.run import loading
+from experiments.run.inputs import FORMS, Inputs, opened
 from experiments.run.workdir import newest
 from experiments.sweeping import measuring
 from experiments.sweeping.definition import Run
@@ -228,7 +229,8 @@ def _measure(program: Program, run: Run, inputs: Inputs, ema: Any, prepared: Any
         path = job.folder.run(run) / "export"
         shutil.rmtree(path, ignore_errors=True)
         config = {key: value for key, value in run.config.to_dict().items() if key not in ("task", "evaluation")}
-        save_export(path, inputs, jax.device_get(inputs.whole(ema)), config, run.config.train.num_steps)
+        params = jax.device_get(inputs.whole(ema))
+        loading.save_export(path, inputs, params, run.config.train.num_steps, inputs.space, {"config": config})
     name, schedule = diffusion.sampling.sampler, diffusion.schedule(ema)
     calls = spent(name, schedule, entries(name, schedule, diffusion.sampling.num_steps))
     return Result(measured.metrics, measured.floors, measured.conditions, {"calls": float(calls)})

@@ -11,36 +11,14 @@ from PIL import Image
 from test_experiments import call
 
 from diffax import training
+from diffax.pretrained import Tokenizer
 from experiments.configs import emoji_text, smoke
 from experiments.data import emoji
-from experiments.data.captions import Tokenizer, split, vocabulary
 from experiments.data.datasets import open_dataset
 from experiments.data.pipeline import batches
 from experiments.evaluation import caption_score
 from experiments.model import build
 from experiments.models import captions as text
-
-CAPTIONS = ["Red heart", "blue HEART", "cat-face with heart eyes", "red circle"]
-
-
-@pytest.mark.newest
-def test_the_vocabulary_is_of_the_most_frequent_words_in_any_order_of_the_captions():
-    words = vocabulary(CAPTIONS, 100)
-    assert words == ["heart", "red", "blue", "cat", "circle", "eyes", "face", "with"]
-    assert vocabulary(CAPTIONS[::-1], 100) == words
-    assert vocabulary(CAPTIONS, 5) == words[:3]
-    assert split("Keycap: 10, o'clock — Ünïcode_x") == ["keycap", "10", "o", "clock", "ünïcode", "x"]
-
-
-@pytest.mark.newest
-def test_tokens_are_padding_unknown_and_words():
-    known = Tokenizer(vocabulary(CAPTIONS, 6), 4)
-    tokens = known.encode(["red heart", "Blue cat", "", "heart heart heart heart heart", "!"])
-    assert tokens.tolist() == [[3, 2, 0, 0], [4, 5, 0, 0], [0, 0, 0, 0], [2, 2, 2, 2], [0, 0, 0, 0]]
-    assert tokens.dtype == np.int32
-    assert known.encode(["green heart"]).tolist() == [[1, 2, 0, 0]]
-    assert known.unknown(["green heart", "Green moon"]) == ["green", "moon"]
-
 
 COLOURS = {  # colours of the whole picture, by code point; the last has no name, the second no place among emoji
     0x1F600: (255, 200, 0),
@@ -121,7 +99,7 @@ def test_emoji_are_the_font_s_pictures_with_their_names(dataset):
     records = {}
     for part in ("train", "test"):
         for record in dataset.source(part):
-            records[record["caption"].decode()] = (part, record["image"], record["label"])
+            records[record["caption"]] = (part, record["image"], record["label"])
     names = {
         "grinning face": (0x1F600, "emoticons"),
         "heavy black heart": (0x2764, "symbols"),
@@ -176,7 +154,7 @@ def test_a_missing_package_is_named(monkeypatch):
 @pytest.mark.parametrize("cache", [False, True])
 def test_batches_hold_the_tokens_of_their_images(dataset, cache):
     captions = dataset.captions("train")
-    known = Tokenizer(vocabulary(captions, 100), 6)
+    known = Tokenizer.of(captions, 100, 6)
     batch = next(batches(dataset, "train", len(captions), seed=0, cache=cache, encode=known.encode))
     images, _ = dataset.arrays("train")
     expected = {image.tobytes(): tokens for image, tokens in zip(images, known.encode(captions), strict=True)}
@@ -303,7 +281,7 @@ def test_a_vocabulary_is_of_the_training_captions_and_kept(tiny, dataset, tmp_pa
     """A run makes it and records it; what is continued or adapted takes the one there is."""
     config = settings(tiny)
     run = opened(config, tmp_path)
-    words = vocabulary(dataset.captions("train"), 12)
+    words = Tokenizer.of(dataset.captions("train"), 12, 5).words
     assert run.record["words"] == words
     assert len(words) == 10
     assert text.tokenizer(dataset, "train", 12, 5, ["other"]).words == ["other"]

@@ -176,7 +176,7 @@ def test_a_workdir_in_use_is_refused_and_free_after_a_kill(tmp_path):
         holder.communicate()
     workdir.claim(tmp_path, config, {})
     assert (tmp_path / "config.json").exists()
-    workdir.unlock(tmp_path)
+    workdir._LOCKS.pop(tmp_path).release()
 
 
 def test_show_config_prints_the_config_with_all_changes(tmp_path, capsys):

@@ -53,11 +53,11 @@ def test_operations_of_a_convolution():
 def test_rates():
     """Two H100 at 100 steps a second of 1e12 operations each: a twentieth of their peak."""
     chips = [Device("NVIDIA H100 80GB HBM3", 5), Device("NVIDIA H100 80GB HBM3", 7)]
-    found = devices.rates(64, 1e12, chips, 100.0)
-    assert found["images_per_second"] == 6400
-    assert found["flops_per_second"] == 1e14
-    assert found["share_of_peak"] == pytest.approx(1e14 / (2 * 989.4e12))
-    assert found["memory_per_device"] == 7
+    result = devices.rates(64, 1e12, chips, 100.0)
+    assert result["images_per_second"] == 6400
+    assert result["flops_per_second"] == 1e14
+    assert result["share_of_peak"] == pytest.approx(1e14 / (2 * 989.4e12))
+    assert result["memory_per_device"] == 7
     assert devices.rates(4, None, [Device("cpu")], 2.0) == {"steps_per_second": 2.0, "images_per_second": 8.0}
     assert devices.peak("NVIDIA H100 PCIe").bfloat16 == 756e12
 

@@ -127,8 +127,8 @@ def test_eight_devices_agree_with_one(module, data_dir, tmp_path):
         config.parallel = form
         workdir = train(config, tmp_path / f"{form}_{count}", count)
         losses.append([line["loss"] for line in metrics(workdir)])
-    for found in losses[1:]:
-        np.testing.assert_allclose(found, losses[0], rtol=1e-5)
+    for others in losses[1:]:
+        np.testing.assert_allclose(others, losses[0], rtol=1e-5)
 
 
 SAMPLE = ("--num=20", "--shard_size=8", "--num_steps=4", "--sampler=ddpm", "--guidance=1.5", "--labels=3,7")
@@ -279,6 +279,8 @@ def changed(**changes):
         ({"optimzer": 1}, "config.optimzer is no setting"),
         ({"train__steps": 1}, "config.train.steps is no setting; those of config.train are"),
         ({"seed": "0"}, "config.seed must be of type int, got '0'"),
+        ({"seed": -1}, "config.seed must be an integer >= 0, got -1"),
+        ({"seed": 2**31}, r"config.seed must be an integer < 2\^31, got 2147483648"),
         ({"dataset__flip": 1}, "config.dataset.flip must be of type bool, got 1"),
         (
             {"network__channel_multipliers": (1, 2.5)},

@@ -15,8 +15,8 @@ from test_training import batch_of, on
 
 from diffax.training import Checkpoints, JsonLog, init_state, manifest, processes, train_step
 from experiments.configs import smoke
-from experiments.data.datasets import Dataset, open_dataset
-from experiments.data.pipeline import RecordError, batches, places
+from experiments.data.datasets import Dataset, RecordError, open_dataset
+from experiments.data.pipeline import batches, records_of_batch
 from experiments.models.objectives import Objective
 from experiments.models.optimizers import Optimizer
 from experiments.run import inputs
@@ -343,9 +343,10 @@ def test_bad_data_is_a_named_error(records, message, data_dir):
 
 def test_epochs_follow_each_other_without_a_gap(data_dir):
     """10 examples in batches of 4: two epochs in five batches, each example twice."""
-    data = batches(dataset_of(data_dir, [record(i) for i in range(10)]), "train", 4, seed=0)
+    dataset = dataset_of(data_dir, [record(i) for i in range(10)])
+    data = batches(dataset, "train", 4, seed=0)
     drawn = [next(data)["label"] for _ in range(5)]
-    assert [label.tolist() for label in drawn] == [places(10, 4, 0, n) for n in range(5)]
+    assert [label.tolist() for label in drawn] == [records_of_batch(dataset, "train", 4, 0, n) for n in range(5)]
     labels = np.concatenate(drawn)
     assert sorted(labels[:10]) == sorted(labels[10:]) == list(range(10))
 

@@ -60,9 +60,9 @@ def by_hand(place, scheduler, num, branches, weight=1.0):
     x = np.sqrt(1 - bar[walked[0]]) * noise
     for step, after in zip(walked, ends, strict=True):
         alpha, sigma = np.sqrt(bar[step]), np.sqrt(1 - bar[step])
-        said = [np.float64(network(branch, jnp.float32(x), (step + 1) / count)) for branch in branches]
-        said = [y[..., : x.shape[-1]] for y in said]
-        y = said[0] if weight == 1 else said[1] + weight * (said[0] - said[1])
+        answers = [np.float64(network(branch, jnp.float32(x), (step + 1) / count)) for branch in branches]
+        answers = [y[..., : x.shape[-1]] for y in answers]
+        y = answers[0] if weight == 1 else answers[1] + weight * (answers[0] - answers[1])
         x0 = {"sample": y, "v_prediction": alpha * x - sigma * y}[scheduler["prediction_type"]]
         if scheduler["clip_sample"]:
             x0 = np.clip(x0, -scheduler["clip_sample_range"], scheduler["clip_sample_range"])
@@ -90,10 +90,10 @@ def drawn(place, out, *flags, **options):
 
 def check(shard, expected):
     """The same to a pixel's rounding; most of them inside the range, or the comparison says little."""
-    found = shard["samples"].astype(np.float64)
+    samples = shard["samples"].astype(np.float64)
     assert ((expected > 0) & (expected < 255)).mean() > 0.5
     assert expected.std() > 10
-    np.testing.assert_allclose(found, expected, atol=1)
+    np.testing.assert_allclose(samples, expected, atol=1)
 
 
 @pytest.fixture(scope="module")
@@ -248,10 +248,10 @@ def source(place):
 def test_bad_conditions(parts, files, changes, message, tmp_path):
     np.save(tmp_path / "context.npy", np.ones((3, 6)))
     np.save(tmp_path / "wide.npy", np.ones((2, 7)))
-    found = folder.load(pipeline(tmp_path, LINEAR, **parts))
+    loaded = folder.load(pipeline(tmp_path, LINEAR, **parts))
     paths = [name and str(tmp_path / f"{name}.npy") for name in files]
     with pytest.raises(ValueError, match=message):
-        diffusers_folder.contexts(found, sampling(**changes), *paths)
+        diffusers_folder.contexts(loaded, sampling(**changes), *paths)
 
 
 @pytest.mark.slow_cases("parts0-lengths0")
@@ -265,11 +265,11 @@ def test_bad_conditions(parts, files, changes, message, tmp_path):
 )
 def test_guidance_calls_the_network_once_a_step(parts, lengths, tmp_path, monkeypatch):
     """Beside a call for each branch: of contexts of these lengths, or of a label for each example."""
-    found = folder.load(pipeline(tmp_path, CLASSES, **parts))
+    loaded = folder.load(pipeline(tmp_path, CLASSES, **parts))
     rng, schedule, times = (
         np.random.default_rng(1),
-        found.scheduler.schedule,
-        diffax.times.uniform_log_snr(found.scheduler.schedule, STEPS),
+        loaded.scheduler.schedule,
+        diffax.times.uniform_log_snr(loaded.scheduler.schedule, STEPS),
     )
     label, null = (jnp.array([4, 0]), 5) if lengths is None else (None, None)
     tokens = [rng.standard_normal((m, 6), np.float32) for m in lengths or ()] or [None, None]
@@ -278,15 +278,15 @@ def test_guidance_calls_the_network_once_a_step(parts, lengths, tmp_path, monkey
     @jax.jit
     def by_two_calls(keys):
         def of(label, context):
-            f = found.predict(label, None if context is None else jnp.broadcast_to(context, (2, *context.shape)))
-            return diffax.denoiser(lambda x, t: f(x, t)[..., : x.shape[-1]], schedule, found.scheduler.kind)
+            f = loaded.predict(label, None if context is None else jnp.broadcast_to(context, (2, *context.shape)))
+            return diffax.denoiser(lambda x, t: f(x, t)[..., : x.shape[-1]], schedule, loaded.scheduler.kind)
 
         denoise = diffax.classifier_free_guidance(of(label, tokens[0]), of(null, tokens[1]), 3.0)
         start, steps = diffax.random.fold_in(keys, 0), diffax.random.fold_in(keys, 1)
-        x = diffax.initial_noise(start, schedule, (2, *found.shape), times[0])
+        x = diffax.initial_noise(start, schedule, (2, *loaded.shape), times[0])
         return diffax.sample(steps, diffax.ddim(schedule), denoise, x, times)
 
-    expected, predict, calls = by_two_calls(keys), type(found).predict, []
+    expected, predict, calls = by_two_calls(keys), type(loaded).predict, []
 
     def counted(self, **condition):
         def f(x, t):
@@ -295,20 +295,20 @@ def test_guidance_calls_the_network_once_a_step(parts, lengths, tmp_path, monkey
 
         return f
 
-    monkeypatch.setattr(type(found), "predict", counted)
-    generate = diffusers_folder.generator(found, sampling(guidance=3.0), times, None, *tokens)
-    np.testing.assert_allclose(generate(found.params, keys, label), expected, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(type(loaded), "predict", counted)
+    generate = diffusers_folder.generator(loaded, sampling(guidance=3.0), times, None, *tokens)
+    np.testing.assert_allclose(generate(loaded.params, keys, label), expected, rtol=1e-4, atol=1e-5)
     jax.effects_barrier()
     assert calls == [4] * STEPS
 
 
 def test_without_guidance_no_null_context_is_needed(stable):
     place, context, _ = stable
-    found = folder.load(place / "pipeline")
+    loaded = folder.load(place / "pipeline")
     files = str(place / "context.npy"), str(place / "null.npy")
     for path in (None, files[1]):
-        given, null = diffusers_folder.contexts(found, sampling(guidance=1.0), files[0], path)
-        np.testing.assert_array_equal(given, context)
+        tokens, null = diffusers_folder.contexts(loaded, sampling(guidance=1.0), files[0], path)
+        np.testing.assert_array_equal(tokens, context)
         assert null is None
 
 

@@ -6,7 +6,7 @@ from commands import built
 
 from experiments.configs import smoke
 from experiments.data.datasets import open_dataset
-from experiments.data.pipeline import batches, places
+from experiments.data.pipeline import batches, records_of_batch
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +22,8 @@ def test_the_records_are_those_with_the_labels_in_their_order(both):
     assert 30 < wanted.sum() < 90
     np.testing.assert_array_equal(of_ours, labels[wanted])
     np.testing.assert_array_equal(ours, images[wanted])
-    assert list(some.numbers("train[:300]")) == np.flatnonzero(wanted).tolist()
-    assert list(whole.numbers("train[:300]")) == list(range(300))
+    assert list(some.source("train[:300]").numbers) == np.flatnonzero(wanted).tolist()
+    assert list(whole.source("train[:300]").numbers) == list(range(300))
     assert len(some.source("train[:300]")) == wanted.sum()
     assert some.num_classes == 10  # labels mean what they did
 
@@ -34,10 +34,10 @@ def test_an_epoch_has_each_of_them_once_and_places_say_which(both, cache):
     count, (_, labels) = len(some.source("train")), whole.arrays("train")
     size = count // 4
     stream, seen = batches(some, "train", size, seed=5, cache=cache), []
-    raw, numbers = whole.source("train"), some.numbers("train")
+    raw = whole.source("train")
     for number in range(3):
         batch = next(stream)
-        records = [numbers[place] for place in places(count, size, 5, number)]
+        records = records_of_batch(some, "train", size, 5, number)
         assert batch["label"].tolist() == labels[records].tolist()
         expected = np.stack([whole.normalise(raw[record]["image"]) for record in records])
         np.testing.assert_array_equal(batch["image"], expected)
@@ -70,7 +70,7 @@ def test_an_error_names_the_record_of_the_whole_split(both):
     with pytest.raises(ValueError, match="record 5 of split 'train' of digits cannot be read: OSError: checksum"):
         next(stream)
     with pytest.raises(ValueError, match="record 5 of split 'train' of digits cannot be read: OSError: checksum"):
-        dataset.numbers("train")
+        dataset.source("train")
 
 
 @pytest.mark.parametrize(

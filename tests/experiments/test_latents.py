@@ -74,8 +74,8 @@ def test_the_space_is_the_autoencoder_s(space, moments, finished):
     assert (space.shape, space.moments_shape, space.scale) == ((4, 4, 2), (4, 4, 4), 0.5)
     x = jax.random.normal(KEY, (3, 8, 8, 1))
     mean, log_variance = moments(x)
-    found = space.encoder()(np.asarray(x))
-    np.testing.assert_allclose(found, jnp.concatenate([mean, log_variance], -1), atol=1e-5)
+    result = space.encoder()(np.asarray(x))
+    np.testing.assert_allclose(result, jnp.concatenate([mean, log_variance], -1), atol=1e-5)
     np.testing.assert_allclose(space.code(np.asarray(x[0])), 0.5 * mean[0], atol=1e-5)
     y = space.model.module.apply({"params": space.params}, mean, method="decode")
     generate = lambda params, keys, label: np.asarray(0.5 * mean)
@@ -94,9 +94,9 @@ def test_the_deviation_is_that_of_draws(space, moments):
     images = np.asarray(jax.random.normal(KEY, (250, 8, 8, 1)))
     mean, log_variance = (np.repeat(v, 100, 0) for v in moments(images))
     drawn = np.asarray(reparameterise(KEY, mean, log_variance))
-    found = autoencoder.latent_std(space.model, space.params, images, make_mesh())
-    np.testing.assert_allclose(found, drawn.std(), rtol=5e-3)
-    assert not np.isclose(found, np.std(mean), rtol=2e-2)  # without the variances it is another number
+    result = autoencoder.latent_std(space.model, space.params, images, make_mesh())
+    np.testing.assert_allclose(result, drawn.std(), rtol=5e-3)
+    assert not np.isclose(result, np.std(mean), rtol=2e-2)  # without the variances it is another number
 
 
 @pytest.mark.slow
@@ -114,14 +114,14 @@ def test_the_loss_is_that_of_scaled_draws(space, moments):
     keys = jax.random.split(KEY, 4)
     inner = objectives.Objective(lambda params, batch, keys, *past: (batch, keys, past), "memory", "update_memory")
     ours = latents.wrap(space, inner)
-    (given, given_keys, past), mean_and_log = ours.loss(None, batch, keys, 3), moments(x)
+    (inner_batch, inner_keys, past), mean_and_log = ours.loss(None, batch, keys, 3), moments(x)
     z = reparameterise(diffax.random.fold_in(keys, latents.SALT), *mean_and_log)
-    np.testing.assert_allclose(given["image"], 0.5 * z, atol=1e-5)
+    np.testing.assert_allclose(inner_batch["image"], 0.5 * z, atol=1e-5)
     assert (past, ours.memory, ours.update_memory) == ((3,), "memory", "update_memory")
-    np.testing.assert_array_equal(given["label"], batch["label"])
-    assert (given_keys == keys).all()
+    np.testing.assert_array_equal(inner_batch["label"], batch["label"])
+    assert (inner_keys == keys).all()
     again = ours.loss(None, batch, jax.random.split(jax.random.key(1), 4))[0]["image"]
-    assert float(jnp.abs(again - given["image"]).min(axis=0).max()) > 1e-3  # each use draws anew
+    assert float(jnp.abs(again - inner_batch["image"]).min(axis=0).max()) > 1e-3  # each use draws anew
     assert latents.wrap(None, inner) is inner
 
 

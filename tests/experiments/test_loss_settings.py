@@ -30,8 +30,8 @@ def losses(config, part=slice(None)):
     batch = {"image": image, "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE, dtype=np.int32)}
     keys = jax.random.split(jax.random.key(0), SIZE)
     loss, memory, update_memory = built(config).objective(module=NET)
-    given = ({}, jax.tree.map(lambda v: v[part], batch), keys[part])
-    return loss(*given) if update_memory is None else loss(*given, memory)[0]
+    arguments = ({}, jax.tree.map(lambda v: v[part], batch), keys[part])
+    return loss(*arguments) if update_memory is None else loss(*arguments, memory)[0]
 
 
 def uniform(spread="independent"):
@@ -84,10 +84,10 @@ def test_loss_aware_times_follow_the_losses_and_are_divided_out():
     t, weight = diffax.losses.training_times.draw(diffax.random.fold_in(keys, 1), SIZE, chosen)
     assert {round(w, 2) for w in weight.tolist()} == {0.67, 2.0}
     batch = {"image": jnp.ones((SIZE, 2, 2, 1)), "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE)}
-    found, seen = loss({}, batch, keys, past)
+    losses_of_past, seen = loss({}, batch, keys, past)
     noise = diffax.random.fold_in(keys, 0)
     plain = diffax.denoising_loss(noise, lambda x, t: x / 2, diffax.Cosine(), "v", batch["image"], t)
-    np.testing.assert_allclose(found, weight * plain, rtol=1e-5)
+    np.testing.assert_allclose(losses_of_past, weight * plain, rtol=1e-5)
     for ours, theirs in zip(seen, (t, plain), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 

@@ -30,10 +30,10 @@ def network(settings):
 
 def test_each_name_is_its_network():
     assert isinstance(network(default.get_config()), UNet)
-    found = network(config(depth=3, patch_size=4, positions="rope", learned_variance=True))
-    assert isinstance(found, DiT)
-    assert (found.depth, found.patch_size, found.positions, found.outputs) == (3, 4, "rope", 2)
-    assert (found.channels, found.num_heads, found.num_classes) == (16, 2, 10)
+    net = network(config(depth=3, patch_size=4, positions="rope", learned_variance=True))
+    assert isinstance(net, DiT)
+    assert (net.depth, net.patch_size, net.positions, net.outputs) == (3, 4, "rope", 2)
+    assert (net.channels, net.num_heads, net.num_classes) == (16, 2, 10)
 
 
 def test_each_key_of_a_u_net_is_a_setting_of_it():
@@ -132,6 +132,14 @@ def test_a_dit_has_a_loss_and_a_gradient():
         ({"patch_size": 0}, "config.network.patch_size must be an int >= 1, got 0"),
         ({"positions": "learned"}, "config.network.positions must be one of sincos, rope, none, got 'learned'"),
         ({"num_heads": 3}, "config.network.num_heads must divide the 16 channels, got 3"),
+        (
+            {"name": "unet", "attention_levels": (2,)},
+            r"config\.network\.attention_levels must be in \[0, 2\), .* got 2",
+        ),
+        (
+            {"name": "edm2", "attention_levels": (2,)},
+            r"config\.network\.attention_levels must be in \[0, 2\), .* got 2",
+        ),
     ],
 )
 def test_bad_input(changes, message):

@@ -29,7 +29,8 @@ from experiments.reporting import document, tables
 from experiments.reporting.reading import read_sweep
 from experiments.run import inputs as inputs_module
 from experiments.run import loading
-from experiments.run.inputs import opened, save_export
+from experiments.run.inputs import opened
+from experiments.run.loading import save_export
 from experiments.sweeping import definition as definitions
 from experiments.sweeping import measuring, sample_task, settings, tasks, train_task
 from experiments.sweeping.folder import Result
@@ -581,7 +582,7 @@ def checkpoint(tmp_path_factory):
     fitted = training.fit(one, lambda: first(jax.random.key(0)), inputs.read(cache=True), **settings)
     folder = tmp_path_factory.mktemp("trained") / "export"
     whole = {key: value for key, value in config.to_dict().items() if key not in ("task", "evaluation")}
-    save_export(folder, inputs, jax.device_get(fitted.state.ema), whole, 30)
+    save_export(folder, inputs, jax.device_get(fitted.state.ema), 30, None, {"config": whole})
     return folder
 
 

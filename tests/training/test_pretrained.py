@@ -14,7 +14,7 @@ import diffax
 from diffax import pretrained
 from diffax.nn import lora
 from diffax.nn.description import autoencoder_from_description
-from diffax.pretrained import Diffusion, Latents, Sampling, Spec
+from diffax.pretrained import Diffusion, Latents, Sampling, Spec, Tokenizer
 
 KEY = jax.random.key(0)
 NETWORK = {"name": "mlp", "channels": 8, "depth": 1, "dropout_rate": 0.0, "time_scale": 1000.0, "dtype": "float32"}
@@ -117,6 +117,45 @@ def test_a_model_of_captions_has_its_vocabulary(tmp_path):
     assert jnp.abs(samples - loaded.sample(KEY, 2, tokens[::-1])).max() > 1e-2
 
 
+def test_captions_are_conditions_of_an_export(tmp_path):
+    """The library alone draws from texts: in `sample` and in `denoiser`."""
+    network = {"name": "dit", "patch_size": 2, "positions": "sincos", "num_heads": 2, "remat": False}
+    saved(
+        tmp_path / "export",
+        diffusion(condition="tokens", network=network, num_classes=None),
+        words=("red", "heart"),
+        max_length=3,
+    )
+    loaded = pretrained.load(tmp_path / "export")
+    encoded, tokens = loaded.encode(["Red heart!", "one heart"]), jnp.array([[2, 3, 0], [1, 3, 0]])
+    np.testing.assert_array_equal(encoded, tokens)
+    np.testing.assert_array_equal(loaded.sample(KEY, 2, encoded), loaded.sample(KEY, 2, tokens))
+    x = jax.random.normal(KEY, (2, 4, 4, 1))
+    np.testing.assert_array_equal(loaded.denoiser(encoded)(x, 0.4), loaded.denoiser(tokens)(x, 0.4))
+
+
+CAPTIONS = ["Red heart", "blue HEART", "cat-face with heart eyes", "red circle"]
+
+
+@pytest.mark.newest
+def test_the_vocabulary_is_of_the_most_frequent_words_in_any_order_of_the_captions():
+    words = Tokenizer.of(CAPTIONS, 100, 4).words
+    assert words == ["heart", "red", "blue", "cat", "circle", "eyes", "face", "with"]
+    assert Tokenizer.of(CAPTIONS[::-1], 100, 4).words == words
+    assert Tokenizer.of(CAPTIONS, 5, 4).words == words[:3]
+    assert Tokenizer.split("Keycap: 10, o'clock — Ünïcode_x") == ["keycap", "10", "o", "clock", "ünïcode", "x"]
+
+
+@pytest.mark.newest
+def test_tokens_are_padding_unknown_and_words():
+    tokenizer = Tokenizer.of(CAPTIONS, 6, 4)
+    tokens = tokenizer.encode(["red heart", "Blue cat", "", "heart heart heart heart heart", "!"])
+    assert tokens.tolist() == [[3, 2, 0, 0], [4, 5, 0, 0], [0, 0, 0, 0], [2, 2, 2, 2], [0, 0, 0, 0]]
+    assert tokens.dtype == np.int32
+    assert tokenizer.encode(["green heart"]).tolist() == [[1, 2, 0, 0]]
+    assert tokenizer.unknown(["green heart", "Green moon"]) == ["green", "moon"]
+
+
 def test_merged_adapters_are_parameters_like_others(tmp_path):
     model = diffusion()
     params = random_params(model)
@@ -191,6 +230,8 @@ def test_sample_i_depends_on_the_key_and_i_alone(loaded):
     np.testing.assert_allclose(jitted, loaded.sample(KEY, 4, jnp.array([0, 1, 2, 0])), atol=1e-5)  # classes in turn
     with pytest.raises(ValueError, match="n must be an int >= 1, got 0"):
         loaded.sample(KEY, 0)
+    with pytest.raises(ValueError, match=r"captions must not be given to a model without a vocabulary, got \['red'\]"):
+        loaded.encode(["red"])
 
 
 def test_other_sampling_settings_change_how_samples_are_drawn_alone(loaded):
@@ -205,6 +246,19 @@ def test_other_sampling_settings_change_how_samples_are_drawn_alone(loaded):
     np.testing.assert_allclose(other.denoiser(label)(x, 0.4), plain, atol=1e-5)
     assert jnp.abs(loaded.denoiser(label)(x, 0.4) - plain).max() > 1e-4
     np.testing.assert_allclose(loaded.denoiser(label, weight=1.0)(x, 0.4), plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("condition", ["label", ""])
+def test_a_model_without_a_null_label_is_not_guided(condition, tmp_path):
+    """A model without a condition has none, and neither has one whose labels were never dropped."""
+    saved(tmp_path / "export", diffusion(condition=condition), has_null=condition == "")
+    loaded = pretrained.load(tmp_path / "export")
+    message = "must be None for a model trained without a null label, got 2.0"
+    with pytest.raises(ValueError, match=f"weight {message}"):
+        loaded.denoiser(jnp.array([0]), weight=2.0)
+    with pytest.raises(ValueError, match=f"guidance {message}"):
+        loaded.with_sampling(guidance=2.0)
+    assert loaded.with_sampling(guidance=None).denoiser(jnp.array([0]))(jnp.zeros((1, 4, 4, 1)), 0.4).shape[0] == 1
 
 
 def test_samples_in_units_of_the_data_are_rounded_and_clipped(loaded):
