@@ -205,6 +205,23 @@ def test_help_shows_the_flags_of_the_command(name):
     assert f"python -m experiments.{name}" in done.stdout
 
 
+@pytest.mark.slow_cases(but=["samplers"])
+@pytest.mark.parametrize("part", ["samplers", "train", "seeds", ""])
+def test_help_shows_the_flags_of_the_benchmark(part):
+    flags = (part, "--help") if part else ("--help",)
+    done = subprocess.run(command("benchmark", *flags), capture_output=True, text=True, env=ENV, cwd=ROOT, check=False)
+    expected = {
+        "samplers": ("out", "samplers", "budgets", "quick"),
+        "train": ("out", "networks", "devices", "forms"),
+        "seeds": ("out", "networks", "ways", "seeds"),
+        "": ("config", "batch_size", "repeats"),
+    }[part]
+    for flag in expected:
+        assert f"--{flag}:" in done.stdout or f"--[no]{flag}:" in done.stdout, flag
+    assert f"python -m experiments.benchmark {part}" in done.stdout
+    assert ("python -m experiments.benchmark accelerator" in done.stdout) == (part == "")
+
+
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
     """The workdir of a model whose parameters are random."""
