@@ -29,8 +29,8 @@ class Trained(NamedTuple):
     """A trained model with its averaged parameters, merged with those of the base of its adapters.
 
     model: as `build` returns it. step: of the checkpoint. data: what it was trained on; shape is that of the data, also
-    for a model in latents. dataset: config.dataset of the run. latents: where its autoencoder was, None for pixels.
-    tokenizer: of captions, None without. record: that of the checkpoint or export.
+    for a model in latents. dataset, sampling: those of the config, as overridden. latents: where its autoencoder was,
+    None for pixels. tokenizer: of captions, None without. record: that of the checkpoint or export.
     """
 
     model: Any
@@ -39,6 +39,7 @@ class Trained(NamedTuple):
     folder: Path
     data: Data
     dataset: dict[str, Any]
+    sampling: dict[str, Any]
     latents: dict[str, Any] | None
     tokenizer: Tokenizer | None
     record: dict[str, Any]
@@ -78,7 +79,8 @@ def load(
     params = params if base is None else base.merge(params)
     words = record.get("words")
     tokenizer = None if words is None else Tokenizer(words, config.text.max_length)
-    return Trained(model, params, step, folder, data, config.dataset.to_dict(), latents, tokenizer, record)
+    dataset, sampling = config.dataset.to_dict(), config.sampling.to_dict()
+    return Trained(model, params, step, folder, data, dataset, sampling, latents, tokenizer, record)
 
 
 def _completed(recorded: dict[str, Any]) -> dict[str, Any]:
