@@ -372,9 +372,14 @@ def test_shares_are_the_whole_batch(data_dir):
 @pytest.mark.parametrize(
     ("group", "key", "value", "message"),
     [
+        ("train", "num_steps", 0, "config.train.num_steps must be >= 1, got 0"),
+        ("train", "log_every", 0, "config.train.log_every must be >= 1, got 0"),
+        ("dataset", "num_threads", 0, "config.dataset.num_threads must be >= 1, got 0"),
         ("train", "max_skipped", -1, "config.train.max_skipped must be >= 0, got -1"),
         ("train", "profile", (3, 2), r"config.train.profile must be \(\) or two steps \(first, last\), got \(3, 2\)"),
         ("optimizer", "accumulate", 0, "config.optimizer.accumulate must be >= 1, got 0"),
+        ("network", "channels", 0, "config.network.channels must be an int >= 1, got 0"),
+        ("network", "dropout_rate", 1.0, r"config.network.dropout_rate must be in \[0, 1\), got 1.0"),
         ("optimizer", "accumulate", 3, "config.optimizer.accumulate must divide the 2 examples of a device, got 3"),
     ],
 )
