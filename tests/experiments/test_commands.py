@@ -185,7 +185,6 @@ def test_a_folder_of_samples_keeps_its_settings_and_lacks_what_cannot_be_read(tm
         sample_folder.claim(tmp_path, settings_of)
     with pytest.raises(ValueError, match=r"out .* has samples with seed = 0, got 1; choose another --out"):
         sample_folder.claim(tmp_path, settings_of | {"seed": 1})
-    workdir.unlock(tmp_path)
     indices = []
     for path, index in sample_folder.missing_shards(tmp_path, 7, 3):
         sample_folder.save_shard(path, index, index)
