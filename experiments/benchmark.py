@@ -1,4 +1,4 @@
-"""Measures an accelerator, the samplers, a training step, seeds in one program, or the sampling loop around a network.
+"""Measure an accelerator, the samplers, a training step, seeds in one program, or the sampling loop around a network.
 
 python -m experiments.benchmark accelerator --out=DIR                       see `experiments.benchmarks.accelerator`
 python -m experiments.benchmark samplers --out=DIR                          see `experiments.benchmarks.samplers`
@@ -15,13 +15,19 @@ PARTS = ("samplers", "train", "seeds")
 
 def main() -> None:
     """Run the part that the first argument names; each has its own flags."""
-    part = sys.argv[1] if len(sys.argv) > 1 else ""
-    if part == "accelerator":  # without absl, which its machine may lack
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name == "accelerator":  # without absl, which its machine may lack
         importlib.import_module("experiments.benchmarks.accelerator.command").main(sys.argv[2:])
         return
-    if part in PARTS:
+    part = importlib.import_module(f"experiments.benchmarks.{name if name in PARTS else 'loop'}")
+    from absl import flags
+
+    flags.adopt_module_key_flags(part)
+    if name in PARTS:
+        # --help shows the key flags and the docstring of __main__.
+        sys.modules["__main__"].__doc__ = part.__doc__
         del sys.argv[1]
-    importlib.import_module(f"experiments.benchmarks.{part if part in PARTS else 'loop'}").run()
+    part.run()
 
 
 if __name__ == "__main__":

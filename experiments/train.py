@@ -52,29 +52,18 @@ def main(argv):
         inputs = on_all(lambda: opened(config, mesh.size))
         dataset, space, base, model = inputs.dataset, inputs.space, inputs.base, inputs.model
         identity = inputs.identity(config.dataset.train_split)
-        check_equal(
-            {
-                "the config": config.to_dict(),
-                "the workdir": str(workdir),
-                "the number of devices": jax.local_device_count(),
-                "the data": identity,
-            }
-        )
-        # From here on the folder is locked by this run.
+        shared = {"the config": config.to_dict(), "the workdir": str(workdir), "the data": identity}
+        check_equal({**shared, "the number of devices": jax.local_device_count()})
         on_all(lambda: claim(workdir, config.to_dict(), identity) if is_first() else None)
         check_shared(workdir)
         if config.train.compile_cache:
             devices.cache_compilations(workdir / "compile_cache")
 
         # ------------------------------------------------------------ build: batches, loss, optimiser, step, logs
-        caches = {"cache_images": config.dataset.cache, "cache_latents": config.latent.cache}
-        batches = inputs.batches(mesh, **caches)
-    # The loss of each example is in models/objectives.py, by config.loss; for the other kinds in models/autoencoder.py
-    # and models/noisy_classifier.py. `space`: the latent space that the model works in, where batches hold the moments
-    # of codes, or None for pixels. `base`: the model whose adapters are trained, or None for all parameters.
-    objective = model.objective()
-    objective = latents.wrap(space, objective)
-    objective = adapters.wrap(base, objective)
+        batches = inputs.batches(mesh, cache_images=config.dataset.cache, cache_latents=config.latent.cache)
+    # `space`: the latents that the model works in, where batches hold moments of codes, or None for pixels. `base`: the
+    # model whose adapters are trained, or None for all parameters.
+    objective = adapters.wrap(base, latents.wrap(space, model.objective()))
     trained, optimizer = base or model, model.optimizer.make()
 
     def first_state():
@@ -108,19 +97,20 @@ def main(argv):
     }
 
     # ---------------------------------------------------------------- restore and loop
-    # `fit` restores the newest intact checkpoint. Each checkpoint_every steps, and at the end, it saves in the
-    # background. On SIGTERM or Ctrl-C it finishes the step, saves, and raises `Stopped`, which exits with status 75. A
-    # step whose loss or gradient is not finite changes nothing; more than max_skipped in a row raise `NotFiniteError`,
-    # which `run_errors` prints as one line with status 1. Log lines after the restored step are dropped.
-    with run_errors(), contextlib.ExitStack() as stack:
-        checkpoints = training.Checkpoints(
+    # `fit` restores the newest intact checkpoint and drops the log lines after it. On SIGTERM or Ctrl-C it finishes the
+    # step, saves, and raises `Stopped`, which exits with status 75. A step whose loss or gradient is not finite changes
+    # nothing; more than max_skipped in a row raise `NotFiniteError`.
+    with (
+        run_errors(),
+        training.Checkpoints(
             workdir / "checkpoints",
             keep_latest=config.train.keep_latest,
             keep_every=config.train.keep_every,
             best=config.train.keep_best,
-        )
-        for resource in (checkpoints, json_log, board):
-            stack.enter_context(contextlib.closing(resource))
+        ) as checkpoints,
+        contextlib.closing(json_log),
+        contextlib.closing(board),
+    ):
         try:
             fitted = training.fit(
                 FORMS[form](step, mesh),
@@ -140,12 +130,9 @@ def main(argv):
             )
         except training.NotFiniteError as error:
             split = config.dataset.train_split
-            names = " ".join(
-                map(str, pipeline.records_of_batch(dataset, split, batch_size, config.seed, error.step - 1))
-            )
-            raise training.NotFiniteError(
-                f"{error}; its batch has the records {names} of split {split!r}", error.step
-            ) from error
+            numbers = pipeline.records_of_batch(dataset, split, batch_size, config.seed, error.step - 1)
+            message = f"{error}; its batch has the records {' '.join(map(str, numbers))} of split {split!r}"
+            raise training.NotFiniteError(message, error.step) from error
 
     # ---------------------------------------------------------------- end
     if config.model == "autoencoder":

@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -90,34 +91,42 @@ def check_shared(folder: Path) -> None:
 class StopRequest(contextlib.AbstractContextManager["StopRequest"]):
     """SIGTERM or Ctrl-C as a request to stop after the current step; a second one ends the process at once.
 
+    A thread receives the signals, because Python runs handlers between bytecodes only: the second signal also ends a
+    process that compiles, or waits for the devices or for a save. Its exit status is 128 + the signal's number, 130 for
+    Ctrl-C.
+
     With several processes, a request to any of them stops all at the same step. Outside the main thread, where Python
     cannot handle signals, there are no requests.
     """
 
     def __init__(self) -> None:
         self._requested = False
-        self._before: dict[int, Any] = {}
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
-            # With `jax.distributed`, JAX itself handles SIGTERM: `reached_preemption_sync_point` reports it.
-            own = (signal.SIGINT,) if jax.distributed.is_initialized() else (signal.SIGINT, signal.SIGTERM)
-            self._before = {number: signal.signal(number, self._request) for number in own}
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        # With `jax.distributed`, JAX itself handles SIGTERM: `reached_preemption_sync_point` reports it.
+        numbers = {signal.SIGINT} if jax.distributed.is_initialized() else {signal.SIGINT, signal.SIGTERM}
+        for number in numbers:
+            self._stack.callback(signal.signal, number, signal.signal(number, self._request))
+        receiver, sender = socket.socketpair()
+        sender.setblocking(False)
+        thread = threading.Thread(target=_end_at_second, args=(receiver, numbers), daemon=True)
+        # In reverse order: restore the file descriptor, close its socket, which ends the thread, and wait for that.
+        self._stack.callback(thread.join)
+        self._stack.callback(sender.close)
+        self._stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False))
+        thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+        self._stack.close()
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal. The handlers of before are restored, so that the next signal ends the process."""
-        self.__exit__()
-        if number == signal.SIGINT:
-            # `print` is not reentrant: the signal may interrupt another print.
-            os.write(sys.stderr.fileno(), b"\nstopping after this step; press Ctrl-C again to end now without saving\n")
-            if jax.distributed.is_initialized():
-                os.kill(os.getpid(), signal.SIGTERM)
+        """Handle a signal."""
+        if number == signal.SIGINT and jax.distributed.is_initialized():
+            os.kill(os.getpid(), signal.SIGTERM)
         self._requested = True
 
     def requested(self, step: int) -> bool:
@@ -125,3 +134,22 @@ class StopRequest(contextlib.AbstractContextManager["StopRequest"]):
         if not jax.distributed.is_initialized():
             return self._requested
         return bool(multihost_utils.reached_preemption_sync_point(step))
+
+
+def _end_at_second(receiver: socket.socket, numbers: set[signal.Signals]) -> None:
+    """Receive the numbers of signals until the other end is closed; end the process at the second of `numbers`."""
+    count = 0
+    with receiver:
+        while data := receiver.recv(1):
+            count += data[0] in numbers
+            if count == 2:
+                _write_error(b"ended without saving")
+                os._exit(128 + data[0])
+            if data[0] == signal.SIGINT:
+                _write_error(b"stopping after this step; press Ctrl-C again to end now without saving")
+
+
+def _write_error(text: bytes) -> None:
+    """Write a line to stderr without `print`, which could wait for a lock of the main thread."""
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), b"\n" + text + b"\n")

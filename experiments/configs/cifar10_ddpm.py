@@ -11,10 +11,8 @@ from experiments.configs import default
 
 
 def get_config():
-    """Ho et al. 2020, appendix B."""
     config = default.get_config()
     config.dataset.name = "cifar10"
-    config.dataset.classifier_split = "test[:50%]"
     config.dataset.flip = True
     config.schedule = {"name": "linear_betas", "num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
     config.prediction = "eps"
@@ -31,7 +29,6 @@ def get_config():
     config.optimizer.b2 = 0.999
     config.optimizer.ema_decay = 0.9999
     config.train.num_steps = 800_000
-    config.train.log_every = 100
     config.train.sample_every = 10_000
     config.train.checkpoint_every = 10_000
     config.train.keep_every = 100_000

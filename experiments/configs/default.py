@@ -5,12 +5,16 @@ parameters as further keys: `config.schedule = {"name": "linear", "beta_max": 25
 those of the setting they are called after.
 """
 
+import functools
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from diffax._checks import choose
+
 
 def get_config() -> ConfigDict:
-    """The defaults."""
     config = ConfigDict()
     config.seed = 0
     config.model = "diffusion"  # or "autoencoder", for latents; "classifier" of noisy images, for guidance
@@ -127,26 +131,24 @@ def get_config() -> ConfigDict:
     return config
 
 
-COUNTS = {  # the smallest values of ints
-    "dataset": {"batch_size": 1, "num_threads": 1},
-    "network": {"channels": 1, "num_res_blocks": 1, "num_heads": 1},
-    "autoencoder": {"channels": 1, "num_res_blocks": 1, "latent_channels": 1},
-    "optimizer": {"accumulate": 1},
-    "train": {
-        "num_steps": 1,
-        "log_every": 1,
-        "sample_every": 1,
-        "checkpoint_every": 1,
-        "keep_latest": 1,
-        "keep_every": 0,
-        "max_skipped": 0,
-    },
-    "sampling": {"num_steps": 1},
+# The smallest values of ints that a constructor does not check, or only after something else has compiled.
+SMALLEST = {
+    "dataset.batch_size": 1,
+    "dataset.num_threads": 1,
+    "network.num_res_blocks": 1,
+    "network.num_heads": 1,
+    "optimizer.accumulate": 1,
+    "train.num_steps": 1,
+    "train.log_every": 1,
+    "train.sample_every": 1,
+    "train.checkpoint_every": 1,
+    "train.keep_latest": 1,
+    "train.keep_every": 0,
+    "train.max_skipped": 0,
 }
+SMALLEST_OF_TEXT = {"vocab_size": 3, "max_length": 1, "width": 4, "depth": 0, "num_heads": 1}
 RATES = ("loss.p_uncond", "network.dropout_rate", "optimizer.ema_decay")
-PARALLEL = ("pmap", "jit", "fsdp")
-MODELS = ("diffusion", "autoencoder", "classifier")
-OBJECTIVES = ("denoising", "hybrid", "vlb", "vdm")
+OF_DIFFUSION = {"latent.autoencoder": "", "lora.base": "", "text.enabled": False, "network.name": "unet"}
 
 
 def check_seed(seed: int) -> None:
@@ -156,75 +158,58 @@ def check_seed(seed: int) -> None:
 
 
 def check(config: ConfigDict) -> None:
-    """Raise `ValueError` for settings that exclude each other, each rule beside the settings that it is about."""
-    objective, bound = config.loss.objective, config.loss.objective != "denoising"
-    learned, latents = config.schedule.get("name") == "learned", config.latent.autoencoder
+    """Raise `ValueError` for settings that are out of range or exclude each other.
+
+    Everything else is checked by the constructors that get the values (`experiments.model.build`).
+    """
+
+    def value_of(path: str) -> Any:
+        return functools.reduce(getattr, path.split("."), config)
 
     def must(path: str, holds: bool, condition: str) -> None:
         if not holds:
-            value: object = config
-            for name in path.split("."):
-                value = getattr(value, name)
-            raise ValueError(f"config.{path} must {condition}, got {value!r}")
+            raise ValueError(f"config.{path} must {condition}, got {value_of(path)!r}")
 
     check_seed(config.seed)
-    must("parallel", config.parallel in PARALLEL, f"be one of {', '.join(PARALLEL)}")
-    must("model", config.model in MODELS, f"be one of {', '.join(MODELS)}")
+    for path, least in SMALLEST.items():
+        must(path, value_of(path) >= least, f"be >= {least}")
+    for path in RATES:
+        must(path, 0 <= value_of(path) < 1, "be in [0, 1)")
+    choose("config.parallel", config.parallel, ("pmap", "jit", "fsdp"))
+    choose("config.model", config.model, ("diffusion", "autoencoder", "classifier"))
     if config.model != "diffusion":
-        for path, none in (
-            ("latent.autoencoder", ""),
-            ("lora.base", ""),
-            ("text.enabled", False),
-            ("network.name", "unet"),
-        ):
-            group, key = path.split(".")
-            must(path, config[group][key] == none, f"be {none!r} for config.model = {config.model!r}")
+        for path, default in OF_DIFFUSION.items():
+            must(path, value_of(path) == default, f"be {default!r} for config.model = {config.model!r}")
 
     # The objective, and what it needs.
-    must("loss.objective", objective in OBJECTIVES, f"be one of {', '.join(OBJECTIVES)}")
-    must("loss.bin_width", bound == (config.loss.bin_width > 0), f"be {'> 0' if bound else '0'} for {objective}")
-    with_variance = objective in ("hybrid", "vlb")
-    must(
-        "network.learned_variance",
-        config.network.learned_variance == with_variance,
-        f"be {with_variance} for {objective}",
-    )
-    is_vdm = objective == "vdm"
-    must(
-        "schedule.name",
-        learned == is_vdm,
-        f"{'' if is_vdm else 'not '}be learned for config.loss.objective = {objective!r}",
-    )
-    must("network.time", not is_vdm or config.network.time == "log_snr", "be log_snr for vdm")
-    must("loss.weighting", not bound or config.loss.weighting == "target", f"be target for {objective}")
-    must("loss.vlb_weight", config.loss.vlb_weight >= 0, "be >= 0")
+    loss, network, text = config.loss, config.network, config.text
+    objective = choose("config.loss.objective", loss.objective, ("denoising", "hybrid", "vlb", "vdm"))
+    is_bound, is_vdm, has_variance = objective != "denoising", objective == "vdm", objective in ("hybrid", "vlb")
+    must("loss.bin_width", is_bound == (loss.bin_width > 0), f"be {'> 0' if is_bound else '0'} for {objective}")
+    must("network.learned_variance", network.learned_variance == has_variance, f"be {has_variance} for {objective}")
+    is_learned, verb = config.schedule.get("name") == "learned", "be" if is_vdm else "not be"
+    must("schedule.name", is_learned == is_vdm, f"{verb} learned for config.loss.objective = {objective!r}")
+    must("network.time", not is_vdm or network.time == "log_snr", "be log_snr for vdm")
+    must("loss.weighting", not is_bound or loss.weighting == "target", f"be target for {objective}")
+    must("loss.vlb_weight", loss.vlb_weight >= 0, "be >= 0")
     if config.sampling.sampler == "ddpm_learned":
-        must(
-            "sampling.sampler",
-            config.network.learned_variance,
-            "not be ddpm_learned without config.network.learned_variance",
-        )
+        without = "not be ddpm_learned without config.network.learned_variance"
+        must("sampling.sampler", network.learned_variance, without)
 
     # Latents, captions, adapters.
-    if latents:
+    if config.latent.autoencoder:
         must("sampling.clip", not config.sampling.clip, "be False with latents, which have no range")
-        must("loss.objective", not bound, "be denoising with latents")
-        must(
-            "latent.cache",
-            not (config.dataset.flip and config.latent.cache),
-            "be False with latents and config.dataset.flip",
-        )
-    if config.text.enabled:
-        must(
-            "network.conditional",
-            not config.network.conditional,
-            "be False with config.text.enabled: captions or classes",
-        )
-        must("network.name", config.network.name in ("unet", "dit"), "be unet or dit with config.text.enabled")
-        for key, least in {"vocab_size": 3, "max_length": 1, "width": 4, "depth": 0, "num_heads": 1}.items():
-            must(f"text.{key}", config.text[key] >= least, f"be >= {least}")
-        width, heads = config.text.width, config.text.num_heads
-        must("text.width", width % 2 == 0 and width % heads == 0, "be even and a multiple of num_heads")
+        must("loss.objective", not is_bound, "be denoising with latents")
+        is_flipped = config.dataset.flip and config.latent.cache
+        must("latent.cache", not is_flipped, "be False with latents and config.dataset.flip")
+    if text.enabled:
+        either = "be False with config.text.enabled: captions or classes"
+        must("network.conditional", not network.conditional, either)
+        must("network.name", network.name in ("unet", "dit"), "be unet or dit with config.text.enabled")
+        for key, least in SMALLEST_OF_TEXT.items():
+            must(f"text.{key}", text[key] >= least, f"be >= {least}")
+        is_even = text.width % 2 == 0 and text.width % text.num_heads == 0
+        must("text.width", is_even, "be even and a multiple of num_heads")
     if config.lora.base:
         must("lora.rank", config.lora.rank >= 1, "be >= 1")
         must("lora.alpha", abs(config.lora.alpha) < float("inf"), "be finite")

@@ -11,7 +11,6 @@ from experiments.configs import default
 
 
 def get_config():
-    """Class-conditional, v-prediction, cosine schedule."""
     config = default.get_config()
     config.dataset.batch_size = 64
     config.dataset.cache = True

@@ -10,7 +10,6 @@ from experiments.configs import default
 
 
 def get_config():
-    """Cosine schedule, like digits."""
     config = default.get_config()
     config.model = "classifier"
     config.dataset.batch_size = 64

@@ -1,4 +1,4 @@
-"""The digits by a diffusion transformer.
+"""The digits by a diffusion transformer on 16 patches of 2x2 pixels.
 
     python -m experiments.train --config=experiments/configs/digits_dit.py --workdir=runs/digits_dit
 
@@ -10,7 +10,6 @@ from experiments.configs import digits
 
 
 def get_config():
-    """As `digits`, with a DiT on 16 patches of 2x2."""
     config = digits.get_config()
     config.network.name = "dit"
     config.network.channels = 128

@@ -12,7 +12,6 @@ from experiments.configs import digits
 
 
 def get_config():
-    """As `digits`, but for the loss, the table and the second output."""
     config = digits.get_config()
     config.schedule = {"name": "cosine_betas"}
     config.prediction = "eps"

@@ -15,7 +15,6 @@ from experiments.configs import digits
 
 
 def get_config():
-    """As `digits`, on 8 and 9 alone; adapters of rank 2 on every kernel and on the table of labels."""
     config = digits.get_config()
     config.dataset.labels = (8, 9)
     config.lora.base = "runs/digits_0to7"

@@ -12,7 +12,6 @@ from experiments.configs import digits
 
 
 def get_config():
-    """As `digits`, with eps-prediction and a schedule that is learned, its ends too."""
     config = digits.get_config()
     config.schedule = {"name": "learned", "log_snr_max": 8.0, "log_snr_min": -6.0}
     config.prediction = "eps"

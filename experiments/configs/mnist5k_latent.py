@@ -11,7 +11,6 @@ from experiments.configs import default
 
 
 def get_config():
-    """As `digits`, in codes of 7x7x4."""
     config = default.get_config()
     config.dataset.name = "mnist5k"
     config.dataset.batch_size = 64

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffax.training import Profile
 from experiments.configs import default
 
 # The keys of these groups are the parameters of what a name says.
@@ -61,12 +62,10 @@ def load_config(text: str, changes: Sequence[str] = ()) -> ConfigDict:
     """
     name, _, argument = text.partition(":")
     path = Path(name).expanduser()
-    if not path.exists() and (named := CONFIGS / f"{name.removesuffix('.py')}.py").exists():
-        path = named
     if not path.exists():
-        names = sorted(
-            file.stem for file in CONFIGS.glob("*.py") if file.stem not in ("__init__", "default", "settings")
-        )
+        path = CONFIGS / f"{name.removesuffix('.py')}.py"
+    if not path.exists():
+        names = sorted({file.stem for file in CONFIGS.glob("*.py")} - {"__init__", "default", "settings"})
         raise ValueError(f"config must be a file or one of {', '.join(names)}, got {text}{suggestion(name, names)}")
     module = load_module(path, "config", ["get_config"])
     config = module.get_config(argument) if argument else module.get_config()
@@ -137,8 +136,7 @@ def change(config: ConfigDict, key: str, value: Any, known: ConfigDict) -> None:
     value = value.item() if isinstance(value, np.generic) else value
     value = tuple(value) if isinstance(value, list) else value
     if name in expected and not isinstance(expected[name], ConfigDict):
-        if not same_type(value, expected[name]):
-            raise ValueError(f"{key} must be of type {type_of(expected[name])}, got {value!r}")
+        _check_type(key, value, expected[name])
         is_float = isinstance(expected[name], float) or (expected[name] is None and value is not None)
         value = float(value) if is_float else value
     with target.unlocked(), target.ignore_type():
@@ -171,30 +169,28 @@ def check_keys(config: Mapping[str, Any], known: Mapping[str, Any], path: str) -
                 raise ValueError(f"{path}.{key} must be a group of settings, got {value!r}")
             if key not in OPEN_GROUPS:
                 check_keys(value, expected, f"{path}.{key}")
-        elif not same_type(value, expected):
-            raise ValueError(f"{path}.{key} must be of type {type_of(expected)}, got {value!r}")
+        else:
+            _check_type(f"{path}.{key}", value, expected)
     for key in known:
         if key not in config:
             raise ValueError(f"{path}.{key} is missing")
 
 
-def type_of(expected: Any) -> str:
-    """The type of a setting with this default, for an error."""
-    return "float or None" if expected is None else type(expected).__name__
+def _check_type(key: str, value: Any, expected: Any) -> None:
+    if not _same_type(value, expected):
+        kind = "float or None" if expected is None else type(expected).__name__
+        raise ValueError(f"{key} must be of type {kind}, got {value!r}")
 
 
-def same_type(value: Any, expected: Any) -> bool:
+def _same_type(value: Any, expected: Any) -> bool:
     """Whether a setting with this default may have this value: an int for a float, a list for a tuple."""
     if expected is None:  # a float, or None for a default elsewhere
-        return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
-    if isinstance(expected, bool) or isinstance(value, bool):
-        return isinstance(expected, bool) and isinstance(value, bool)
-    if isinstance(expected, float):
-        return isinstance(value, (int, float))
+        return value is None or _same_type(value, 0.0)
     if isinstance(expected, tuple):
         of = type(expected[0]) if expected else int
         return isinstance(value, (tuple, list)) and all(type(v) is of for v in value)
-    return isinstance(value, type(expected))
+    kind = (int, float) if isinstance(expected, float) else type(expected)
+    return isinstance(value, kind) and isinstance(value, bool) == isinstance(expected, bool)
 
 
 def flatten(value: Any, path: str = "config") -> dict[str, Any]:
@@ -205,22 +201,13 @@ def flatten(value: Any, path: str = "config") -> dict[str, Any]:
 
 
 def check_rules(config: Any, num_devices: int) -> None:
-    """Raise `ValueError` for settings that are not possible by themselves or together.
+    """Raise `ValueError` for settings that are out of range or exclude each other, or for a batch that cannot be split.
 
     Everything else is checked by the constructors that get the values (`experiments.model.build`).
     """
-    for group, keys in default.COUNTS.items():
-        for key, least in keys.items():
-            if config[group][key] < least:
-                raise ValueError(f"config.{group}.{key} must be >= {least}, got {config[group][key]}")
-    for path in default.RATES:
-        group, key = path.split(".")
-        if not 0 <= config[group][key] < 1:
-            raise ValueError(f"config.{path} must be in [0, 1), got {config[group][key]}")
-    steps = tuple(config.train.profile)
-    if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
-        raise ValueError(f"config.train.profile must be () or two steps (first, last), got {steps}")
     default.check(config)
+    with at("config.train"):
+        Profile(config.train.profile, "")
     _check_batch(config, num_devices)
     check_guidance("config.sampling.guidance", config.sampling, can_guide(config))
 

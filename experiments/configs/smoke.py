@@ -10,7 +10,6 @@ from experiments.configs import default
 
 
 def get_config():
-    """The smallest network there is."""
     config = default.get_config()
     config.dataset.batch_size = 16
     config.dataset.cache = True

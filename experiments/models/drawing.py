@@ -1,6 +1,6 @@
 """Drawing samples: a generator with its parameters, over any number of indices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,28 @@ class Source(NamedTuple):
     dataset: dict[str, Any]
     sampling: dict[str, Any]
     settings: dict[str, Any]
+
+    def labels(self, index: np.ndarray) -> np.ndarray:
+        """The labels of these samples (N,), -1 for samples without a label."""
+        if self.cycle is None or self.cycle.ndim > 1:
+            return np.full(len(index), -1)
+        return self.cycle[index % len(self.cycle)]
+
+
+def labels_of(texts: Sequence[str], classes: int | None) -> np.ndarray | None:
+    """The labels to repeat (N,): those of the texts, or all classes; None for a network without classes.
+
+    Raises:
+      ValueError: for a text that is no label of the network.
+    """
+    if not texts:
+        return None if classes is None else np.arange(classes)
+    if classes is None:
+        raise ValueError(f"labels must be empty for a network without classes, got {','.join(texts)}")
+    for text in texts:
+        if not text.strip().isdigit() or int(text) >= classes:
+            raise ValueError(f"labels must be ints in [0, {classes - 1}], got {text!r}")
+    return np.asarray([int(text) for text in texts])
 
 
 def draw(

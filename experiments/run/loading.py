@@ -26,8 +26,8 @@ class Trained(NamedTuple):
     """A trained model with its averaged parameters; adapters are merged into their base.
 
     model: as `build` returns it. step: of the checkpoint. data: the training data; shape is that of the data, also for
-    a model in latents. dataset: config.dataset of the run. latents: the record of its latent space, None for pixels.
-    tokenizer: of captions, None without. record: that of the checkpoint or export.
+    a model in latents. dataset, sampling: those of the config, as overridden. latents: the record of its latent space,
+    None for pixels. tokenizer: of captions, None without. record: that of the checkpoint or export.
     """
 
     model: Any
@@ -36,6 +36,7 @@ class Trained(NamedTuple):
     folder: Path
     data: Data
     dataset: dict[str, Any]
+    sampling: dict[str, Any]
     latents: dict[str, Any] | None
     tokenizer: Tokenizer | None
     record: dict[str, Any]
@@ -75,7 +76,8 @@ def load(
         params = params if base is None else base.merge(params)
     words = record.get("words")
     tokenizer = None if words is None else Tokenizer(words, config.text.max_length)
-    return Trained(model, params, step, folder, data, config.dataset.to_dict(), latents, tokenizer, record)
+    dataset, sampling = config.dataset.to_dict(), config.sampling.to_dict()
+    return Trained(model, params, step, folder, data, dataset, sampling, latents, tokenizer, record)
 
 
 def load_latents(folder: Path, scale: float | None = None, name: str = "config.latent.autoencoder") -> Latents:

@@ -16,7 +16,7 @@ from diffax import pretrained
 from experiments.configs import digits, settings, smoke
 from experiments.model import build
 from experiments.run import command as run_command
-from experiments.run import workdir
+from experiments.run import sample_folder, workdir
 
 TRAIN, TRAIN_FLAGS = imported("train")
 
@@ -179,6 +179,22 @@ def test_a_workdir_in_use_is_refused_and_free_after_a_kill(tmp_path):
     workdir._LOCKS.pop(tmp_path).release()
 
 
+def test_a_folder_of_samples_keeps_its_settings_and_lacks_what_cannot_be_read(tmp_path):
+    settings_of = {"seed": 0, "sampling": {"guidance_interval": (0.0, 1.0)}}
+    for _ in range(2):
+        sample_folder.claim(tmp_path, settings_of)
+    with pytest.raises(ValueError, match=r"out .* has samples with seed = 0, got 1; choose another --out"):
+        sample_folder.claim(tmp_path, settings_of | {"seed": 1})
+    indices = []
+    for path, index in sample_folder.missing_shards(tmp_path, 7, 3):
+        sample_folder.save_shard(path, index, index)
+        indices.append(index.tolist())
+    assert indices == [[0, 1, 2], [3, 4, 5], [6]]
+    assert sample_folder.first_samples(tmp_path, 4, 3).tolist() == [0, 1, 2, 3]
+    (tmp_path / "shard_00001.npz").write_bytes(b"cut short")
+    assert [path.name for path, _ in sample_folder.missing_shards(tmp_path, 7, 3)] == ["shard_00001.npz"]
+
+
 def test_show_config_prints_the_config_with_all_changes(tmp_path, capsys):
     for flag in TRAIN_FLAGS:
         TRAIN_FLAGS[flag].unparse()
@@ -203,6 +219,23 @@ def test_help_shows_the_flags_of_the_command(name):
     for flag in expected:
         assert f"--{flag}:" in done.stdout or f"--[no]{flag}:" in done.stdout, flag
     assert f"python -m experiments.{name}" in done.stdout
+
+
+@pytest.mark.slow_cases(but=["samplers"])
+@pytest.mark.parametrize("part", ["samplers", "train", "seeds", ""])
+def test_help_shows_the_flags_of_the_benchmark(part):
+    flags = (part, "--help") if part else ("--help",)
+    done = subprocess.run(command("benchmark", *flags), capture_output=True, text=True, env=ENV, cwd=ROOT, check=False)
+    expected = {
+        "samplers": ("out", "samplers", "budgets", "quick"),
+        "train": ("out", "networks", "devices", "forms"),
+        "seeds": ("out", "networks", "ways", "seeds"),
+        "": ("config", "batch_size", "repeats"),
+    }[part]
+    for flag in expected:
+        assert f"--{flag}:" in done.stdout or f"--[no]{flag}:" in done.stdout, flag
+    assert f"python -m experiments.benchmark {part}" in done.stdout
+    assert ("python -m experiments.benchmark accelerator" in done.stdout) == (part == "")
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def test_every_grid_has_a_name():
 
 
 @pytest.mark.parametrize(
-    ("name", "calls", "entries", "made"),
+    ("name", "calls", "entries", "spent"),
     [
         ("ddim", 20, 20, 20),
         ("heun", 20, 10, 19),
@@ -52,15 +52,15 @@ def test_every_grid_has_a_name():
         ("restart", 3, 1, 1),
     ],
 )
-def test_num_steps_are_denoiser_calls(name, calls, entries, made, capsys):
+def test_num_steps_are_denoiser_calls(name, calls, entries, spent, capsys):
     schedule = diffax.Cosine()
     assert pretrained.entries(name, schedule, calls) == entries
-    assert pretrained.spent(name, schedule, entries) == made
+    assert pretrained.spent(name, schedule, entries) == spent
     turns = 3 if name == "restart" and entries > 1 else 0
     assert grid(sampler=name, num_steps=calls).shape == (entries + turns,)
     samplers.report_rounding(name, schedule, calls)
-    said = f"num_steps = {calls} is rounded down to {made}, the denoiser calls of whole steps of {name}"
-    assert capsys.readouterr().out.startswith(said if made < calls else "")
+    message = f"num_steps = {calls} is rounded down to {spent}, the denoiser calls of whole steps of {name}"
+    assert capsys.readouterr().out.startswith(message if spent < calls else "")
 
 
 def test_the_grid_of_a_restart_turns_once():

@@ -303,7 +303,7 @@ def changed(**changes):
             "config.sampling.grid must be one of uniform_log_snr, .* did you mean 'karras'",
         ),
         ({"schedule": {"name": "cosin"}}, "config.schedule.name must be one of linear, .* did you mean 'cosine'"),
-        ({"sampling__num_steps": 0}, "config.sampling.num_steps must be >= 1, got 0"),
+        ({"sampling__num_steps": 0}, "config.sampling.num_steps must be an int >= 1, got 0"),
         ({"sampling__eta": 1.5}, r"eta must be in \[0, 1\], got 1.5"),
         ({"dataset__batch_size": 12}, "batch_size must be a multiple of the 8 devices, got 12"),
         (

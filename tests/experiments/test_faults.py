@@ -73,8 +73,8 @@ def end_of(workdir):
     """[step, w, the optimiser's numbers ..] of the newest checkpoint."""
     state = init_state(jax.random.key(0), {"w": jnp.ones(())}, optimizer(smoke.get_config()).make())
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        found = checkpoints.restore_latest(state)
-    return [found.step, *(float(v) for v in jax.tree.leaves((found.state.params, found.state.opt_state)))]
+        restored = checkpoints.restore_latest(state)
+    return [restored.step, *(float(v) for v in jax.tree.leaves((restored.state.params, restored.state.opt_state)))]
 
 
 def log_of(workdir):
@@ -108,7 +108,7 @@ def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_had_been(prepared, tmp_
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(prepared, capsys, tmp_path):
-    """With the step, the batch and what is left; parameters of before, no checkpoint after."""
+    """The error names the step, the records of the batch and the newest checkpoint, whose parameters are finite."""
     with pytest.raises(SystemExit) as stopped:
         prepared(at_batch=nan_at(7))
     assert stopped.value.code == 1
@@ -179,20 +179,20 @@ def test_a_gradient_that_is_not_finite_moves_nothing(form):
         bad = batch_of(16)
         bad["x"] = bad["x"].copy()
         bad["x"][3] = 0
-        state, found = run(state, bad)
-        assert np.isfinite(found["loss"])
-        assert not found["finite"]
+        state, metrics_of = run(state, bad)
+        assert np.isfinite(metrics_of["loss"])
+        assert not metrics_of["finite"]
         jax.tree.map(np.testing.assert_array_equal, (state.params, state.ema, state.opt_state), before)
-        state, found = run(state, batch_of(16))
-        assert found["finite"]
+        state, metrics_of = run(state, batch_of(16))
+        assert metrics_of["finite"]
         assert int(state.step) == 3
         assert (np.asarray(state.params["w"]) != before[0]["w"]).all()
 
 
 def test_nothing_is_read_between_lines_of_the_log(prepared, monkeypatch):
-    """No step waits for the host: the devices are asked when a line is due or a checkpoint, and only then.
+    """No step waits for the host: arrays are read only when a line of the log or a checkpoint is due.
 
-    Whoever reads an array asks for its `_value`, be it `float`, `if`, NumPy or `device_get`.
+    `float`, `if`, NumPy and `device_get` all read the `_value` of an array.
     """
     kind, read, now = type(jnp.ones(1)), [], [0]
     value = kind._value
@@ -208,7 +208,7 @@ def test_nothing_is_read_between_lines_of_the_log(prepared, monkeypatch):
     assert set(read) - {0} == {1, 6, 12}
 
 
-def test_a_full_disk_is_said_and_the_run_goes_on(prepared, monkeypatch, capsys):
+def test_a_full_disk_is_reported_and_the_run_continues(prepared, monkeypatch, capsys):
     """A checkpoint and lines of the log that find no room: the next have it."""
     save, writes = Checkpoints._commit, []
 
@@ -238,9 +238,9 @@ def test_a_full_disk_is_said_and_the_run_goes_on(prepared, monkeypatch, capsys):
     )
     monkeypatch.setattr(Checkpoints, "_commit", commit)
     workdir = prepared()
-    said = capsys.readouterr()
-    assert "warning: step 8 could not be saved, step 4 is kept: [Errno 28] No space" in said.out
-    assert "warning: metrics.jsonl cannot be written now (No space left on device)" in said.err
+    output = capsys.readouterr()
+    assert "warning: step 8 could not be saved, step 4 is kept: [Errno 28] No space" in output.out
+    assert "warning: metrics.jsonl cannot be written now (No space left on device)" in output.err
     assert end_of(workdir)[0] == 12
     assert [line["step"] for line in log_of(workdir)] == [1, 4, 8, 12]
 
@@ -357,8 +357,8 @@ def test_shares_are_the_whole_batch(data_dir):
     whole = batches(dataset, "train", 4, seed=0)
     parts = [batches(dataset, "train", 4, seed=0, share=(p, 2)) for p in range(2)]
     for _ in range(4):
-        expected, found = next(whole), [next(part) for part in parts]
-        both = {k: np.concatenate([f[k] for f in found]) for k in expected}
+        expected, shares = next(whole), [next(part) for part in parts]
+        both = {k: np.concatenate([share[k] for share in shares]) for k in expected}
         order = np.argsort(both["index"])
         for name, value in expected.items():
             np.testing.assert_array_equal(both[name][order], value)
@@ -373,9 +373,14 @@ def test_shares_are_the_whole_batch(data_dir):
 @pytest.mark.parametrize(
     ("group", "key", "value", "message"),
     [
+        ("train", "num_steps", 0, "config.train.num_steps must be >= 1, got 0"),
+        ("train", "log_every", 0, "config.train.log_every must be >= 1, got 0"),
+        ("dataset", "num_threads", 0, "config.dataset.num_threads must be >= 1, got 0"),
         ("train", "max_skipped", -1, "config.train.max_skipped must be >= 0, got -1"),
         ("train", "profile", (3, 2), r"config.train.profile must be \(\) or two steps \(first, last\), got \(3, 2\)"),
         ("optimizer", "accumulate", 0, "config.optimizer.accumulate must be >= 1, got 0"),
+        ("network", "channels", 0, "config.network.channels must be an int >= 1, got 0"),
+        ("network", "dropout_rate", 1.0, r"config.network.dropout_rate must be in \[0, 1\), got 1.0"),
         ("optimizer", "accumulate", 3, "config.optimizer.accumulate must divide the 2 examples of a device, got 3"),
     ],
 )

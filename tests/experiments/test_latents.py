@@ -175,7 +175,7 @@ def test_bad_autoencoders_are_one_line(finished, data_dir, tmp_path, capsys):
             "config.loss.objective must be denoising with latents",
         ),
         ({"dataset.flip": True}, "config.latent.cache must be False with latents and config.dataset.flip, got True"),
-        ({"autoencoder.channels": 0}, "config.autoencoder.channels must be >= 1, got 0"),
+        ({"autoencoder.channels": 0}, "config.autoencoder.channels must be an int >= 1, got 0"),
         ({"autoencoder.kl_weight": -1.0}, "config.autoencoder.kl_weight must be >= 0, got -1.0"),
         ({"autoencoder.reconstruction": "l3"}, "config.autoencoder.reconstruction must be one of squared, absolute"),
         ({"autoencoder.dtype": "f4"}, "config.autoencoder.dtype must be one of float32, bfloat16"),

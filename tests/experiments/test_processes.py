@@ -1,6 +1,6 @@
-"""Runs as processes: several that train together, kills, a disk that is full. All slow.
+"""Runs as processes: several that train one model, kills, a full disk. All slow.
 
-`--kills` says how often they are killed.
+`--kills` is the number of kills.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ def start(count, line, *, devices=4):
 
 
 def processes(count, flags, *, devices=4, heartbeat=10, each=lambda i: ()):
-    """`count` of them that train together on this machine."""
+    """`count` processes that train one model on this machine."""
     more = (*flags, f"--heartbeat_seconds={heartbeat}")
     return start(count, lambda i: command("train", *more, *each(i)), devices=devices)
 
@@ -149,9 +149,9 @@ def test_what_two_processes_saved_one_goes_on_with(form, devices, tmp_path):
     known = np.load(tmp_path / "at_5.npz")
     state, run = descent(form, devices)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        found = checkpoints.restore_latest(state)
-    state = found.state
-    assert (found.step, int(state.step)) == (5, 5)
+        restored = checkpoints.restore_latest(state)
+    state = restored.state
+    assert (restored.step, int(state.step)) == (5, 5)
     for name, value in (("params", state.params), ("ema", state.ema), ("mu", state.opt_state[0].mu)):
         np.testing.assert_array_equal(value["w"], known[name])
     np.testing.assert_array_equal(jax.random.key_data(state.key), known["key"])
@@ -242,12 +242,12 @@ def test_a_disk_that_fills_up_and_is_emptied(data_dir, tmp_path):
         assert "could not be saved, step" in text
         assert "error: step 20 could not be saved" in text  # by the run itself, in a line
         assert "space" in text.lower()  # beside what TensorStore prints of each of its writes that ends too late
-        left = steps_of(disk / "run")
-        assert left
+        saved = steps_of(disk / "run")
+        assert saved
         ballast.unlink()
         (again,) = finish(processes(1, flags, devices=1))
         assert again[0] == 0, again
-        assert f"restored step {left[-1]}" in again[1]
+        assert f"restored step {saved[-1]}" in again[1]
         assert [m["step"] for m in metrics(disk / "run")] == [1, 5, 10, 15, 20]
     finally:
         subprocess.run(["umount", str(disk)], check=False)

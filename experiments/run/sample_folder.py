@@ -1,0 +1,57 @@
+"""The folder of `experiments.sample`: settings.json and shard_00000.npz .. with `samples` and `labels`."""
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.run.workdir import check_writable, lock, read_json, write_json
+
+
+def claim(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Lock a folder, and write settings.json unless it is there with the same settings.
+
+    Raises:
+      ValueError: if the folder cannot be written to, is in use, or has other settings; the error names the first.
+    """
+    check_writable(folder, "out")
+    lock(folder, "out")
+    settings = json.loads(json.dumps(settings))  # with lists for tuples, as in the file
+    before = read_json(folder / "settings.json") or settings
+    for key, value in settings.items():
+        if before.get(key) != value:
+            raise ValueError(
+                f"out {folder} has samples with {key} = {before.get(key)!r}, got {value!r}; choose another --out"
+            )
+    write_json(folder / "settings.json", settings)
+
+
+def missing_shards(folder: Path, num: int, shard_size: int) -> Iterator[tuple[Path, np.ndarray]]:
+    """(path, indices of its samples) of each shard that is not there or cannot be read."""
+    for number, first in enumerate(range(0, num, shard_size)):
+        path = folder / f"shard_{number:05d}.npz"
+        try:
+            with np.load(path) as shard:
+                is_intact = {"samples", "labels"} <= set(shard.files)
+        except (OSError, ValueError, zipfile.BadZipFile):
+            is_intact = False
+        if not is_intact:
+            yield path, np.arange(first, min(first + shard_size, num))
+
+
+def save_shard(path: Path, samples: np.ndarray, labels: np.ndarray) -> None:
+    """Write a shard atomically."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        np.savez(file, samples=samples, labels=labels)
+    os.replace(part, path)
+
+
+def first_samples(folder: Path, count: int, shard_size: int) -> np.ndarray:
+    """The first `count` samples of a folder that is complete."""
+    paths = [folder / f"shard_{number:05d}.npz" for number in range(-(-count // shard_size))]
+    return np.concatenate([np.load(path)["samples"] for path in paths])[:count]
