@@ -6,6 +6,7 @@ command's `main` only `build` reads a config.
 """
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import json
@@ -22,7 +23,7 @@ from diffax._pytrees import pytree
 from diffax.nn.autoencoding import RECONSTRUCTIONS
 from diffax.nn.description import DTYPES, autoencoder_from_description, from_description
 from diffax.predictions import KINDS
-from diffax.pretrained import SCHEDULES, TIMES, Diffusion, Sampling, Spec
+from diffax.pretrained import SCHEDULES, TIMES, Diffusion, Sampling, Spec, Units
 from experiments.configs.settings import at
 from experiments.models import objectives, samplers
 from experiments.models.autoencoder import AutoencoderModel
@@ -32,11 +33,33 @@ from experiments.models.optimizers import Optimizer
 
 
 class Data(NamedTuple):
-    """The data of a model. shape: of an example, (*space, C); range: of the stored values."""
+    """The data of a model.
+
+    shape: of an example, (*space, C). units: of the stored values. mask: its shape, None without masks. classes: their
+    names, () for none or for numbers.
+    """
 
     shape: tuple[int, ...]
     num_classes: int | None
-    range: tuple[float, float]
+    units: Units
+    mask: tuple[int, ...] | None = None
+    classes: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """JSON for checkpoints."""
+        return {**self._asdict(), "units": dataclasses.asdict(self.units)}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Data":
+        """The data of `record`."""
+        mask = record.get("mask")
+        return cls(
+            tuple(record["shape"]),
+            record["num_classes"],
+            Units.of(record["units"]),
+            None if mask is None else tuple(mask),
+            tuple(record.get("classes", ())),
+        )
 
 
 @pytree
@@ -98,10 +121,12 @@ def build(config: Any, data: Data) -> Model | AutoencoderModel | ClassifierModel
         choose("config.prediction", config.prediction, KINDS)
         if not config.sigma_data > 0:
             raise ValueError(f"config.sigma_data must be > 0, got {config.sigma_data}")
+        drawing = sampling(config.sampling)
         diffusion = Diffusion(
             curve=_schedule(config.schedule),
             sigma_data=config.sigma_data,
-            sampling=sampling(config.sampling),
+            # Standardised data have no bounds to clip to.
+            sampling=dataclasses.replace(drawing, clip=drawing.clip and data.units.range is not None),
             network=_network(config.network.to_dict(), config.text, data),
             prediction=config.prediction,
             time=config.network.time,
@@ -199,7 +224,7 @@ def _schedule(settings: Mapping[str, Any]) -> Spec:
 
 def _loss(settings: Any, data: Data, batch_size: int) -> Loss:
     choose("config.loss.spread", settings.spread, objectives.SPREADS)
-    width, expected = settings.bin_width, 2 / (data.range[1] - data.range[0])
+    width, expected = settings.bin_width, data.units.bin_width
     if width > 0 and not math.isclose(width, expected, rel_tol=1e-6):
         raise ValueError(f"config.loss.bin_width must be {expected:g} for these data, got {width:g}")
     return Loss(

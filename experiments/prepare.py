@@ -1,35 +1,156 @@
-"""Prepare a TFDS data set in the array_record format, which is read without TensorFlow.
+"""Prepare a data set: your own pictures, arrays or examples, or one of TFDS by name.
 
-    python -m experiments.prepare --name=cifar10 [--data_dir=DIR]
+    python -m experiments.prepare --name=pets --images=photos [--size=64 --fit=crop]
+    python -m experiments.prepare --name=winds --arrays=winds.nc [--variables=u,v --split_by=time]
+    python -m experiments.prepare --name=mine --module=mymodule:make
+    python -m experiments.prepare --name=cifar10
 
-The embedded sets are built from installed packages. Other sets are downloaded; some of them need TensorFlow.
+--images is a folder of PNG, JPEG, WebP or TIFF files; subfolders are classes; NAME.txt or metadata.jsonl has captions.
+--arrays is a .npz, .npy, .csv, .nc or .zarr file; --label, --condition, --mask, --group and --caption name the arrays
+or columns for these. --module=MODULE:FUNCTION gives dicts with "x" and any of these. The command prints what it read,
+and draws a contact sheet NAME.png in the folder of the data sets, before it writes. Afterwards
+config.dataset.name=NAME works in every command.
+
+A name of TFDS is downloaded (some sets need TensorFlow); the embedded sets are built from installed packages.
 """
 
-import tensorflow_datasets as tfds
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
 from absl import flags
 
+from experiments.data import prepared, sources
+from experiments.data.array_files import array_file
 from experiments.data.datasets import EMBEDDED, data_folder, prepare_embedded
-from experiments.run.command import launch, usage_errors
+from experiments.data.image_folder import image_folder
+from experiments.data.picture_files import FITS
+from experiments.data.pictures import save_picture
+from experiments.run.command import launch, path_of, usage_errors
 from experiments.run.workdir import check_writable
 
 NAME = flags.DEFINE_string("name", None, "Name of the data set.", required=True)
 DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of prepared data sets; TFDS's own if empty.")
+IMAGES = flags.DEFINE_string("images", None, "A folder of pictures.")
+ARRAYS = flags.DEFINE_string("arrays", None, "A file .npz, .npy, .csv, .nc or .zarr.")
+MODULE = flags.DEFINE_string("module", None, "MODULE:FUNCTION that returns examples.")
+SIZE = flags.DEFINE_integer("size", None, "Of --images: height and width.")
+FIT = flags.DEFINE_enum("fit", "crop", FITS, "Of --images: how a picture becomes a square.")
+GROUND = flags.DEFINE_string(
+    "ground", "white", "Of --images: the colour behind transparent pictures and around padded ones."
+)
+SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Of --images: leave out files that cannot be read.")
+VARIABLES = flags.DEFINE_list(
+    "variables", [], "Of --arrays: the arrays, columns or variables that make x; all if empty."
+)
+COLUMNS = {
+    role: flags.DEFINE_string(role, None, f"Of --arrays: the array or column for the {role}.")
+    for role in ("label", "caption", "condition", "mask", "group")
+}
+KIND = flags.DEFINE_string("kind", None, "The kind of data; chosen by shape and type if not given.")
+SPLIT_BY = flags.DEFINE_string("split_by", None, "records, time or group; time for files with an axis of time.")
+TEST = flags.DEFINE_float("test", 0.1, "The share of the test split.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the split, and of random crops.")
+SHOWN = 60  # examples on the contact sheet; points (d,) are drawn together, up to 2,000
 
 
 def main(argv):
-    """Check the folder, prepare."""
+    """Open, show, write."""
     del argv
-    name, folder = NAME.value, data_folder(DATA_DIR.value)
-    # ---------------------------------------------------------------- check the folder
+    # ---------------------------------------------------------------- open
+    folder = data_folder(DATA_DIR.value)
+    own = [flag for flag in (IMAGES, ARRAYS, MODULE) if flag.value is not None]
     with usage_errors():
+        if len(own) > 1:
+            raise ValueError(f"one of images, arrays and module must be used, got {' and '.join(f.name for f in own)}")
         check_writable(folder, "data_dir")
+        if not own:
+            return by_name(folder)
+        source = opened()
+        if KIND.value:
+            source = source._replace(kind=KIND.value)
+        by = SPLIT_BY.value or ("time" if source.ordered else "group" if source.groups is not None else "records")
+        splits = sources.split(source, by=by, test=TEST.value, seed=SEED.value)
+        prepared.check(NAME.value, source, folder)
 
-        # ------------------------------------------------------------ prepare: build an embedded set, download others
-        if name in EMBEDDED:
-            prepare_embedded(name, folder)
-        else:
-            tfds.builder(name, data_dir=str(folder), file_format="array_record").download_and_prepare()
-    print(f"{name} is prepared in {folder}")
+    # ---------------------------------------------------------------- show: what was read, a contact sheet
+    for line in source.report:
+        print(line)
+    print(f"kind {source.kind}, shape {source.shape}, {source.dtype}")
+    for split, index in splits.items():
+        print(f"{split} {len(index)} by {by}" + counts(source, index))
+    sheet = folder / f"{NAME.value}.png"
+    count = min(2000 if len(source.shape) == 1 else SHOWN, len(splits["train"]))
+    rows = splits["train"][np.linspace(0, len(splits["train"]) - 1, count).astype(int)]
+    shown = [source.example(int(row)) for row in rows]
+    units = prepared.units(source, (example["x"] for example in shown))
+    masks = np.stack([example["mask"] for example in shown]) if "mask" in source.features else None
+    save_picture(sheet, units.normalise(np.stack([example["x"] for example in shown])), units, mask=masks)
+    print(f"contact sheet: {sheet}")
+
+    # ---------------------------------------------------------------- write
+    with usage_errors():
+        path = prepared.write(NAME.value, source, splits, folder)
+    print(f"{NAME.value} is prepared in {path}")
+    flags_of_set = [f"--config.{key}={value}" for key, value in settings_for(source, len(splits["train"])).items()]
+    print(f"next: python -m experiments.train --config=own {' '.join(flags_of_set)} --workdir=DIR")
+
+
+def opened():
+    """The source that the flags name."""
+    if IMAGES.value is not None:
+        options = {"size": SIZE.value, "fit": FIT.value, "ground": GROUND.value, "skip_bad": SKIP_BAD.value}
+        return image_folder(path_of("images", IMAGES.value), **options, seed=SEED.value)
+    if ARRAYS.value is not None:
+        columns = {role: flag.value or "" for role, flag in COLUMNS.items()}
+        return array_file(path_of("arrays", ARRAYS.value), variables=VARIABLES.value, kind=KIND.value, **columns)
+    module, _, function = MODULE.value.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"module must be MODULE:FUNCTION that can be imported, got {MODULE.value} ({error})"
+        ) from error
+    return sources.of_examples(make())
+
+
+def settings_for(source, num_train):
+    """Settings of config that fit a data set: its name, and a network for its shape and conditions."""
+    result = {"dataset.name": NAME.value}
+    if DATA_DIR.value:
+        result["dataset.data_dir"] = DATA_DIR.value
+    if len(source.shape) == 1:
+        result |= {"network.name": "mlp", "network.channels": 256}
+    elif source.kind == "points":
+        result |= {"network.name": "dit", "network.patch_size": 0, "network.positions": "none"}
+    if not source.classes:
+        result["network.conditional"] = False
+    if "caption" in source.features:
+        result |= {"text.enabled": True, "network.conditional": False}
+    if num_train < 64:
+        result["dataset.batch_size"] = num_train
+    return result
+
+
+def counts(source, index):
+    """The number of examples of each class, as text."""
+    if not source.classes or len(source.classes) > 20:
+        return f", {len(source.classes)} classes" if source.classes else ""
+    labels = np.bincount([source.example(int(i))["label"] for i in index], minlength=len(source.classes))
+    return ": " + ", ".join(f"{name} {count}" for name, count in zip(source.classes, labels, strict=True))
+
+
+def by_name(folder):
+    """Build an embedded set; download any other."""
+    if NAME.value in EMBEDDED:
+        prepare_embedded(NAME.value, folder)
+    else:
+        import tensorflow_datasets as tfds
+
+        tfds.builder(NAME.value, data_dir=str(folder), file_format="array_record").download_and_prepare()
+    print(f"{NAME.value} is prepared in {folder}")
 
 
 if __name__ == "__main__":

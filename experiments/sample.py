@@ -3,7 +3,8 @@
     python -m experiments.sample --checkpoint=DIR --out=DIR --num=1000 [--sampler=ddim --num_steps=50 ...]
 
 --checkpoint is the workdir of a training run or a folder of `experiments.export`. --out receives settings.json,
-samples.png (the first 100) and shard_00000.npz ...: `samples` in the units of the data, and `labels`. Sample i depends
+shard_00000.npz ...: `samples` in the units of the data, and `labels`; the first 100 also as samples.png, and in the
+files of the kind of data (NetCDF, CSV ...). Sample i depends
 on --seed and i alone, whatever the batch size. The same command again draws only the shards that are missing.
 
 --guidance=W is classifier-free guidance, at the times --guidance_interval=LOW,HIGH if given. --classifier=DIR guides by
@@ -18,15 +19,16 @@ another, its steps; --variant=fp16 reads the weights' files of that name. --cont
 network that attends to them; --null_context=FILE.npy: those of the empty prompt, which guidance needs.
 """
 
+import dataclasses
 import functools
 import math
 
-import numpy as np
 from absl import flags
 
 from diffax.training import Progress
 from experiments.configs import default, settings
-from experiments.data import images
+from experiments.data import kinds
+from experiments.data.pictures import save_picture
 from experiments.models import captions, diffusers_folder, samplers
 from experiments.models.drawing import draw, labels_of
 from experiments.run import loading, sample_folder, sources
@@ -89,25 +91,28 @@ def main(argv):
             )
         out = path_in(OUT)
         own = {flag.name: flag.value for flag in (NUM, SHARD, SEED, LABELS)}
-        own |= {"sampling": source.sampling, "dataset": source.dataset, "range": source.range}
+        own |= {"sampling": source.sampling, "dataset": source.dataset, "units": dataclasses.asdict(source.units)}
         sample_folder.claim(out, {**source.settings, "step": source.step, **own})
 
     # ---------------------------------------------------------------- draw the shards that are missing
+    kind = kinds.of(source.units.kind)
     progress = Progress("sample", NUM.value, unit="samples")
     options = {"batch_size": min(BATCH.value, NUM.value, SHARD.value), "update": lambda last: progress.update(last + 1)}
     for path, index in sample_folder.missing_shards(out, NUM.value, SHARD.value):
         x = draw(source.generate, source.params, SEED.value, index, source.cycle, **options)
         with usage_errors():  # samples are not finite if guidance is too strong
-            pixels = images.to_pixels(x, *source.range)
-        sample_folder.save_shard(path, pixels, source.labels(index))
+            stored = kind.denormalise(x, source.units)
+        sample_folder.save_shard(path, stored, source.labels(index), source.masks(index))
 
-    # ---------------------------------------------------------------- end: a picture of the first 100
-    first = sample_folder.first_samples(out, min(100, NUM.value), SHARD.value)
-    titles = CAPTIONS.value if 1 < len(CAPTIONS.value) <= 20 else ()
-    low, high = source.range
-    normalised = 2 * (first.astype(np.float32) - low) / (high - low) - 1
-    images.save_png(out / "samples.png", normalised, len(titles) or 10, titles)
-    print(f"{NUM.value} samples in {out}, the first {len(first)} in {out / 'samples.png'}")
+    # ---------------------------------------------------------------- end: the first 100 as a picture and in own files
+    first, mask = sample_folder.first_samples(out, min(100, NUM.value), SHARD.value)
+    titles = CAPTIONS.value if 1 < len(CAPTIONS.value) <= 20 else source.classes if len(source.classes) <= 10 else ()
+    own = kind.save(out / "samples", first, source.units, mask)
+    save_picture(
+        out / "samples.png", kind.normalise(first, source.units), source.units, len(titles) or 10, titles, mask
+    )
+    names = [path.name for path in own if path.suffix != ".png"][:3]
+    print(f"{NUM.value} samples in {out}, the first {len(first)} in {', '.join(['samples.png', *names])}")
     print(f"next: python -m experiments.evaluate --samples={OUT.value}")
 
 

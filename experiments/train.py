@@ -19,9 +19,9 @@ from diffax.training.parallel import gathered
 from diffax.training.processes import check_equal, check_shared, is_first, on_all
 from experiments.configs import settings
 from experiments.data import pipeline
-from experiments.data.images import Pictures
+from experiments.data.pictures import Pictures
 from experiments.models import adapters, autoencoder, latents, noisy_classifier, samplers
-from experiments.run import devices, distributed, samples
+from experiments.run import devices, distributed, heldout, samples
 from experiments.run.command import changes, launch, path_of, run_errors, usage_errors
 from experiments.run.inputs import FORMS, opened
 from experiments.run.workdir import claim, write_json
@@ -30,8 +30,15 @@ CONFIG = flags.DEFINE_string(
     "config", None, "The config: a file, or the name of one in experiments/configs.", required=True
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+REPORT = flags.DEFINE_list("report_to", ["jsonl", "tensorboard"], "Logs: jsonl, tensorboard, wandb.")
 SHOW = flags.DEFINE_bool("show_config", False, "Print the config with all changes, and end.")
 flags.adopt_module_key_flags(distributed)
+
+LOGS = {  # (workdir, config) -> log
+    "jsonl": lambda workdir, config: training.JsonLog(workdir / "metrics.jsonl"),
+    "tensorboard": lambda workdir, config: training.TensorBoardLog(workdir / "tensorboard"),
+    "wandb": lambda workdir, config: training.WandbLog(workdir, config=config),
+}
 
 
 def main(argv):
@@ -84,12 +91,12 @@ def main(argv):
     kind, form = mesh.devices.flat[0].device_kind, config.parallel
     layout = f"{mesh.size} x {kind}, batch {batch_size // mesh.size} per device, {form}, jax {jax.__version__}"
     progress.message(f"{config.model} on {inputs.describe(shapes.params)}, {layout}")
-    json_log, board = training.JsonLog(workdir / "metrics.jsonl"), training.TensorBoardLog(workdir / "tensorboard")
-    pictures = Pictures(workdir, board, progress)
+    logs = training.Logs(LOGS[name](workdir, config.to_dict()) for name in REPORT.value)
+    pictures = Pictures(workdir, logs, progress, inputs.data.units)
     flops = devices.flops_of_step(objective, shapes, inputs.empty_batch(batch_size), kind)
     record = {
         "config": config.to_dict(),
-        "data": inputs.data._asdict(),
+        "data": inputs.data.record(),
         "identity": identity,
         "latents": space and space.record(),
         "adapters": base and base.record(),
@@ -108,8 +115,7 @@ def main(argv):
             keep_every=config.train.keep_every,
             best=config.train.keep_best,
         ) as checkpoints,
-        contextlib.closing(json_log),
-        contextlib.closing(board),
+        contextlib.closing(logs),
     ):
         try:
             fitted = training.fit(
@@ -119,9 +125,9 @@ def main(argv):
                 num_steps=config.train.num_steps,
                 checkpoints=checkpoints,
                 checkpoint_every=config.train.checkpoint_every,
-                log=training.Logs([json_log, board]),
+                log=logs,
                 log_every=config.train.log_every,
-                callbacks=watch(config, inputs, pictures, mesh),
+                callbacks=watch(config, inputs, objective, pictures, workdir, mesh),
                 max_skipped=config.train.max_skipped,
                 record=record,
                 rates=functools.partial(devices.rates, batch_size, flops, list(mesh.devices.flat)),
@@ -145,11 +151,12 @@ def main(argv):
                 print(f"latents: standard deviation {content['std']:.4f} over {len(images)} training images")
 
 
-def watch(config, inputs, pictures, mesh):
+def watch(config, inputs, objective, pictures, workdir, mesh):
     """The callbacks of a kind of model, after each sample_every or checkpoint_every steps and after the last one.
 
-    diffusion: a picture of samples. autoencoder: a picture, and errors on test images with each checkpoint. classifier:
-    the accuracy on test images with each checkpoint. All use the averaged parameters.
+    diffusion: a picture of samples, the learning rate, the loss on held-out examples. autoencoder: a picture, and
+    errors on test images with each checkpoint. classifier: the accuracy on test images with each checkpoint. All use
+    the averaged parameters.
     """
     dataset, split, model = inputs.dataset, config.dataset.test_split, inputs.model
     sample_every, checkpoint_every = config.train.sample_every, config.train.checkpoint_every
@@ -161,9 +168,21 @@ def watch(config, inputs, pictures, mesh):
         every = {"seed": config.seed, "checkpoint_every": checkpoint_every}
         return noisy_classifier.callbacks(model, *dataset.arrays(split), pictures, mesh, **every)
 
+    schedule = model.optimizer.schedule()
+    rate = training.Every(config.train.log_every, lambda step, state: {"learning_rate": float(schedule(step))})
+    losses = heldout.measure(
+        inputs,
+        objective,
+        split,
+        workdir,
+        mesh,
+        seed=config.seed,
+        every=config.train.heldout_every,
+        message=pictures.message,
+    )
     samplers.report_rounding(config.sampling.sampler, model.diffusion.schedule(), config.sampling.num_steps)
     every = {"seed": config.seed, "sample_every": sample_every}
-    return [samples.pictures_of(inputs, config.dataset.train_split, pictures, mesh, **every)]
+    return [rate, *losses, samples.pictures_of(inputs, config.dataset.train_split, pictures, mesh, **every)]
 
 
 if __name__ == "__main__":

@@ -11,14 +11,15 @@ import pytest
 from absl import flags
 
 from diffax import training
+from diffax.pretrained import Units
 from experiments.configs import default, settings
 from experiments.model import Data, build
 
 DATA = {
-    "digits": Data((8, 8, 1), 10, (0, 16)),
-    "mnist5k": Data((28, 28, 1), 10, (0, 255)),
-    "cifar10": Data((32, 32, 3), 10, (0, 255)),
-    "emoji": Data((32, 32, 3), 6, (0, 255)),
+    "digits": Data((8, 8, 1), 10, Units(range=(0.0, 16.0))),
+    "mnist5k": Data((28, 28, 1), 10, Units()),
+    "cifar10": Data((32, 32, 3), 10, Units()),
+    "emoji": Data((32, 32, 3), 6, Units()),
 }
 
 
@@ -105,10 +106,10 @@ def save_run(folder, config, params, step=1, data=DATA["digits"], **record):
 
     The parameters need not have been trained.
     """
-    described = {"range": list(data.range), "shape": list(data.shape), "length": 997}
+    described = {"units": data.record()["units"], "shape": list(data.shape), "length": 997}
     nothing = dict.fromkeys(("latents", "adapters", "words"))
     identity = {"data": described, "autoencoder": None, "base": None}
-    record = {"config": config.to_dict(), "data": data._asdict(), "identity": identity, **nothing, **record}
+    record = {"config": config.to_dict(), "data": data.record(), "identity": identity, **nothing, **record}
     with training.Checkpoints(folder / "checkpoints") as checkpoints:
         checkpoints.save(step, training.init_state(jax.random.key(0), params, optax.identity()), record)
     return folder

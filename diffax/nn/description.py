@@ -81,7 +81,7 @@ def _unet(settings: Mapping[str, Any], context_dim: int | None, dtype: Any) -> U
 def _dit(settings: Mapping[str, Any], context_dim: int | None, dtype: Any) -> DiT:
     return DiT(
         depth=settings["depth"],
-        patch_size=settings["patch_size"],
+        patch_size=settings["patch_size"] or None,  # 0: x is a set of points
         positions=settings["positions"],
         num_heads=settings["num_heads"],
         cross_attention=context_dim is not None,

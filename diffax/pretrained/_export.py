@@ -20,9 +20,10 @@ import numpy as np
 
 from diffax.pretrained._model import Latents, Pretrained
 from diffax.pretrained._specification import Diffusion, Sampling, Spec
+from diffax.pretrained._units import Units
 from diffax.typing import Params
 
-FORMAT = "diffax-1"
+FORMAT = "diffax-2"
 CONFIG, WEIGHTS, AUTOENCODER = "config.json", "model.safetensors", "autoencoder.safetensors"
 
 
@@ -32,11 +33,10 @@ def save(
     params: Params,
     *,
     step: int,
-    data_range: tuple[float, float],
+    units: Units,
     latents: Latents | None = None,
     words: Sequence[str] = (),
     max_length: int = 0,
-    dtype: str = "uint8",
     has_null: bool = True,
     more: Mapping[str, Any] | None = None,
 ) -> None:
@@ -47,11 +47,10 @@ def save(
       diffusion: the specification.
       params: the parameters.
       step: the number of training steps.
-      data_range: (low, high) of the stored data.
+      units: the units of the stored data.
       latents: the latent space, None for a model of the data itself.
       words: the vocabulary of a model of captions.
       max_length: the number of words of a caption that the model reads.
-      dtype: the type of the stored data.
       has_null: whether the condition was dropped in some examples of the training, as classifier-free guidance needs.
       more: further JSON, such as the config of the run; `load` ignores it, `read_config` returns it.
 
@@ -74,14 +73,13 @@ def save(
     content: dict[str, Any] = {
         "format": FORMAT,
         "step": step,
-        "range": list(data_range),
+        "units": dataclasses.asdict(units),
         "diffusion": describe(diffusion),
         "autoencoder": None
         if latents is None
         else {"network": json.loads(latents.network), "scale": float(latents.scale)},
         "words": list(words),
         "max_length": max_length,
-        "dtype": dtype,
         "has_null": has_null,
         "more": dict(more or {}),
         "files": {path.name: _digest(path.read_bytes()) for path in sorted(part.glob("*.safetensors"))},
@@ -114,18 +112,15 @@ def load(path: str | os.PathLike[str]) -> Pretrained:
     if space is not None:
         params = unflatten(read_tensors(folder, AUTOENCODER, content))
         latents = Latents(json.dumps(space["network"]), params, space["scale"])
-    low, high = content["range"]
     return Pretrained(
         diffusion,
         unflatten(read_tensors(folder, WEIGHTS, content)),
         latents,
         step=content["step"],
-        low=low,
-        high=high,
+        units=Units.of(content["units"]),
         words=tuple(content["words"]),
         max_length=content["max_length"],
-        dtype=content["dtype"],
-        has_null=content.get("has_null", True),  # older exports do not say
+        has_null=content["has_null"],
     )
 
 

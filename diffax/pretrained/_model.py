@@ -13,6 +13,7 @@ from diffax._checks import check_count, described
 from diffax._pytrees import pytree, static
 from diffax.pretrained._specification import Diffusion
 from diffax.pretrained._tokenizer import Tokenizer
+from diffax.pretrained._units import Units
 from diffax.typing import Array, Denoiser, Key, Scalar
 
 
@@ -40,10 +41,9 @@ class Pretrained:
       params: the parameters.
       latents: the latent space, None for a model of the data itself.
       step: the number of training steps.
-      low, high: the range of the stored data that corresponds to [-1, 1].
+      units: the units of the stored data.
       words: the vocabulary of a model of captions; () for other models.
       max_length: the number of words of a caption that the model reads.
-      dtype: the type of the stored data.
       has_null: whether the condition was dropped in some examples of the training, as classifier-free guidance needs.
     """
 
@@ -51,11 +51,9 @@ class Pretrained:
     params: Any
     latents: Any
     step: int = static()
-    low: float = static()
-    high: float = static()
+    units: Units = static()
     words: tuple[str, ...] = static(())
     max_length: int = static(0)
-    dtype: str = static("uint8")
     has_null: bool = static(True)
 
     @property
@@ -135,18 +133,8 @@ class Pretrained:
         return decoded
 
     def denormalise(self, x: Array) -> np.ndarray:
-        """Samples in [-1, 1] in the units of the data, on the host. Data of an int type are rounded and clipped.
-
-        Raises:
-          ValueError: for samples that are not finite.
-        """
-        values = np.asarray(x, np.float64)
-        if not np.isfinite(values).all():
-            raise ValueError(f"samples must be finite, got {values[~np.isfinite(values)][0]}")
-        scaled = self.low + (values + 1) / 2 * (self.high - self.low)
-        if not np.issubdtype(self.dtype, np.integer):
-            return scaled.astype(self.dtype)
-        return np.round(np.clip(scaled, self.low, self.high)).astype(self.dtype)
+        """Samples in the units of the data, on the host; see `Units.denormalise`."""
+        return self.units.denormalise(x)
 
 
 def _autoencoder(description: str) -> Any:

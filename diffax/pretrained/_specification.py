@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffax import denoisers, guidance, random, samplers, sampling, schedules
+from diffax._masks import confined, inside
 from diffax._pytrees import pytree, static
 from diffax.denoisers import Moments, denoiser
 from diffax.predictions import initial_noise
@@ -150,6 +151,7 @@ class Diffusion:
         key: Key | None = None,
         of_time: Callable[[Schedule, Array], Array] | None = None,
         module: Any = None,
+        mask: Array | None = None,
     ) -> Callable[..., Any]:
         """The network as a function (x, t) -> y.
 
@@ -159,13 +161,15 @@ class Diffusion:
           key: () or (B,) dropout keys; None to disable dropout.
           of_time: (schedule, t) -> second argument of the network; None for that of `time`.
           module: a copy of the network with other settings, such as `nn.with_implementation`; None for the network.
+          mask: (B, n), the points of x (B, n, C) that belong to an example, for a `DiT` of sets; None for all.
         """
         second = of_time or TIMES[self.time][1]
         curve, module = self.schedule(params), module or self.module
         network_params = params["network"] if self.learns_schedule else params
+        masks = {} if mask is None else {"mask": mask}
 
         def bound(x: Array, t: Array) -> Any:
-            y = module.apply({"params": network_params}, x, second(curve, t), condition, key=key)
+            y = module.apply({"params": network_params}, x, second(curve, t), condition, key=key, **masks)
             return Moments(*jnp.split(y, 2, -1)) if self.learned_variance else y
 
         return bound
@@ -178,15 +182,20 @@ class Diffusion:
         log_prob: Callable[..., Array] | None = None,
         scale: Scalar = 1.0,
         module: Any = None,
+        mask: Array | None = None,
     ) -> Denoiser:
         """The denoiser that samples are drawn with: guided and clipped as `sampling` says.
 
         log_prob: (x, t) -> (B,), the log-probability of a classifier to guide with as well, at this scale.
+        mask: as in `predict`; x0 is 0 outside.
         """
         curve = self.schedule(params)
 
         def conditional(x: Tree, t: Any, condition: Any) -> Any:
-            predict = self.predict(params, condition, module=module)
+            # Batched guidance evaluates both branches in one call, for twice as many examples.
+            repeats = 1 if mask is None else len(x) // len(mask)
+            whole = None if mask is None else jnp.concatenate([mask] * repeats)
+            predict = self.predict(params, condition, module=module, mask=whole)
             return denoiser(predict, curve, self.prediction, sigma_data=self.sigma_data)(x, t)
 
         result: Denoiser = lambda x, t: conditional(x, t, None)  # noqa: E731
@@ -196,7 +205,7 @@ class Diffusion:
             result = denoisers.on_x0(lambda d: guidance.classifier_guidance(d, log_prob, curve, scale), result)
         if self.sampling.clip:
             result = denoisers.on_x0(denoisers.clip_static, result)
-        return result if self.sampling.sampler == "ddpm_learned" else denoisers.mean_only(result)
+        return confined(result if self.sampling.sampler == "ddpm_learned" else denoisers.mean_only(result), mask)
 
     def _guided(self, curve: Schedule, conditional: Callable[..., Any], condition: Array) -> Any:
         """The conditional denoiser, with classifier-free guidance unless `guidance` is None.
@@ -249,6 +258,7 @@ class Diffusion:
         start: Tree | None = None,
         classify: Callable[..., Any] | None = None,
         scale: Scalar = 1.0,
+        mask: Array | None = None,
     ) -> Any:
         """Samples (B, *shape), for keys (B,) and conditions of B examples or None.
 
@@ -260,6 +270,7 @@ class Diffusion:
           start: an example (*shape) to start from, with the noise of times[0]; None for noise alone.
           classify: condition -> log_prob as in `denoiser`.
           scale: of the guidance by `classify`.
+          mask: as in `predict`; samples are 0 outside.
         """
         noise, steps = random.fold_in(keys, 0), random.fold_in(keys, 1)
         curve, grid = self.schedule(params), self.times(params) if times is None else times
@@ -267,8 +278,8 @@ class Diffusion:
         if start is not None:
             x = x + curve(grid[0]).alpha * start
         log_prob = None if classify is None else classify(condition)
-        denoise = self.denoiser(params, condition, log_prob=log_prob, scale=scale)
-        return sampling.sample(steps, self.sampler(params), denoise, x, grid)
+        denoise = self.denoiser(params, condition, log_prob=log_prob, scale=scale, mask=mask)
+        return inside(sampling.sample(steps, self.sampler(params), denoise, inside(x, mask), grid), mask)
 
 
 @functools.lru_cache

@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -196,8 +196,8 @@ class WandbLog:
 class Logs:
     """Several logs as one."""
 
-    def __init__(self, logs: Sequence[Log]) -> None:
-        self._logs = logs
+    def __init__(self, logs: Iterable[Log]) -> None:
+        self._logs = list(logs)
 
     def start(self, step: int) -> None:
         """Start each."""

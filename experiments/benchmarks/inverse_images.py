@@ -41,8 +41,8 @@ import numpy as np
 import diffax
 from diffax import inverse
 from diffax._checks import choose
-from experiments.data import images
 from experiments.data.datasets import open_dataset
+from experiments.data.pictures import save_picture
 from experiments.evaluation import comparison
 from experiments.run.command import usage_errors
 from experiments.run.loading import Trained, load
@@ -236,7 +236,7 @@ def measure(x0: np.ndarray, truth: np.ndarray, labels: Any, task: Task, y: Any, 
     off = np.asarray(y - task.operator.forward(finite), np.float64)
     seen = np.broadcast_to(np.asarray(task.operator.known), off.shape) if _masks(task) else np.ones(off.shape)
     square = np.square(finite.astype(np.float64) - truth).mean((1, 2, 3))
-    pixels = images.to_pixels(finite, case.dataset.low, case.dataset.high)
+    pixels = case.dataset.units.denormalise(finite)
     found = comparison.compare(case, pixels, labels).metrics
     return {
         "residual": float(np.sqrt(np.square(off).sum() / seen.sum())),
@@ -333,7 +333,7 @@ def main() -> None:
         how = comparison.Settings(metrics=("fd", "accuracy"), reference="train", classifier_file=args.classifier_file)
         case = comparison.open_case(data, labels, how, args.num)
     args.workdir.mkdir(parents=True, exist_ok=True)
-    real = comparison.compare(case, images.to_pixels(truth, case.dataset.low, case.dataset.high), labels)
+    real = comparison.compare(case, case.dataset.units.denormalise(truth), labels)
     conditions = {
         "data": data["name"],
         "step": model.step,
@@ -385,9 +385,8 @@ def main() -> None:
         if task is known[0] and setting is entries[0][2]:
             pictures[name] = np.load(path.with_suffix(".npy"))
     columns = np.stack(list(pictures.values()), 1)  # a row for each image, a column for each method
-    images.save_png(
-        args.out / f"{data['name']}.png", columns.reshape(-1, *model.data.shape), len(pictures), list(pictures)
-    )
+    path, x = args.out / f"{data['name']}.png", columns.reshape(-1, *model.data.shape)
+    save_picture(path, x, model.data.units, len(pictures), list(pictures))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def main(argv):
         config = settings.load_config(CONFIG.value, changes(argv))
         settings.check_rules(config, 1)
         dataset = open_dataset(config.dataset.name, config.dataset.data_dir)
-        diffusion = build(config, Data(dataset.shape, dataset.num_classes, (dataset.low, dataset.high))).diffusion
+        diffusion = build(config, Data(dataset.shape, dataset.num_classes, dataset.units)).diffusion
     params = jax.jit(diffusion.init)(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), BATCH.value)
     label = jnp.arange(BATCH.value) % dataset.num_classes if config.network.conditional else None

@@ -23,6 +23,7 @@ from absl import app, flags
 
 import diffax
 from diffax.nn.description import DTYPES as NAMES_OF_DTYPES
+from diffax.pretrained import Units
 from diffax.training import init_state, make_mesh, train_step
 from experiments.benchmarks import train_peers
 from experiments.configs import default
@@ -73,7 +74,7 @@ def measure(name: str, form: str, count: int, dtype: str, remat: bool, repeats: 
     """A row of the table."""
     network = SIZES[name]
     config = config_of(network, dtype, remat)
-    model = build(config, Data(network.shape, None, (0.0, 255.0)))
+    model = build(config, Data(network.shape, None, Units()))
     params = jax.jit(model.init)(jax.random.key(0))
     objective, optimizer, mesh = model.objective(), model.optimizer.make(), make_mesh(jax.devices()[:count])
     one = train_step(objective.loss, optimizer, ema_decay=config.optimizer.ema_decay)
@@ -112,7 +113,7 @@ def example_batch(network: Network) -> dict[str, np.ndarray]:
     """Random images."""
     images = np.random.default_rng(0).uniform(-1, 1, (network.batch_size, *network.shape)).astype(np.float32)
     numbers = np.arange(network.batch_size, dtype=np.int32)
-    return {"image": images, "label": 0 * numbers, "index": numbers}
+    return {"x": images, "label": 0 * numbers, "index": numbers}
 
 
 COLUMNS = ["network", "what", "devices", "parameters", "batch", "compile s", "step ms [range]"]

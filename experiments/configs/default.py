@@ -28,7 +28,10 @@ def get_config() -> ConfigDict:
     config.dataset.classifier_split = "test[:50%]"  # trains the classifier that evaluates
     config.dataset.test_split = "test[50%:]"  # what samples are compared with
     config.dataset.labels = ()  # the records with these labels alone; (): all
-    config.dataset.flip = False  # mirror half of the images
+    config.dataset.flip = False  # mirror half of the examples along the last axis of space
+    config.dataset.crop = 0  # shift by at most so many entries along each axis of space
+    config.dataset.roll = ()  # axes of space, from 0, that are periodic: shift by any number of entries
+    config.dataset.rotate = False  # rotate points about the origin
     config.dataset.cache = False  # keep the decoded split in memory
     config.dataset.num_threads = 2
 
@@ -43,7 +46,7 @@ def get_config() -> ConfigDict:
     config.network.num_res_blocks = 2
     config.network.attention_levels = (1,)
     config.network.depth = 6  # of the DiT and the MLP; of the DiT the next two
-    config.network.patch_size = 2
+    config.network.patch_size = 2  # 0: x is a set of points, without an order
     config.network.positions = "sincos"  # or rope, none
     config.network.num_heads = 1
     config.network.dropout_rate = 0.1
@@ -110,6 +113,7 @@ def get_config() -> ConfigDict:
     config.train.num_steps = 1600
     config.train.log_every = 100
     config.train.sample_every = 400
+    config.train.heldout_every = 400  # the loss on test_split, by noise level; 0: never
     config.train.checkpoint_every = 400
     config.train.keep_latest = 2
     config.train.keep_every = 0  # 0: none beside the latest
@@ -141,6 +145,7 @@ SMALLEST = {
     "train.num_steps": 1,
     "train.log_every": 1,
     "train.sample_every": 1,
+    "train.heldout_every": 0,
     "train.checkpoint_every": 1,
     "train.keep_latest": 1,
     "train.keep_every": 0,
@@ -200,8 +205,9 @@ def check(config: ConfigDict) -> None:
     if config.latent.autoencoder:
         must("sampling.clip", not config.sampling.clip, "be False with latents, which have no range")
         must("loss.objective", not is_bound, "be denoising with latents")
-        is_flipped = config.dataset.flip and config.latent.cache
-        must("latent.cache", not is_flipped, "be False with latents and config.dataset.flip")
+        for name in ("flip", "crop", "roll", "rotate"):
+            is_changed = bool(config.dataset[name]) and config.latent.cache
+            must("latent.cache", not is_changed, f"be False with latents and config.dataset.{name}")
     if text.enabled:
         either = "be False with config.text.enabled: captions or classes"
         must("network.conditional", not network.conditional, either)

@@ -5,7 +5,9 @@ folder, in the array_record format; nothing is ever downloaded here.
 """
 
 import contextlib
+import dataclasses
 import io
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -15,9 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from diffax.pretrained import Units
+from experiments.data import kinds
 from experiments.data.digits import Digits, Mnist5k
 from experiments.data.emoji import Emoji
 
+DTYPES = ("uint8", "int32", "float32")
 EMBEDDED: dict[str, Any] = {"digits": Digits, "emoji": Emoji, "mnist5k": Mnist5k}
 
 
@@ -26,19 +31,32 @@ class RecordError(ValueError):
 
 
 class Dataset(NamedTuple):
-    """An image data set.
+    """A data set.
 
-    builder: read-only TFDS builder; shape: of an image, (*space, C); num_classes: None without labels;
-    low, high: the range of the stored pixels; labels: the records with these alone, () for all.
+    builder: read-only TFDS builder. feature: name of the data in its records, "x" or "image". shape: of an example,
+    (*space, C). units: of its values, with the kind. classes: names of the classes, None without labels. mask: shape of
+    the mask of an example, None without masks. labels: the records with these alone, () for all.
     """
 
     name: str
     builder: Any
+    feature: str
     shape: tuple[int, ...]
-    num_classes: int | None
-    low: float
-    high: float
+    units: Units
+    classes: tuple[str, ...] | None
+    mask: tuple[int, ...] | None = None
     labels: tuple[int, ...] = ()
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes, None without labels."""
+        return None if self.classes is None else len(self.classes)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes; () for none, and for those that are only numbered."""
+        names = self.classes or ()
+        return () if all(name.isdecimal() for name in names) else names
 
     def source(self, split: str) -> "Records":
         """Random access to the records of a split ("train", "test[:50%]") that have one of `labels`.
@@ -63,9 +81,9 @@ class Dataset(NamedTuple):
             raise ValueError(f"split {split!r} of dataset {self.name!r} has no records with labels {self.labels}")
         return Records(self, split, source, numbers)
 
-    def normalise(self, image: Any) -> np.ndarray:
-        """Stored pixels to [-1, 1], float32."""
-        return (2 * (image.astype(np.float32) - self.low) / (self.high - self.low) - 1).astype(np.float32)
+    def normalise(self, x: Any) -> np.ndarray:
+        """Stored values as a model sees them, float32."""
+        return np.asarray(kinds.of(self.units.kind).normalise(x, self.units))
 
     def captions(self, split: str) -> list[str]:
         """The captions of a split.
@@ -78,26 +96,26 @@ class Dataset(NamedTuple):
         return [record["caption"] for record in self.source(split)]
 
     def images(self, split: str, limit: int) -> np.ndarray:
-        """Up to `limit` images of a split in [-1, 1], evenly spaced: (N, *shape)."""
+        """Up to `limit` examples of a split as a model sees them, evenly spaced: (N, *shape)."""
         source = self.source(split)
         rows = np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int)
-        return np.stack([self.normalise(source[int(row)]["image"]) for row in rows])
+        return np.stack([self.normalise(source[int(row)]["x"]) for row in rows])
 
     def describe(self, split: str) -> dict[str, Any]:
         """The values that a continued run must have as well."""
-        return {"range": [self.low, self.high], "shape": list(self.shape), "length": len(self.source(split))}
+        return {"units": _json(self.units), "shape": list(self.shape), "length": len(self.source(split))}
 
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """All images (N, *shape) in [-1, 1] and labels (N,) of a split, in memory."""
+        """All examples (N, *shape) as a model sees them, and labels (N,), of a split, in memory."""
         records = list(self.source(split))
-        return np.stack([self.normalise(r["image"]) for r in records]), np.stack([r["label"] for r in records])
+        return np.stack([self.normalise(r["x"]) for r in records]), np.stack([r["label"] for r in records])
 
 
 class Records(Sequence):
-    """Some records of a split: {image as stored, label}, 0 for no label, and the caption if there is one.
+    """Some records of a split: {x as stored, label}, 0 for no label, and the caption and the mask if there are.
 
-    numbers: of these records in the whole split. A record that cannot be read, or whose image has another shape, raises
-    a `RecordError` that names it.
+    numbers: of these records in the whole split. A record that cannot be read, or whose x has another shape, raises a
+    `RecordError` that names it.
     """
 
     def __init__(self, dataset: Dataset, split: str, source: Any, numbers: Sequence[int]):
@@ -111,13 +129,16 @@ class Records(Sequence):
         where = f"record {number} of split {self._split!r} of {self._dataset.name}"
         try:
             record = self._source[number]
-            result = {"image": record["image"], "label": np.int32(record["label"] if self._dataset.num_classes else 0)}
+            label = record["label"] if self._dataset.classes else 0
+            result = {"x": record[self._dataset.feature], "label": np.int32(label)}
+            if self._dataset.mask is not None:
+                result["mask"] = np.asarray(record["mask"]).astype(bool)
             if "caption" in record:
                 result["caption"] = record["caption"].decode()  # TFDS reads text as bytes
         except Exception as error:  # whatever the reader raises
             raise RecordError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
-        if result["image"].shape != self._dataset.shape:
-            raise RecordError(f"{where} must have shape {self._dataset.shape}, got {result['image'].shape}")
+        if result["x"].shape != self._dataset.shape:
+            raise RecordError(f"{where} must have shape {self._dataset.shape}, got {result['x'].shape}")
         return result
 
 
@@ -180,14 +201,48 @@ def _newest_version(root: Path) -> Path | None:
 
 
 def _describe(name: str, builder: Any) -> Dataset:
-    features = builder.info.features
-    if "image" not in features:
-        raise ValueError(f"dataset.name = {name!r} must have a feature 'image', got {', '.join(features)}")
-    shape = features["image"].shape
-    if len(shape) != 3 or None in shape:
-        raise ValueError(f"dataset.name = {name!r} must have images of one shape (H, W, C), got {shape}")
-    if np.dtype(features["image"].np_dtype) != np.uint8:
-        raise ValueError(f"dataset.name = {name!r} must have uint8 images, got {features['image'].np_dtype}")
+    features, metadata = builder.info.features, dict(builder.info.metadata or {})
+    feature = next((key for key in ("x", "image") if key in features), None)
+    if feature is None:
+        raise ValueError(f"dataset.name = {name!r} must have a feature 'x' or 'image', got {', '.join(features)}")
+    shape, dtype = features[feature].shape, str(np.dtype(features[feature].np_dtype))
+    if None in shape or not 1 <= len(shape) <= 5:
+        own = "python -m experiments.prepare --images or --arrays makes a set of one shape"
+        raise ValueError(f"dataset.name = {name!r} must have examples of one shape, got {shape}: {own}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dataset.name = {name!r} must have values of type {' or '.join(DTYPES)}, got {dtype}")
+    keys = ("mean", "std", "kind", "channels", "units")
+    units = Units.of(
+        {"dtype": dtype, "range": _range(name, metadata, dtype)} | {k: metadata[k] for k in keys if k in metadata}
+    )
+    kinds.check(units.kind, tuple(shape), dtype)
     label = features["label"] if "label" in features else None  # noqa: SIM401 (it has no get)
-    low, high = (builder.info.metadata or {}).get("range", (0, 255))
-    return Dataset(name, builder, tuple(shape), getattr(label, "num_classes", None), float(low), float(high))
+    mask = tuple(features["mask"].shape) if "mask" in features else None
+    return Dataset(name, builder, feature, tuple(shape), units, _classes(name, label), mask)
+
+
+def _range(name: str, metadata: dict[str, Any], dtype: str) -> tuple[float, float] | None:
+    """The range of the stored values, None where they are normalised by mean and standard deviation."""
+    if "range" in metadata:
+        low, high = metadata["range"]
+        return float(low), float(high)
+    if "mean" not in metadata and dtype != "uint8":
+        own = "python -m experiments.prepare --arrays measures them"
+        raise ValueError(f"dataset.name = {name!r} must have a range, or mean and std, in its metadata: {own}")
+    return None if "mean" in metadata else (0.0, 255.0)
+
+
+def _classes(name: str, label: Any) -> tuple[str, ...] | None:
+    """The names of the classes; None for a set without labels."""
+    if label is None:
+        return None
+    if not getattr(label, "num_classes", None):
+        raise ValueError(
+            f"dataset.name = {name!r} must have labels of type ClassLabel, got {type(label).__name__}: "
+            "python -m experiments.prepare --arrays numbers ints and strings"
+        )
+    return tuple(label.names)
+
+
+def _json(units: Units) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(units)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
@@ -86,16 +87,20 @@ def fit_picture(
     return np.asarray(picture).reshape(inner[1], inner[0], channels)[top : top + height, left : left + width]
 
 
-def load_picture(path: Path, shape: Sequence[int]) -> np.ndarray:
-    """A picture file as (H, W, C) uint8, cropped to these proportions, for `--init_image`.
+def load_picture(path: Path, data: Any) -> np.ndarray:
+    """A picture file as an example (H, W, C) of the data of a model, for `--init_image`; cropped to its proportions.
+
+    The 256 levels of the file are spread over the range of the data.
 
     Raises:
-      ValueError: if the file is no picture, or C is neither 1 nor 3.
+      ValueError: if the file is no picture, or the data are not images.
     """
-    if len(shape) != 3 or shape[-1] not in (1, 3):
-        raise ValueError(f"init_image needs a network for pictures with 1 or 3 channels, got shape {tuple(shape)}")
+    shape = data.shape
+    if data.units.kind != "image":
+        raise ValueError(f"init_image needs a network for images, got one for data of kind {data.units.kind!r}")
     try:
         picture = open_picture(path)
     except ValueError as error:
         raise ValueError(f"init_image must be a picture file, got {error}") from error
-    return fit_picture(picture, shape[:2], shape[-1])
+    low, high = data.units.range
+    return fit_picture(picture, shape[:2], shape[-1]) / 255 * (high - low) + low

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -10,13 +10,67 @@ import numpy as np
 from experiments.data.datasets import Dataset
 
 
-def _flip(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    flipped = np.ascontiguousarray(example["image"][..., ::-1, :])
-    return {**example, "image": flipped} if rng.random() < 0.5 else example
+class Augment(NamedTuple):
+    """Random changes of the examples of a training split, in this order.
+
+    flip: mirror half of the examples along the last axis of space. crop: shift along all axes of space by at most this
+    number of entries; what comes in is the mirrored border. roll: axes of space, from 0, that are periodic: shift by
+    any number of entries. rotate: rotate points about the origin (a reflection is not drawn).
+    """
+
+    flip: bool = False
+    crop: int = 0
+    roll: tuple[int, ...] = ()
+    rotate: bool = False
+
+    def check(self, shape: tuple[int, ...], kind: str) -> None:
+        """Raise `ValueError` for a change that does not fit examples of this shape and kind."""
+        space = len(shape) - 1
+        if self.crop < 0 or self.crop >= min(shape[:-1], default=1):
+            raise ValueError(f"config.dataset.crop must be in [0, {min(shape[:-1], default=1) - 1}], got {self.crop}")
+        for axis in self.roll:
+            if not 0 <= axis < space:
+                raise ValueError(f"config.dataset.roll must name axes in [0, {space - 1}] of {shape}, got {axis}")
+        if self.flip and not space:
+            raise ValueError(f"config.dataset.flip must be False for data of shape {shape}, got True")
+        if self.rotate and (kind != "points" or shape[-1] not in (2, 3)):
+            raise ValueError(f"config.dataset.rotate must be False but for points in 2 or 3 dimensions, got {shape}")
+
+    def functions(self) -> list[Callable]:
+        """(example, generator) -> example, for each change that is on."""
+        every: dict[str, Callable] = {"flip": _flip, "crop": _crop, "roll": _roll, "rotate": _rotate}
+        return [functools.partial(change, getattr(self, name)) for name, change in every.items() if getattr(self, name)]
+
+
+def _flip(on: bool, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    flipped = np.ascontiguousarray(example["x"][..., ::-1, :])
+    return {**example, "x": flipped} if rng.random() < 0.5 else example
+
+
+def _crop(margin: int, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    x = example["x"]
+    padded = np.pad(x, [(margin, margin)] * (x.ndim - 1) + [(0, 0)], "reflect")
+    place = tuple(slice(start := int(rng.integers(0, 2 * margin + 1)), start + size) for size in x.shape[:-1])
+    return {**example, "x": np.ascontiguousarray(padded[place])}
+
+
+def _roll(axes: tuple[int, ...], example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    x = example["x"]
+    return {**example, "x": np.roll(x, [int(rng.integers(0, x.shape[axis])) for axis in axes], axes)}
+
+
+def _rotate(on: bool, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """By a matrix drawn uniformly from the rotations: the orthogonal factor of a matrix of normals."""
+    x = example["x"]
+    orthogonal, upper = np.linalg.qr(rng.normal(size=(x.shape[-1], x.shape[-1])))
+    orthogonal *= np.sign(np.diag(upper))
+    if np.linalg.det(orthogonal) < 0:
+        orthogonal[:, 0] *= -1
+    return {**example, "x": (x @ orthogonal.T).astype(np.float32)}
 
 
 def _number(batch: dict[str, Any], first: int, stride: int) -> dict[str, Any]:
-    places = first + stride * np.arange(len(batch["image"]))
+    places = first + stride * np.arange(len(batch["x"]))
     return {**batch, "index": places.astype(np.int32)}
 
 
@@ -36,23 +90,23 @@ def batches(
     batch_size: int,
     *,
     seed: int,
-    flip: bool = False,
+    augment: Augment = Augment(),  # noqa: B008 (never changed)
     cache: bool = False,
     num_threads: int = 2,
     share: tuple[int, int] = (0, 1),
     encode: Callable | None = None,
     instead: Callable | None = None,
 ) -> Any:
-    """An endless iterator of {image (B, *shape) in [-1, 1], label (B,), index (B,)}; with `encode` tokens (B, m) too.
+    """An endless iterator of {x (B, *shape), label (B,), index (B,)}; with `encode` tokens (B, m), with masks `mask`.
 
     Its position is `get_state()`, and `set_state` goes back to it exactly. Threads, not worker processes.
-    `flip` mirrors half of the images; `cache` decodes the split once and keeps it in memory. A batch may contain the
+    `augment` changes examples at random; `cache` decodes the split once and keeps it in memory. A batch may contain the
     end of one epoch and the beginning of the next: no batch is short, and each epoch has all examples.
 
     share: (p, P) for every P-th example of each batch, from p on. The P shares make up the batches of (0, 1), so a
     position is valid for any number of processes.
     encode: captions (N) -> tokens (N, m).
-    instead: records of the whole split, with images as stored -> (N, ...), which replace the images in the batches.
+    instead: records of the whole split, with x as stored -> (N, ...), which replace x in the batches.
 
     Raises:
       ValueError: if the split is smaller than a batch, or P does not divide it.
@@ -69,16 +123,20 @@ def batches(
 
     def example(record: dict[str, Any]) -> dict[str, Any]:
         tokens = {} if encode is None else {"tokens": encode([record["caption"]])[0]}
-        return {"image": normalise(record["image"]), "label": record["label"], **tokens}
+        x = normalise(record["x"])
+        if "mask" in record:  # what padding is, no model should see
+            mask = record["mask"]
+            tokens["mask"], x = mask, np.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, np.float32(0))
+        return {"x": x, "label": record["label"], **tokens}
 
     source: Any = records
     if instead is not None:
-        source = [{**record, "image": image} for record, image in zip(records, instead(records), strict=True)]
+        source = [{**record, "x": x} for record, x in zip(records, instead(records), strict=True)]
     elif cache:
         source = list(records)
     data = _shuffled(source, seed).map(example)
-    if flip:
-        data = data.random_map(_flip)
+    for change in augment.functions():
+        data = data.random_map(change)
     data = data.repeat()[first::stride].batch(batch_size // stride)
     data = data.map(functools.partial(_number, first=first, stride=stride))
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)

@@ -3,13 +3,14 @@
 import contextlib
 import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from diffax.pretrained import Units
 from experiments.data import kinds
 from experiments.data.sources import Source
 
@@ -45,17 +46,33 @@ class Statistics:
         return np.where(std > 0, std, 1.0)
 
 
-def write(name: str, source: Source, splits: dict[str, np.ndarray], folder: Path) -> Path:
-    """Write a data set to folder/NAME; nothing is left there if it fails.
+def units(source: Source, examples: Iterable[np.ndarray]) -> Units:
+    """The units of a source, with the statistics of these examples where it has no range."""
+    statistics = Statistics()
+    if source.range is None:
+        for x in examples:
+            statistics.add(x)
+    own = (statistics.mean, statistics.std) if source.range is None else ((), ())
+    mean, std = (tuple(map(float, values)) for values in own)
+    return Units(source.dtype, source.range, mean, std, source.kind, source.channels, source.units)
 
-    Raises:
-      ValueError: if the name is no identifier in lower case, exists already, or the kind does not fit the shape.
-    """
+
+def check(name: str, source: Source, folder: Path) -> None:
+    """Raise `ValueError` for a name that is no identifier in lower case or exists, or a kind that does not fit."""
     if not name.isidentifier() or name != name.lower():
         raise ValueError(f"name must be a word in lower case such as my_photos, got {name!r}")
     if (folder / name).exists():
         raise ValueError(f"name must be new, got {name!r}, which is in {folder} already: choose another, or delete it")
     kinds.check(source.kind, source.shape, source.dtype)
+
+
+def write(name: str, source: Source, splits: dict[str, np.ndarray], folder: Path) -> Path:
+    """Write a data set to folder/NAME; nothing is left there if it fails.
+
+    Raises:
+      ValueError: as `check`.
+    """
+    check(name, source, folder)
     builder = _builder(name, source, splits)(data_dir=str(folder), file_format="array_record")
     tfds.disable_progress_bar()
     try:

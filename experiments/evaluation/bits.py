@@ -170,8 +170,9 @@ def open_case(model: Any, dataset: Any, variances: Sequence[str], settings: Sett
     label = jnp.asarray(labels[: settings.num]) if diffusion.condition == "label" else None
     if model.tokenizer is not None:
         label = jnp.asarray(model.tokenizer.encode(dataset.captions(split))[: settings.num])
-    low, high = model.data.range
-    lattice = diffax.likelihood.Lattice(2 / (high - low))
+    if not (width := model.data.units.bin_width):
+        raise ValueError(f"bits need a model of ints in a range, got data of type {model.data.units.dtype}")
+    lattice = diffax.likelihood.Lattice(width)
     lattice.check("dataset", images)
     # Computation follows the images: to all devices, or to the largest number that divides the count.
     mesh = make_mesh(jax.devices()[: max(n for n in range(1, jax.device_count() + 1) if settings.num % n == 0)])

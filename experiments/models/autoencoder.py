@@ -19,7 +19,7 @@ from diffax.nn.autoencoding import autoencoder_loss, kl_to_standard_normal
 from diffax.nn.description import autoencoder_from_description
 from diffax.training import Every
 from diffax.training.parallel import over_batch
-from experiments.data.images import Pictures
+from experiments.data.pictures import Pictures
 from experiments.models.digests import digest
 from experiments.models.objectives import Objective
 from experiments.models.optimizers import Optimizer
@@ -56,7 +56,7 @@ class AutoencoderModel:
 
         def loss(params: Any, batch: Any, keys: Any) -> Any:
             encode, decode = (lambda x, m=m: net.apply({"params": params}, x, method=m) for m in ("encode", "decode"))
-            return autoencoder_loss(diffax.random.fold_in(keys, 0), encode, decode, batch["image"], **weights)
+            return autoencoder_loss(diffax.random.fold_in(keys, 0), encode, decode, batch["x"], **weights)
 
         return Objective(loss)
 

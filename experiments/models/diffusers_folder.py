@@ -12,7 +12,7 @@ import numpy as np
 import diffax
 from diffax.nn.interop.folder import Pretrained, load
 from diffax.nn.interop.scheduler import Scheduler
-from diffax.pretrained import entries, moves, step_grid
+from diffax.pretrained import Units, entries, moves, step_grid
 from diffax.training.parallel import over_batch
 from experiments.configs import default
 from experiments.configs.settings import check_guidance
@@ -20,7 +20,7 @@ from experiments.models import samplers
 from experiments.models.digests import digest
 from experiments.models.drawing import Source
 
-PIXELS = (0.0, 255.0)
+PIXELS = Units()
 OWN_GRID = "from_diffusers"  # name in settings.json of the folder's own grid
 
 

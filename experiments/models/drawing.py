@@ -8,30 +8,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import random
+from diffax.pretrained import Units
 
 
 class Source(NamedTuple):
     """A generator of samples with its parameters and conditions.
 
-    generate: (params, keys (B,), conditions) -> (B, *shape) in [-1, 1], on the host. cycle: conditions in turn, labels
-    (N,) or tokens (N, m); None for no condition. step: of the checkpoint. range: of the stored data. settings: further
-    entries of settings.json.
+    generate: (params, keys (B,), conditions) -> (B, *shape) as a model sees them, on the host. cycle: conditions in
+    turn, labels (N,) or tokens (N, m), None for none; with masks {"condition", "mask" (N, n)}. step: of the checkpoint.
+    units: of the data. classes: names of the classes, or (). settings: further entries of settings.json.
     """
 
     generate: Callable[..., np.ndarray]
     params: Any
-    cycle: np.ndarray | None
+    cycle: Any
     step: int
-    range: tuple[float, float]
+    units: Units
     dataset: dict[str, Any]
     sampling: dict[str, Any]
     settings: dict[str, Any]
+    classes: tuple[str, ...] = ()
 
     def labels(self, index: np.ndarray) -> np.ndarray:
         """The labels of these samples (N,), -1 for samples without a label."""
-        if self.cycle is None or self.cycle.ndim > 1:
-            return np.full(len(index), -1)
-        return self.cycle[index % len(self.cycle)]
+        cycle = self.cycle["condition"] if isinstance(self.cycle, dict) else self.cycle
+        return np.full(len(index), -1) if cycle is None or cycle.ndim > 1 else cycle[index % len(cycle)]
+
+    def masks(self, index: np.ndarray) -> np.ndarray | None:
+        """The masks of these samples, None for data without masks."""
+        return self.cycle["mask"][index % len(self.cycle["mask"])] if isinstance(self.cycle, dict) else None
 
 
 def labels_of(texts: Sequence[str], classes: int | None) -> np.ndarray | None:
@@ -55,7 +60,7 @@ def draw(
     params: Any,
     seed: int,
     index: np.ndarray,
-    cycle: np.ndarray | None,
+    cycle: Any,
     *,
     batch_size: int,
     update: Callable[[int], Any] = lambda last: None,
@@ -71,7 +76,7 @@ def draw(
     for at in range(0, len(index), batch_size):
         part = index[at : at + batch_size]
         filled = np.resize(part, batch_size)
-        condition = None if cycle is None else jnp.asarray(cycle[filled % len(cycle)])
+        condition = jax.tree.map(lambda values, rows=filled: jnp.asarray(values[rows % len(values)]), cycle)
         parts.append(np.asarray(generate(params, random.keys_at(root, filled), condition))[: len(part)])
         update(int(part[-1]))
     return np.concatenate(parts)

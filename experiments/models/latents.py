@@ -78,7 +78,7 @@ class Latents(NamedTuple):
         encode, parts, count = self.encoder(mesh), [], len(records)
         for at in range(0, count, CHUNK):
             rows = np.resize(np.arange(at, min(at + CHUNK, count)), min(CHUNK, count))
-            parts.append(encode(np.stack([normalise(records[int(row)]["image"]) for row in rows]))[: count - at])
+            parts.append(encode(np.stack([normalise(records[int(row)]["x"]) for row in rows]))[: count - at])
         return np.concatenate(parts)
 
 
@@ -94,7 +94,7 @@ class Encoded:
 
     def __next__(self) -> Any:
         batch = next(self._data)
-        return {**batch, "image": self._encode(batch["image"])}
+        return {**batch, "x": self._encode(batch["x"])}
 
 
 def wrap(latents: Latents | None, objective: Objective) -> Objective:
@@ -103,8 +103,8 @@ def wrap(latents: Latents | None, objective: Objective) -> Objective:
         return objective
 
     def loss(params: Any, batch: Any, keys: Any, *memory: Any) -> Any:
-        mean, log_variance = jnp.split(batch["image"], 2, -1)
+        mean, log_variance = jnp.split(batch["x"], 2, -1)
         z = reparameterise(diffax.random.fold_in(keys, SALT), mean, log_variance)
-        return objective.loss(params, {**batch, "image": latents.scale * z}, keys, *memory)
+        return objective.loss(params, {**batch, "x": latents.scale * z}, keys, *memory)
 
     return objective._replace(loss=loss)

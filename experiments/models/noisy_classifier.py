@@ -17,7 +17,7 @@ from diffax.nn.layers import Downsample, ResBlock, conv, group_norm, sinusoidal
 from diffax.pretrained import SCHEDULES, TIMES, Spec
 from diffax.training import Every
 from diffax.training.parallel import over_batch
-from experiments.data.images import Pictures
+from experiments.data.pictures import Pictures
 from experiments.models.objectives import Objective
 from experiments.models.optimizers import Optimizer
 
@@ -82,8 +82,8 @@ class ClassifierModel:
 
         def loss(params: Any, batch: Any, keys: Any) -> Any:
             noise, time, dropout = (diffax.random.fold_in(keys, i) for i in range(3))
-            t = diffax.random.unit_interval(time, len(batch["image"]))
-            x = diffax.diffuse(self.schedule(), batch["image"], diffax.random.noise(noise, batch["image"]), t)
+            t = diffax.random.unit_interval(time, len(batch["x"]))
+            x = diffax.diffuse(self.schedule(), batch["x"], diffax.random.noise(noise, batch["x"]), t)
             scores = jax.nn.log_softmax(self.logits(params, x, t, key=dropout))
             return -jnp.take_along_axis(scores, batch["label"][:, None], 1)[:, 0]
 

@@ -91,7 +91,8 @@ def parameters(function: Callable[..., Any]) -> tuple[str, ...]:
 def objective(diffusion: Diffusion, settings: Loss, *, module: Any = None) -> Objective:
     """The loss of each example. module: a network in place of the model's.
 
-    A batch has `image` (B, *shape), `index` (B,), and `label` (B,) or `tokens` (B, m) for a network with a condition.
+    A batch has `x` (B, *shape), `index` (B,), and `label` (B,) or `tokens` (B, m) for a network with a condition. With
+    `u` (B,), quantiles of the training times, it measures: no condition and no unit is dropped.
     """
     loss = functools.partial(OBJECTIVES[settings.objective], diffusion, settings)
     times, spread = make(settings.times, TIMES, diffusion), SPREADS[settings.spread]
@@ -100,11 +101,16 @@ def objective(diffusion: Diffusion, settings: Loss, *, module: Any = None) -> Ob
 
     def per_example(params: Any, batch: Any, keys: Any, distribution: Any) -> Any:
         noise, time, drop, dropout = (diffax.random.fold_in(keys, i) for i in range(4))
-        x, condition = batch["image"], _condition(diffusion, settings, batch, drop)
-        uniforms = functools.partial(spread, index=batch["index"], total=settings.batch_size)
+        x, condition = batch["x"], _condition(diffusion, settings, batch, drop)
+        uniforms: Any = functools.partial(spread, index=batch["index"], total=settings.batch_size)
+        if measures := "u" in batch:
+            uniforms = lambda key, size: batch["u"]  # noqa: E731
         draws = training_times.draw(time, len(x), distribution, uniforms=uniforms)
-        predict = diffusion.predict(params, condition, key=dropout, module=module, **of_time)
-        return loss(noise, predict, x, draws, params), draws
+        mask = batch.get("mask")
+        predict = diffusion.predict(
+            params, condition, key=None if measures else dropout, module=module, mask=mask, **of_time
+        )
+        return loss(noise, predict, x, draws, params, mask), draws
 
     if not isinstance(times, diffax.losses.resampling.Resampler):
         return Objective(lambda params, batch, keys: per_example(params, batch, keys, times)[0])
@@ -121,6 +127,8 @@ def _condition(diffusion: Diffusion, settings: Loss, batch: Any, key: Any) -> ja
     if diffusion.null is None:
         return None
     condition = batch["tokens" if diffusion.condition == "tokens" else "label"]
+    if "u" in batch:
+        return jnp.asarray(condition)
     keep = diffax.losses.drop_labels(key, jnp.ones(len(condition), bool), False, p_uncond=settings.p_uncond)
     return jnp.where(keep.reshape(-1, *[1] * (condition.ndim - 1)), condition, diffusion.null)
 
@@ -128,7 +136,9 @@ def _condition(diffusion: Diffusion, settings: Loss, batch: Any, key: Any) -> ja
 # Each returns the losses (B,). draws: of training times.
 
 
-def _denoising(diffusion: Diffusion, settings: Loss, key: Any, predict: Any, x: Any, draws: Any, params: Any) -> Any:
+def _denoising(
+    diffusion: Diffusion, settings: Loss, key: Any, predict: Any, x: Any, draws: Any, params: Any, mask: Any
+) -> Any:
     return diffax.denoising_loss(
         key,
         predict,
@@ -139,23 +149,29 @@ def _denoising(diffusion: Diffusion, settings: Loss, key: Any, predict: Any, x: 
         weighting=make(settings.weighting, WEIGHTINGS, diffusion),
         measure="log_snr" if settings.weighting.name in PER_LOG_SNR else "t",
         sigma_data=diffusion.sigma_data,
+        mask=mask,
     )
 
 
-def _bounded(diffusion: Diffusion, settings: Loss, key: Any, predict: Any, x: Any, draws: Any, params: Any) -> Any:
+def _bounded(
+    diffusion: Diffusion, settings: Loss, key: Any, predict: Any, x: Any, draws: Any, params: Any, mask: Any
+) -> Any:
     schedule, lattice = diffusion.schedule(), diffax.likelihood.Lattice(settings.bin_width)
     num_steps = diffax.times.table_length(schedule)
     t = training_times.discrete(draws, num_steps).t
-    options: dict[str, Any] = {"num_steps": num_steps, "lattice": lattice, "sigma_data": diffusion.sigma_data}
+    options: dict[str, Any] = {"num_steps": num_steps, "lattice": lattice, "mask": mask}
+    options["sigma_data"] = diffusion.sigma_data
     if settings.objective == "vlb":
         return diffax.losses.vlb_loss(key, predict, schedule, diffusion.prediction, x, t, **options)
     options["weight"] = settings.vlb_weight
     return diffax.losses.hybrid_loss(key, predict, schedule, diffusion.prediction, x, t, **options)
 
 
-def _vdm(diffusion: Diffusion, settings: Loss, key: Any, predict: Any, x: Any, draws: Any, params: Any) -> Any:
+def _vdm(
+    diffusion: Diffusion, settings: Loss, key: Any, predict: Any, x: Any, draws: Any, params: Any, mask: Any
+) -> Any:
     schedule, lattice = diffusion.schedule(params), diffax.likelihood.Lattice(settings.bin_width)
-    options: dict[str, Any] = {"learn_ends": settings.learn_ends, "lattice": lattice}
+    options: dict[str, Any] = {"learn_ends": settings.learn_ends, "lattice": lattice, "mask": mask}
     return diffax.losses.vdm_loss(key, predict, schedule, diffusion.prediction, x, draws.t, **options)
 
 

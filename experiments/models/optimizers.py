@@ -29,6 +29,11 @@ class Optimizer:
     num_steps: int = static()
     normalises: bool = static()
 
+    def schedule(self) -> Any:
+        """The learning rate by step."""
+        names = ("learning_rate", "num_steps", "warmup_steps", "decay")
+        return training.learning_rate_schedule(**{name: getattr(self, name) for name in names})
+
     def make(self) -> optax.GradientTransformation:
         """The optimiser."""
         names = ("learning_rate", "weight_decay", "b1", "b2", "clip_norm", "warmup_steps", "decay", "num_steps")

@@ -63,9 +63,21 @@ class Inputs(NamedTuple):
     def empty_batch(self, size: int) -> dict[str, np.ndarray]:
         """A batch with the shapes and types of those that are trained on."""
         shape, numbers = self.space.moments_shape if self.space else self.data.shape, np.empty(size, np.int32)
-        batch = {"image": np.empty((size, *shape), np.float32), "label": numbers, "index": numbers}
+        batch = {"x": np.empty((size, *shape), np.float32), "label": numbers, "index": numbers}
         tokens = {"tokens": np.empty((size, self.tokenizer.max_length), np.int32)} if self.tokenizer else {}
-        return batch | tokens
+        masks = {} if self.data.mask is None else {"mask": np.empty((size, *self.data.mask), bool)}
+        return batch | tokens | masks
+
+    def examples(self, split: str, limit: int, mesh: Any) -> dict[str, np.ndarray]:
+        """Up to `limit` examples of a split, evenly spaced, as one batch; for a model in latents their moments."""
+        records = self.dataset.source(split)
+        rows = [records[int(i)] for i in np.linspace(0, len(records) - 1, min(limit, len(records)))]
+        x = self.dataset.normalise(np.stack([row["x"] for row in rows]))
+        batch = {"x": x if self.space is None else np.asarray(self.space.encoder(mesh)(x))}
+        batch["label"] = np.stack([row["label"] for row in rows])
+        if self.tokenizer is not None:
+            batch["tokens"] = self.tokenizer.encode([row["caption"] for row in rows])
+        return batch | ({"mask": np.stack([row["mask"] for row in rows])} if "mask" in rows[0] else {})
 
     def batches(self, mesh: Any, *, cache_images: bool, cache_latents: bool) -> Any:
         """The batches; for a model in latents with moments in place of images."""
@@ -97,7 +109,7 @@ def opened(config: Any, num_devices: int) -> Inputs:
                 f"config.latent.autoencoder must be one of images {dataset.shape}, got {space.folder} of "
                 f"{space.model.shape}"
             )
-    data = Data(dataset.shape, dataset.num_classes, (dataset.low, dataset.high))
+    data = Data(dataset.shape, dataset.num_classes, dataset.units, dataset.mask, dataset.class_names)
     model = build(config, data if space is None else data._replace(shape=space.shape))
     if config.lora.base:
         base, trained = loading.load_adapters(config.lora)
@@ -108,13 +120,15 @@ def opened(config: Any, num_devices: int) -> Inputs:
     if config.text.enabled:
         text = config.text
         tokenizer = captions.tokenizer(dataset, names.train_split, text.vocab_size, text.max_length, words)
+    augment = pipeline.Augment(names.flip, names.crop, tuple(names.roll), names.rotate)
+    augment.check(dataset.shape, dataset.units.kind)
     read = functools.partial(
         pipeline.batches,
         dataset,
         names.train_split,
         names.batch_size,
         seed=config.seed,
-        flip=names.flip,
+        augment=augment,
         num_threads=names.num_threads,
         share=(jax.process_index(), jax.process_count()),
         encode=tokenizer and tokenizer.encode,

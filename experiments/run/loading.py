@@ -61,9 +61,9 @@ def load(
     if config.model != kind:
         raise ValueError(f"{name} must have a model of kind {kind!r}, got {folder} with kind {config.model!r}")
     config, known = override(config), record["data"]
-    data = Data(tuple(known["shape"]), known["num_classes"], tuple(known["range"]))
+    data = Data.of(known)
     latents = record.get("latents")
-    of_network = data if latents is None else data._replace(shape=tuple(latents["shape"]), range=(-1.0, 1.0))
+    of_network = data if latents is None else data._replace(shape=tuple(latents["shape"]))
     model = build(config, of_network)
     # On no device in particular, as sampling may use all of them.
     if step is None:  # an export, whose adapters are merged
@@ -180,10 +180,10 @@ def save_export(path: Path, source: Any, params: Any, step: int, space: Latents 
         source.model.diffusion,
         params,
         step=step,
-        data_range=source.data.range,
+        units=source.data.units,
         latents=space and space.exported(),
         words=source.tokenizer.words if source.tokenizer else (),
         max_length=source.tokenizer.max_length if source.tokenizer else 0,
         has_null=not can_guide(ConfigDict(record["config"])),
-        more=kept | {"data": source.data._asdict(), "latents": space and space.record()},
+        more=kept | {"data": source.data.record(), "latents": space and space.record()},
     )

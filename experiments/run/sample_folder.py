@@ -43,15 +43,17 @@ def missing_shards(folder: Path, num: int, shard_size: int) -> Iterator[tuple[Pa
             yield path, np.arange(first, min(first + shard_size, num))
 
 
-def save_shard(path: Path, samples: np.ndarray, labels: np.ndarray) -> None:
+def save_shard(path: Path, samples: np.ndarray, labels: np.ndarray, masks: np.ndarray | None = None) -> None:
     """Write a shard atomically."""
+    more: dict[str, Any] = {} if masks is None else {"masks": masks}
     part = path.with_name(f".{path.name}.part")
     with part.open("wb") as file:
-        np.savez(file, samples=samples, labels=labels)
+        np.savez(file, samples=samples, labels=labels, **more)
     os.replace(part, path)
 
 
-def first_samples(folder: Path, count: int, shard_size: int) -> np.ndarray:
-    """The first `count` samples of a folder that is complete."""
-    paths = [folder / f"shard_{number:05d}.npz" for number in range(-(-count // shard_size))]
-    return np.concatenate([np.load(path)["samples"] for path in paths])[:count]
+def first_samples(folder: Path, count: int, shard_size: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """The first `count` samples of a folder that is complete, and their masks, None without."""
+    shards = [np.load(folder / f"shard_{number:05d}.npz") for number in range(-(-count // shard_size))]
+    masks = np.concatenate([shard["masks"] for shard in shards])[:count] if "masks" in shards[0] else None
+    return np.concatenate([shard["samples"] for shard in shards])[:count], masks

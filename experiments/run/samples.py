@@ -7,7 +7,7 @@ import numpy as np
 
 from diffax.training import Every
 from diffax.training.parallel import over_batch
-from experiments.data.images import Pictures
+from experiments.data.pictures import Pictures
 from experiments.run.inputs import Inputs
 
 ROWS, COLUMNS = 8, 10
@@ -21,18 +21,31 @@ def pictures_of(
     Each has a column for each of at most 10 classes or captions.
     """
     diffusion, columns = inputs.model.diffusion, min(inputs.data.num_classes or COLUMNS, COLUMNS)
-    condition = np.tile(np.arange(columns), ROWS) if diffusion.condition == "label" else None
+    condition, titles = None, inputs.data.classes[:columns]
+    if diffusion.condition == "label":
+        condition = np.tile(np.arange(columns), ROWS)
+    else:
+        titles = ()
     if inputs.tokenizer is not None:
         columns = COLUMNS
         captions = inputs.dataset.captions(train_split)
         evenly_spaced = [captions[i] for i in np.linspace(0, len(captions) - 1, columns).astype(int)]
-        condition = np.tile(inputs.tokenizer.encode(evenly_spaced), (ROWS, 1))
+        condition, titles = np.tile(inputs.tokenizer.encode(evenly_spaced), (ROWS, 1)), tuple(evenly_spaced)
     keys = jax.random.split(jax.random.key(seed), columns * ROWS)
 
+    masks = {}
+    if inputs.data.mask is not None:
+        records = inputs.dataset.source(train_split)
+        masks["mask"] = np.stack([records[i % len(records)]["mask"] for i in range(len(keys))])
+
     @jax.jit
-    def generate(params: Any, keys: Any, condition: Any) -> Any:
-        return diffusion.generate(inputs.whole(params), keys, condition)
+    def generate(params: Any, keys: Any, condition: Any, masks: Any) -> Any:
+        return diffusion.generate(inputs.whole(params), keys, condition, **masks)
 
     spread = over_batch(generate, mesh)
     images = spread if inputs.space is None else inputs.space.decoded(spread, mesh)
-    return Every(sample_every, lambda step, state: pictures.save(step, images(state.ema, keys, condition), columns))
+
+    def save(step: int, state: Any) -> None:
+        pictures.save(step, images(state.ema, keys, condition, masks), columns, titles, **masks)
+
+    return Every(sample_every, save)

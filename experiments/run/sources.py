@@ -3,13 +3,15 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffax.training.parallel import over_batch
-from experiments.data.images import load_picture
+from experiments.data.datasets import open_dataset
+from experiments.data.picture_files import load_picture
 from experiments.models import samplers
 from experiments.models.captions import chosen
 from experiments.models.drawing import Source, labels_of
@@ -42,12 +44,19 @@ def of_run(
     if file is not None:
         grid = np.asarray(diffusion.times(trained.params))
         times = jnp.asarray([level, *grid[grid < level]], jnp.float32)
-        picture = load_picture(file, trained.data.shape)
+        picture = trained.data.units.normalise(load_picture(file, trained.data))
         x0 = picture if space is None else space.code(picture)
     samplers.report_rounding(diffusion.sampling.sampler, diffusion.schedule(), diffusion.sampling.num_steps)
     classify = classifier and classifier.model.log_prob(classifier.params, diffusion.schedule(trained.params))
     options = {"times": times, "start": x0, "classify": classify, "scale": scale}
-    generate = over_batch(jax.jit(lambda params, keys, which: diffusion.generate(params, keys, which, **options)))
+
+    def draw(params: Any, keys: Any, which: Any) -> Any:
+        masks = {} if trained.data.mask is None else {"mask": which["mask"]}
+        condition = which["condition"] if masks else which
+        return diffusion.generate(params, keys, condition, **masks, **options)
+
+    generate = over_batch(jax.jit(draw))
+    cycle: Any
     if captions or trained.tokenizer is not None:
         cycle = chosen(trained.tokenizer, captions, labels)
     else:
@@ -64,8 +73,18 @@ def of_run(
         "autoencoder": space and space.identity(),
     }
     images = generate if space is None else space.decoded(generate)
-    value_range, dataset, sampling = trained.data.range, trained.dataset, trained.sampling
-    return Source(images, trained.params, cycle, trained.step, value_range, dataset, sampling, settings)
+    data = trained.data
+    if data.mask is not None:
+        cycle = {"condition": cycle, "mask": masks_of(trained)}
+    own = trained.dataset, trained.sampling, settings, data.classes
+    return Source(images, trained.params, cycle, trained.step, data.units, *own)
+
+
+def masks_of(trained: Trained) -> np.ndarray:
+    """The masks (N, n) of the test split, so that samples have as many points as the data."""
+    names = trained.dataset
+    records = open_dataset(names["name"], names["data_dir"], names["labels"]).source(names["test_split"])
+    return np.stack([record["mask"] for record in records])
 
 
 def _classifier(folder: Path, trained: Trained, space: Latents | None) -> Trained:
@@ -73,9 +92,11 @@ def _classifier(folder: Path, trained: Trained, space: Latents | None) -> Traine
     if trained.tokenizer is not None:
         raise ValueError(f"classifier must not be used for a model of captions, got {folder}")
     classifier = loading.load(folder, "classifier", "classifier")
-    shape, (of_classifier, classes, _) = trained.data.shape if space is None else space.shape, classifier.data
+    shape, of_classifier = trained.data.shape if space is None else space.shape, classifier.data.shape
     if of_classifier != shape:
         raise ValueError(f"classifier must be one of images {shape}, got {folder} of {of_classifier}")
-    if trained.model.diffusion.condition and classes != trained.data.num_classes:
-        raise ValueError(f"classifier must have the network's {trained.data.num_classes} classes, got {classes}")
+    if trained.model.diffusion.condition and classifier.data.num_classes != trained.data.num_classes:
+        raise ValueError(
+            f"classifier must have the network's {trained.data.num_classes} classes, got {classifier.data.num_classes}"
+        )
     return classifier

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffax._checks import check_count, choose
-from experiments.data import images
+from experiments.data.pictures import save_picture
 from experiments.evaluation import comparison, extractors, families, measures
 from experiments.evaluation.extractors import efficientnet
 from experiments.models.digests import digest
@@ -62,10 +62,10 @@ def prepared(
     case = _case(json.dumps(data), num_classes, settings, evaluation.num)
 
     def measure(x: np.ndarray, path: Path) -> measures.Measures:
-        pixels = images.to_pixels(x, case.dataset.low, case.dataset.high)  # raises for samples that are not finite
+        stored = case.dataset.units.denormalise(x)  # raises for samples that are not finite
         columns = min(case.dataset.num_classes or 10, 10)
-        images.save_png(path, case.dataset.normalise(pixels[: 10 * columns]), columns)
-        return comparison.compare(case, pixels, label)
+        save_picture(path, case.dataset.normalise(stored[: 10 * columns]), case.dataset.units, columns)
+        return comparison.compare(case, stored, label)
 
     return label, measure
 

@@ -120,7 +120,7 @@ def test_emoji_are_the_font_s_pictures_with_their_names(dataset):
         assert image[16, 16:].tolist() == [list(COLOURS[code])] * 16  # the glyph, resized
         for white in (image[:, :7], image[:2], image[-2:]):  # what is transparent, and the pad above and below
             assert (white == 255).all()
-    assert (dataset.shape, dataset.num_classes, dataset.low, dataset.high) == ((32, 32, 3), 6, 0, 255)
+    assert (dataset.shape, dataset.num_classes, dataset.units.range) == ((32, 32, 3), 6, (0, 255))
 
 
 def test_an_eighth_is_held_out():
@@ -159,7 +159,7 @@ def test_batches_hold_the_tokens_of_their_images(dataset, cache):
     images, _ = dataset.arrays("train")
     expected = {image.tobytes(): tokens for image, tokens in zip(images, known.encode(captions), strict=True)}
     assert batch["tokens"].shape == (len(captions), 6)
-    for image, tokens in zip(batch["image"], batch["tokens"], strict=True):
+    for image, tokens in zip(batch["x"], batch["tokens"], strict=True):
         np.testing.assert_array_equal(tokens, expected[image.tobytes()])
     assert "tokens" not in next(batches(dataset, "train", 2, seed=0))
 
@@ -191,7 +191,7 @@ def test_dropped_captions_are_empty(tiny):
             return x
 
     batch = {
-        "image": np.zeros((64, 2, 2, 1), np.float32),
+        "x": np.zeros((64, 2, 2, 1), np.float32),
         "tokens": np.tile(np.array([[3, 4, 0]], np.int32), (64, 1)),
         "index": np.arange(64),
     }

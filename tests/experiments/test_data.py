@@ -8,7 +8,7 @@ from commands import built
 from mock_cifar10 import Cifar10
 
 from experiments.data.datasets import open_dataset
-from experiments.data.pipeline import batches
+from experiments.data.pipeline import Augment, batches
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_digits_are_scikit_learn_s(digits):
     ours = np.concatenate([np.round((images.reshape(1797, -1) + 1) * 8), labels[:, None]], 1)
     theirs = np.concatenate([raw.data, raw.target[:, None]], 1)
     assert (ours[np.lexsort(ours.T)] == theirs[np.lexsort(theirs.T)]).all()
-    assert (digits.num_classes, digits.shape, digits.low, digits.high) == (10, (8, 8, 1), 0, 16)
+    assert (digits.num_classes, digits.shape, digits.units.range) == (10, (8, 8, 1), (0, 16))
 
 
 def test_mnist5k(data_dir):
@@ -47,7 +47,7 @@ def test_tensorflow_was_never_loaded(digits):
 
 def test_batches_cover_an_epoch_in_another_order_each_time(digits):
     stream = batches(digits, "test[:64]", 16, seed=0)
-    epochs = [np.concatenate([b["image"] for b in (next(stream) for _ in range(4))]) for _ in range(2)]
+    epochs = [np.concatenate([b["x"] for b in (next(stream) for _ in range(4))]) for _ in range(2)]
     known = digits.arrays("test[:64]")[0].reshape(64, -1)
     order = lambda x: x.reshape(64, -1)[np.lexsort(x.reshape(64, -1).T)]
     for epoch in epochs:
@@ -57,12 +57,12 @@ def test_batches_cover_an_epoch_in_another_order_each_time(digits):
 
 
 def test_the_position_is_restored_exactly(digits):
-    stream = batches(digits, "train", 32, seed=1, flip=True)
+    stream = batches(digits, "train", 32, seed=1, augment=Augment(flip=True))
     for _ in range(40):  # past an epoch
         next(stream)
     state = stream.get_state()
     ahead = [next(stream) for _ in range(5)]
-    again = batches(digits, "train", 32, seed=1, flip=True, cache=True)
+    again = batches(digits, "train", 32, seed=1, augment=Augment(flip=True), cache=True)
     again.set_state(state)
     for batch in ahead:
         for name, value in next(again).items():
@@ -70,11 +70,61 @@ def test_the_position_is_restored_exactly(digits):
 
 
 def test_flips_mirror_half_of_the_images(digits):
-    plain, flipped = (next(batches(digits, "train", 500, seed=0, flip=flip))["image"] for flip in (False, True))
+    options = {"seed": 0}
+    plain = next(batches(digits, "train", 500, **options))["x"]
+    flipped = next(batches(digits, "train", 500, augment=Augment(flip=True), **options))["x"]
     same = (plain == flipped).all((1, 2, 3))
     mirrored = (plain[:, :, ::-1] == flipped).all((1, 2, 3))
     assert (same | mirrored).all()
     assert 180 < mirrored.sum() < 320
+
+
+def augmented(x, seeds=200, **settings):
+    """x changed by generators of several seeds: (N, *shape)."""
+    (change,) = Augment(**settings).functions()
+    return np.stack([change({"x": x}, np.random.default_rng(seed))["x"] for seed in range(seeds)])
+
+
+def test_rolls_shift_periodic_axes_by_any_number_of_entries():
+    x = np.arange(12.0).reshape(4, 3, 1)
+    shifts = {tuple(map(int, row[:, 0, 0])) for row in augmented(x, roll=(0,))}
+    assert shifts == {tuple(np.roll(x[:, 0, 0], n)) for n in range(4)}
+    assert (augmented(x, roll=(0,)).argmin(2) == 0).all()  # the other axis is not shifted
+
+
+def test_crops_shift_by_at_most_the_margin():
+    x = np.arange(100.0).reshape(10, 10, 1)
+    corners = {tuple(row[2, 2]) for row in augmented(x, crop=2)}
+    assert corners == {(10.0 * (2 + i) + 2 + j,) for i in range(-2, 3) for j in range(-2, 3)}
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_rotations_keep_distances_and_are_uniform(dimensions):
+    x = np.eye(dimensions, dtype=np.float32)
+    turned = augmented(x, seeds=2000, rotate=True)
+    np.testing.assert_allclose(turned @ turned.transpose(0, 2, 1), np.broadcast_to(x, turned.shape), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.det(turned), 1, atol=1e-5)
+    np.testing.assert_allclose(turned.mean(0), 0, atol=0.06)
+    np.testing.assert_allclose((turned**2).mean(0), 1 / dimensions, atol=0.06)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape", "kind", "message"),
+    [
+        ({"crop": 8}, (8, 8, 1), "image", r"config.dataset.crop must be in \[0, 7\], got 8"),
+        ({"roll": (2,)}, (8, 8, 1), "field", r"config.dataset.roll must name axes in \[0, 1\] of \(8, 8, 1\), got 2"),
+        ({"flip": True}, (2,), "points", r"config.dataset.flip must be False for data of shape \(2,\), got True"),
+        (
+            {"rotate": True},
+            (8, 8, 3),
+            "field",
+            "config.dataset.rotate must be False but for points",
+        ),
+    ],
+)
+def test_augmentation_that_does_not_fit_is_refused(settings, shape, kind, message):
+    with pytest.raises(ValueError, match=message):
+        Augment(**settings).check(shape, kind)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +160,7 @@ def test_one_step_of_the_paper_s_cifar10_on_mock_data(tmp_path, compiled):
 
     Cifar10(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
     dataset = open_dataset("cifar10", str(tmp_path))
-    assert (dataset.low, dataset.high, dataset.shape) == (0, 255, (32, 32, 3))
+    assert (dataset.units.range, dataset.shape) == ((0, 255), (32, 32, 3))
     config = cifar10_ddpm.get_config()
     config.dataset.batch_size = 2
     model = built(config)
@@ -120,7 +170,7 @@ def test_one_step_of_the_paper_s_cifar10_on_mock_data(tmp_path, compiled):
         return training.init_state(key, model.init(key), optimizer)
 
     step = training.train_step(model.objective().loss, optimizer, ema_decay=config.optimizer.ema_decay)
-    batch = next(batches(dataset, "train", 2, seed=0, flip=True))
+    batch = next(batches(dataset, "train", 2, seed=0, augment=Augment(flip=True)))
     state = jax.eval_shape(first_state, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == 35_746_307
     if not compiled:

@@ -45,7 +45,7 @@ class Model:
         return {"w": jnp.ones(())}
 
     def objective(self):
-        return Objective(lambda params, batch, keys: (params["w"] - batch["image"].mean((1, 2, 3))) ** 2)
+        return Objective(lambda params, batch, keys: (params["w"] - batch["x"].mean((1, 2, 3))) ** 2)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def log_of(workdir):
 
 
 def nan_at(*places):
-    return lambda n, batch: {**batch, "image": batch["image"] * (np.nan if n in places else 1)}
+    return lambda n, batch: {**batch, "x": batch["x"] * (np.nan if n in places else 1)}
 
 
 def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_had_been(prepared, tmp_path):

@@ -39,8 +39,8 @@ def test_an_epoch_has_each_of_them_once_and_places_say_which(both, cache):
         batch = next(stream)
         records = records_of_batch(some, "train", size, 5, number)
         assert batch["label"].tolist() == labels[records].tolist()
-        expected = np.stack([whole.normalise(raw[record]["image"]) for record in records])
-        np.testing.assert_array_equal(batch["image"], expected)
+        expected = np.stack([whole.normalise(raw[record]["x"]) for record in records])
+        np.testing.assert_array_equal(batch["x"], expected)
         seen += records
     assert len(set(seen)) == len(seen)
 

@@ -15,7 +15,7 @@ import diffax
 from diffax.nn.autoencoding import kl_to_standard_normal, reparameterise
 from diffax.training import make_mesh
 from experiments.configs import mnist5k_autoencoder, mnist5k_latent, smoke
-from experiments.data import images
+from experiments.data.picture_files import load_picture
 from experiments.evaluation import bits
 from experiments.model import build
 from experiments.models import autoencoder, latents, objectives
@@ -110,18 +110,18 @@ def test_the_digest_is_that_of_the_network_and_its_parameters(space, data_dir, t
 def test_the_loss_is_that_of_scaled_draws(space, moments):
     """With an inner loss that gives back what it is given; a memory passes through."""
     x = np.asarray(jax.random.normal(KEY, (4, 8, 8, 1)))
-    batch = {"image": jnp.asarray(space.encoder()(x)), "label": jnp.arange(4)}
+    batch = {"x": jnp.asarray(space.encoder()(x)), "label": jnp.arange(4)}
     keys = jax.random.split(KEY, 4)
     inner = objectives.Objective(lambda params, batch, keys, *past: (batch, keys, past), "memory", "update_memory")
     ours = latents.wrap(space, inner)
     (inner_batch, inner_keys, past), mean_and_log = ours.loss(None, batch, keys, 3), moments(x)
     z = reparameterise(diffax.random.fold_in(keys, latents.SALT), *mean_and_log)
-    np.testing.assert_allclose(inner_batch["image"], 0.5 * z, atol=1e-5)
+    np.testing.assert_allclose(inner_batch["x"], 0.5 * z, atol=1e-5)
     assert (past, ours.memory, ours.update_memory) == ((3,), "memory", "update_memory")
     np.testing.assert_array_equal(inner_batch["label"], batch["label"])
     assert (inner_keys == keys).all()
-    again = ours.loss(None, batch, jax.random.split(jax.random.key(1), 4))[0]["image"]
-    assert float(jnp.abs(again - inner_batch["image"]).min(axis=0).max()) > 1e-3  # each use draws anew
+    again = ours.loss(None, batch, jax.random.split(jax.random.key(1), 4))[0]["x"]
+    assert float(jnp.abs(again - inner_batch["x"]).min(axis=0).max()) > 1e-3  # each use draws anew
     assert latents.wrap(None, inner) is inner
 
 
@@ -137,15 +137,15 @@ def test_batches_are_the_same_from_memory_and_on_the_fly(finished, space, data_d
     assert runs[0].record["identity"]["autoencoder"] == space.identity()
     ours, plain = [run.batches for run in runs], opened(settings(data_dir), tmp_path / "plain").batches
     pixels = next(plain)
-    expected = space.encoder()(pixels["image"])
+    expected = space.encoder()(pixels["x"])
     for batches in ours:
         batch = next(batches)
-        np.testing.assert_allclose(batch["image"], expected, atol=1e-5)
+        np.testing.assert_allclose(batch["x"], expected, atol=1e-5)
         np.testing.assert_array_equal(batch["label"], pixels["label"])
     position = ours[0].get_state()
-    third = [next(ours[0]) for _ in range(2)][1]["image"]
+    third = [next(ours[0]) for _ in range(2)][1]["x"]
     ours[1].set_state(position)
-    np.testing.assert_allclose([next(ours[1]) for _ in range(2)][1]["image"], third, atol=1e-5)
+    np.testing.assert_allclose([next(ours[1]) for _ in range(2)][1]["x"], third, atol=1e-5)
     assert isinstance(ours[1], latents.Encoded)
     assert not isinstance(ours[0], latents.Encoded)
 
@@ -249,7 +249,7 @@ def test_the_autoencoder_s_loss(space, data_dir):
     config = settings(data_dir, model="autoencoder")
     config.autoencoder.update({"kl_weight": 0.3, "reconstruction": "absolute"})
     model, x, keys = built(config), jax.random.normal(KEY, (3, 8, 8, 1)), jax.random.split(KEY, 3)
-    result = jax.jit(model.objective().loss)(space.params, {"image": x}, keys)
+    result = jax.jit(model.objective().loss)(space.params, {"x": x}, keys)
     y, mean, log_variance = model.module.apply({"params": space.params}, x, diffax.random.fold_in(keys, 0))
     known = jnp.abs(x - y).mean((1, 2, 3)) + 0.3 * kl_to_standard_normal(mean, log_variance) / 64
     np.testing.assert_allclose(result, known, rtol=1e-4)
@@ -294,8 +294,9 @@ def test_end_to_end(data_dir, tmp_path):
     flags = (f"--out={tmp_path / 'near'}", "--num=4", f"--init_image={picture}", "--noise_level=0.001")
     call("sample", f"--checkpoint={run}", *flags)
     space = loading.latents_of(loading.load(run))
-    shown = images.load_picture(picture, (8, 8, 1))
-    back = images.to_pixels(space.decoded(lambda: space.code(shown)[None])(), 0, 16)
+    data = DATA["digits"]
+    shown = data.units.normalise(load_picture(picture, data))
+    back = data.units.denormalise(space.decoded(lambda: space.code(shown)[None])())
     near = np.load(tmp_path / "near" / "shard_00000.npz")["samples"]
     assert np.abs(near.astype(int) - back).max() <= 1
 

@@ -27,7 +27,7 @@ def config_of(**loss):
 def losses(config, part=slice(None)):
     """Of a batch, or of the part of it that one device holds."""
     image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
-    batch = {"image": image, "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE, dtype=np.int32)}
+    batch = {"x": image, "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE, dtype=np.int32)}
     keys = jax.random.split(jax.random.key(0), SIZE)
     loss, memory, update_memory = built(config).objective(module=NET)
     arguments = ({}, jax.tree.map(lambda v: v[part], batch), keys[part])
@@ -83,10 +83,10 @@ def test_loss_aware_times_follow_the_losses_and_are_divided_out():
     keys = jax.random.split(jax.random.key(0), SIZE)
     t, weight = diffax.losses.training_times.draw(diffax.random.fold_in(keys, 1), SIZE, chosen)
     assert {round(w, 2) for w in weight.tolist()} == {0.67, 2.0}
-    batch = {"image": jnp.ones((SIZE, 2, 2, 1)), "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE)}
+    batch = {"x": jnp.ones((SIZE, 2, 2, 1)), "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE)}
     losses_of_past, seen = loss({}, batch, keys, past)
     noise = diffax.random.fold_in(keys, 0)
-    plain = diffax.denoising_loss(noise, lambda x, t: x / 2, diffax.Cosine(), "v", batch["image"], t)
+    plain = diffax.denoising_loss(noise, lambda x, t: x / 2, diffax.Cosine(), "v", batch["x"], t)
     np.testing.assert_allclose(losses_of_past, weight * plain, rtol=1e-5)
     for ours, theirs in zip(seen, (t, plain), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)

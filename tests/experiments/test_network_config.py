@@ -112,7 +112,7 @@ def test_a_dit_reads_captions():
 @pytest.mark.slow
 def test_a_dit_has_a_loss_and_a_gradient():
     model = built(config())
-    batch = {"image": jnp.ones((4, *SHAPE)), "label": jnp.arange(4), "index": jnp.arange(4)}
+    batch = {"x": jnp.ones((4, *SHAPE)), "label": jnp.arange(4), "index": jnp.arange(4)}
 
     @jax.jit
     def step(key):

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffax.pretrained import Units
 from experiments.data import kinds, prepared, sources
 from experiments.data.array_files import array_file
 from experiments.data.image_folder import image_folder
 from experiments.data.picture_files import fit_picture, load_picture, open_picture
+from experiments.model import Data
 
 RED = (255, 0, 0)
 
@@ -74,9 +76,11 @@ def test_random_crops_depend_on_the_seed_alone():
 
 def test_init_image_is_cropped_not_squashed(tmp_path):
     path = picture(tmp_path / "a.png", (40, 20))
-    assert load_picture(path, (8, 8, 3)).shape == (8, 8, 3)
+    data = Data((8, 8, 3), None, Units(range=(0.0, 16.0)))
+    assert load_picture(path, data).max() == 16
+    assert load_picture(path, data).shape == (8, 8, 3)
     with pytest.raises(ValueError, match=r"init_image must be a picture file, got .*b.png cannot be read"):
-        load_picture(tmp_path / "b.png", (8, 8, 3))
+        load_picture(tmp_path / "b.png", data)
 
 
 # ---------------------------------------------------------------- folders of pictures

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import DATA
 from sweeping_runs import attempts, command, results, states, write
 
 import diffax
@@ -22,7 +23,6 @@ from diffax import training
 from diffax.pretrained import SCHEDULES
 from experiments.configs import smoke
 from experiments.configs.settings import change
-from experiments.data import images
 from experiments.evaluation import measures
 from experiments.models import objectives
 from experiments.reporting import document, tables
@@ -664,7 +664,7 @@ def test_the_ways_of_sampling_agree_and_are_the_command_that_samples(command, ch
          *flags.split()], env=env(1), cwd=ROOT, check=True, capture_output=True,
     )  # fmt: skip
     pixels = np.load(tmp_path / "out" / "shard_00000.npz")["samples"].astype(int)
-    ours = images.to_pixels(drawn["vmap"][one.id], 0, 16).astype(int)
+    ours = DATA["digits"].units.denormalise(drawn["vmap"][one.id]).astype(int)
     assert np.abs(pixels - ours).max() <= 1
     assert (pixels == ours).mean() > 0.99
     assert len(np.unique(pixels)) > 2
@@ -675,7 +675,7 @@ def test_the_ways_of_sampling_agree_and_are_the_command_that_samples(command, ch
 @pytest.mark.slow_cases("vmap")
 @pytest.mark.parametrize("way", ["vmap", "loop"])
 def test_samples_that_are_not_finite_fail_their_run_alone(command, checkpoint, tmp_path, monkeypatch, way):
-    measure = lambda x, path: measures.Measures({"mean": float(images.to_pixels(x, 0, 16).mean())}, {}, {}, {})
+    measure = lambda x, path: measures.Measures({"mean": float(DATA["digits"].units.denormalise(x).mean())}, {}, {}, {})
     monkeypatch.setattr(measuring, "prepared", lambda *settings: (labels_of(*settings), measure))
     path = sampling_sweep(tmp_path / "s.py", "product({'config.sampling.guidance': [2.0, 1e39]})", checkpoint)
     done = command(path, tmp_path / "w", f"--way={way}")

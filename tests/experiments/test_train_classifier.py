@@ -93,10 +93,10 @@ def test_the_loss_is_the_cross_entropy_of_the_noised_image(monkeypatch):
     monkeypatch.setattr(ClassifierModel, "logits", logits)
     config = smoke.get_config()
     config.model = "classifier"
-    batch = {"image": jnp.full((3, 2, 2, 1), 0.5), "label": jnp.array([0, 1, 0])}
+    batch = {"x": jnp.full((3, 2, 2, 1), 0.5), "label": jnp.array([0, 1, 0])}
     keys = jax.random.split(jax.random.key(0), 3)
     time = np.asarray(diffax.random.unit_interval(diffax.random.fold_in(keys, 1), 3))
-    eps = np.asarray(diffax.random.noise(diffax.random.fold_in(keys, 0), batch["image"]))
+    eps = np.asarray(diffax.random.noise(diffax.random.fold_in(keys, 0), batch["x"]))
     score = (np.cos(np.pi * time / 2)[:, None] * 0.5 + np.sin(np.pi * time / 2)[:, None] * eps.reshape(3, 4)).mean(1)
     known = np.log1p(np.exp(-np.array([1, -1, 1]) * score))
     ours = built(config).objective().loss({}, batch, keys)

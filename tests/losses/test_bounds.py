@@ -33,7 +33,7 @@ def mean_and_variance(params, x, t, label, key):
 
 def losses(config, apply=mean_and_variance, params=None):
     image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
-    batch = {"image": image, "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE, dtype=np.int32)}
+    batch = {"x": image, "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE, dtype=np.int32)}
     net = types.SimpleNamespace(apply=apply, num_classes=10)
     return built(config).objective(module=net).loss(params or {}, batch, jax.random.split(jax.random.key(0), SIZE))
 

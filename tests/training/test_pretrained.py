@@ -53,7 +53,7 @@ def random_like(shapes, seed=1):
 
 def saved(folder, model, params=None, **options):
     params = random_params(model) if params is None else params
-    pretrained.save(folder, model, params, **{"step": 7, "data_range": (0.0, 16.0), **options})
+    pretrained.save(folder, model, params, **{"step": 7, "units": pretrained.Units(range=(0.0, 16.0)), **options})
     return params
 
 
@@ -65,7 +65,7 @@ def test_a_model_loads_from_str_path_and_home_as_it_was_saved(tmp_path, monkeypa
         loaded = pretrained.load(path)
         assert loaded.diffusion == model
         jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
-    assert (loaded.step, loaded.low, loaded.high, loaded.words, loaded.shape) == (7, 0.0, 16.0, (), (4, 4, 1))
+    assert (loaded.step, loaded.units.range, loaded.words, loaded.shape) == (7, (0.0, 16.0), (), (4, 4, 1))
     keys = diffax.random.keys_at(KEY, jnp.arange(3))
     expected = jax.jit(model.generate)(params, keys, jnp.arange(3))
     np.testing.assert_allclose(loaded.sample(KEY, 3), expected, atol=1e-5)

@@ -9,13 +9,23 @@ from PIL import Image
 
 
 def tiles(
-    count: int, columns: int, draw: Callable[[Any, int], Any], titles: Sequence[str] = (), bar: str | None = None
+    count: int,
+    columns: int,
+    draw: Callable[[Any, int], Any],
+    titles: Sequence[str] = (),
+    *,
+    bar: str | None = None,
+    size: tuple[float, float] = (1.2, 1.2),
 ) -> np.ndarray:
-    """(H, W, 3) uint8: a figure of `count` axes, each drawn by draw(axes, index). bar: label of a common colour bar."""
+    """(H, W, 3) uint8: a figure of `count` axes, each drawn by draw(axes, index).
+
+    bar: label of a common colour bar, None for none. size: width and height of the axes, in inches.
+    """
     import matplotlib.figure
 
     rows = -(-count // columns)
-    figure = matplotlib.figure.Figure((1.2 * columns + 0.8 * (bar is not None), 1.2 * rows + 0.3), 100)
+    width, height = size[0] * columns + 0.8 * (bar is not None), size[1] * rows + 0.3
+    figure = matplotlib.figure.Figure((width, height), 100)
     figure.set_layout_engine("constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     shown = None

@@ -59,7 +59,10 @@ def picture(x: Any, units: Units, columns: int = 10, titles: Sequence[str] = (),
         return axes.imshow(values[index], vmin=low, vmax=high, cmap="viridis", interpolation="nearest")
 
     columns = columns if values.ndim == 3 else min(columns, 4)
-    return tiles(count, min(columns, count), draw, titles, label if values.ndim == 3 else None)
+    if values.ndim == 2:
+        return tiles(count, min(columns, count), draw, titles, size=(3.0, 1.2))
+    aspect = values.shape[1] / values.shape[2]
+    return tiles(count, min(columns, count), draw, titles, bar=label, size=(1.2, min(max(1.2 * aspect, 0.5), 2.4)))
 
 
 def _names(units: Units, count: int) -> Sequence[str]:

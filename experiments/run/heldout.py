@@ -1,0 +1,92 @@
+"""The training loss on held-out examples, in total and by noise level, while a diffusion model trains."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.figure
+import numpy as np
+
+from diffax import random
+from diffax.training import Every
+from diffax.training.parallel import over_batch
+from diffax.training.processes import is_first
+from experiments.models.objectives import Objective
+from experiments.run.inputs import Inputs
+
+EXAMPLES, BINS, BATCH = 256, 8, 64
+NAMES = tuple(f"heldout_{number}" for number in range(1, BINS + 1))
+
+
+def measure(
+    inputs: Inputs, objective: Objective, split: str, workdir: Path, mesh: Any, *, seed: int, every: int, message: Any
+) -> list[Every]:
+    """The loss of at most 256 examples of a split by the averaged parameters, always with the same noise.
+
+    The training times are those of the quantiles (k - 1) / 8 .. k / 8 of their distribution for heldout_k, so that
+    heldout_1 has the least noise and `heldout`, their mean, estimates the same expectation as the training loss; no
+    condition and no unit is dropped. Each call also draws heldout.png in the workdir, from the lines of metrics.jsonl.
+    [] if there is no such split, or every is 0.
+    """
+    if not every:
+        return []
+    try:
+        batch = inputs.examples(split, EXAMPLES, mesh)
+    except ValueError as error:
+        message(f"no held-out loss is measured: {error}")
+        return []
+    count = len(batch["x"])
+    batch["index"] = np.arange(count, dtype=np.int32)
+    keys = random.keys_at(jax.random.key(seed), jnp.arange(count))
+    # Stratified over the examples inside each bin.
+    inner = (np.arange(count) + 0.5) / count
+
+    @jax.jit
+    def loss(params: Any, batch: Any, keys: Any) -> Any:
+        memory = () if objective.update_memory is None else (objective.memory,)
+        result = objective.loss(params, batch, keys, *memory)
+        return result[0] if memory else result
+
+    spread = over_batch(loss, mesh)
+
+    def call(step: int, state: Any) -> dict[str, float]:
+        means = []
+        for number in range(BINS):
+            whole = {**batch, "u": np.asarray((number + inner) / BINS, np.float32)}
+            parts = [slice(at, at + BATCH) for at in range(0, count, BATCH)]
+            rows = [spread(state.ema, jax.tree.map(lambda v, p=part: v[p], whole), keys[part]) for part in parts]
+            means.append(float(np.mean(np.concatenate(rows), dtype=np.float64)))
+        values = {"heldout": float(np.mean(means)), **dict(zip(NAMES, means, strict=True))}
+        if is_first():
+            message(f"held-out loss {values['heldout']:.4f}; by noise level {' '.join(f'{v:.4f}' for v in means)}")
+            try:
+                plot(workdir, step, values)
+            except OSError as error:
+                message(f"warning: heldout.png cannot be written ({error.strerror})")
+        return values
+
+    return [Every(every, call)]
+
+
+def plot(workdir: Path, step: int, values: dict[str, float]) -> None:
+    """Draw heldout.png: the loss of both splits over the steps, and the held-out loss by noise level."""
+    path = workdir / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    measured = [line for line in lines if "heldout" in line] + [{"step": step, **values}]
+    figure = matplotlib.figure.Figure((9, 3.5), 120, layout="constrained")
+    both, levels = figure.subplots(1, 2)
+    trained = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    both.plot(*zip(*trained, strict=True), label="training", linewidth=0.8)
+    both.plot([line["step"] for line in measured], [line["heldout"] for line in measured], "o-", label="held out", ms=3)
+    both.set(xlabel="step", ylabel="loss", yscale="log")
+    both.legend()
+    for number, name in enumerate(NAMES):
+        colour = matplotlib.colormaps["viridis"](number / (BINS - 1))
+        label = f"{number + 1}" + (" (least noise)" if number == 0 else "")
+        y = [line[name] / measured[0][name] for line in measured]
+        levels.plot([line["step"] for line in measured], y, "o-", color=colour, label=label, ms=2, linewidth=0.8)
+    levels.set(xlabel="step", ylabel="held-out loss / first value")
+    levels.legend(title="noise level", fontsize=6, title_fontsize=7)
+    figure.savefig(workdir / "heldout.png")
