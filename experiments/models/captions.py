@@ -26,7 +26,7 @@ def chosen(tokenizer: Tokenizer | None, captions: Sequence[str], labels: Sequenc
     tokenizer: of the model, None for a model without captions.
 
     Raises:
-      ValueError: if the model has no captions, one is too long, or labels are given too.
+      ValueError: if the model has no captions, a caption is too long, or there are labels as well.
     """
     if tokenizer is None:
         raise ValueError(f"captions must be empty for a model without text, got {','.join(captions)}")

@@ -129,8 +129,8 @@ def latents_of(trained: Trained, moved: str | None = None) -> Latents | None:
 def load_adapters(settings: Any, name: str = "config.lora.base") -> tuple[Adapters, Trained]:
     """The adapters of config.lora, and the base that they are trained for."""
     trained = load(path_of(name, settings.base), name)
-    shape = {"rank": settings.rank, "alpha": settings.alpha, "patterns": tuple(settings.patterns)}
-    return Adapters(trained.folder, trained.step, trained.params, digest(trained.params), **shape), trained
+    form = {"rank": settings.rank, "alpha": settings.alpha, "patterns": tuple(settings.patterns)}
+    return Adapters(trained.folder, trained.step, trained.params, digest(trained.params), **form), trained
 
 
 def _base_of(folder: Path, settings: Any, record: dict[str, Any]) -> Adapters | None:

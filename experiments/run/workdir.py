@@ -79,7 +79,7 @@ def lock(workdir: Path, name: str = "workdir") -> None:
 
 
 def claim(workdir: Path, settings: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Make a folder this run's, or check that its newest checkpoint is of this run; then write config.json.
+    """Lock a folder for a run, check that its newest checkpoint, if any, is of this run, and write config.json.
 
     settings: the config, as a dict. identity: data, autoencoder and base, which the run depends on as well.
 
@@ -89,7 +89,7 @@ def claim(workdir: Path, settings: Mapping[str, Any], identity: Mapping[str, Any
     """
     check_writable(workdir)
     lock(workdir)
-    if (checkpoint := newest(workdir)) is not None:  # before the first checkpoint nothing is lost by another config
+    if (checkpoint := newest(workdir)) is not None:  # without a checkpoint another config may replace the present one
         step, record = checkpoint
         before, now = flatten(record["config"]), flatten(settings)
         for key in sorted(before.keys() | now.keys(), key=lambda key: (key != "config.model", key)):
