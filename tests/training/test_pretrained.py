@@ -201,7 +201,7 @@ def edit(**changes):
         (lambda f: (f / "config.json").write_text("{"), "config.json must be that of an export"),
         (lambda f: (f / "config.json").write_text("[]"), "config.json must be that of an export"),
         (edit(step=8), "config.json does not match its digest"),
-        (edit(format="diffax-2"), "config.json must have format 'diffax-1', got 'diffax-2': use the diffax that wrote"),
+        (edit(format="diffax-3"), "config.json must have format 'diffax-2', got 'diffax-3': use the diffax that wrote"),
     ],
 )
 def test_a_damaged_folder_is_refused(damage, message, folder, tmp_path):
