@@ -21,9 +21,10 @@ from experiments.configs import settings
 from experiments.data import pipeline
 from experiments.data.pictures import Pictures
 from experiments.models import adapters, autoencoder, latents, noisy_classifier, samplers
-from experiments.run import devices, distributed, heldout, samples
+from experiments.run import devices, distributed, heldout, samples, warm_start
 from experiments.run.command import changes, launch, path_of, run_errors, usage_errors
 from experiments.run.inputs import FORMS, opened
+from experiments.run.logs import by_name
 from experiments.run.workdir import claim, write_json
 
 CONFIG = flags.DEFINE_string(
@@ -33,12 +34,6 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 REPORT = flags.DEFINE_list("report_to", ["jsonl", "tensorboard"], "Logs: jsonl, tensorboard, wandb.")
 SHOW = flags.DEFINE_bool("show_config", False, "Print the config with all changes, and end.")
 flags.adopt_module_key_flags(distributed)
-
-LOGS = {  # (workdir, config) -> log
-    "jsonl": lambda workdir, config: training.JsonLog(workdir / "metrics.jsonl"),
-    "tensorboard": lambda workdir, config: training.TensorBoardLog(workdir / "tensorboard"),
-    "wandb": lambda workdir, config: training.WandbLog(workdir, config=config),
-}
 
 
 def main(argv):
@@ -52,6 +47,7 @@ def main(argv):
         if WORKDIR.value is None:
             raise ValueError("workdir must be a folder for the run: --workdir=DIR")
         workdir = path_of("workdir", WORKDIR.value)
+        logs = by_name(REPORT.value, workdir, config.to_dict())
     distributed.start()
     mesh = training.make_mesh()
     with usage_errors():
@@ -63,6 +59,7 @@ def main(argv):
         check_equal({**shared, "the number of devices": jax.local_device_count()})
         on_all(lambda: claim(workdir, config.to_dict(), identity) if is_first() else None)
         check_shared(workdir)
+        start = on_all(lambda: warm_start.opened(config.init_from, config.model, workdir))
         if config.train.compile_cache:
             devices.cache_compilations(workdir / "compile_cache")
 
@@ -75,8 +72,9 @@ def main(argv):
 
     def first_state():
         init_key, state_key = jax.random.split(random.threefry(jax.random.key(config.seed)))
+        params = trained.init(init_key) if start is None else start.onto(trained.init(init_key))
         # `memory` is what the loss keeps between steps, such as the losses that loss-aware times follow.
-        return training.init_state(state_key, trained.init(init_key), optimizer, objective.memory)
+        return training.init_state(state_key, params, optimizer, objective.memory)
 
     step = training.train_step(
         objective.loss,
@@ -91,7 +89,9 @@ def main(argv):
     kind, form = mesh.devices.flat[0].device_kind, config.parallel
     layout = f"{mesh.size} x {kind}, batch {batch_size // mesh.size} per device, {form}, jax {jax.__version__}"
     progress.message(f"{config.model} on {inputs.describe(shapes.params)}, {layout}")
-    logs = training.Logs(LOGS[name](workdir, config.to_dict()) for name in REPORT.value)
+    if start is not None:
+        with usage_errors():
+            progress.message(start.describe(shapes.params))
     pictures = Pictures(workdir, logs, progress, inputs.data.units)
     flops = devices.flops_of_step(objective, shapes, inputs.empty_batch(batch_size), kind)
     record = {
@@ -162,24 +162,15 @@ def watch(config, inputs, objective, pictures, workdir, mesh):
     sample_every, checkpoint_every = config.train.sample_every, config.train.checkpoint_every
     if config.model == "autoencoder":
         images = dataset.images(split, autoencoder.TEST_IMAGES)
-        every = {"sample_every": sample_every, "checkpoint_every": checkpoint_every}
-        return autoencoder.callbacks(model, images, pictures, mesh, **every)
+        return autoencoder.callbacks(model, images, pictures, mesh, sample_every, checkpoint_every)
     if config.model == "classifier":
-        every = {"seed": config.seed, "checkpoint_every": checkpoint_every}
-        return noisy_classifier.callbacks(model, *dataset.arrays(split), pictures, mesh, **every)
+        arrays = dataset.arrays(split)
+        return noisy_classifier.callbacks(model, *arrays, pictures, mesh, config.seed, checkpoint_every)
 
     schedule = model.optimizer.schedule()
     rate = training.Every(config.train.log_every, lambda step, state: {"learning_rate": float(schedule(step))})
-    losses = heldout.measure(
-        inputs,
-        objective,
-        split,
-        workdir,
-        mesh,
-        seed=config.seed,
-        every=config.train.heldout_every,
-        message=pictures.message,
-    )
+    every = {"seed": config.seed, "every": config.train.heldout_every, "message": pictures.message}
+    losses = heldout.measure(inputs, objective, split, workdir, mesh, **every)
     samplers.report_rounding(config.sampling.sampler, model.diffusion.schedule(), config.sampling.num_steps)
     every = {"seed": config.seed, "sample_every": sample_every}
     return [rate, *losses, samples.pictures_of(inputs, config.dataset.train_split, pictures, mesh, **every)]

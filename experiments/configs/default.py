@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.model = "diffusion"  # or "autoencoder", for latents; "classifier" of noisy images, for guidance
+    config.init_from = ""  # a workdir or an export: start from its parameters, where they fit
     config.parallel = "pmap"  # how a step is spread over devices: pmap, jit (the same by shardings), fsdp (a part each)
 
     config.dataset = ConfigDict()

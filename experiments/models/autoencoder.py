@@ -76,7 +76,6 @@ def callbacks(
     images: np.ndarray,
     pictures: Pictures,
     mesh: Any,
-    *,
     sample_every: int,
     checkpoint_every: int,
 ) -> list[Every]:

@@ -108,7 +108,6 @@ def callbacks(
     labels: np.ndarray,
     pictures: Pictures,
     mesh: Any,
-    *,
     seed: int,
     checkpoint_every: int,
 ) -> list[Every]:

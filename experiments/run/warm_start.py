@@ -1,0 +1,68 @@
+"""Warm start: the first parameters of a run from another run or an export, where they fit."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.run import loading, workdir
+from experiments.run.command import path_of
+
+LISTED = 8  # parameters in a message
+
+
+class WarmStart(NamedTuple):
+    """Parameters to start from. values: {path: array}; folder: where they are from."""
+
+    values: dict[str, np.ndarray]
+    folder: Path
+
+    def onto(self, params: Any) -> Any:
+        """The parameters, with those of the other model where path and shape are the same."""
+
+        def leaf(path: Any, own: Any) -> Any:
+            value = self.values.get(jax.tree_util.keystr(path))
+            return own if value is None or value.shape != own.shape else value.astype(own.dtype)
+
+        return jax.tree_util.tree_map_with_path(leaf, params)
+
+    def describe(self, params: Any) -> str:
+        """Text about what fits and what does not. params: the parameters of the run, or their shapes.
+
+        Raises:
+          ValueError: if nothing fits.
+        """
+        own = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+        other = {path: value.shape for path, value in self.values.items()}
+        fit = [path for path, shape in own.items() if other.get(path) == shape]
+        if not fit:
+            raise ValueError(
+                f"config.init_from must have parameters of this network, got none that fit in {self.folder}"
+            )
+        lines = [f"start from {self.folder}: {len(fit)} of {len(own)} arrays"]
+        differ = [path for path, shape in own.items() if other.get(path, shape) != shape]
+        new = [path for path in own if path not in other]
+        for title, paths in (
+            ("initialised, since the shapes differ", [f"{path} {own[path]}, there {other[path]}" for path in differ]),
+            ("initialised, since they are new", new),
+            ("not used", [path for path in other if path not in own]),
+        ):
+            if paths:
+                more = f" and {len(paths) - LISTED} more" if len(paths) > LISTED else ""
+                lines.append(f"  {title}: {', '.join(paths[:LISTED])}{more}")
+        return "\n".join(lines)
+
+
+def opened(path: str, kind: str, own: Path) -> WarmStart | None:
+    """The averaged parameters of a workdir or an export; None for no path, or if this run has a checkpoint already.
+
+    Raises:
+      ValueError: if the folder has no model of this kind.
+    """
+    if not path or workdir.newest(own) is not None:
+        return None
+    folder = path_of("config.init_from", path)
+    params = loading.load(folder, "config.init_from", kind).params
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return WarmStart({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}, folder)

@@ -1,0 +1,66 @@
+"""Warm start from a run: what fits is used, what does not is listed, and the first loss is lower."""
+
+import json
+
+import pytest
+from commands import error_of_train, train
+
+from experiments.configs import smoke
+
+
+def config_of(num_steps, **changes):
+    config = smoke.get_config()
+    config.train.update({"num_steps": num_steps, "log_every": 1, "sample_every": 1000, "checkpoint_every": 1000})
+    config.train.heldout_every = 1000
+    for path, value in changes.items():
+        group, _, key = path.partition("__")
+        if key:
+            config[group][key] = value
+        else:
+            config[group] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("first")
+    train(config_of(150), folder)
+    return folder
+
+
+def first_loss(folder):
+    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+
+
+def test_a_run_that_starts_from_another_begins_with_a_lower_loss(run, tmp_path, capsys):
+    train(config_of(1), tmp_path / "fresh")
+    capsys.readouterr()
+    changes = {"optimizer__learning_rate": 1e-4, "dataset__batch_size": 64, "seed": 1}
+    train(config_of(1, init_from=str(run), **changes), tmp_path / "warm")
+    assert first_loss(tmp_path / "warm") < 0.9 * first_loss(tmp_path / "fresh")
+    assert f"start from {run}" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_is_listed_and_initialised(run, tmp_path, capsys):
+    train(config_of(1, init_from=str(run), network__conditional=False, sampling__guidance=1.0), tmp_path / "warm")
+    output = capsys.readouterr().out
+    assert "not used: " in output
+    assert "arrays" in output
+
+
+@pytest.mark.slow
+def test_a_continued_run_does_not_need_the_other_any_more(run, tmp_path, capsys):
+    moved = tmp_path / "moved"
+    run.rename(moved)
+    try:
+        train(config_of(1, init_from=str(moved)), tmp_path / "warm")
+    finally:
+        moved.rename(run)
+    train(config_of(2, init_from=str(moved)), tmp_path / "warm")
+    assert "restored step 1" in capsys.readouterr().out
+
+
+def test_a_start_that_is_no_model_is_refused(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    error = error_of_train(config_of(1, init_from=str(tmp_path / "empty")), tmp_path / "warm", capsys)
+    assert "config.init_from must be" in error
