@@ -25,7 +25,6 @@ from experiments.data import prepared, sources
 from experiments.data.array_files import array_file
 from experiments.data.datasets import EMBEDDED, data_folder, prepare_embedded
 from experiments.data.image_folder import image_folder
-from experiments.data.picture_files import FITS
 from experiments.data.pictures import save_picture
 from experiments.run.command import launch, path_of, usage_errors
 from experiments.run.workdir import check_writable
@@ -36,7 +35,7 @@ IMAGES = flags.DEFINE_string("images", None, "A folder of pictures.")
 ARRAYS = flags.DEFINE_string("arrays", None, "A file .npz, .npy, .csv, .nc or .zarr.")
 MODULE = flags.DEFINE_string("module", None, "MODULE:FUNCTION that returns examples.")
 SIZE = flags.DEFINE_integer("size", None, "Of --images: height and width.")
-FIT = flags.DEFINE_enum("fit", "crop", FITS, "Of --images: how a picture becomes a square.")
+FIT = flags.DEFINE_string("fit", "crop", "Of --images: how it becomes a square: crop, random_crop or pad.")
 GROUND = flags.DEFINE_string(
     "ground", "white", "Of --images: the colour behind transparent pictures and around padded ones."
 )

@@ -1,0 +1,132 @@
+"""The blocks of docs/data.md run; data of every kind train and come back in their own units."""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray
+from commands import run, train
+from PIL import Image
+
+from experiments.configs import own
+from experiments.data.datasets import open_dataset
+
+PAGE = Path(__file__).parents[2] / "docs" / "data.md"
+BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.S)
+PREPARED = [line for block in BLOCKS for line in block.splitlines() if "experiments.prepare" in line]
+RNG = np.random.default_rng(0)
+
+
+def quietly_train(name, data_dir, workdir, *, steps=3, **changes):
+    config = own.get_config()
+    config.dataset.update({"name": name, "data_dir": str(data_dir), "batch_size": 8})
+    config.network.update({"channels": 8, "channel_multipliers": (1, 2), "attention_levels": (), "conditional": False})
+    config.train.update({"num_steps": steps, "log_every": steps, "checkpoint_every": steps, "compile_cache": False})
+    config.sampling.num_steps = 3
+    for path, value in changes.items():
+        group, key = path.split("__")
+        config[group][key] = value
+    return train(config, workdir)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The files that the page names, and a folder for the sets."""
+    folder = tmp_path_factory.mktemp("files")
+    photos = folder / "photos"
+    photos.mkdir()
+    for number in range(20):
+        pixels = RNG.integers(0, 255, (30 + number, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(photos / f"{number}.jpg")
+    winds = RNG.normal(280, 5, (30, 16, 32, 2)).astype(np.float32)
+    axes = ("time", "lat", "lon")
+    names = {name: (axes, winds[..., i], {"units": "m/s"}) for i, name in enumerate("uv")}
+    xarray.Dataset(names).to_netcdf(folder / "winds.nc", engine="netcdf4")
+    np.savez(folder / "signals.npz", x=RNG.normal(size=(30, 64, 1)).astype(np.float32))
+    towns = RNG.choice(["north", "south"], 60)
+    rows = "\n".join(f"{x},{y},{town}" for (x, y), town in zip(RNG.normal(100, 3, (60, 2)), towns, strict=True))
+    (folder / "places.csv").write_text(f"east,north,town\n{rows}\n")
+    np.save(folder / "volumes.npy", RNG.normal(size=(30, 8, 8, 8, 1)).astype(np.float32))
+    mask = np.arange(6) < RNG.integers(2, 7, (40, 1))
+    np.savez(folder / "sets.npz", x=RNG.normal(5, 2, (40, 6, 3)).astype(np.float32), mask=mask)
+    (folder / "mymodule.py").write_text(re.search(r"```python\n(.*?)```", PAGE.read_text(), re.S)[1])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sets(files):
+    """The folder of the sets that the page prepares, and of a set of point sets."""
+    lines = [*PREPARED, "python -m experiments.prepare --name=sets --arrays=sets.npz"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(files)
+        patch.setenv("HOME", str(files))
+        patch.setattr(sys, "path", [*sys.path])
+        for line in lines:
+            run("prepare", *line.split()[3:], f"--data_dir={files / 'data'}")
+    return files / "data"
+
+
+def test_every_set_of_the_page_can_be_opened(sets):
+    opened = {path.name: open_dataset(path.name, str(sets)) for path in sets.iterdir() if (path / "1.0.0").exists()}
+    shapes = {name: (dataset.shape, dataset.units.kind) for name, dataset in opened.items()}
+    assert shapes == {
+        "photos": ((64, 64, 3), "image"),
+        "winds": ((16, 32, 2), "field"),
+        "signals": ((64, 1), "field"),
+        "places": ((2,), "points"),
+        "volumes": ((8, 8, 8, 1), "field"),
+        "waves": ((64, 1), "field"),
+        "sets": ((6, 3), "points"),
+    }
+    assert opened["places"].class_names == ("north", "south")
+    assert opened["winds"].units.units == ("m/s", "m/s")
+    assert (sets / "winds.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "suffix"),
+    [
+        ("winds", {}, ".nc"),
+        ("places", {"network__name": "mlp", "network__conditional": True}, ".csv"),
+        ("sets", {"network__name": "dit", "network__patch_size": 0, "network__positions": "none"}, ".xyz"),
+        pytest.param("signals", {}, ".nc", marks=pytest.mark.slow),
+        pytest.param("volumes", {}, ".nc", marks=pytest.mark.slow),
+        pytest.param("photos", {}, ".png", marks=pytest.mark.slow),
+    ],
+)
+def test_a_set_is_trained_on_and_samples_come_in_its_units(sets, tmp_path, name, changes, suffix):
+    workdir = quietly_train(name, sets, tmp_path / "run", **changes)
+    run("sample", f"--checkpoint={workdir}", f"--out={tmp_path / 'out'}", "--num=6")
+    assert (tmp_path / "out" / "samples").with_suffix(suffix).exists()
+    shard = np.load(tmp_path / "out" / "shard_00000.npz")
+    dataset = open_dataset(name, str(sets))
+    assert (shard["samples"].shape, shard["samples"].dtype) == ((6, *dataset.shape), np.dtype(dataset.units.dtype))
+    if name == "winds":
+        written = xarray.open_dataset(tmp_path / "out" / "samples.nc")
+        np.testing.assert_allclose(written["u"], shard["samples"][..., 0])
+        assert written["u"].attrs["units"] == "m/s"
+        assert 200 < shard["samples"].mean() < 360  # an untrained network already has the mean of the data
+    if name == "sets":
+        outside = shard["samples"][~shard["masks"]]
+        np.testing.assert_allclose(outside, np.broadcast_to(dataset.units.mean, outside.shape), rtol=1e-5)
+
+
+def test_held_out_loss_is_logged_by_noise_level(sets, tmp_path):
+    from experiments.run import heldout
+
+    module_watch = __import__("experiments.train", fromlist=["watch"]).watch
+    config = own.get_config()
+    config.dataset.update({"name": "signals", "data_dir": str(sets), "batch_size": 8})
+    config.network.update({"channels": 8, "channel_multipliers": (1,), "attention_levels": (), "conditional": False})
+    config.train.update({"num_steps": 4, "log_every": 2, "checkpoint_every": 4, "heldout_every": 2, "sample_every": 4})
+    config.sampling.num_steps = 2
+    train(config, tmp_path, watch=module_watch)
+    lines = [line for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if "heldout" in line]
+    values = [__import__("json").loads(line) for line in lines]
+    assert [line["step"] for line in values] == [2, 4]
+    for line in values:
+        assert np.isclose(line["heldout"], np.mean([line[name] for name in heldout.NAMES]))
+        assert line["learning_rate"] > 0
+    assert (tmp_path / "heldout.png").exists()
