@@ -89,7 +89,7 @@ def test_the_table_of_training_steps(monkeypatch, tmp_path, capsys):
     flags = ["--networks=digits", "--devices=1", "--forms=jit", "--repeats=2", f"--out={tmp_path}"]
     benchmark.flags.FLAGS(["benchmark", "train", *flags])
     try:
-        benchmark.main(["benchmark", "train"])
+        benchmark.main(["benchmark"])
     finally:
         benchmark.flags.FLAGS.unparse_flags()
     table = (tmp_path / "train.md").read_text()
