@@ -1,8 +1,9 @@
 """Measures of sample quality: pure functions of arrays and sets of features.
 
-A set of features has shape (N, D); any extractor may compute it. Distances are computed in float64 on the host, in
-blocks of rows. (The Sinkhorn divergence is computed in one piece, on JAX's default device.) Report a distance together
-with the extractor, both counts, and the same distance between two sets of real data: it has no meaning without them.
+A set of features has shape (N, D), from any extractor, such as `diffax.nn.features`. Distances are computed in float64
+on the host, in blocks of rows. (The Sinkhorn divergence is computed in one piece, on JAX's default device.) Report a
+distance together with the extractor, both counts, and the same distance between two sets of real data: it has no
+meaning without them.
 
     frechet     distance of Gaussian fits; streaming moments; limit for infinitely many examples
     kernel      kernel distance (KID), unbiased, with a standard error

@@ -4,6 +4,7 @@ In float32 the networks support `jax_numpy_dtype_promotion=strict` and `jax_nump
 precision they do not support strict promotion, because Flax's norms and pooling promote to float32.
 """
 
+from diffax.nn import features
 from diffax.nn.attention import Attention, with_implementation
 from diffax.nn.autoencoder import Autoencoder
 from diffax.nn.dit import DIT_SIZES, DiT
@@ -23,5 +24,6 @@ __all__ = [
     "Residual",
     "TimeEmbedding",
     "UNet",
+    "features",
     "with_implementation",
 ]

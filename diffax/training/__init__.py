@@ -1,5 +1,9 @@
-"""Training: state, step, parallel step, loop, optimiser, logs, checkpoints; learned step grids."""
+"""Training: state, step, parallel step, loop, optimiser, logs, checkpoints; learned step grids.
 
+`flops` counts the operations of a step and has the peaks of devices.
+"""
+
+from diffax.training import flops
 from diffax.training._learned_grid import LearnedGrid, learn_grid
 from diffax.training.checkpoints import Checkpoints
 from diffax.training.fit import Every, Fitted, Stopped, fit
@@ -30,6 +34,7 @@ __all__ = [
     "WandbLog",
     "data_parallel",
     "fit",
+    "flops",
     "init_state",
     "learn_grid",
     "learning_rate_schedule",

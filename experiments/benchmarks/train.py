@@ -7,7 +7,7 @@ installed, the same step of their UNet2DModel of the same shape is timed in turn
 
     compile     tracing and compiling, without a cache
     step        median over `--repeats` steps, each waited for, and the range
-    FLOP/s      model FLOPs (`devices.training_flops`) over the median; share of the bfloat16 peak of all devices
+    FLOP/s      model FLOPs (`flops.training_flops`) over the median; share of the bfloat16 peak of all devices
     memory      of a device: what the compiled step takes for state, batch and temporaries, by XLA's account
 """
 
@@ -24,11 +24,11 @@ from absl import app, flags
 import diffax
 from diffax.nn.description import DTYPES as NAMES_OF_DTYPES
 from diffax.pretrained import Units
-from diffax.training import init_state, make_mesh, train_step
+from diffax.training import flops, init_state, make_mesh, train_step
 from experiments.benchmarks import train_peers
 from experiments.configs import default
 from experiments.model import Data, build
-from experiments.run import devices, inputs
+from experiments.run import inputs
 
 NETWORKS = flags.DEFINE_list("networks", ["digits", "pixels32"], "Of digits, pixels32, ddpm.")
 DEVICES = flags.DEFINE_list("devices", None, "Numbers of devices; by default 1 and all.")
@@ -80,7 +80,7 @@ def measure(name: str, form: str, count: int, dtype: str, remat: bool, repeats: 
     one = train_step(objective.loss, optimizer, ema_decay=config.optimizer.ema_decay)
     step, batch = inputs.FORMS[form](one, mesh), example_batch(network)
     state = step.place(init_state(jax.random.key(1), params, optimizer))
-    operations = devices.training_flops(objective.loss, params, batch, jax.random.split(state.key, network.batch_size))
+    operations = flops.training_flops(objective.loss, params, batch, jax.random.split(state.key, network.batch_size))
     start = time.perf_counter()
     memory = step.lower(state, batch).compile().memory_analysis()
     compiling = time.perf_counter() - start
@@ -90,7 +90,7 @@ def measure(name: str, form: str, count: int, dtype: str, remat: bool, repeats: 
         took, state = seconds(step, state, batch)
         times.append(took)
     median = float(np.median(times))
-    known = devices.peak(jax.devices()[0].device_kind)
+    known = flops.peak(jax.devices()[0].device_kind)
     return {
         "network": name,
         "what": f"diffax {form}",

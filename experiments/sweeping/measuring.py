@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from diffax._checks import check_count, choose
+from diffax.nn.features import efficientnet
 from experiments.data.pictures import save_picture
 from experiments.evaluation import comparison, extractors, families, measures
-from experiments.evaluation.extractors import efficientnet
 from experiments.models.digests import digest
 
 SHARED = ("extractor", "seed", "reference", "allow_few", "classifier_steps")  # with comparison.Settings

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import pytest
 
 from diffax.nn import EDM2
+from diffax.training import flops
 from experiments.benchmarks.accelerator import command, networks, sampling, steps, table
 from experiments.benchmarks.accelerator.worker import Context
-from experiments.run import devices
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {"device": "a device", "commit": "abc"}
@@ -159,14 +159,14 @@ def test_peaks_are_stated_with_their_source():
         "NVIDIA L4",
         "NVIDIA GeForce RTX 4090",
     ):
-        peak = devices.peak(kind)
+        peak = flops.peak(kind)
         assert peak.source
         assert peak.float32 == pytest.approx(peak.bfloat16 / 2, rel=0.01)  # TF32
     for kind in ("TPU v4", "TPU v5 lite", "TPU v5p", "TPU v6e", "TPU v6 lite"):
-        assert "TPU" in devices.peak(kind).source
+        assert "TPU" in flops.peak(kind).source
     for kind in ("NVIDIA GeForce GTX 1080", "NVIDIA L40S", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA H200 NVL"):
-        assert devices.peak(kind) is None
-    assert devices.peak("NVIDIA H100 NVL").bfloat16 < devices.peak("NVIDIA H100 80GB HBM3").bfloat16
+        assert flops.peak(kind) is None
+    assert flops.peak("NVIDIA H100 NVL").bfloat16 < flops.peak("NVIDIA H100 80GB HBM3").bfloat16
 
 
 # Operations by hand. A multiply-add is two; convolutions over p places: 2 p (window inputs) outputs.
@@ -253,7 +253,7 @@ def forward_flops(case):
     params = jax.eval_shape(case.net.init, jax.random.key(0), jnp.zeros((1, *case.shape)), jnp.zeros(1))["params"]
     batch = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in networks.batch_of(case, 1).items()}
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-    return devices.training_flops(networks.loss_of(case.net), params, batch, keys) / 3
+    return flops.training_flops(networks.loss_of(case.net), params, batch, keys) / 3
 
 
 BY_HAND = {"ddpm": ddpm(), "dit_b2": dit(768, 12), "dit_xl2": dit(1152, 28), "edm2_xs": edm2(32)}

@@ -78,8 +78,8 @@ def end_of(workdir):
 
 
 def log_of(workdir):
-    """metrics.jsonl without what depends on the clock."""
-    return [{k: v for k, v in line.items() if "second" not in k} for line in metrics(workdir)]
+    """metrics.jsonl without speed and memory."""
+    return [{k: v for k, v in line.items() if "second" not in k and "memory" not in k} for line in metrics(workdir)]
 
 
 def nan_at(*places):

@@ -2,8 +2,7 @@
 
 The step is AdamW with clipping, dropout where the network has it, and EMA; data is on the device before the clock
 starts. Steps are dispatched without waiting for each other, as in a training run; the time of a step is the median over
-chunks of them. TFLOP/s are model FLOPs (`experiments.run.devices.training_flops`): recomputation is not counted,
-attention is.
+chunks of them. TFLOP/s are model FLOPs (`diffax.training.flops`): recomputation is not counted, attention is.
 """
 
 import gc
@@ -16,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax.nn import with_implementation
+from diffax.training import flops
 from experiments.benchmarks.accelerator import networks
 from experiments.benchmarks.accelerator.worker import Context, one_line
-from experiments.run import devices
 
 COLUMNS = (
     ("parameters", "parameters", ",d"),
@@ -110,7 +109,7 @@ def measure(case: networks.Case, dtype: str, size: int, quick: bool) -> dict[str
     state = networks.state_of(net, case.shape, optimizer)
     batch = jax.device_put(networks.batch_of(case, size))
     keys = jax.eval_shape(lambda key: jax.random.split(key, size), state.key)
-    operations = devices.training_flops(networks.loss_of(net), state.params, batch, keys)
+    operations = flops.training_flops(networks.loss_of(net), state.params, batch, keys)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     start = time.perf_counter()
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
@@ -120,7 +119,7 @@ def measure(case: networks.Case, dtype: str, size: int, quick: bool) -> dict[str
         raise MemoryError(f"the step needs {needed / networks.GIB:.1f} GiB, the device has {limit / networks.GIB:.1f}")
     seconds = step_seconds(compiled, state, batch, 0.2 if quick else SECONDS)
     median = float(np.median(seconds))
-    peak = devices.peak(jax.local_devices()[0].device_kind)
+    peak = flops.peak(jax.local_devices()[0].device_kind)
     share = None if peak is None else 100 * operations / median / getattr(peak, dtype)
     return {
         "dtype": dtype,

@@ -10,12 +10,14 @@ names and shapes of its weights come from a trace of this function. Batch norm w
 import functools
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from diffax.typing import Array, Examples, Leaf
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 EPSILON = 1e-3  # of the norms
@@ -26,8 +28,35 @@ LISTED = 8  # problems in an error
 class Folded(NamedTuple):
     """A convolution after its norm: kernel (*window, in / groups, out), bias (out,)."""
 
-    kernel: Any
-    bias: Any
+    kernel: Leaf
+    bias: Leaf
+
+
+@runtime_checkable
+class Convolution(Protocol):
+    """A convolution with its norm, on x (B, H, W, C): (B, H', W', out).
+
+    name, norm: names of the two in torch. window: (rows, columns). groups: 1, or C for a depthwise convolution, which
+    pads as "SAME".
+    """
+
+    def __call__(
+        self,
+        name: str,
+        norm: str,
+        x: Array,
+        out: int,
+        window: tuple[int, int],
+        *,
+        stride: int = 1,
+        padding: str = "VALID",
+        groups: int = 1,
+    ) -> Array:
+        """The convolution and its norm."""
+        ...
+
+
+Layers = Callable[[Convolution, Array], Array]
 
 
 class Network(NamedTuple):
@@ -39,21 +68,31 @@ class Network(NamedTuple):
     """
 
     title: str
-    layers: Callable
+    layers: Layers
     size: int
     width: int
-    prepare: Callable
+    prepare: Callable[[Array], Array]
     head: dict[str, tuple[int, ...]]
 
 
-def apply(layers: Callable, folded: Callable[[str, str, tuple[int, ...]], Folded], x: Any) -> Any:
+def apply(layers: Layers, folded: Callable[[str, str, tuple[int, ...]], Folded], x: Array) -> Array:
     """The layers on x (B, H, W, 3).
 
     folded: (name of the convolution, name of its norm, shape of the weight in torch (out, in / groups, *window)) -> its
     parameters.
     """
 
-    def conv(name, norm, x, out, window, *, stride=1, padding="VALID", groups=1):
+    def conv(
+        name: str,
+        norm: str,
+        x: Array,
+        out: int,
+        window: tuple[int, int],
+        *,
+        stride: int = 1,
+        padding: str = "VALID",
+        groups: int = 1,
+    ) -> Array:
         kernel, bias = folded(name, norm, (out, x.shape[-1] // groups, *window))
         if groups > 1:
             return _depthwise(kernel, x, stride) + bias
@@ -70,7 +109,7 @@ def apply(layers: Callable, folded: Callable[[str, str, tuple[int, ...]], Folded
     return layers(conv, x)
 
 
-def _depthwise(kernel: Any, x: Any, stride: int) -> Any:
+def _depthwise(kernel: Leaf, x: Array, stride: int) -> Array:
     """A depthwise convolution, padded as "SAME", by shifted products: XLA's own is ten times slower on a CPU."""
     (rows, columns), sizes = kernel.shape[:2], x.shape[1:3]
     out = [-(-size // stride) for size in sizes]
@@ -85,7 +124,7 @@ def _depthwise(kernel: Any, x: Any, stride: int) -> Any:
     return functools.reduce(jnp.add, parts)
 
 
-def features(network: Network, params: dict[str, Folded], images: Any) -> Any:
+def features(network: Network, params: dict[str, Folded], images: Examples) -> Array:
     """(B, H, W, 1 or 3) in [-1, 1] to (B, width); gray is repeated three times.
 
     Raises:
@@ -102,7 +141,7 @@ def kernels(network: Network) -> dict[str, tuple[str, tuple[int, ...]]]:
     """{name of a convolution: (name of its norm, shape of its weight in torch)}."""
     result: dict[str, tuple[str, tuple[int, ...]]] = {}
 
-    def record(name, norm, shape):
+    def record(name: str, norm: str, shape: tuple[int, ...]) -> Folded:
         result[name] = norm, shape
         return Folded(jnp.zeros((*shape[2:], shape[1], shape[0])), jnp.zeros(shape[0]))
 
@@ -113,7 +152,7 @@ def kernels(network: Network) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def shapes(network: Network) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that the network needs, as torch has them."""
-    result = {}
+    result: dict[str, tuple[int, ...]] = {}
     for name, (norm, shape) in kernels(network).items():
         result[f"{name}.weight"] = shape
         result |= {f"{norm}.{part}": shape[:1] for part in NORM}
@@ -144,6 +183,7 @@ def fold(network: Network, tensors: dict[str, np.ndarray]) -> dict[str, Folded]:
     for name, (norm, _) in kernels(network).items():
         gamma, beta, mean, variance = (np.asarray(tensors[f"{norm}.{part}"], np.float64) for part in NORM)
         scale = gamma / np.sqrt(variance + EPSILON)
-        kernel = np.moveaxis(np.asarray(tensors[f"{name}.weight"], np.float64), (0, 1), (3, 2)) * scale
-        params[name] = Folded(kernel.astype(np.float32), (beta - mean * scale).astype(np.float32))
+        kernel: Any = np.moveaxis(np.asarray(tensors[f"{name}.weight"], np.float64), (0, 1), (3, 2)) * scale
+        bias: Any = beta - mean * scale
+        params[name] = Folded(kernel.astype(np.float32), bias.astype(np.float32))
     return params

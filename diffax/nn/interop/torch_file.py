@@ -13,7 +13,7 @@ import pickle
 import struct
 import zipfile
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class _Storage(NamedTuple):
     length: int
 
 
-def load_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The tensors of a file by name: .safetensors and .npz by the suffix, otherwise what `torch.save` wrote.
 
     Raises:
@@ -91,7 +91,7 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(str(key), dtype, int(count))
 
 
-def _load(file: IO[bytes]) -> Any:
+def _load(file: io.BufferedIOBase) -> Any:
     return _Unpickler(file, encoding="utf-8").load()
 
 

@@ -10,20 +10,39 @@ TensorFlow 1 did, and then scaled to (pixel - 128) / 128:
 With any other resize the numbers are not FIDs.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.evaluation.extractors.convolutions import Network
+from diffax.nn.features.convolutions import Convolution, Network
+from diffax.typing import Array
+
+FILE = "pt_inception-2015-12-05-6726825d.pth of pytorch-fid"  # where the weights are
+
+Link = tuple[str, int, tuple[int, int]]  # name, out, window
 
 
-def layers(conv: Any, x: Any) -> Any:
+@runtime_checkable
+class Unit(Protocol):
+    """A convolution with its norm and ReLU, named by the module of both."""
+
+    def __call__(
+        self, name: str, x: Array, out: int, window: tuple[int, int], *, stride: int = 1, padding: str = "VALID"
+    ) -> Array:
+        """(B, H, W, C) to (B, H', W', out)."""
+        ...
+
+
+def layers(conv: Convolution, x: Array) -> Array:
     """(B, H, W, 3), H and W >= 75, to (B, 2048)."""
 
-    def unit(name, x, out, window, *, stride=1, padding="VALID"):
+    def unit(
+        name: str, x: Array, out: int, window: tuple[int, int], *, stride: int = 1, padding: str = "VALID"
+    ) -> Array:
         return jax.nn.relu(conv(f"{name}.conv", f"{name}.bn", x, out, window, stride=stride, padding=padding))
 
     x = unit("Conv2d_1a_3x3", x, 32, (3, 3), stride=2)
@@ -44,22 +63,23 @@ def layers(conv: Any, x: Any) -> Any:
     return x.mean((1, 2))
 
 
-def _average(x):
-    return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
+def _average(x: Array) -> Array:
+    result: Array = nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
+    return result
 
 
-def _chain(unit, x, *links):
-    """One branch: (name, out, window) each, padded."""
+def _chain(unit: Unit, x: Array, *links: Link) -> Array:
+    """One branch of units, padded."""
     for name, out, window in links:
         x = unit(name, x, out, window, padding="SAME")
     return x
 
 
-def _join(*branches):
+def _join(*branches: Array) -> Array:
     return jnp.concatenate(branches, -1)
 
 
-def _block_a(unit, at, x, pooled):
+def _block_a(unit: Unit, at: str, x: Array, pooled: int) -> Array:
     return _join(
         _chain(unit, x, (f"{at}.branch1x1", 64, (1, 1))),
         _chain(unit, x, (f"{at}.branch5x5_1", 48, (1, 1)), (f"{at}.branch5x5_2", 64, (5, 5))),
@@ -68,7 +88,7 @@ def _block_a(unit, at, x, pooled):
     )
 
 
-def _block_b(unit, at, x):
+def _block_b(unit: Unit, at: str, x: Array) -> Array:
     y = _chain(unit, x, (f"{at}.branch3x3dbl_1", 64, (1, 1)), (f"{at}.branch3x3dbl_2", 96, (3, 3)))
     return _join(
         unit(f"{at}.branch3x3", x, 384, (3, 3), stride=2),
@@ -77,19 +97,19 @@ def _block_b(unit, at, x):
     )
 
 
-def _block_c(unit, at, x, n):
+def _block_c(unit: Unit, at: str, x: Array, n: int) -> Array:
     row, column = (1, 7), (7, 1)
     once = (("1", n, (1, 1)), ("2", n, row), ("3", 192, column))
     twice = (("1", n, (1, 1)), ("2", n, column), ("3", n, row), ("4", n, column), ("5", 192, row))
     return _join(
         _chain(unit, x, (f"{at}.branch1x1", 192, (1, 1))),
-        _chain(unit, x, *((f"{at}.branch7x7_{i}", *rest) for i, *rest in once)),
-        _chain(unit, x, *((f"{at}.branch7x7dbl_{i}", *rest) for i, *rest in twice)),
+        _chain(unit, x, *((f"{at}.branch7x7_{i}", out, window) for i, out, window in once)),
+        _chain(unit, x, *((f"{at}.branch7x7dbl_{i}", out, window) for i, out, window in twice)),
         _chain(unit, _average(x), (f"{at}.branch_pool", 192, (1, 1))),
     )
 
 
-def _block_d(unit, at, x):
+def _block_d(unit: Unit, at: str, x: Array) -> Array:
     y = _chain(unit, x, (f"{at}.branch3x3_1", 192, (1, 1)))
     wide = ((1, (1, 1)), (2, (1, 7)), (3, (7, 1)))
     z = _chain(unit, x, *((f"{at}.branch7x7x3_{i}", 192, window) for i, window in wide))
@@ -100,7 +120,7 @@ def _block_d(unit, at, x):
     )
 
 
-def _block_e(unit, at, x, pool):
+def _block_e(unit: Unit, at: str, x: Array, pool: Callable[[Array], Array]) -> Array:
     y = _chain(unit, x, (f"{at}.branch3x3_1", 384, (1, 1)))
     z = _chain(unit, x, (f"{at}.branch3x3dbl_1", 448, (1, 1)), (f"{at}.branch3x3dbl_2", 384, (3, 3)))
     return _join(
@@ -113,7 +133,7 @@ def _block_e(unit, at, x, pool):
     )
 
 
-def resize(x: Any, size: int) -> Any:
+def resize(x: Array, size: int) -> Array:
     """(B, H, W, C) to (B, size, size, C), the equation of the module."""
     for axis in (2, 1):  # the order decides the last bit
         length = x.shape[axis]

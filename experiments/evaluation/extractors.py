@@ -1,13 +1,12 @@
 """Feature extractors by name: from images to the features that the metrics of `diffax.metrics` compare.
 
     classifier          a small classifier of the data set itself, trained on images that no model sees: 64 features
-    efficientnet_lite0  trained on ImageNet, from a package (extra `features`): 1,280
-    inception_v3        the one of FID, from a file that the user provides: 2,048
+    efficientnet_lite0  1,280 features of `diffax.nn.features`
+    inception_v3        2,048 features of `diffax.nn.features`
 
 Numbers are comparable only for the same extractor and the same hash of its parameters.
 """
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,15 +14,13 @@ from typing import NamedTuple
 import numpy as np
 
 from diffax._checks import check_count, choose
+from diffax.nn import features
 from experiments.data.datasets import Dataset
 from experiments.evaluation import classifier
 from experiments.evaluation.batches import in_batches
-from experiments.evaluation.extractors import convolutions, efficientnet, inception
-from experiments.evaluation.extractors.torch_file import load_tensors
 from experiments.models.digests import digest
 
-NETWORKS = {"efficientnet_lite0": efficientnet.NETWORK, "inception_v3": inception.NETWORK}
-DIMENSIONS = {"classifier": classifier.FEATURES, **{name: network.width for name, network in NETWORKS.items()}}
+DIMENSIONS = {"classifier": classifier.FEATURES} | {name: net.width for name, net in features.NETWORKS.items()}
 
 
 class Extractor(NamedTuple):
@@ -46,14 +43,13 @@ def pretrained(name: str, inception_weights: str | None = None) -> Extractor:
     Raises:
       ValueError: for an unknown name, or a file of weights that is missing, cannot be read or does not fit.
     """
-    network = choose("extractor", name, NETWORKS)
-    path = efficientnet.packaged() if name == "efficientnet_lite0" else inception_weights
-    if not path:
-        file = "pt_inception-2015-12-05-6726825d.pth of pytorch-fid"
-        raise ValueError(f"extractor {name} needs inception_weights=FILE: {file}")
-    params = convolutions.fold(network, load_tensors(path))
-    features = in_batches(functools.partial(convolutions.features, network), params, 32)
-    return Extractor(name, digest(params), network.width, features)
+    choose("extractor", name, features.NETWORKS)
+    is_inception = name == "inception_v3"
+    if is_inception and not inception_weights:
+        raise ValueError(f"extractor {name} needs inception_weights=FILE: {features.inception.FILE}")
+    network = features.load(name, inception_weights if is_inception else None)
+    in_parts = in_batches(network.features, network.params, 32)
+    return Extractor(name, digest(network.params), network.width, in_parts)
 
 
 def of_classifier(dataset: Dataset, split: str, *, num_steps: int, seed: int, path: Path | None = None) -> Extractor:
