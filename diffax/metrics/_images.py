@@ -95,7 +95,7 @@ def ssim(
     x, y = inside(x, mask), inside(y, mask)
     similarity: Array = _similarity(x, y, (k1 * data_range) ** 2, (k2 * data_range) ** 2, window, sigma)
     if mask is None:
-        return jnp.asarray(mean(similarity))
+        return jnp.mean(similarity, axis=tuple(range(1, x.ndim)))
     whole = inside(jnp.ones_like(x), mask)
     for axis in range(1, x.ndim - 1):
         size = x.shape[axis] - window + 1

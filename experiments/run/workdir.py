@@ -124,6 +124,8 @@ def newest(folder: Path) -> tuple[int, dict[str, Any]] | None:
 
 def completed(record: dict[str, Any]) -> dict[str, Any]:
     """A record whose config has the defaults of settings that are newer than the run."""
+    if "config" not in record:  # of several runs of a sweep
+        return record
     known, config = json.loads(default.get_config().to_json()), record["config"]
     groups = {key: value for key, value in known.items() if isinstance(value, dict) and key != "schedule"}
     config = known | config | {key: value | config.get(key, {}) for key, value in groups.items()}

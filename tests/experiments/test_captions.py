@@ -99,7 +99,7 @@ def test_emoji_are_the_font_s_pictures_with_their_names(dataset):
     records = {}
     for part in ("train", "test"):
         for record in dataset.source(part):
-            records[record["caption"]] = (part, record["image"], record["label"])
+            records[record["caption"]] = (part, record["x"], record["label"])
     names = {
         "grinning face": (0x1F600, "emoticons"),
         "heavy black heart": (0x2764, "symbols"),

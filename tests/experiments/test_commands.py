@@ -103,7 +103,7 @@ def test_parameters_of_schedules_and_weightings_reach_the_model():
     ("change", "message"),
     [
         ("optimizer.learning_rate=-1", "config.optimizer.learning_rate must be > 0, got -1"),
-        ("optimizer.decay=linear", "config.optimizer.decay must be one of"),
+        ("optimizer.decay=stepwise", "config.optimizer.decay must be one of"),
         ("sampling.eta=2", "config.sampling.eta must be in"),
         ("network.num_heads=3", "config.network.num_heads must divide"),
         ("network.channels=7", "config.network"),
@@ -190,7 +190,7 @@ def test_a_folder_of_samples_keeps_its_settings_and_lacks_what_cannot_be_read(tm
         sample_folder.save_shard(path, index, index)
         indices.append(index.tolist())
     assert indices == [[0, 1, 2], [3, 4, 5], [6]]
-    assert sample_folder.first_samples(tmp_path, 4, 3).tolist() == [0, 1, 2, 3]
+    assert sample_folder.first_samples(tmp_path, 4, 3)[0].tolist() == [0, 1, 2, 3]
     (tmp_path / "shard_00001.npz").write_bytes(b"cut short")
     assert [path.name for path, _ in sample_folder.missing_shards(tmp_path, 7, 3)] == ["shard_00001.npz"]
 

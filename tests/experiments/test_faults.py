@@ -94,11 +94,12 @@ def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_had_been(prepared, tmp_
             os.kill(os.getpid(), signal.SIGTERM)
         return batch
 
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stopped:
         prepared(at_batch=terminate)
     assert end_of(tmp_path / "run")[0] == 6
     assert stopped.value.code == processes.STOPPED == 75
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
     workdir, straight = prepared(), prepared("straight")
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.steps == [8, 12]

@@ -12,6 +12,7 @@ from test_experiments import call
 
 import experiments.evaluation.measures as module
 from diffax import metrics as library
+from diffax.pretrained import Units
 from experiments.data.datasets import Dataset
 from experiments.evaluation import comparison as scoring
 from experiments.evaluation.batches import in_batches
@@ -219,7 +220,7 @@ def test_streamed_distance(monkeypatch):
 
 def test_many_samples_are_streamed(monkeypatch):
     pixels = np.clip((SAMPLES + 2) * 60, 0, 255).astype(np.uint8)
-    dataset = Dataset("made", None, SHAPE, 3, 0.0, 255.0)
+    dataset = Dataset("made", None, "image", SHAPE, Units(), ("a", "b", "c"))
     case = scoring.Case(dataset, REAL, JUDGE, None, ("fd", "accuracy"), Settings(), {})
     whole = scoring.compare(case, pixels, LABELS)
     monkeypatch.setattr(module, "MAX_IMAGES", 30)

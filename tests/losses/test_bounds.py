@@ -132,7 +132,7 @@ def test_bad_settings_are_refused(config, message):
 
 def test_bin_width_must_be_that_of_the_data():
     built(digits_vlb.get_config())
-    bytes_ = DATA["digits"]._replace(range=(0, 255))
+    bytes_ = DATA["digits"]._replace(units=DATA["mnist5k"].units)
     built(digits.get_config(), data=bytes_)
     with pytest.raises(ValueError, match=r"loss\.bin_width must be 0\.00784314 for these data, got 0\.125"):
         built(digits_vlb.get_config(), data=bytes_)

@@ -238,7 +238,7 @@ def write_base(folder, data_dir, seed=0):
     config, data = settings(data_dir), DATA["digits"]
     model = build(config, data)
     params = jax.tree.map(lambda p: p + 0.05, model.init(jax.random.key(seed)))
-    more = {"config": config.to_dict(), "data": data._asdict(), "identity": {}}
+    more = {"config": config.to_dict(), "data": data.record(), "identity": {}}
     save(folder, model.diffusion, params, step=7, units=data.units, more=more)
     return params
 
