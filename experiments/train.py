@@ -169,8 +169,8 @@ def watch(config, inputs, objective, pictures, workdir, mesh):
 
     schedule = model.optimizer.schedule()
     rate = training.Every(config.train.log_every, lambda step, state: {"learning_rate": float(schedule(step))})
-    every = {"seed": config.seed, "every": config.train.heldout_every, "message": pictures.message}
-    losses = heldout.measure(inputs, objective, split, workdir, mesh, **every)
+    every = {"batch_size": config.dataset.batch_size, "seed": config.seed, "every": config.train.heldout_every}
+    losses = heldout.measure(inputs, objective, split, workdir, mesh, pictures.message, **every)
     samplers.report_rounding(config.sampling.sampler, model.diffusion.schedule(), config.sampling.num_steps)
     every = {"seed": config.seed, "sample_every": sample_every}
     return [rate, *losses, samples.pictures_of(inputs, config.dataset.train_split, pictures, mesh, **every)]

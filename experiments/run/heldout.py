@@ -1,6 +1,7 @@
 """The training loss on held-out examples, in total and by noise level, while a diffusion model trains."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,23 @@ from diffax.training.processes import is_first
 from experiments.models.objectives import Objective
 from experiments.run.inputs import Inputs
 
-EXAMPLES, BINS, BATCH = 256, 8, 64
+EXAMPLES, BINS, BATCH = 256, 8, 64  # examples: at most two batches
 NAMES = tuple(f"heldout_{number}" for number in range(1, BINS + 1))
 
 
 def measure(
-    inputs: Inputs, objective: Objective, split: str, workdir: Path, mesh: Any, *, seed: int, every: int, message: Any
+    inputs: Inputs,
+    objective: Objective,
+    split: str,
+    workdir: Path,
+    mesh: Any,
+    message: Callable[[str], Any],
+    *,
+    batch_size: int,
+    seed: int,
+    every: int,
 ) -> list[Every]:
-    """The loss of at most 256 examples of a split by the averaged parameters, always with the same noise.
+    """The loss of two batches of a split, at most 256 examples, by the averaged parameters, always with the same noise.
 
     The training times are those of the quantiles (k - 1) / 8 .. k / 8 of their distribution for heldout_k, so that
     heldout_1 has the least noise and `heldout`, their mean, estimates the same expectation as the training loss; no
@@ -33,7 +43,7 @@ def measure(
     if not every:
         return []
     try:
-        batch = inputs.examples(split, EXAMPLES, mesh)
+        batch = inputs.examples(split, min(EXAMPLES, 2 * batch_size), mesh)
     except ValueError as error:
         message(f"no held-out loss is measured: {error}")
         return []
