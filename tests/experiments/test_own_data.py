@@ -1,5 +1,6 @@
 """The blocks of docs/data.md run; data of every kind train and come back in their own units."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray
-from commands import run, train
+from commands import imported, run, train
 from PIL import Image
 
 from experiments.configs import own
+from experiments.data import kinds
 from experiments.data.datasets import open_dataset
+from experiments.run import heldout
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.S)
@@ -113,18 +116,54 @@ def test_a_set_is_trained_on_and_samples_come_in_its_units(sets, tmp_path, name,
         np.testing.assert_allclose(outside, np.broadcast_to(dataset.units.mean, outside.shape), rtol=1e-5)
 
 
-def test_held_out_loss_is_logged_by_noise_level(sets, tmp_path):
-    from experiments.run import heldout
+KIND = '''
+"""Levels: one number after another, as text."""
 
-    module_watch = __import__("experiments.train", fromlist=["watch"]).watch
+import numpy as np
+
+RANKS, DTYPES, CHANNELS = (2,), (), ()
+
+
+def normalise(x, units):
+    return units.normalise(x)
+
+
+def denormalise(x, units):
+    return units.denormalise(x)
+
+
+def save(path, x, units, mask=None):
+    path.with_suffix(".txt").write_text("\\n".join(" ".join(f"{v:.6g}" for v in row.ravel()) for row in x))
+    return [path.with_suffix(".txt")]
+
+
+def picture(x, units, columns=10, titles=(), mask=None):
+    return np.zeros((8, 8, 3), np.uint8)
+'''
+
+
+def test_a_kind_of_ones_own_is_one_file(files, tmp_path, monkeypatch):
+    (tmp_path / "kinds").mkdir()
+    (tmp_path / "kinds" / "levels.py").write_text(KIND)
+    monkeypatch.setattr(kinds, "__path__", [*kinds.__path__, str(tmp_path / "kinds")])
+    arrays = f"--arrays={files / 'signals.npz'}"
+    run("prepare", "--name=levels", arrays, "--kind=levels", f"--data_dir={tmp_path}")
+    workdir = quietly_train("levels", tmp_path, tmp_path / "run", steps=1)
+    run("sample", f"--checkpoint={workdir}", f"--out={tmp_path / 'out'}", "--num=3")
+    written = np.loadtxt(tmp_path / "out" / "samples.txt")
+    np.testing.assert_allclose(written, np.load(tmp_path / "out" / "shard_00000.npz")["samples"][..., 0], rtol=1e-4)
+
+
+def test_held_out_loss_is_logged_by_noise_level(sets, tmp_path):
+    watch = imported("train")[0].watch
     config = own.get_config()
     config.dataset.update({"name": "signals", "data_dir": str(sets), "batch_size": 8})
     config.network.update({"channels": 8, "channel_multipliers": (1,), "attention_levels": (), "conditional": False})
     config.train.update({"num_steps": 4, "log_every": 2, "checkpoint_every": 4, "heldout_every": 2, "sample_every": 4})
     config.sampling.num_steps = 2
-    train(config, tmp_path, watch=module_watch)
+    train(config, tmp_path, watch=watch)
     lines = [line for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if "heldout" in line]
-    values = [__import__("json").loads(line) for line in lines]
+    values = [json.loads(line) for line in lines]
     assert [line["step"] for line in values] == [2, 4]
     for line in values:
         assert np.isclose(line["heldout"], np.mean([line[name] for name in heldout.NAMES]))
