@@ -10,6 +10,7 @@ import pytest
 import diffax
 from diffax import likelihood, losses, metrics
 
+pytestmark = pytest.mark.newest
 LENGTHS, DIM = (3, 5, 1), 2
 SCHEDULE, LEARNED = diffax.Cosine(), diffax.Learned.init(jax.random.key(1), log_snr_max=10.0, log_snr_min=-10.0)
 T = jnp.array([0.3, 0.6, 0.9])

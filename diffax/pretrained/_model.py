@@ -14,7 +14,7 @@ from diffax._pytrees import pytree, static
 from diffax.pretrained._specification import Diffusion
 from diffax.pretrained._tokenizer import Tokenizer
 from diffax.pretrained._units import Units
-from diffax.typing import Array, Denoiser, Key, Scalar
+from diffax.typing import Array, Denoiser, Examples, Key, Scalar
 
 
 @pytree
@@ -76,7 +76,7 @@ class Pretrained:
         sampling = dataclasses.replace(self.diffusion.sampling, **changes)
         return dataclasses.replace(self, diffusion=dataclasses.replace(self.diffusion, sampling=sampling))
 
-    def denoiser(self, label: Array | None = None, weight: Scalar | None = None) -> Denoiser:
+    def denoiser(self, label: Examples | None = None, weight: Scalar | None = None) -> Denoiser:
         """The denoiser (x, t) -> x0 that `sample` uses: the posterior mean, guided and clipped by `diffusion.sampling`.
 
         Args:
@@ -109,7 +109,7 @@ class Pretrained:
             raise ValueError(f"captions must not be given to a model without a vocabulary, got {list(captions)}")
         return Tokenizer(self.words, self.max_length).encode(captions)
 
-    def sample(self, key: Key, n: int, label: Array | None = None) -> Array:
+    def sample(self, key: Key, n: int, label: Examples | None = None) -> Array:
         """Samples (n, ...) in about [-1, 1]: (n, *shape), or the decoded data for a model in latents.
 
         Args:
@@ -126,13 +126,13 @@ class Pretrained:
         x: Array = self.diffusion.generate(self.params, random.keys_at(key, jnp.arange(n)), label)
         return x if self.latents is None else self.decode(x)
 
-    def decode(self, x0: Array) -> Array:
+    def decode(self, x0: Examples) -> Array:
         """The data of scaled codes x0."""
         variables, z = {"params": self.latents.params}, x0 / self.latents.scale
         decoded: Array = _autoencoder(self.latents.network).apply(variables, z, method="decode")
         return decoded
 
-    def denormalise(self, x: Array) -> np.ndarray:
+    def denormalise(self, x: Examples) -> np.ndarray:
         """Samples in the units of the data, on the host; see `Units.denormalise`."""
         return self.units.denormalise(x)
 

@@ -13,7 +13,7 @@ from diffax._pytrees import pytree, static
 from diffax.denoisers import Moments, denoiser
 from diffax.predictions import initial_noise
 from diffax.pretrained import _calls
-from diffax.typing import Array, Denoiser, Grid, Key, Keys, Kind, Params, Scalar, Schedule, Tree
+from diffax.typing import Array, Denoiser, Examples, Grid, Key, Keys, Kind, Params, Scalar, Schedule, Times, Tree
 
 # How the network gets the time: (scale of its time embedding, (schedule, t) -> its second argument).
 TIMES: dict[str, tuple[float, Callable[[Any, Any], Any]]] = {
@@ -146,12 +146,12 @@ class Diffusion:
     def predict(
         self,
         params: Params,
-        condition: Array | None = None,
+        condition: Examples | None = None,
         *,
         key: Key | None = None,
-        of_time: Callable[[Schedule, Array], Array] | None = None,
+        of_time: Callable[[Schedule, Any], Any] | None = None,
         module: Any = None,
-        mask: Array | None = None,
+        mask: Examples | None = None,
     ) -> Callable[..., Any]:
         """The network as a function (x, t) -> y.
 
@@ -168,7 +168,7 @@ class Diffusion:
         network_params = params["network"] if self.learns_schedule else params
         masks = {} if mask is None else {"mask": mask}
 
-        def bound(x: Array, t: Array) -> Any:
+        def bound(x: Any, t: Times) -> Any:
             y = module.apply({"params": network_params}, x, second(curve, t), condition, key=key, **masks)
             return Moments(*jnp.split(y, 2, -1)) if self.learned_variance else y
 
@@ -177,12 +177,12 @@ class Diffusion:
     def denoiser(
         self,
         params: Params,
-        condition: Array | None = None,
+        condition: Examples | None = None,
         *,
         log_prob: Callable[..., Array] | None = None,
         scale: Scalar = 1.0,
         module: Any = None,
-        mask: Array | None = None,
+        mask: Examples | None = None,
     ) -> Denoiser:
         """The denoiser that samples are drawn with: guided and clipped as `sampling` says.
 
@@ -207,7 +207,7 @@ class Diffusion:
             result = denoisers.on_x0(denoisers.clip_static, result)
         return confined(result if self.sampling.sampler == "ddpm_learned" else denoisers.mean_only(result), mask)
 
-    def _guided(self, curve: Schedule, conditional: Callable[..., Any], condition: Array) -> Any:
+    def _guided(self, curve: Schedule, conditional: Callable[..., Any], condition: Examples) -> Any:
         """The conditional denoiser, with classifier-free guidance unless `guidance` is None.
 
         One call of the network has both branches; with a learned variance there are two calls.
@@ -252,13 +252,13 @@ class Diffusion:
         self,
         params: Params,
         keys: Keys,
-        condition: Array | None = None,
+        condition: Examples | None = None,
         *,
         times: Grid | None = None,
         start: Tree | None = None,
         classify: Callable[..., Any] | None = None,
         scale: Scalar = 1.0,
-        mask: Array | None = None,
+        mask: Examples | None = None,
     ) -> Any:
         """Samples (B, *shape), for keys (B,) and conditions of B examples or None.
 

@@ -92,7 +92,7 @@ def test_every_set_of_the_page_can_be_opened(sets):
     ("name", "changes", "suffix"),
     [
         ("winds", {}, ".nc"),
-        ("places", {"network__name": "mlp", "network__conditional": True}, ".csv"),
+        pytest.param("places", {"network__name": "mlp", "network__conditional": True}, ".csv", marks=pytest.mark.slow),
         ("sets", {"network__name": "dit", "network__patch_size": 0, "network__positions": "none"}, ".xyz"),
         pytest.param("signals", {}, ".nc", marks=pytest.mark.slow),
         pytest.param("volumes", {}, ".nc", marks=pytest.mark.slow),

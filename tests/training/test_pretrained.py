@@ -16,6 +16,7 @@ from diffax.nn import lora
 from diffax.nn.description import autoencoder_from_description
 from diffax.pretrained import Diffusion, Latents, Sampling, Spec, Tokenizer
 
+pytestmark = pytest.mark.newest
 KEY = jax.random.key(0)
 NETWORK = {"name": "mlp", "channels": 8, "depth": 1, "dropout_rate": 0.0, "time_scale": 1000.0, "dtype": "float32"}
 AUTOENCODER = {
@@ -281,7 +282,7 @@ def test_a_specification_can_be_pickled_and_mapped(loaded):
 
 def test_integers_in_a_range_survive_the_round_trip():
     for low, high in ((0, 255), (0, 16)):
-        units = pretrained.Units(range=(low, high))
+        units = pretrained.Units(range=(float(low), float(high)))
         stored = np.arange(low, high + 1, dtype=np.uint8)[:, None]
         np.testing.assert_array_equal(units.denormalise(units.normalise(stored)), stored)
         np.testing.assert_allclose(units.normalise(stored)[[0, -1], 0], [-1, 1])
