@@ -93,7 +93,12 @@ def test_every_set_of_the_page_can_be_opened(sets):
     [
         ("winds", {}, ".nc"),
         pytest.param("places", {"network__name": "mlp", "network__conditional": True}, ".csv", marks=pytest.mark.slow),
-        ("sets", {"network__name": "dit", "network__patch_size": 0, "network__positions": "none"}, ".xyz"),
+        pytest.param(
+            "sets",
+            {"network__name": "dit", "network__patch_size": 0, "network__positions": "none"},
+            ".xyz",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("signals", {}, ".nc", marks=pytest.mark.slow),
         pytest.param("volumes", {}, ".nc", marks=pytest.mark.slow),
         pytest.param("photos", {}, ".png", marks=pytest.mark.slow),
