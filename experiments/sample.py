@@ -113,7 +113,8 @@ def main(argv):
     )
     names = [path.name for path in own if path.suffix != ".png"][:3]
     print(f"{NUM.value} samples in {out}, the first {len(first)} in {', '.join(['samples.png', *names])}")
-    print(f"next: python -m experiments.evaluate --samples={OUT.value}")
+    if source.units.kind == "image":
+        print(f"next: python -m experiments.evaluate --samples={OUT.value}")
 
 
 def check_flags():

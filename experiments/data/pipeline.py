@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
+from diffax.pretrained import Units
 from experiments.data.datasets import Dataset
 
 
@@ -23,8 +24,8 @@ class Augment(NamedTuple):
     roll: tuple[int, ...] = ()
     rotate: bool = False
 
-    def check(self, shape: tuple[int, ...], kind: str) -> None:
-        """Raise `ValueError` for a change that does not fit examples of this shape and kind."""
+    def check(self, shape: tuple[int, ...], units: Units) -> None:
+        """Raise `ValueError` for a change that does not fit examples of this shape with these units."""
         space = len(shape) - 1
         if self.crop < 0 or self.crop >= min(shape[:-1], default=1):
             raise ValueError(f"config.dataset.crop must be in [0, {min(shape[:-1], default=1) - 1}], got {self.crop}")
@@ -33,8 +34,10 @@ class Augment(NamedTuple):
                 raise ValueError(f"config.dataset.roll must name axes in [0, {space - 1}] of {shape}, got {axis}")
         if self.flip and not space:
             raise ValueError(f"config.dataset.flip must be False for data of shape {shape}, got True")
-        if self.rotate and (kind != "points" or shape[-1] not in (2, 3)):
+        if self.rotate and (units.kind != "points" or shape[-1] not in (2, 3)):
             raise ValueError(f"config.dataset.rotate must be False but for points in 2 or 3 dimensions, got {shape}")
+        if self.rotate and len(set(units.std)) > 1:
+            raise ValueError(f"config.dataset.rotate needs one standard deviation for all axes, got {units.std}")
 
     def functions(self) -> list[Callable]:
         """(example, generator) -> example, for each change that is on."""

@@ -45,6 +45,12 @@ class Statistics:
         std = np.sqrt(self._squares / max(self.count, 1))
         return np.where(std > 0, std, 1.0)
 
+    def std_of(self, source: Source) -> np.ndarray:
+        """The standard deviations to normalise by: sets of points have one for all axes, so that angles stay."""
+        if source.kind != "points" or len(source.shape) < 2:
+            return self.std
+        return np.full_like(self.std, np.sqrt(np.mean(self.std**2)))
+
 
 def units(source: Source, examples: Iterable[np.ndarray]) -> Units:
     """The units of a source, with the statistics of these examples where it has no range."""
@@ -52,7 +58,7 @@ def units(source: Source, examples: Iterable[np.ndarray]) -> Units:
     if source.range is None:
         for x in examples:
             statistics.add(x)
-    own = (statistics.mean, statistics.std) if source.range is None else ((), ())
+    own = (statistics.mean, statistics.std_of(source)) if source.range is None else ((), ())
     mean, std = (tuple(map(float, values)) for values in own)
     return Units(source.dtype, source.range, mean, std, source.kind, source.channels, source.units)
 
@@ -130,7 +136,7 @@ def _builder(name: str, source: Source, splits: dict[str, np.ndarray]) -> Any:
                     example = {**example, "mask": mask.astype(np.uint8)}
                 yield int(number), example
             if key == "train" and source.range is None:  # TFDS writes the metadata after the records
-                self.info.metadata.update(mean=statistics.mean.tolist(), std=statistics.std.tolist())
+                self.info.metadata.update(mean=statistics.mean.tolist(), std=statistics.std_of(source).tolist())
 
     Prepared.name = name
     return Prepared

@@ -121,7 +121,7 @@ def opened(config: Any, num_devices: int) -> Inputs:
         text = config.text
         tokenizer = captions.tokenizer(dataset, names.train_split, text.vocab_size, text.max_length, words)
     augment = pipeline.Augment(names.flip, names.crop, tuple(names.roll), names.rotate)
-    augment.check(dataset.shape, dataset.units.kind)
+    augment.check(dataset.shape, dataset.units)
     read = functools.partial(
         pipeline.batches,
         dataset,

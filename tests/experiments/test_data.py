@@ -7,6 +7,7 @@ import pytest
 from commands import built
 from mock_cifar10 import Cifar10
 
+from diffax.pretrained import Units
 from experiments.data.datasets import open_dataset
 from experiments.data.pipeline import Augment, batches
 
@@ -124,7 +125,15 @@ def test_rotations_keep_distances_and_are_uniform(dimensions):
 )
 def test_augmentation_that_does_not_fit_is_refused(settings, shape, kind, message):
     with pytest.raises(ValueError, match=message):
-        Augment(**settings).check(shape, kind)
+        Augment(**settings).check(shape, Units(kind=kind))
+
+
+def test_rotations_need_one_scale_for_all_axes():
+    units = Units("float32", None, (0.0, 0.0), (1.0, 2.0), "points")
+    with pytest.raises(
+        ValueError, match=r"config.dataset.rotate needs one standard deviation for all axes, got \(1.0, 2.0\)"
+    ):
+        Augment(rotate=True).check((5, 2), units)
 
 
 @pytest.mark.parametrize(

@@ -314,6 +314,14 @@ def test_statistics_count_what_is_inside_the_mask():
     assert (prepared.Statistics().std == 1).all()
 
 
+def test_sets_of_points_have_one_scale_and_tables_one_for_each_column():
+    x = np.random.default_rng(0).normal(size=(50, 6, 2)) * [1.0, 7.0]
+    sets, table = (sources.of_arrays(value, {}, kind="points") for value in (x, x[:, 0]))
+    std = prepared.units(sets, x).std
+    np.testing.assert_allclose(std, np.sqrt(np.mean(x.reshape(-1, 2).std(0) ** 2)))
+    np.testing.assert_allclose(prepared.units(table, x[:, 0]).std, x[:, 0].std(0))
+
+
 def test_nothing_is_written_for_a_name_that_exists_or_a_kind_that_does_not_fit(tmp_path):
     source = grouped()
     parts = sources.split(source)
