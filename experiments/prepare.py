@@ -74,26 +74,19 @@ def main(argv):
         prepared.check(NAME.value, source, folder)
 
     # ---------------------------------------------------------------- show: what was read, a contact sheet
-    for line in source.report:
-        print(line)
+    print(*source.report, sep="\n")
     print(f"kind {source.kind}, shape {source.shape}, {source.dtype}")
     for split, index in splits.items():
         print(f"{split} {len(index)} by {by}" + counts(source, index))
-    sheet = folder / f"{NAME.value}.png"
-    count = min(2000 if len(source.shape) == 1 else SHOWN, len(splits["train"]))
-    rows = splits["train"][np.linspace(0, len(splits["train"]) - 1, count).astype(int)]
-    shown = [source.example(int(row)) for row in rows]
-    units = prepared.units(source, (example["x"] for example in shown))
-    masks = np.stack([example["mask"] for example in shown]) if "mask" in source.features else None
-    save_picture(sheet, units.normalise(np.stack([example["x"] for example in shown])), units, mask=masks)
-    print(f"contact sheet: {sheet}")
+    with usage_errors():
+        show(source, splits["train"], folder / f"{NAME.value}.png")
 
     # ---------------------------------------------------------------- write
     with usage_errors():
         path = prepared.write(NAME.value, source, splits, folder)
     print(f"{NAME.value} is prepared in {path}")
-    flags_of_set = [f"--config.{key}={value}" for key, value in settings_for(source, len(splits["train"])).items()]
-    print(f"next: python -m experiments.train --config=own {' '.join(flags_of_set)} --workdir=DIR")
+    own_flags = [f"--config.{key}={value}" for key, value in settings_for(source, len(splits["train"])).items()]
+    print(f"next: python -m experiments.train --config=own {' '.join(own_flags)} --workdir=DIR")
 
 
 def opened():
@@ -115,6 +108,17 @@ def opened():
     return sources.of_examples(make())
 
 
+def show(source, rows, path):
+    """Draw the contact sheet: examples of these rows, evenly spaced."""
+    count = min(2000 if len(source.shape) == 1 else SHOWN, len(rows))
+    examples = [source.example(int(rows[i])) for i in np.linspace(0, len(rows) - 1, count).astype(int)]
+    x = np.stack([example["x"] for example in examples])
+    units = prepared.units(source, x)
+    masks = np.stack([example["mask"] for example in examples]) if "mask" in source.features else None
+    save_picture(path, units.normalise(x), units, mask=masks)
+    print(f"contact sheet: {path}")
+
+
 def settings_for(source, num_train):
     """Settings of config that fit a data set: its name, and a network for its shape and conditions."""
     result = {"dataset.name": NAME.value}
@@ -128,7 +132,7 @@ def settings_for(source, num_train):
         result["network.conditional"] = False
     if "caption" in source.features:
         result |= {"text.enabled": True, "network.conditional": False}
-    if num_train < 64:
+    if num_train < 16:  # the batch of `own`
         result["dataset.batch_size"] = num_train
     return result
 

@@ -149,7 +149,7 @@ def data_folder(data_dir: str) -> Path:
 
 
 def open_dataset(name: str, data_dir: str = "", labels: Sequence[int] = ()) -> Dataset:
-    """Open a prepared data set; build an embedded one where it is missing.
+    """Open a prepared data set, NAME or NAME:VERSION; build an embedded one where it is missing.
 
     labels: the records with these alone, () for all.
 
@@ -158,7 +158,8 @@ def open_dataset(name: str, data_dir: str = "", labels: Sequence[int] = ()) -> D
     """
     folder = data_folder(data_dir)
     command = f"python -m experiments.prepare --name={name} --data_dir={folder}"
-    path = _newest_version(folder / name)
+    base, _, version = name.partition(":")
+    path = _newest_version(folder / base, version)
     if path is None and name in EMBEDDED:
         prepare_embedded(name, folder)
         path = _newest_version(folder / name)
@@ -190,10 +191,14 @@ def prepare_embedded(name: str, folder: Path) -> None:
                 raise
 
 
-def _newest_version(root: Path) -> Path | None:
-    """The newest folder with a dataset_info.json in root: root/[config/]version. A set may have one config."""
+def _newest_version(root: Path, version: str = "") -> Path | None:
+    """The newest folder with a dataset_info.json in root, or that of a version: root/[config/]version.
+
+    Raises:
+      ValueError: for a set with several configs.
+    """
     folders = [path.parent for path in root.glob("**/dataset_info.json")]
-    versions = [folder for folder in folders if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)]
+    versions = [folder for folder in folders if re.fullmatch(re.escape(version) or r"\d+\.\d+\.\d+", folder.name)]
     configs = sorted({str(folder.parent.relative_to(root.parent)) for folder in versions})
     if len(configs) > 1:
         raise ValueError(f"dataset.name = {root.name!r} has several configs, name one: {', '.join(configs)}")

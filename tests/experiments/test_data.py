@@ -128,6 +128,12 @@ def test_augmentation_that_does_not_fit_is_refused(settings, shape, kind, messag
         Augment(**settings).check(shape, Units(kind=kind))
 
 
+def test_a_version_can_be_named(digits, data_dir):
+    assert open_dataset("digits:1.0.0", str(data_dir)).shape == digits.shape
+    with pytest.raises(ValueError, match=r"dataset\.name = 'digits:2\.0\.0' is not prepared in"):
+        open_dataset("digits:2.0.0", str(data_dir))
+
+
 def test_rotations_need_one_scale_for_all_axes():
     units = Units("float32", None, (0.0, 0.0), (1.0, 2.0), "points")
     with pytest.raises(
