@@ -41,7 +41,8 @@ def psnr(
     """
     x, y = _checked_pair(first, second, data_range)
     check_mask(x, mask, "first")
-    error = mean((x - y) ** 2, mask)
+    square = (x - y) ** 2
+    error = jnp.mean(square, axis=tuple(range(1, x.ndim))) if mask is None else mean(square, mask)
     equal = error == 0
     ratio = jnp.where(equal, 1.0, error) / data_range**2
     return jnp.where(equal, jnp.inf, -10 * jnp.log10(ratio))

@@ -32,6 +32,7 @@ def first_loss(folder):
     return json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["loss"]
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_another_begins_with_a_lower_loss(run, tmp_path, capsys):
     train(config_of(1), tmp_path / "fresh")
     capsys.readouterr()
@@ -41,6 +42,7 @@ def test_a_run_that_starts_from_another_begins_with_a_lower_loss(run, tmp_path, 
     assert f"start from {run}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_listed_and_initialised(run, tmp_path, capsys):
     train(config_of(1, init_from=str(run), network__conditional=False, sampling__guidance=1.0), tmp_path / "warm")
     output = capsys.readouterr().out

@@ -11,13 +11,13 @@ from golden_networks import named
 import diffax
 from diffax.nn.mlp import MLP
 from diffax.training.checkpoints import Checkpoints
-from diffax.training.optimizers import adamw
+from diffax.training.optimizers import optimizer
 from diffax.training.state import init_state
 from diffax.training.step import train_step
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 NETWORK = lambda: MLP(channels=8, depth=1)
-OPTIMIZER = lambda: adamw(learning_rate=0.01, num_steps=10, warmup_steps=2, weight_decay=0.1)
+OPTIMIZER = lambda: optimizer(learning_rate=0.01, num_steps=10, warmup_steps=2, weight_decay=0.1)
 INIT_STATE = init_state
 LOSS = lambda predict, batch, keys: diffax.denoising_loss(keys, predict, diffax.Cosine(), "v", batch["x"], batch["t"])
 STEP = lambda loss, accumulate: train_step(loss, OPTIMIZER(), ema_decay=0.9, accumulate=accumulate)
