@@ -8,21 +8,13 @@ import numpy as np
 
 from diffax.pretrained import Units
 from experiments.data.kinds._figures import tiles
+from experiments.data.kinds._scaled import denormalise, normalise
 
+__all__ = ["denormalise", "normalise", "picture", "save"]
 RANKS = (2, 3, 4, 5)
 DTYPES: tuple[str, ...] = ()
 CHANNELS: tuple[int, ...] = ()
 SHOWN = 40  # panels of a picture
-
-
-def normalise(x: Any, units: Units) -> np.ndarray:
-    """Stored values with standard deviation 0.5 in each channel, or in [-1, 1] if they have a range."""
-    return units.normalise(x)
-
-
-def denormalise(x: Any, units: Units) -> np.ndarray:
-    """The values in their own units."""
-    return units.denormalise(x)
 
 
 def save(path: Path, x: Any, units: Units, mask: Any = None) -> list[Path]:

@@ -9,20 +9,12 @@ from PIL import Image
 
 from diffax.pretrained import Units
 from experiments.data import images
+from experiments.data.kinds._scaled import denormalise, normalise
 
+__all__ = ["denormalise", "normalise", "picture", "save"]
 RANKS = (3,)
 DTYPES = ("uint8",)
 CHANNELS = (1, 3)
-
-
-def normalise(x: Any, units: Units) -> np.ndarray:
-    """Pixels as values in [-1, 1]."""
-    return units.normalise(x)
-
-
-def denormalise(x: Any, units: Units) -> np.ndarray:
-    """Values in [-1, 1] as pixels."""
-    return units.denormalise(x)
 
 
 def save(path: Path, x: Any, units: Units, mask: Any = None, *, columns: int = 10) -> list[Path]:

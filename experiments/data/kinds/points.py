@@ -8,21 +8,13 @@ import numpy as np
 
 from diffax.pretrained import Units
 from experiments.data.kinds._figures import pixels, tiles
+from experiments.data.kinds._scaled import denormalise, normalise
 
+__all__ = ["denormalise", "normalise", "picture", "save"]
 RANKS = (1, 2)
 DTYPES: tuple[str, ...] = ()
 CHANNELS: tuple[int, ...] = ()
 SHOWN = 40  # sets of a picture
-
-
-def normalise(x: Any, units: Units) -> np.ndarray:
-    """Coordinates with standard deviation 0.5 along each axis."""
-    return units.normalise(x)
-
-
-def denormalise(x: Any, units: Units) -> np.ndarray:
-    """Coordinates in their own units."""
-    return units.denormalise(x)
 
 
 def save(path: Path, x: Any, units: Units, mask: Any = None) -> list[Path]:
