@@ -268,7 +268,12 @@ def _network(settings: dict[str, Any], text: Any, data: Data) -> str:
         "time_scale": TIMES[settings["time"]][0],
         "text": encoder if text.enabled else None,
     }
-    for name in ("conditional", "time", "learned_variance"):
+    for name in (
+        "conditional",
+        "time",
+        "learned_variance",
+        *(() if settings["name"] == "diffusers" else ("diffusers",)),
+    ):
         del description[name]
     with at("config.network"):
         from_description(description)

@@ -1,5 +1,6 @@
 """Networks from descriptions: dicts of JSON that name a network and its settings, as exports contain them."""
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,22 +13,23 @@ from diffax.nn.autoencoder import Autoencoder
 from diffax.nn.checks import check_attention_levels
 from diffax.nn.dit import DiT
 from diffax.nn.edm2 import EDM2
+from diffax.nn.interop import folder
 from diffax.nn.layers import TimeEmbedding
 from diffax.nn.mlp import MLP
 from diffax.nn.text import Captioned, TextEncoder
 from diffax.nn.unet import UNet
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-NAMES = ("unet", "dit", "edm2", "mlp")
+NAMES = ("unet", "dit", "edm2", "mlp", "diffusers")
 
 
 def from_description(description: Mapping[str, Any]) -> nn.Module:
     """The network of a description.
 
     Args:
-      description: `name`, one of "unet", "dit", "edm2" and "mlp"; its settings, with the names of configs (`channels`,
-        `depth` ...); `num_classes` or None; `outputs`; `time_scale`; `text` with the settings of a `TextEncoder`, or
-        None.
+      description: `name`, one of "unet", "dit", "edm2", "mlp" and "diffusers"; its settings, with the names of
+        configs (`channels`, `depth` ...); `num_classes` or None; `outputs`; `time_scale`; `text` with the settings of a
+        `TextEncoder`, or None. "diffusers" has the content of a config.json as the text `diffusers`.
 
     Raises:
       ValueError: if the name is unknown or a setting is missing or not possible.
@@ -56,6 +58,7 @@ SETTINGS = {
     "edm2": (*SHARED, *CONVOLUTIONAL),
     "dit": (*SHARED, "depth", "patch_size", "positions", "num_heads", "remat"),
     "mlp": (*SHARED, "depth"),
+    "diffusers": ("diffusers", "dropout_rate", "num_classes", "outputs", "time_scale", "remat"),
 }
 
 
@@ -114,7 +117,20 @@ def _mlp(settings: Mapping[str, Any], context_dim: int | None, dtype: Any) -> ML
     return MLP(depth=settings["depth"], **_shared(settings, dtype))
 
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {"unet": _unet, "dit": _dit, "edm2": _edm2, "mlp": _mlp}
+def _diffusers(settings: Mapping[str, Any], context_dim: int | None, dtype: Any) -> nn.Module:
+    if context_dim is not None:
+        raise ValueError("text must be None for diffusers")
+    names = ("outputs", "num_classes", "time_scale", "dropout_rate", "remat")
+    return folder.network(json.loads(settings["diffusers"]), dtype=dtype, **{name: settings[name] for name in names})
+
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "unet": _unet,
+    "dit": _dit,
+    "edm2": _edm2,
+    "mlp": _mlp,
+    "diffusers": _diffusers,
+}
 
 
 def autoencoder_from_description(description: Mapping[str, Any]) -> Autoencoder:

@@ -6,6 +6,7 @@ Tokenizer    captions -> tokens
 load         a folder -> a model that samples
 save         a model -> a folder: safetensors and JSON
 read_config  a folder -> the content of its config.json
+folders      samples from a folder that diffusers saved (to be imported by itself)
 """
 
 from diffax.pretrained._calls import entries, moves, spent, step_grid

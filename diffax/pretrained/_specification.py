@@ -18,6 +18,7 @@ from diffax.typing import Array, Denoiser, Examples, Grid, Key, Keys, Kind, Para
 # How the network gets the time: (scale of its time embedding, (schedule, t) -> its second argument).
 TIMES: dict[str, tuple[float, Callable[[Any, Any], Any]]] = {
     "t": (1000.0, lambda schedule, t: t),
+    "timestep": (1000.0, lambda schedule, t: t - 1e-3),  # times 1000: the timestep i of a network of diffusers
     "log_snr": (25.0, lambda schedule, t: schedule.log_snr(t)),  # [-20, 20] spans as much as [0, 1] does at 1000
 }
 
@@ -90,7 +91,7 @@ class Diffusion:
       sampling: how samples are drawn.
       network: description of the network as JSON, see `nn.from_description`.
       prediction: the prediction kind.
-      time: "t" or "log_snr", the second argument of the network.
+      time: "t", "timestep" or "log_snr", the second argument of the network.
       condition: "label", "tokens" or "" for none.
       num_classes: number of classes of the data, None without classes.
       learned_variance: whether the second half of the network's channels is a variance, see `Moments`.

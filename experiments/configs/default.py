@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.model = "diffusion"  # or "autoencoder", for latents; "classifier" of noisy images, for guidance
-    config.init_from = ""  # a workdir or an export: start from its parameters, where they fit
+    config.init_from = ""  # a workdir, an export or a folder of diffusers: start from its parameters, where they fit
     config.parallel = "pmap"  # how a step is spread over devices: pmap, jit (the same by shardings), fsdp (a part each)
 
     config.dataset = ConfigDict()
@@ -41,7 +41,8 @@ def get_config() -> ConfigDict:
     config.sigma_data = 0.5  # standard deviation of the data in [-1, 1]; for edm
 
     config.network = ConfigDict()
-    config.network.name = "unet"  # or "edm2", "dit", "mlp"
+    config.network.name = "unet"  # or "edm2", "dit", "mlp"; "diffusers": that of the folder init_from
+    config.network.diffusers = ""  # the config.json of that folder, which is read into here
     config.network.channels = 32
     config.network.channel_multipliers = (1, 2)  # of the U-Nets, as the next two
     config.network.num_res_blocks = 2
@@ -52,7 +53,7 @@ def get_config() -> ConfigDict:
     config.network.num_heads = 1
     config.network.dropout_rate = 0.1
     config.network.conditional = True  # on the class
-    config.network.time = "t"  # or "log_snr"
+    config.network.time = "t"  # or "log_snr"; "timestep" for networks of diffusers
     config.network.learned_variance = False  # a second output, for the losses hybrid and vlb
     config.network.dtype = "float32"  # what it computes in: float32, bfloat16
     config.network.remat = False  # computes activations again on the way back, to save memory

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffax.nn.interop import folder
 from diffax.training import Profile
 from experiments.configs import default
 
@@ -78,7 +79,17 @@ def load_config(text: str, changes: Sequence[str] = ()) -> ConfigDict:
             raise ValueError(f"{key} needs a value: --{key}=VALUE")
         change(config, key, parsed(value, default_of(known, key)), known)
     check_keys(config, known, "config")
+    if config.network.name == "diffusers" and not config.network.diffusers:
+        config.network.diffusers = _network_config(Path(config.init_from).expanduser())
     return config
+
+
+def _network_config(path: Path) -> str:
+    """The config.json of the network in a folder that diffusers saved."""
+    found = folder.model_folder(path)
+    if found is None:
+        raise ValueError(f"config.init_from must be a folder that diffusers saved, for its network, got {str(path)!r}")
+    return (found / "config.json").read_text()
 
 
 def default_of(known: Any, key: str) -> Any:
@@ -230,6 +241,11 @@ def check_guidance(name: str, sampling: Any, reason: str) -> None:
         raise ValueError(f"{name}_interval must be two times, 0 <= low <= high <= 1, got {bounds}")
     if sampling.guidance != 1 and reason:
         raise ValueError(f"{name} must be 1 {reason}, got {sampling.guidance}")
+
+
+def group_size(config: Any) -> int:
+    """The examples of a batch that must be on one device: those of accumulated parts, in pairs of antithetic times."""
+    return max(config.optimizer.accumulate, 1) * (2 if config.loss.spread == "antithetic" else 1)
 
 
 def _check_batch(config: Any, num_devices: int) -> None:

@@ -1,11 +1,14 @@
-"""Warm start: the first parameters of a run from another run or an export, where they fit."""
+"""Warm start: the first parameters of a run from another run, an export or a folder of diffusers, where they fit."""
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from diffax.nn.interop import folder as diffusers
+from diffax.nn.interop.scheduler import FILE as SCHEDULER
 from experiments.run import loading, workdir
 from experiments.run.command import path_of
 
@@ -13,10 +16,11 @@ LISTED = 8  # parameters in a message
 
 
 class WarmStart(NamedTuple):
-    """Parameters to start from. values: {path: array}; folder: where they are from."""
+    """Parameters to start from. values: {path: array}; folder: where they are from; trained_for: a note on them."""
 
     values: dict[str, np.ndarray]
     folder: Path
+    trained_for: str = ""
 
     def onto(self, params: Any) -> Any:
         """The parameters, with those of the other model where path and shape are the same."""
@@ -40,7 +44,7 @@ class WarmStart(NamedTuple):
             raise ValueError(
                 f"config.init_from must have parameters of this network, got none that fit in {self.folder}"
             )
-        lines = [f"start from {self.folder}: {len(fit)} of {len(own)} arrays"]
+        lines = [f"start from {self.folder}: {len(fit)} of {len(own)} arrays{self.trained_for}"]
         differ = [path for path, shape in own.items() if other.get(path, shape) != shape]
         new = [path for path in own if path not in other]
         for title, paths in (
@@ -58,11 +62,24 @@ def opened(path: str, kind: str, own: Path) -> WarmStart | None:
     """The averaged parameters of a workdir or an export; None for no path, or if this run has a checkpoint already.
 
     Raises:
-      ValueError: if the folder has no model of this kind.
+      ValueError: if the folder has no model of this kind, or weights of diffusers that cannot be read.
     """
     if not path or workdir.newest(own) is not None:
         return None
     folder = path_of("config.init_from", path)
-    params = loading.load(folder, "config.init_from", kind).params
+    if (part := diffusers.model_folder(folder)) is not None:
+        params, trained_for = diffusers.load_model(part).params["params"], _scheduler_of(folder)
+    else:
+        params, trained_for = loading.load(folder, "config.init_from", kind).params, ""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return WarmStart({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}, folder)
+    return WarmStart({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}, folder, trained_for)
+
+
+def _scheduler_of(folder: Path) -> str:
+    """The prediction kind and the betas that diffusers recorded for a network, as text."""
+    for path in (folder / "scheduler" / SCHEDULER, folder / SCHEDULER):
+        if path.exists():
+            settings = json.loads(path.read_text())
+            betas = f"{settings.get('beta_schedule')} betas {settings.get('beta_start')} to {settings.get('beta_end')}"
+            return f", trained for prediction {settings.get('prediction_type')!r} and {betas}"
+    return ""

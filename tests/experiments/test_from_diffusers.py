@@ -12,6 +12,7 @@ from test_interop import FOLDERS
 
 import diffax
 from diffax.nn.interop import folder
+from diffax.pretrained import folders
 from experiments.configs import default
 from experiments.models import diffusers_folder
 
@@ -179,7 +180,7 @@ def test_weights_that_changed_are_not_mixed_into_old_samples(stable, tmp_path):
     ],
 )
 def test_classes_and_the_null_label(parts, expected, tmp_path):
-    assert diffusers_folder.labels(folder.load(pipeline(tmp_path, LINEAR, **parts))) == expected
+    assert folders.labels(folder.load(pipeline(tmp_path, LINEAR, **parts))) == expected
 
 
 def test_the_digest_is_of_all_that_decides_the_samples(tmp_path):
@@ -297,7 +298,7 @@ def test_guidance_calls_the_network_once_a_step(parts, lengths, tmp_path, monkey
         return f
 
     monkeypatch.setattr(type(loaded), "predict", counted)
-    generate = diffusers_folder.generator(loaded, sampling(guidance=3.0), times, None, *tokens)
+    generate = folders.generator(loaded, times, weight=3.0, context=tokens[0], null_context=tokens[1])
     np.testing.assert_allclose(generate(loaded.params, keys, label), expected, rtol=1e-4, atol=1e-5)
     jax.effects_barrier()
     assert calls == [4] * STEPS

@@ -127,7 +127,7 @@ def test_a_dit_has_a_loss_and_a_gradient():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "vit"}, "config.network.name must be one of unet, dit, edm2, mlp, got 'vit'"),
+        ({"name": "vit"}, "config.network.name must be one of unet, dit, edm2, mlp, diffusers, got 'vit'"),
         ({"depth": 0}, "config.network.depth must be an int >= 1, got 0"),
         ({"patch_size": -1}, "config.network.patch_size must be an int >= 1, got -1"),
         ({"positions": "learned"}, "config.network.positions must be one of sincos, rope, none, got 'learned'"),

@@ -2,10 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from commands import error_of_train, train
+from test_interop import FOLDERS
 
-from experiments.configs import smoke
+from diffax.nn.interop import folder
+from experiments.configs import settings, smoke
+from experiments.run.loading import load
 
 
 def config_of(num_steps, **changes):
@@ -66,3 +70,39 @@ def test_a_start_that_is_no_model_is_refused(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     error = error_of_train(config_of(1, init_from=str(tmp_path / "empty")), tmp_path / "warm", capsys)
     assert "config.init_from must be" in error
+
+
+def fine_tuning(path, num_steps, **changes):
+    """A config of the network in a folder of diffusers, on digits."""
+    config = config_of(num_steps, **changes)
+    own = settings.load_config("diffusers", [f"config.init_from={path}"])
+    config.update({"init_from": str(path), "prediction": own.prediction, "schedule": own.schedule})
+    config.network.update({"name": "diffusers", "time": own.network.time, "diffusers": own.network.diffusers})
+    return config
+
+
+@pytest.mark.slow
+def test_a_run_that_starts_from_a_folder_of_diffusers_begins_with_a_lower_loss(tmp_path, capsys):
+    """Weights of a run in the files of diffusers, for data of another number of channels and classes."""
+    fixture = FOLDERS / "unet_plain"
+    train(fine_tuning(fixture, 40), tmp_path / "first")
+    trained = load(tmp_path / "first")
+    assert "initialised, since the shapes differ: ['conv_in']['kernel']" in capsys.readouterr().out
+    shapes = {"in_channels": 1, "out_channels": 1, "num_class_embeds": 11}
+    config = json.loads((fixture / "config.json").read_text()) | shapes
+    folder.save_model(tmp_path / "folder", {"params": trained.params}, config)
+    train(fine_tuning(tmp_path / "folder", 1, seed=1, optimizer__learning_rate=1e-4), tmp_path / "warm")
+    assert "arrays" in capsys.readouterr().out
+    train(fine_tuning(fixture, 1, seed=1), tmp_path / "fresh")
+    assert first_loss(tmp_path / "warm") < 0.9 * first_loss(tmp_path / "fresh")
+    trained = load(tmp_path / "warm")
+    x, t = np.ones((1, 8, 8, 1), np.float32), np.float32(0.4)
+    ours = trained.model.diffusion.predict(trained.params, np.zeros(1, int))(x, t)
+    theirs = folder.load_model(tmp_path / "folder")
+    theirs = theirs._replace(params={"params": trained.params}).predict(np.zeros(1, int))(x, t)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_network_of_diffusers_needs_its_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"config.init_from must be a folder that diffusers saved, .* got '.*nowhere'"):
+        settings.load_config("diffusers", [f"config.init_from={tmp_path / 'nowhere'}"])

@@ -90,6 +90,38 @@ def load_model(folder: str | os.PathLike[str], variant: str | None = None) -> Pr
     return Pretrained(net, params, config, shape)
 
 
+def network(config: dict[str, Any], *, num_classes: int | None, time_scale: float, **settings: Any) -> nn.Module:
+    """The network of a config.json for other data: its number of channels and classes is not that of the file.
+
+    Args:
+      config: of a diffusion network without a context.
+      num_classes: number of classes, None for none; label `num_classes` is the null label.
+      time_scale: factor on t before its embedding.
+      settings: `outputs`, `dropout_rate`, `remat` and `dtype` of the network.
+
+    Raises:
+      ValueError: if the config is not supported, or of an autoencoder or a network that attends to text.
+    """
+    name = config.get("_class_name")
+    if name not in DIFFUSION or name == "UNet2DConditionModel":
+        raise ValueError(f"diffusers must be the config of a diffusion network without a context, got {name}")
+    net = _with_time_scale(_module(config).build(config), time_scale)
+    return net.clone(num_classes=num_classes, out_channels=None, **settings)
+
+
+def model_folder(path: str | os.PathLike[str]) -> Path | None:
+    """The folder of the diffusion network in a folder that diffusers saved, None for another folder."""
+    path = Path(path)
+    for part in (path, *(path / name for name in NETWORKS)):
+        try:
+            config = json.loads((part / "config.json").read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(config, dict) and config.get("_class_name") in DIFFUSION:
+            return part
+    return None
+
+
 def save_model(folder: str | os.PathLike[str], params: Any, config: dict[str, Any]) -> None:
     """Write a folder that diffusers reads, in float32. `load_model` restores float32 parameters bit for bit.
 
