@@ -24,6 +24,7 @@ from experiments.data.datasets import open_dataset
 from experiments.evaluation import bits, comparison
 from experiments.evaluation.extractors import DIMENSIONS
 from experiments.evaluation.families import NAMES
+from experiments.run import devices
 from experiments.run.command import launch, path_of, usage_errors
 from experiments.run.loading import load
 from experiments.run.workdir import read_json, write_json
@@ -57,6 +58,7 @@ BITS = {
 def main(argv):
     """Compare samples, or measure bits."""
     del argv
+    devices.use_cores()
     with usage_errors():
         if (SAMPLES.value is None) == (CHECKPOINT.value is None):
             raise ValueError(f"either samples or checkpoint must be used, got {SAMPLES.value} and {CHECKPOINT.value}")

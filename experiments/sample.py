@@ -31,7 +31,7 @@ from experiments.data import kinds
 from experiments.data.pictures import save_picture
 from experiments.models import captions, diffusers_folder, samplers
 from experiments.models.drawing import draw, labels_of
-from experiments.run import loading, sample_folder, sources
+from experiments.run import devices, loading, sample_folder, sources
 from experiments.run.command import launch, path_of, usage_errors
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, or an export.")
@@ -65,6 +65,7 @@ LEVEL = flags.DEFINE_float("noise_level", 0.6, "img2img: the time up to which no
 def main(argv):
     """Open, claim, draw, end."""
     del argv
+    devices.use_cores()
     # ---------------------------------------------------------------- open: the model, its conditions, the folder
     with usage_errors():
         check_flags()

@@ -49,6 +49,7 @@ def main(argv):
         workdir = path_of("workdir", WORKDIR.value)
         logs = by_name(REPORT.value, workdir, config.to_dict())
     distributed.start()
+    devices.use_cores(config.dataset.batch_size // settings.group_size(config))
     mesh = training.make_mesh()
     with usage_errors():
         # On all processes; an error of one is an error of all.
@@ -87,7 +88,8 @@ def main(argv):
     progress = training.Progress("step", config.train.num_steps, silent=not is_first())
     batch_size = config.dataset.batch_size
     kind, form = mesh.devices.flat[0].device_kind, config.parallel
-    layout = f"{mesh.size} x {kind}, batch {batch_size // mesh.size} per device, {form}, jax {jax.__version__}"
+    core = " (one a core)" if kind == "cpu" and mesh.size > 1 else ""
+    layout = f"{mesh.size} x {kind}{core}, batch {batch_size // mesh.size} per device, {form}, jax {jax.__version__}"
     progress.message(f"{config.model} on {inputs.describe(shapes.params)}, {layout}")
     if start is not None:
         with usage_errors():

@@ -13,7 +13,7 @@ from experiments.run.workdir import check_writable, lock, read_json, write_json
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Lock a folder, and write settings.json unless it is there with the same settings.
+    """Lock a folder, and write settings.json unless it is there with the same settings; `num` may grow.
 
     Raises:
       ValueError: if the folder cannot be written to, is in use, or has other settings; the error names the first.
@@ -23,7 +23,8 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     settings = json.loads(json.dumps(settings))  # with lists for tuples, as in the file
     before = read_json(folder / "settings.json") or settings
     for key, value in settings.items():
-        if before.get(key) != value:
+        grows = key == "num" and isinstance(before.get(key), int) and before[key] < value
+        if before.get(key) != value and not grows:
             raise ValueError(
                 f"out {folder} has samples with {key} = {before.get(key)!r}, got {value!r}; choose another --out"
             )
@@ -31,16 +32,16 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def missing_shards(folder: Path, num: int, shard_size: int) -> Iterator[tuple[Path, np.ndarray]]:
-    """(path, indices of its samples) of each shard that is not there or cannot be read."""
+    """(path, indices of its samples) of each shard that is not there, has too few samples, or cannot be read."""
     for number, first in enumerate(range(0, num, shard_size)):
-        path = folder / f"shard_{number:05d}.npz"
+        path, last = folder / f"shard_{number:05d}.npz", min(first + shard_size, num)
         try:
             with np.load(path) as shard:
-                is_intact = {"samples", "labels"} <= set(shard.files)
+                is_intact = {"samples", "labels"} <= set(shard.files) and len(shard["labels"]) == last - first
         except (OSError, ValueError, zipfile.BadZipFile):
             is_intact = False
         if not is_intact:
-            yield path, np.arange(first, min(first + shard_size, num))
+            yield path, np.arange(first, last)
 
 
 def save_shard(path: Path, samples: np.ndarray, labels: np.ndarray, masks: np.ndarray | None = None) -> None:

@@ -195,6 +195,18 @@ def test_a_folder_of_samples_keeps_its_settings_and_lacks_what_cannot_be_read(tm
     assert [path.name for path, _ in sample_folder.missing_shards(tmp_path, 7, 3)] == ["shard_00001.npz"]
 
 
+def test_the_number_of_samples_may_grow_and_full_shards_stay(tmp_path):
+    for num, drawn in ((4, ["shard_00000.npz", "shard_00001.npz"]), (7, ["shard_00001.npz", "shard_00002.npz"])):
+        sample_folder.claim(tmp_path, {"num": num})
+        missing = list(sample_folder.missing_shards(tmp_path, num, 3))
+        assert [path.name for path, _ in missing] == drawn
+        for path, index in missing:
+            sample_folder.save_shard(path, index, index)
+    assert sample_folder.first_samples(tmp_path, 7, 3)[0].tolist() == list(range(7))
+    with pytest.raises(ValueError, match=r"out .* has samples with num = 7, got 5; choose another --out"):
+        sample_folder.claim(tmp_path, {"num": 5})
+
+
 def test_show_config_prints_the_config_with_all_changes(tmp_path, capsys):
     for flag in TRAIN_FLAGS:
         TRAIN_FLAGS[flag].unparse()

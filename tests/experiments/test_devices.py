@@ -13,6 +13,7 @@ from test_experiments import ENV, ROOT, command
 
 from diffax.training import Profile
 from experiments.benchmarks import train as benchmark
+from experiments.configs import settings, smoke
 from experiments.run import devices
 
 
@@ -42,6 +43,32 @@ def test_rates_of_a_backend_that_does_not_report_memory():
     page = os.sysconf("SC_PAGE_SIZE")
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
     assert 0.9 * resident < result["memory_of_process"] < page * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize(
+    ("cores", "parts", "count"), [(2, 64, 2), (2, 63, 1), (16, 64, 8), (6, 64, 4), (6, 21, 3), (4, 0, 4)]
+)
+def test_a_cpu_has_a_device_for_each_core_that_a_batch_can_use(cores, parts, count, monkeypatch):
+    updates = []
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setattr(type(jax.config), "update", lambda config, name, value: updates.append((name, value)))
+    devices.use_cores(parts)
+    assert updates == [("jax_num_cpu_devices", count)]
+
+
+def test_a_given_number_of_devices_stays(monkeypatch):
+    updates = []
+    monkeypatch.setattr(type(jax.config), "update", lambda config, name, value: updates.append((name, value)))
+    devices.use_cores()  # XLA_FLAGS of the tests give it
+    assert not updates
+
+
+def test_a_group_of_examples_stays_on_one_device():
+    config = smoke.get_config()
+    assert settings.group_size(config) == 1
+    config.optimizer.accumulate, config.loss.spread = 4, "antithetic"
+    assert settings.group_size(config) == 8
 
 
 def test_a_profile_is_of_the_steps_it_was_asked_for(tmp_path, monkeypatch):
