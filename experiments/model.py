@@ -36,7 +36,8 @@ class Data(NamedTuple):
     """The data of a model.
 
     shape: of an example, (*space, C). units: of the stored values. mask: its shape, None without masks. classes: their
-    names, () for none or for numbers.
+    names, () for none or for numbers. condition: shape of the array condition of an example, None without conditions;
+    condition_units: of its values.
     """
 
     shape: tuple[int, ...]
@@ -44,21 +45,26 @@ class Data(NamedTuple):
     units: Units
     mask: tuple[int, ...] | None = None
     classes: tuple[str, ...] = ()
+    condition: tuple[int, ...] | None = None
+    condition_units: Units | None = None
 
     def record(self) -> dict[str, Any]:
         """JSON for checkpoints."""
-        return {**self._asdict(), "units": dataclasses.asdict(self.units)}
+        units = {name: value for name, value in self._asdict().items() if isinstance(value, Units)}
+        return {**self._asdict(), **{name: dataclasses.asdict(value) for name, value in units.items()}}
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Data":
         """The data of `record`."""
-        mask = record.get("mask")
+        mask, condition, of_condition = (record.get(name) for name in ("mask", "condition", "condition_units"))
         return cls(
             tuple(record["shape"]),
             record["num_classes"],
             Units.of(record["units"]),
             None if mask is None else tuple(mask),
             tuple(record.get("classes", ())),
+            None if condition is None else tuple(condition),
+            None if of_condition is None else Units.of(of_condition),
         )
 
 
@@ -98,6 +104,9 @@ class Model:
 def build(config: Any, data: Data) -> Model | AutoencoderModel | ClassifierModel:
     """The model of config.model, "diffusion", "autoencoder" or "classifier", for these data.
 
+    With config.network.conditional a diffusion model is conditioned on the array condition of the data; its labels are
+    then not used. Data without one need labels.
+
     Raises:
       ValueError: for a setting that is not possible; the error begins with its path.
     """
@@ -116,8 +125,10 @@ def build(config: Any, data: Data) -> Model | AutoencoderModel | ClassifierModel
         model = _classifier(config.network, data, data.num_classes, _schedule(config.schedule), optimizer)
     else:
         conditional = config.network.conditional
-        if conditional and not data.num_classes:
-            raise ValueError(f"config.network.conditional must be False: dataset {config.dataset.name!r} has no labels")
+        if conditional and not data.num_classes and data.condition is None:
+            name = config.dataset.name
+            raise ValueError(f"config.network.conditional must be False: dataset {name!r} has no labels or conditions")
+        condition = "label" if data.condition is None else "array"
         choose("config.prediction", config.prediction, KINDS)
         if not config.sigma_data > 0:
             raise ValueError(f"config.sigma_data must be > 0, got {config.sigma_data}")
@@ -130,7 +141,7 @@ def build(config: Any, data: Data) -> Model | AutoencoderModel | ClassifierModel
             network=_network(config.network.to_dict(), config.text, data),
             prediction=config.prediction,
             time=config.network.time,
-            condition="tokens" if config.text.enabled else "label" if conditional else "",
+            condition="tokens" if config.text.enabled else condition if conditional else "",
             num_classes=data.num_classes,
             learned_variance=config.network.learned_variance,
             shape=data.shape,
@@ -262,18 +273,18 @@ def _check_parameters(
 def _network(settings: dict[str, Any], text: Any, data: Data) -> str:
     """The description of the network, as JSON."""
     encoder = {name: text[name] for name in ("vocab_size", "width", "depth", "num_heads")}
+    is_array = settings["conditional"] and data.condition is not None
     description = settings | {
-        "num_classes": data.num_classes if settings["conditional"] else None,
+        "num_classes": data.num_classes if settings["conditional"] and not is_array else None,
         "outputs": 1 + settings["learned_variance"],
         "time_scale": TIMES[settings["time"]][0],
         "text": encoder if text.enabled else None,
     }
-    for name in (
-        "conditional",
-        "time",
-        "learned_variance",
-        *(() if settings["name"] == "diffusers" else ("diffusers",)),
-    ):
+    if is_array:
+        description["condition"] = {"shape": data.condition, "channels": data.shape[-1]}
+    if settings["name"] != "diffusers":
+        del description["diffusers"]
+    for name in ("conditional", "time", "learned_variance"):
         del description[name]
     with at("config.network"):
         from_description(description)

@@ -7,9 +7,10 @@
 
 --images is a folder of PNG, JPEG, WebP or TIFF files; subfolders are classes; NAME.txt or metadata.jsonl has captions.
 --arrays is a .npz, .npy, .csv, .nc or .zarr file; --label, --condition, --mask, --group and --caption name the arrays
-or columns for these. --module=MODULE:FUNCTION gives dicts with "x" and any of these. The command prints what it read,
-and draws a contact sheet NAME.png in the folder of the data sets, before it writes. Afterwards
-config.dataset.name=NAME works in every command.
+or columns for these. A condition is a vector (N, D) or a field (N, *space, C) with the spatial axes of x.
+--module=MODULE:FUNCTION gives dicts with "x" and any of these. The command prints what it read, and draws a contact
+sheet NAME.png in the folder of the data sets, before it writes. Afterwards config.dataset.name=NAME works in every
+command.
 
 A name of TFDS is downloaded (some sets need TensorFlow); the embedded sets are built from installed packages.
 """
@@ -128,7 +129,7 @@ def settings_for(source, num_train):
         result |= {"network.name": "mlp", "network.channels": 256}
     elif source.kind == "points":
         result |= {"network.name": "dit", "network.patch_size": 0, "network.positions": "none"}
-    if not source.classes:
+    if not source.classes and "condition" not in source.features:
         result["network.conditional"] = False
     if "caption" in source.features:
         result |= {"text.enabled": True, "network.conditional": False}

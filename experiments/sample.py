@@ -11,7 +11,8 @@ on --seed and i alone, whatever the batch size. The same command again draws onl
 a classifier that `experiments.train` trained, at --classifier_scale: as well, or instead with --guidance=0.
 
 A model of captions takes --captions="grinning face,red heart", repeated in turn as labels are; without them the samples
-have no condition. Samples of a model in latents are decoded by the autoencoder of its training; --autoencoder=DIR if
+have no condition. A model with an array condition gets those of its test split in turn; they are in the shards as
+`conditions`. Samples of a model in latents are decoded by the autoencoder of its training; --autoencoder=DIR if
 that was moved. img2img: --init_image=FILE --noise_level=T adds noise to a picture up to time T and samples from there.
 
 --from_diffusers=DIR in place of --checkpoint: a folder that diffusers saved, with its schedule and, unless --grid names
@@ -103,7 +104,7 @@ def main(argv):
         x = draw(source.generate, source.params, SEED.value, index, source.cycle, **options)
         with usage_errors():  # samples are not finite if guidance is too strong
             stored = kind.denormalise(x, source.units)
-        sample_folder.save_shard(path, stored, source.labels(index), source.masks(index))
+        sample_folder.save_shard(path, stored, **source.columns(index))
 
     # ---------------------------------------------------------------- end: the first 100 as a picture and in own files
     first, mask = sample_folder.first_samples(out, min(100, NUM.value), SHARD.value)

@@ -175,7 +175,7 @@ def watch(config, inputs, objective, pictures, workdir, mesh):
     losses = heldout.measure(inputs, objective, split, workdir, mesh, pictures.message, **every)
     samplers.report_rounding(config.sampling.sampler, model.diffusion.schedule(), config.sampling.num_steps)
     every = {"seed": config.seed, "sample_every": sample_every}
-    return [rate, *losses, samples.pictures_of(inputs, config.dataset.train_split, pictures, mesh, **every)]
+    return [rate, *losses, samples.pictures_of(inputs, config.dataset.train_split, split, pictures, mesh, **every)]
 
 
 if __name__ == "__main__":

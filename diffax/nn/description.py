@@ -11,6 +11,7 @@ from diffax._checks import choose
 from diffax.nn.attention import Attention, with_implementation
 from diffax.nn.autoencoder import Autoencoder
 from diffax.nn.checks import check_attention_levels
+from diffax.nn.conditioning import Conditioned, conditioned
 from diffax.nn.dit import DiT
 from diffax.nn.edm2 import EDM2
 from diffax.nn.interop import folder
@@ -29,7 +30,8 @@ def from_description(description: Mapping[str, Any]) -> nn.Module:
     Args:
       description: `name`, one of "unet", "dit", "edm2", "mlp" and "diffusers"; its settings, with the names of
         configs (`channels`, `depth` ...); `num_classes` or None; `outputs`; `time_scale`; `text` with the settings of a
-        `TextEncoder`, or None. "diffusers" has the content of a config.json as the text `diffusers`.
+        `TextEncoder`, or None; optionally `condition`, the `shape` of an array condition and the `channels` of x.
+        "diffusers" has the content of a config.json as the text `diffusers`.
 
     Raises:
       ValueError: if the name is unknown or a setting is missing or not possible.
@@ -40,11 +42,14 @@ def from_description(description: Mapping[str, Any]) -> nn.Module:
     """
     settings = dict(description)
     build = choose("name", settings.pop("name", None), BUILDERS)
+    condition = settings.pop("condition", None)
     text, dtype = settings.pop("text"), choose("dtype", settings.pop("dtype"), DTYPES)
     missing = [name for name in SETTINGS[description["name"]] if name not in settings]
     if missing:
         raise ValueError(f"description must have {missing[0]}, got {', '.join(description)}")
     net = build(settings, None if text is None else text["width"], dtype)
+    if condition is not None:
+        return conditioned(net, tuple(condition["shape"]), condition["channels"])
     if text is None:
         return net
     encoder = TextEncoder(text["vocab_size"], text["width"], text["depth"], text["num_heads"], dtype)
@@ -145,6 +150,6 @@ def autoencoder_from_description(description: Mapping[str, Any]) -> Autoencoder:
 
 def with_forward_mode(net: nn.Module) -> nn.Module:
     """The network with XLA's attention, which has forward-mode derivatives; fused kernels have none."""
-    if isinstance(net, Captioned):
+    if isinstance(net, (Captioned, Conditioned)):
         return net.clone(network=with_forward_mode(net.network))
     return with_implementation(net, "xla")

@@ -29,6 +29,7 @@ class MLP(nn.Module):
       num_classes: number of classes, or None. Label `num_classes` is the null label, which means "no class".
       time_scale: factor on t before its sinusoidal embedding; 1000 for t in [0, 1].
       dtype: dtype of the computation; parameters and y are float32.
+      out_channels: channels of y; None for `outputs` times the channels of x.
     """
 
     outputs: int = 1
@@ -38,6 +39,7 @@ class MLP(nn.Module):
     num_classes: int | None = None
     time_scale: float = 1000.0
     dtype: Any = jnp.float32
+    out_channels: int | None = None
 
     @nn.compact
     def __call__(
@@ -52,7 +54,7 @@ class MLP(nn.Module):
           key: () or (B,) dropout keys, or None to switch dropout off.
 
         Returns:
-          (B, ..., C * outputs), float32.
+          (B, ..., out_channels), float32.
 
         Raises:
           ValueError: if label is out of range or passed without `num_classes`, x has fewer than 2 axes, t has a wrong
@@ -60,11 +62,14 @@ class MLP(nn.Module):
         """
         check_count("depth", self.depth)
         check_count("channels", self.channels, 4)
+        if self.out_channels is not None:
+            check_count("out_channels", self.out_channels)
         check_label(label, self.num_classes)
         if x.ndim < 2:
             raise ValueError(f"x must have shape (B, ..., C), got {x.shape}")
         check_time(t, x)
         size = math.prod(x.shape[1:])
+        shape = (*x.shape[:-1], self.outputs * x.shape[-1] if self.out_channels is None else self.out_channels)
         embedding = sinusoidal(jnp.broadcast_to(t, (len(x),)), self.channels, scale=self.time_scale)
         if self.num_classes is not None:
             table = nn.Embed(self.num_classes + 1, self.channels, name="classes")
@@ -75,8 +80,8 @@ class MLP(nn.Module):
             block_key = None if key is None else random.fold_in(key, i)
             h += self._block(h, embedding, block_key, i)
         h = nn.silu(nn.LayerNorm(dtype=self.dtype, name="norm")(h))
-        y = nn.Dense(size * self.outputs, kernel_init=ZEROS, dtype=self.dtype, name="last")(h)
-        return y.reshape(*x.shape[:-1], x.shape[-1] * self.outputs).astype(jnp.float32)
+        y = nn.Dense(math.prod(shape[1:]), kernel_init=ZEROS, dtype=self.dtype, name="last")(h)
+        return y.reshape(shape).astype(jnp.float32)
 
     def _block(self, h: Array, embedding: Array, key: Key | None, i: int) -> Array:
         def dense(features: int, name: str, **options: Any) -> nn.Dense:

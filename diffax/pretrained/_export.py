@@ -38,6 +38,7 @@ def save(
     words: Sequence[str] = (),
     max_length: int = 0,
     has_null: bool = True,
+    condition_units: Units | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an export to a new folder, in one move.
@@ -52,6 +53,7 @@ def save(
       words: the vocabulary of a model of captions.
       max_length: the number of words of a caption that the model reads.
       has_null: whether the condition was dropped in some examples of the training, as classifier-free guidance needs.
+      condition_units: the units of an array condition; None for other models.
       more: further JSON, such as the config of the run; `load` ignores it, `read_config` returns it.
 
     Raises:
@@ -81,6 +83,7 @@ def save(
         "words": list(words),
         "max_length": max_length,
         "has_null": has_null,
+        "condition_units": condition_units and dataclasses.asdict(condition_units),
         "more": dict(more or {}),
         "files": {path.name: _digest(path.read_bytes()) for path in sorted(part.glob("*.safetensors"))},
     }
@@ -108,7 +111,7 @@ def load(path: str | os.PathLike[str]) -> Pretrained:
     content = read_config(folder)
     diffusion = specification(content["diffusion"])
     space = content["autoencoder"]
-    latents = None
+    latents, of_condition = None, content.get("condition_units")  # older exports have no such units
     if space is not None:
         params = unflatten(read_tensors(folder, AUTOENCODER, content))
         latents = Latents(json.dumps(space["network"]), params, space["scale"])
@@ -121,6 +124,7 @@ def load(path: str | os.PathLike[str]) -> Pretrained:
         words=tuple(content["words"]),
         max_length=content["max_length"],
         has_null=content["has_null"],
+        condition_units=None if of_condition is None else Units.of(of_condition),
     )
 
 

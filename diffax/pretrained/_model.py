@@ -45,6 +45,7 @@ class Pretrained:
       words: the vocabulary of a model of captions; () for other models.
       max_length: the number of words of a caption that the model reads.
       has_null: whether the condition was dropped in some examples of the training, as classifier-free guidance needs.
+      condition_units: the units of an array condition; None for other models.
     """
 
     diffusion: Diffusion
@@ -55,6 +56,7 @@ class Pretrained:
     words: tuple[str, ...] = static(())
     max_length: int = static(0)
     has_null: bool = static(True)
+    condition_units: Units | None = static(None)
 
     @property
     def schedule(self) -> Any:
@@ -80,7 +82,8 @@ class Pretrained:
         """The denoiser (x, t) -> x0 that `sample` uses: the posterior mean, guided and clipped by `diffusion.sampling`.
 
         Args:
-          label: () or (B,) classes, or tokens (B, m) of captions (`encode`); None for no condition.
+          label: () or (B,) classes, tokens (B, m) of captions (`encode`), or array conditions (B, ...) in their own
+            units; None for no condition.
           weight: of classifier-free guidance; None for `diffusion.sampling.guidance`.
 
         Raises:
@@ -88,7 +91,16 @@ class Pretrained:
         """
         self._check_guidance("weight", weight)
         model = self if weight is None else self.with_sampling(guidance=weight)
-        return model.diffusion.denoiser(self.params, label)
+        return model.diffusion.denoiser(self.params, self._condition(label))
+
+    def _condition(self, label: Examples | None) -> Examples | None:
+        """The condition of the network for a label: array conditions are standardised."""
+        if label is None or self.condition_units is None:
+            return label
+        shape = self.diffusion.module.shape
+        if jnp.shape(label)[1:] != shape:  # other shapes might broadcast to the channels of the units
+            raise ValueError(f"label must have shape (B, {', '.join(map(str, shape))}), got {jnp.shape(label)}")
+        return self.condition_units.standardise(label)
 
     def _check_guidance(self, name: str, weight: Scalar | None) -> None:
         if weight is not None and not (self.has_null and self.diffusion.null is not None):
@@ -115,16 +127,28 @@ class Pretrained:
         Args:
           key: sample i depends on fold_in(key, i) alone.
           n: number of samples, >= 1.
-          label: () or (n,) classes, or tokens (n, m) of captions (`encode`); None for all classes in turn, or for
-            no condition.
+          label: () or (n,) classes; tokens (n, m) of captions (`encode`); or array conditions in their own units, (n,
+            ...) or one for all samples. None for all classes in turn, or for no condition.
+
+        Raises:
+          ValueError: for array conditions of another shape, or None for a model that was always trained with one.
         """
         check_count("n", n)
+        if self.diffusion.condition == "array":
+            label = self._conditions(label, n)
         if label is None and self.diffusion.condition == "label":
             label = jnp.arange(n) % self.diffusion.num_classes  # type: ignore[operator]
         elif label is not None and jnp.ndim(label) == 0:
             label = jnp.full(n, label)
-        x: Array = self.diffusion.generate(self.params, random.keys_at(key, jnp.arange(n)), label)
+        x: Array = self.diffusion.generate(self.params, random.keys_at(key, jnp.arange(n)), self._condition(label))
         return x if self.latents is None else self.decode(x)
+
+    def _conditions(self, label: Examples | None, n: int) -> Examples | None:
+        """Array conditions of n samples, from one for each or one for all."""
+        shape = self.diffusion.module.shape
+        if label is None and not self.has_null:
+            raise ValueError(f"label must be conditions {(n, *shape)} for a model trained without a null one, got None")
+        return jnp.broadcast_to(label, (n, *shape)) if label is not None and jnp.shape(label) == shape else label
 
     def decode(self, x0: Examples) -> Array:
         """The data of scaled codes x0."""

@@ -92,7 +92,7 @@ class Diffusion:
       network: description of the network as JSON, see `nn.from_description`.
       prediction: the prediction kind.
       time: "t", "timestep" or "log_snr", the second argument of the network.
-      condition: "label", "tokens" or "" for none.
+      condition: "label", "tokens", "array" (see `nn.conditioning`), or "" for none.
       num_classes: number of classes of the data, None without classes.
       learned_variance: whether the second half of the network's channels is a variance, see `Moments`.
       shape: of one example, (*space, C).
@@ -120,8 +120,10 @@ class Diffusion:
         return self.curve.name == "learned"
 
     @property
-    def null(self) -> int | None:
-        """The condition that stands for "no condition": the null label or the padding token; None without one."""
+    def null(self) -> float | None:
+        """What stands for "no condition": the null label, the padding token, or 0 for an array; None without one."""
+        if self.condition == "array":
+            return 0.0
         if self.condition == "tokens":
             from diffax.nn.text import PADDING
 
@@ -158,7 +160,7 @@ class Diffusion:
 
         Args:
           params: the parameters.
-          condition: labels () or (B,), or tokens (B, m); None for none.
+          condition: labels () or (B,), tokens (B, m), or standardised arrays (B, ...); None for none.
           key: () or (B,) dropout keys; None to disable dropout.
           of_time: (schedule, t) -> second argument of the network; None for that of `time`.
           module: a copy of the network with other settings, such as `nn.with_implementation`; None for the network.
@@ -266,7 +268,7 @@ class Diffusion:
         Args:
           params: the parameters.
           keys: (B,); sample i depends on key i alone.
-          condition: labels (B,) or tokens (B, m).
+          condition: labels (B,), tokens (B, m), or standardised arrays (B, ...).
           times: the step grid; None for that of `times`.
           start: an example (*shape) to start from, with the noise of times[0]; None for noise alone.
           classify: condition -> log_prob as in `denoiser`.

@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from diffax.typing import Examples
+from diffax.typing import Array, Examples
 
 STD = 0.5  # standard deviation of standardised data, the default sigma_data
 
@@ -58,6 +59,11 @@ class Units:
             return np.asarray(2 * (x.astype(np.float32) - low) / (high - low) - 1, np.float32)
         mean, std = np.asarray(self.mean), np.asarray(self.std)
         return np.asarray(STD * (x.astype(np.float64) - mean) / std, np.float32)
+
+    def standardise(self, x: Examples) -> Array:
+        """`normalise` for units without a range, as a JAX function in float32, so that x may be traced."""
+        mean, std = (jnp.asarray(value, jnp.float32) for value in (self.mean, self.std))
+        return STD * (jnp.asarray(x, jnp.float32) - mean) / std
 
     def denormalise(self, x: Examples) -> np.ndarray:
         """The stored values (..., C) of what a model sees.

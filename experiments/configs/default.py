@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
     config.network.positions = "sincos"  # or rope, none
     config.network.num_heads = 1
     config.network.dropout_rate = 0.1
-    config.network.conditional = True  # on the class
+    config.network.conditional = True  # on the array condition of the data, else on the class
     config.network.time = "t"  # or "log_snr"; "timestep" for networks of diffusers
     config.network.learned_variance = False  # a second output, for the losses hybrid and vlb
     config.network.dtype = "float32"  # what it computes in: float32, bfloat16

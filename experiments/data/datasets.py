@@ -35,7 +35,9 @@ class Dataset(NamedTuple):
 
     builder: read-only TFDS builder. feature: name of the data in its records, "x" or "image". shape: of an example,
     (*space, C). units: of its values, with the kind. classes: names of the classes, None without labels. mask: shape of
-    the mask of an example, None without masks. labels: the records with these alone, () for all.
+    the mask of an example, None without masks. labels: the records with these alone, () for all. condition: shape of
+    the array condition of an example, None without conditions, or if the metadata have no mean and std of them.
+    condition_units: of its values.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Dataset(NamedTuple):
     classes: tuple[str, ...] | None
     mask: tuple[int, ...] | None = None
     labels: tuple[int, ...] = ()
+    condition: tuple[int, ...] | None = None
+    condition_units: Units | None = None
 
     @property
     def num_classes(self) -> int | None:
@@ -95,6 +99,16 @@ class Dataset(NamedTuple):
             raise ValueError(f"dataset.name = {self.name!r} has no captions (a feature 'caption')")
         return [record["caption"] for record in self.source(split)]
 
+    def conditions(self, split: str) -> np.ndarray:
+        """The array conditions (N, *condition) of a split, in their own units.
+
+        Raises:
+          ValueError: if the set has none.
+        """
+        if self.condition is None:
+            raise ValueError(f"dataset.name = {self.name!r} has no array conditions (a feature 'condition')")
+        return np.stack([record["condition"] for record in self.source(split)])
+
     def images(self, split: str, limit: int) -> np.ndarray:
         """Up to `limit` examples of a split as a model sees them, evenly spaced: (N, *shape)."""
         source = self.source(split)
@@ -103,7 +117,10 @@ class Dataset(NamedTuple):
 
     def describe(self, split: str) -> dict[str, Any]:
         """The values that a continued run must have as well."""
-        return {"units": _json(self.units), "shape": list(self.shape), "length": len(self.source(split))}
+        described = {"units": _json(self.units), "shape": list(self.shape), "length": len(self.source(split))}
+        if self.condition_units is not None:
+            described["condition"] = _json(self.condition_units)
+        return described
 
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """All examples (N, *shape) as a model sees them, and labels (N,), of a split, in memory."""
@@ -112,7 +129,7 @@ class Dataset(NamedTuple):
 
 
 class Records(Sequence):
-    """Some records of a split: {x as stored, label}, 0 for no label, and the caption and the mask if there are.
+    """Some records of a split: {x as stored, label}, 0 for no label, and caption, mask and condition if there are.
 
     numbers: of these records in the whole split. A record that cannot be read, or whose x has another shape, raises a
     `RecordError` that names it.
@@ -133,6 +150,8 @@ class Records(Sequence):
             result = {"x": record[self._dataset.feature], "label": np.int32(label)}
             if self._dataset.mask is not None:
                 result["mask"] = np.asarray(record["mask"]).astype(bool)
+            if self._dataset.condition is not None:
+                result["condition"] = np.asarray(record["condition"], np.float32)
             if "caption" in record:
                 result["caption"] = record["caption"].decode()  # TFDS reads text as bytes
         except Exception as error:  # whatever the reader raises
@@ -223,7 +242,12 @@ def _describe(name: str, builder: Any) -> Dataset:
     kinds.check(units.kind, tuple(shape), dtype)
     label = features["label"] if "label" in features else None  # noqa: SIM401 (it has no get)
     mask = tuple(features["mask"].shape) if "mask" in features else None
-    return Dataset(name, builder, feature, tuple(shape), units, _classes(name, label), mask)
+    of_condition: dict[str, Any] = {}
+    if "condition" in features and "condition_mean" in metadata:
+        mean, std = (tuple(metadata[f"condition_{key}"]) for key in ("mean", "std"))
+        of_condition["condition"] = tuple(features["condition"].shape)
+        of_condition["condition_units"] = Units("float32", None, mean, std, "field")
+    return Dataset(name, builder, feature, tuple(shape), units, _classes(name, label), mask, **of_condition)
 
 
 def _range(name: str, metadata: dict[str, Any], dtype: str) -> tuple[float, float] | None:

@@ -24,8 +24,11 @@ class Augment(NamedTuple):
     roll: tuple[int, ...] = ()
     rotate: bool = False
 
-    def check(self, shape: tuple[int, ...], units: Units) -> None:
-        """Raise `ValueError` for a change that does not fit examples of this shape with these units."""
+    def check(self, shape: tuple[int, ...], units: Units, condition: tuple[int, ...] | None = None) -> None:
+        """Raise `ValueError` for a change that does not fit examples of this shape with these units.
+
+        condition: shape of an array condition; one with the spatial axes of x changes with x.
+        """
         space = len(shape) - 1
         if self.crop < 0 or self.crop >= min(shape[:-1], default=1):
             raise ValueError(f"config.dataset.crop must be in [0, {min(shape[:-1], default=1) - 1}], got {self.crop}")
@@ -38,6 +41,11 @@ class Augment(NamedTuple):
             raise ValueError(f"config.dataset.rotate must be False but for points in 2 or 3 dimensions, got {shape}")
         if self.rotate and len(set(units.std)) > 1:
             raise ValueError(f"config.dataset.rotate needs one standard deviation for all axes, got {units.std}")
+        if self.rotate and condition is not None:
+            raise ValueError(f"config.dataset.rotate must be False for data with a condition, got one of {condition}")
+        for name in ("flip", "crop", "roll"):
+            if getattr(self, name) and len(condition or ()) > 1 and condition[:-1] != shape[:-1]:  # type: ignore[index]
+                raise ValueError(f"config.dataset.{name} must be off for x {shape} with a condition {condition}")
 
     def functions(self) -> list[Callable]:
         """(example, generator) -> example, for each change that is on."""
@@ -72,6 +80,17 @@ def _rotate(on: bool, example: dict[str, Any], rng: np.random.Generator) -> dict
     return {**example, "x": (x @ orthogonal.T).astype(np.float32)}
 
 
+def _joined(example: dict[str, Any]) -> dict[str, Any]:
+    """The example with its condition as further channels of x, so that a random change is the same for both."""
+    return {**example, "x": np.concatenate([example["x"], example["condition"]], -1)}
+
+
+def _parted(channels: int, example: dict[str, Any]) -> dict[str, Any]:
+    """The example of `_joined` with x, of so many channels, and its condition apart."""
+    x, condition = np.split(example["x"], [channels], -1)
+    return {**example, "x": x, "condition": condition}
+
+
 def _number(batch: dict[str, Any], first: int, stride: int) -> dict[str, Any]:
     places = first + stride * np.arange(len(batch["x"]))
     return {**batch, "index": places.astype(np.int32)}
@@ -102,8 +121,9 @@ def batches(
 ) -> Any:
     """An endless iterator of {x (B, *shape), label (B,), index (B,)}; with `encode` tokens (B, m), with masks `mask`.
 
-    Its position is `get_state()`, and `set_state` goes back to it exactly. Threads, not worker processes.
-    `augment` changes examples at random; `cache` decodes the split once and keeps it in memory. A batch may contain the
+    With array conditions it has `condition` (B, ...), standardised. Its position is `get_state()`, and `set_state` goes
+    back to it exactly. Threads, not worker processes. `augment` changes examples at random, and a condition with the
+    spatial axes of x in the same way; `cache` decodes the split once and keeps it in memory. A batch may contain the
     end of one epoch and the beginning of the next: no batch is short, and each epoch has all examples.
 
     share: (p, P) for every P-th example of each batch, from p on. The P shares make up the batches of (0, 1), so a
@@ -125,12 +145,14 @@ def batches(
     normalise = dataset.normalise if instead is None else lambda image: image
 
     def example(record: dict[str, Any]) -> dict[str, Any]:
-        tokens = {} if encode is None else {"tokens": encode([record["caption"]])[0]}
+        rest = {} if encode is None else {"tokens": encode([record["caption"]])[0]}
         x = normalise(record["x"])
         if "mask" in record:  # what padding is, no model should see
             mask = record["mask"]
-            tokens["mask"], x = mask, np.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, np.float32(0))
-        return {"x": x, "label": record["label"], **tokens}
+            rest["mask"], x = mask, np.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, np.float32(0))
+        if dataset.condition_units is not None:
+            rest["condition"] = dataset.condition_units.normalise(record["condition"])
+        return {"x": x, "label": record["label"], **rest}
 
     source: Any = records
     if instead is not None:
@@ -138,8 +160,13 @@ def batches(
     elif cache:
         source = list(records)
     data = _shuffled(source, seed).map(example)
-    for change in augment.functions():
+    changes = augment.functions()
+    if is_joined := bool(changes) and len(dataset.condition or ()) > 1:
+        data = data.map(_joined)
+    for change in changes:
         data = data.random_map(change)
+    if is_joined:
+        data = data.map(functools.partial(_parted, dataset.shape[-1]))
     data = data.repeat()[first::stride].batch(batch_size // stride)
     data = data.map(functools.partial(_number, first=first, stride=stride))
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)

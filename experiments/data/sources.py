@@ -100,7 +100,7 @@ def of_arrays(
     if "label" in columns:
         classes, columns = _numbered(columns)
     if "condition" in columns:
-        columns = {**columns, "condition": _as_stored(columns["condition"], "condition").astype(np.float32)}
+        columns = {**columns, "condition": _with_channels(columns["condition"], x.shape)}
     mask = columns.get("mask")
     if mask is not None:
         mask = mask.astype(bool)
@@ -135,6 +135,13 @@ def of_arrays(
         ordered=ordered,
         report=(f"{len(x)} examples {x.shape[1:]} {x.dtype}", *report),
     )
+
+
+def _with_channels(condition: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Conditions (N, D) or (N, *space, C) as float32; one number for each example or place becomes one channel."""
+    stored = _as_stored(condition, "condition").astype(np.float32)
+    is_field = len(shape) > 3 and stored.shape == shape[:-1]
+    return stored[..., None] if stored.ndim == 1 or is_field else stored
 
 
 def _as_stored(x: np.ndarray, name: str) -> np.ndarray:

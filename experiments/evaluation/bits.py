@@ -168,6 +168,8 @@ def open_case(model: Any, dataset: Any, variances: Sequence[str], settings: Sett
     sampling = dataclasses.replace(diffusion.sampling, guidance=None, sampler=name)
     diffusion = dataclasses.replace(diffusion, sampling=sampling)
     label = jnp.asarray(labels[: settings.num]) if diffusion.condition == "label" else None
+    if model.data.condition_units is not None:
+        label = model.data.condition_units.standardise(dataset.conditions(split)[: settings.num])
     if model.tokenizer is not None:
         label = jnp.asarray(model.tokenizer.encode(dataset.captions(split))[: settings.num])
     if not (width := model.data.units.bin_width):

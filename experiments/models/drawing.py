@@ -15,8 +15,9 @@ class Source(NamedTuple):
     """A generator of samples with its parameters and conditions.
 
     generate: (params, keys (B,), conditions) -> (B, *shape) as a model sees them, on the host. cycle: conditions in
-    turn, labels (N,) or tokens (N, m), None for none; with masks {"condition", "mask" (N, n)}. step: of the checkpoint.
-    units: of the data. classes: names of the classes, or (). settings: further entries of settings.json.
+    turn, labels (N,), tokens (N, m) or arrays (N, ...) in their own units, None for none; with masks {"condition",
+    "mask" (N, n)}. step: of the checkpoint. units: of the data. classes: names of the classes, or (). settings: further
+    entries of settings.json. has_arrays: whether the conditions are arrays.
     """
 
     generate: Callable[..., np.ndarray]
@@ -28,15 +29,19 @@ class Source(NamedTuple):
     sampling: dict[str, Any]
     settings: dict[str, Any]
     classes: tuple[str, ...] = ()
+    has_arrays: bool = False
 
-    def labels(self, index: np.ndarray) -> np.ndarray:
-        """The labels of these samples (N,), -1 for samples without a label."""
+    def columns(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """What is kept beside these samples: "labels" (N,), -1 for none; "masks" and "conditions" if there are."""
+        masks = self.cycle["mask"] if isinstance(self.cycle, dict) else None
         cycle = self.cycle["condition"] if isinstance(self.cycle, dict) else self.cycle
-        return np.full(len(index), -1) if cycle is None or cycle.ndim > 1 else cycle[index % len(cycle)]
-
-    def masks(self, index: np.ndarray) -> np.ndarray | None:
-        """The masks of these samples, None for data without masks."""
-        return self.cycle["mask"][index % len(self.cycle["mask"])] if isinstance(self.cycle, dict) else None
+        is_label = cycle is not None and cycle.ndim == 1
+        columns = {"labels": cycle[index % len(cycle)] if is_label else np.full(len(index), -1)}
+        if masks is not None:
+            columns["masks"] = masks[index % len(masks)]
+        if self.has_arrays:
+            columns["conditions"] = cycle[index % len(cycle)]
+        return columns
 
 
 def labels_of(texts: Sequence[str], classes: int | None) -> np.ndarray | None:

@@ -91,8 +91,8 @@ def parameters(function: Callable[..., Any]) -> tuple[str, ...]:
 def objective(diffusion: Diffusion, settings: Loss, *, module: Any = None) -> Objective:
     """The loss of each example. module: a network in place of the model's.
 
-    A batch has `x` (B, *shape), `index` (B,), and `label` (B,) or `tokens` (B, m) for a network with a condition. With
-    `u` (B,), quantiles of the training times, it measures: no condition and no unit is dropped.
+    A batch has `x` (B, *shape), `index` (B,), and `label` (B,), `tokens` (B, m) or `condition` (B, ...) for a network
+    with a condition. With `u` (B,), quantiles of the training times, it measures: no condition and no unit is dropped.
     """
     loss = functools.partial(OBJECTIVES[settings.objective], diffusion, settings)
     times, spread = make(settings.times, TIMES, diffusion), SPREADS[settings.spread]
@@ -123,10 +123,10 @@ def objective(diffusion: Diffusion, settings: Loss, *, module: Any = None) -> Ob
 
 
 def _condition(diffusion: Diffusion, settings: Loss, batch: Any, key: Any) -> jax.Array | None:
-    """Labels (B,) or tokens (B, m), some replaced by the null condition; None for a network without a condition."""
+    """The conditions of a batch, some replaced by the null condition; None for a network without a condition."""
     if diffusion.null is None:
         return None
-    condition = batch["tokens" if diffusion.condition == "tokens" else "label"]
+    condition = batch[{"label": "label", "tokens": "tokens", "array": "condition"}[diffusion.condition]]
     if "u" in batch:
         return jnp.asarray(condition)
     keep = diffax.losses.drop_labels(key, jnp.ones(len(condition), bool), False, p_uncond=settings.p_uncond)

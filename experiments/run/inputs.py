@@ -58,7 +58,15 @@ class Inputs(NamedTuple):
         whole = sum(leaf.size for leaf in jax.tree.leaves(self.base.params)) if self.base else count
         share = f" of adapters, {count / whole:.1%} of {whole:,}" if self.base else ""
         inside = f" in latents {'x'.join(map(str, self.space.shape))}" if self.space else ""
-        return f"{self.dataset.name} {'x'.join(map(str, self.data.shape))}{inside}: {count:,} parameters{share}"
+        data = f"{self.dataset.name} {'x'.join(map(str, self.data.shape))}{inside}{self._describe_condition()}"
+        return f"{data}: {count:,} parameters{share}"
+
+    def _describe_condition(self) -> str:
+        """The array condition of the data, and the conditions that are not used, as text."""
+        if self.data.condition is not None:
+            unused = " (labels are not used)" if self.data.num_classes else ""
+            return f" with condition {'x'.join(map(str, self.data.condition))}{unused}"
+        return " (its conditions are not used)" if "condition" in self.dataset.builder.info.features else ""
 
     def empty_batch(self, size: int) -> dict[str, np.ndarray]:
         """A batch with the shapes and types of those that are trained on."""
@@ -66,7 +74,9 @@ class Inputs(NamedTuple):
         batch = {"x": np.empty((size, *shape), np.float32), "label": numbers, "index": numbers}
         tokens = {"tokens": np.empty((size, self.tokenizer.max_length), np.int32)} if self.tokenizer else {}
         masks = {} if self.data.mask is None else {"mask": np.empty((size, *self.data.mask), bool)}
-        return batch | tokens | masks
+        shape_of = self.data.condition
+        conditions = {} if shape_of is None else {"condition": np.empty((size, *shape_of), np.float32)}
+        return batch | tokens | masks | conditions
 
     def examples(self, split: str, limit: int, mesh: Any) -> dict[str, np.ndarray]:
         """Up to `limit` examples of a split, evenly spaced, as one batch; for a model in latents their moments."""
@@ -77,6 +87,8 @@ class Inputs(NamedTuple):
         batch["label"] = np.stack([row["label"] for row in rows])
         if self.tokenizer is not None:
             batch["tokens"] = self.tokenizer.encode([row["caption"] for row in rows])
+        if self.data.condition_units is not None:
+            batch["condition"] = self.data.condition_units.normalise(np.stack([row["condition"] for row in rows]))
         return batch | ({"mask": np.stack([row["mask"] for row in rows])} if "mask" in rows[0] else {})
 
     def batches(self, mesh: Any, *, cache_images: bool, cache_latents: bool) -> Any:
@@ -109,7 +121,10 @@ def opened(config: Any, num_devices: int) -> Inputs:
                 f"config.latent.autoencoder must be one of images {dataset.shape}, got {space.folder} of "
                 f"{space.model.shape}"
             )
-    data = Data(dataset.shape, dataset.num_classes, dataset.units, dataset.mask, dataset.class_names)
+    if config.model != "diffusion" or not config.network.conditional:
+        dataset = dataset._replace(condition=None, condition_units=None)  # neither read nor augmented
+    of_condition = dataset.condition, dataset.condition_units
+    data = Data(dataset.shape, dataset.num_classes, dataset.units, dataset.mask, dataset.class_names, *of_condition)
     model = build(config, data if space is None else data._replace(shape=space.shape))
     if config.lora.base:
         base, trained = loading.load_adapters(config.lora)
@@ -121,7 +136,7 @@ def opened(config: Any, num_devices: int) -> Inputs:
         text = config.text
         tokenizer = captions.tokenizer(dataset, names.train_split, text.vocab_size, text.max_length, words)
     augment = pipeline.Augment(names.flip, names.crop, tuple(names.roll), names.rotate)
-    augment.check(dataset.shape, dataset.units)
+    augment.check(dataset.shape, dataset.units, dataset.condition)
     read = functools.partial(
         pipeline.batches,
         dataset,

@@ -156,6 +156,7 @@ def check_base(mine: dict[str, Any], base: Trained, data: Data, latents: Latents
     pairs = {
         "images": (base.data.shape, data.shape),
         "classes": (base.data.num_classes, data.num_classes),
+        "conditions": (base.data.condition, data.condition),
         "autoencoder": (base.latents and base.latents["digest"], latents and latents.digest),
     }
     for what, (of_base, of_run) in pairs.items():
@@ -185,5 +186,6 @@ def save_export(path: Path, source: Any, params: Any, step: int, space: Latents 
         words=source.tokenizer.words if source.tokenizer else (),
         max_length=source.tokenizer.max_length if source.tokenizer else 0,
         has_null=not can_guide(ConfigDict(record["config"])),
+        condition_units=source.data.condition_units,
         more=kept | {"data": source.data.record(), "latents": space and space.record()},
     )

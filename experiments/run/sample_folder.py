@@ -44,9 +44,8 @@ def missing_shards(folder: Path, num: int, shard_size: int) -> Iterator[tuple[Pa
             yield path, np.arange(first, last)
 
 
-def save_shard(path: Path, samples: np.ndarray, labels: np.ndarray, masks: np.ndarray | None = None) -> None:
-    """Write a shard atomically."""
-    more: dict[str, Any] = {} if masks is None else {"masks": masks}
+def save_shard(path: Path, samples: np.ndarray, labels: np.ndarray, **more: Any) -> None:
+    """Write a shard atomically. more: arrays "masks" and "conditions"."""
     part = path.with_name(f".{path.name}.part")
     with part.open("wb") as file:
         np.savez(file, samples=samples, labels=labels, **more)

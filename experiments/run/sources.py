@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax.training.parallel import over_batch
-from experiments.data.datasets import open_dataset
+from experiments.data.datasets import Dataset, open_dataset
 from experiments.data.picture_files import load_picture
 from experiments.models import samplers
 from experiments.models.captions import chosen
@@ -29,7 +29,7 @@ def of_run(
     guidance: tuple[Path | None, float],
     start: tuple[Path | None, float],
 ) -> Source:
-    """A trained model as a source of samples, which get the labels or captions in turn.
+    """A trained model as a source of samples, which get the labels, the captions, or the test split's arrays in turn.
 
     autoencoder: where that of a model in latents is now. guidance: (workdir of a classifier of noisy images, scale).
     start: (file of a picture, the time up to which noise is added to it). None for no such part.
@@ -50,21 +50,30 @@ def of_run(
     classify = classifier and classifier.model.log_prob(classifier.params, diffusion.schedule(trained.params))
     options = {"times": times, "start": x0, "classify": classify, "scale": scale}
 
+    of_condition = trained.data.condition_units
+
     def draw(params: Any, keys: Any, which: Any) -> Any:
         masks = {} if trained.data.mask is None else {"mask": which["mask"]}
         condition = which["condition"] if masks else which
+        if of_condition is not None:
+            condition = of_condition.standardise(condition)
         return diffusion.generate(params, keys, condition, **masks, **options)
 
     generate = over_batch(jax.jit(draw))
     cycle: Any
     if captions or trained.tokenizer is not None:
         cycle = chosen(trained.tokenizer, captions, labels)
+    elif of_condition is not None:
+        if labels:
+            raise ValueError(f"labels must be empty for a model with array conditions, got {','.join(labels)}")
+        cycle = _dataset(trained).conditions(trained.dataset["test_split"])
     else:
         classes = diffusion.num_classes if diffusion.condition == "label" else None
         cycle = labels_of(labels, classes if classifier is None else classifier.data.num_classes)
     settings = {
         "checkpoint": str(trained.folder.resolve()),
         "captions": captions or None,
+        "conditions": of_condition and trained.dataset["test_split"],
         "init_image": file and hashlib.sha256(file.read_bytes()).hexdigest(),
         "noise_level": file and level,
         "classifier": classifier and str(classifier.folder.resolve()),
@@ -76,21 +85,26 @@ def of_run(
     data = trained.data
     if data.mask is not None:
         cycle = {"condition": cycle, "mask": masks_of(trained)}
-    own = trained.dataset, trained.sampling, settings, data.classes
+    own = trained.dataset, trained.sampling, settings, data.classes, of_condition is not None
     return Source(images, trained.params, cycle, trained.step, data.units, *own)
 
 
 def masks_of(trained: Trained) -> np.ndarray:
     """The masks (N, n) of the test split, so that samples have as many points as the data."""
-    names = trained.dataset
-    records = open_dataset(names["name"], names["data_dir"], names["labels"]).source(names["test_split"])
-    return np.stack([record["mask"] for record in records])
+    return np.stack([record["mask"] for record in _dataset(trained).source(trained.dataset["test_split"])])
+
+
+def _dataset(trained: Trained) -> Dataset:
+    """The data set of a model."""
+    return open_dataset(*(trained.dataset[name] for name in ("name", "data_dir", "labels")))
 
 
 def _classifier(folder: Path, trained: Trained, space: Latents | None) -> Trained:
     """A classifier of noisy images that fits the model."""
     if trained.tokenizer is not None:
         raise ValueError(f"classifier must not be used for a model of captions, got {folder}")
+    if trained.data.condition is not None:
+        raise ValueError(f"classifier must not be used for a model with array conditions, got {folder}")
     classifier = loading.load(folder, "classifier", "classifier")
     shape, of_classifier = trained.data.shape if space is None else space.shape, classifier.data.shape
     if of_classifier != shape:

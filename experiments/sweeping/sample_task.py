@@ -59,6 +59,8 @@ def parse(config: Any) -> tuple[str, dict[str, str]]:
     trained, mark = _opened(config.checkpoint)
     if trained.tokenizer is not None:
         raise ValueError(f"config.checkpoint must not be a model of captions, got {config.checkpoint}")
+    if trained.data.condition is not None:
+        raise ValueError(f"config.checkpoint must not be a model with array conditions, got {config.checkpoint}")
     diffusion = _diffusion(trained, config.sampling, config.calls)
     if config.sampling.sampler == "ddpm_learned" and not diffusion.learned_variance:
         raise ValueError(f"config.sampling.sampler must not be ddpm_learned for {config.checkpoint}")

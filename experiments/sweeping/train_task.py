@@ -48,6 +48,8 @@ def parse(config: Any) -> tuple[str, dict[str, str]]:
         if value != only:
             raise ValueError(f"config.{path} must be {only!r} in a sweep, got {value!r}")
     inputs = opened(config, jax.local_device_count())
+    if inputs.data.condition is not None:
+        raise ValueError("config.network.conditional must be False in a sweep for data with array conditions, got True")
     measuring.check(config.evaluation, config.network.conditional)
     flat = settings.flatten(config.to_dict())
     kept = {key: value for key, value in flat.items() if not key.startswith(FREE)}

@@ -311,3 +311,52 @@ def test_units_survive_json():
     assert pretrained.Units.of(json.loads(json.dumps(dataclasses.asdict(units)))) == units
     with pytest.raises(ValueError, match="samples must be finite, got nan in sample 1"):
         units.denormalise(np.array([[0.0, 0.0], [np.nan, 0.0]]))
+
+
+CONDITION_UNITS = pretrained.Units("float32", None, (250.0, 3.0), (10.0, 0.5), "field")
+
+
+@pytest.fixture(scope="module")
+def of_arrays(tmp_path_factory):
+    """(a model with array conditions, its parameters, its export)."""
+    model = diffusion(condition="array", network={"condition": {"shape": [2], "channels": 1}}, num_classes=None)
+    folder = tmp_path_factory.mktemp("arrays") / "export"
+    return model, saved(folder, model, condition_units=CONDITION_UNITS), folder
+
+
+def test_array_conditions_are_given_in_their_own_units(of_arrays):
+    model, params, folder = of_arrays
+    loaded = pretrained.load(folder)
+    assert loaded.condition_units == CONDITION_UNITS
+    conditions = np.array([[240.0, 3.5], [260.0, 2.0], [250.0, 3.0]])
+    keys = diffax.random.keys_at(KEY, jnp.arange(3))
+    generate = jax.jit(model.generate)
+    expected = generate(params, keys, CONDITION_UNITS.normalise(conditions))
+    np.testing.assert_allclose(jax.jit(loaded.sample, static_argnums=1)(KEY, 3, conditions), expected, atol=1e-4)
+    same = generate(params, keys, CONDITION_UNITS.normalise(conditions[[0, 0, 0]]))
+    np.testing.assert_allclose(loaded.sample(KEY, 3, conditions[0]), same, atol=1e-4)  # one for all
+    assert np.abs(same - expected)[1].max() > 1e-2
+    x = jnp.ones((3, 4, 4, 1))
+    denoised = model.denoiser(params, CONDITION_UNITS.normalise(conditions))(x, 0.5)
+    np.testing.assert_allclose(loaded.denoiser(conditions)(x, 0.5), denoised, atol=1e-5)
+
+
+def test_array_conditions_are_guided_against_their_mean(of_arrays):
+    loaded = pretrained.load(of_arrays[2])
+    x, condition, mean = jnp.ones((1, 4, 4, 1)), np.array([[240.0, 3.5]]), np.array([[250.0, 3.0]])
+    plain, null, guided = (
+        loaded.with_sampling(guidance=weight, clip=False).denoiser(value)(x, 0.5)
+        for weight, value in ((1.0, condition), (1.0, mean), (3.0, condition))
+    )
+    np.testing.assert_allclose(guided, null + 3 * (plain - null), atol=1e-3)
+    assert jnp.abs(guided - plain).max() > 1e-2
+
+
+def test_array_conditions_that_do_not_fit_are_refused(of_arrays):
+    loaded = pretrained.load(of_arrays[2])
+    for call in (lambda: loaded.sample(KEY, 3, np.ones((3, 1))), lambda: loaded.denoiser(np.ones((3, 1)))):
+        with pytest.raises(ValueError, match=r"label must have shape \(B, 2\), got \(3, 1\)"):
+            call()
+    without_null = dataclasses.replace(loaded, has_null=False)
+    with pytest.raises(ValueError, match=r"label must be conditions \(3, 2\) for a model trained without a null one"):
+        without_null.sample(KEY, 3)
