@@ -80,11 +80,10 @@ def of_run(
     return Source(images, trained.params, cycle, trained.step, data.units, *own)
 
 
-def masks_of(trained: Trained) -> np.ndarray:
+def masks_of(trained: Trained) -> np.ndarray | None:
     """The masks (N, n) of the test split, so that samples have as many points as the data."""
     names = trained.dataset
-    records = open_dataset(names["name"], names["data_dir"], names["labels"]).source(names["test_split"])
-    return np.stack([record["mask"] for record in records])
+    return open_dataset(names["name"], names["data_dir"], names["labels"]).masks(names["test_split"])
 
 
 def _classifier(folder: Path, trained: Trained, space: Latents | None) -> Trained:
