@@ -120,6 +120,9 @@ def test_channels_are_reported_in_their_units(data, tmp_path, capsys):
 def test_padding_of_the_samples_changes_nothing(data, tmp_path, capsys):
     points, mask = make("sets"), masks(200, 1)
     result, _ = measured(save(tmp_path / "out", data, "sets", points, mask), capsys)
+    inside = points[mask]
+    for i, channel in enumerate(result["channels"]):
+        assert channel["samples"] == pytest.approx([inside[:, i].mean(), inside[:, i].std()], rel=1e-3)
     padded = np.where(mask[..., None], points, np.float32(1e6))
     again, _ = measured(save(tmp_path / "out", data, "sets", padded, mask), capsys)
     assert again == result

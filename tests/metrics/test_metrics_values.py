@@ -51,6 +51,8 @@ def test_quantiles_of_a_set_depend_neither_on_the_order_nor_on_the_padding():
     np.testing.assert_allclose(metrics.set_quantiles(twice, DIRECTIONS, 4), z[3:4], atol=1e-12)
     none = metrics.set_quantiles(x, DIRECTIONS, 4, mask=np.zeros((5, 9), bool))
     assert not none.any()
+    median = metrics.set_quantiles(np.array([[[9.0], [1.0], [2.0]]]), np.ones((1, 1)), 1)
+    assert median.tolist() == [[2.0]]
 
 
 def test_the_distance_of_quantiles_is_the_sliced_wasserstein_distance_of_the_sets():
@@ -88,12 +90,14 @@ def test_directions_are_unit_vectors_in_all_directions():
 
 def test_the_spectrum_of_a_wave_is_at_its_wavenumber_in_any_direction():
     i, j = np.meshgrid(np.arange(16), np.arange(16), indexing="ij")
-    for a, b in ((5, 0), (0, 5), (3, 4), (-3, 4)):
+    for a, b in ((5, 0), (0, 5), (3, 4), (-3, 4), (1, 5), (5, 2), (3, -4)):
         wave = 3 + np.cos(2 * np.pi * (a * i + b * j) / 16)
         power = metrics.radial_power_spectrum(wave[None, ..., None])[:, 0]
         assert power.shape == (8,)
         assert int(np.argmax(power)) + 1 == 5
         assert power[4] > 1e20 * np.delete(power, 4).max()
+    diagonal = np.cos(2 * np.pi * 2 * (i + j) / 16)  # |f| L = 2.83
+    assert int(np.argmax(metrics.radial_power_spectrum(diagonal[None, ..., None])[:, 0])) + 1 == 3
 
 
 @pytest.mark.parametrize("space", [(16,), (12, 6), (4, 4, 4)])
