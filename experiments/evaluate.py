@@ -4,20 +4,26 @@
     python -m experiments.evaluate --checkpoint=RUN [--routes=vlb,continuous,ode] [--variances=small,large] [--num=400]
 
 Samples are compared with real test data in the features of an extractor (`evaluation.extractors`). Beside each number
-is its floor, the same number for real training data and the same test data at the same counts. The default extractor is
-a classifier, trained on real data that the diffusion model never saw (config.dataset.classifier_split), with
+is its floor, the same number for real training data and the same test data at the same counts. The extractor of images
+with labels is a classifier, trained on real data that the diffusion model never saw (config.dataset.classifier_split):
 
     accuracy        the share of samples whose predicted label is the one that they were drawn with, beside the accuracy
                     on real test data, which the classifier never saw either
     FD(classifier)  Fréchet distance of samples and real test data in the 64 features of the classifier
 
-Both distances are means over 20 random choices of n samples (n training images) against the same n test images.
-FD(classifier) is not FID and is comparable only with its floor. Writes DIR/evaluation.json. `--extractor` and
-`--metrics` select others (`evaluation.families`; `--metrics=all`). A Fréchet distance needs more samples than features.
-With a checkpoint: bits per dimension by the routes of `experiments.evaluation.bits`; writes RUN/bits.json.
+That of all other data, also of images without labels, is `values`, the normalised values themselves:
+
+    FD(values)            Fréchet distance in at most 65 features; left out where there are not more examples than that
+    sliced_wasserstein    in the same features
+    spectral_distance_db  of fields and signals: log spectral distance of the radially averaged power spectra
+    channel               mean and standard deviation of each channel in its own units, of samples and of real data
+
+The distances are means over 20 random choices of n samples (n training examples) against the same n test examples. FD
+is not FID and is comparable only with its floor. Writes DIR/evaluation.json. `--extractor` and `--metrics` select
+others (`evaluation.families`; `--metrics=all`). A Fréchet distance needs more samples than features. With a checkpoint:
+bits per dimension, for floats nats, by the routes of `experiments.evaluation.bits`; writes RUN/bits.json.
 """
 
-import numpy as np
 from absl import flags
 
 from experiments.data.datasets import open_dataset
@@ -27,6 +33,7 @@ from experiments.evaluation.families import NAMES
 from experiments.run import devices
 from experiments.run.command import launch, path_of, usage_errors
 from experiments.run.loading import load
+from experiments.run.sample_folder import load_samples
 from experiments.run.workdir import read_json, write_json
 
 SAMPLES = flags.DEFINE_string("samples", None, "Folder that experiments.sample wrote.")
@@ -34,25 +41,26 @@ CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run, or an ex
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared data sets; default: that of the samples or run.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the classifier and of the random choices.")
 COMPARISON = {
-    "extractor": flags.DEFINE_string("extractor", "classifier", f"Features: one of {', '.join(DIMENSIONS)}."),
-    "metrics": flags.DEFINE_list("metrics", None, f"Some of {', '.join(NAMES)}; all. Default: fd and accuracy."),
+    "extractor": flags.DEFINE_string("extractor", None, f"Features: one of {', '.join(DIMENSIONS)}; that of the data."),
+    "metrics": flags.DEFINE_list("metrics", None, f"Some of {', '.join(NAMES)}; all. Default: by the extractor."),
     "repeats": flags.DEFINE_integer("repeats", 20, "Random choices of n samples; distances are means over them."),
     "seed": SEED,
-    "reference": flags.DEFINE_string("reference", "test", "The real images that samples are compared with, or train."),
-    "allow_few": flags.DEFINE_bool("allow_few", False, "Whether fd may use fewer images than features."),
+    "reference": flags.DEFINE_string("reference", "test", "The real data that samples are compared with, or train."),
+    "allow_few": flags.DEFINE_bool("allow_few", False, "Whether fd may use fewer examples than features."),
     "classifier_steps": flags.DEFINE_integer("classifier_steps", 1500, "Training steps of the classifier."),
     "classifier_file": flags.DEFINE_string("classifier_file", None, "Keeps the classifier; read if it exists."),
     "inception_weights": flags.DEFINE_string("inception_weights", None, "Weights file of inception_v3."),
 }
-ROUTES = flags.DEFINE_list("routes", list(bits.ROUTES), "Of --checkpoint: routes to the bits.")
+ROUTES = flags.DEFINE_list("routes", None, f"Of --checkpoint: {', '.join(bits.ROUTES)}; all that fit the data.")
 VARIANCES = flags.DEFINE_list("variances", [], "Of the bound: learned, small, large; default: those of the model.")
 BITS = {
-    "num": flags.DEFINE_integer("num", 400, "Of --checkpoint: images."),
+    "num": flags.DEFINE_integer("num", 400, "Of --checkpoint: examples."),
     "levels": flags.DEFINE_integer("levels", None, "Levels of the discrete bound; default: all of a table, or 1,000."),
-    "draws": flags.DEFINE_integer("draws", 200, "Times for each image in the continuous bound."),
+    "draws": flags.DEFINE_integer("draws", 200, "Times for each example in the continuous bound."),
     "steps": flags.DEFINE_integer("steps", 100, "Steps of the ODE."),
     "probes": flags.DEFINE_integer("probes", 4, "Probes of the divergence of the ODE."),
 }
+SHOWN = 8  # channels of the report
 
 
 def main(argv):
@@ -76,7 +84,7 @@ def compare_samples():
         drawn = read_json(folder / "settings.json")
         if drawn is None:
             raise ValueError(f"samples must be a folder that experiments.sample wrote, got {folder}")
-        samples, labels = load_samples(folder, drawn)
+        samples, labels, masks = load_samples(folder, drawn["num"], drawn["shard_size"])
         labels = labels if labels[0] >= 0 else None
         options = {name: flag.value for name, flag in COMPARISON.items()}
         for name in ("classifier_file", "inception_weights"):
@@ -86,7 +94,7 @@ def compare_samples():
 
     # ---------------------------------------------------------------- compare
     with usage_errors():  # some errors of samples and data appear only in their features
-        measures = comparison.compare(case, samples, labels)
+        measures = comparison.compare(case, samples, labels, masks)
 
     # ---------------------------------------------------------------- end: write and print
     write_json(folder / "evaluation.json", measures._asdict())
@@ -100,31 +108,22 @@ def measure_bits():
         folder = path_of("checkpoint", CHECKPOINT.value)
         settings = bits.Settings(**{name: flag.value for name, flag in BITS.items()})
         model = load(folder)
-        bits.check(model, ROUTES.value, VARIANCES.value, settings)
+        names = bits.routes_of(model.data) if ROUTES.value is None else ROUTES.value
+        bits.check(model, names, VARIANCES.value, settings)
         data = model.dataset
         data_dir = data["data_dir"] if DATA_DIR.value is None else DATA_DIR.value
         dataset = open_dataset(data["name"], data_dir, data["labels"])
         case = bits.open_case(model, dataset, VARIANCES.value, settings)
 
     # ---------------------------------------------------------------- measure
-    routes = bits.measure(case, ROUTES.value, settings, SEED.value)
+    routes = bits.measure(case, names, settings, SEED.value)
 
     # ---------------------------------------------------------------- end: write and print
     write_json(folder / "bits.json", settings._asdict() | {"step": model.step, "seed": SEED.value, "routes": routes})
-    print(f"step {model.step} of {folder}, {settings.num} images")
+    print(f"step {model.step} of {folder}, {settings.num} examples")
     for name, value in routes.items():
-        print(f"  {name:24s} {value['bits']:.4f} +- {value['stderr']:.4f} bits per dimension")
-
-
-def load_samples(folder, drawn):
-    """All shards: samples (N, *shape) in pixels, labels (N,)."""
-    count = -(-drawn["num"] // drawn["shard_size"])
-    paths = [folder / f"shard_{i:05d}.npz" for i in range(count)]
-    missing = [path.name for path in paths if not path.exists()]
-    if missing:
-        raise ValueError(f"samples {folder} lacks {missing[0]}: run experiments.sample again to finish it")
-    shards = [np.load(path) for path in paths]
-    return tuple(np.concatenate([shard[name] for shard in shards]) for name in ("samples", "labels"))
+        unit, of_what = ("nats", " of the normalised values") if "nats" in value else ("bits", "")
+        print(f"  {name:24s} {value[unit]:.4f} +- {value['stderr']:.4f} {unit} per dimension{of_what}")
 
 
 def report(measures, drawn):
@@ -141,13 +140,26 @@ def report(measures, drawn):
         lines.append(f"  {name:21} {value}   real-to-real floor {floor}")
     if "accuracy" in metrics:
         lines.append(f"  accuracy on real      {floors['accuracy']:.2%}   of {conditions['num_test']} test images")
+    lines += report_channels(measures.channels or [])
     if measures.class_counts is not None:
         lines.append(f"  samples per class     {' '.join(map(str, measures.class_counts))}")
     counts = ", ".join(f"{value} {key[4:]}" for key, value in conditions.items() if key.startswith("num_"))
     n = f", n = {conditions['n']} of each" if "n" in conditions else ""
     hashes = [f"{conditions[key]} {conditions[f'{key}_hash']}" for key in ("extractor", "judge") if key in conditions]
     lines.append(f"  measured by           {', judged by '.join(hashes)}; {counts}{n}")
+    titles = {"features": "features", "left_out": "left out"}
+    lines += [f"  {title:21} {conditions[key]}" for key, title in titles.items() if key in conditions]
     return "\n".join(lines)
+
+
+def report_channels(channels):
+    """A line for each of the first channels: mean and standard deviation in its own units."""
+    lines = []
+    for one in channels[:SHOWN]:
+        title = one["channel"] + (f" [{one['units']}]" if one["units"] else "")
+        values = [f"{name} {one[name][0]:.6g} +- {one[name][1]:.4g}" for name in ("samples", "test", "train")]
+        lines.append(f"  {title:21} {'   '.join(values)}   (mean +- std)")
+    return lines + ([f"  {len(channels) - SHOWN} more channels in evaluation.json"] if len(channels) > SHOWN else [])
 
 
 def report_fd(measures):

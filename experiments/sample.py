@@ -107,7 +107,7 @@ def main(argv):
         sample_folder.save_shard(path, stored, **source.columns(index))
 
     # ---------------------------------------------------------------- end: the first 100 as a picture and in own files
-    first, mask = sample_folder.first_samples(out, min(100, NUM.value), SHARD.value)
+    first, _, mask = sample_folder.load_samples(out, min(100, NUM.value), SHARD.value)
     titles = CAPTIONS.value if 1 < len(CAPTIONS.value) <= 20 else source.classes if len(source.classes) <= 10 else ()
     own = kind.save(out / "samples", first, source.units, mask)
     save_picture(
@@ -115,8 +115,7 @@ def main(argv):
     )
     names = [path.name for path in own if path.suffix != ".png"][:3]
     print(f"{NUM.value} samples in {out}, the first {len(first)} in {', '.join(['samples.png', *names])}")
-    if source.units.kind == "image":
-        print(f"next: python -m experiments.evaluate --samples={OUT.value}")
+    print(f"next: python -m experiments.evaluate --samples={OUT.value}")
 
 
 def check_flags():

@@ -11,6 +11,8 @@ meaning without them.
     transport   sliced Wasserstein distance; Sinkhorn divergence (extra `metrics`)
     classes     accuracy and class balance, from a classifier's predictions
     images      PSNR and SSIM of reconstructions; they support jit, vmap and grad
+    values      features of any data without a network: projections, and quantiles of sets of points
+    spectrum    radially averaged power spectra of fields and signals, and their distance in dB
 """
 
 from diffax.metrics._classes import ClassBalance, accuracy, class_balance
@@ -33,7 +35,9 @@ from diffax.metrics._manifold import (
     nearest_neighbours,
     precision_recall,
 )
+from diffax.metrics._spectrum import log_spectral_distance, radial_power_spectrum
 from diffax.metrics._transport import sinkhorn_divergence, sliced_wasserstein
+from diffax.metrics._values import orthonormal_projection, set_quantiles, unit_directions
 
 __all__ = [
     "ClassBalance",
@@ -51,12 +55,17 @@ __all__ = [
     "frechet_infinity",
     "kernel_distance",
     "kernel_distance_subsets",
+    "log_spectral_distance",
     "merge",
     "moments",
     "nearest_neighbours",
+    "orthonormal_projection",
     "precision_recall",
     "psnr",
+    "radial_power_spectrum",
+    "set_quantiles",
     "sinkhorn_divergence",
     "sliced_wasserstein",
     "ssim",
+    "unit_directions",
 ]

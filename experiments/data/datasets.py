@@ -127,6 +127,10 @@ class Dataset(NamedTuple):
         records = list(self.source(split))
         return np.stack([self.normalise(r["x"]) for r in records]), np.stack([r["label"] for r in records])
 
+    def masks(self, split: str) -> np.ndarray | None:
+        """The masks (N, *mask) of a split, in memory; None for data without masks."""
+        return None if self.mask is None else np.stack([record["mask"] for record in self.source(split)])
+
 
 class Records(Sequence):
     """Some records of a split: {x as stored, label}, 0 for no label, and caption, mask and condition if there are.

@@ -1,12 +1,15 @@
 """Bits per dimension of data that a model was not trained on, by the variational bound and the probability-flow ODE.
 
     vlb         the discrete bound over `levels` levels, evenly spaced in t, with each of `variances`
-    continuous  the bound of infinitely many levels with `draws` stratified times for each image, down to t = 0 for a
-                learned schedule and t = 1e-3 for others; and down to a quarter of a bin, where the ODE starts
+    continuous  the bound of infinitely many levels with `draws` stratified times for each example, down to t = 0 for
+                a learned schedule and t = 1e-3 for others; and down to a quarter of a bin, where the ODE starts
     ode         uniform dequantization, then the density of the flow at the level where sigma / alpha is a quarter of a
                 bin; smaller scales are no part of the data
 
-The mean of each is an upper bound of the bits of the lattice data. Standard errors are over images.
+The mean of each is an upper bound of the bits of the lattice data. Standard errors are over examples.
+
+Floats, which have a density, and data with masks have the continuous bound alone, down to t_min. That of floats is in
+nats per dimension of the normalised values; dimensions are those inside the mask.
 `python -m experiments.evaluate --checkpoint=RUN` is the command.
 """
 
@@ -22,6 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import diffax
 from diffax._checks import check_count, choose
+from diffax._masks import dimensions as inside_dimensions
 from diffax.denoisers import moments_of
 from diffax.likelihood._bound import VARIANCES
 from diffax.nn.description import with_forward_mode
@@ -33,7 +37,7 @@ T_MIN = 1e-3  # of the grids of continuous schedules
 class Settings(NamedTuple):
     """Cost and accuracy.
 
-    num: images. levels: None for all of a table, 1,000 of a continuous schedule. steps: of the ODE. probes: of its
+    num: examples. levels: None for all of a table, 1,000 of a continuous schedule. steps: of the ODE. probes: of its
     divergence.
     """
 
@@ -45,23 +49,30 @@ class Settings(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A model and its data x0 (N, ...) in [-1, 1] on a lattice.
+    """A model and its data x0 (N, ...) as it sees them.
 
-    variances: of the discrete bound. t_min: the data end of the schedule, for the continuous bound.
+    lattice: None for data with a density. variances: of the discrete bound. t_min: the data end of the schedule, for
+    the continuous bound. mask: (N, *mask), None without masks.
     """
 
     curve: Any
     denoise: Any
     x0: Any
-    lattice: diffax.likelihood.Lattice
+    lattice: diffax.likelihood.Lattice | None
     variances: Sequence[str]
     t_min: float
+    mask: Any = None
 
 
 def summary(nats, dimensions, bin_width=1.0):
     """{"bits": mean, "stderr": of it} from (N,) log-probabilities in nats."""
     bits = np.asarray(diffax.likelihood.bits_per_dim(nats, dimensions, bin_width=bin_width))
     return {"bits": float(bits.mean()), "stderr": float(bits.std(ddof=1) / math.sqrt(len(bits)))}
+
+
+def in_nats(values):
+    """{"nats": mean, "stderr": of it} from (N,) nats per dimension."""
+    return {"nats": float(values.mean()), "stderr": float(values.std(ddof=1) / math.sqrt(len(values)))}
 
 
 def by_bound(key, case, settings):
@@ -91,20 +102,28 @@ def by_bound(key, case, settings):
 
 
 def in_continuous_time(key, case, settings):
-    """The bound of continuous time, down to the data end of the schedule and to the level where the ODE starts."""
+    """The bound of continuous time, down to the data end of the schedule and to the level where the ODE starts.
+
+    The second is for data on a lattice without masks alone; data with a density have nats in place of bits.
+    """
 
     @jax.jit
     def one(x0, t_min, key):
         u = diffax.losses.training_times.stratified(diffax.random.fold_in(key, 9), len(x0))
-        options = {"t_min": t_min, "lattice": case.lattice}
+        options = {"t_min": t_min, "lattice": case.lattice, "mask": case.mask}
         t = t_min + (1 - t_min) * u
         return diffax.likelihood.continuous_bound(key, case.curve, case.denoise, x0, t, **options).total
 
+    ends = {"continuous": jnp.asarray(case.t_min, float)}
+    if case.lattice is not None and case.mask is None:
+        ends["continuous, quarter bin"] = _quarter(case)
+    size = case.x0[0].size
+    dimensions = size if case.mask is None else np.maximum(inside_dimensions(case.x0, case.mask), 1)
     result = {}
-    for name, t_min in (("continuous", jnp.asarray(case.t_min, float)), ("continuous, quarter bin", _quarter(case))):
+    for name, t_min in ends.items():
         keys = jax.random.split(key, settings.draws)
         total = np.mean([np.asarray(one(case.x0, t_min, k)) for k in keys], 0)
-        result[name] = summary(-total, case.x0[0].size)
+        result[name] = summary(-total, dimensions) if case.lattice is not None else in_nats(total / dimensions)
     return result
 
 
@@ -134,6 +153,11 @@ def by_ode(key, case, settings):
 ROUTES = {"vlb": by_bound, "continuous": in_continuous_time, "ode": by_ode}
 
 
+def routes_of(data: Any) -> tuple[str, ...]:
+    """The routes for the data of a model."""
+    return tuple(ROUTES) if data.units.bin_width and data.mask is None else ("continuous",)
+
+
 def check(model: Any, routes: Sequence[str], variances: Sequence[str], settings: Settings) -> None:
     """Raise `ValueError` for settings that are too small, or that the model does not support."""
     for name, least in (("num", 2), ("levels", 2), ("draws", 1), ("steps", 1), ("probes", 1)):
@@ -147,23 +171,29 @@ def check(model: Any, routes: Sequence[str], variances: Sequence[str], settings:
         raise ValueError(f"levels must be at most the {len(table)} of the model's schedule, got {settings.levels}")
     for route in routes:
         choose("routes", route, ROUTES)
+        if route not in routes_of(model.data):
+            masks = "" if model.data.mask is None else " with masks"
+            raise ValueError(
+                f"routes must be continuous for data of type {model.data.units.dtype}{masks}, got {route!r}: "
+                "the others need ints in a range, without masks"
+            )
     known = ("learned", "small", "large") if model.model.diffusion.learned_variance else ("small", "large")
     for variance in variances:
         choose("variances", variance, known)
 
 
 def open_case(model: Any, dataset: Any, variances: Sequence[str], settings: Settings) -> Case:
-    """A `Trained` model on the first images of its test split, spread over the devices.
+    """A `Trained` model on the first examples of its test split, spread over the devices.
 
     variances: of the route vlb; () for the learned one of a model that has it, for both fixed ones otherwise.
 
     Raises:
-      ValueError: if there are fewer images, or their values are outside the stated range.
+      ValueError: if there are fewer examples, or their values are outside the stated range.
     """
     diffusion, split = model.model.diffusion, model.dataset["test_split"]
     images, labels = dataset.arrays(split)
     if settings.num > len(images):
-        raise ValueError(f"num must be at most the {len(images)} images of the test split, got {settings.num}")
+        raise ValueError(f"num must be at most the {len(images)} examples of the test split, got {settings.num}")
     name = "ddpm_learned" if diffusion.learned_variance else "ddpm"  # the sampler that the denoiser is for
     sampling = dataclasses.replace(diffusion.sampling, guidance=None, sampler=name)
     diffusion = dataclasses.replace(diffusion, sampling=sampling)
@@ -172,25 +202,27 @@ def open_case(model: Any, dataset: Any, variances: Sequence[str], settings: Sett
         label = model.data.condition_units.standardise(dataset.conditions(split)[: settings.num])
     if model.tokenizer is not None:
         label = jnp.asarray(model.tokenizer.encode(dataset.captions(split))[: settings.num])
-    if not (width := model.data.units.bin_width):
-        raise ValueError(f"bits need a model of ints in a range, got data of type {model.data.units.dtype}")
-    lattice = diffax.likelihood.Lattice(width)
-    lattice.check("dataset", images)
+    width, masks = model.data.units.bin_width, dataset.masks(split)
+    lattice = diffax.likelihood.Lattice(width) if width else None
+    if lattice is not None:
+        lattice.check("dataset", images)
     # Computation follows the images: to all devices, or to the largest number that divides the count.
     mesh = make_mesh(jax.devices()[: max(n for n in range(1, jax.device_count() + 1) if settings.num % n == 0)])
     spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    mask = None if masks is None else jax.device_put(masks[: settings.num], spread)
     return Case(
         diffusion.schedule(model.params),
-        diffusion.denoiser(model.params, label, module=with_forward_mode(diffusion.module)),
+        diffusion.denoiser(model.params, label, module=with_forward_mode(diffusion.module), mask=mask),
         jax.device_put(np.asarray(images[: settings.num], np.float32), spread),
         lattice,
         variances or (("learned",) if diffusion.learned_variance else ("small", "large")),
         0.0 if diffusion.learns_schedule else T_MIN,
+        mask,
     )
 
 
 def measure(case: Case, routes: Sequence[str], settings: Settings, seed: int) -> dict[str, Any]:
-    """{name: {"bits", "stderr", ..}}, one or more names for each route."""
+    """{name: {"bits" or "nats", "stderr", ..}}, one or more names for each route."""
     result: dict[str, Any] = {}
     for i, route in enumerate(routes):
         result |= ROUTES[route](jax.random.fold_in(jax.random.key(seed), i), case, settings)

@@ -3,6 +3,7 @@
     classifier          a small classifier of the data set itself, trained on images that no model sees: 64 features
     efficientnet_lite0  1,280 features of `diffax.nn.features`
     inception_v3        2,048 features of `diffax.nn.features`
+    values              the values themselves, for data of any kind (`evaluation.values`): at most 65 features
 
 Numbers are comparable only for the same extractor and the same hash of its parameters.
 """
@@ -20,14 +21,17 @@ from experiments.evaluation import classifier
 from experiments.evaluation.batches import in_batches
 from experiments.models.digests import digest
 
+# By name; those of `values` depend on the data and are at least 1.
 DIMENSIONS = {"classifier": classifier.FEATURES} | {name: net.width for name, net in features.NETWORKS.items()}
+DIMENSIONS |= {"values": 1}
 
 
 class Extractor(NamedTuple):
     """Features of images.
 
     digest: of its parameters. features: (N, H, W, C) in [-1, 1] to (N, dimension), NumPy, any N >= 1, spread over all
-    devices. classify: the same images to (labels (N,), features (N, dimension)); None if it knows no labels.
+    devices. classify: the same images to (labels (N,), features (N, dimension)); None if it knows no labels. about: the
+    features in words, "" for those of a network.
     """
 
     name: str
@@ -35,6 +39,29 @@ class Extractor(NamedTuple):
     dimension: int
     features: Callable[[np.ndarray], np.ndarray]
     classify: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
+    about: str = ""
+
+
+def is_classified(dataset: Dataset) -> bool:
+    """Whether a classifier can be trained on a data set: it has labels, and examples (H, W, C) without masks."""
+    return dataset.num_classes is not None and len(dataset.shape) == 3 and dataset.mask is None
+
+
+def default_of(dataset: Dataset) -> str:
+    """The extractor of a data set: classifier for images with labels, values for all else."""
+    return "classifier" if is_classified(dataset) and dataset.units.kind == "image" else "values"
+
+
+def check(name: str, dataset: Dataset) -> None:
+    """Raise `ValueError` for an extractor that does not fit the examples of a data set."""
+    choose("extractor", name, DIMENSIONS)
+    if name == "values":
+        return
+    masks = "" if dataset.mask is None else " with masks"
+    if len(dataset.shape) != 3 or masks:
+        raise ValueError(f"extractor must be values for examples of shape {dataset.shape}{masks}, got {name!r}")
+    if name == "classifier" and dataset.num_classes is None:
+        raise ValueError(f"extractor must be one without labels, such as values, for {dataset.name!r}, got {name!r}")
 
 
 def pretrained(name: str, inception_weights: str | None = None) -> Extractor:

@@ -12,10 +12,10 @@
     accuracy            of the labels that the samples were drawn with; its floor is that of test images
     class_balance       total variation between the classes of the samples, by the judge, and their labels
 
-The first seven rows compare n features of samples with n of test images, the reference. Their floor compares n training
-images with the same n test images; n is the smallest of the three counts. For sets of more than n images they are means
-over `repeats` random choices (fd_infinity and sinkhorn: one choice). The floor of memorisation compares two halves of
-the test images; those of accuracy and class_balance are of real images by the same judge.
+The first seven rows compare n features of samples with n of test examples, the reference. Their floor compares n
+training examples with the same n test examples; n is the smallest of the three counts. For sets of more than n examples
+they are means over `repeats` random choices (fd_infinity and sinkhorn: one choice). The floor of memorisation compares
+two halves of the test examples; those of accuracy and class_balance are of real images by the same judge.
 """
 
 import importlib.util
@@ -103,7 +103,7 @@ def check_counts(extractor: str, dimension: int, names: Sequence[str], counts: d
         if n < least:
             few = " (or allow_few)" if name == "fd" and n > 1 else ""
             raise ValueError(
-                f"{name} needs at least {least} images of each set{few} in the {dimension} features of "
+                f"{name} needs at least {least} examples of each set{few} in the {dimension} features of "
                 f"{extractor}, got {', '.join(f'{count} {what}' for what, count in counts.items())}"
             )
     return n

@@ -20,16 +20,17 @@ PART = 1000  # images of a stream that are computed at once
 class Settings(NamedTuple):
     """How samples are measured.
 
-    extractor: of the features, a name of `evaluation.extractors`; inception_weights is the file of inception_v3.
-    metrics: names of `evaluation.families`, or ("all",) for all that can be measured of so many images; None for fd,
-    and for accuracy if the extractor is the classifier and samples have labels.
+    extractor: of the features, a name of `evaluation.extractors`, None for that of the data; inception_weights is the
+    file of inception_v3.
+    metrics: names of `evaluation.families`, or ("all",) for all that can be measured of so many images; None for those
+    of `comparison.default_metrics`.
     repeats: random choices of n, >= 1. seed: of these choices and of the classifier, >= 0.
     reference: "test", or "train" to compare with the training images, and test images with them as floor.
     allow_few: whether fd may use fewer examples than features.
     classifier_steps: of its training. classifier_file: keeps it; read if it exists.
     """
 
-    extractor: str = "classifier"
+    extractor: str | None = None
     metrics: Sequence[str] | None = None
     repeats: int = 20
     seed: int = 0
@@ -41,7 +42,10 @@ class Settings(NamedTuple):
 
 
 class Real(NamedTuple):
-    """Real images (N, H, W, C) in [-1, 1] and their labels (N,): those that the model was trained on, and others."""
+    """Real examples (N, *shape) as a model sees them, such as images in [-1, 1], and their labels (N,).
+
+    train: those that the model was trained on; test: others. For data with masks as `values.with_masks` returns them.
+    """
 
     train: np.ndarray
     train_labels: np.ndarray
@@ -54,6 +58,7 @@ class Measures(NamedTuple):
 
     conditions: the extractor, counts and settings, numbers and strings. spread: {name: standard deviations of the
     metric and of its floor over the random choices}. class_counts: of the samples by the judge, None without a judge.
+    channels: as `physical.channels` returns them, None where they are not measured.
     """
 
     metrics: dict[str, float]
@@ -61,6 +66,7 @@ class Measures(NamedTuple):
     conditions: dict[str, Any]
     spread: dict[str, tuple[float, float]]
     class_counts: list[int] | None = None
+    channels: list[dict[str, Any]] | None = None
 
 
 def measure(
@@ -140,7 +146,7 @@ def _conditions(extractor):
         "extractor": extractor.name,
         "extractor_hash": extractor.digest[:16],
         "dimension": extractor.dimension,
-    }
+    } | ({"features": extractor.about} if extractor.about else {})
 
 
 def _parts(images):

@@ -1,15 +1,23 @@
-"""The folder of `experiments.sample`: settings.json and shard_00000.npz .. with `samples` and `labels`."""
+"""The folder of `experiments.sample`: settings.json and shard_00000.npz .. with `samples`, `labels` and `masks`."""
 
 import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.run.workdir import check_writable, lock, read_json, write_json
+
+
+class Samples(NamedTuple):
+    """Samples (N, *shape) in the units of the data, their labels (N,), -1 for none, and masks, None without."""
+
+    samples: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray | None = None
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -37,7 +45,7 @@ def missing_shards(folder: Path, num: int, shard_size: int) -> Iterator[tuple[Pa
         path, last = folder / f"shard_{number:05d}.npz", min(first + shard_size, num)
         try:
             with np.load(path) as shard:
-                is_intact = {"samples", "labels"} <= set(shard.files) and len(shard["labels"]) == last - first
+                is_intact = {"samples", "labels"} <= set(shard.files) and len(shard["labels"]) >= last - first
         except (OSError, ValueError, zipfile.BadZipFile):
             is_intact = False
         if not is_intact:
@@ -52,8 +60,14 @@ def save_shard(path: Path, samples: np.ndarray, labels: np.ndarray, **more: Any)
     os.replace(part, path)
 
 
-def first_samples(folder: Path, count: int, shard_size: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """The first `count` samples of a folder that is complete, and their masks, None without."""
+def load_samples(folder: Path, count: int, shard_size: int) -> Samples:
+    """The first `count` samples of a folder.
+
+    Raises:
+      ValueError: if one of their shards is not there or cannot be read.
+    """
+    for path, _ in missing_shards(folder, count, shard_size):
+        raise ValueError(f"samples {folder} lacks {path.name}: run experiments.sample again to finish it")
     shards = [np.load(folder / f"shard_{number:05d}.npz") for number in range(-(-count // shard_size))]
-    masks = np.concatenate([shard["masks"] for shard in shards])[:count] if "masks" in shards[0] else None
-    return np.concatenate([shard["samples"] for shard in shards])[:count], masks
+    names = [name for name in Samples._fields if name in shards[0].files]
+    return Samples(**{name: np.concatenate([shard[name] for shard in shards])[:count] for name in names})

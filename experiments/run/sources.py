@@ -89,9 +89,9 @@ def of_run(
     return Source(images, trained.params, cycle, trained.step, data.units, *own)
 
 
-def masks_of(trained: Trained) -> np.ndarray:
+def masks_of(trained: Trained) -> np.ndarray | None:
     """The masks (N, n) of the test split, so that samples have as many points as the data."""
-    return np.stack([record["mask"] for record in _dataset(trained).source(trained.dataset["test_split"])])
+    return _dataset(trained).masks(trained.dataset["test_split"])
 
 
 def _dataset(trained: Trained) -> Dataset:

@@ -190,7 +190,7 @@ def test_a_folder_of_samples_keeps_its_settings_and_lacks_what_cannot_be_read(tm
         sample_folder.save_shard(path, index, index)
         indices.append(index.tolist())
     assert indices == [[0, 1, 2], [3, 4, 5], [6]]
-    assert sample_folder.first_samples(tmp_path, 4, 3)[0].tolist() == [0, 1, 2, 3]
+    assert sample_folder.load_samples(tmp_path, 4, 3).samples.tolist() == [0, 1, 2, 3]
     (tmp_path / "shard_00001.npz").write_bytes(b"cut short")
     assert [path.name for path, _ in sample_folder.missing_shards(tmp_path, 7, 3)] == ["shard_00001.npz"]
 

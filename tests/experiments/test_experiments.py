@@ -169,7 +169,8 @@ def test_export_sample_evaluate(trained, tmp_path):
     flags = (f"--samples={out}", "--classifier_steps=30")
     message = call("evaluate", *flags, ok=False)
     assert (
-        "fd needs at least 65 images of each set (or allow_few) in the 64 features of classifier, got 20 sam" in message
+        "fd needs at least 65 examples of each set (or allow_few) in the 64 features of classifier, got 20 sam"
+        in message
     )
     assert "metrics must be one of fd, fd_infinity," in call("evaluate", *flags, "--metrics=fid", ok=False)
     message = call("evaluate", *flags, "--extractor=inception_v3", "--allow_few", ok=False)

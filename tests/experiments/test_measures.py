@@ -142,7 +142,7 @@ def test_labels_by_a_judge():
 def test_what_cannot_be_measured():
     few = {"names": ("fd",)}
     with pytest.raises(
-        ValueError, match=r"fd needs at least 6 images of each set \(or allow_few\) in the 5 features of"
+        ValueError, match=r"fd needs at least 6 examples of each set \(or allow_few\) in the 5 features of"
     ):
         measure(BARE, SAMPLES[:5], REAL, **few)
     assert measure(BARE, SAMPLES[:5], REAL, **few, settings=Settings(allow_few=True)).metrics["fd"] > 0
@@ -161,7 +161,7 @@ def test_what_cannot_be_measured():
         (("fid",), "metrics must be one of fd, fd_infinity, .* got 'fid'"),
         ((), "metrics must be one of .*, got none"),
         (("accuracy",), "metric accuracy needs a judge"),
-        (("fd_infinity",), "fd_infinity needs at least 11 images of each set in"),
+        (("fd_infinity",), "fd_infinity needs at least 11 examples of each set in"),
     ):
         with pytest.raises(ValueError, match=message):
             measure(BARE, SAMPLES[:8], REAL, names=names)
@@ -212,7 +212,7 @@ def test_streamed_distance(monkeypatch):
     assert result.metrics["fd"] == pytest.approx(library.frechet_distance(x, y), rel=1e-8)
     assert result.floors["fd"] == pytest.approx(library.frechet_distance(floor, y), rel=1e-8)
     assert [result.conditions[f"num_{k}"] for k in ("samples", "floor", "reference")] == [80, 80, 60]
-    with pytest.raises(ValueError, match="fd needs at least 6 images"):
+    with pytest.raises(ValueError, match="fd needs at least 6 examples"):
         stream_fd(BARE, cut(SAMPLES[:4]), REAL)
     with pytest.raises(ValueError, match="samples must have images, got none"):
         stream_fd(BARE, iter(()), REAL)
@@ -236,7 +236,7 @@ def test_many_samples_are_streamed(monkeypatch):
     turned = scoring.compare(case._replace(names=("fd",), settings=by_train), pixels, LABELS)
     expected = library.frechet_distance(features(x), features(REAL.train))
     assert turned.metrics["fd"] == pytest.approx(expected, rel=1e-8)
-    with pytest.raises(ValueError, match=r"samples must be images of shape \(4, 4, 1\), got \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"samples must be examples of shape \(4, 4, 1\), got \(4, 4\)"):
         scoring.compare(case, pixels[..., 0], LABELS)
 
 

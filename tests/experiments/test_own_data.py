@@ -104,9 +104,13 @@ def test_every_set_of_the_page_can_be_opened(sets):
         pytest.param("photos", {}, ".png", marks=pytest.mark.slow),
     ],
 )
-def test_a_set_is_trained_on_and_samples_come_in_its_units(sets, tmp_path, name, changes, suffix):
+def test_a_set_is_trained_on_and_samples_come_in_its_units(sets, tmp_path, capsys, name, changes, suffix):
     workdir = quietly_train(name, sets, tmp_path / "run", **changes)
     run("sample", f"--checkpoint={workdir}", f"--out={tmp_path / 'out'}", "--num=6")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"next: python -m experiments.evaluate --samples={tmp_path / 'out'}"
+    run("evaluate", last.split()[-1])
+    assert "measured by           values" in capsys.readouterr().out
     assert (tmp_path / "out" / "samples").with_suffix(suffix).exists()
     shard = np.load(tmp_path / "out" / "shard_00000.npz")
     dataset = open_dataset(name, str(sets))
