@@ -3,12 +3,14 @@
     python docs/tables.py            # writes them
     python docs/tables.py --check    # exits with 1 and names the files that are not up to date
 
-A new sampler is a file and a row of `diffax/samplers/_catalogue.py`; this adds its name to the lists of exports too.
+A new sampler or schedule is a file and a row of its `_catalogue.py`; this adds its name to the lists of exports too.
 """
 
 import re
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from diffax.samplers import _catalogue as samplers
 from diffax.schedules import _catalogue as schedules
@@ -48,13 +50,28 @@ def ticks(values: tuple[str, ...], suffix: str = "") -> str:
     return ", ".join(f"`{value}{suffix}`" for value in values)
 
 
-def exported(text: str, path: str) -> str:
-    """An `__init__.py` whose import of the catalogue's functions, and `__all__`, hold every name."""
-    for name, entry in samplers.CATALOGUE.items():
-        if f'"{name}"' in text:
-            continue
-        module = entry.make.__module__ if path == "diffax/samplers/__init__.py" else "diffax.samplers"
-        text = text.replace("\n__all__ = [\n", f'from {module} import {name}\n\n__all__ = [\n    "{name}",\n', 1)
+def exports() -> dict[str, dict[str, Callable[..., Any]]]:
+    """The public names that the catalogue of a package lists, with what they make."""
+    curves = {entry.title: entry.make for entry in schedules.CATALOGUE.values() if entry.make.__name__ == entry.title}
+    return {
+        "diffax.samplers": {name: entry.make for name, entry in samplers.CATALOGUE.items()},
+        "diffax.schedules": curves,
+    }
+
+
+def exported(text: str, package: str, makers: Mapping[str, Callable[..., Any]]) -> str:
+    """An `__init__.py` whose imports and `__all__` contain every name; `ruff check --fix` sorts them.
+
+    `diffax` imports the names from the package, and the package imports each from its own module.
+    """
+    in_diffax = f"from {package} import (\n"
+    for name, make in makers.items():
+        if f'"{name}"' not in text:
+            text = text.replace("\n__all__ = [\n", f'\n__all__ = [\n    "{name}",\n', 1)
+            if in_diffax in text:
+                text = text.replace(in_diffax, f"{in_diffax}    {name},\n", 1)
+            else:
+                text = text.replace("\n__all__ = [\n", f"from {make.__module__} import {name}\n\n__all__ = [\n", 1)
     return text
 
 
@@ -92,8 +109,9 @@ def texts() -> dict[str, str]:
         "docs/coming_from.md": coming,
         "README.md": row(row(of("README.md"), "samplers", names(samplers.CATALOGUE)), "grids", names(times.CATALOGUE)),
     }
-    for path in ("diffax/samplers/__init__.py", "diffax/__init__.py"):
-        files[path] = exported(files[path], path)
+    for package, makers in exports().items():
+        for path in (f"{package.replace('.', '/')}/__init__.py", "diffax/__init__.py"):
+            files[path] = exported(files[path], package, makers)
     return files
 
 

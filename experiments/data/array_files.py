@@ -39,7 +39,8 @@ def array_file(path: Path, *, variables: Sequence[str] = (), kind: str | None = 
         raise ValueError(f"arrays must be a file of NumPy arrays, got {path}")
     try:
         return readers[path.suffix](path, tuple(variables), kind, named)
-    except (OSError, EOFError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zipfile.BadZipFile, RuntimeError) as error:
+        # RuntimeError: netCDF4 for damaged data, numcodecs for a codec that would run code.
         raise ValueError(f"arrays must be a file that can be read, got {path} ({error})") from error
 
 
