@@ -202,7 +202,7 @@ def test_the_number_of_samples_may_grow_and_full_shards_stay(tmp_path):
         assert [path.name for path, _ in missing] == drawn
         for path, index in missing:
             sample_folder.save_shard(path, index, index)
-    assert sample_folder.first_samples(tmp_path, 7, 3)[0].tolist() == list(range(7))
+    assert sample_folder.load_samples(tmp_path, 7, 3).samples.tolist() == list(range(7))
     with pytest.raises(ValueError, match=r"out .* has samples with num = 7, got 5; choose another --out"):
         sample_folder.claim(tmp_path, {"num": 5})
 
