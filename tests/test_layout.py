@@ -25,6 +25,7 @@ LEVELS = [
     {"sampling"},
     {"analytic", "likelihood"},
     {"losses"},
+    {"flow_maps"},
     {"inverse"},
     {"nn", "training", "metrics"},
     {"pretrained"},
