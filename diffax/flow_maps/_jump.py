@@ -45,7 +45,7 @@ def jump(schedule: Schedule, *, gamma: PerExample = 0.0) -> Sampler:
         lower = as_float(s) if is_zero(gamma) else (1 - gamma) * as_float(s)
         level_t, level_s = schedule(t), schedule(lower)
         c_x, c_x0 = level_s.sigma / level_t.sigma, -cross(level_t, level_s) / level_t.sigma
-        x0 = denoise(state.x, t, lower)  # type: ignore[call-arg]
+        x0 = denoise(state.x, t, lower)
         if is_zero(gamma):
             return State(unless_still(t, s, combine((c_x, state.x), (c_x0, x0)), state.x))
         scale, std = transition(schedule, s, lower)
@@ -54,6 +54,6 @@ def jump(schedule: Schedule, *, gamma: PerExample = 0.0) -> Sampler:
         return State(unless_still(t, s, x, state.x))
 
     def finish(key: Keys, denoise: Denoiser, state: SamplerState, t: Times) -> Tree:
-        return denoise(state.x, t, jnp.zeros_like(as_float(t)))  # type: ignore[call-arg]
+        return denoise(state.x, t, jnp.zeros_like(as_float(t)))
 
     return Sampler(init, step, order=0, calls=1, finish=finish, noisy=not is_zero(gamma), schedule=schedule)

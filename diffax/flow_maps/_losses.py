@@ -22,7 +22,7 @@ from diffax._masks import dimensions, mean, total
 from diffax._pytrees import combine
 from diffax.flow_maps._maps import MapPredict, checked, coefficients, diagonal, flow_map, stretched, velocity
 from diffax.predictions import diffuse, split
-from diffax.samplers._base import State
+from diffax.samplers._base import Sampler, State
 from diffax.samplers._ddim import ddim
 from diffax.samplers._heun import heun
 from diffax.schedules import rates
@@ -31,13 +31,15 @@ from diffax.typing import Array, Denoiser, Float, Key, Kind, PerExample, Predict
 stop = jax.lax.stop_gradient
 Losses = Float[Array, " batch"]
 Velocity = Callable[[Any, Any, Any], Any]  # (x, t, conditional velocity) -> velocity
+SOLVERS: dict[str, Callable[..., Sampler]] = {"heun": heun, "ddim": ddim}
 
 
-def _draw(key: Key, stream: str, schedule: Schedule, x0: Tree, t: Times) -> tuple[Any, Any, Any]:
-    """(eps, x_t, the conditional velocity)."""
+def _draw(key: Key, stream: str, schedule: Schedule, x0: Tree, t: Times, eps: Tree | None) -> tuple[Any, Any, Any]:
+    """(eps, x_t, the conditional velocity). eps: None to draw it."""
     check_float("x0", x0)
     check_per_example(x0, t=t)
-    eps = random.noise(random.stream(key, stream), x0)
+    eps = random.noise(random.stream(key, stream), x0) if eps is None else eps
+    check_like("eps", eps, x0)
     a, b = rates(schedule, t)
     return eps, diffuse(schedule, x0, eps, t), combine((a, x0), (b, eps))
 
@@ -103,6 +105,7 @@ def mean_flow_loss(
     rate: Velocity | None = None,
     weight: Callable[[Array], Array] | None = adaptive,
     sigma_data: PerExample = 0.5,
+    eps: Tree | None = None,
 ) -> Losses:
     """The MeanFlow loss |y - stop_gradient(y*)|^2, where y* solves d/dt X(x_t, t, s) = 0 for y.
 
@@ -123,6 +126,7 @@ def mean_flow_loss(
         is the conditional velocity.
       weight: sum of squares (B,) -> loss; None for the plain mean of squares. Default `adaptive`.
       sigma_data: standard deviation of the data; only `edm` uses it.
+      eps: the other end of the path, as of `denoising_loss`; None (default) for noise.
 
     Returns:
       (B,) losses.
@@ -139,16 +143,17 @@ def mean_flow_loss(
     (2,)
     """
     predict, (t, s) = checked(predict, schedule, kind), stretched(t, s)
-    _, x, dx = _draw(key, "mean_flow_loss", schedule, x0, t)
+    _, x, dx = _draw(key, "mean_flow_loss", schedule, x0, t, eps)
     dx = dx if rate is None else stop(rate(x, t, dx))
     y, dy, (c_x, c_y), (dc_x, dc_y) = _derivatives(predict, schedule, kind, x, dx, t, s, sigma_data)
     goal = combine((-dc_x / dc_y, x), (-c_x / dc_y, dx), (-c_y / dc_y, dy))
     return _weighted(_minus(y, stop(goal)), weight)
 
 
-def _weighted(residual: Tree, weight: Callable[[Array], Array] | None) -> Any:
+def _weighted(residual: Tree, weight: Callable[[Array], Array] | None) -> Array:
     squares = _squares(residual)
-    return mean(squares) if weight is None else weight(total(squares))
+    result: Array = mean(squares) if weight is None else weight(total(squares))
+    return result
 
 
 def guided(
@@ -185,6 +190,7 @@ def improved_mean_flow_loss(
     rate: Velocity | None = None,
     weight: Callable[[Array], Array] | None = adaptive,
     sigma_data: PerExample = 0.5,
+    eps: Tree | None = None,
 ) -> Losses:
     """The improved MeanFlow loss: a regression on dx/dt, with the network's own velocity as the tangent, and at s = t.
 
@@ -198,7 +204,7 @@ def improved_mean_flow_loss(
     Source: Geng et al. 2025b (improved mean flows), section 4.
     """
     predict, (t, s) = checked(predict, schedule, kind), stretched(t, s)
-    _, x, dx = _draw(key, "improved_mean_flow_loss", schedule, x0, t)
+    _, x, dx = _draw(key, "improved_mean_flow_loss", schedule, x0, t, eps)
     dx = dx if rate is None else stop(rate(x, t, dx))
     own = stop(velocity(diagonal(predict), schedule, kind, sigma_data=sigma_data)(x, t))
     y, dy, (c_x, c_y), (dc_x, dc_y) = _derivatives(predict, schedule, kind, x, own, t, s, sigma_data)
@@ -221,6 +227,7 @@ def continuous_consistency_loss(
     warmup: Scalar = 1.0,
     normalise: Scalar | None = 0.1,
     sigma_data: PerExample = 0.5,
+    eps: Tree | None = None,
 ) -> Losses:
     """The loss of simplified continuous-time consistency models (sCM): |y - stop_gradient(y + g)|^2, the mean square.
 
@@ -241,6 +248,7 @@ def continuous_consistency_loss(
       warmup: r in [0, 1], in the paper from 0 to 1 over the first 10,000 steps.
       normalise: the constant c of the normalised tangent; None for none, as the exact statements need.
       sigma_data: standard deviation of the data; only `edm` uses it.
+      eps: the other end of the path, as of `denoising_loss`; None (default) for noise.
 
     Returns:
       (B,) losses.
@@ -248,7 +256,7 @@ def continuous_consistency_loss(
     Source: Lu & Song 2025, eq. 6 and algorithm 1.
     """
     predict, (t, s) = checked(predict, schedule, kind), stretched(t, s)
-    _, x, dx = _draw(key, "continuous_consistency_loss", schedule, x0, t)
+    _, x, dx = _draw(key, "continuous_consistency_loss", schedule, x0, t, eps)
     dx = dx if rate is None else stop(rate(x, t, dx))
     y, dy, (c_x, c_y), (dc_x, dc_y) = _derivatives(predict, schedule, kind, x, dx, t, s, sigma_data)
     scale = -(c_x**2) / dc_y
@@ -270,6 +278,7 @@ def consistency_loss(
     teacher: Denoiser | None = None,
     solver: str = "heun",
     distance: Callable[[Any], Array] = squared,
+    eps: Tree | None = None,
 ) -> Losses:
     """The consistency loss d(f(x_t, t) - stop_gradient(f'(x_s, s))) between two times of one path.
 
@@ -295,6 +304,7 @@ def consistency_loss(
       teacher: a denoiser (x, t) -> x0 for distillation; None (default) for training.
       solver: of the teacher's step, "heun" (default) or "ddim".
       distance: difference -> (B,): `squared` (default), `pseudo_huber()` or your own.
+      eps: the other end of the path, as of `denoising_loss`; None (default) for noise.
 
     Returns:
       (B,) losses.
@@ -305,14 +315,14 @@ def consistency_loss(
     Source: Song et al. 2023, algorithms 2 and 3; Song & Dhariwal 2024; Geng et al. 2024; Luo et al. 2023.
     """
     check_function("f", f, "a function (x, t) -> x")
-    step = choose("solver", solver, {"heun": heun, "ddim": ddim})(schedule).step
+    sampler: Sampler = choose("solver", solver, SOLVERS)(schedule)
     t, s = stretched(t, s)
-    eps, x, _ = _draw(key, "consistency_loss", schedule, x0, t)
+    eps, x, _ = _draw(key, "consistency_loss", schedule, x0, t, eps)
     check_per_example(x0, s=s)
     if teacher is None:
         x_s = diffuse(schedule, x0, eps, s)
     else:
-        x_s = step(random.stream(key, "consistency_loss.step"), teacher, State(x), t, s).x
+        x_s = sampler.step(random.stream(key, "consistency_loss.step"), teacher, State(x), t, s).x
     value = f(x, t)
     check_like("f(x, t)", value, x0)
     return distance(_minus(value, stop((target or f)(stop(x_s), s))))
@@ -330,6 +340,7 @@ def lagrangian_loss(
     rate: Predict | None = None,
     weight: Callable[[Array], Array] | None = None,
     sigma_data: PerExample = 0.5,
+    eps: Tree | None = None,
 ) -> Losses:
     """The Lagrangian loss |d/ds X(x_t, t, s) - stop_gradient(velocity(X, s))|^2, with one `jax.jvp` in s.
 
@@ -345,6 +356,7 @@ def lagrangian_loss(
         network's own velocity at s = t, which has to be trained beside it: add `denoising_loss` of `diagonal(predict)`.
       weight: as of `mean_flow_loss`; default None.
       sigma_data: standard deviation of the data; only `edm` uses it.
+      eps: the other end of the path, as of `denoising_loss`; None (default) for noise.
 
     Returns:
       (B,) losses.
@@ -352,7 +364,7 @@ def lagrangian_loss(
     Source: Boffi et al. 2025 (flow-map matching), the Lagrangian loss; Boffi et al. 2025b (self-distillation).
     """
     move, (t, s) = flow_map(predict, schedule, kind, sigma_data=sigma_data), stretched(t, s)
-    _, x, _ = _draw(key, "lagrangian_loss", schedule, x0, t)
+    _, x, _ = _draw(key, "lagrangian_loss", schedule, x0, t, eps)
     own = velocity(diagonal(predict), schedule, kind, sigma_data=sigma_data) if rate is None else rate
     moved, slope = jax.jvp(lambda s: move(x, t, s), (s,), (jnp.ones_like(s),))
     return _weighted(_minus(slope, stop(own(stop(moved), s))), weight)
@@ -372,6 +384,7 @@ def semigroup_loss(
     limit: Scalar | None = None,
     weight: Callable[[Array], Array] | None = None,
     sigma_data: PerExample = 0.5,
+    eps: Tree | None = None,
 ) -> Losses:
     """The semigroup loss |y(x_t, t, s) - stop_gradient(y*)|^2: one step equals two.
 
@@ -394,6 +407,7 @@ def semigroup_loss(
       limit: the intermediate and the final x of the target are clipped to [-limit, limit]; None (default) for not.
       weight: as of `mean_flow_loss`; default None.
       sigma_data: standard deviation of the data; only `edm` uses it.
+      eps: the other end of the path, as of `denoising_loss`; None (default) for noise.
 
     Returns:
       (B,) losses.
@@ -401,7 +415,7 @@ def semigroup_loss(
     Source: Frans et al. 2025, eq. 3 to 5.
     """
     predict, (t, s) = checked(predict, schedule, kind), stretched(t, s)
-    _, x, _ = _draw(key, "semigroup_loss", schedule, x0, t)
+    _, x, _ = _draw(key, "semigroup_loss", schedule, x0, t, eps)
     move = flow_map(target or predict, schedule, kind, sigma_data=sigma_data)
     m = (t + s) / 2 if middle is None else stretched(middle, t)[0]
 
@@ -425,6 +439,7 @@ def progressive_loss(
     *,
     teacher: Denoiser,
     sigma_data: PerExample = 0.5,
+    eps: Tree | None = None,
 ) -> Losses:
     """The loss of progressive distillation, max(SNR, 1) |x0_hat - x*|^2: one DDIM step equals two of the teacher.
 
@@ -440,6 +455,7 @@ def progressive_loss(
       s: () or (B,), in the paper i / N.
       teacher: a denoiser (x, t) -> x0, not clipped.
       sigma_data: standard deviation of the data; only `edm` uses it.
+      eps: the other end of the path, as of `denoising_loss`; None (default) for noise.
 
     Returns:
       (B,) losses.
@@ -448,7 +464,7 @@ def progressive_loss(
     """
     check_function("predict", predict, "a function (x, t) -> y")
     t, s = stretched(t, s)
-    _, x, _ = _draw(key, "progressive_loss", schedule, x0, t)
+    _, x, _ = _draw(key, "progressive_loss", schedule, x0, t, eps)
     step, m = ddim(schedule).step, (t + s) / 2
     moved = step(key, teacher, step(key, teacher, State(x), t, m), m, s).x
     c_x, c_x0 = coefficients("x0", schedule, t, s)
