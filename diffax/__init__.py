@@ -10,11 +10,12 @@ Data types are pytrees, operations are functions, and algorithms are pairs of fu
     samplers     (init, step) pairs and their wrappers; the docstring of `diffax.samplers` has the table of names
     sampling     the sampling loop: integrate, sample, unroll
     losses       the denoising loss and the variational bounds; losses.weightings, losses.training_times,
-                 losses.resampling
+                 losses.resampling, losses.couplings
     sde          drift and diffusion of a schedule; the score of a denoiser
     likelihood   log-density by the probability-flow ODE, the variational bound term by term, bits per dimension
                  likelihood.adaptive: the ODE by an adaptive solver (needs diffrax; import it yourself)
     analytic     oracles: data distributions with a known denoiser and log-density
+    flow_maps    few-step models: networks with two times, their losses, and the sampler `jump`
     inverse      measurements y = A x0 + noise, and sampling of x0 given y
     pretrained   specifications of trained models; load, which reads an export
     nn           Flax networks                    (needs flax)
@@ -111,7 +112,7 @@ from diffax.schedules import (
 from diffax.typing import Denoiser, Level, Predict, Schedule
 
 if TYPE_CHECKING:
-    from diffax import analytic, inverse, likelihood, losses, pretrained
+    from diffax import analytic, flow_maps, inverse, likelihood, losses, pretrained
     from diffax import metrics as metrics
     from diffax import nn as nn
     from diffax import training as training
@@ -172,6 +173,7 @@ __all__ = [
     "euler",
     "euler_maruyama",
     "exponential_adams",
+    "flow_maps",
     "from_betas",
     "gaussian_adams",
     "guidance",
@@ -210,7 +212,7 @@ __all__ = [
 ]
 
 # A third of the time of `import diffax` would go to these, and some need flax, optax or orbax.
-_NAMESPACES = ("analytic", "inverse", "likelihood", "losses", "metrics", "nn", "pretrained", "training")
+_NAMESPACES = ("analytic", "flow_maps", "inverse", "likelihood", "losses", "metrics", "nn", "pretrained", "training")
 _FUNCTIONS = {"denoising_loss": "losses", "load": "pretrained", "log_likelihood": "likelihood"}
 
 

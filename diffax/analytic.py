@@ -8,6 +8,8 @@ Gaussian N(m, C), C = U diag(v) U^T; for one eigenvalue, in the basis U:
     x_t ~ N(alpha m, c_t),     c_t = alpha^2 v + sigma^2
     E[x0 | x_t] = m + alpha v / c_t (x_t - alpha m)
     flow: x_s = alpha_s m + sqrt(c_s / c_t) (x_t - alpha_t m)
+    its x0 as of a DDIM step (`flow_maps`), with r = sqrt(c_s / c_t):
+        x0 = m + v (alpha_s sigma_t + alpha_t sigma_s) / (c_t (r sigma_t + sigma_s)) (x_t - alpha_t m)
 
 Mixture sum_k w_k N(m_k, s^2 I), with responsibilities gamma_k(x_t):
 
@@ -102,6 +104,14 @@ class Gaussian:
         _, c_s = self._project(x, level_s)
         return expand(level_s.alpha, x) * of_rank(self.mean, x) + self._from_basis(jnp.sqrt(c_s / c_t) * z)
 
+    def denoise_map(self, x: Tree, level_t: Level, level_s: Level) -> Array:
+        """The x0 with which the DDIM step from level t to level s is `flow`; at equal levels that of `denoise`."""
+        z, c_t = self._project(x, level_t)
+        _, c_s = self._project(x, level_s)
+        alpha_t, sigma_t, alpha_s, sigma_s = (expand(v, x) for v in (*level_t[:2], *level_s[:2]))
+        gain = (alpha_s * sigma_t + alpha_t * sigma_s) / (c_t * (jnp.sqrt(c_s / c_t) * sigma_t + sigma_s))
+        return of_rank(self.mean, x) + self._from_basis(of_rank(self.variances, x) * gain * z)
+
     def sample(self, key: Key, n: int) -> Array:
         """(n, D) draws of x0. The key is consumed."""
         like = jax.ShapeDtypeStruct((n, len(self.mean)), jnp.asarray(self.mean).dtype)
@@ -111,6 +121,10 @@ class Gaussian:
     def denoiser(self, schedule: Schedule) -> Denoiser:
         """denoise(x, t) for this schedule."""
         return lambda x, t: self.denoise(x, schedule(t))
+
+    def map_denoiser(self, schedule: Schedule) -> Any:
+        """denoise(x, t, s) for this schedule: the exact flow map, for `flow_maps.jump`."""
+        return lambda x, t, s: self.denoise_map(x, schedule(t), schedule(s))
 
 
 @pytree
@@ -208,6 +222,29 @@ def flow(schedule: Schedule, denoise: Denoiser, x: Tree, t: Times, s: Times, *, 
         raise ValueError(f"num_steps must be an int >= 1, got {num_steps}")
     times = path(schedule, num_steps + 1, t, s)
     return integrate(jax.random.key(0), runge_kutta(schedule), denoise, x, times).x
+
+
+def map_denoiser(schedule: Schedule, denoise: Denoiser, *, num_steps: int = 200) -> Any:
+    """denoise(x, t, s), the flow map of any denoiser by `flow` with num_steps steps, for `flow_maps.jump`.
+
+    The x0 with which the DDIM step from t to s is that of `flow`; denoise(x, t) for examples with s = t. t, s: () or
+    (B,). The error of x0 is that of `flow` divided by the length of the step.
+    """
+
+    def one(x: Tree, t: Times, s: Times) -> Any:
+        level_t = schedule(t)
+        is_still = jnp.asarray(t) == s
+        other = jnp.where(is_still, t / 2, s)  # a step that can be divided by
+        end, level = flow(schedule, denoise, x[None], t, other, num_steps=num_steps)[0], schedule(other)
+        length = level.alpha * level_t.sigma - level_t.alpha * level.sigma
+        x0 = (level_t.sigma * end - level.sigma * x) / length
+        return jnp.where(is_still, denoise(x[None], t)[0], x0)
+
+    def denoise_map(x: Tree, t: Times, s: Times) -> Any:
+        times = (jnp.broadcast_to(jnp.asarray(v, float), len(x)) for v in (t, s))
+        return jax.vmap(one)(x, *times)
+
+    return denoise_map
 
 
 def runge_kutta(schedule: Schedule) -> Sampler:

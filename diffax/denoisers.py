@@ -8,6 +8,9 @@ Functions that take a denoiser and return one:
     clip_static    clips x0 to the range of the data
     clip_dynamic   clips x0 to a quantile of |x0|, then scales it to the range of the data
     reschedule     the denoiser for another schedule, at equal log-SNR
+
+Wrappers and guidance also take denoisers with a second time, (x, t, s) -> x0 of `flow_maps`. There clipping acts at
+s = 0 alone: for s > 0 the x0 of a step may leave the range of the data.
 """
 
 from collections.abc import Callable
@@ -28,7 +31,7 @@ from diffax._checks import (
     number,
     positive,
 )
-from diffax._pytrees import as_float, combine, concrete, expand, promoted, times
+from diffax._pytrees import as_float, combine, concrete, expand, promoted, select, times
 from diffax.predictions import check_kind, split
 from diffax.typing import Array, Denoiser, Kind, Leaf, PerExample, Predict, Scalar, Schedule, Times, Tree
 
@@ -65,9 +68,9 @@ def on_x0(guide: Callable[..., Denoiser], *denoisers: Denoiser) -> Denoiser:
     Moments(x0=Array([[1.]], dtype=float32), v=Array([[0.5]], dtype=float32))
     """
 
-    def guided(x: Tree, t: Times) -> Any:
+    def guided(x: Tree, *times: Times) -> Any:
         # The guide calls denoisers[0] again with the same arguments; jit merges the two calls into one.
-        return with_x0(denoisers[0](x, t), guide(*(mean_only(denoise) for denoise in denoisers))(x, t))
+        return with_x0(denoisers[0](x, *times), guide(*(mean_only(denoise) for denoise in denoisers))(x, *times))
 
     return guided
 
@@ -88,7 +91,7 @@ def mean_only(denoise: Denoiser) -> Denoiser:
     >>> mean_only(lambda x, t: Moments(2 * x, x))(jnp.ones(1), 0.5).tolist()
     [2.0]
     """
-    return lambda x, t: x0_of(denoise(x, t))
+    return lambda x, *times: x0_of(denoise(x, *times))
 
 
 def like_x(name: str, denoise: Denoiser) -> Any:
@@ -200,9 +203,11 @@ def _clip(v: Leaf, low: Leaf, high: Leaf) -> Array:
 
 
 def _leaf_by_leaf(f: Callable[..., Any], denoise: Denoiser) -> Denoiser:
-    def transformed(x: Tree, t: Times) -> Any:
-        output = denoise(x, t)
-        return with_x0(output, jax.tree.map(f, x0_of(output)))
+    def transformed(x: Tree, t: Times, *s: Times) -> Any:
+        output = denoise(x, t, *s)
+        x0 = x0_of(output)
+        result = jax.tree.map(f, x0)
+        return with_x0(output, select(jnp.asarray(s[0]) == 0, result, x0) if s else result)
 
     return transformed
 

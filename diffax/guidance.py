@@ -105,15 +105,15 @@ def classifier_free_guidance(conditional: Denoiser, unconditional: Denoiser, wei
     check_weight("weight", weight)
     conditional, unconditional = like_x("conditional", conditional), like_x("unconditional", unconditional)
 
-    def denoise(x: Tree, t: Times) -> Any:
-        w, c = _weight_at("weight", weight, x, t), conditional(x, t)
-        return with_x0(c, combine((w, x0_of(c)), (1 - w, x0_of(unconditional(x, t)))))
+    def denoise(x: Tree, t: Times, *s: Times) -> Any:
+        w, c = _weight_at("weight", weight, x, t), conditional(x, t, *s)
+        return with_x0(c, combine((w, x0_of(c)), (1 - w, x0_of(unconditional(x, t, *s)))))
 
     return denoise
 
 
 def batched_guidance(
-    guide: Guide, denoise: Callable[[Any, Any, Any], Any], condition: Conditioning, null: Conditioning
+    guide: Guide, denoise: Callable[..., Any], condition: Conditioning, null: Conditioning
 ) -> Denoiser:
     """Guidance of two branches with one call of a network, at twice the batch size.
 
@@ -127,7 +127,8 @@ def batched_guidance(
 
     Args:
       guide: (conditional, unconditional) -> denoiser.
-      denoise: (x, t, condition) -> x0; x, condition: leaves (2B, ...), t: () or (2B,). Its result for an example must
+      denoise: (x, t, condition) -> x0, or (x, t, s, condition) for a flow map; x, condition: leaves (2B, ...), t: ()
+        or (2B,). Its result for an example must
         not depend on the other examples. The two branches of an example are neighbours in the batch, so that a batch
         that is sharded over devices is not moved.
       condition: the condition of c, a tree with leaves (B, ...), or () for the same label in each example.
@@ -146,7 +147,7 @@ def batched_guidance(
     def interleave(first: Leaf, second: Leaf) -> Any:
         return jnp.stack([first, second], 1).reshape(2 * len(first), *first.shape[1:])
 
-    def guided(x: Tree, t: Times) -> Any:
+    def guided(x: Tree, *times: Times) -> Any:
         x = jax.tree.map(jnp.asarray, x)
         size = len(jax.tree.leaves(x)[0])
 
@@ -156,11 +157,11 @@ def batched_guidance(
             return interleave(c, jnp.broadcast_to(jnp.asarray(n), c.shape))
 
         condition2 = jax.tree.map(conditions, condition, null)
-        t2 = jnp.repeat(t, 2, axis=0) if jnp.ndim(t) else t
+        times2 = [jnp.repeat(t, 2, axis=0) if jnp.ndim(t) else t for t in times]
         x2 = jax.tree.map(lambda v: interleave(v, v), x)
-        x0 = like_x("denoise", lambda x, t: denoise(x, t, condition2))(x2, t2)
+        x0 = like_x("denoise", lambda x, *times: denoise(x, *times, condition2))(x2, *times2)
         c, u = (jax.tree.map(lambda v, i=i: v[i::2], x0) for i in range(2))
-        return guide(lambda x, t: c, lambda x, t: u)(x, t)
+        return guide(lambda x, *times: c, lambda x, *times: u)(x, *times)
 
     return guided
 
@@ -179,7 +180,7 @@ def _check_null(condition: Conditioning, null: Conditioning) -> None:
 
 
 def batched_classifier_free_guidance(
-    denoise: Callable[[Any, Any, Any], Any], condition: Conditioning, null: Conditioning, weight: Weight
+    denoise: Callable[..., Any], condition: Conditioning, null: Conditioning, weight: Weight
 ) -> Denoiser:
     """`classifier_free_guidance` with one call of the network for both branches: x0 = u + w (c - u).
 
@@ -198,10 +199,11 @@ def batched_classifier_free_guidance(
     [4.0, 13.0]
     """
     if _is_literal(weight, 1):
-        return lambda x, t: denoise(x, t, condition)
+        return lambda x, *times: denoise(x, *times, condition)
     _check_null(condition, null)
     if _is_literal(weight, 0):
-        return lambda x, t: denoise(x, t, jax.tree.map(lambda c, n: jnp.broadcast_to(n, jnp.shape(c)), condition, null))
+        unconditional = jax.tree.map(lambda c, n: jnp.broadcast_to(n, jnp.shape(c)), condition, null)
+        return lambda x, *times: denoise(x, *times, unconditional)
     return batched_guidance(lambda c, u: classifier_free_guidance(c, u, weight), denoise, condition, null)
 
 
@@ -240,7 +242,7 @@ def guidance_interval(
     for name, bound in (("low", low), ("high", high)):
         check(name, bound, number)
 
-    def denoise(x: Tree, t: Times) -> Any:
+    def denoise(x: Tree, t: Times, *s: Times) -> Any:
         level = jnp.asarray(t if of is None else of(t))
         check_per_example(x, low=low, high=high)
         inside = (low <= level) & (level <= high)
@@ -257,8 +259,8 @@ def guidance_interval(
             return Moments(*map(cast, output)) if isinstance(output, Moments) else cast(output)
 
         if inside.ndim == 0:
-            return jax.lax.cond(inside, lambda: unify(guided(x, t)), lambda: unify(plain(x, t)))
-        return select(inside, unify(guided(x, t)), unify(plain(x, t)))
+            return jax.lax.cond(inside, lambda: unify(guided(x, t, *s)), lambda: unify(plain(x, t, *s)))
+        return select(inside, unify(guided(x, t, *s)), unify(plain(x, t, *s)))
 
     return denoise
 
@@ -308,7 +310,7 @@ def guidance_rescale(
         v = v.reshape(len(v), -1).astype(promoted(v.dtype, jnp.float32))
         return safe_sqrt(jnp.mean(jnp.square(v - v.mean(1, keepdims=True)), 1))
 
-    def denoise(x: Tree, t: Times) -> Any:
+    def denoise(x: Tree, t: Times, *s: Times) -> Any:
         phi = _weight_at("strength", strength, x, t)
 
         def prediction(x0: Tree) -> Any:
@@ -322,8 +324,8 @@ def guidance_rescale(
             ratio = jnp.where(std_g > 0, std(c) / jnp.where(std_g > 0, std_g, 1.0), 1.0)
             return combine((1 + phi * (ratio - 1), g))
 
-        output = guided(x, t)
-        y = jax.tree.map(matched, *(prediction(x0_of(v)) for v in (output, conditional(x, t))))
+        output = guided(x, t, *s)
+        y = jax.tree.map(matched, *(prediction(x0_of(v)) for v in (output, conditional(x, t, *s))))
         if schedule is None or kind == "x0":
             return with_x0(output, y)
         return with_x0(output, split(kind, schedule, y, x, t, sigma_data=sigma_data)[0])
@@ -376,11 +378,11 @@ def adaptive_projected_guidance(
 
         return sum(jax.tree.leaves(jax.tree.map(leaf, a, b)))
 
-    def denoise(x: Tree, t: Times) -> Any:
+    def denoise(x: Tree, t: Times, *s: Times) -> Any:
         check_per_example(x, eta=eta, threshold=threshold)
-        output = conditional(x, t)
+        output = conditional(x, t, *s)
         c = jax.tree.map(jnp.asarray, x0_of(output))
-        d = combine((1.0, c), (-1.0, x0_of(unconditional(x, t))))
+        d = combine((1.0, c), (-1.0, x0_of(unconditional(x, t, *s))))
         norm_d, c_c = safe_sqrt(dot(d, d)), dot(c, c)
         clipped = norm_d > threshold
         # The inner `where` replaces norm_d where it is not used. Otherwise its gradient there would be 0 * inf = NaN

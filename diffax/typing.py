@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
     Predict = Callable[[Any, Any], Any]
-    Denoiser = Callable[[Any, Any], Any]
+    Denoiser = Callable[..., Any]  # (x, t), or (x, t, s) for a flow map
     Guide = Callable[[Denoiser, Denoiser], Denoiser]
     Scalar = float | Array | np.ndarray[Any, Any] | np.number[Any]
     PerExample = Scalar

@@ -8,14 +8,16 @@ drop_labels       random replacement of labels by the null label, for classifier
 
 weightings        weightings of the denoising loss: functions of log-SNR
 training_times    distributions of t, and ways to draw from them
+couplings         which noise belongs to which data of a batch
 resampling        a distribution of t that follows past losses
 """
 
-from diffax.losses import resampling, training_times, weightings
+from diffax.losses import couplings, resampling, training_times, weightings
 from diffax.losses._bounds import hybrid_loss, vdm_loss, vlb_loss
 from diffax.losses._denoising import denoising_loss, drop_labels
 
 __all__ = [
+    "couplings",
     "denoising_loss",
     "drop_labels",
     "hybrid_loss",

@@ -51,6 +51,7 @@ def denoising_loss(
     measure: str = "t",
     sigma_data: PerExample = 0.5,
     mask: Tree | None = None,
+    eps: Tree | None = None,
 ) -> Float[Array, " batch"]:
     """The denoising loss (score matching or flow matching) of each example, its mean over dimensions: (B,).
 
@@ -73,6 +74,7 @@ def denoising_loss(
       mask: true for the entries that belong to an example, of the shape of the leading axes of x0, such as (B, N) for
         padded sets (B, N, d). Outside, x is 0 for the network, and the mean leaves these entries out. None (default)
         for no padding.
+      eps: the other end of the path, like x0, from `losses.couplings` or of given pairs; None (default) for noise.
 
     Returns:
       (B,) losses.
@@ -101,7 +103,8 @@ def denoising_loss(
         raise ValueError(f"measure must be 't' without a weighting, got {measure!r}")
     check_mask(x0, mask)
     x0 = inside(x0, mask)
-    eps = random.noise(random.stream(key, "denoising_loss"), x0)
+    eps = random.noise(random.stream(key, "denoising_loss"), x0) if eps is None else inside(eps, mask)
+    check_like("eps", eps, x0)
     y = prediction_target(kind, schedule, x0, eps, t, sigma_data=sigma_data)
     y_hat = predict(inside(diffuse(schedule, x0, eps, t), mask), t)
     check_like("predict(x, t)", y_hat, x0)

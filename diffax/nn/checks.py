@@ -31,6 +31,20 @@ def check_time(t: ArrayLike, x: Array) -> None:
             raise ValueError(f"t must be a float in [0, 1], such as (i + 1) / T for timestep i of T, got {value}")
 
 
+def check_second(x: Array, second_time: bool, s: ArrayLike | None, guidance_input: bool, w: ArrayLike | None) -> None:
+    """Raise `ValueError` for a second time or a guidance weight that the network has no input for, or a wrong shape."""
+    for name, setting, allowed, value in (
+        ("s", "second_time", second_time, s),
+        ("weight", "guidance_input", guidance_input, w),
+    ):
+        if value is not None and not allowed:
+            raise ValueError(f"{name} must be None for a network without {setting}, got {described(value)}")
+        if value is not None:
+            check_per_example(x, **{name: jnp.asarray(value)})
+    if guidance_input and not second_time:
+        raise ValueError("guidance_input must be False without second_time, got True")
+
+
 def check_label(label: ArrayLike | None, num_classes: int | None) -> None:
     """Raise `ValueError` for a label outside [0, num_classes], or any label if the network has no classes."""
     if label is not None and num_classes is None:

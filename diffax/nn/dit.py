@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from diffax import random
 from diffax._checks import Condition, check, check_count, choose, interval
 from diffax.nn.attention import Implementation, MultiHeadAttention
-from diffax.nn.checks import check_label, check_shapes, check_space, check_time, per_axis, with_mask
-from diffax.nn.layers import ZEROS, dropout, labels_or_null, sinusoidal
+from diffax.nn.checks import check_label, check_second, check_shapes, check_space, check_time, per_axis, with_mask
+from diffax.nn.layers import ZEROS, FewStepEmbedding, dropout, labels_or_null, sinusoidal
 from diffax.nn.positions import rotary_angles, sincos
 from diffax.typing import Array, DType, Examples, Float, Key, Times
 
@@ -63,6 +63,7 @@ class DiT(nn.Module):
       dropout_rate: dropout rate in the feed-forward network, in [0, 1). Dropout is active when a key is passed.
       time_scale: factor on t before its sinusoidal embedding; 1000 for t in [0, 1].
       time_shift: `shift` of `sinusoidal`.
+      second_time, guidance_input: as of `UNet`.
     """
 
     out_channels: int | None = None
@@ -84,6 +85,8 @@ class DiT(nn.Module):
     num_classes: int | None = None
     time_scale: float = 1000.0
     time_shift: int = 0
+    second_time: bool = False
+    guidance_input: bool = False
     remat: bool = False
     implementation: Implementation = None
     dtype: Any = jnp.float32
@@ -170,6 +173,8 @@ class DiT(nn.Module):
         context_mask: Examples | None = None,
         vector: Examples | None = None,
         mask: Examples | None = None,
+        s: Times | None = None,
+        weight: Times | None = None,
         key: Key | None = None,
     ) -> Float[Array, "batch *space out"]:
         """The prediction y.
@@ -182,6 +187,8 @@ class DiT(nn.Module):
           context_mask: (B, m), True for valid context tokens; None if all are valid.
           vector: (B, vector_dim); None for zeros.
           mask: (B, n), True for valid points of x (B, n, C). Other points do not affect these, and their y is zero.
+          s: () or (B,), the second time; None for s = t.
+          weight: () or (B,), a guidance weight; None for 1.
           key: (B,) or () dropout keys, or None to switch dropout off.
 
         Returns:
@@ -194,6 +201,7 @@ class DiT(nn.Module):
         patch, positions = self._patch(x), self._positions()
         self._check_settings(x.ndim - 2)
         check_time(t, x)
+        check_second(x, self.second_time, s, self.guidance_input, weight)
         self._check_input(x, label, context, context_mask, vector, mask)
         if self.cross_attention and context is None:
             context, context_mask = jnp.zeros((len(x), 1, self.context_dim)), jnp.zeros((len(x), 1), bool)
@@ -209,6 +217,10 @@ class DiT(nn.Module):
             angles = rotary_angles(grid, self.channels // self.num_heads, base=self.position_grid)
 
         embs = self._embeddings(x, t, label, vector)
+        if self.second_time:
+            few = FewStepEmbedding(self.channels, self.time_scale, self.guidance_input, self.dtype, name="few_step")
+            start = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
+            embs = [emb + few(start, s, weight) for emb in embs]
         options = (self.num_heads, self.mlp_ratio, self.attention_bias, self.norm_eps, self.dropout_rate)
         block = functools.partial(nn.remat(Block) if self.remat else Block, *options, self.implementation, self.dtype)
         for i in range(self.depth):

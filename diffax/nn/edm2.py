@@ -35,8 +35,8 @@ from diffax import random
 from diffax._checks import check, check_count, interval
 from diffax._pytrees import promoted, safe_sqrt
 from diffax.nn.attention import Implementation, attend, split_heads
-from diffax.nn.checks import check_label, check_levels, check_space, check_time, level_widths
-from diffax.nn.layers import ZEROS, double, dropout, halve, labels_or_null
+from diffax.nn.checks import check_label, check_levels, check_second, check_space, check_time, level_widths
+from diffax.nn.layers import ZEROS, FewStepEmbedding, double, dropout, halve, labels_or_null
 from diffax.typing import Array, Examples, Float, Key, Params, Scalar, Times
 
 EPS = 1e-4
@@ -176,6 +176,7 @@ class EDM2(nn.Module):
       attention_levels: indices of the levels with attention; (2, 3) are 16x16 and 8x8 for a 64x64 input.
       head_channels: channels of each attention head.
       time_scale: factor on t: 4 for t in [0, 1], 1 for the paper's ln(sigma) / 4, 1/8 for log-SNR.
+      second_time, guidance_input: as of `UNet`; the embedding has a zero-initialised gain.
       implementation: implementation of attention, see `diffax.nn.attention.attend`.
       dtype: as of `UNet`; norms and the embedding of time and class are computed in float32.
     """
@@ -190,6 +191,8 @@ class EDM2(nn.Module):
     dropout_rate: float = 0.0
     num_classes: int | None = None
     time_scale: float = 4.0
+    second_time: bool = False
+    guidance_input: bool = False
     remat: bool = False
     implementation: Implementation = None
     dtype: Any = jnp.float32
@@ -215,19 +218,29 @@ class EDM2(nn.Module):
             if width % head:
                 raise ValueError(f"head_channels must divide the {width} channels, got {head}")
 
-    def _embed(self, x: Array, t: Times, label: Examples | None) -> Array:
-        """The (B, E) embedding of time and class, as wide as the widest level."""
+    def _embed(self, x: Array, t: Times, label: Examples | None, s: Times | None, weight: Times | None) -> Array:
+        """The (B, E) embedding of times, class and guidance weight, as wide as the widest level."""
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
         emb = MPConv(max(self.widths), name="time")(fourier(self.time_scale * t, self.channels))
         if self.num_classes is not None:
             label = labels_or_null(label, self.num_classes, len(x))
             one_hot = jax.nn.one_hot(label, self.num_classes + 1) * math.sqrt(self.num_classes + 1)
             emb = mp_sum(emb, MPConv(max(self.widths), name="label")(one_hot))
+        if self.second_time:
+            few = FewStepEmbedding(max(self.widths), self.time_scale, self.guidance_input, name="few_step")
+            emb = emb + few(t, s, weight)
         return mp_silu(emb)
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch *space c"], t: Times, label: Examples | None = None, *, key: Key | None = None
+        self,
+        x: Float[Array, "batch *space c"],
+        t: Times,
+        label: Examples | None = None,
+        *,
+        s: Times | None = None,
+        weight: Times | None = None,
+        key: Key | None = None,
     ) -> Float[Array, "batch *space out"]:
         """The prediction y; zero at initialisation.
 
@@ -235,6 +248,8 @@ class EDM2(nn.Module):
           x: (B, *space, C), of about unit variance.
           t: () or (B,).
           label: () or (B,) ints in [0, num_classes], or None for the null label.
+          s: () or (B,), the second time; None for s = t.
+          weight: () or (B,), a guidance weight; None for 1.
           key: (B,) or () dropout keys, or None to switch dropout off.
 
         Returns:
@@ -245,9 +260,10 @@ class EDM2(nn.Module):
             `num_classes`.
         """
         check_time(t, x)
+        check_second(x, self.second_time, s, self.guidance_input, weight)
         self._check(x, label)
         channels = self.outputs * x.shape[-1] if self.out_channels is None else self.out_channels
-        emb, window = self._embed(x, t, label), (3,) * (x.ndim - 2)
+        emb, window = self._embed(x, t, label, s, weight), (3,) * (x.ndim - 2)
         keys = (None if key is None else random.fold_in(key, number) for number in range(1000))
         options = {"dropout_rate": self.dropout_rate, "implementation": self.implementation, "dtype": self.dtype}
         make_block = functools.partial(nn.remat(Block) if self.remat else Block, **options)

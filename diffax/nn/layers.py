@@ -143,6 +143,43 @@ def sinusoidal(
     return jnp.concatenate(parts[::-1] if cos_first else parts, -1)
 
 
+class FewStepEmbedding(nn.Module):
+    """The embedding (B, features) of a second time s and of a guidance weight; zero at initialisation.
+
+        W_2 silu(W_1 sinusoidal(t - s)),   W_2 = 0 at initialisation,   plus the same of the weight
+
+    So a network that was trained with one time starts as itself. s = None is s = t.
+
+    Attributes:
+      features: the width of the embedding of time in the network.
+      scale: factor on t - s. Large frequencies make the derivative in t noise: about 1 for losses with a jvp.
+      with_weight: whether there is a guidance weight; None is the weight 1.
+      dtype: of the computation.
+    """
+
+    features: int
+    scale: float
+    with_weight: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, t: Array, s: ArrayLike | None, weight: ArrayLike | None) -> Float[Array, "batch features"]:
+        """t: (B,); s, weight: () or (B,), or None."""
+        if weight is not None and not self.with_weight:
+            raise ValueError("weight must be None for a network without guidance_input")
+        length = jnp.zeros_like(t) if s is None else t - jnp.broadcast_to(jnp.asarray(s, jnp.float32), t.shape)
+        result = self._embed("length", sinusoidal(length, 256, scale=self.scale))
+        if not self.with_weight:
+            return result
+        value = jnp.broadcast_to(jnp.asarray(1.0 if weight is None else weight, jnp.float32), t.shape)
+        return result + self._embed("weight", sinusoidal(value, 256, scale=1.0))
+
+    def _embed(self, name: str, features: Array) -> Array:
+        h = nn.silu(nn.Dense(self.features, dtype=self.dtype, name=f"{name}_1")(features))
+        result: Array = nn.Dense(self.features, dtype=self.dtype, kernel_init=ZEROS, name=f"{name}_2")(h)
+        return result
+
+
 def group_norm(channels: int, dtype: DTypeLike, norm: Norm = DEFAULT_NORM) -> nn.GroupNorm:
     """A group norm with the settings `norm`; its statistics are computed in float32.
 

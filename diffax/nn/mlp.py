@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from diffax import random
 from diffax._checks import check_count
-from diffax.nn.checks import check_label, check_time
-from diffax.nn.layers import ZEROS, dropout, labels_or_null, sinusoidal
+from diffax.nn.checks import check_label, check_second, check_time
+from diffax.nn.layers import ZEROS, FewStepEmbedding, dropout, labels_or_null, sinusoidal
 from diffax.typing import Array, Examples, Float, Key, Times
 
 
@@ -28,6 +28,7 @@ class MLP(nn.Module):
       dropout_rate: dropout rate inside the blocks, in [0, 1). Dropout is active when a key is passed.
       num_classes: number of classes, or None. Label `num_classes` is the null label, which means "no class".
       time_scale: factor on t before its sinusoidal embedding; 1000 for t in [0, 1].
+      second_time, guidance_input: as of `UNet`.
       dtype: dtype of the computation; parameters and y are float32.
       out_channels: channels of y; None for `outputs` times the channels of x.
     """
@@ -38,12 +39,21 @@ class MLP(nn.Module):
     dropout_rate: float = 0.0
     num_classes: int | None = None
     time_scale: float = 1000.0
+    second_time: bool = False
+    guidance_input: bool = False
     dtype: Any = jnp.float32
     out_channels: int | None = None
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch ..."], t: Times, label: Examples | None = None, *, key: Key | None = None
+        self,
+        x: Float[Array, "batch ..."],
+        t: Times,
+        label: Examples | None = None,
+        *,
+        s: Times | None = None,
+        weight: Times | None = None,
+        key: Key | None = None,
     ) -> Float[Array, "batch ..."]:
         """The prediction y; zero at initialisation.
 
@@ -51,6 +61,8 @@ class MLP(nn.Module):
           x: (B, ..., C).
           t: () or (B,).
           label: () or (B,) ints in [0, num_classes], or None for the null label.
+          s: () or (B,), the second time; None for s = t.
+          weight: () or (B,), a guidance weight; None for 1.
           key: () or (B,) dropout keys, or None to switch dropout off.
 
         Returns:
@@ -68,12 +80,16 @@ class MLP(nn.Module):
         if x.ndim < 2:
             raise ValueError(f"x must have shape (B, ..., C), got {x.shape}")
         check_time(t, x)
+        check_second(x, self.second_time, s, self.guidance_input, weight)
         size = math.prod(x.shape[1:])
         shape = (*x.shape[:-1], self.outputs * x.shape[-1] if self.out_channels is None else self.out_channels)
         embedding = sinusoidal(jnp.broadcast_to(t, (len(x),)), self.channels, scale=self.time_scale)
         if self.num_classes is not None:
             table = nn.Embed(self.num_classes + 1, self.channels, name="classes")
             embedding += table(labels_or_null(label, self.num_classes, len(x)))
+        if self.second_time:
+            few = FewStepEmbedding(self.channels, self.time_scale, self.guidance_input, self.dtype, name="few_step")
+            embedding += few(jnp.broadcast_to(jnp.asarray(t, jnp.float32), (len(x),)), s, weight)
         embedding = nn.silu(nn.Dense(self.channels, dtype=self.dtype, name="embedding")(embedding))
         h = nn.Dense(self.channels, dtype=self.dtype, name="first")(x.reshape(len(x), size))
         for i in range(self.depth):

@@ -28,6 +28,7 @@ from diffax.nn.checks import (
     check_attention_levels,
     check_label,
     check_levels,
+    check_second,
     check_shapes,
     check_space,
     check_time,
@@ -37,6 +38,7 @@ from diffax.nn.checks import (
 from diffax.nn.layers import (
     ZEROS,
     Downsample,
+    FewStepEmbedding,
     Norm,
     ResBlock,
     Residual,
@@ -68,6 +70,8 @@ class UNet(nn.Module):
       num_classes: number of classes, or None. Label `num_classes` is the null label, which means "no class".
       vector_dim: size of a continuous condition, or None.
       image_channels: channels of an image to condition on, which has the spatial size of x; 0 for none.
+      second_time: whether the network has a second time s, for flow maps; zero-initialised, see `FewStepEmbedding`.
+      guidance_input: whether the network has a guidance weight as an input; it needs `second_time`.
       remat: whether the backward pass recomputes the activations of each block instead of storing them: less memory,
         about a third more work (Chen et al. 2016). The parameters are the same.
       dtype: dtype of the computation; parameters and y are float32.
@@ -97,6 +101,8 @@ class UNet(nn.Module):
     num_classes: int | None = None
     vector_dim: int | None = None
     image_channels: int = 0
+    second_time: bool = False
+    guidance_input: bool = False
     remat: bool = False
     dtype: DTypeLike = jnp.float32
 
@@ -222,6 +228,8 @@ class UNet(nn.Module):
         context_mask: ArrayLike | None = None,
         vector: Float[Array, "batch v"] | None = None,
         image: Float[Array, "batch *space i"] | None = None,
+        s: ArrayLike | None = None,
+        weight: ArrayLike | None = None,
         key: Key | None = None,
     ) -> Float[Array, "batch *space out"]:
         """Compute the prediction y. A condition of None means "no condition": the null label, no tokens, or zeros.
@@ -234,6 +242,8 @@ class UNet(nn.Module):
           context_mask: (B, m), True for real tokens and False for padding; None if all tokens are real.
           vector: (B, vector_dim).
           image: (B, *space, image_channels), concatenated with x along the channels (super-resolution, inpainting).
+          s: () or (B,), the second time; None for s = t.
+          weight: () or (B,), a guidance weight; None for 1.
           key: (B,) or () dropout keys, or None to disable dropout.
 
         Returns:
@@ -244,13 +254,14 @@ class UNet(nn.Module):
             setting.
         """
         check_time(t, x)
+        check_second(x, self.second_time, s, self.guidance_input, weight)
         self._check_input(x, label, context, context_mask, vector, image)
         out_channels = self.outputs * x.shape[-1] if self.out_channels is None else self.out_channels
         if self.context_dim is not None and context is None:
             context, context_mask = jnp.zeros((len(x), 1, self.context_dim)), jnp.zeros((len(x), 1), bool)
         if self.image_channels:
             x = jnp.concatenate([x, jnp.zeros((*x.shape[:-1], self.image_channels)) if image is None else image], -1)
-        emb, keys = self._embed(x, t, label, vector), self._dropout_keys(key)
+        emb, keys = self._embed(x, t, label, vector, s, weight), self._dropout_keys(key)
         call = nn.remat(_call) if self.remat else _call
 
         def residual(
@@ -317,8 +328,16 @@ class UNet(nn.Module):
             }
         )
 
-    def _embed(self, x: Array, t: ArrayLike, label: ArrayLike | None, vector: Array | None) -> Array:
-        """The (B, 4 * channels) embedding of time, class and vector."""
+    def _embed(
+        self,
+        x: Array,
+        t: ArrayLike,
+        label: ArrayLike | None,
+        vector: Array | None,
+        s: ArrayLike | None,
+        weight: ArrayLike | None,
+    ) -> Array:
+        """The (B, 4 * channels) embedding of times, class, vector and guidance weight."""
         dense = functools.partial(nn.Dense, 4 * self.channels, dtype=self.dtype)
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
         emb = sinusoidal(t, self.channels, **dataclasses.asdict(self.time))
@@ -329,6 +348,9 @@ class UNet(nn.Module):
         if self.vector_dim is not None:
             vector = jnp.zeros((len(x), self.vector_dim)) if vector is None else vector
             emb = emb + dense(name="vector_2")(nn.silu(dense(name="vector_1")(vector)))
+        if self.second_time:
+            options = (4 * self.channels, self.time.scale, self.guidance_input, self.dtype)
+            emb = emb + FewStepEmbedding(*options, name="few_step")(t, s, weight)
         return emb
 
     def _dropout_keys(self, key: Key | None) -> list[Key | None]:

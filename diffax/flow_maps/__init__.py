@@ -1,0 +1,58 @@
+"""Few-step models: networks with two times, X(x, t, s) = the probability-flow ODE from t to s, and their losses.
+
+flow_map        a network (x, t, s) -> y as the map X
+map_denoiser    the same as a denoiser of three arguments
+jump            the sampler: one call of a denoiser of three arguments a step
+diagonal        the network at s = t: a prediction as of a diffusion model
+ending          the map to a fixed time; the consistency function at s = 0
+velocity        the velocity dx/dt of a network of any kind
+
+losses          mean_flow_loss, improved_mean_flow_loss, continuous_consistency_loss, consistency_loss,
+                lagrangian_loss, semigroup_loss, progressive_loss
+their parts     adaptive, squared, pseudo_huber, guided
+times           pairs, dyadic_pairs, levels, ect_time
+"""
+
+from diffax.flow_maps._jump import jump
+from diffax.flow_maps._losses import (
+    adaptive,
+    consistency_loss,
+    continuous_consistency_loss,
+    guided,
+    improved_mean_flow_loss,
+    lagrangian_loss,
+    mean_flow_loss,
+    progressive_loss,
+    pseudo_huber,
+    semigroup_loss,
+    squared,
+)
+from diffax.flow_maps._maps import coefficients, diagonal, ending, flow_map, map_denoiser, of_denoiser, velocity
+from diffax.flow_maps._times import Pair, dyadic_pairs, ect_time, levels, pairs
+
+__all__ = [
+    "Pair",
+    "adaptive",
+    "coefficients",
+    "consistency_loss",
+    "continuous_consistency_loss",
+    "diagonal",
+    "dyadic_pairs",
+    "ect_time",
+    "ending",
+    "flow_map",
+    "guided",
+    "improved_mean_flow_loss",
+    "jump",
+    "lagrangian_loss",
+    "levels",
+    "map_denoiser",
+    "mean_flow_loss",
+    "of_denoiser",
+    "pairs",
+    "progressive_loss",
+    "pseudo_huber",
+    "semigroup_loss",
+    "squared",
+    "velocity",
+]
