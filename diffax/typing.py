@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
     Predict = Callable[[Any, Any], Any]
+    """A network with its parameters and conditioning bound: (x, t) -> y."""
     Denoiser = Callable[[Any, Any], Any]
+    """The posterior mean: (x, t) -> x0 = E[x0 | x_t = x], or `Moments` with a learned variance."""
     Guide = Callable[[Denoiser, Denoiser], Denoiser]
     Scalar = float | Array | np.ndarray[Any, Any] | np.number[Any]
     PerExample = Scalar

@@ -49,7 +49,7 @@ class Spec:
         return {**self.numbers, **dict(self.rest)}
 
     def make(self, table: Mapping[str, Callable[..., Any]]) -> Any:
-        """The object: table[name](**parameters)."""
+        """The object: `table[name](**parameters)`."""
         return table[self.name](**self.parameters)
 
 
