@@ -15,6 +15,7 @@ def is_table(lines: list[str]) -> bool:
 
 def as_markdown(text: str, fields: set[str]) -> str:
     """A docstring with its doctests in fences, its tables indented, and lines `field: text` as a section."""
+    text = re.sub(r"^( *(?:\w+: )?)>(?!>>)", r"\1\\>", text, flags=re.M)  # "> 0" is no quotation
     paragraphs = []
     for paragraph in text.split("\n\n"):
         lines = paragraph.split("\n")

@@ -1,8 +1,8 @@
 """Hooks of the site: pages that live outside docs/, and links that work both on GitHub and on the site.
 
 Pages link to files of the repository by relative paths. On the site, a link to another page goes to that page, and a
-link to a file that is not on the site, such as a source file, becomes the name of the file. A link to nothing is left
-as it is, so that `mkdocs build --strict` reports it.
+link to a file that is not on the site, such as a source file, becomes the name of the file. A label that is the path
+of a page becomes its title. A link to nothing is left as it is, so that `mkdocs build --strict` reports it.
 """
 
 import posixpath
@@ -49,6 +49,12 @@ def relative_links(text: str) -> Iterator[str]:
             yield match[3]
 
 
+def title_of(source: str) -> str | None:
+    """The first heading of a page, or None."""
+    match = re.search(r"^# (.*)$", (ROOT / source).read_text(), re.M)
+    return match and match[1]
+
+
 def site_links(text: str, page: str) -> str:
     """The text of a page with the links that the site needs."""
     source = source_of(page)
@@ -63,6 +69,8 @@ def site_links(text: str, page: str) -> str:
             return match[0]
         if uri is None:
             return label
+        if label.strip("`").endswith(".md"):
+            label = title_of(target) or label
         path = posixpath.relpath(uri, posixpath.dirname(page) or ".")
         return f"{bang}[{label}]({path}{'#' * bool(anchor)}{anchor})"
 

@@ -41,7 +41,9 @@ def in_nav(entry):
 
 
 def test_the_navigation_has_every_page_once():
-    assert sorted(in_nav(CONFIG["nav"])) == sorted(PAGES)
+    listed = in_nav(CONFIG["nav"])
+    assert sorted(page for page in listed if page.endswith(".md")) == sorted(PAGES)
+    assert [page for page in listed if page not in PAGES and not (ROOT / "docs" / page).exists()] == []
 
 
 def anchors(path):
@@ -76,6 +78,7 @@ def test_links_are_rewritten_for_the_site():
     expected = "[a](commands.md#start) b [c](data.md) [d](https://x.org) [e](nowhere.md)\n"
     assert hooks.site_links(text + code, "index.md") == expected + code
     assert hooks.site_links("![a](docs/images/digits.png)", "changelog.md") == "![a](images/digits.png)"
+    assert hooks.site_links("[docs/data.md](../docs/data.md)", "commands.md") == "[Your own data](data.md)"
     assert hooks.site_links("[a](../sweeps.md#x)", "sweeps/results.md") == "[a](../sweeps.md#x)"
 
 
