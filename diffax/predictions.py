@@ -47,6 +47,7 @@ KINDS: dict[str, Callable[..., tuple[Any, Any]]] = {
     "velocity": lambda schedule, t, level, sigma_data: rates(schedule, t),
     "edm": lambda schedule, t, level, sigma_data: _edm(level, sigma_data),
 }
+"""Kinds of predictions: name -> the row (a, b) as a function of (schedule, t, level, sigma_data)."""
 
 
 def check_kind(kind: Kind, schedule: Schedule) -> None:

@@ -45,7 +45,10 @@ if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
     Predict = Callable[[Any, Any], Any]
-    Denoiser = Callable[..., Any]  # (x, t), or (x, t, s) for a flow map
+    """A network with its parameters and conditioning bound: (x, t) -> y."""
+    Denoiser = Callable[..., Any]
+    """The posterior mean: (x, t) -> x0 = E[x0 | x_t = x], or `Moments` with a learned variance; (x, t, s) -> x0 for a
+    flow map."""
     Guide = Callable[[Denoiser, Denoiser], Denoiser]
     Scalar = float | Array | np.ndarray[Any, Any] | np.number[Any]
     PerExample = Scalar

@@ -1,4 +1,4 @@
-"""Writes the tables that are made from the catalogues into docstrings, README.md and docs/coming_from.md.
+"""Writes the tables that are made from the catalogues into docstrings, README.md and pages of docs/.
 
     python docs/tables.py            # writes them
     python docs/tables.py --check    # exits with 1 and names the files that are not up to date
@@ -6,6 +6,7 @@
 A new sampler or schedule is a file and a row of its `_catalogue.py`; this adds its name to the lists of exports too.
 """
 
+import ast
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -75,6 +76,12 @@ def exported(text: str, package: str, makers: Mapping[str, Callable[..., Any]]) 
     return text
 
 
+def reference(text: str) -> str:
+    """Links from the names that a module exports to their entries in the API reference."""
+    listed = ast.literal_eval(re.search(r"^__all__ = (\[.*?\])", text, re.M | re.S)[1])
+    return "\n".join(f"[`{name}`][diffax.{name}] ·" for name in sorted(listed, key=str.lower)).removesuffix(" ·") + "\n"
+
+
 def texts() -> dict[str, str]:
     """The files, as they should be."""
     of = lambda path: (ROOT / path).read_text()  # noqa: E731
@@ -112,6 +119,7 @@ def texts() -> dict[str, str]:
     for package, makers in exports().items():
         for path in (f"{package.replace('.', '/')}/__init__.py", "diffax/__init__.py"):
             files[path] = exported(files[path], package, makers)
+    files["docs/api/index.md"] = section(of("docs/api/index.md"), "names", reference(files["diffax/__init__.py"]))
     return files
 
 

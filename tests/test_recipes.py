@@ -1,11 +1,13 @@
 """The code blocks of docs/recipes.md run in order, and their results are those that the text states."""
 
+import contextlib
 import re
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_pretrained import diffusion, saved
 
 import diffax
 
@@ -13,12 +15,19 @@ PAGE = Path(__file__).parent.parent / "docs" / "recipes.md"
 
 
 @pytest.fixture(scope="module")
-def names():
-    """Names that the code blocks define."""
+def names(tmp_path_factory):
+    """Names that the code blocks define, in a folder with the export that one of them reads."""
     namespace: dict = {}
+    folder = tmp_path_factory.mktemp("recipes")
+    saved(folder / "exports" / "digits", diffusion(shape=(8, 8, 1), num_classes=10, network={"num_classes": 10}))
+    with contextlib.chdir(folder):
+        run_blocks(namespace)
+    return namespace
+
+
+def run_blocks(namespace):
     for i, block in enumerate(re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)):
         exec(compile(block, f"{PAGE.name}, block {i}", "exec"), namespace)
-    return namespace
 
 
 def distance_in_stds(x, components):
@@ -75,3 +84,8 @@ def test_wrapped_samplers_sample_the_data(name, names):
     x = np.asarray(names[name])
     assert np.mean(distance_in_stds(x, np.asarray(names["data"].means)) < 2.5) > 0.9
     assert 0.35 < np.mean(x[:, 0] > 0) < 0.65
+
+
+def test_the_model_of_an_export_is_a_denoiser(names):
+    x = jnp.zeros((2, 8, 8, 1))
+    assert names["denoise_digits"](x, 0.5).shape == x.shape

@@ -25,8 +25,8 @@ no effect, and guidance makes J less symmetric. The correction of a method may l
 `clip_static` around the method bounds it.
 
 `pigdm` is exact for data ~ N(m, v I), and `mmps` for any Gaussian. All other methods are biased, even there.
-`posterior` gives the exact distribution for Gaussian and mixture priors; docs/inverse.md has the error of each method
-against it.
+`posterior` gives the exact distribution for Gaussian and mixture priors; docs/inverse/exact.md has the error of each
+method against it.
 """
 
 from diffax.inverse._exact import GaussianMixture, moments, posterior

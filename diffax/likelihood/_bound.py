@@ -57,7 +57,9 @@ class Bound(NamedTuple):
     """Terms of the bound in nats.
 
     total: (B,), the sum of the terms; its mean over the drawn noise is at least -log p(x0).
-    prior: (B,). steps: (n - 1, B), from noise to data; (B,) in continuous time. decoder: (B,).
+    prior: (B,), the term of the noise end.
+    steps: (n - 1, B), from noise to data; (B,) in continuous time.
+    decoder: (B,), the term of the data end.
     """
 
     total: Any

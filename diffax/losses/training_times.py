@@ -276,4 +276,6 @@ DISTRIBUTIONS = {
     "cosmap": cosmap,
     "log_normal_sigma": log_normal_sigma,
 }
+"""Distributions of t by their names in configs."""
 UNIFORMS = {"independent": independent, "stratified": stratified, "antithetic": antithetic}
+"""Ways to draw uniform numbers by their names in configs."""

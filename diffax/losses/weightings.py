@@ -163,3 +163,4 @@ CATALOGUE = {
     "sigmoid": Row(sigmoid, "log_snr"),
     "elbo": Row(elbo, "log_snr"),
 }
+"""Weightings by their names in configs."""

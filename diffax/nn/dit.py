@@ -32,6 +32,7 @@ DIT_SIZES: dict[str, dict[str, Any]] = {
     "L": {"channels": 1024, "depth": 24, "num_heads": 16},
     "XL": {"channels": 1152, "depth": 28, "num_heads": 16},
 }
+"""Settings of the published sizes S, B, L and XL: `DiT(**DIT_SIZES["XL"])`."""
 XAVIER = nn.initializers.xavier_uniform()
 # The variance of Xavier's initialisation for one (C, 3C) map to q, k and v, as published; here for three (C, C) maps.
 QKV_INIT = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")

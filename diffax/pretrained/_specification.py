@@ -15,12 +15,12 @@ from diffax.predictions import initial_noise
 from diffax.pretrained import _calls
 from diffax.typing import Array, Denoiser, Examples, Grid, Key, Keys, Kind, Params, Scalar, Schedule, Times, Tree
 
-# How the network gets the time: (scale of its time embedding, (schedule, t) -> its second argument).
 TIMES: dict[str, tuple[float, Callable[[Any, Any], Any]]] = {
     "t": (1000.0, lambda schedule, t: t),
     "timestep": (1000.0, lambda schedule, t: t - 1e-3),  # times 1000: the timestep i of a network of diffusers
     "log_snr": (25.0, lambda schedule, t: schedule.log_snr(t)),  # [-20, 20] spans as much as [0, 1] does at 1000
 }
+"""How a network gets the time: name -> (scale of its time embedding, (schedule, t) -> its second argument)."""
 
 
 @pytree
@@ -49,11 +49,12 @@ class Spec:
         return {**self.numbers, **dict(self.rest)}
 
     def make(self, table: Mapping[str, Callable[..., Any]]) -> Any:
-        """The object: table[name](**parameters)."""
+        """The object: `table[name](**parameters)`."""
         return table[self.name](**self.parameters)
 
 
 SCHEDULES = {name: row.make for name, row in schedules.CATALOGUE.items()}
+"""The schedules that a specification may name: name -> function that makes one."""
 
 
 @pytree

@@ -194,6 +194,7 @@ CATALOGUE = {
     "tcd": Row(tcd, 0, 1, "Zheng et al. 2024", noise="gamma", noisy=True, diffusers=("TCD",)),
     "annealed_langevin": Row(annealed_langevin, 0, 1, "Song & Ermon 2019", noisy=True, settings={"snr": 0.16}),
 }
+"""All samplers: name -> how it is made, its order, calls, source and names in other libraries."""
 
 
 def _predictor_corrector(schedule: Schedule) -> Any:
@@ -204,7 +205,6 @@ def _guided_unipc(schedule: Schedule) -> Any:
     return unipc(schedule, **CATALOGUE["unipc"].settings)
 
 
-# Names of settings and compositions that configs and commands accept in addition to the catalogue.
 NAMED: dict[str, Callable[[Any], Sampler]] = {
     "ddpm_large": lambda schedule: ddpm(schedule, variance="large"),
     "ddpm_learned": lambda schedule: ddpm(schedule, variance="learned"),
@@ -218,6 +218,7 @@ NAMED: dict[str, Callable[[Any], Sampler]] = {
     # The noise floor is the last sigma / alpha of the grids.
     "noise_floor": lambda schedule: noise_floor(_guided_unipc, schedule, SIGMA_MIN),
 }
+"""Names of settings and compositions that configs and commands accept in addition to the catalogue."""
 
 
 def by_name(name: str, schedule: Schedule, noise: PerExample | None = None) -> Sampler:

@@ -105,6 +105,7 @@ CATALOGUE = {
         _zero_terminal_quadratic_betas, "from_betas", "the quadratic one, ending in noise", "vp", "Lin et al. 2024"
     ),
 }
+"""All schedules: name in configs -> how it is made, its formula, scaling and source."""
 
 
 def table() -> str:

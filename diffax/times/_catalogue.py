@@ -80,6 +80,7 @@ CATALOGUE = {
         lcm, "discrete", "n of the 50 timesteps used in distillation", "Luo et al. 2023", diffusers=("LCMScheduler",)
     ),
 }
+"""All step grids: name in configs -> how it is made, its formula and source."""
 
 
 def suggestion(name: str) -> str | None:

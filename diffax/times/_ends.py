@@ -10,7 +10,10 @@ from diffax._pytrees import as_float
 from diffax.schedules._curve import straight_through
 from diffax.typing import Scalar, Schedule
 
-SIGMA_MAX, SIGMA_MIN = 80.0, 0.02  # sigma / alpha at the default ends
+SIGMA_MAX = 80.0
+"""sigma / alpha at the default start of step grids."""
+SIGMA_MIN = 0.02
+"""sigma / alpha at the default end of step grids."""
 
 
 def default_ends(schedule: Schedule) -> tuple[Any, Any]:

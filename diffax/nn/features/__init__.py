@@ -20,6 +20,7 @@ from diffax.typing import Array, Examples
 __all__ = ["NETWORKS", "FeatureNetwork", "load"]
 
 NETWORKS: dict[str, Network] = {"efficientnet_lite0": efficientnet.NETWORK, "inception_v3": inception.NETWORK}
+"""The networks that `load` knows, by name."""
 
 
 class FeatureNetwork(NamedTuple):
