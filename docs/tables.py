@@ -30,16 +30,6 @@ def section(text: str, name: str, table: str) -> str:
     return re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: m[1] + table + m[2], text, flags=re.S)
 
 
-def row(text: str, title: str, cell: str) -> str:
-    """The text with the second cell of a two-column row replaced up to its first comma."""
-    return re.sub(rf"^\| {title} \| [^,|]*(?=[,|])", lambda _: f"| {title} | {cell}", text, count=1, flags=re.M)
-
-
-def names(catalogue) -> str:
-    """The names of rows whose function is called so."""
-    return " ".join(f"`{name}`" for name, row in catalogue.items() if row.make.__name__ == name)
-
-
 def markdown(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
     """A table of Markdown."""
     rule = ("---",) * len(head)
@@ -114,7 +104,6 @@ def texts() -> dict[str, str]:
         "diffax/times/__init__.py": block(of("diffax/times/__init__.py"), "    here ", times.table()),
         "diffax/__init__.py": of("diffax/__init__.py"),
         "docs/coming_from.md": coming,
-        "README.md": row(row(of("README.md"), "samplers", names(samplers.CATALOGUE)), "grids", names(times.CATALOGUE)),
     }
     for package, makers in exports().items():
         for path in (f"{package.replace('.', '/')}/__init__.py", "diffax/__init__.py"):
