@@ -36,7 +36,7 @@ from diffax._checks import check, check_count, interval
 from diffax._pytrees import promoted, safe_sqrt
 from diffax.nn.attention import Implementation, attend, split_heads
 from diffax.nn.checks import check_label, check_levels, check_second, check_space, check_time, level_widths
-from diffax.nn.layers import ZEROS, FewStepEmbedding, double, dropout, halve, labels_or_null
+from diffax.nn.layers import ZEROS, FewStepEmbedding, convolve, double, dropout, halve, labels_or_null
 from diffax.typing import Array, Examples, Float, Key, Params, Scalar, Times
 
 EPS = 1e-4
@@ -123,9 +123,7 @@ class MPConv(nn.Module):
         x, w = x.astype(self.dtype), w.astype(self.dtype)
         if not self.window:
             return x @ w
-        space = "DHW"[-len(self.window) :]
-        layout = (f"N{space}C", f"{space}IO", f"N{space}C")
-        return jax.lax.conv_general_dilated(x, w, (1,) * len(self.window), "SAME", dimension_numbers=layout)
+        return convolve(x, w, (1,) * len(self.window), [(size // 2, (size - 1) // 2) for size in self.window])
 
 
 class Block(nn.Module):

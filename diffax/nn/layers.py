@@ -6,6 +6,7 @@ The layout is channels last, (B, *space, C), with one to three spatial axes.
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -203,7 +204,53 @@ def dropout(key: Key | None, x: Array, rate: float) -> Array:
 
 def conv(features: int, ndim: int, dtype: DTypeLike, *, size: int = 3, stride: int = 1, **kwargs: Any) -> nn.Conv:
     """A convolution over `ndim` spatial axes, zero-padded so that each size n becomes ceil(n / stride)."""
-    return nn.Conv(features, (size,) * ndim, strides=(stride,) * ndim, padding=size // 2, dtype=dtype, **kwargs)
+    return nn.Conv(
+        features,
+        (size,) * ndim,
+        strides=(stride,) * ndim,
+        padding=size // 2,
+        dtype=dtype,
+        conv_general_dilated=convolve,
+        **kwargs,
+    )
+
+
+def convolve(
+    lhs: Array,
+    rhs: Array,
+    window_strides: tuple[int, ...],
+    padding: Sequence[tuple[int, int]],
+    precision: Any = None,
+    **options: Any,
+) -> Array:
+    """`jax.lax.conv_general_dilated` with channels last and no dilation; on a CPU fast over three axes as well.
+
+    XLA's convolutions over three axes take many times as long on a CPU as the same work over two axes. There the result
+    is a sum over the first axis of the window, of convolutions over the other two.
+
+    Args:
+      lhs: (B, *space, C).
+      rhs: (*window, C, features).
+      window_strides: of each axis.
+      padding: (before, after) of each axis.
+      precision: of `jax.lax`.
+      options: further arguments of Flax's convolution, which have their defaults.
+    """
+    space = "DHW"[-(lhs.ndim - 2) :]
+    whole = functools.partial(jax.lax.conv_general_dilated, precision=precision)
+    if len(space) < 3 or jax.default_backend() != "cpu":
+        return whole(lhs, rhs, window_strides, padding, dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"))
+    (stride, *strides), (ends, *pads) = window_strides, padding
+    x = jnp.pad(lhs, [(0, 0), ends, (0, 0), (0, 0), (0, 0)])
+    count = (x.shape[1] - len(rhs)) // stride + 1
+
+    def plane(offset: int) -> Array:
+        part = jax.lax.slice_in_dim(x, offset, offset + stride * (count - 1) + 1, stride, 1)
+        part = part.reshape(-1, *part.shape[2:])
+        y = whole(part, rhs[offset], strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return y.reshape(len(x), count, *y.shape[1:])
+
+    return functools.reduce(jnp.add, map(plane, range(len(rhs))))
 
 
 def halve(x: Float[Array, "batch *space c"]) -> Float[Array, "batch *smaller c"]:
@@ -297,7 +344,14 @@ class Downsample(nn.Module):
             return conv(x.shape[-1], ndim, self.dtype, stride=2)(x)
         if any(size % 2 for size in x.shape[1:-1]):
             raise ValueError(f"x must have even sizes where a level is halved with pad_after, got {x.shape}")
-        return nn.Conv(x.shape[-1], (3,) * ndim, strides=(2,) * ndim, padding=[(0, 1)] * ndim, dtype=self.dtype)(x)
+        return nn.Conv(
+            x.shape[-1],
+            (3,) * ndim,
+            strides=(2,) * ndim,
+            padding=[(0, 1)] * ndim,
+            dtype=self.dtype,
+            conv_general_dilated=convolve,
+        )(x)
 
 
 class Upsample(nn.Module):

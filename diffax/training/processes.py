@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -22,6 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 T = TypeVar("T")
+TOGETHER = 0.2  # seconds
 STOPPED = 75  # exit status of a run that was asked to stop and has saved: start it again (EX_TEMPFAIL of sysexits.h)
 
 
@@ -137,16 +139,22 @@ class StopRequest(contextlib.AbstractContextManager["StopRequest"]):
 
 
 def _end_at_second(receiver: socket.socket, numbers: set[signal.Signals]) -> None:
-    """Receive the numbers of signals until the other end is closed; end the process at the second of `numbers`."""
-    count = 0
+    """Receive the numbers of signals until the other end is closed; end the process at the second of `numbers`.
+
+    Signals within `TOGETHER` of the first one count as that one: `timeout` sends its signal twice, to the process and
+    to its group.
+    """
+    first = None
     with receiver:
         while data := receiver.recv(1):
-            count += data[0] in numbers
-            if count == 2:
+            if data[0] not in numbers:
+                continue
+            if first is not None and time.monotonic() - first > TOGETHER:
                 _write_error(b"ended without saving")
                 os._exit(128 + data[0])
-            if data[0] == signal.SIGINT:
+            if first is None and data[0] == signal.SIGINT:
                 _write_error(b"stopping after this step; press Ctrl-C again to end now without saving")
+            first = first or time.monotonic()
 
 
 def _write_error(text: bytes) -> None:

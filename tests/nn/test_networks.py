@@ -10,6 +10,7 @@ from flax import nnx
 
 import diffax
 from diffax.nn import Attention, DiT, UNet
+from diffax.nn.layers import convolve
 
 KEY = jax.random.key(0)
 
@@ -107,3 +108,17 @@ def test_unet_and_dit_share_their_calling_convention(net):
     assert not initial.any()
     np.testing.assert_allclose(unlabelled, null_label, atol=1e-5)
     assert float(jnp.abs(unlabelled - label_0).max()) > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(9,), (6, 5), (6, 5, 7)])
+@pytest.mark.parametrize(("stride", "padding"), [(1, (1, 1)), (2, (0, 1))])
+def test_convolutions_are_those_of_jax(shape, stride, padding):
+    """Over three axes they are computed plane by plane on a CPU."""
+    axes = len(shape)
+    x = jax.random.normal(jax.random.key(0), (2, *shape, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3,) * axes + (3, 4))
+    space = "DHW"[-axes:]
+    layout = (f"N{space}C", f"{space}IO", f"N{space}C")
+    arguments = ((stride,) * axes, [padding] * axes)
+    expected = jax.lax.conv_general_dilated(x, kernel, *arguments, dimension_numbers=layout)
+    np.testing.assert_allclose(convolve(x, kernel, *arguments), expected, atol=1e-4)
