@@ -4,9 +4,9 @@
 """
 
 from diffax.training import flops
+from diffax.training._fit import Every, Fitted, Stopped, fit
 from diffax.training._learned_grid import LearnedGrid, learn_grid
 from diffax.training.checkpoints import Checkpoints
-from diffax.training.fit import Every, Fitted, Stopped, fit
 from diffax.training.logs import JsonLog, Log, Logs, Progress, TensorBoardLog, WandbLog
 from diffax.training.manifest import CheckpointError
 from diffax.training.optimizers import learning_rate_schedule, optimizer
