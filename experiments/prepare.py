@@ -16,6 +16,7 @@ A name of TFDS is downloaded (some sets need TensorFlow); the embedded sets are 
 """
 
 import importlib
+import math
 import sys
 from pathlib import Path
 
@@ -52,6 +53,7 @@ KIND = flags.DEFINE_string("kind", None, "The kind of data; chosen by shape and 
 SPLIT_BY = flags.DEFINE_string("split_by", None, "records, time or group; time for files with an axis of time.")
 TEST = flags.DEFINE_float("test", 0.1, "The share of the test split.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the split, and of random crops.")
+MANY = 2000  # places of an example for which the network of `own` takes seconds a step on a CPU
 SHOWN = 60  # examples on the contact sheet; points (d,) are drawn together, up to 2,000
 
 
@@ -129,6 +131,8 @@ def settings_for(source, num_train):
         result |= {"network.name": "mlp", "network.channels": 256}
     elif source.kind == "points":
         result |= {"network.name": "dit", "network.patch_size": 0, "network.positions": "none"}
+    elif math.prod(source.shape[:-1]) > MANY:  # fewer channels on the first level, more levels
+        result |= {"network.channels": 16, "network.channel_multipliers": "1,2,4,4", "network.attention_levels": 3}
     if not source.classes and "condition" not in source.features:
         result["network.conditional"] = False
     if "caption" in source.features:

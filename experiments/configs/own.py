@@ -9,10 +9,10 @@ def get_config():
     config.dataset.name = "own"
     config.dataset.batch_size = 16
     config.dataset.cache = True
-    config.network.channels = 16
-    config.network.channel_multipliers = (1, 2, 4, 4)
+    config.network.channels = 32
+    config.network.channel_multipliers = (1, 2, 2)
     config.network.num_res_blocks = 1
-    config.network.attention_levels = (3,)
+    config.network.attention_levels = (2,)
     config.network.dropout_rate = 0.0
     config.optimizer.ema_decay = 0.995
     config.train.num_steps = 2000

@@ -11,7 +11,7 @@ import xarray
 from commands import imported, run, train
 from PIL import Image
 
-from experiments.configs import own
+from experiments.configs import own, settings
 from experiments.data import kinds
 from experiments.data.datasets import open_dataset
 from experiments.run import heldout
@@ -75,7 +75,7 @@ def test_every_set_of_the_page_can_be_opened(sets):
     opened = {path.name: open_dataset(path.name, str(sets)) for path in sets.iterdir() if (path / "1.0.0").exists()}
     shapes = {name: (dataset.shape, dataset.units.kind) for name, dataset in opened.items()}
     assert shapes == {
-        "photos": ((64, 64, 3), "image"),
+        "photos": ((32, 32, 3), "image"),
         "winds": ((16, 32, 2), "field"),
         "signals": ((64, 1), "field"),
         "places": ((2,), "points"),
@@ -178,3 +178,16 @@ def test_held_out_loss_is_logged_by_noise_level(sets, tmp_path):
         assert np.isclose(line["heldout"], np.mean([line[name] for name in heldout.NAMES]))
         assert line["learning_rate"] > 0
     assert (tmp_path / "heldout.png").exists()
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((32, 32, 3), None), ((64, 64, 3), 16), ((4096, 1), 16)])
+def test_large_examples_get_a_network_with_fewer_channels_first(shape, channels, tmp_path, capsys):
+    path = tmp_path / "x.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(20, *shape)).astype(np.float32))
+    run("prepare", "--name=sized", f"--arrays={path}", f"--data_dir={tmp_path / 'data'}")
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert ("--config.network.channels=16" in line) == (channels == 16)
+    config = settings.load_config("own", [word.removeprefix("--") for word in line.split() if "--config." in word])
+    assert (config.network.channels, config.network.channel_multipliers) == (
+        (32, (1, 2, 2)) if channels is None else (16, (1, 2, 4, 4))
+    )
