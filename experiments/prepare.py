@@ -72,7 +72,7 @@ def main(argv):
         source = opened()
         if KIND.value:
             source = source._replace(kind=KIND.value)
-        by = SPLIT_BY.value or ("time" if source.ordered else "group" if source.groups is not None else "records")
+        by = SPLIT_BY.value or ("group" if source.groups is not None else "time" if source.ordered else "records")
         splits = sources.split(source, by=by, test=TEST.value, seed=SEED.value)
         prepared.check(NAME.value, source, folder)
 
@@ -86,7 +86,11 @@ def main(argv):
 
     # ---------------------------------------------------------------- write
     with usage_errors():
-        path = prepared.write(NAME.value, source, splits, folder)
+        try:
+            path = prepared.write(NAME.value, source, splits, folder)
+        except BaseException:
+            (folder / f"{NAME.value}.png").unlink(missing_ok=True)
+            raise
     print(f"{NAME.value} is prepared in {path}")
     own_flags = [f"--config.{key}={value}" for key, value in settings_for(source, len(splits["train"])).items()]
     print(f"next: python -m experiments.train --config=own {' '.join(own_flags)} --workdir=DIR")
@@ -112,13 +116,20 @@ def opened():
 
 
 def show(source, rows, path):
-    """Draw the contact sheet: examples of these rows, evenly spaced."""
+    """Draw the contact sheet: examples of these rows, evenly spaced; a column for each class if there are few."""
+    titles = source.classes if 1 < len(source.classes) <= 10 and len(source.shape) > 1 else ()
+    if titles:
+        labels = np.asarray([source.example(int(row))["label"] for row in rows])
+        by_class = [rows[labels == label][: SHOWN // 10] for label in range(len(titles))]
+        count = min(map(len, by_class))
+        titles = titles if count else ()
+        rows = np.stack([own[:count] for own in by_class], 1).reshape(-1) if count else rows
     count = min(2000 if len(source.shape) == 1 else SHOWN, len(rows))
     examples = [source.example(int(rows[i])) for i in np.linspace(0, len(rows) - 1, count).astype(int)]
     x = np.stack([example["x"] for example in examples])
     units = prepared.units(source, x)
     masks = np.stack([example["mask"] for example in examples]) if "mask" in source.features else None
-    save_picture(path, units.normalise(x), units, mask=masks)
+    save_picture(path, units.normalise(x), units, len(titles) or 10, titles, masks)
     print(f"contact sheet: {path}")
 
 

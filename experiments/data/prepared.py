@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from diffax.pretrained import Units
 from experiments.data import kinds
+from experiments.data.datasets import EMBEDDED
 from experiments.data.sources import Source
 
 
@@ -64,10 +65,12 @@ def units(source: Source, examples: Iterable[np.ndarray]) -> Units:
 
 
 def check(name: str, source: Source, folder: Path) -> None:
-    """Raise `ValueError` for a name that is no identifier in lower case or exists, or a kind that does not fit."""
+    """Raise `ValueError` for a name that is no identifier in lower case or is taken, or a kind that does not fit."""
     if not name.isidentifier() or name != name.lower():
         raise ValueError(f"name must be a word in lower case such as my_photos, got {name!r}")
-    if (folder / name).exists():
+    if name in EMBEDDED:
+        raise ValueError(f"name must not be that of an embedded set ({', '.join(EMBEDDED)}), got {name!r}")
+    if any(".incomplete" not in path.name for path in (folder / name).glob("*")):
         raise ValueError(f"name must be new, got {name!r}, which is in {folder} already: choose another, or delete it")
     kinds.check(source.kind, source.shape, source.dtype)
 

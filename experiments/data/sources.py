@@ -92,6 +92,13 @@ def of_arrays(
         raise ValueError(f"{name} must have shape (N, ...) with N >= 2 examples, got {x.shape}")
     if not 1 <= x.ndim - 1 <= 5:
         raise ValueError(f"{name} must have examples of rank 1 to 5, got shape {x.shape[1:]}")
+    mask = columns.get("mask")
+    if mask is not None:
+        mask = mask.astype(bool)
+        if mask.shape != x.shape[: mask.ndim] or mask.ndim < 2:
+            raise ValueError(f"mask must have the shape of the leading axes of {name}, {x.shape}, got {mask.shape}")
+        columns = {**columns, "mask": mask}
+        x = np.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, np.zeros((), x.dtype))
     x = _as_stored(x, name)
     for key, column in columns.items():
         if len(column) != len(x):
@@ -101,12 +108,6 @@ def of_arrays(
         classes, columns = _numbered(columns)
     if "condition" in columns:
         columns = {**columns, "condition": _with_channels(columns["condition"], x.shape)}
-    mask = columns.get("mask")
-    if mask is not None:
-        mask = mask.astype(bool)
-        if mask.shape != x.shape[: mask.ndim] or mask.ndim < 2:
-            raise ValueError(f"mask must have the shape of the leading axes of {name}, {x.shape}, got {mask.shape}")
-        columns = {**columns, "mask": mask}
     features = tuple(key for key in OPTIONAL if key in columns)
 
     def example(index: int) -> dict[str, Any]:

@@ -191,3 +191,36 @@ def test_large_examples_get_a_network_with_fewer_channels_first(shape, channels,
     assert (config.network.channels, config.network.channel_multipliers) == (
         (32, (1, 2, 2)) if channels is None else (16, (1, 2, 4, 4))
     )
+
+
+def test_groups_come_before_time_and_a_failed_write_leaves_no_picture(tmp_path, capsys, monkeypatch):
+    times = {"time": np.arange(12), "station": ("time", np.repeat(np.arange(6), 2))}
+    xarray.Dataset({"u": (("time", "x"), RNG.normal(size=(12, 8)))}, times).to_netcdf(tmp_path / "u.nc")
+    words = [f"--arrays={tmp_path / 'u.nc'}", "--variables=u", f"--data_dir={tmp_path / 'data'}"]
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.data.prepared.write", fail)
+        with pytest.raises(SystemExit):
+            run("prepare", "--name=stations", *words, "--group=station")
+    assert not [*(tmp_path / "data").iterdir()]
+    run("prepare", "--name=stations", *words, "--group=station")
+    assert "train 10 by group" in capsys.readouterr().out
+
+
+def test_a_contact_sheet_has_a_column_for_each_class(tmp_path, monkeypatch):
+    seen = {}
+
+    def keep(path, x, units, columns, titles, mask):
+        seen.update(x=x, columns=columns, titles=titles)
+
+    x, label = np.repeat(np.arange(40.0), 16).reshape(40, 4, 4, 1), np.arange(40) % 4
+    np.savez(tmp_path / "x.npz", x=x.astype(np.float32), label=label)
+    monkeypatch.setattr("experiments.prepare.save_picture", keep)
+    run("prepare", "--name=four", f"--arrays={tmp_path / 'x.npz'}", "--label=label", f"--data_dir={tmp_path / 'data'}")
+    assert (seen["columns"], seen["titles"]) == (4, ("0", "1", "2", "3"))
+    first = seen["x"][:, 0, 0, 0]
+    assert (np.diff(first[0::4]) > 0).all()  # in order within a class
+    assert len(first) % 4 == 0

@@ -348,10 +348,11 @@ def test_nothing_is_written_for_a_name_that_exists_or_a_kind_that_does_not_fit(t
     for name, own, message in (
         ("My set", source, "name must be a word in lower case such as my_photos, got 'My set'"),
         ("taken", source, "name must be new, got 'taken', which is in"),
+        ("digits", source, r"name must not be that of an embedded set \(digits, emoji, mnist5k\), got 'digits'"),
         ("new", source._replace(kind="image"), "kind must fit the data: 'image' takes examples with 3 axes"),
         ("new", source._replace(kind="sound"), "kind must be one of field, image, points, got 'sound'"),
     ):
-        (tmp_path / "taken").mkdir(exist_ok=True)
+        (tmp_path / "taken" / "2.0.0").mkdir(parents=True, exist_ok=True)
         with pytest.raises(ValueError, match=message):
             prepared.write(name, own, parts, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
@@ -366,6 +367,20 @@ def test_nothing_is_left_after_a_fault_while_writing(tmp_path):
         prepared.write("full", source._replace(example=fail), sources.split(source), tmp_path)
     assert not list(tmp_path.rglob("*.array_record*"))
     assert not (tmp_path / "full").exists()
+
+
+def test_what_a_killed_run_left_does_not_take_the_name(tmp_path):
+    (tmp_path / "again" / "1.0.0.incomplete.1234").mkdir(parents=True)
+    prepared.check("again", grouped(), tmp_path)
+
+
+def test_padding_may_be_anything():
+    x, mask = np.ones((4, 3, 2), np.float32), np.ones((4, 3), bool)
+    x[1, 2], mask[1, 2] = np.nan, False
+    source = sources.of_arrays(x, {"mask": mask})
+    np.testing.assert_array_equal(source.example(1)["x"][2], 0)
+    with pytest.raises(ValueError, match="x must be finite, got nan in example 1"):
+        sources.of_arrays(x, {"mask": ~mask})
 
 
 def test_a_kind_is_a_module_that_nothing_else_names():

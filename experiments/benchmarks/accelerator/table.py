@@ -87,7 +87,7 @@ def performance(results: dict[str, Any] | None) -> str:
     """The sentence of the README: the training steps in bfloat16 of a run, or that there is none."""
     rows = [] if results is None else [row for row in results["rows"] if row.get("dtype") == "bfloat16"]
     if results is None or not rows:
-        return f"{UNMEASURED}; `python -m experiments.benchmark accelerator` does it in 8 minutes."
+        return f"{UNMEASURED}; `python -m experiments.benchmark accelerator` does it within 8 minutes."
     steps = []
     for row in rows:
         share = "" if row.get("percent_of_peak") is None else f" ({row['percent_of_peak']:.0f} % of the peak)"
