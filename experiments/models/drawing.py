@@ -44,6 +44,24 @@ class Source(NamedTuple):
         return columns
 
 
+def generated(diffusion: Any, data: Any, params: Any, keys: Any, which: Any, **options: Any) -> Any:
+    """Samples (B, *shape) for a part of `Source.cycle`, inside a jitted function; see `Diffusion.generate`.
+
+    diffusion: a model of `data`, whose array conditions are in their own units.
+    """
+    masks = {} if data.mask is None else {"mask": which["mask"]}
+    condition = which["condition"] if masks else which
+    if data.condition_units is not None:
+        condition = data.condition_units.standardise(condition)
+    return diffusion.generate(params, keys, condition, **masks, **options)
+
+
+def cycle_of(dataset: Any, split: str, data: Any, labels: np.ndarray | None) -> Any:
+    """`Source.cycle`: the labels, or the array conditions of a split; with its masks, if data have them."""
+    condition = labels if data.condition_units is None else dataset.conditions(split)
+    return condition if data.mask is None else {"condition": condition, "mask": dataset.masks(split)}
+
+
 def labels_of(texts: Sequence[str], classes: int | None) -> np.ndarray | None:
     """The labels to repeat (N,): those of the texts, or all classes; None for a network without classes.
 

@@ -1,5 +1,6 @@
 """A run or an export as a source of samples: its conditions, a classifier to guide with, a picture to start from."""
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from experiments.data.datasets import Dataset, open_dataset
 from experiments.data.picture_files import load_picture
 from experiments.models import samplers
 from experiments.models.captions import chosen
-from experiments.models.drawing import Source, labels_of
+from experiments.models.drawing import Source, cycle_of, generated, labels_of
 from experiments.models.latents import Latents
 from experiments.run import loading
 from experiments.run.loading import Trained
@@ -51,22 +52,14 @@ def of_run(
     options = {"times": times, "start": x0, "classify": classify, "scale": scale}
 
     of_condition = trained.data.condition_units
-
-    def draw(params: Any, keys: Any, which: Any) -> Any:
-        masks = {} if trained.data.mask is None else {"mask": which["mask"]}
-        condition = which["condition"] if masks else which
-        if of_condition is not None:
-            condition = of_condition.standardise(condition)
-        return diffusion.generate(params, keys, condition, **masks, **options)
-
-    generate = over_batch(jax.jit(draw))
+    generate = over_batch(jax.jit(functools.partial(generated, diffusion, trained.data, **options)))
     cycle: Any
     if captions or trained.tokenizer is not None:
         cycle = chosen(trained.tokenizer, captions, labels)
     elif of_condition is not None:
         if labels:
             raise ValueError(f"labels must be empty for a model with array conditions, got {','.join(labels)}")
-        cycle = _dataset(trained).conditions(trained.dataset["test_split"])
+        cycle = None
     else:
         classes = diffusion.num_classes if diffusion.condition == "label" else None
         cycle = labels_of(labels, classes if classifier is None else classifier.data.num_classes)
@@ -83,15 +76,10 @@ def of_run(
     }
     images = generate if space is None else space.decoded(generate)
     data = trained.data
-    if data.mask is not None:
-        cycle = {"condition": cycle, "mask": masks_of(trained)}
+    if data.mask is not None or of_condition is not None:
+        cycle = cycle_of(_dataset(trained), trained.dataset["test_split"], data, cycle)
     own = trained.dataset, trained.sampling, settings, data.classes, of_condition is not None
     return Source(images, trained.params, cycle, trained.step, data.units, *own)
-
-
-def masks_of(trained: Trained) -> np.ndarray | None:
-    """The masks (N, n) of the test split, so that samples have as many points as the data."""
-    return _dataset(trained).masks(trained.dataset["test_split"])
 
 
 def _dataset(trained: Trained) -> Dataset:

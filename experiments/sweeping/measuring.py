@@ -13,7 +13,9 @@ from diffax._checks import check_count, choose
 from diffax.nn.features import efficientnet
 from experiments.data.pictures import save_picture
 from experiments.evaluation import comparison, extractors, families, measures
+from experiments.model import Data
 from experiments.models.digests import digest
+from experiments.models.drawing import cycle_of
 
 SHARED = ("extractor", "seed", "reference", "allow_few", "classifier_steps")  # with comparison.Settings
 
@@ -39,12 +41,19 @@ def check(evaluation: Any, conditional: bool) -> None:
 
 
 def prepared(
-    evaluation: Any, data: dict[str, Any], num_classes: int | None, folder: Path
-) -> tuple[np.ndarray | None, Callable[[np.ndarray, Path], measures.Measures]]:
-    """(labels to draw with, (samples (N, *shape) in [-1, 1], path of a picture) -> their metrics).
+    evaluation: Any, data: dict[str, Any], of_model: Data, num_classes: int | None, folder: Path
+) -> tuple[Any, Callable[[np.ndarray, Path], measures.Measures]]:
+    """(what to draw with, (samples (N, *shape) as a model sees them, path of a picture) -> their metrics).
 
-    The labels are all classes in turn, None without classes. The data are read once; a classifier is trained once and
-    kept in the folder.
+    To draw with: all classes in turn, None without classes; array conditions and masks of the test split in turn. The
+    data are read once; a classifier is trained once and kept in the folder.
+
+    Args:
+      evaluation: config.evaluation.
+      data: the settings of config.dataset.
+      of_model: the data of the model.
+      num_classes: of the labels to draw with, None for none.
+      folder: for the classifier.
 
     Raises:
       ValueError: for a data set or an extractor that is not available, or too few samples.
@@ -60,14 +69,18 @@ def prepared(
         inception_weights=str(Path(weights).expanduser()) if weights else None,
     )
     case = _case(json.dumps(data), num_classes, settings, evaluation.num)
+    cycle = cycle_of(case.dataset, data["test_split"], of_model, label)
 
     def measure(x: np.ndarray, path: Path) -> measures.Measures:
+        masks = None if of_model.mask is None else cycle["mask"][np.arange(len(x)) % len(cycle["mask"])]
         stored = case.dataset.units.denormalise(x)  # raises for samples that are not finite
         columns = min(case.dataset.num_classes or 10, 10)
-        save_picture(path, case.dataset.normalise(stored[: 10 * columns]), case.dataset.units, columns)
-        return comparison.compare(case, stored, label)
+        shown = slice(10 * columns)
+        picture, of_picture = case.dataset.normalise(stored[shown]), None if masks is None else masks[shown]
+        save_picture(path, picture, case.dataset.units, columns, mask=of_picture)
+        return comparison.compare(case, stored, label, masks)
 
-    return label, measure
+    return cycle, measure
 
 
 @functools.lru_cache(maxsize=1)

@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 from diffax.pretrained import Diffusion, spent, step_grid
 from diffax.training.parallel import over_batch
 from experiments.configs.settings import can_guide, check_guidance, flatten
-from experiments.model import sampling
+from experiments.model import Data, sampling
 from experiments.models.digests import digest
-from experiments.models.drawing import draw
+from experiments.models.drawing import draw, generated
 from experiments.run import loading
 from experiments.run.command import path_of
 from experiments.sweeping import measuring
@@ -59,8 +59,6 @@ def parse(config: Any) -> tuple[str, dict[str, str]]:
     trained, mark = _opened(config.checkpoint)
     if trained.tokenizer is not None:
         raise ValueError(f"config.checkpoint must not be a model of captions, got {config.checkpoint}")
-    if trained.data.condition is not None:
-        raise ValueError(f"config.checkpoint must not be a model with array conditions, got {config.checkpoint}")
     diffusion = _diffusion(trained, config.sampling, config.calls)
     if config.sampling.sampler == "ddpm_learned" and not diffusion.learned_variance:
         raise ValueError(f"config.sampling.sampler must not be ddpm_learned for {config.checkpoint}")
@@ -77,30 +75,31 @@ def run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
     config = job.runs[0].config
     trained, _ = _opened(config.checkpoint)
     classes = trained.data.num_classes if trained.model.diffusion.condition == "label" else None
-    label, measure = measuring.prepared(config.evaluation, trained.dataset, classes, job.folder.path / "extractors")
-    generate = job.compiled(lambda: _compile(loading.latents_of(trained)))
+    folder = job.folder.path / "extractors"
+    cycle, measure = measuring.prepared(config.evaluation, trained.dataset, trained.data, classes, folder)
+    generate = job.compiled(lambda: _compile(trained.data, loading.latents_of(trained)))
     for run in job.runs:
         try:
-            x, cost = _drawn(generate, trained, label, run, job)
+            x, cost = _drawn(generate, trained, cycle, run, job)
             measured = measure(x, job.folder.run(run) / "samples.png")
             yield run, Result(measured.metrics, measured.floors, measured.conditions, cost)
         except Exception as error:  # the other runs of the job continue
             yield run, error
 
 
-def _compile(space: Any) -> Callable[..., np.ndarray]:
-    """((params, model with traced numbers, grid), keys, labels) -> samples, of any run with this program."""
+def _compile(data: Data, space: Any) -> Callable[..., np.ndarray]:
+    """((params, model with traced numbers, grid), keys, conditions) -> samples, of any run with this program."""
 
-    def generate(variables: Any, keys: Any, label: Any) -> Any:
+    def generate(variables: Any, keys: Any, which: Any) -> Any:
         params, diffusion, times = variables
-        return diffusion.generate(params, keys, label, times=times)
+        return generated(diffusion, data, params, keys, which, times=times)
 
     images = over_batch(jax.jit(generate))
     return images if space is None else space.decoded(images)
 
 
 def _drawn(
-    generate: Callable[..., np.ndarray], trained: loading.Trained, label: np.ndarray | None, run: Run, job: Job
+    generate: Callable[..., np.ndarray], trained: loading.Trained, cycle: Any, run: Run, job: Job
 ) -> tuple[np.ndarray, dict[str, float]]:
     """(the samples of a run, their cost)."""
     config, num = run.config, run.config.evaluation.num
@@ -116,7 +115,7 @@ def _drawn(
         times.append(time.monotonic())
 
     variables = trained.params, traced(diffusion), grid
-    x = draw(generate, variables, config.seed, np.arange(num), label, batch_size=size, update=update)
+    x = draw(generate, variables, config.seed, np.arange(num), cycle, batch_size=size, update=update)
     # The first batch compiles, unless a run before it did.
     each = np.diff(times)
     typical = float(np.median(each[batches > 1 :]))

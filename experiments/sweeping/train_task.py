@@ -22,7 +22,7 @@ from diffax.pretrained import entries, spent
 from diffax.training.parallel import over_batch
 from experiments.configs import settings
 from experiments.models import adapters, latents
-from experiments.models.drawing import draw
+from experiments.models.drawing import draw, generated
 from experiments.run import loading
 from experiments.run.inputs import FORMS, Inputs, opened
 from experiments.run.workdir import newest
@@ -48,9 +48,7 @@ def parse(config: Any) -> tuple[str, dict[str, str]]:
         if value != only:
             raise ValueError(f"config.{path} must be {only!r} in a sweep, got {value!r}")
     inputs = opened(config, jax.local_device_count())
-    if inputs.data.condition is not None:
-        raise ValueError("config.network.conditional must be False in a sweep for data with array conditions, got True")
-    measuring.check(config.evaluation, config.network.conditional)
+    measuring.check(config.evaluation, inputs.model.diffusion.condition == "label")
     flat = settings.flatten(config.to_dict())
     kept = {key: value for key, value in flat.items() if not key.startswith(FREE)}
     structure = jax.tree.structure(inputs.model)
@@ -63,7 +61,7 @@ class Program(NamedTuple):
     """What is compiled for runs that one program serves.
 
     first: (model with traced numbers, seed) -> state, of one run or of several. step: as `first`. generate: ((params,
-    model), keys, labels) -> images on the host.
+    model), keys, conditions) -> samples on the host.
     """
 
     first: Callable[..., Any]
@@ -96,9 +94,9 @@ def _compile(inputs: Inputs, parallel: str, way: str) -> Program:
         )
         return one(state, batch, axis_name=axis_name)
 
-    def generate(variables: Any, keys: Any, label: Any) -> Any:
+    def generate(variables: Any, keys: Any, which: Any) -> Any:
         params, model = variables
-        return model.diffusion.generate(inputs.whole(params), keys, label)
+        return generated(model.diffusion, inputs.data, inputs.whole(params), keys, which)
 
     images = over_batch(jax.jit(generate), mesh)
     images = images if space is None else space.decoded(images, mesh)
@@ -158,9 +156,9 @@ def run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
     config, is_loop = job.runs[0].config, job.way == "loop"
     mesh = training.make_mesh(jax.local_devices())
     inputs = [opened(run.config, mesh.size) for run in job.runs]
-    classes = inputs[0].data.num_classes if config.network.conditional else None
+    classes = inputs[0].data.num_classes if inputs[0].model.diffusion.condition == "label" else None
     data, folder = config.dataset.to_dict(), job.folder.run(job.runs[0])
-    prepared = measuring.prepared(config.evaluation, data, classes, job.folder.path / "extractors")
+    prepared = measuring.prepared(config.evaluation, data, inputs[0].data, classes, job.folder.path / "extractors")
     program = job.compiled(lambda: _compile(inputs[0], config.parallel, job.way))
     caches = {"cache_images": config.dataset.cache, "cache_latents": config.latent.cache}
     batches: list[Any] = [own.batches(mesh, **caches) for own in inputs]
@@ -222,10 +220,10 @@ def _remove_others(folder: Path, record: dict[str, Any]) -> None:
 
 def _measure(program: Program, run: Run, inputs: Inputs, ema: Any, prepared: Any, job: Job) -> Result:
     """Draw samples, measure them, and keep an export."""
-    evaluation, diffusion, (label, measure) = run.config.evaluation, inputs.model.diffusion, prepared
+    evaluation, diffusion, (cycle, measure) = run.config.evaluation, inputs.model.diffusion, prepared
     variables, index = (ema, traced(inputs.model)), np.arange(evaluation.num)
     size = min(evaluation.batch_size, evaluation.num)
-    x = draw(program.generate, variables, run.config.seed, index, label, batch_size=size)
+    x = draw(program.generate, variables, run.config.seed, index, cycle, batch_size=size)
     measured = measure(x, job.folder.run(run) / "samples.png")
     if job.keep == "export":
         path = job.folder.run(run) / "export"

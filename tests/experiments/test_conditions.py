@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import built, error_of_train, imported, opened, run, save_run, train
-from ml_collections import ConfigDict
+from sweeping_runs import command, write
 
 import diffax
 from diffax.pretrained import Units
@@ -19,6 +19,8 @@ from experiments.evaluation import bits
 from experiments.model import Data
 from experiments.run import loading
 from experiments.run.inputs import opened as inputs_of
+
+__all__ = ["command"]  # a fixture
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -249,13 +251,34 @@ def test_adapters_are_trained_with_the_condition(trained, sets, tmp_path):
     assert state.record["data"]["condition"] == (1,)
 
 
-def test_sweeps_refuse_array_conditions(trained, sets):
-    from experiments.sweeping import sample_task, train_task
-
-    with pytest.raises(ValueError, match=r"config.network.conditional must be False in a sweep for data with array"):
-        train_task.parse(config_of(sets, "points"))
-    with pytest.raises(ValueError, match=r"config.checkpoint must not be a model with array conditions"):
-        sample_task.parse(ConfigDict({"checkpoint": str(trained / "with")}))
+@pytest.mark.slow_cases("clouds")
+@pytest.mark.parametrize("name", ["points", "clouds"])
+def test_sweeps_draw_with_the_conditions_and_masks_of_the_test_split(name, sets, tmp_path, command):
+    network = {"name": {"points": "mlp", "clouds": "dit"}[name], "channels": 8, "depth": 1}
+    network |= {"patch_size": 0, "positions": "none"}
+    measured = {"num": 8, "batch_size": 8, "extractor": "values", "metrics": ("sliced_wasserstein",)}
+    changes = f"""
+        from experiments.configs import own
+        config = settings.training(own.get_config())
+        config.dataset.update({{"name": {name!r}, "data_dir": {str(sets)!r}, "batch_size": 8}})
+        config.network.update({network})
+        config.train.update({{"num_steps": 2, "log_every": 2, "checkpoint_every": 2}})
+        config.sampling.num_steps = 3
+        config.evaluation.update({measured})
+    """
+    train_file = write(tmp_path / "train.py", "None", changes, "seeds(1)")
+    done = command(train_file, tmp_path / "trained", "--way=loop")
+    assert done.status == 0, done.err
+    (export,) = (tmp_path / "trained" / "runs").glob("*/export")
+    changes = f"""
+        config.checkpoint = {str(export)!r}
+        config.calls = 3
+        config.evaluation.update({measured})
+    """
+    sample_file = write(tmp_path / "sample.py", "settings.sampling()", changes, "seeds(1)")
+    done = command(sample_file, tmp_path / "sampled")
+    assert done.status == 0, done.err
+    assert "sliced_wasserstein" in done.out
 
 
 def test_bits_are_those_given_the_condition(sets, tmp_path):
