@@ -586,7 +586,7 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-def labels_of(evaluation, data, num_classes, folder):
+def labels_of(evaluation, data, of_model, num_classes, folder):
     """All classes in turn."""
     return np.arange(evaluation.num) % num_classes
 
