@@ -85,7 +85,7 @@ def fine_tuning(path, num_steps, **changes):
 def test_a_run_that_starts_from_a_folder_of_diffusers_begins_with_a_lower_loss(tmp_path, capsys):
     """Weights of a run in the files of diffusers, for data of another number of channels and classes."""
     fixture = FOLDERS / "unet_plain"
-    train(fine_tuning(fixture, 40), tmp_path / "first")
+    train(fine_tuning(fixture, 100), tmp_path / "first")
     trained = load(tmp_path / "first")
     assert "initialised, since the shapes differ: ['conv_in']['kernel']" in capsys.readouterr().out
     shapes = {"in_channels": 1, "out_channels": 1, "num_class_embeds": 11}
