@@ -121,7 +121,7 @@ class Diffusion:
         return self.curve.name == "learned"
 
     @property
-    def null(self) -> float | None:
+    def null(self) -> int | float | None:
         """What stands for "no condition": the null label, the padding token, or 0 for an array; None without one."""
         if self.condition == "array":
             return 0.0
