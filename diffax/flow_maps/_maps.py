@@ -15,7 +15,7 @@ X(x, t, t) = x for any y. At s = t, y(x, t, t) is the prediction of a denoiser: 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
@@ -27,9 +27,12 @@ from diffax.samplers.engines.forms import cross
 from diffax.schedules import rates
 from diffax.typing import Denoiser, Kind, PerExample, Predict, Schedule, Times, Tree
 
-MapPredict = Callable[[Any, Any, Any], Any]  # (x, t, s) -> y
-MapDenoiser = Callable[[Any, Any, Any], Any]  # (x, t, s) -> the x0 of the DDIM step from t to s
-FlowMap = Callable[[Any, Any, Any], Any]  # (x, t, s) -> x at s
+if TYPE_CHECKING:
+    MapPredict = Callable[[Any, Any, Any], Any]  # (x, t, s) -> y
+    MapDenoiser = Callable[[Any, Any, Any], Any]  # (x, t, s) -> the x0 of the DDIM step from t to s
+    FlowMap = Callable[[Any, Any, Any], Any]  # (x, t, s) -> x at s
+else:  # as the aliases of diffax.typing: bad input raises the one-line errors
+    MapPredict = MapDenoiser = FlowMap = Any
 
 
 def coefficients(
