@@ -45,10 +45,10 @@ def inside(x: X, mask: Tree | None) -> X:
 
 
 def confined(function: Callable[..., Any], mask: Tree | None) -> Callable[..., Any]:
-    """The function of (x, t), with x and its result 0 outside the mask."""
+    """The function of x and times, with x and its result 0 outside the mask."""
     if mask is None:
         return function
-    return lambda x, t: inside(function(inside(x, mask), t), mask)
+    return lambda x, *times: inside(function(inside(x, mask), *times), mask)
 
 
 def total(terms: Tree, mask: Tree | None = None) -> Any:

@@ -25,8 +25,9 @@ from diffax.nn.description import DTYPES, autoencoder_from_description, from_des
 from diffax.predictions import KINDS
 from diffax.pretrained import SCHEDULES, TIMES, Diffusion, Sampling, Spec, Units
 from experiments.configs.settings import at
-from experiments.models import objectives, samplers
+from experiments.models import few_steps, objectives, samplers
 from experiments.models.autoencoder import AutoencoderModel
+from experiments.models.few_steps import Teacher
 from experiments.models.noisy_classifier import ClassifierModel, NoisyClassifier
 from experiments.models.objectives import Loss, Objective
 from experiments.models.optimizers import Optimizer
@@ -85,9 +86,9 @@ class Model:
         """The first parameters."""
         return self.diffusion.init(key)
 
-    def objective(self, *, module: Any = None) -> Objective:
-        """The loss of each example. module: a network in place of the model's."""
-        return objectives.objective(self.diffusion, self.loss, module=module)
+    def objective(self, *, module: Any = None, teacher: Teacher | None = None) -> Objective:
+        """The loss of each example. module: a network in place of the model's. teacher: to learn from."""
+        return objectives.objective(self.diffusion, self.loss, module=module, teacher=teacher)
 
     def check(self) -> None:
         """Raise `ValueError` for parts that cannot be built, or that do not fit each other."""
@@ -146,8 +147,11 @@ def build(config: Any, data: Data) -> Model | AutoencoderModel | ClassifierModel
             learned_variance=config.network.learned_variance,
             shape=data.shape,
         )
-        model = Model(diffusion, _loss(config.loss, data, config.dataset.batch_size), optimizer)
+        model = Model(diffusion, _loss(config, data), optimizer)
         model.check()
+        if data.mask is not None and config.loss.objective in few_steps.ROWS:
+            name = config.dataset.name
+            raise ValueError(f"config.loss.objective must be denoising for {name!r}, whose points have masks")
     group = "autoencoder" if config.model == "autoencoder" else "network"
     with _fits(f"config.{group}", config[group], data.shape):
         _check_shape(model.module, data.shape, config.model)
@@ -190,7 +194,7 @@ def _classifier(settings: Any, data: Data, num_classes: int, curve: Spec, optimi
         channel_multipliers=tuple(settings.channel_multipliers),
         num_res_blocks=settings.num_res_blocks,
         dropout_rate=settings.dropout_rate,
-        time_scale=TIMES[settings.time][0],
+        time_scale=TIMES[settings.time][0] if settings.time_scale is None else settings.time_scale,
         dtype=choose("config.network.dtype", settings.dtype, DTYPES),
     )
     return ClassifierModel(curve, optimizer, net, settings.time, data.shape)
@@ -233,8 +237,15 @@ def _schedule(settings: Mapping[str, Any]) -> Spec:
     return spec
 
 
-def _loss(settings: Any, data: Data, batch_size: int) -> Loss:
+def _loss(config: Any, data: Data) -> Loss:
+    settings, name = config.loss, config.loss.objective
     choose("config.loss.spread", settings.spread, objectives.SPREADS)
+    known = objectives.parameters_of(name)
+    texts = tuple(key for key, value in known.items() if isinstance(value, str))
+    of_objective = dict(settings.objective_parameters)
+    _check_parameters("config.loss.objective_parameters", name, of_objective, tuple(known), texts)
+    with at("config.loss.objective_parameters"):
+        of_objective = few_steps.checked(of_objective, known)
     width, expected = settings.bin_width, data.units.bin_width
     if width > 0 and not math.isclose(width, expected, rel_tol=1e-6):
         raise ValueError(f"config.loss.bin_width must be {expected:g} for these data, got {width:g}")
@@ -243,11 +254,14 @@ def _loss(settings: Any, data: Data, batch_size: int) -> Loss:
         times=_of_loss(settings, "times", objectives.TIMES),
         p_uncond=settings.p_uncond,
         vlb_weight=settings.vlb_weight,
-        objective=settings.objective,
+        objective=Spec.of(name, of_objective),
         spread=settings.spread,
         bin_width=width,
         learn_ends=settings.learn_ends,
-        batch_size=batch_size,
+        coupling=settings.coupling,
+        coupling_size=settings.coupling_size,
+        batch_size=config.dataset.batch_size,
+        num_steps=config.train.num_steps,
     )
 
 
@@ -277,7 +291,7 @@ def _network(settings: dict[str, Any], text: Any, data: Data) -> str:
     description = settings | {
         "num_classes": data.num_classes if settings["conditional"] and not is_array else None,
         "outputs": 1 + settings["learned_variance"],
-        "time_scale": TIMES[settings["time"]][0],
+        "time_scale": TIMES[settings["time"]][0] if settings["time_scale"] is None else settings["time_scale"],
         "text": encoder if text.enabled else None,
     }
     if is_array:
@@ -286,6 +300,9 @@ def _network(settings: dict[str, Any], text: Any, data: Data) -> str:
         del description["diffusers"]
     for name in ("conditional", "time", "learned_variance"):
         del description[name]
+    for name in ("second_time", "guidance_input"):
+        if not description[name]:
+            del description[name]
     with at("config.network"):
         from_description(description)
     return json.dumps(description)

@@ -18,6 +18,8 @@ that was moved. img2img: --init_image=FILE --noise_level=T adds noise to a pictu
 --from_diffusers=DIR in place of --checkpoint: a folder that diffusers saved, with its schedule and, unless --grid names
 another, its steps; --variant=fp16 reads the weights' files of that name. --context=FILE.npy: (m, E) embeddings for a
 network that attends to them; --null_context=FILE.npy: those of the empty prompt, which guidance needs.
+
+--pairs stores the noise of each sample beside it; a run with --config.dataset.pairs=OUT trains on these pairs (reflow).
 """
 
 import dataclasses
@@ -47,6 +49,7 @@ SHARD = flags.DEFINE_integer("shard_size", 1000, "Samples in a shard.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.")
 LABELS = flags.DEFINE_list("labels", [], "Labels, repeated in turn; all classes in turn if empty.")
 CAPTIONS = flags.DEFINE_list("captions", [], "Captions, repeated in turn, for a model of captions.")
+PAIRS = flags.DEFINE_bool("pairs", False, "Store the noise of each sample as well, to train on (config.dataset.pairs).")
 SAMPLING = {  # config.sampling, unless given
     "sampler": flags.DEFINE_string("sampler", None, "Sampler; the config's if not given."),
     "num_steps": flags.DEFINE_integer("num_steps", None, "Denoiser calls; the config's if not given."),
@@ -79,6 +82,7 @@ def main(argv):
                 autoencoder=AUTOENCODER.value,
                 guidance=(path_in(CLASSIFIER), SCALE.value),
                 start=(path_in(INIT), LEVEL.value),
+                pairs=PAIRS.value,
             )
         else:
             sampling = default.get_config().sampling
@@ -102,9 +106,13 @@ def main(argv):
     options = {"batch_size": min(BATCH.value, NUM.value, SHARD.value), "update": lambda last: progress.update(last + 1)}
     for path, index in sample_folder.missing_shards(out, NUM.value, SHARD.value):
         x = draw(source.generate, source.params, SEED.value, index, source.cycle, **options)
+        columns = source.columns(index)
+        if PAIRS.value:
+            x, columns["eps"] = x[:, 0], x[:, 1]
+            columns["x0"] = x
         with usage_errors():  # samples are not finite if guidance is too strong
             stored = kind.denormalise(x, source.units)
-        sample_folder.save_shard(path, stored, **source.columns(index))
+        sample_folder.save_shard(path, stored, **columns)
 
     # ---------------------------------------------------------------- end: the first 100 as a picture and in own files
     first, _, mask = sample_folder.load_samples(out, min(100, NUM.value), SHARD.value)
@@ -130,6 +138,8 @@ def check_flags():
     else:
         others = (CLASSIFIER, AUTOENCODER, INIT, SAMPLING["guidance_rescale"], SAMPLING["guidance_interval"])
         use = "--checkpoint, got {} with --from_diffusers"
+        if PAIRS.value:
+            raise ValueError("pairs must be False with from_diffusers, got True")
         if CAPTIONS.value:
             captions.chosen(None, CAPTIONS.value)
     for flag in others:

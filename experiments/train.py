@@ -68,7 +68,7 @@ def main(argv):
         batches = inputs.batches(mesh, cache_images=config.dataset.cache, cache_latents=config.latent.cache)
     # `space`: the latents that the model works in, where batches hold moments of codes, or None for pixels. `base`: the
     # model whose adapters are trained, or None for all parameters.
-    objective = adapters.wrap(base, latents.wrap(space, model.objective()))
+    objective = adapters.wrap(base, latents.wrap(space, inputs.objective()))
     trained, optimizer = base or model, model.optimizer.make()
 
     def first_state():
@@ -82,6 +82,7 @@ def main(argv):
         optimizer,
         ema_decay=model.optimizer.ema_decay,
         update_memory=objective.update_memory,
+        uses=objective.uses,
         accumulate=model.optimizer.accumulate,
     )
     shapes = jax.eval_shape(first_state)

@@ -74,13 +74,13 @@ def dyadic_pairs(key: Key, size: int, *, num_levels: int = 7) -> Pair:
     return Pair((index + 1) / count, index / count)
 
 
-def levels(step: int, num_steps: int, *, first: int = 10, last: int = 1280) -> int:
+def levels(step: Scalar, num_steps: int, *, first: int = 10, last: int = 1280) -> Any:
     """The number of noise levels of improved consistency training at a step: it doubles from `first` to `last`.
 
         N(k) = min(first 2^floor(k / K'), last) + 1,   K' = floor(K / (log2(last / first) + 1))
 
     Args:
-      step: k, from 0.
+      step: k, from 0; may be traced.
       num_steps: K, the length of the training.
       first: s_0, default 10.
       last: s_1, default 1280.
@@ -90,15 +90,16 @@ def levels(step: int, num_steps: int, *, first: int = 10, last: int = 1280) -> i
 
     Source: Song & Dhariwal 2024, section 3.4.
 
-    >>> [levels(k, 8000) for k in (0, 999, 1000, 2000, 7999)]
+    >>> [int(levels(k, 8000)) for k in (0, 999, 1000, 2000, 7999)]
     [11, 11, 21, 41, 1281]
     """
     for name, value in (("num_steps", num_steps), ("first", first), ("last", last)):
         check_count(name, value)
     if last < first:
         raise ValueError(f"last must be at least first = {first}, got {last}")
-    stage = max(1, math.floor(num_steps / (math.floor(math.log2(last / first)) + 1)))
-    return int(min(first * 2 ** (step // stage), last)) + 1
+    length = max(1, math.floor(num_steps / (math.floor(math.log2(last / first)) + 1)))
+    doublings = jnp.minimum(jnp.asarray(step) // length, math.ceil(math.log2(last / first)))
+    return jnp.minimum(first * 2**doublings, last) + 1
 
 
 def ect_time(schedule: Schedule, t: Times, stage: Scalar, *, q: Scalar = 2.0, k: Scalar = 8.0) -> Any:

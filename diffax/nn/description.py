@@ -30,7 +30,8 @@ def from_description(description: Mapping[str, Any]) -> nn.Module:
     Args:
       description: `name`, one of "unet", "dit", "edm2", "mlp" and "diffusers"; its settings, with the names of
         configs (`channels`, `depth` ...); `num_classes` or None; `outputs`; `time_scale`; `text` with the settings of a
-        `TextEncoder`, or None; optionally `condition`, the `shape` of an array condition and the `channels` of x.
+        `TextEncoder`, or None; optionally `condition`, the `shape` of an array condition and the `channels` of x;
+        optionally `second_time` and `guidance_input`, see `UNet`. A network with a second time uses XLA's attention.
         "diffusers" has the content of a config.json as the text `diffusers`.
 
     Raises:
@@ -44,10 +45,16 @@ def from_description(description: Mapping[str, Any]) -> nn.Module:
     build = choose("name", settings.pop("name", None), BUILDERS)
     condition = settings.pop("condition", None)
     text, dtype = settings.pop("text"), choose("dtype", settings.pop("dtype"), DTYPES)
+    few_steps = {name: settings.pop(name) for name in FEW_STEPS if settings.get(name)}
+    if few_steps and description["name"] == "diffusers":
+        raise ValueError(f"{next(iter(few_steps))} must be False for diffusers, got True")
     missing = [name for name in SETTINGS[description["name"]] if name not in settings]
     if missing:
         raise ValueError(f"description must have {missing[0]}, got {', '.join(description)}")
     net = build(settings, None if text is None else text["width"], dtype)
+    if few_steps:
+        # Losses of flow maps take its forward derivative, which fused attention lacks.
+        net = with_forward_mode(net.clone(**few_steps))
     if condition is not None:
         return conditioned(net, tuple(condition["shape"]), condition["channels"])
     if text is None:
@@ -56,6 +63,7 @@ def from_description(description: Mapping[str, Any]) -> nn.Module:
     return Captioned(net, encoder)
 
 
+FEW_STEPS = ("second_time", "guidance_input")
 SHARED = ("channels", "dropout_rate", "num_classes", "outputs", "time_scale")
 CONVOLUTIONAL = ("channel_multipliers", "num_res_blocks", "attention_levels", "num_heads", "remat")
 SETTINGS = {

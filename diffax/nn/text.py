@@ -91,7 +91,13 @@ class Captioned(nn.Module):
     text: TextEncoder
 
     def __call__(
-        self, x: Float[Array, "batch *space c"], t: Times, tokens: Examples | None = None, *, key: Key | None = None
+        self,
+        x: Float[Array, "batch *space c"],
+        t: Times,
+        tokens: Examples | None = None,
+        *,
+        key: Key | None = None,
+        **options: Any,
     ) -> Float[Array, "batch *space out"]:
         """The prediction y. tokens: (B, m), or None for the null caption; other arguments as of the network."""
         tokens = jnp.full((x.shape[0], 1), PADDING) if tokens is None else tokens
@@ -101,5 +107,5 @@ class Captioned(nn.Module):
             # The embeddings of padding are zero, so the sum over all tokens is the sum over the words.
             num_words = jnp.maximum(mask.sum(1, keepdims=True), 1).astype(context.dtype)
             condition["vector"] = context.sum(1) / num_words
-        y: Array = self.network(x, t, context=context, context_mask=mask, key=key, **condition)
+        y: Array = self.network(x, t, context=context, context_mask=mask, key=key, **condition, **options)
         return y

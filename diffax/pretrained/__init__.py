@@ -9,7 +9,7 @@ read_config  a folder -> the content of its config.json
 folders      samples from a folder that diffusers saved (to be imported by itself)
 """
 
-from diffax.pretrained._calls import entries, moves, spent, step_grid
+from diffax.pretrained._calls import by_name, entries, moves, spent, step_grid
 from diffax.pretrained._export import is_export, load, read_config, save
 from diffax.pretrained._model import Latents, Pretrained
 from diffax.pretrained._specification import SCHEDULES, TIMES, Diffusion, Sampling, Spec
@@ -26,6 +26,7 @@ __all__ = [
     "Spec",
     "Tokenizer",
     "Units",
+    "by_name",
     "entries",
     "is_export",
     "load",

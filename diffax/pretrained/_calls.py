@@ -8,18 +8,26 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffax import samplers, times
+from diffax import flow_maps, samplers, times
 from diffax._checks import check_count
-from diffax.typing import Grid, Schedule
+from diffax.samplers import Sampler
+from diffax.typing import Grid, PerExample, Schedule
 
 # The sampler `restart` goes back once, from sigma / alpha = 0.06 to 0.3, and down again in two steps (Xu et al. 2023,
 # their first interval for CIFAR-10).
 RESTART = {"sigma_min": 0.06, "sigma_max": 0.3, "num_restarts": 1, "num_steps": 2}
 
 
+def by_name(name: str, schedule: Schedule, noise: PerExample | None = None) -> Sampler:
+    """As `samplers.by_name`, with "jump" for `flow_maps.jump`, whose noise level is gamma."""
+    if name == "jump":
+        return flow_maps.jump(schedule, gamma=0.0 if noise is None else noise)
+    return samplers.by_name(name, schedule, noise)
+
+
 def spent(name: str, schedule: Schedule, entries: int) -> int:
     """Denoiser calls of `sample` over a grid of so many entries, including the moves after a restart."""
-    sampler = samplers.by_name(name, schedule, None)
+    sampler = by_name(name, schedule)
     if entries < 2:
         return entries
     moves = entries - 1 + (int(RESTART["num_restarts"] * RESTART["num_steps"]) if sampler.renoises else 0)
@@ -50,7 +58,7 @@ def moves(name: str, schedule: Schedule, calls: int) -> int:
     >>> moves("ddim", diffax.Linear(), 8), moves("heun", diffax.Linear(), 9)
     (8, 4)
     """
-    sampler = samplers.by_name(name, schedule, None)
+    sampler = by_name(name, schedule)
     count = (calls - sampler.start_calls) // sampler.calls
     if count < 1:
         raise ValueError(f"num_steps must be >= {sampler.calls + sampler.start_calls} for {name}, got {calls}")

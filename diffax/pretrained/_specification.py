@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffax import denoisers, guidance, random, samplers, sampling, schedules
+from diffax import denoisers, flow_maps, guidance, random, samplers, sampling, schedules
 from diffax._masks import confined, inside
 from diffax._pytrees import pytree, static
 from diffax.denoisers import Moments, denoiser
@@ -63,10 +63,11 @@ class Sampling:
 
     Attributes:
       eta: the noise level of the sampler; None for its own default.
-      guidance: weight of classifier-free guidance; None for no guidance.
+      guidance: weight of classifier-free guidance; None for no guidance. A network with a guidance weight as its input
+        gets it there, and no second branch is evaluated.
       interval: (low, high), the times at which guidance acts; None for all.
       rescale: phi of Lin et al. 2024, section 3.4; None for none.
-      sampler: name of the sampler.
+      sampler: name of the sampler, or "jump" (`flow_maps.jump`) for a network with a second time.
       grid: name of the step grid.
       num_steps: number of denoiser calls, rounded down to what the steps of the sampler need.
       clip: whether x0 is clipped to [-1, 1].
@@ -116,6 +117,16 @@ class Diffusion:
         return _module(self.network)
 
     @property
+    def second_time(self) -> bool:
+        """Whether the network has a second time, so that it is a flow map (x, t, s) -> y."""
+        return bool(json.loads(self.network).get("second_time"))
+
+    @property
+    def guidance_input(self) -> bool:
+        """Whether the network has a guidance weight as an input."""
+        return bool(json.loads(self.network).get("guidance_input"))
+
+    @property
     def learns_schedule(self) -> bool:
         """Whether the schedule is trained, so that the parameters contain it."""
         return self.curve.name == "learned"
@@ -156,8 +167,9 @@ class Diffusion:
         of_time: Callable[[Schedule, Any], Any] | None = None,
         module: Any = None,
         mask: Examples | None = None,
+        weight: Any = None,
     ) -> Callable[..., Any]:
-        """The network as a function (x, t) -> y.
+        """The network as a function (x, t) -> y; with a second time also (x, t, s) -> y.
 
         Args:
           params: the parameters.
@@ -166,14 +178,16 @@ class Diffusion:
           of_time: (schedule, t) -> second argument of the network; None for that of `time`.
           module: a copy of the network with other settings, such as `nn.with_implementation`; None for the network.
           mask: (B, n), the points of x (B, n, C) that belong to an example, for a `DiT` of sets; None for all.
+          weight: () or (B,), the guidance weight, for a network that has it as an input; None for 1.
         """
         second = of_time or TIMES[self.time][1]
         curve, module = self.schedule(params), module or self.module
         network_params = params["network"] if self.learns_schedule else params
-        masks = {} if mask is None else {"mask": mask}
+        given = {name: value for name, value in (("mask", mask), ("weight", weight)) if value is not None}
 
-        def bound(x: Any, t: Times) -> Any:
-            y = module.apply({"params": network_params}, x, second(curve, t), condition, key=key, **masks)
+        def bound(x: Any, t: Times, *s: Times) -> Any:
+            options = given | {"s": second(curve, s[0])} if s else given
+            y = module.apply({"params": network_params}, x, second(curve, t), condition, key=key, **options)
             return Moments(*jnp.split(y, 2, -1)) if self.learned_variance else y
 
         return bound
@@ -190,19 +204,26 @@ class Diffusion:
     ) -> Denoiser:
         """The denoiser that samples are drawn with: guided and clipped as `sampling` says.
 
+        With a second time it is a flow map (x, t, s) -> x0, and at (x, t) the denoiser of s = t.
+
         log_prob: (x, t) -> (B,), the log-probability of a classifier to guide with as well, at this scale.
         mask: as in `predict`; x0 is 0 outside.
         """
         curve = self.schedule(params)
 
-        def conditional(x: Tree, t: Any, condition: Any) -> Any:
+        weight = self.sampling.guidance if self.guidance_input else None
+        form = flow_maps.map_denoiser if self.second_time else denoiser
+
+        def conditional(x: Tree, t: Any, *rest: Any) -> Any:
+            *s, condition = rest
             # Batched guidance evaluates both branches in one call, for twice as many examples.
             repeats = 1 if mask is None else len(x) // len(mask)
             whole = None if mask is None else jnp.concatenate([mask] * repeats)
-            predict = self.predict(params, condition, module=module, mask=whole)
-            return denoiser(predict, curve, self.prediction, sigma_data=self.sigma_data)(x, t)
+            predict = self.predict(params, condition, module=module, mask=whole, weight=weight)
+            times = (t, *(s or (t,))) if self.second_time else (t,)
+            return form(predict, curve, self.prediction, sigma_data=self.sigma_data)(x, *times)
 
-        result: Denoiser = lambda x, t: conditional(x, t, None)  # noqa: E731
+        result: Any = lambda x, *times: conditional(x, *times, None)  # noqa: E731
         if condition is not None and self.null is not None:
             result = self._guided(curve, conditional, condition)
         if log_prob is not None:
@@ -218,18 +239,18 @@ class Diffusion:
         """
         weight, rescale, null = self.sampling.guidance, self.sampling.rescale, self.null
 
-        def plain(x: Tree, t: Any) -> Any:
-            return conditional(x, t, condition)
+        def plain(x: Tree, *times: Any) -> Any:
+            return conditional(x, *times, condition)
 
-        def unconditional(x: Tree, t: Any) -> Any:
-            return conditional(x, t, None)
+        def unconditional(x: Tree, *times: Any) -> Any:
+            return conditional(x, *times, None)
 
         def guide(conditional: Denoiser, unconditional: Denoiser) -> Any:
             guided = guidance.classifier_free_guidance(conditional, unconditional, weight)
             kind = {"kind": self.prediction, "schedule": curve, "sigma_data": self.sigma_data}
             return guidance.guidance_rescale(guided, conditional, 0.0 if rescale is None else rescale, **kind)
 
-        if weight is None:
+        if weight is None or self.guidance_input:
             return plain
         if self.learned_variance:
             guided = denoisers.on_x0(guide, plain, unconditional)
@@ -245,12 +266,16 @@ class Diffusion:
 
     def sampler(self, params: Params | None = None) -> samplers.Sampler:
         """The sampler."""
-        return samplers.by_name(self.sampling.sampler, self.schedule(params), self.sampling.eta)
+        return _calls.by_name(self.sampling.sampler, self.schedule(params), self.sampling.eta)
 
     def times(self, params: Params | None = None) -> Grid:
         """The step grid: as many entries as `sampling.num_steps` denoiser calls suffice for."""
         curve, name = self.schedule(params), self.sampling.sampler
         return _calls.step_grid(name, self.sampling.grid, curve, _calls.entries(name, curve, self.sampling.num_steps))
+
+    def noise(self, params: Params, keys: Keys, t: Scalar) -> Any:
+        """The noise (B, *shape) at time t that `generate` starts from with these keys (B,)."""
+        return initial_noise(random.fold_in(keys, 0), self.schedule(params), (len(keys), *self.shape), t)
 
     def generate(
         self,
@@ -276,9 +301,8 @@ class Diffusion:
           scale: of the guidance by `classify`.
           mask: as in `predict`; samples are 0 outside.
         """
-        noise, steps = random.fold_in(keys, 0), random.fold_in(keys, 1)
         curve, grid = self.schedule(params), self.times(params) if times is None else times
-        x: Any = initial_noise(noise, curve, (len(keys), *self.shape), grid[0])
+        steps, x = random.fold_in(keys, 1), self.noise(params, keys, grid[0])
         if start is not None:
             x = x + curve(grid[0]).alpha * start
         log_prob = None if classify is None else classify(condition)

@@ -1,7 +1,7 @@
 """One training step, with the same result on one device, under pmap and under jit with shardings."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ def train_step(
     *,
     ema_decay: Scalar,
     update_memory: Callable[..., Any] | None = None,
+    uses: Sequence[str] = (),
     accumulate: int = 1,
 ) -> Callable[..., Any]:
     """Build `step(state, batch, *, axis_name=None) -> (state, metrics)`.
@@ -33,6 +34,8 @@ def train_step(
       ema_decay: in [0, 1), may be traced; the decay warms up as min(ema_decay, (1 + n) / (10 + n)) after n steps.
       update_memory: (memory, aux) -> memory, the update of `state.memory` for a loss that depends on earlier steps. It
         gets `aux` of the whole batch, so that the memory does not depend on the layout. None: a loss without a memory.
+      uses: fields of the state that `loss` and `update_memory` get as keyword arguments, as they are before the step:
+        "ema" for a target network, "step" for a schedule.
       accumulate: number of parts of the batch to process one after another, to save memory; their gradients are
         averaged. It must divide the number of examples of each device.
 
@@ -51,20 +54,24 @@ def train_step(
     check("ema_decay", ema_decay, interval("[0, 1)"))
     check_count("accumulate", accumulate)
 
-    def mean_loss(params: Params, batch: Batch, keys: Keys, memory: Tree) -> Any:
-        losses, aux = (loss(params, batch, keys), ()) if update_memory is None else loss(params, batch, keys, memory)
+    def mean_loss(params: Params, batch: Batch, keys: Keys, given: tuple[Tree, dict[str, Any]]) -> Any:
+        memory, used = given
+        if update_memory is None:
+            return jnp.mean(loss(params, batch, keys, **used)), ()
+        losses, aux = loss(params, batch, keys, memory, **used)
         return jnp.mean(losses), aux
 
     gradient = in_parts(jax.value_and_grad(mean_loss, has_aux=True), accumulate)
 
     def step(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Any]:
         keys = random.keys_at(random.fold_in(state.key, state.step), batch["index"])
-        (value, aux), grads = gradient(state.params, batch, keys, state.memory)
+        used = {name: getattr(state, name) for name in uses}
+        (value, aux), grads = gradient(state.params, batch, keys, (state.memory, used))
         if axis_name is not None:
             value, grads = jax.lax.pmean((value, grads), axis_name)
             aux = jax.lax.all_gather(aux, axis_name, tiled=True)
         new = _update(optimizer, ema_decay, state, grads)
-        new["memory"] = state.memory if update_memory is None else update_memory(state.memory, aux)
+        new["memory"] = state.memory if update_memory is None else update_memory(state.memory, aux, **used)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         # Select on the device, so that the host does not have to synchronise.
@@ -87,7 +94,7 @@ def _update(
 
 
 def in_parts(gradient: Callable[..., Any], count: int) -> Callable[..., Any]:
-    """`gradient(params, batch, keys, memory) -> ((mean, aux), grads)`, averaged over `count` parts of the batch.
+    """`gradient(params, batch, keys, given) -> ((mean, aux), grads)`, averaged over `count` parts of the batch.
 
     The parts are processed one after another. Example i is in part i mod count, so that each part of a batch that is
     sharded over devices stays sharded, and no example moves to another device.
@@ -103,13 +110,13 @@ def in_parts(gradient: Callable[..., Any], count: int) -> Callable[..., Any]:
     def join(leaf: Leaf) -> Any:
         return jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:])
 
-    def averaged(params: Params, batch: Batch, keys: Keys, memory: Tree) -> Any:
+    def averaged(params: Params, batch: Batch, keys: Keys, given: Tree) -> Any:
         def add(total: Tree, part: Tree) -> Any:
-            (value, aux), grads = gradient(params, *part, memory)
+            (value, aux), grads = gradient(params, *part, given)
             return jax.tree.map(jnp.add, total, (value, grads)), aux
 
         parts = jax.tree.map(split, (batch, keys))
-        (value_shape, _), grad_shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda v: v[0], parts), memory)
+        (value_shape, _), grad_shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda v: v[0], parts), given)
         zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), (value_shape, grad_shapes))
         total, aux = jax.lax.scan(add, zeros, parts)
         value, grads = jax.tree.map(lambda v: v / count, total)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from diffax._checks import choose
+from experiments.models import few_steps
 
 
 def get_config() -> ConfigDict:
@@ -19,6 +20,7 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.model = "diffusion"  # or "autoencoder", for latents; "classifier" of noisy images, for guidance
     config.init_from = ""  # a workdir, an export or a folder of diffusers: start from its parameters, where they fit
+    config.teacher = ""  # a workdir or an export of a trained model, for objectives that learn from one
     config.parallel = "pmap"  # how a step is spread over devices: pmap, jit (the same by shardings), fsdp (a part each)
 
     config.dataset = ConfigDict()
@@ -33,6 +35,7 @@ def get_config() -> ConfigDict:
     config.dataset.crop = 0  # shift by at most so many entries along each axis of space
     config.dataset.roll = ()  # axes of space, from 0, that are periodic: shift by any number of entries
     config.dataset.rotate = False  # rotate points about the origin
+    config.dataset.pairs = ""  # reflow: a folder of `experiments.sample --pairs`, to train on its samples and noise
     config.dataset.cache = False  # keep the decoded split in memory
     config.dataset.num_threads = 2
 
@@ -54,6 +57,10 @@ def get_config() -> ConfigDict:
     config.network.dropout_rate = 0.1
     config.network.conditional = True  # on the array condition of the data, else on the class
     config.network.time = "t"  # or "log_snr"; "timestep" for networks of diffusers
+    config.network.time_scale = placeholder(float)  # of the embedding of t; None: 1000, and 25 for log_snr. Objectives
+    # with a derivative in t (mean_flow, continuous_consistency) need a small one
+    config.network.second_time = False  # a second time, for objectives of flow maps and the sampler jump
+    config.network.guidance_input = False  # a guidance weight, for latent_consistency
     config.network.learned_variance = False  # a second output, for the losses hybrid and vlb
     config.network.dtype = "float32"  # what it computes in: float32, bfloat16
     config.network.remat = False  # computes activations again on the way back, to save memory
@@ -87,7 +94,11 @@ def get_config() -> ConfigDict:
     config.autoencoder.kl_weight = 1e-6  # where the reconstruction term is a sum over pixels
 
     config.loss = ConfigDict()
-    config.loss.objective = "denoising"  # what follows; or hybrid, vlb (learned variance), vdm (a learned schedule)
+    config.loss.objective = "denoising"  # what follows; or hybrid, vlb (learned variance), vdm (a learned schedule);
+    # or one for few steps, see experiments/models/few_steps.py: mean_flow, consistency, shortcut, progressive ...
+    config.loss.objective_parameters = ConfigDict()  # of that objective for few steps: {"equal": 0.5}
+    config.loss.coupling = "independent"  # of data and noise: or optimal_transport, without conditions
+    config.loss.coupling_size = 64  # examples of a batch among which the noise is assigned
     config.loss.bin_width = 0.0  # of the data in [-1, 1], for the decoder of the bound: 2 / 16 for digits, 2 / 255
     config.loss.vlb_weight = 0.001  # of the bound in `hybrid`
     config.loss.learn_ends = False  # of the learned schedule in `vdm`
@@ -154,6 +165,7 @@ SMALLEST = {
     "train.max_skipped": 0,
 }
 SMALLEST_OF_TEXT = {"vocab_size": 3, "max_length": 1, "width": 4, "depth": 0, "num_heads": 1}
+BOUNDS = ("hybrid", "vlb", "vdm")
 RATES = ("loss.p_uncond", "network.dropout_rate", "optimizer.ema_decay")
 OF_DIFFUSION = {"latent.autoencoder": "", "lora.base": "", "text.enabled": False, "network.name": "unet"}
 
@@ -190,18 +202,49 @@ def check(config: ConfigDict) -> None:
 
     # The objective, and what it needs.
     loss, network, text = config.loss, config.network, config.text
-    objective = choose("config.loss.objective", loss.objective, ("denoising", "hybrid", "vlb", "vdm"))
-    is_bound, is_vdm, has_variance = objective != "denoising", objective == "vdm", objective in ("hybrid", "vlb")
+    objective = choose("config.loss.objective", loss.objective, ("denoising", *BOUNDS, *few_steps.ROWS))
+    is_bound, is_vdm, has_variance = objective in BOUNDS, objective == "vdm", objective in ("hybrid", "vlb")
     must("loss.bin_width", is_bound == (loss.bin_width > 0), f"be {'> 0' if is_bound else '0'} for {objective}")
     must("network.learned_variance", network.learned_variance == has_variance, f"be {has_variance} for {objective}")
     is_learned, verb = config.schedule.get("name") == "learned", "be" if is_vdm else "not be"
     must("schedule.name", is_learned == is_vdm, f"{verb} learned for config.loss.objective = {objective!r}")
     must("network.time", not is_vdm or network.time == "log_snr", "be log_snr for vdm")
-    must("loss.weighting", not is_bound or loss.weighting == "target", f"be target for {objective}")
+    must("loss.weighting", objective == "denoising" or loss.weighting == "target", f"be target for {objective}")
     must("loss.vlb_weight", loss.vlb_weight >= 0, "be >= 0")
     if config.sampling.sampler == "ddpm_learned":
         without = "not be ddpm_learned without config.network.learned_variance"
         must("sampling.sampler", network.learned_variance, without)
+
+    # Few steps.
+    if (row := few_steps.ROWS.get(objective)) is not None:
+        has_x0 = config.prediction not in ("eps", "score")
+        must("prediction", has_x0, f"not be eps or score for {objective}, which do not determine x0 at t = 1")
+        is_two = row.times == "two"
+        must("network.second_time", row.times == "any" or network.second_time == is_two, f"be {is_two} for {objective}")
+        must("loss.spread", row.times != "two" or loss.spread == "independent", f"be independent for {objective}")
+        must("loss.times", row.learns is None or loss.times != "loss_aware", f"not be loss_aware for {objective}")
+        must("lora.base", row.learns is None or not config.lora.base, f"be empty for {objective}")
+    needs = "none" if row is None else row.teacher
+    must("teacher", bool(config.teacher) or needs != "needed", f"be a workdir or an export for {objective}")
+    must("teacher", not config.teacher or needs != "none", f"be empty for {objective}")
+    takes_guidance = row is not None and row.guidance_input
+    must("network.guidance_input", network.guidance_input == takes_guidance, f"be {takes_guidance} for {objective}")
+    if config.sampling.sampler == "jump":
+        must("sampling.sampler", network.second_time, "not be jump without config.network.second_time")
+    if network.time_scale is not None:
+        must("network.time_scale", 0 < network.time_scale < float("inf"), "be > 0")
+    choose("config.loss.coupling", loss.coupling, ("independent", "optimal_transport"))
+    if loss.coupling != "independent":
+        must("loss.coupling", not is_bound, f"be independent for {objective}")
+        is_conditional = network.conditional or text.enabled
+        # The noise would depend on the condition, and samples start from noise that does not (Cheng et al. 2025).
+        must("loss.coupling", not is_conditional, "be independent for a network with a condition")
+        must("dataset.pairs", not config.dataset.pairs, "be empty with config.loss.coupling")
+        must("loss.coupling_size", loss.coupling_size >= 2, "be >= 2")
+    if config.dataset.pairs:
+        must("loss.objective", not is_bound, "be denoising or one for few steps with config.dataset.pairs")
+        for name in ("flip", "crop", "roll", "rotate"):
+            must("dataset.pairs", not config.dataset[name], f"be empty with config.dataset.{name}")
 
     # Latents, captions, adapters.
     if config.latent.autoencoder:

@@ -19,9 +19,10 @@ from ml_collections import ConfigDict
 from diffax.nn.interop import folder
 from diffax.training import Profile
 from experiments.configs import default
+from experiments.models import few_steps
 
 # The keys of these groups are the parameters of what a name says.
-OPEN_GROUPS = ("schedule", "weighting_parameters", "times_parameters")
+OPEN_GROUPS = ("schedule", "objective_parameters", "weighting_parameters", "times_parameters")
 CONFIGS = Path(default.__file__).parent
 
 
@@ -244,8 +245,15 @@ def check_guidance(name: str, sampling: Any, reason: str) -> None:
 
 
 def group_size(config: Any) -> int:
-    """The examples of a batch that must be on one device: those of accumulated parts, in pairs of antithetic times."""
-    return max(config.optimizer.accumulate, 1) * (2 if config.loss.spread == "antithetic" else 1)
+    """The examples of a batch that must be on one device.
+
+    The parts that are accumulated, each with whole pairs of antithetic times, whole groups of an objective, and whole
+    groups in which a coupling assigns the noise.
+    """
+    row, loss = few_steps.ROWS.get(config.loss.objective), config.loss
+    pairs = 2 if loss.spread == "antithetic" else 1
+    coupled = 1 if loss.coupling == "independent" else max(loss.coupling_size, 1)
+    return max(config.optimizer.accumulate, 1) * math.lcm(pairs, row.group if row else 1, coupled)
 
 
 def _check_batch(config: Any, num_devices: int) -> None:
@@ -256,6 +264,12 @@ def _check_batch(config: Any, num_devices: int) -> None:
     on_each = size // num_devices
     if on_each % parts:
         raise ValueError(f"config.optimizer.accumulate must divide the {on_each} examples of a device, got {parts}")
+    if (group := group_size(config) // max(parts, 1)) > 2 and on_each % (parts * group):
+        raise ValueError(
+            f"config.dataset.batch_size must have multiples of {group} examples on each device, in each of "
+            f"config.optimizer.accumulate parts, for config.loss.objective = {config.loss.objective!r} with "
+            f"coupling {config.loss.coupling!r}, got {size} on {num_devices} in {parts}"
+        )
     if config.loss.spread == "antithetic" and on_each // parts % 2:
         raise ValueError(
             "config.dataset.batch_size must be even on each device, in each of config.optimizer.accumulate parts, for "

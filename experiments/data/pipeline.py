@@ -9,6 +9,7 @@ import numpy as np
 
 from diffax.pretrained import Units
 from experiments.data.datasets import Dataset
+from experiments.data.pairs import Pairs
 
 
 class Augment(NamedTuple):
@@ -118,6 +119,7 @@ def batches(
     share: tuple[int, int] = (0, 1),
     encode: Callable | None = None,
     instead: Callable | None = None,
+    pairs: Pairs | None = None,
 ) -> Any:
     """An endless iterator of {x (B, *shape), label (B,), index (B,)}; with `encode` tokens (B, m), with masks `mask`.
 
@@ -130,19 +132,20 @@ def batches(
     position is valid for any number of processes.
     encode: captions (N) -> tokens (N, m).
     instead: records of the whole split, with x as stored -> (N, ...), which replace x in the batches.
+    pairs: examples in place of those of the split; batches then have `eps` (B, *shape).
 
     Raises:
       ValueError: if the split is smaller than a batch, or P does not divide it.
       RecordError: (from the iterator) for a record that cannot be read.
     """
-    records, (first, stride) = dataset.source(split), share
+    records: Any = dataset.source(split) if pairs is None else pairs
+    first, stride = share
     if batch_size % stride:
         raise ValueError(f"config.dataset.batch_size must be a multiple of the {stride} processes, got {batch_size}")
     if (count := len(records)) < batch_size:
-        raise ValueError(
-            f"config.dataset.batch_size must be at most the {count} examples of split {split!r}, got {batch_size}"
-        )
-    normalise = dataset.normalise if instead is None else lambda image: image
+        of = f"split {split!r}" if pairs is None else "the pairs"
+        raise ValueError(f"config.dataset.batch_size must be at most the {count} examples of {of}, got {batch_size}")
+    normalise = dataset.normalise if instead is None and pairs is None else lambda image: image
 
     def example(record: dict[str, Any]) -> dict[str, Any]:
         rest = {} if encode is None else {"tokens": encode([record["caption"]])[0]}
@@ -152,12 +155,14 @@ def batches(
             rest["mask"], x = mask, np.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, np.float32(0))
         if dataset.condition_units is not None:
             rest["condition"] = dataset.condition_units.normalise(record["condition"])
+        if "eps" in record:
+            rest["eps"] = record["eps"]
         return {"x": x, "label": record["label"], **rest}
 
     source: Any = records
     if instead is not None:
         source = [{**record, "x": x} for record, x in zip(records, instead(records), strict=True)]
-    elif cache:
+    elif cache and pairs is None:
         source = list(records)
     data = _shuffled(source, seed).map(example)
     changes = augment.functions()

@@ -43,4 +43,9 @@ def wrap(adapters: Adapters | None, objective: Objective) -> Objective:
     """The objective as a function of the adapters; None for a model that is trained as a whole."""
     if adapters is None:
         return objective
-    return objective._replace(loss=lambda params, *rest: objective.loss(adapters.merge(params), *rest))
+
+    def loss(params: Any, *rest: Any, **used: Any) -> Any:
+        merged = {name: adapters.merge(value) if name == "ema" else value for name, value in used.items()}
+        return objective.loss(adapters.merge(params), *rest, **merged)
+
+    return objective._replace(loss=loss)

@@ -56,6 +56,13 @@ def generated(diffusion: Any, data: Any, params: Any, keys: Any, which: Any, **o
     return diffusion.generate(params, keys, condition, **masks, **options)
 
 
+def paired(diffusion: Any, draws: Callable[..., Any], params: Any, keys: Any, which: Any) -> Any:
+    """The samples of `generated` and the unit noise that they were drawn from, (B, 2, *shape)."""
+    start = diffusion.times(params)[0]
+    eps = diffusion.noise(params, keys, start) / diffusion.schedule(params)(start).sigma
+    return jnp.stack([draws(params, keys, which), eps], 1)
+
+
 def cycle_of(dataset: Any, split: str, data: Any, labels: np.ndarray | None) -> Any:
     """`Source.cycle`: the labels, or the array conditions of a split; with its masks, if data have them."""
     condition = labels if data.condition_units is None else dataset.conditions(split)

@@ -102,9 +102,9 @@ def wrap(latents: Latents | None, objective: Objective) -> Objective:
     if latents is None:
         return objective
 
-    def loss(params: Any, batch: Any, keys: Any, *memory: Any) -> Any:
+    def loss(params: Any, batch: Any, keys: Any, *memory: Any, **used: Any) -> Any:
         mean, log_variance = jnp.split(batch["x"], 2, -1)
         z = reparameterise(diffax.random.fold_in(keys, SALT), mean, log_variance)
-        return objective.loss(params, {**batch, "x": latents.scale * z}, keys, *memory)
+        return objective.loss(params, {**batch, "x": latents.scale * z}, keys, *memory, **used)
 
     return objective._replace(loss=loss)

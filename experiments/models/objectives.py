@@ -10,8 +10,10 @@ import jax.numpy as jnp
 
 import diffax
 from diffax._pytrees import pytree, static
-from diffax.losses import training_times, weightings
+from diffax.losses import couplings, training_times, weightings
 from diffax.pretrained import Diffusion, Spec
+from experiments.models import few_steps
+from experiments.models.few_steps import Drawn, Row, Teacher
 
 WEIGHTINGS: dict[str, Any] = {
     "target": lambda: None,
@@ -30,6 +32,7 @@ SPREADS = {  # index: positions of these examples in the whole batch of `total`
     "stratified": lambda keys, size, index, total: training_times.stratified(keys, size, index=index, total=total),
     "antithetic": lambda keys, size, index, total: training_times.antithetic(keys, size),
 }
+COUPLINGS = {"independent": None, "optimal_transport": couplings.optimal_transport}
 
 # Parameters of weightings and times that the model has.
 SHARED: dict[str, Callable[[Diffusion], Any]] = {
@@ -47,34 +50,41 @@ class Loss:
       times: a name of `TIMES`, the distribution of the training times.
       p_uncond: probability that the condition of an example is dropped.
       vlb_weight: weight of the bound in the objective "hybrid".
-      objective: a name of `OBJECTIVES`.
+      objective: a name of `OBJECTIVES` with its parameters.
       spread: a name of `SPREADS`.
       bin_width: width of a quantization bin of the data in [-1, 1], for the bounds.
       learn_ends: whether "vdm" learns the ends of its schedule.
+      coupling: a name of `COUPLINGS`, which noise belongs to which example.
+      coupling_size: the number of neighbours of a batch among which a coupling assigns the noise.
       batch_size: number of examples of the whole batch.
+      num_steps: number of steps of the training.
     """
 
     weighting: Spec
     times: Spec
     p_uncond: Any
     vlb_weight: Any
-    objective: str = static()
+    objective: Spec
     spread: str = static()
     bin_width: float = static()
     learn_ends: bool = static()
+    coupling: str = static()
+    coupling_size: int = static()
     batch_size: int = static()
+    num_steps: int = static()
 
 
 class Objective(NamedTuple):
     """Arguments of `train_step`.
 
-    loss: (params, batch, keys) -> (B,). memory: the initial memory of a loss that depends on earlier steps, with
-    update_memory: (memory, aux) -> memory.
+    loss: (params, batch, keys, **uses) -> (B,). memory: the initial memory of a loss that depends on earlier steps,
+    with update_memory: (memory, aux, **uses) -> memory. uses: fields of the state that the loss gets.
     """
 
     loss: Callable[..., Any]
     memory: Any = ()
     update_memory: Callable[..., Any] | None = None
+    uses: tuple[str, ...] = ()
 
 
 def make(spec: Spec, table: Mapping[str, Callable[..., Any]], diffusion: Diffusion) -> Any:
@@ -88,91 +98,149 @@ def parameters(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)
 
 
-def objective(diffusion: Diffusion, settings: Loss, *, module: Any = None) -> Objective:
-    """The loss of each example. module: a network in place of the model's.
+def parameters_of(name: str) -> dict[str, Any]:
+    """The parameters of an objective with their defaults: keyword arguments of its function that have one."""
+    every = inspect.signature(OBJECTIVES[name].loss).parameters.values()
+    return {p.name: p.default for p in every if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+
+
+def uses_of(name: str) -> tuple[str, ...]:
+    """The fields of the state that an objective gets: keyword arguments of its function without a default."""
+    every = inspect.signature(OBJECTIVES[name].loss).parameters.values()
+    return tuple(p.name for p in every if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name != "memory")
+
+
+def objective(diffusion: Diffusion, settings: Loss, *, module: Any = None, teacher: Teacher | None = None) -> Objective:
+    """The loss of each example. module: a network in place of the model's. teacher: to learn from, None without one.
 
     A batch has `x` (B, *shape), `index` (B,), and `label` (B,), `tokens` (B, m) or `condition` (B, ...) for a network
-    with a condition. With `u` (B,), quantiles of the training times, it measures: no condition and no unit is dropped.
+    with a condition. With `eps` (B, *shape) these are pairs, and eps is in place of noise. With `u` (B,), quantiles of
+    the training times, it measures: no condition and no unit is dropped.
     """
-    loss = functools.partial(OBJECTIVES[settings.objective], diffusion, settings)
+    name = settings.objective.name
+    row, uses = OBJECTIVES[name], uses_of(name)
     times, spread = make(settings.times, TIMES, diffusion), SPREADS[settings.spread]
     # The bound in continuous time integrates over log-SNRs, so the network gets these.
-    of_time = {"of_time": lambda schedule, log_snr: log_snr} if settings.objective == "vdm" else {}
+    of_time: dict[str, Any] = {"of_time": lambda schedule, log_snr: log_snr} if name == "vdm" else {}
 
-    def per_example(params: Any, batch: Any, keys: Any, distribution: Any) -> Any:
+    def per_example(params: Any, batch: Any, keys: Any, distribution: Any, **used: Any) -> Any:
         noise, time, drop, dropout = (diffax.random.fold_in(keys, i) for i in range(4))
-        x, condition = batch["x"], _condition(diffusion, settings, batch, drop)
+        x, (condition, dropped) = batch["x"], _condition(diffusion, settings, batch, drop)
         uniforms: Any = functools.partial(spread, index=batch["index"], total=settings.batch_size)
         if measures := "u" in batch:
             uniforms = lambda key, size: batch["u"]  # noqa: E731
         draws = training_times.draw(time, len(x), distribution, uniforms=uniforms)
-        mask = batch.get("mask")
-        predict = diffusion.predict(
-            params, condition, key=None if measures else dropout, module=module, mask=mask, **of_time
+
+        drawn = Drawn(
+            key=noise,
+            x=x,
+            t=draws.t,
+            distribution=distribution,
+            params=params,
+            network=functools.partial(diffusion.predict, module=module, **of_time),
+            condition=condition,
+            dropped=dropped,
+            dropout=None if measures else dropout,
+            eps=_coupled(settings, noise, batch),
+            mask=batch.get("mask"),
+            measures=measures,
+            teacher=teacher,
         )
-        return loss(noise, predict, x, draws, params, mask), draws
+        return row.loss(diffusion, settings, drawn, **settings.objective.parameters, **used), draws
 
+    if row.learns is not None:
+        learns = functools.partial(row.learns, settings, **settings.objective.parameters)
+
+        def remembered(params: Any, batch: Any, keys: Any, memory: Any, *, ema: Any, **used: Any) -> Any:
+            del ema  # for `learns`
+            return per_example(params, batch, keys, times, memory=memory, **used)[0], ()
+
+        memory = () if teacher is None else jax.tree.map(jnp.asarray, teacher.params)
+        return Objective(remembered, memory, lambda memory, aux, **used: learns(memory, **used), (*uses, "ema"))
     if not isinstance(times, diffax.losses.resampling.Resampler):
-        return Objective(lambda params, batch, keys: per_example(params, batch, keys, times)[0])
+        return Objective(
+            lambda params, batch, keys, **used: per_example(params, batch, keys, times, **used)[0], uses=uses
+        )
 
-    def weighted(params: Any, batch: Any, keys: Any, memory: Any) -> Any:
-        losses, (t, weight) = per_example(params, batch, keys, times.distribution(memory))
+    def weighted(params: Any, batch: Any, keys: Any, memory: Any, **used: Any) -> Any:
+        losses, (t, weight) = per_example(params, batch, keys, times.distribution(memory), **used)
         return weight * losses, (t, losses)
 
-    return Objective(weighted, times.init(), lambda memory, aux: times.update(memory, *aux))
+    return Objective(weighted, times.init(), lambda memory, aux, **used: times.update(memory, *aux), uses)
 
 
-def _condition(diffusion: Diffusion, settings: Loss, batch: Any, key: Any) -> jax.Array | None:
-    """The conditions of a batch, some replaced by the null condition; None for a network without a condition."""
+def _condition(diffusion: Diffusion, settings: Loss, batch: Any, key: Any) -> tuple[Any, Any]:
+    """The conditions of a batch, and which of them (B,) are the null condition; None for a network without one."""
+    none = jnp.zeros(len(batch["x"]), bool)
     if diffusion.null is None:
-        return None
+        return None, none
     condition = batch[{"label": "label", "tokens": "tokens", "array": "condition"}[diffusion.condition]]
     if "u" in batch:
-        return jnp.asarray(condition)
-    keep = diffax.losses.drop_labels(key, jnp.ones(len(condition), bool), False, p_uncond=settings.p_uncond)
-    return jnp.where(keep.reshape(-1, *[1] * (condition.ndim - 1)), condition, diffusion.null)
+        return jnp.asarray(condition), none
+    keep = diffax.losses.drop_labels(key, ~none, False, p_uncond=settings.p_uncond)
+    return jnp.where(keep.reshape(-1, *[1] * (condition.ndim - 1)), condition, diffusion.null), ~keep
 
 
-# Each returns the losses (B,). draws: of training times.
+def _coupled(settings: Loss, key: Any, batch: Any) -> Any:
+    """The other end of the paths: that of given pairs, or noise as the coupling assigns it; None for noise."""
+    if "eps" in batch:
+        return batch["eps"]
+    couple, size, x = COUPLINGS[settings.coupling], settings.coupling_size, batch["x"]
+    if couple is None:
+        return None
+
+    def groups(leaf: Any) -> Any:
+        return leaf.reshape(-1, min(size, len(leaf)), *leaf.shape[1:])
+
+    return jax.vmap(couple)(groups(key), groups(x)).reshape(x.shape)
 
 
-def _denoising(
-    diffusion: Diffusion, settings: Loss, key: Any, predict: Any, x: Any, draws: Any, params: Any, mask: Any
-) -> Any:
+# Each returns the losses (B,).
+
+
+def _denoising(diffusion: Diffusion, settings: Loss, drawn: Drawn) -> Any:
     return diffax.denoising_loss(
-        key,
-        predict,
+        drawn.key,
+        drawn.predict,
         diffusion.schedule(),
         diffusion.prediction,
-        x,
-        draws.t,
+        drawn.x,
+        drawn.t,
         weighting=make(settings.weighting, WEIGHTINGS, diffusion),
         measure="log_snr" if settings.weighting.name in PER_LOG_SNR else "t",
         sigma_data=diffusion.sigma_data,
-        mask=mask,
+        mask=drawn.mask,
+        eps=drawn.eps,
     )
 
 
-def _bounded(
-    diffusion: Diffusion, settings: Loss, key: Any, predict: Any, x: Any, draws: Any, params: Any, mask: Any
-) -> Any:
+def _bounded(loss: Callable[..., Any], diffusion: Diffusion, settings: Loss, drawn: Drawn, **weight: Any) -> Any:
     schedule, lattice = diffusion.schedule(), diffax.likelihood.Lattice(settings.bin_width)
     num_steps = diffax.times.table_length(schedule)
-    t = training_times.discrete(draws, num_steps).t
-    options: dict[str, Any] = {"num_steps": num_steps, "lattice": lattice, "mask": mask}
+    t = training_times.discrete(training_times.Draw(drawn.t, 1.0), num_steps).t
+    options: dict[str, Any] = {"num_steps": num_steps, "lattice": lattice, "mask": drawn.mask, **weight}
     options["sigma_data"] = diffusion.sigma_data
-    if settings.objective == "vlb":
-        return diffax.losses.vlb_loss(key, predict, schedule, diffusion.prediction, x, t, **options)
-    options["weight"] = settings.vlb_weight
-    return diffax.losses.hybrid_loss(key, predict, schedule, diffusion.prediction, x, t, **options)
+    return loss(drawn.key, drawn.predict, schedule, diffusion.prediction, drawn.x, t, **options)
 
 
-def _vdm(
-    diffusion: Diffusion, settings: Loss, key: Any, predict: Any, x: Any, draws: Any, params: Any, mask: Any
-) -> Any:
-    schedule, lattice = diffusion.schedule(params), diffax.likelihood.Lattice(settings.bin_width)
-    options: dict[str, Any] = {"learn_ends": settings.learn_ends, "lattice": lattice, "mask": mask}
-    return diffax.losses.vdm_loss(key, predict, schedule, diffusion.prediction, x, draws.t, **options)
+def _vlb(diffusion: Diffusion, settings: Loss, drawn: Drawn) -> Any:
+    return _bounded(diffax.losses.vlb_loss, diffusion, settings, drawn)
 
 
-OBJECTIVES: dict[str, Callable[..., Any]] = {"denoising": _denoising, "hybrid": _bounded, "vlb": _bounded, "vdm": _vdm}
+def _hybrid(diffusion: Diffusion, settings: Loss, drawn: Drawn) -> Any:
+    return _bounded(diffax.losses.hybrid_loss, diffusion, settings, drawn, weight=settings.vlb_weight)
+
+
+def _vdm(diffusion: Diffusion, settings: Loss, drawn: Drawn) -> Any:
+    schedule, lattice = diffusion.schedule(drawn.params), diffax.likelihood.Lattice(settings.bin_width)
+    options: dict[str, Any] = {"learn_ends": settings.learn_ends, "lattice": lattice, "mask": drawn.mask}
+    return diffax.losses.vdm_loss(drawn.key, drawn.predict, schedule, diffusion.prediction, drawn.x, drawn.t, **options)
+
+
+OBJECTIVES: dict[str, Row] = {
+    "denoising": Row(_denoising),
+    "hybrid": Row(_hybrid),
+    "vlb": Row(_vlb),
+    "vdm": Row(_vdm),
+    **few_steps.ROWS,
+}

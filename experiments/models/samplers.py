@@ -6,11 +6,11 @@ from typing import Any
 
 import diffax
 from diffax._checks import choose
-from diffax.pretrained import entries, spent
+from diffax.pretrained import by_name, entries, spent
 from diffax.training.processes import is_first
 
-WITH_ETA = {name for name, row in diffax.samplers.CATALOGUE.items() if row.noise}
-NAMES = dict.fromkeys(diffax.samplers.names())
+WITH_ETA = {name for name, row in diffax.samplers.CATALOGUE.items() if row.noise} | {"jump"}
+NAMES = dict.fromkeys((*diffax.samplers.names(), "jump"))
 
 
 def check_sampler(name: str, value: Any) -> None:
@@ -45,7 +45,7 @@ def check_eta(name: str, sampler: str, eta: Any) -> None:
 
 def draws_noise(sampler: str, eta: float | None) -> bool:
     """Whether a sampler draws noise at this eta."""
-    return diffax.samplers.by_name(sampler, diffax.Linear(), eta).noisy
+    return by_name(sampler, diffax.Linear(), eta).noisy
 
 
 def report_rounding(sampler: str, schedule: Any, num_steps: int, calls: int | None = None) -> None:

@@ -56,13 +56,19 @@ def rates(batch_size: int, flops: float | None, devices: list[Any], steps_per_se
 def flops_of_step(objective: Any, state: Any, batch: dict[str, Any], kind: str) -> float | None:
     """The operations of a training step on a device of this kind; None for a device without a known peak.
 
-    objective: with `loss` and `update_memory`. state: shapes of the training state. batch: shapes of the whole batch.
+    objective: with `loss`, `update_memory` and `uses`. state: shapes of the training state. batch: shapes of the whole
+      batch.
     """
     if not peak(kind):
         return None
     keys = jax.eval_shape(lambda key: jax.random.split(key, len(batch["index"])), state.key)
     rest = () if objective.update_memory is None else (state.memory,)
-    return training_flops(objective.loss, state.params, batch, keys, *rest)
+    used = {name: getattr(state, name) for name in objective.uses}
+
+    def loss(params: Any, batch: Any, keys: Any, used: Any, *rest: Any) -> Any:
+        return objective.loss(params, batch, keys, *rest, **used)
+
+    return training_flops(loss, state.params, batch, keys, used, *rest)
 
 
 def cache_compilations(folder: Path) -> None:

@@ -54,19 +54,25 @@ def measure(
     inner = (np.arange(count) + 0.5) / count
 
     @jax.jit
-    def loss(params: Any, batch: Any, keys: Any) -> Any:
-        memory = () if objective.update_memory is None else (objective.memory,)
-        result = objective.loss(params, batch, keys, *memory)
+    def loss(given: Any, batch: Any, keys: Any) -> Any:
+        params, memory, used = given
+        result = objective.loss(params, batch, keys, *memory, **used)
         return result[0] if memory else result
 
     spread = over_batch(loss, mesh)
 
     def call(step: int, state: Any) -> dict[str, float]:
+        memory: tuple[Any, ...] = ()
         means = []
+        used = {name: getattr(state, name) for name in objective.uses}
+        if objective.update_memory is not None:
+            # The draws of the training times do not follow a memory of losses; a target does.
+            memory = (state.memory if used else objective.memory,)
+        given = state.ema, memory, used
         for number in range(BINS):
             whole = {**batch, "u": np.asarray((number + inner) / BINS, np.float32)}
             parts = [slice(at, at + BATCH) for at in range(0, count, BATCH)]
-            rows = [spread(state.ema, jax.tree.map(lambda v, p=part: v[p], whole), keys[part]) for part in parts]
+            rows = [spread(given, jax.tree.map(lambda v, p=part: v[p], whole), keys[part]) for part in parts]
             means.append(float(np.mean(np.concatenate(rows), dtype=np.float64)))
         values = {"heldout": float(np.mean(means)), **dict(zip(NAMES, means, strict=True))}
         if is_first():

@@ -10,9 +10,11 @@ from diffax import training
 from diffax.pretrained import Tokenizer
 from experiments.configs import settings
 from experiments.data import datasets, pipeline
+from experiments.data.pairs import Pairs
 from experiments.model import Data, build
 from experiments.models import autoencoder, captions, latents, noisy_classifier
 from experiments.models.adapters import Adapters
+from experiments.models.few_steps import Teacher
 from experiments.models.latents import Latents
 from experiments.run import loading
 from experiments.run.command import path_of
@@ -29,7 +31,8 @@ class Inputs(NamedTuple):
 
     space: the latents that the model works in, None for pixels. base: adapters with their base, None where all
     parameters are trained. tokenizer: of captions, None without. model: as `build` returns it. read: settings of
-    `pipeline.batches` -> batches of images.
+    `pipeline.batches` -> batches of images. teacher: of config.teacher, None without one. pairs: of
+    config.dataset.pairs, None without.
     """
 
     dataset: datasets.Dataset
@@ -39,6 +42,12 @@ class Inputs(NamedTuple):
     tokenizer: Tokenizer | None
     model: Any
     read: Any
+    teacher: Teacher | None = None
+    pairs: Pairs | None = None
+
+    def objective(self) -> Any:
+        """The objective of the model."""
+        return self.model.objective() if self.teacher is None else self.model.objective(teacher=self.teacher)
 
     def identity(self, train_split: str) -> dict[str, Any]:
         """The values, beside the config, that a continued run must have as well."""
@@ -46,6 +55,9 @@ class Inputs(NamedTuple):
             "data": self.dataset.describe(train_split),
             "autoencoder": self.space and self.space.identity(),
             "base": self.base and self.base.identity(),
+            # Older checkpoints lack these.
+            **({"teacher": self.teacher.identity()} if self.teacher else {}),
+            **({"pairs": self.pairs.digest} if self.pairs else {}),
         }
 
     def whole(self, params: Any) -> Any:
@@ -76,7 +88,8 @@ class Inputs(NamedTuple):
         masks = {} if self.data.mask is None else {"mask": np.empty((size, *self.data.mask), bool)}
         shape_of = self.data.condition
         conditions = {} if shape_of is None else {"condition": np.empty((size, *shape_of), np.float32)}
-        return batch | tokens | masks | conditions
+        pairs = {"eps": batch["x"]} if self.pairs else {}
+        return batch | tokens | masks | conditions | pairs
 
     def examples(self, split: str, limit: int, mesh: Any) -> dict[str, np.ndarray]:
         """Up to `limit` examples of a split, evenly spaced, as one batch; for a model in latents their moments."""
@@ -126,6 +139,8 @@ def opened(config: Any, num_devices: int) -> Inputs:
     of_condition = dataset.condition, dataset.condition_units
     data = Data(dataset.shape, dataset.num_classes, dataset.units, dataset.mask, dataset.class_names, *of_condition)
     model = build(config, data if space is None else data._replace(shape=space.shape))
+    teacher = loading.load_teacher(config, data, space, model) if config.teacher else None
+    pairs = loading.load_pairs(config, model) if config.dataset.pairs else None
     if config.lora.base:
         base, trained = loading.load_adapters(config.lora)
         loading.check_base(config.to_dict(), trained, data, space)
@@ -147,6 +162,7 @@ def opened(config: Any, num_devices: int) -> Inputs:
         num_threads=names.num_threads,
         share=(jax.process_index(), jax.process_count()),
         encode=tokenizer and tokenizer.encode,
+        pairs=pairs,
     )
     read()  # raises for a split that is too small
-    return Inputs(dataset, data, space, base, tokenizer, model, read)
+    return Inputs(dataset, data, space, base, tokenizer, model, read, teacher, pairs)

@@ -4,17 +4,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffax import pretrained
 from diffax.pretrained import Tokenizer, is_export
 from diffax.training import Checkpoints
 from experiments.configs.settings import can_guide, flatten
+from experiments.data.pairs import Pairs
 from experiments.model import Data, build
+from experiments.models import few_steps
 from experiments.models.adapters import Adapters
 from experiments.models.autoencoder import LATENTS, AutoencoderModel
 from experiments.models.digests import digest
+from experiments.models.few_steps import Teacher
 from experiments.models.latents import Latents
+from experiments.run import sample_folder
 from experiments.run.command import path_of
 from experiments.run.workdir import load_record, read_json
 
@@ -162,6 +167,69 @@ def check_base(mine: dict[str, Any], base: Trained, data: Data, latents: Latents
     for what, (of_base, of_run) in pairs.items():
         if of_base != of_run:
             raise ValueError(f"config.lora.base must be of {what} {of_run}, got {base.folder} of {of_base}")
+
+
+def load_teacher(config: Any, data: Data, space: Latents | None, model: Any) -> Teacher:
+    """The model of config.teacher, for a run with these data, these latents and this model.
+
+    Raises:
+      ValueError: if there is no diffusion model, or it has another shape, schedule, condition or latent space.
+    """
+    trained = load(path_of("config.teacher", config.teacher), "config.teacher")
+    diffusion, its = trained.model.diffusion, trained.record["config"]
+    pairs = {
+        "images": (trained.data.shape, data.shape),
+        "classes": (trained.data.num_classes, data.num_classes),
+        "conditions": (trained.data.condition, data.condition),
+        "units": (trained.data.units, data.units),
+        "autoencoder": (trained.latents and trained.latents["digest"], space and space.digest),
+        "schedule": (dict(its["schedule"]), config.schedule.to_dict()),
+        "condition": (diffusion.condition, model.diffusion.condition),
+    }
+    for what, (of_teacher, of_run) in pairs.items():
+        if of_teacher != of_run:
+            raise ValueError(f"config.teacher must be of {what} {of_run}, got {trained.folder} of {of_teacher}")
+    if diffusion.second_time or diffusion.learned_variance:
+        kind = "a second time" if diffusion.second_time else "a learned variance"
+        raise ValueError(f"config.teacher must be a denoiser, got {trained.folder} with {kind}")
+    objective = config.loss.objective
+    if few_steps.ROWS[objective].learns is not None:
+        own = jax.eval_shape(model.init, jax.random.key(0))
+        shapes = [jax.tree.map(jnp.shape, tree) for tree in (trained.params, own)]
+        if shapes[0] != shapes[1] or diffusion.prediction != model.diffusion.prediction:
+            raise ValueError(
+                f"config.teacher must have the network and the prediction of this run for {objective}, got "
+                f"{trained.folder}"
+            )
+    if few_steps.ROWS[objective].guidance_input and (reason := can_guide(ConfigDict(its))):
+        raise ValueError(f"config.teacher must be a model that can be guided, got {trained.folder} {reason}")
+    return Teacher(diffusion, trained.params, trained.folder, trained.step, digest(trained.params))
+
+
+def load_pairs(config: Any, model: Any) -> Pairs:
+    """The pairs of config.dataset.pairs, for this model.
+
+    Raises:
+      ValueError: if there are none, or they are of another schedule, shape or condition, or of another model than
+        init_from.
+    """
+    folder = path_of("config.dataset.pairs", config.dataset.pairs)
+    of = (read_json(folder / "settings.json") or {}).get("pairs")
+    if not of:
+        raise ValueError(f"config.dataset.pairs must be a folder of experiments.sample --pairs, got {folder}")
+    for what, its, mine in (
+        ("shape", tuple(of["shape"]), model.diffusion.shape),
+        ("schedule", of["schedule"], config.schedule.to_dict()),
+        ("condition", of["condition"], model.diffusion.condition),
+    ):
+        if its != mine:
+            raise ValueError(f"config.dataset.pairs must be of {what} {mine!r}, got {folder} of {its!r}")
+    pairs = sample_folder.load_pairs(folder)
+    if config.init_from:
+        start = load(path_of("config.init_from", config.init_from), "config.init_from")
+        if digest(start.params) != pairs.digest:
+            raise ValueError(f"config.dataset.pairs must be drawn by {start.folder}, got {folder}")
+    return pairs
 
 
 def save_export(path: Path, source: Any, params: Any, step: int, space: Latents | None, record: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.data.pairs import Pairs
 from experiments.run.workdir import check_writable, lock, read_json, write_json
 
 
@@ -53,7 +54,7 @@ def missing_shards(folder: Path, num: int, shard_size: int) -> Iterator[tuple[Pa
 
 
 def save_shard(path: Path, samples: np.ndarray, labels: np.ndarray, **more: Any) -> None:
-    """Write a shard atomically. more: arrays "masks" and "conditions"."""
+    """Write a shard atomically. more: arrays "masks" and "conditions", "x0" and "eps" of pairs."""
     part = path.with_name(f".{path.name}.part")
     with part.open("wb") as file:
         np.savez(file, samples=samples, labels=labels, **more)
@@ -71,3 +72,17 @@ def load_samples(folder: Path, count: int, shard_size: int) -> Samples:
     shards = [np.load(folder / f"shard_{number:05d}.npz") for number in range(-(-count // shard_size))]
     names = [name for name in Samples._fields if name in shards[0].files]
     return Samples(**{name: np.concatenate([shard[name] for shard in shards])[:count] for name in names})
+
+
+def load_pairs(folder: Path) -> Pairs:
+    """The pairs of a folder that was drawn with --pairs.
+
+    Raises:
+      ValueError: if a shard is not there or cannot be read.
+    """
+    settings = json.loads((folder / "settings.json").read_text())
+    count, size = settings["num"], settings["shard_size"]
+    load_samples(folder, count, size)
+    shards = [np.load(folder / f"shard_{number:05d}.npz") for number in range(-(-count // size))]
+    x0, eps, labels = (np.concatenate([shard[name] for shard in shards])[:count] for name in ("x0", "eps", "labels"))
+    return Pairs(x0, eps, labels, settings["pairs"]["digest"])

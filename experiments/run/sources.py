@@ -15,7 +15,8 @@ from experiments.data.datasets import Dataset, open_dataset
 from experiments.data.picture_files import load_picture
 from experiments.models import samplers
 from experiments.models.captions import chosen
-from experiments.models.drawing import Source, cycle_of, generated, labels_of
+from experiments.models.digests import digest
+from experiments.models.drawing import Source, cycle_of, generated, labels_of, paired
 from experiments.models.latents import Latents
 from experiments.run import loading
 from experiments.run.loading import Trained
@@ -29,15 +30,20 @@ def of_run(
     autoencoder: str | None,
     guidance: tuple[Path | None, float],
     start: tuple[Path | None, float],
+    pairs: bool = False,
 ) -> Source:
     """A trained model as a source of samples, which get the labels, the captions, or the test split's arrays in turn.
 
     autoencoder: where that of a model in latents is now. guidance: (workdir of a classifier of noisy images, scale).
-    start: (file of a picture, the time up to which noise is added to it). None for no such part.
+    start: (file of a picture, the time up to which noise is added to it). None for no such part. pairs: whether
+    `generate` returns the samples and the noise that they were drawn from, (B, 2, *shape).
 
     Raises:
-      ValueError: for a condition, an autoencoder, a classifier or a picture that does not fit the model.
+      ValueError: for a condition, an autoencoder, a classifier or a picture that does not fit the model; for pairs that
+        a denoising loss cannot be trained on.
     """
+    if pairs:
+        _check_pairs(trained, folder=guidance[0], file=start[0])
     diffusion, space = trained.model.diffusion, loading.latents_of(trained, autoencoder)
     (folder, scale), (file, level) = guidance, start
     classifier = None if folder is None else _classifier(folder, trained, space)
@@ -52,7 +58,8 @@ def of_run(
     options = {"times": times, "start": x0, "classify": classify, "scale": scale}
 
     of_condition = trained.data.condition_units
-    generate = over_batch(jax.jit(functools.partial(generated, diffusion, trained.data, **options)))
+    draws = functools.partial(generated, diffusion, trained.data, **options)
+    generate = over_batch(jax.jit(functools.partial(paired, diffusion, draws) if pairs else draws))
     cycle: Any
     if captions or trained.tokenizer is not None:
         cycle = chosen(trained.tokenizer, captions, labels)
@@ -74,12 +81,31 @@ def of_run(
         "classifier_scale": classifier and scale,
         "autoencoder": space and space.identity(),
     }
+    if pairs:
+        schedule = trained.record["config"]["schedule"]
+        record = {"digest": digest(trained.params), "schedule": dict(schedule), "condition": diffusion.condition}
+        settings["pairs"] = record | {"shape": diffusion.shape}
     images = generate if space is None else space.decoded(generate)
     data = trained.data
     if data.mask is not None or of_condition is not None:
         cycle = cycle_of(_dataset(trained), trained.dataset["test_split"], data, cycle)
     own = trained.dataset, trained.sampling, settings, data.classes, of_condition is not None
     return Source(images, trained.params, cycle, trained.step, data.units, *own)
+
+
+def _check_pairs(trained: Trained, folder: Path | None, file: Path | None) -> None:
+    """Raise `ValueError` for pairs that cannot be trained on."""
+    diffusion, sampling = trained.model.diffusion, trained.model.diffusion.sampling
+    for reason, is_so in (
+        ("in latents", trained.latents is not None),
+        ("of data with masks", trained.data.mask is not None),
+        ("with captions or array conditions", diffusion.condition in ("tokens", "array")),
+        ("with a classifier", folder is not None),
+        ("with an init_image", file is not None),
+        (f"with {sampling.sampler}, which draws noise", samplers.draws_noise(sampling.sampler, sampling.eta)),
+    ):
+        if is_so:
+            raise ValueError(f"pairs must be False {reason}, got True")
 
 
 def _dataset(trained: Trained) -> Dataset:

@@ -75,7 +75,7 @@ def _compile(inputs: Inputs, parallel: str, way: str) -> Program:
     mesh = training.make_mesh(jax.local_devices())
 
     def objective(model: Any) -> Any:
-        return adapters.wrap(base, latents.wrap(space, model.objective()))
+        return adapters.wrap(base, latents.wrap(space, model.objective(teacher=inputs.teacher)))
 
     def first(model: Any, seed: Any) -> training.TrainState:
         init_key, state_key = jax.random.split(random.threefry(jax.random.key(seed)))
@@ -84,12 +84,13 @@ def _compile(inputs: Inputs, parallel: str, way: str) -> Program:
 
     def step(state: Any, batch: Any, *, axis_name: str | None = None) -> Any:
         model = state.hyper
-        loss, _, update_memory = objective(model)
+        loss, _, update_memory, uses = objective(model)
         one = training.train_step(
             loss,
             model.optimizer.make(),
             ema_decay=model.optimizer.ema_decay,
             update_memory=update_memory,
+            uses=uses,
             accumulate=model.optimizer.accumulate,
         )
         return one(state, batch, axis_name=axis_name)
