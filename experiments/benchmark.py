@@ -1,16 +1,18 @@
-"""Measure an accelerator, the samplers, a training step, seeds in one program, or the sampling loop around a network.
+"""Measure an accelerator, samplers, training steps, seeds in one program, paths, or the loop around a network.
 
 python -m experiments.benchmark accelerator --out=DIR                       see `experiments.benchmarks.accelerator`
 python -m experiments.benchmark samplers --out=DIR                          see `experiments.benchmarks.samplers`
 python -m experiments.benchmark train --out=DIR                             see `experiments.benchmarks.train`
 python -m experiments.benchmark seeds --out=DIR                             see `experiments.benchmarks.seeds`
+python -m experiments.benchmark objectives                                  see `experiments.benchmarks.objectives`
+python -m experiments.benchmark paths --checkpoints=DIR,DIR                 see `experiments.benchmarks.paths`
 python -m experiments.benchmark --config=experiments/configs/digits.py      see `experiments.benchmarks.loop`
 """
 
 import importlib
 import sys
 
-PARTS = ("samplers", "train", "seeds")
+PARTS = ("samplers", "train", "seeds", "objectives", "paths")
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ losses          mean_flow_loss, improved_mean_flow_loss, continuous_consistency_
                 lagrangian_loss, semigroup_loss, progressive_loss
 their parts     adaptive, squared, pseudo_huber, guided
 times           pairs, dyadic_pairs, levels, ect_time
+measures        curvature
 
 Three identities hold for the exact map X(x, t, s), each with a family of losses:
 
@@ -25,6 +26,7 @@ losses of derivatives are zero; with the conditional one the expectation of thei
 """
 
 from diffax.flow_maps._consistency import consistency_loss, continuous_consistency_loss
+from diffax.flow_maps._curvature import curvature
 from diffax.flow_maps._jump import jump
 from diffax.flow_maps._lagrangian import lagrangian_loss
 from diffax.flow_maps._maps import coefficients, diagonal, ending, flow_map, map_denoiser, of_denoiser, velocity
@@ -39,6 +41,7 @@ __all__ = [
     "coefficients",
     "consistency_loss",
     "continuous_consistency_loss",
+    "curvature",
     "diagonal",
     "dyadic_pairs",
     "ect_time",

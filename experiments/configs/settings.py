@@ -228,6 +228,8 @@ def can_guide(config: Any) -> str:
     """Why a model cannot be guided, "" if it can."""
     if not (config.network.conditional or config.text.enabled):
         return "for a network without classes"
+    if config.network.guidance_input:
+        return ""
     return "" if config.loss.p_uncond else "without a null label (config.loss.p_uncond = 0)"
 
 

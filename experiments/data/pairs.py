@@ -16,6 +16,10 @@ class Pairs(Sequence):
         self.digest = digest
         self._x, self._eps, self._labels = x, eps, labels
 
+    def identity(self) -> dict[str, Any]:
+        """The values that a continued run must have as well."""
+        return {"digest": self.digest, "length": len(self)}
+
     def __len__(self) -> int:
         return len(self._x)
 

@@ -111,7 +111,9 @@ def _value_notes(sweep: Sweep, metrics: Sequence[str]) -> Iterator[str]:
         yield f"{FLOOR}: the same metric of two sets of real data, for {', '.join(having)}{spread}."
     if shared := summary.conditions_of(sweep.done)[0]:
         yield "Measured with " + ", ".join(f"{key} {text(value)}" for key, value in shared.items()) + "."
-    if constant := [key for key in sweep.keys if key not in sweep.varying]:
+    if sweep.implied:
+        yield f"These settings follow from those in the table: {quoted(sweep.implied)}; report.csv has them."
+    if constant := [key for key in sweep.keys if key not in (*sweep.varying, *sweep.implied)]:
         yield "In all runs " + ", ".join(f"`{k}` = {text(sweep.runs[0].overrides[k])}" for k in constant) + "."
 
 

@@ -29,6 +29,7 @@ def draw(sweep: Sweep, metrics: Sequence[str]) -> list[str]:
         "curves": curves(sweep, metrics),
         "pareto_calls": pareto(sweep, metrics, "calls"),
         "pareto_seconds": pareto(sweep, metrics, "seconds"),
+        "calls": by_calls(sweep, metrics),
     }
     for name, figure in figures.items():
         path = sweep.folder / f"{name}.png"
@@ -220,6 +221,34 @@ def pareto(sweep: Sweep, metrics: Sequence[str], by: str) -> Figure | None:
         else:
             axis.locator_params(axis="x", nbins=5)  # more long labels overlap
     return _finish(figure, axes, in_row, strip, styles.title)
+
+
+def by_calls(sweep: Sweep, metrics: Sequence[str]) -> Figure | None:
+    """Metrics that were measured at several numbers N of calls, as `NAME_N`, against N: a line for each setting."""
+    measured: dict[str, list[int]] = {}
+    for name, _, count in (metric.rpartition("_") for metric in metrics):
+        if name and count.isdecimal():
+            measured.setdefault(name, []).append(int(count))
+    names = [name for name, counts in measured.items() if len(counts) > 1]
+    settings = [setting for setting in sweep.settings if setting.done]
+    if not names or not settings:
+        return None
+    labels = [", ".join(text(setting.overrides[key]) for key in sweep.varying) or "all" for setting in settings]
+    figure, axes, in_row, strip = _panels(len(names), [*labels, LINES[1]])
+    for axis, name in zip(axes, names, strict=True):
+        counts = sorted(measured[name])
+        for index, (setting, label) in enumerate(zip(settings, labels, strict=True)):
+            points = [(n, one) for n in counts if (one := setting.estimate(f"{name}_{n}"))]
+            style = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "ms": 4}
+            style |= {"ls": ("-", "--")[index // len(COLOURS) % 2], "lw": 1.1, "elinewidth": 0.8, "label": label}
+            means, bars = [one.mean for _, one in points], [one.half or 0.0 for _, one in points]
+            axis.errorbar([n for n, _ in points], means, bars, **style)
+        if floor := summary.floors_of(sweep.done).get(f"{name}_{counts[0]}"):
+            axis.axhline(floor["mean"], color="#555555", ls=":", lw=1.1, label=LINES[1])
+        axis.set(xlabel="denoiser calls a sample", ylabel=name, xscale="log")
+        axis.set_yscale("log" if rule(name) == "lower" else "linear")
+        _plain_ticks(axis, counts)
+    return _finish(figure, axes, in_row, strip, ", ".join(summary.labels(sweep.varying).values()))
 
 
 def _plain_ticks(axis: Any, costs: Sequence[float]) -> None:

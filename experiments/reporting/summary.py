@@ -112,8 +112,20 @@ class Sweep:
 
     @cached_property
     def varying(self) -> list[str]:
-        """The keys, except seeds, with more than one value."""
-        return varying(self.runs, self.keys)
+        """The keys, except seeds, that tell settings apart which earlier keys do not: no key follows from those before.
+
+        So a sweep over methods has a column for the method, and none for the five settings that it consists of.
+        """
+        kept: list[str] = []
+        for key in varying(self.runs, self.keys):
+            if len(grouped(self.runs, [*kept, key])) > len(grouped(self.runs, kept)):
+                kept.append(key)
+        return kept
+
+    @cached_property
+    def implied(self) -> list[str]:
+        """The keys, except seeds, with several values that follow from those of `varying`."""
+        return [key for key in varying(self.runs, self.keys) if key not in self.varying]
 
     @cached_property
     def settings(self) -> list[Setting]:

@@ -57,7 +57,7 @@ class Inputs(NamedTuple):
             "base": self.base and self.base.identity(),
             # Older checkpoints lack these.
             **({"teacher": self.teacher.identity()} if self.teacher else {}),
-            **({"pairs": self.pairs.digest} if self.pairs else {}),
+            **({"pairs": self.pairs.identity()} if self.pairs else {}),
         }
 
     def whole(self, params: Any) -> Any:

@@ -24,6 +24,8 @@ def check(evaluation: Any, conditional: bool) -> None:
     """Raise `ValueError` for settings that are not possible. conditional: whether samples are drawn with labels."""
     for key, least in (("num", 2), ("batch_size", 1), ("classifier_steps", 1), ("seed", 0)):
         check_count(f"config.evaluation.{key}", evaluation[key], least)
+    for calls in evaluation.calls:
+        check_count("each of config.evaluation.calls", calls)
     choose("config.evaluation.extractor", evaluation.extractor, extractors.DIMENSIONS)
     choose("config.evaluation.reference", evaluation.reference, ("test", "train"))
     names = families.check_names(evaluation.metrics, True)

@@ -18,6 +18,7 @@ def _evaluation() -> ConfigDict:
     evaluation = ConfigDict()
     evaluation.num = 400  # samples
     evaluation.batch_size = 200  # drawn at a time
+    evaluation.calls = ()  # of runs that train: denoiser calls at which to measure; (): config.sampling.num_steps
     evaluation.metrics = ("fd", "accuracy")  # names of evaluation.measures, or of the sweep file's get_metrics()
     evaluation.extractor = "classifier"
     evaluation.inception_weights = ""  # the file that inception_v3 needs
@@ -72,7 +73,7 @@ def oracle() -> ConfigDict:
 
 
 KNOWN = {"train": lambda: training(default.get_config()), "sample": sampling, "oracle": oracle}
-COUNTS = ("num_steps", "units", "num_bins", "history")  # the ints among the parameters in open groups
+COUNTS = ("num_steps", "units", "num_bins", "history", "first", "last", "stages", "num_levels")  # ints in open groups
 
 
 def make_floats(group: Any, is_open: bool = False) -> None:

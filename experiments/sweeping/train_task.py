@@ -6,6 +6,7 @@ state and batches have a leading axis of runs.
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import shutil
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 
 from diffax import random, training
-from diffax.pretrained import entries, spent
+from diffax.pretrained import Diffusion, entries, spent
 from diffax.training.parallel import over_batch
 from experiments.configs import settings
 from experiments.models import adapters, latents
@@ -208,6 +209,11 @@ def run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
             yield run, error
 
 
+def with_calls(diffusion: Diffusion, calls: int) -> Diffusion:
+    """The model with another number of denoiser calls."""
+    return dataclasses.replace(diffusion, sampling=dataclasses.replace(diffusion.sampling, num_steps=calls))
+
+
 def _remove_others(folder: Path, record: dict[str, Any]) -> None:
     """Remove checkpoints that this job cannot continue from: of other runs, data, models or devices, or damaged."""
     try:
@@ -220,12 +226,13 @@ def _remove_others(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _measure(program: Program, run: Run, inputs: Inputs, ema: Any, prepared: Any, job: Job) -> Result:
-    """Draw samples, measure them, and keep an export."""
+    """Draw samples with each number of calls, measure them, and keep an export."""
     evaluation, diffusion, (cycle, measure) = run.config.evaluation, inputs.model.diffusion, prepared
-    variables, index = (ema, traced(inputs.model)), np.arange(evaluation.num)
-    size = min(evaluation.batch_size, evaluation.num)
-    x = draw(program.generate, variables, run.config.seed, index, cycle, batch_size=size)
-    measured = measure(x, job.folder.run(run) / "samples.png")
+    index, size, parts = np.arange(evaluation.num), min(evaluation.batch_size, evaluation.num), {}
+    for calls in evaluation.calls or (diffusion.sampling.num_steps,):
+        model = dataclasses.replace(inputs.model, diffusion=with_calls(diffusion, calls))
+        x = draw(program.generate, (ema, traced(model)), run.config.seed, index, cycle, batch_size=size)
+        parts[calls] = measure(x, job.folder.run(run) / (f"samples_{calls}.png" if evaluation.calls else "samples.png"))
     if job.keep == "export":
         path = job.folder.run(run) / "export"
         shutil.rmtree(path, ignore_errors=True)
@@ -234,4 +241,8 @@ def _measure(program: Program, run: Run, inputs: Inputs, ema: Any, prepared: Any
         loading.save_export(path, inputs, params, run.config.train.num_steps, inputs.space, {"config": config})
     name, schedule = diffusion.sampling.sampler, diffusion.schedule(ema)
     calls = spent(name, schedule, entries(name, schedule, diffusion.sampling.num_steps))
-    return Result(measured.metrics, measured.floors, measured.conditions, {"calls": float(calls)})
+    *_, last = parts.values()
+    if not evaluation.calls:
+        return Result(last.metrics, last.floors, last.conditions, {"calls": float(calls)})
+    metrics, floors = ({f"{k}_{n}": v for n, part in parts.items() for k, v in part[i].items()} for i in (0, 1))
+    return Result(metrics, floors, last.conditions, {})

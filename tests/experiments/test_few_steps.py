@@ -6,15 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import built
+from commands import built, error_of_train, run, train
 
 import diffax
 from diffax import flow_maps, training
 from diffax.pretrained import Units
-from experiments.configs import default
+from experiments.configs import default, smoke
 from experiments.model import Data
 from experiments.models import few_steps, objectives
 from experiments.models.few_steps import ROWS, Teacher
+from experiments.run import loading, sample_folder
+from experiments.run.inputs import opened
 
 FSDP = functools.partial(training.sharded, rule="fsdp")
 HALVES = (slice(4), slice(4, 8))
@@ -353,3 +355,152 @@ def test_groups_of_an_objective_stay_on_one_device():
 def test_points_with_masks_have_no_objective_for_few_steps():
     with pytest.raises(ValueError, match=r"config.loss.objective must be denoising for .digits., whose points"):
         built(config_of("consistency"), data=DATA._replace(mask=(2,)))
+
+
+# ---------------------------------------------------------------------------------------------- pairs of a model
+
+
+def few(num_steps=2, **changes):
+    """A small config of `experiments.train` on `flow`."""
+    config = smoke.get_config()
+    config.schedule, config.prediction = {"name": "flow"}, "velocity"
+    config.network.update({"name": "mlp", "channels": 16, "depth": 1, "dropout_rate": 0.0})
+    config.train.update({"num_steps": num_steps, "log_every": 1, "heldout_every": 0, "checkpoint_every": 100})
+    for path, value in changes.items():
+        group, _, key = path.partition("__")
+        target = config[group] if key else config
+        target[key or group] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def flow_run(tmp_path_factory):
+    """A run on `flow`, and its pairs."""
+    folder = tmp_path_factory.mktemp("flow")
+    train(few(), folder / "run")
+    run(
+        "sample",
+        f"--checkpoint={folder / 'run'}",
+        f"--out={folder / 'pairs'}",
+        "--num=40",
+        "--pairs",
+        "--shard_size=30",
+    )
+    return folder
+
+
+def test_pairs_are_samples_with_the_noise_that_they_were_drawn_from(flow_run):
+    pairs = sample_folder.load_pairs(flow_run / "pairs")
+    assert len(pairs) == 40
+    trained = loading.load(flow_run / "run")
+    diffusion, labels = trained.model.diffusion, jnp.array([pairs[i]["label"] for i in range(40)])
+    eps = jnp.stack([pairs[i]["eps"] for i in range(40)])
+    assert 0.9 < float(eps.std()) < 1.1
+    times = diffusion.times(trained.params)
+    denoise = diffusion.denoiser(trained.params, labels)
+    start = diffusion.schedule()(times[0]).sigma * eps
+    x0 = diffax.sample(jax.random.key(0), diffusion.sampler(), denoise, start, times)
+    np.testing.assert_allclose(np.stack([pairs[i]["x"] for i in range(40)]), x0, atol=2e-4)
+
+
+def test_a_run_trains_on_pairs(flow_run, tmp_path, capsys):
+    """The first loss is that of the pairs' paths, which a straight line from eps to x0 makes 0 for an exact network."""
+    config = few(dataset__pairs=str(flow_run / "pairs"), init_from=str(flow_run / "run"))
+    inputs = opened(config, 1)
+    batch = next(inputs.batches(None, cache_images=False, cache_latents=False))
+    assert batch["eps"].shape == batch["x"].shape == (16, 8, 8, 1)
+    pairs = sample_folder.load_pairs(flow_run / "pairs")
+    known = {pairs[i]["eps"].tobytes(): pairs[i]["x"] for i in range(40)}
+    for eps, x in zip(batch["eps"], batch["x"], strict=True):
+        np.testing.assert_array_equal(known[np.asarray(eps).tobytes()], x)
+    train(config, tmp_path / "reflow")
+    run(
+        "sample",
+        f"--checkpoint={flow_run / 'run'}",
+        f"--out={flow_run / 'pairs'}",
+        "--num=50",
+        "--pairs",
+        "--shard_size=30",
+    )
+    assert "'length': 40} at step 2, got" in error_of_train(config, tmp_path / "reflow", capsys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"dataset__pairs": "{folder}/run"},
+            "config.dataset.pairs must be a folder of experiments.sample --pairs, got",
+        ),
+        ({"schedule": {"name": "cosine"}}, "config.dataset.pairs must be of schedule {'name': 'cosine'}, got"),
+        ({"network__conditional": False}, "config.dataset.pairs must be of condition '', got"),
+        ({"dataset__batch_size": 48}, "config.dataset.batch_size must be at most the 40 examples of the pairs, got 48"),
+        ({"init_from": "{folder}/other"}, "config.dataset.pairs must be drawn by {folder}/other, got {folder}/pairs"),
+    ],
+)
+def test_pairs_that_do_not_fit_are_refused(flow_run, changes, message, tmp_path, capsys):
+    if "init_from" in changes and not (flow_run / "other").exists():
+        train(few(1, seed=3), flow_run / "other")
+    text = lambda value: value.replace("{folder}", str(flow_run)) if isinstance(value, str) else value
+    config = few(**{"dataset__pairs": "{folder}/pairs", **changes})
+    for group, key in ((config.dataset, "pairs"), (config, "init_from")):
+        group[key] = text(group[key])
+    error = error_of_train(config, tmp_path / "reflow", capsys)
+    assert text(message) in error
+    assert not list((tmp_path / "reflow").glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--sampler=ddpm"], "pairs must be False with ddpm, which draws noise, got True"),
+        (["--eta=1.0"], "pairs must be False with ddim, which draws noise, got True"),
+    ],
+)
+def test_pairs_need_a_sampler_without_noise(flow_run, flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run("sample", f"--checkpoint={flow_run / 'run'}", f"--out={tmp_path / 'out'}", "--pairs", *flags)
+    assert message in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------- teachers
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": "{folder}/none"}, "config.teacher must be a run's workdir or an export, got {folder}/none"),
+        (
+            {"schedule": {"name": "cosine"}},
+            "config.teacher must be of schedule {'name': 'cosine'}, got {folder}/run of",
+        ),
+        ({"network__conditional": False}, "config.teacher must be of condition , got {folder}/run of label"),
+        ({"network__channels": 8}, "config.teacher must have the network and the prediction of this run for progressi"),
+        ({"prediction": "v"}, "config.teacher must have the network and the prediction of this run for progressive"),
+        ({"dataset__name": "mnist5k"}, "config.teacher must be of images (28, 28, 1), got {folder}/run of (8, 8, 1)"),
+    ],
+)
+def test_teachers_that_do_not_fit_are_refused(flow_run, changes, message, tmp_path, capsys):
+    text = lambda value: value.replace("{folder}", str(flow_run)) if isinstance(value, str) else value
+    config = few(**{"loss__objective": "progressive", "teacher": "{folder}/run", **changes})
+    config.teacher = text(config.teacher)
+    assert text(message) in error_of_train(config, tmp_path / "student", capsys)
+
+
+def test_a_distillation_that_was_interrupted_ends_with_the_same_bits(flow_run, tmp_path):
+    """The memory of progressive distillation, the teacher of each stage, is in the checkpoints."""
+    settings = {"loss__objective": "progressive", "loss__objective_parameters": {"first": 2}}
+    settings |= {"teacher": str(flow_run / "run"), "init_from": str(flow_run / "run"), "optimizer__decay": "constant"}
+    settings |= {"optimizer__warmup_steps": 0}
+    train(few(6, train__checkpoint_every=4, **settings), tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        steps = training.fit
+
+        def interrupted(*args, num_steps, **options):
+            return steps(*args, num_steps=4, **options)
+
+        patch.setattr(training, "fit", interrupted)
+        train(few(6, train__checkpoint_every=4, **settings), tmp_path / "parts")
+    train(few(6, train__checkpoint_every=4, **settings), tmp_path / "parts")
+    params = [jax.tree.leaves(loading.load(tmp_path / name).params) for name in ("whole", "parts")]
+    assert all(np.array_equal(a, b) for a, b in zip(*params, strict=True))

@@ -679,6 +679,40 @@ def test_the_legend_of_a_pareto_plot_names_both_keys(tmp_path):
     assert names == ["fd"]  # costs are no qualities
 
 
+def methods(seeds=(0, 1, 2)):
+    """Two methods, each with several settings that follow from its name, measured at 1 and 4 calls."""
+    rows = {"mean_flow": (True, "flow", 2.0), "consistency": (False, "cosine", 3.0), "denoising": (False, "flow", 9.0)}
+    for (name, (second, schedule, fd)), seed in itertools.product(rows.items(), seeds):
+        overrides = {"config.loss.objective": name, "config.network.second_time": second, "config.seed": seed}
+        metrics = {"fd_1": fd + seed, "fd_4": fd / 2 + seed, "accuracy_1": 0.9, "accuracy_4": 1.0}
+        yield overrides | {"config.schedule.name": schedule}, result(metrics, floors={"fd_1": 1.6, "fd_4": 1.6})
+
+
+def test_settings_that_follow_from_a_method_have_no_column(tmp_path):
+    sweep_folder(tmp_path, list(methods()))
+    sweep = read_sweep(tmp_path)
+    assert sweep.varying == ["config.loss.objective"]
+    assert sweep.implied == ["config.network.second_time", "config.schedule.name"]
+    text = shown(tmp_path, ["fd_1"])
+    assert cells(text)[0][:2] == ["objective", "fd_1"]
+    assert "follow from those in the table: `config.network.second_time`, `config.schedule.name`" in text
+    assert "In all runs" not in text
+
+
+def test_metrics_at_several_numbers_of_calls_have_a_plot(tmp_path):
+    sweep_folder(tmp_path, list(methods()))
+    sweep = read_sweep(tmp_path)
+    figure = plots.by_calls(sweep, sweep.metrics)
+    fd, accuracy = figure.axes
+    assert (fd.get_ylabel(), accuracy.get_ylabel()) == ("fd", "accuracy")
+    lines = {bars.get_label(): bars[0].get_xydata().tolist() for bars in fd.containers}
+    assert lines["mean_flow"] == [[1.0, 3.0], [4.0, 2.0]]
+    assert set(lines) == {"mean_flow", "consistency", "denoising"}
+    assert [line.get_ydata()[0] for line in fd.lines if line.get_label() == "real against real"] == [1.6]
+    assert plots.by_calls(sweep, ["fd_1"]) is None
+    assert "calls" in plots.draw(sweep, sweep.metrics)
+
+
 def test_no_two_colours_are_close():
     rgb = [np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) for colour in (*plots.COLOURS, plots.GREY)]
     distances = [np.abs(x - y).sum() for x, y in itertools.combinations(rgb, 2)]

@@ -379,3 +379,30 @@ def test_pairs_of_times_have_their_distribution():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# ------------------------------------------------------------------------------------------------ curvature
+
+
+def test_curvature_is_the_mean_square_deviation_from_the_straight_line():
+    """x = t^2 has dx/dt - 1 = 2 t - 1, whose mean square is 1/3; a line at constant speed has 0."""
+    times = jnp.linspace(1.0, 0.0, 2001)
+    t = times[:, None, None]
+    path = jnp.concatenate([t**2, 3 * t - 1, 2 * t**2], 1)  # three examples
+    np.testing.assert_allclose(flow_maps.curvature(path, times), [1 / 3, 0.0, 4 / 3], atol=1e-6)
+    np.testing.assert_allclose(flow_maps.curvature(path[::-1], times[::-1]), [1 / 3, 0.0, 4 / 3], atol=1e-6)
+    uneven = jnp.concatenate([times[:500:7], times[500:]])
+    u = uneven[:, None, None]
+    np.testing.assert_allclose(flow_maps.curvature({"a": u**2, "b": 3 * u}, uneven), [1 / 6], atol=1e-3)
+
+
+def test_the_curvature_of_solved_paths_is_that_of_the_exact_ones():
+    """x_t = sqrt(t^2 + (1 - t)^2 std^2) z for data N(0, std^2)."""
+    schedule, times = diffax.Flow(), jnp.linspace(1.0, 0.0, 201)
+    x = jax.random.normal(jax.random.key(0), (500, 1))
+    for std in (1.0, 0.2):
+        path = jnp.sqrt(times**2 + (1 - times) ** 2 * std**2)[:, None, None] * x
+        denoise = analytic.Gaussian.from_covariance([0.0], [[std**2]]).denoiser(schedule)
+        _, states = diffax.unroll(jax.random.key(0), diffax.ddim(schedule), denoise, x, times)
+        solved = flow_maps.curvature(jnp.concatenate([x[None], states]), times)
+        np.testing.assert_allclose(solved.mean(), flow_maps.curvature(path, times).mean(), rtol=0.05)

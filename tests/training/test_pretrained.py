@@ -91,6 +91,46 @@ def test_each_specification_survives_an_export(curve, changes, tmp_path):
     np.testing.assert_array_equal((level.alpha, level.sigma), (expected.alpha, expected.sigma))
 
 
+def test_a_flow_map_samples_by_jumps_and_gets_the_guidance_weight_as_an_input(tmp_path):
+    few = {"second_time": True, "guidance_input": True, "time_scale": 1.0}
+    plan = Sampling(0.0, 2.0, None, None, sampler="jump", grid="trailing", num_steps=2, clip=False)
+    model = diffusion(network=few, sampling=plan)
+    params = saved(tmp_path / "export", model)
+    loaded = pretrained.load(tmp_path / "export")
+    assert (loaded.diffusion.second_time, loaded.diffusion.guidance_input) == (True, True)
+    schedule, label = diffax.Cosine(), jnp.array([0, 1, 2])
+
+    def predict(x, t, s):
+        return model.module.apply({"params": params}, x, t, label, s=s, weight=2.0)
+
+    denoise = diffax.flow_maps.map_denoiser(predict, schedule, "v")
+    times = jnp.array([1.0, 0.5])
+    keys = diffax.random.keys_at(KEY, jnp.arange(3))
+    x, steps = model.noise(params, keys, 1.0), diffax.random.fold_in(keys, 1)
+    expected = diffax.sample(steps, diffax.flow_maps.jump(schedule), denoise, x, times)
+    np.testing.assert_allclose(loaded.sample(KEY, 3), expected, atol=1e-5)
+    assert jnp.abs(loaded.with_sampling(guidance=1.0).sample(KEY, 3) - expected).max() > 1e-3
+    # With two arguments it is the denoiser of s = t, as other samplers need it.
+    x, t = jnp.ones((3, 4, 4, 1)), jnp.array([0.2, 0.5, 0.9])
+    np.testing.assert_allclose(loaded.denoiser(label)(x, t), denoise(x, t, t), atol=1e-5)
+    np.testing.assert_allclose(loaded.denoiser(label)(x, t, 0 * t), denoise(x, t, 0 * t), atol=1e-5)
+
+
+def test_guidance_of_a_flow_map_without_the_input_has_two_branches():
+    plan = Sampling(0.0, 2.0, None, None, sampler="jump", grid="trailing", num_steps=1, clip=True)
+    model = diffusion(network={"second_time": True, "time_scale": 1.0}, sampling=plan)
+    params, label = random_params(model), jnp.array([0, 1])
+    x, t, s = jnp.ones((2, 4, 4, 1)), jnp.array([0.9, 0.5]), jnp.array([0.3, 0.0])
+
+    def branch(label):
+        predict = lambda x, t, s: model.module.apply({"params": params}, x, t, label, s=s)
+        return diffax.flow_maps.map_denoiser(predict, diffax.Cosine(), "v")(x, t, s)
+
+    guided = branch(None) + 2 * (branch(label) - branch(None))
+    expected = jnp.stack([guided[0], jnp.clip(guided[1], -1, 1)])  # clipping acts at s = 0 alone
+    np.testing.assert_allclose(model.denoiser(params, label)(x, t, s), expected, atol=1e-5)
+
+
 def test_samples_of_a_model_in_latents_are_decoded(tmp_path):
     net, model = autoencoder_from_description(AUTOENCODER), diffusion((2, 2, 2), "")
     params = random_like(jax.eval_shape(net.init, KEY, jnp.zeros((1, 4, 4, 1)))["params"])

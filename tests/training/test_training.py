@@ -104,6 +104,27 @@ def test_the_memory_of_a_loss_does_not_depend_on_the_layout(tmp_path):
                 checkpoints.restore_ema(3, other)
 
 
+@pytest.mark.newest
+def test_a_loss_gets_the_fields_of_the_state_that_it_uses():
+    """Before the step; and the update of the memory gets them, too."""
+
+    def loss(params, batch, keys, memory, *, step, ema):
+        return quadratic(params, batch, keys) + 0.0 * (memory + step + ema["w"].sum()), batch["x"]
+
+    def update_memory(memory, aux, *, step, ema):
+        return 100 * step + ema["w"].sum()
+
+    optimizer = optax.sgd(0.1)
+    state = training.init_state(KEY, {"w": jnp.ones(D)}, optimizer, jnp.zeros(()))
+    options = {"update_memory": update_memory, "uses": ("step", "ema")}
+    for accumulate in (1, 2):
+        step = jax.jit(training.train_step(loss, optimizer, ema_decay=0.5, accumulate=accumulate, **options))
+        first, _ = step(state, batch_of(16, 0))
+        second, _ = step(first, batch_of(16, 1))
+        assert float(first.memory) == D
+        np.testing.assert_allclose(second.memory, 100 + first.ema["w"].sum(), rtol=1e-6)
+
+
 def test_donation_keeps_the_arrays_of_the_caller():
     params = {"w": jnp.ones(D)}
     state = training.init_state(KEY, params, optax.adam(0.1))
