@@ -1,4 +1,4 @@
-"""Entry points run inside the test process, and configs checked as they check them."""
+"""Run entry points inside the test process, and check configs as the entry points do."""
 
 import functools
 import importlib
@@ -40,7 +40,7 @@ flags.disclaim_key_flags()  # flags defined through this module belong to the mo
 
 @functools.cache
 def imported(name):
-    """(module, its flags) of a command. Commands have flags of equal names, so each gets flags of its own."""
+    """(module, its flags) of a command. Commands define flags with equal names, so each gets its own `FlagValues`."""
     own, full_name = flags.FlagValues(), f"experiments.{name}"
 
     def defining(define):
@@ -68,7 +68,14 @@ def run(name, *line):
 
 
 def train(config, workdir, devices=None, watch=lambda *_: []):
-    """Run `experiments.train` with this config, on so many devices; None for all. watch: its callbacks, none here."""
+    """Run `experiments.train` with this config and return the workdir.
+
+    Args:
+      config: the config of the run.
+      workdir: its folder.
+      devices: number of devices; None for all.
+      watch: replacement for `experiments.train.watch`; the default adds no callbacks.
+    """
     module, _ = imported("train")
     mesh = training.make_mesh(jax.devices()[:devices])
     with pytest.MonkeyPatch.context() as patch:
@@ -80,7 +87,7 @@ def train(config, workdir, devices=None, watch=lambda *_: []):
 
 
 class OpenedError(Exception):
-    """Ends `experiments.train` where its loop would begin. batches: of the loop; record: of its checkpoints."""
+    """Raised in place of the training loop of `experiments.train`, with the loop's batches and checkpoint record."""
 
     def __init__(self, batches, record):
         super().__init__()
@@ -88,7 +95,7 @@ class OpenedError(Exception):
 
 
 def opened(config, workdir):
-    """An `OpenedError`: `experiments.train` up to its loop."""
+    """Run `experiments.train` up to its loop and return the `OpenedError`."""
     module, _ = imported("train")
 
     def fit(step, state, batches, **options):
@@ -102,9 +109,9 @@ def opened(config, workdir):
 
 
 def save_run(folder, config, params, step=1, data=DATA["digits"], **record):
-    """Write a checkpoint as a run of this config writes it; returns the folder. record: more, or other, of its record.
+    """Write a checkpoint as a run of this config writes it, and return the folder.
 
-    The parameters need not have been trained.
+    Extra keywords add entries to the record or replace them. The parameters need not have been trained.
     """
     described = {"units": data.record()["units"], "shape": list(data.shape), "length": 997}
     nothing = dict.fromkeys(("latents", "adapters", "words"))
@@ -116,7 +123,7 @@ def save_run(folder, config, params, step=1, data=DATA["digits"], **record):
 
 
 def error_of_train(config, workdir, capsys, status=2):
-    """The line that `experiments.train` ends with, when it refuses a config."""
+    """The error line of `experiments.train` for an invalid config."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         train(config, workdir)
@@ -127,7 +134,7 @@ def error_of_train(config, workdir, capsys, status=2):
 
 
 def built(config, num_devices=1, data=None):
-    """The model of a config whose keys, types and rules were checked."""
+    """The model of a config, after its keys, types and rules are checked."""
     settings.check_keys(config, default.get_config(), "config")
     settings.check_rules(config, num_devices)
     return build(config, data or DATA[config.dataset.name])

@@ -24,8 +24,8 @@ WIDE = np.random.default_rng(0).normal(size=(4, 3, 5)) * np.array([0.2, 1.0, 3.0
 def test_dynamic_clipping_is_that_of_imagen():
     """Against the quantile of numpy, for each example (Saharia et al. 2022, section 2.3)."""
     for quantile, limit in ((0.9, 1.0), (0.5, 0.7), (1.0, 1.0), (0.0, 1.0)):
-        ours = diffax.denoisers.clip_dynamic(identity, quantile=quantile, limit=limit)(jnp.asarray(WIDE), 0.5)
-        for x, y in zip(WIDE, ours, strict=True):
+        clipped = diffax.denoisers.clip_dynamic(identity, quantile=quantile, limit=limit)(jnp.asarray(WIDE), 0.5)
+        for x, y in zip(WIDE, clipped, strict=True):
             s = max(limit, np.quantile(np.abs(x), quantile))
             np.testing.assert_allclose(y, np.clip(x, -s, s) / s * limit, rtol=1e-12)
 

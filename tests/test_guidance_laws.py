@@ -48,10 +48,10 @@ def test_rescaling_may_act_on_the_prediction_of_the_network():
     cfg = neg + W * (pos - neg)
     ratio = (np.std(pos, (1, 2)) / np.std(cfg, (1, 2)))[:, None, None]
     c, u = (diffax.denoiser(constant(v), SCHEDULE, "v") for v in PAIR)
-    ours = diffax.guidance_rescale(diffax.classifier_free_guidance(c, u, W), c, phi, kind="v", schedule=SCHEDULE)(
+    result = diffax.guidance_rescale(diffax.classifier_free_guidance(c, u, W), c, phi, kind="v", schedule=SCHEDULE)(
         jnp.asarray(x), t
     )
-    np.testing.assert_allclose(ours, alpha * x - sigma * cfg * (phi * ratio + 1 - phi), rtol=1e-10)
+    np.testing.assert_allclose(result, alpha * x - sigma * cfg * (phi * ratio + 1 - phi), rtol=1e-10)
 
 
 def test_the_check_rejects_rescaling_by_the_batch(monkeypatch):
@@ -105,7 +105,7 @@ def test_the_check_rejects_a_projection_on_the_unconditional_branch(monkeypatch)
         test_projected_guidance_is_that_of_sadat_et_al()
 
 
-# Another model, a classifier
+# Autoguidance and classifier guidance
 
 
 def test_autoguidance_of_gaussians_mixes_the_precisions():
@@ -176,7 +176,7 @@ def test_a_classifier_of_another_schedule_can_be_rescheduled():
     np.testing.assert_allclose(*(f(jnp.asarray(START), 0.4) for f in guided), rtol=1e-9)
 
 
-# Denoisers that are not affine in x: moments of 4,000 samples beside the known ones. The tests print the Monte Carlo
+# Denoisers that are not affine in x: moments of 4,000 samples against exact moments. The tests print the Monte Carlo
 # floor, that is the standard error of each moment.
 
 
@@ -220,7 +220,7 @@ KEY = jax.random.key(0)
     lambda d: diffax.denoisers.clip_dynamic(d, quantile=0.9, limit=1.2),
 ])  # fmt: skip
 def test_clipping_changes_only_data_outside_its_range(clip):
-    """Data near -0.9 and 0.9 are in the range. For data near -1.8 and 1.8 the distribution must change."""
+    """Data near -0.9 and 0.9 are in the range, but not data near -1.8 and 1.8, whose distribution must change."""
     distances = []
     for size in (0.9, 1.8):
         oracle = analytic.Mixture(np.array([0.3, 0.7]), size * np.array([[-1.0, -1.0], [1.0, 1.0]]), 0.05)

@@ -1,4 +1,4 @@
-"""Masks: a loss, bound, density or metric of a padded example is that of the unpadded one, whatever the padding is."""
+"""Masks: losses, bounds, densities and metrics of a padded example do not depend on the padding."""
 
 import functools
 
@@ -85,7 +85,7 @@ def test_padding_changes_nothing(name):
     np.testing.assert_allclose(masked(name, 7, 9.0), masked(name, 12, 0.5), rtol=2e-5)
 
 
-def test_gradients_are_finite_for_padding_that_is_not_and_for_empty_examples():
+def test_gradients_are_finite_for_nan_padding_and_for_empty_examples():
     x0, mask = padded(7, np.nan)
     mask = mask.at[2].set(False)
 
@@ -96,7 +96,7 @@ def test_gradients_are_finite_for_padding_that_is_not_and_for_empty_examples():
     assert jnp.isfinite(jax.jacobian(loss)(0.5)).all()
 
 
-def test_a_mask_of_a_tree_is_one_for_all_leaves_or_one_for_each():
+def test_a_tree_may_have_one_mask_for_all_leaves_or_one_for_each():
     x0, mask = padded(7, 9.0)
     tree, predict = {"a": x0, "b": x0[..., 0]}, lambda x, t: x
     once = losses.denoising_loss(KEYS, predict, SCHEDULE, "v", tree, T, mask=mask)

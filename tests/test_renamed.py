@@ -1,4 +1,4 @@
-"""Old names are gone: an import of one fails, and the page that lists them is right about the new ones."""
+"""Old names raise ordinary errors, and docs/renamed.md lists new names that exist."""
 
 import importlib
 import re
@@ -15,7 +15,7 @@ KEPT = {"guidance"}
 
 
 @pytest.mark.parametrize("name", sorted(set(OLD) - KEPT))
-def test_an_old_name_is_an_ordinary_error(name):
+def test_an_old_name_raises_an_ordinary_error(name):
     with pytest.raises(AttributeError, match=name):
         getattr(diffax, name)
     with pytest.raises(ImportError):
@@ -23,7 +23,7 @@ def test_an_old_name_is_an_ordinary_error(name):
 
 
 @pytest.mark.parametrize("path", sorted(set(NEW)))
-def test_a_new_name_is_there(path):
+def test_a_new_name_exists(path):
     parts = path.split(".")
     for cut in range(len(parts), 0, -1):
         try:

@@ -1,4 +1,4 @@
-"""Types: a user's script under mypy and pyright, and how many arguments say `Any`."""
+"""Types: a user's script under mypy and pyright, and the number of arguments annotated with `Any`."""
 
 import ast
 import shutil
@@ -14,14 +14,14 @@ MOST_ANY = 100
 
 
 def errors(*command):
-    """What a type checker says where it does not pass."""
+    """The output of a type checker that fails; "" if it passes."""
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return result.stdout + result.stderr if result.returncode else ""
 
 
 @pytest.fixture(scope="module")
 def mypy(tmp_path_factory):
-    """mypy's command, with one cache for the tests here."""
+    """The mypy command, with one cache for all tests of this module."""
     pytest.importorskip("mypy")
     return sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path_factory.mktemp("mypy")
 
@@ -41,8 +41,8 @@ def test_mypy_rejects_wrong_arguments(mypy, tmp_path):
         'diffax.unipc(schedule, variant="bh3")\n'
         "diffax.ddim(lambda t: t)\n"
     )
-    said = errors(*mypy, script)
-    assert [line for line in (3, 4, 5) if f"wrong.py:{line}: error" not in said] == []
+    output = errors(*mypy, script)
+    assert [line for line in (3, 4, 5) if f"wrong.py:{line}: error" not in output] == []
 
 
 def test_pyright_accepts_a_users_script():
@@ -53,11 +53,11 @@ def test_pyright_accepts_a_users_script():
 
 
 def test_few_arguments_are_any():
-    found = []
+    untyped = []
     for path in sorted((ROOT / "diffax").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 every = ast.walk(node.args)
                 named = [a for a in every if isinstance(a, ast.arg) and isinstance(a.annotation, ast.Name)]
-                found += [f"{path.name}: {node.name}({a.arg})" for a in named if a.annotation.id == "Any"]
-    assert len(found) <= MOST_ANY, found
+                untyped += [f"{path.name}: {node.name}({a.arg})" for a in named if a.annotation.id == "Any"]
+    assert len(untyped) <= MOST_ANY, untyped

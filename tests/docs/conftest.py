@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def data():
-    """The numbers that the page holds."""
+    """The numbers in the page."""
     return build.recorded()
 
 
@@ -30,7 +30,7 @@ def shared(browser):
 
 @pytest.fixture
 def page(browser):
-    """A new page; at the end nothing was written to its console, and nothing was loaded."""
+    """A new page. At the end, asserts that its console is empty and that it has loaded no resources."""
     problems = []
     context = browser.new_context(viewport={"width": 900, "height": 800})
     context.on("console", lambda message: problems.append(f"{message.type}: {message.text}"))

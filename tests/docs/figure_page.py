@@ -1,4 +1,4 @@
-"""What the tests ask of the page of interactive figures."""
+"""Helpers of the tests that read the page of interactive figures."""
 
 
 def canvases(page, section):

@@ -1,4 +1,4 @@
-"""Every Python block of README.md and of the site runs, and every command in them has flags and settings that exist."""
+"""Every Python block of README.md and of the site runs, and the flags and settings of every command exist."""
 
 import json
 import re
@@ -47,7 +47,7 @@ def write_models(folder):
 
 
 def run_blocks(page, namespace):
-    """Run the Python blocks of a page in order. The page of the commands expects `jax` and `diffax`."""
+    """Run the Python blocks of a page in order. The page of the commands uses `jax` and `diffax` without imports."""
     for number, block in enumerate(blocks(page)):
         for old, new in SMALLER.get(page, []):
             block = block.replace(old, new)
@@ -68,7 +68,7 @@ def test_the_python_blocks_of_a_page_run(page, tmp_path, monkeypatch):
     run_blocks(page, {"__name__": "page", "jax": jax, "diffax": diffax})
 
 
-def test_blocks_that_another_test_runs_are_run_there():
+def test_pages_with_a_test_of_their_own_are_run_by_it():
     for page, test in ELSEWHERE.items():
         assert blocks(page), page
         assert re.search(rf'PAGE = .*"{Path(page).name}"', (ROOT / test).read_text()), test
@@ -96,7 +96,7 @@ def commands(text):
 
 
 def flags_of(module, arguments):
-    """The names of the flags of a command, and other strings of its source, which defines them by absl or argparse."""
+    """All strings in the source of a command, which include the names of its flags (absl or argparse)."""
     files = {"launch.tpu_vm": "launch/arguments.py"}
     if module == "benchmark":  # its first argument names a module
         part = "loop" if arguments[0].startswith("--") else arguments[0]
@@ -111,13 +111,13 @@ def check(module, arguments):
     if module == "launch.tpu_vm" and "--" in arguments:  # the flags of experiments.train follow
         arguments, training = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
         check("train", training)
-    given = dict(argument[2:].partition("=")[::2] for argument in arguments if argument.startswith("--"))
-    own = {name for name in given if not name.startswith("config.")}
+    flags = dict(argument[2:].partition("=")[::2] for argument in arguments if argument.startswith("--"))
+    own = {name for name in flags if not name.startswith("config.")}
     unknown = own - flags_of(module, arguments)
     assert not unknown, f"{module}: {unknown}"
-    if module == "train" and not given["config"].isupper():  # NAME stands for any config
-        changes = [f"{name}={given[name]}" for name in given if name not in own]
-        settings.load_config(given["config"], changes)
+    if module == "train" and not flags["config"].isupper():  # NAME stands for any config
+        changes = [f"{name}={flags[name]}" for name in flags if name not in own]
+        settings.load_config(flags["config"], changes)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "-m experiments." in " ".join(blocks(page, "bash"))])
@@ -130,9 +130,9 @@ def test_flags_and_settings_of_the_commands_of_a_page_exist(page, tmp_path, monk
 
 
 def test_all_commands_are_found():
-    found = [module for page in PAGES for block in blocks(page, "bash") for module, _ in commands(block)]
-    assert len(found) > 80
-    assert {"train", "sample", "evaluate", "export", "prepare", "sweep", "report", "benchmark"} <= set(found)
+    modules = [module for page in PAGES for block in blocks(page, "bash") for module, _ in commands(block)]
+    assert len(modules) > 80
+    assert {"train", "sample", "evaluate", "export", "prepare", "sweep", "report", "benchmark"} <= set(modules)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_all_commands_are_found():
         ("python -m experiments.train --config=digit", ValueError),
     ],
 )
-def test_a_flag_setting_or_config_that_does_not_exist_is_found(line, error):
+def test_a_flag_setting_or_config_that_does_not_exist_is_detected(line, error):
     ((module, arguments),) = commands(line)
     with pytest.raises(error):
         check(module, arguments)

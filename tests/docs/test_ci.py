@@ -28,7 +28,7 @@ def run_ci(*parts):
 
 
 def parts():
-    """The parts that .ci/run lists when it refuses another one."""
+    """The parts that .ci/run lists in its error for an unknown part."""
     process = run_ci("nothing")
     assert process.returncode == 2
     return re.fullmatch(r"error: part must be one of ([\w ]+), got nothing\n", process.stderr)[1].split()
@@ -98,7 +98,7 @@ def interpreter(path, body):
 
 
 def newest_python(*folders):
-    # Without the interpreters of this machine, but with the tools of the script.
+    # PATH has the tools of the script, but not the interpreters of this machine.
     env = {"PATH": ":".join(map(str, folders))}
     command = ["/bin/bash", str(ROOT / ".ci" / "newest_python")]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.strip()
@@ -114,7 +114,7 @@ def tools(tmp_path):
     return folder
 
 
-def test_a_launcher_that_does_not_start_is_passed_over(tmp_path, tools):
+def test_an_interpreter_that_does_not_start_is_skipped(tmp_path, tools):
     names = tmp_path / "launchers"
     interpreter(names / "python3", f"echo {tmp_path}/versions/3.11.2")
     interpreter(names / "python3.13", "exit 127")
@@ -124,7 +124,7 @@ def test_a_launcher_that_does_not_start_is_passed_over(tmp_path, tools):
     assert os.path.realpath(newest_python(names, tools)) == str(expected)
 
 
-def test_an_interpreter_on_the_path_is_found_and_none_is_no_error(tmp_path, tools):
+def test_an_interpreter_on_the_path_is_found_and_a_missing_one_is_no_error(tmp_path, tools):
     assert newest_python(tools) == ""
     expected = interpreter(tmp_path / "bin" / "python3.12", "exit 0")
     assert newest_python(tmp_path / "bin", tools) == str(expected)

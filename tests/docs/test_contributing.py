@@ -81,7 +81,7 @@ def apply(diff, folder, *options):
 
 
 def python(folder, *arguments):
-    """Run Python in the copy; the output of a failure is its error."""
+    """Run Python in the copy, and fail with its output if it fails."""
     env = {**os.environ, "PYTHONPATH": f"{folder}:{folder / 'tests'}"}
     process = subprocess.run([sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True)
     assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
@@ -89,7 +89,7 @@ def python(folder, *arguments):
 
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory):
-    """A copy of the tree with all diffs of the page, after the commands that the page tells to run."""
+    """A copy of the tree with all diffs of the page, after the commands of the page."""
     folder = tmp_path_factory.mktemp("contributing")
     skip = shutil.ignore_patterns("__pycache__", "*.png", "*.csv", "golden")
     for name in ("diffax", "docs", "experiments", "tests"):
@@ -120,7 +120,7 @@ def test_the_changed_tree_is_formatted_and_its_tables_are_up_to_date(changed):
 
 @pytest.mark.newest
 @pytest.mark.parametrize("name", FILES)
-def test_what_a_diff_adds_works_everywhere(changed, name):
+def test_the_part_that_a_diff_adds_works_everywhere(changed, name):
     python(changed, "-c", CHECKS[name])
 
 

@@ -40,7 +40,7 @@ def test_canvases_are_described_and_the_description_follows(page):
     assert "t = 0.90" in page.locator("#forward-canvas").get_attribute("aria-label")
 
 
-def test_readings_stand_beside_the_controls_and_are_announced(page):
+def test_readings_are_beside_the_controls_and_are_announced(page):
     for section in SECTIONS:
         block = page.locator(f"#{section} .readings")
         assert block.get_attribute("aria-live") == "polite"

@@ -80,14 +80,14 @@ def test_paths_of_every_eta_end_with_the_weights_of_the_data(data):
     np.testing.assert_allclose(data["paths"]["upper"], 0.3, atol=three_standard_errors)
 
 
-def test_the_readings_at_a_fifth_of_the_way_are_the_known_ones(page):
+def test_the_readings_at_t_0_2_equal_the_closed_forms(page):
     """Linear: exp(-B(0.2)). Cosine: cos^2(pi / 10). The table: Nichol & Dhariwal 2021, eq. 17."""
     pictures.set_input(page, "schedules-t", "20")
     shown = readings(page, "schedules")
     h = lambda t: np.cos(np.pi / 2 * (t + 0.008) / 1.008) ** 2
-    known = {"linear": np.exp(-(0.1 * 0.2 + 19.9 * 0.02)), "cosine": np.cos(np.pi / 10) ** 2, "table": h(0.2) / h(0)}
-    assert {name: shown[name] for name in known} == pytest.approx(known, abs=1e-6)
-    texts = {name: page.locator(f"#schedules-{name}").inner_text() for name in known}
+    expected = {"linear": np.exp(-(0.1 * 0.2 + 19.9 * 0.02)), "cosine": np.cos(np.pi / 10) ** 2, "table": h(0.2) / h(0)}
+    assert {name: shown[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    texts = {name: page.locator(f"#schedules-{name}").inner_text() for name in expected}
     assert texts == {"linear": "0.658", "cosine": "0.9045", "table": "0.899"}
     prose = page.locator("#schedules p").first.inner_text()
     assert "0.9045" in prose
@@ -99,7 +99,7 @@ def test_the_readings_at_a_fifth_of_the_way_are_the_known_ones(page):
             )
 
 
-def test_annealed_langevin_finds_the_weights_and_the_fixed_level_does_not(data):
+def test_annealed_langevin_has_the_weights_of_the_data_and_langevin_at_a_fixed_level_does_not(data):
     runs, exact = data["langevin"]["runs"], float(exact_figures.two_islands().weights[0])
     assert data["langevin"]["exact"] == pytest.approx(exact)
     assert abs(runs["annealed"]["share"][-1] - exact) < 0.04
@@ -142,5 +142,5 @@ def test_the_digits_with_noise_are_those_of_diffuse(shared, data):
 
 
 def test_the_network_is_better_on_new_digits_than_the_exact_denoiser_of_the_training_set(data):
-    """The text of figure 8: with little noise."""
+    """At the low noise level of the text of figure 8."""
     assert data["digits"]["network_error"][0] < 0.5 * data["digits"]["exact_error"][0]

@@ -39,7 +39,7 @@ def test_packed_arrays_keep_values_to_half_a_step():
         pack([0.0, np.nan])
 
 
-def test_levels_and_points_are_the_current_ones(data):
+def test_levels_and_points_are_current(data):
     """The numbers that are computed in seconds; `test_every_number...` computes all."""
     with jax.enable_x64(True):
         new = {
@@ -60,7 +60,7 @@ def test_a_page_without_data_is_refused(tmp_path):
 
 
 @pytest.mark.slow  # trains both networks
-def test_every_number_of_the_page_is_the_current_one(data):
+def test_every_number_of_the_page_is_current(data):
     old, new = ({k: v for k, v in values.items() if k not in build.NO_NUMBERS} for values in (data, build.compute()))
     assert build.differences(old, new) == []
 
@@ -82,7 +82,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_numbers_of_another_library_are_named(name, data, monkeypatch, tmp_path):
+def test_changed_numbers_are_named(name, data, monkeypatch, tmp_path):
     monkeypatch.setattr(build, "compute", lambda: data)
     page = tmp_path / "index.html"
     page.write_text(build.render(changed(data, CHANGES[name]) | {"digest": "0" * 16}))

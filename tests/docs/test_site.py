@@ -54,7 +54,7 @@ def anchors(path):
 
 
 def broken(source, text):
-    """The relative links of a page that lead nowhere."""
+    """The relative links of a page without a target."""
     for link in hooks.relative_links(text):
         target, anchor = hooks.target_of(source, link)
         path = ROOT / target
@@ -67,7 +67,7 @@ def test_links_lead_to_files_and_headings(source):
     assert list(broken(source, (ROOT / source).read_text())) == []
 
 
-def test_a_broken_link_is_found():
+def test_a_broken_link_is_detected():
     text = "[a](data.md) [b](dat.md) [c](data.md#augmentation) [d](data.md#augment) [e](#here) ![f](images/none.png)"
     assert list(broken("docs/index.md", text)) == ["dat.md", "data.md#augment", "#here", "images/none.png"]
 
@@ -146,7 +146,7 @@ def test_every_name_of_diffax_is_in_a_namespace_of_the_reference():
     assert missing == ["Denoiser", "Predict"]  # aliases of `Any`, described in diffax.typing
 
 
-def test_an_undocumented_name_is_found(monkeypatch):
+def test_an_undocumented_name_is_detected(monkeypatch):
     class Bare(tuple):
         pass
 

@@ -1,4 +1,4 @@
-"""The accelerator benchmark: it runs at toy size, survives its items, and counts operations as by hand."""
+"""The accelerator benchmark: a run at toy size, items that fail, and operations counted by hand."""
 
 import functools
 import json
@@ -30,15 +30,15 @@ def run(*flags, **env):
 def test_quick_runs_every_item(tmp_path):
     done = run("--quick", "--minutes=14", f"--out={tmp_path}", "--commit=abc")
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "accelerator.json").read_text())
-    assert [item["name"] for item in found["items"]] == [item.name for item in command.ITEMS]
-    assert {row["item"] for row in found["rows"]} == {item.name for item in command.ITEMS}
-    assert not [row for row in found["rows"] if "error" in row or row.get("passed") is False]
-    assert not [row for row in found["rows"] if "skipped" in row and "not installed" not in row["skipped"]]
+    report = json.loads((tmp_path / "accelerator.json").read_text())
+    assert [item["name"] for item in report["items"]] == [item.name for item in command.ITEMS]
+    assert {row["item"] for row in report["rows"]} == {item.name for item in command.ITEMS}
+    assert not [row for row in report["rows"] if "error" in row or row.get("passed") is False]
+    assert not [row for row in report["rows"] if "skipped" in row and "not installed" not in row["skipped"]]
     page = (tmp_path / "accelerator.md").read_text()
     for text in ("| device | cpu |", f"jax {jax.__version__}", "| commit | abc |", "DiT-XL/2, remat", "images/s"):
         assert text in page
-    assert "% of peak" not in page  # a CPU has none in the list
+    assert "% of peak" not in page  # the list of peaks has no CPU
 
 
 MODULES = {
@@ -56,13 +56,13 @@ def items(folder, **most):
     return [command.Item("x", name, name, f"item_{name}", 0, most.get(name, 60)) for name in MODULES]
 
 
-def test_an_item_that_fails_leaves_the_others(tmp_path, monkeypatch):
-    """By an exception, by the death of its process, and by a hang."""
+def test_an_item_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
+    """Items fail by an exception, by the exit of their process, at import, or by exceeding their time."""
     chosen = items(tmp_path, hanging=6)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
-    found = command.run([*chosen[1:], chosen[0]], tmp_path, ENVIRONMENT, 8, False, lambda text: None)
-    rows = {(row["item"], row["name"]): row for row in found["rows"]}
+    report = command.run([*chosen[1:], chosen[0]], tmp_path, ENVIRONMENT, 8, False, lambda text: None)
+    rows = {(row["item"], row["name"]): row for row in report["rows"]}
     assert rows["failing", "before"]["value"] == 1.0
     assert rows["failing", "item_failing"]["error"] == "RuntimeError: it broke"
     assert "status 7" in rows["crashing", "crashing"]["error"]
@@ -72,14 +72,14 @@ def test_an_item_that_fails_leaves_the_others(tmp_path, monkeypatch):
     assert rows["good", "two"]["value"] == 2.0
     page = (tmp_path / "accelerator.md").read_text()
     assert "error: RuntimeError: it broke" in page
-    assert json.loads((tmp_path / "accelerator.json").read_text()) == found
+    assert json.loads((tmp_path / "accelerator.json").read_text()) == report
 
 
 def test_an_item_that_does_not_fit_the_time_is_skipped(tmp_path, monkeypatch):
     chosen = [item._replace(least=1e6) for item in items(tmp_path)[:1]]
     monkeypatch.syspath_prepend(tmp_path)
-    found = command.run(chosen, tmp_path, ENVIRONMENT, 8, False, lambda text: None)
-    assert "it needs about 1000000 s" in found["rows"][0]["skipped"]
+    report = command.run(chosen, tmp_path, ENVIRONMENT, 8, False, lambda text: None)
+    assert "it needs about 1000000 s" in report["rows"][0]["skipped"]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_too_little_memory_halves_the_batch_and_ends_in_a_row(monkeypatch):
     assert row["error"].startswith("batch 8 does not fit: RuntimeError: RESOURCE_EXHAUSTED")
 
 
-def test_a_network_that_fails_leaves_the_others(monkeypatch):
+def test_a_network_that_fails_does_not_stop_the_others(monkeypatch):
     def measure(case, dtype, size, quick):
         if dtype == "bfloat16" and case.net.__class__.__name__ == "DiT":
             raise ValueError("a shape is wrong")
@@ -133,7 +133,7 @@ def test_a_network_that_fails_leaves_the_others(monkeypatch):
 
 
 def test_short_runs_add_up_to_one_table(tmp_path, monkeypatch):
-    """Of one environment: results of another device are dropped."""
+    """The table has the results of one environment; results of another device are dropped."""
     chosen = [item for item in items(tmp_path) if item.name in ("good", "failing")]
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
@@ -145,7 +145,7 @@ def test_short_runs_add_up_to_one_table(tmp_path, monkeypatch):
     assert sorted(row["name"] for row in results["rows"]) == ["one", "two"]
 
 
-def test_no_step_starts_that_needs_more_memory_than_there_is(monkeypatch):
+def test_a_step_that_needs_more_memory_than_the_device_has_raises(monkeypatch):
     monkeypatch.setattr(steps, "memory_limit", lambda: 1000)
     with pytest.raises(MemoryError, match="the device has"):
         steps.measure(networks.TOYS["dit_b2"], "float32", 8, True)
@@ -169,7 +169,8 @@ def test_peaks_are_stated_with_their_source():
     assert flops.peak("NVIDIA H100 NVL").bfloat16 < flops.peak("NVIDIA H100 80GB HBM3").bfloat16
 
 
-# Operations by hand. A multiply-add is two; convolutions over p places: 2 p (window inputs) outputs.
+# Operations by hand. A multiply-add counts as two operations. A convolution over p positions has
+# 2 p (window inputs) outputs operations.
 
 
 def conv(places, inputs, outputs, window=9):
@@ -177,7 +178,7 @@ def conv(places, inputs, outputs, window=9):
 
 
 def dit(channels, depth, tokens=256, patch=4 * 4, out=4 * 4):
-    """Peebles & Xie 2023: q, k, v and the output are 4 maps, the feed-forward net 8, the modulation 6 of one vector."""
+    """Peebles & Xie 2023: 4 D x D maps for q, k, v and output, 8 in the feed-forward net; the modulation has 6."""
     block = 2 * tokens * 12 * channels**2 + 4 * tokens**2 * channels + 2 * 6 * channels**2
     embedding = 2 * (256 + channels) * channels
     ends = 2 * tokens * (patch + out) * channels + 2 * 2 * channels**2
@@ -185,7 +186,7 @@ def dit(channels, depth, tokens=256, patch=4 * 4, out=4 * 4):
 
 
 def ddpm():
-    """Ho et al. 2020, appendix B: four levels of two blocks, attention at 16x16 and in the middle."""
+    """Ho et al. 2020, appendix B: four levels of two blocks, with attention at 16x16 and in the middle."""
     widths, sizes, emb = (128, 256, 256, 256), (32, 16, 8, 4), 512
 
     def block(inputs, outputs, size):
@@ -217,7 +218,7 @@ def ddpm():
 
 
 def edm2(side):
-    """Karras et al. 2024, figure 21, width 128: four levels of three blocks, attention in the two lowest."""
+    """Karras et al. 2024, figure 21, width 128: four levels of three blocks, with attention in the two lowest."""
     widths, emb = (128, 256, 384, 512), 512
     sizes = [side >> level for level in range(4)]
 
@@ -249,7 +250,7 @@ def edm2(side):
 
 @functools.cache
 def forward_flops(case):
-    """As `steps` counts them, of one image."""
+    """Operations of one forward pass on one image, as `steps` counts them."""
     params = jax.eval_shape(case.net.init, jax.random.key(0), jnp.zeros((1, *case.shape)), jnp.zeros(1))["params"]
     batch = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in networks.batch_of(case, 1).items()}
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
@@ -260,29 +261,29 @@ BY_HAND = {"ddpm": ddpm(), "dit_b2": dit(768, 12), "dit_xl2": dit(1152, 28), "ed
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_operations_are_those_counted_by_hand(name):
+def test_operations_equal_the_counts_by_hand(name):
     assert forward_flops(networks.CASES[name]) == pytest.approx(BY_HAND[name], rel=0.02)
 
 
 @pytest.mark.parametrize(("name", "published"), [("dit_b2", 23.01), ("dit_xl2", 118.64)])
-def test_operations_are_the_published_ones(name, published):
-    """Gflops of Peebles & Xie 2023, table 4, which counts a multiply-add as one."""
+def test_operations_equal_the_published_figures(name, published):
+    """Gflops of Peebles & Xie 2023, table 4, which counts a multiply-add as one operation."""
     assert forward_flops(networks.CASES[name]) / 2e9 == pytest.approx(published, rel=0.002)
 
 
 def test_operations_of_edm2_at_the_published_size():
-    """Latents of 64x64x4, for which Karras et al. 2024 trained it."""
+    """Latents of 64x64x4, the training data of Karras et al. 2024."""
     case = networks.Case(EDM2(channels=128, num_classes=1000), (64, 64, 4), 1, 1000)
     assert forward_flops(case) == pytest.approx(edm2(64), rel=0.02)
 
 
-def test_a_layer_that_is_forgotten_is_noticed():
-    """Negative control: without its attention the DiT misses the published figure."""
+def test_the_check_of_operations_rejects_a_missing_layer():
+    """Negative control: without the operations of attention the DiT does not have the published figure."""
     assert dit(768, 12) - 12 * 4 * 256**2 * 768 != pytest.approx(2 * 23.01e9, rel=0.02)
 
 
 @pytest.mark.parametrize("name", networks.CASES)
-def test_pytorch_s_networks_have_the_same_parameters_and_operations(name):
+def test_the_networks_in_pytorch_have_the_same_parameters_and_operations(name):
     torch = pytest.importorskip("torch")
     pytest.importorskip("diffusers")
     from torch.utils.flop_counter import FlopCounterMode
@@ -306,10 +307,10 @@ def test_every_sampler_of_diffusers_is_timed():
 
 def test_readme_quotes_the_table():
     path = ROOT / "docs" / "benchmarks" / "accelerator.json"
-    found = json.loads(path.read_text()) if path.exists() else None
-    assert table.performance(found) in " ".join((ROOT / "README.md").read_text().split())
+    report = json.loads(path.read_text()) if path.exists() else None
+    assert table.performance(report) in " ".join((ROOT / "README.md").read_text().split())
     page = (ROOT / "docs" / "benchmarks" / "accelerator.md").read_text()
-    assert (table.UNMEASURED in page) == (found is None)
+    assert (table.UNMEASURED in page) == (report is None)
 
 
 def test_the_sentence_about_performance():
@@ -320,7 +321,7 @@ def test_the_sentence_about_performance():
         "images_per_s": 1234.5,
         "percent_of_peak": 36.4,
     }
-    found = {"environment": {"device": "NVIDIA H100"}, "rows": [row]}
+    report = {"environment": {"device": "NVIDIA H100"}, "rows": [row]}
     expected = "Training steps in bfloat16 on one NVIDIA H100: DiT-B/2 1234 images/s (36 % of the peak)."
-    assert table.performance(found) == expected
-    assert table.performance(found | {"rows": []}).startswith(table.UNMEASURED)
+    assert table.performance(report) == expected
+    assert table.performance(report | {"rows": []}).startswith(table.UNMEASURED)

@@ -1,4 +1,4 @@
-"""The benchmark of the samplers: what it counts, what it compares with, that padding is free, that it runs."""
+"""The benchmark of the samplers: counts of denoiser calls, reference values, padded grids, and a short run."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ BUDGETS = (5, 10)
 
 
 def counted_calls(row, moves, ending):
-    """Denoiser calls that a run really makes."""
+    """Number of denoiser calls of a run, counted by a callback."""
     schedule, calls = diffax.Linear(), []
 
     def denoise(x, t):
@@ -45,13 +45,13 @@ def check_calls(row, budget, ending):
 
 @pytest.mark.slow_cases("dpm_solver-3", "unipc-3", "ddim-langevin")
 @pytest.mark.parametrize("name", ["ddim", "heun", "dpm_solver-3", "unipc-3", "pndm", "pndm-prk", "ddim-langevin"])
-def test_budgets_are_the_calls_that_are_made(name):
+def test_the_counted_calls_are_those_of_a_run(name):
     check_calls(ROWS[name], 14, "sample")
     assert ROWS[name].moves(14, "integrate") >= ROWS[name].moves(14, "sample")
 
 
-def test_a_call_that_is_not_counted_is_noticed():
-    """Negative control: PNDM's start forgotten."""
+def test_the_check_rejects_a_call_that_is_not_counted():
+    """Negative control: the extra calls of the first steps of PNDM are not counted."""
     build = lambda *args: ROWS["pndm"].build(*args)._replace(start_calls=0)
     with pytest.raises(AssertionError):
         check_calls(ROWS["pndm"]._replace(build=build), 14, "sample")
@@ -75,7 +75,7 @@ def small():
 @pytest.mark.slow_cases(but=["deis-3"])
 @pytest.mark.parametrize("name", ["pndm", "unipc-3-final", "deis-3"])
 def test_padding_changes_nothing(name, small):
-    """Also where a sampler looks at the end of its grid, or has a start of its own."""
+    """Also for samplers that use the end of the grid, and for samplers with a start of their own."""
     row, schedule = ROWS[name], problems.SCHEDULES["linear"]
     runs = problems.cases(row, BUDGETS, ("karras",), (1,))
     padded, denoise, case = accuracy.measure(row, small, runs), small.law.denoiser(schedule), runs[0]
@@ -85,7 +85,7 @@ def test_padding_changes_nothing(name, small):
     np.testing.assert_allclose(padded[0, 0], accuracy.rms(x0 - small.x0), rtol=1e-9)
 
 
-def test_padding_does_not_change_how_much_is_churned():
+def test_padding_does_not_change_the_churn():
     row, schedule = ROWS["heun-churn10"], "edm"
     run = problems.Case("uniform", 0, "sample", 15, 7, 15)
     longer = problems.Case("uniform", 0, "sample", 31, 15, 31)
@@ -98,7 +98,7 @@ def test_the_exact_answer_is_the_closed_form_of_one_component(monkeypatch):
     one = analytic.Mixture(np.array([1.0]), np.array([[0.7, -0.4]]), 0.3)
     monkeypatch.setattr(problems, "mixture", lambda dimension: one)
     monkeypatch.setattr(problems, "RUNGE_KUTTA", 600)
-    for name in ("linear", "edm"):  # edm's last level is 0.002
+    for name in ("linear", "edm"):  # the last level of edm is 0.002
         problem, level = problems.problem(name, 2, 4), problems.SCHEDULES[name](1.0)
         scale = 0.3 / np.sqrt(level.alpha**2 * 0.09 + level.sigma**2)
         np.testing.assert_allclose(problem.x0, one.means + scale * (problem.x - level.alpha * one.means), atol=1e-8)
@@ -111,39 +111,42 @@ def recursion(times, noise=1.0):
     alpha, sigma = levels[0]
     m, v = alpha * data.mean, alpha**2 * data.variances + sigma**2
     for (alpha, sigma), (alpha_s, sigma_s) in itertools.pairwise(levels):
-        step = (alpha / alpha_s) ** 2  # of alpha bar, Ho et al. 2020
+        step = (alpha / alpha_s) ** 2  # the ratio of alpha bar, Ho et al. 2020
         tilde = sigma_s**2 / sigma**2 * (1 - step)
         gain = alpha * data.variances / (alpha**2 * data.variances + sigma**2)
-        of_x0, of_x = alpha_s * (1 - step) / sigma**2, np.sqrt(step) * sigma_s**2 / sigma**2
-        slope = of_x0 * gain + of_x
-        m = slope * m + of_x0 * (1 - gain * alpha) * data.mean
+        c_x0, c_x = alpha_s * (1 - step) / sigma**2, np.sqrt(step) * sigma_s**2 / sigma**2
+        slope = c_x0 * gain + c_x
+        m = slope * m + c_x0 * (1 - gain * alpha) * data.mean
         v = slope**2 * v + noise * tilde
     return m, np.sqrt(v)
 
 
-def test_the_law_is_the_paper_s_recursion():
+def test_the_measured_distribution_follows_the_recursion_of_the_paper():
     runs = problems.cases(ROWS["ddpm"], BUDGETS, ("uniform",), (0,))
-    found, data = distributions.measure(ROWS["ddpm"], "linear", runs), problems.gaussian()
-    for case, errors in zip(runs, found, strict=True):
+    measured, data = distributions.measure(ROWS["ddpm"], "linear", runs), problems.gaussian()
+    for case, errors in zip(runs, measured, strict=True):
         m, s = recursion(problems.step_grid("linear", case.grid, case.moves + 1, 0.05))
         exact = np.sqrt(np.mean((m - data.mean) ** 2 + (s - np.sqrt(data.variances)) ** 2))
         np.testing.assert_allclose(errors[1], exact, rtol=1e-8)
 
 
-def test_noise_of_the_wrong_size_is_noticed():
-    """Negative control: 2 % more variance."""
+def test_the_check_rejects_noise_of_a_wrong_variance():
+    """Negative control: the variance of the noise is 2 % too large."""
     times = problems.step_grid("linear", "uniform", 11, 0.05)
     assert abs(recursion(times)[1] / recursion(times, 1.02)[1] - 1).max() > 1e-3
 
 
 def test_quantiles_and_the_sliced_distance():
-    """One component: the quantiles of a normal law; draws that are moved by d are |d . v| off in direction v."""
+    """With one component the quantiles are those of a normal distribution.
+
+    In direction v the distance of draws that are shifted by d is |d . v|.
+    """
     one = analytic.Mixture(np.array([1.0]), np.array([[0.7, -0.4]]), 0.3)
     exact, v = distributions.quantiles(one, 9), distributions.directions(2)
     for k in (0, 5):
         normal = NormalDist(float(one.means[0] @ v[:, k]), 0.3)
         np.testing.assert_allclose(exact[:, k], [normal.inv_cdf((i + 0.5) / 9) for i in range(9)], atol=1e-5)
-    # All draws at one point: the distance to a law along v is E (point . v - q)^2.
+    # If all draws are one point, the squared distance to a distribution along v is E (point . v - q)^2.
     d = np.array([0.3, 0.1])
     expected = np.sqrt(np.mean((d @ v - exact) ** 2))
     np.testing.assert_allclose(distributions.sliced(jnp.broadcast_to(d, (9, 2)), exact), expected, rtol=1e-12)
@@ -186,8 +189,8 @@ LIKE = {
 
 
 @pytest.mark.parametrize("name", LIKE)
-def test_k_diffusion_is_what_ours_is(name, small):
-    """Where it is installed: its row has the errors of ours."""
+def test_samplers_of_k_diffusion_have_the_errors_of_their_rows(name, small):
+    """The row of k-diffusion has the errors of the row of diffax. Skipped without k-diffusion."""
     if "k-diffusion" not in peers.libraries():
         pytest.skip("k-diffusion is not installed")
     peer, setting = peer_rows.PEERS[name], LIKE[name]
@@ -197,18 +200,18 @@ def test_k_diffusion_is_what_ours_is(name, small):
     runs = [case for case in runs if case.ending == ending]
     if peer.stochastic:
         data = problems.gaussian()
-        ours = distributions.measure(row, "linear", runs)
+        errors = distributions.measure(row, "linear", runs)
         u = np.asarray(distributions.unit_examples(data, problems.SCHEDULES["linear"](1.0), 40)) / alpha
         error = lambda end: distributions.wasserstein(*distributions.moments(jnp.asarray(end)), data)
-        theirs = peers.measure(peer, data, u, BUDGETS, error, [setting], peers.unit_noise)
+        measured = peers.measure(peer, data, u, BUDGETS, error, [setting], peers.unit_noise)
     else:
-        ours = accuracy.measure(row, small, runs)
+        errors = accuracy.measure(row, small, runs)
         error = lambda end: np.sqrt(np.mean((end - np.asarray(small.x0)) ** 2))
-        theirs = peers.measure(peer, small.law, np.asarray(small.x) / alpha, BUDGETS, error, [setting], peers.draws)
-    found = theirs["errors"][f"{grid} {end:g} {ending}"]
-    # `integrate` ends at x / alpha there and at x here.
-    np.testing.assert_allclose(found, ours[:, int(ending == "integrate")], rtol=1e-3 if ending == "sample" else 5e-3)
-    assert theirs["calls"][ending] == [case.calls for case in runs]
+        measured = peers.measure(peer, small.law, np.asarray(small.x) / alpha, BUDGETS, error, [setting], peers.draws)
+    result = measured["errors"][f"{grid} {end:g} {ending}"]
+    # `integrate` returns x / alpha in k-diffusion and x in diffax.
+    np.testing.assert_allclose(result, errors[:, int(ending == "integrate")], rtol=1e-3 if ending == "sample" else 5e-3)
+    assert measured["calls"][ending] == [case.calls for case in runs]
 
 
 def command(*flags):
@@ -237,9 +240,9 @@ def test_bad_input_is_one_line(flags, message):
 def test_quick_writes_all_files(tmp_path):
     done = command("samplers", "--quick", "--samplers=dpmpp_2s,ddpm-large", "--budgets=3,6", f"--out={tmp_path}")
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "samplers.json").read_text())
-    assert found["errors"]["linear, 2-D"]["dpmpp_2s"]["calls"] == {"sample": [3, 5], "integrate": [2, 6]}
-    assert {row["sampler"] for row in found["speed"]} == {"dpmpp_2s", "ddpm-large"}
+    report = json.loads((tmp_path / "samplers.json").read_text())
+    assert report["errors"]["linear, 2-D"]["dpmpp_2s"]["calls"] == {"sample": [3, 5], "integrate": [2, 6]}
+    assert {row["sampler"] for row in report["speed"]} == {"dpmpp_2s", "ddpm-large"}
     text = (tmp_path / "samplers.md").read_text()
     for heading in ("Best at each budget", "Measured order", "Error in law", "swept in one compile", "Compile time"):
         assert heading in text

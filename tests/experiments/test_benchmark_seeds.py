@@ -1,4 +1,4 @@
-"""The benchmark of seeds in one program: its ratio, its comparison of losses, what is refused, a small run of it."""
+"""The benchmark of seeds in one program: the ratio of times, the comparison of losses, bad flags, and a small run."""
 
 import json
 import os
@@ -17,7 +17,7 @@ SECONDS = {0: 30.0, 1: 10.0, 2: 20.0}
 
 
 def write(folder, losses):
-    """Runs as `experiments.sweep` leaves them."""
+    """Write runs as `experiments.sweep` does."""
     for seed, values in losses.items():
         run = folder / "runs" / f"id{seed}"
         run.mkdir(parents=True)
@@ -27,7 +27,13 @@ def write(folder, losses):
 
 
 def commands(whole, shared, calls):
-    """In place of `command`: one seed alone in its seconds, all of them in `whole` with the losses `shared`."""
+    """Replacement for `command`, which returns the seconds of a sweep without running it.
+
+    Args:
+      whole: seconds of all seeds in one program; one seed alone takes its entry of SECONDS.
+      shared: losses of the seeds in one program.
+      calls: list that gets the arguments of each call.
+    """
 
     def command(sweep, folder, *options):
         calls.append((folder.name, *options))
@@ -55,11 +61,11 @@ def run(out, *more):
 def test_the_ratio_and_the_losses(tmp_path, monkeypatch):
     calls, moved = [], LOSSES | {1: (1.2, 0.4 * 1.25)}
     monkeypatch.setattr(seeds, "command", commands(15.0, moved, calls))
-    found, lines = run(tmp_path, "--networks=unet,mlp", "--ways=vmap", "--seeds=3")
+    report, lines = run(tmp_path, "--networks=unet,mlp", "--ways=vmap", "--seeds=3")
     alone = [(f"unet_{seed}", f"--only=config.seed={seed}", "--way=loop") for seed in range(3)]
     assert calls[:4] == [*alone, ("unet_vmap", "--way=vmap", "--group=3")]
     assert [call[0] for call in calls[4:]] == ["mlp_0", "mlp_1", "mlp_2", "mlp_vmap"]
-    for row, line, network in zip(found["rows"], lines[2:], ("unet", "mlp"), strict=True):
+    for row, line, network in zip(report["rows"], lines[2:], ("unet", "mlp"), strict=True):
         assert row["alone"] == [30.0, 10.0, 20.0]
         assert (row["one_program"], row["ratio"]) == (15.0, 0.25)  # 15 / (30 + 10 + 20), not 15 / 30 / 3
         assert row["apart"] == pytest.approx(0.25)
@@ -73,10 +79,10 @@ def test_the_ratio_and_the_losses(tmp_path, monkeypatch):
         (LOSSES, "0.0e+00"),
         (LOSSES | {2: (0.9, 0.7 * (1 - 1e-3))}, "1.0e-03"),
         (LOSSES | {2: (float("nan"), 0.7)}, "nan"),
-        ({0: LOSSES[1], 1: LOSSES[0], 2: LOSSES[2]}, "2.5e-01"),  # another seed's
+        ({0: LOSSES[1], 1: LOSSES[0], 2: LOSSES[2]}, "2.5e-01"),  # the losses of another seed
     ],
 )
-def test_losses_that_differ_are_told(shared, apart, tmp_path, monkeypatch):
+def test_the_table_has_the_largest_difference_of_the_losses(shared, apart, tmp_path, monkeypatch):
     monkeypatch.setattr(seeds, "command", commands(15.0, shared, []))
     assert run(tmp_path, "--networks=mlp", "--ways=loop", "--seeds=3")[1][2][-1] == apart
 
@@ -96,9 +102,9 @@ def test_bad_flags_are_one_line_and_start_nothing(flag, message, tmp_path, monke
     monkeypatch.setattr(seeds, "command", commands(15.0, LOSSES, calls))
     with pytest.raises(SystemExit) as ended:
         run(tmp_path / "out", "--seeds=3", flag)
-    said = capsys.readouterr()
-    assert (ended.value.code, said.out, said.err.count("\n")) == (2, "", 1)
-    assert said.err.startswith(f"error: {message}")
+    output = capsys.readouterr()
+    assert (ended.value.code, output.out, output.err.count("\n")) == (2, "", 1)
+    assert output.err.startswith(f"error: {message}")
     assert calls == []
 
 
@@ -112,7 +118,7 @@ def test_bad_flags_of_the_command():
 
 @pytest.mark.slow
 def test_a_small_run(tmp_path, data_dir, monkeypatch):
-    """Two seeds of the MLP, two steps: three real commands."""
+    """Two seeds of the MLP with two steps each, in three real commands."""
     monkeypatch.setenv("XLA_FLAGS", xla_flags(1))
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
@@ -124,9 +130,9 @@ def test_a_small_run(tmp_path, data_dir, monkeypatch):
         return times[folder.name]
 
     monkeypatch.setattr(seeds, "command", command)
-    found, lines = run(tmp_path, "--networks=mlp", "--ways=loop", "--seeds=2", "--steps=2")
+    report, lines = run(tmp_path, "--networks=mlp", "--ways=loop", "--seeds=2", "--steps=2")
     assert list(times) == ["mlp_0", "mlp_1", "mlp_loop"]
-    (row,), alone, whole = found["rows"], times["mlp_0"] + times["mlp_1"], times["mlp_loop"]
+    (row,), alone, whole = report["rows"], times["mlp_0"] + times["mlp_1"], times["mlp_loop"]
     assert row["ratio"] == pytest.approx(whole / alone)
     assert lines[2][:6] == ["mlp", "loop", "2", f"{alone:.1f}", f"{whole:.1f}", f"{whole / alone:.2f}"]
     assert {name: {seed: len(v) for seed, v in of.items()} for name, of in runs.items()} == {
@@ -135,5 +141,5 @@ def test_a_small_run(tmp_path, data_dir, monkeypatch):
         "mlp_loop": {0: 2, 1: 2},
     }
     assert row["apart"] < 1e-5
-    # Negative control: the losses of the two seeds are not those of each other.
+    # Negative control: the losses of the two seeds differ from each other.
     assert np.abs(runs["mlp_loop"][0] / runs["mlp_1"][1] - 1).max() > 1e-3

@@ -1,4 +1,4 @@
-"""Captions: words and tokens, emoji from a font made here, batches, runs of a model of captions."""
+"""Captions: words and tokens, emoji from a generated font, batches, and runs of a model of captions."""
 
 import io
 import sys
@@ -20,7 +20,7 @@ from experiments.evaluation import caption_score
 from experiments.model import build
 from experiments.models import captions as text
 
-COLOURS = {  # colours of the whole picture, by code point; the last has no name, the second no place among emoji
+COLOURS = {  # code point -> colour. The last code point has no name; the second is not in an emoji block.
     0x1F600: (255, 200, 0),
     0x0023: (1, 2, 3),
     0x2764: (255, 0, 0),
@@ -37,7 +37,7 @@ COLOURS = {  # colours of the whole picture, by code point; the last has no name
 
 
 def write_font(path, colours):
-    """A font of coloured bitmaps, 12x10 of one colour but for transparent left columns, as PNG in CBDT."""
+    """Write a font of bitmaps (PNG in CBDT) of 12x10 pixels: one colour, with transparent columns on the left."""
     from fontTools.fontBuilder import FontBuilder
     from fontTools.ttLib import newTable
     from fontTools.ttLib.tables import C_B_D_T_, E_B_L_C_
@@ -81,7 +81,7 @@ def write_font(path, colours):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """The folder of an emoji data set made from a font of a dozen characters."""
+    """The folder of an emoji data set from a font of a dozen characters."""
     folder = tmp_path_factory.mktemp("tiny")
     write_font(folder / "font.ttf", COLOURS)
     with pytest.MonkeyPatch.context() as patch:
@@ -95,7 +95,7 @@ def dataset(tiny):
     return open_dataset("emoji", str(tiny))
 
 
-def test_emoji_are_the_font_s_pictures_with_their_names(dataset):
+def test_emoji_have_the_pictures_of_the_font_and_their_names(dataset):
     records = {}
     for part in ("train", "test"):
         for record in dataset.source(part):
@@ -118,7 +118,7 @@ def test_emoji_are_the_font_s_pictures_with_their_names(dataset):
         assert part == ("test" if emoji.is_test(code) else "train")
         assert list(emoji.BLOCKS)[label] == block
         assert image[16, 16:].tolist() == [list(COLOURS[code])] * 16  # the glyph, resized
-        for white in (image[:, :7], image[:2], image[-2:]):  # what is transparent, and the pad above and below
+        for white in (image[:, :7], image[:2], image[-2:]):  # the transparent part, and the padding above and below
             assert (white == 255).all()
     assert (dataset.shape, dataset.num_classes, dataset.units.range) == ((32, 32, 3), 6, (0, 255))
 
@@ -138,7 +138,7 @@ def test_an_eighth_is_held_out():
         ("text.ttf", r"NOTO_COLOR_EMOJI must be a font with pictures \(table CBDT\), got .*text.ttf"),
     ],
 )
-def test_what_to_install_is_said(font, message, tmp_path, monkeypatch):
+def test_the_error_for_a_missing_or_wrong_font_says_what_to_install(font, message, tmp_path, monkeypatch):
     (tmp_path / "text.ttf").write_text("no font")
     monkeypatch.setenv("NOTO_COLOR_EMOJI", str(tmp_path / font))
     with pytest.raises(ValueError, match=message):
@@ -154,23 +154,23 @@ def test_a_missing_package_is_named(monkeypatch):
 @pytest.mark.parametrize("cache", [False, True])
 def test_batches_hold_the_tokens_of_their_images(dataset, cache):
     captions = dataset.captions("train")
-    known = Tokenizer.of(captions, 100, 6)
-    batch = next(batches(dataset, "train", len(captions), seed=0, cache=cache, encode=known.encode))
+    tokenizer = Tokenizer.of(captions, 100, 6)
+    batch = next(batches(dataset, "train", len(captions), seed=0, cache=cache, encode=tokenizer.encode))
     images, _ = dataset.arrays("train")
-    expected = {image.tobytes(): tokens for image, tokens in zip(images, known.encode(captions), strict=True)}
+    expected = {image.tobytes(): tokens for image, tokens in zip(images, tokenizer.encode(captions), strict=True)}
     assert batch["tokens"].shape == (len(captions), 6)
     for image, tokens in zip(batch["x"], batch["tokens"], strict=True):
         np.testing.assert_array_equal(tokens, expected[image.tobytes()])
     assert "tokens" not in next(batches(dataset, "train", 2, seed=0))
 
 
-def test_a_set_without_captions_says_so(data_dir):
+def test_captions_of_a_set_without_captions_raise(data_dir):
     with pytest.raises(ValueError, match=r"dataset.name = 'digits' has no captions \(a feature 'caption'\)"):
         open_dataset("digits", str(data_dir)).captions("train")
 
 
 def settings(folder, **changes):
-    """The smallest model of captions."""
+    """The config of a small model of captions."""
     config = smoke.get_config()
     config.dataset.update({"name": "emoji", "data_dir": str(folder), "batch_size": 8, "test_split": "train"})
     config.network.update(
@@ -182,7 +182,7 @@ def settings(folder, **changes):
 
 
 def test_dropped_captions_are_empty(tiny):
-    """With p_uncond = 1 the network never sees a word; with 0 always."""
+    """With p_uncond = 1 every caption is empty; with 0 none is."""
     seen = []
 
     class Spy:
@@ -224,13 +224,13 @@ def test_settings_are_checked(changes, conditional, message, tiny):
 
 
 @pytest.mark.newest
-def test_the_experiment_s_config_is_sound():
+def test_the_config_of_the_experiment_is_valid_and_documented():
     built(emoji_text.get_config())
     for word in ("python -m experiments.train", "Hardware", "Time", "Metric"):
         assert word in emoji_text.__doc__
 
 
-def test_no_others_keep_their_caption():
+def test_moved_captions_are_a_permutation_without_fixed_points():
     for count in (2, 3, 50):
         order = caption_score.moved(np.random.default_rng(0), count)
         assert sorted(order) == list(range(count))
@@ -238,8 +238,8 @@ def test_no_others_keep_their_caption():
 
 
 @pytest.mark.slow
-def test_a_run_learns_its_captions_is_sampled_and_scored(tiny, tmp_path):
-    """train, sample --captions, export, caption_score and what they refuse, as a person runs them."""
+def test_a_run_with_captions_is_trained_exported_sampled_and_scored(tiny, tmp_path):
+    """Processes of train, export, caption_score and `sample --captions`, and their errors for bad flags."""
     flags = [
         "--config=experiments/configs/emoji_text.py",
         f"--config.dataset.data_dir={tiny}",
@@ -277,8 +277,8 @@ def test_a_run_learns_its_captions_is_sampled_and_scored(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_vocabulary_is_of_the_training_captions_and_kept(tiny, dataset, tmp_path):
-    """A run makes it and records it; what is continued or adapted takes the one there is."""
+def test_the_vocabulary_has_the_words_of_the_training_captions_and_is_recorded(tiny, dataset, tmp_path):
+    """A new run makes the vocabulary and records it; a resumed or adapted run uses the recorded one."""
     config = settings(tiny)
     run = opened(config, tmp_path)
     words = Tokenizer.of(dataset.captions("train"), 12, 5).words

@@ -1,4 +1,4 @@
-"""The command line: settings, flags, paths, locks and exit statuses, as a person runs the commands."""
+"""The command line: settings, flags, paths, locks and exit statuses."""
 
 import json
 import signal
@@ -30,7 +30,7 @@ TRAIN, TRAIN_FLAGS = imported("train")
         ("other", "unknown argument 'other'; flags are --NAME=VALUE and settings --config.KEY=VALUE"),
     ],
 )
-def test_a_positional_argument_is_refused_with_the_right_spelling(argument, hint, capsys, monkeypatch):
+def test_the_error_for_a_positional_argument_suggests_a_flag(argument, hint, capsys, monkeypatch):
     for name in TRAIN_FLAGS:
         TRAIN_FLAGS[name].unparse()
     monkeypatch.setattr(run_command.flags, "FLAGS", TRAIN_FLAGS)
@@ -54,12 +54,12 @@ def test_a_positional_argument_is_refused_with_the_right_spelling(argument, hint
         ("config.dataset.flip=1", "config.dataset.flip must be of type bool, got 1"),
     ],
 )
-def test_a_wrong_setting_is_answered_with_the_nearest_one(change, message):
+def test_the_error_for_an_unknown_setting_suggests_the_nearest_one(change, message):
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         settings.load_config("smoke", [change])
 
 
-def test_a_config_is_found_by_its_name():
+def test_a_config_is_loaded_by_its_name():
     assert settings.load_config("digits").to_dict() == digits.get_config().to_dict()
     assert settings.load_config(str(Path(digits.__file__))).to_dict() == digits.get_config().to_dict()
     with pytest.raises(ValueError, match=r"config must be a file or one of .*, got digit: did you mean 'digits'\?"):
@@ -163,7 +163,7 @@ time.sleep(600)
 """
 
 
-def test_a_workdir_in_use_is_refused_and_free_after_a_kill(tmp_path):
+def test_a_workdir_in_use_is_refused_and_its_lock_ends_with_the_process(tmp_path):
     line, config = [sys.executable, "-c", HOLD, str(tmp_path)], smoke.get_config().to_dict()
     holder = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=ENV, cwd=ROOT)
     try:
@@ -179,12 +179,12 @@ def test_a_workdir_in_use_is_refused_and_free_after_a_kill(tmp_path):
     workdir._LOCKS.pop(tmp_path).release()
 
 
-def test_a_folder_of_samples_keeps_its_settings_and_lacks_what_cannot_be_read(tmp_path):
-    settings_of = {"seed": 0, "sampling": {"guidance_interval": (0.0, 1.0)}}
+def test_a_folder_of_samples_keeps_its_settings_and_draws_unreadable_shards_again(tmp_path):
+    sample_settings = {"seed": 0, "sampling": {"guidance_interval": (0.0, 1.0)}}
     for _ in range(2):
-        sample_folder.claim(tmp_path, settings_of)
+        sample_folder.claim(tmp_path, sample_settings)
     with pytest.raises(ValueError, match=r"out .* has samples with seed = 0, got 1; choose another --out"):
-        sample_folder.claim(tmp_path, settings_of | {"seed": 1})
+        sample_folder.claim(tmp_path, sample_settings | {"seed": 1})
     indices = []
     for path, index in sample_folder.missing_shards(tmp_path, 7, 3):
         sample_folder.save_shard(path, index, index)
@@ -289,5 +289,5 @@ def test_the_export_of_the_command_loads_with_its_samples(untrained, tmp_path):
     model = pretrained.load(tmp_path / "export")
     samples = model.denormalise(jax.jit(lambda key: model.sample(key, 12))(jax.random.key(3)))
     assert np.abs(samples.astype(int) - shards[0]).max() <= 1
-    settings_of = json.loads((tmp_path / "0" / "settings.json").read_text())
-    assert settings_of["step"] == model.step == 1
+    sample_settings = json.loads((tmp_path / "0" / "settings.json").read_text())
+    assert sample_settings["step"] == model.step == 1

@@ -1,4 +1,4 @@
-"""Array conditions of a data set: read, standardised, augmented with x, learned from, drawn with and exported."""
+"""Array conditions of a data set: reading, units, augmentation, training, sampling and export."""
 
 import json
 
@@ -28,13 +28,13 @@ FIELD = Units("float32", None, (0.0, 0.0), (1.0, 1.0), "field")
 
 
 def place_of(condition):
-    """The point that belongs to a condition (..., 1) of about 250 +- 10."""
+    """The point (..., 2) of a condition (..., 1), which is about 250 +- 10."""
     return 5 + (condition - 250) * np.array([2.0, -1.0])
 
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
-    """A folder of sets: fields with fields, points with numbers, pictures with vectors and labels, sets of points."""
+    """A folder of data sets: fields conditioned on fields, points on numbers, pictures on vectors, sets of points."""
     folder = tmp_path_factory.mktemp("sets")
     field = RNG.normal([50, -3], [10, 2], (60, 8, 8, 2)).astype(np.float32)
     number = RNG.normal(250, 10, (400, 1))
@@ -83,13 +83,13 @@ def test_conditions_are_standardised_by_the_training_split(sets):
     np.testing.assert_allclose(batch["condition"][..., :1], batch["x"], atol=1e-5)  # x is linear in this channel
 
 
-def test_conditions_outside_a_mask_do_not_count(sets):
+def test_units_of_conditions_ignore_entries_outside_the_mask(sets):
     dataset = open_dataset("clouds", str(sets))
     assert dataset.condition == (6, 1)
     assert 6 < dataset.condition_units.mean[0] < 8
 
 
-def test_a_number_for_each_example_or_place_is_one_channel():
+def test_a_number_for_each_example_or_position_is_one_channel():
     x = np.zeros((3, 4, 4, 2), np.float32)
     for condition, shape in ((np.arange(3), (1,)), (np.ones((3, 4, 4)), (4, 4, 1)), (np.ones((3, 4)), (4,))):
         source = sources.of_arrays(x, {"condition": condition})
@@ -107,7 +107,7 @@ def test_augmentation_moves_x_and_its_condition_alike(sets, change):
     np.testing.assert_allclose(batch["condition"][..., :1], batch["x"], atol=1e-5)
 
 
-def test_augmentation_leaves_a_vector_alone(sets):
+def test_augmentation_does_not_change_a_vector_condition(sets):
     dataset = open_dataset("pictures", str(sets))
     plain, batch = (next(batches(dataset, "train", 36, seed=0, augment=Augment(flip=on))) for on in (False, True))
     np.testing.assert_array_equal(batch["condition"], plain["condition"])
@@ -124,7 +124,7 @@ def test_augmentation_that_does_not_fit_the_condition_is_refused():
         Augment(crop=1).check((8, 8, 1), FIELD, (4, 4, 1))
 
 
-def test_records_keep_the_condition_and_old_ones_have_none():
+def test_records_keep_the_condition_and_old_records_have_none():
     data = Data((8, 8, 1), None, FIELD, condition=(8, 8, 2), condition_units=FIELD)
     record = json.loads(json.dumps(data.record()))
     assert Data.of(record) == data
@@ -134,18 +134,18 @@ def test_records_keep_the_condition_and_old_ones_have_none():
 # ---------------------------------------------------------------- the model and its inputs
 
 
-def test_batches_have_the_shapes_that_were_announced(sets):
+def test_batches_have_the_shapes_of_the_empty_batch(sets):
     for name, unused in (("fields", ""), ("pictures", " (labels are not used)")):
         inputs = inputs_of(config_of(sets, name), 1)
-        batch, announced = next(inputs.read()), inputs.empty_batch(8)
+        batch, empty = next(inputs.read()), inputs.empty_batch(8)
         assert {key: (v.shape, v.dtype) for key, v in batch.items()} == {
-            key: (v.shape, v.dtype) for key, v in announced.items()
+            key: (v.shape, v.dtype) for key, v in empty.items()
         }
         size = "x".join(map(str, inputs.data.condition))
         assert f"with condition {size}{unused}: " in inputs.describe({})
-        held = inputs.examples("test", 3, None)["condition"]
+        condition = inputs.examples("test", 3, None)["condition"]
         raw = inputs.dataset.conditions("test")
-        np.testing.assert_array_equal(held[0], inputs.data.condition_units.normalise(raw[0]))
+        np.testing.assert_array_equal(condition[0], inputs.data.condition_units.normalise(raw[0]))
 
 
 def test_conditions_that_the_model_does_not_use_are_not_read(sets):
@@ -162,16 +162,16 @@ def test_conditions_are_dropped_at_the_rate_p_uncond(sets):
     x = jnp.ones((256, 2))
     batch = {"x": x, "label": jnp.zeros(256, int), "index": jnp.arange(256), "condition": jnp.ones((256, 1))}
     keys = jax.random.split(KEY, 256)
-    given, null = (loss(params, {**batch, "condition": c}, keys) for c in (jnp.ones((256, 1)), jnp.zeros((256, 1))))
-    assert 90 < int((given == null).sum()) < 166
+    ones, null = (loss(params, {**batch, "condition": c}, keys) for c in (jnp.ones((256, 1)), jnp.zeros((256, 1))))
+    assert 90 < int((ones == null).sum()) < 166
     measured = {**batch, "u": jnp.linspace(0.01, 0.99, 256)}
-    given, null = (loss(params, {**measured, "condition": c}, keys) for c in (batch["condition"], jnp.zeros((256, 1))))
-    assert (given != null).all()  # no condition is dropped from a measurement
+    ones, null = (loss(params, {**measured, "condition": c}, keys) for c in (batch["condition"], jnp.zeros((256, 1))))
+    assert (ones != null).all()  # conditions are not dropped in the held-out loss
 
 
 def test_shapes_that_do_not_fit_are_refused():
     config = own.get_config()
-    for shape, condition in (((8, 8, 1), (4, 4, 2)), ((4, 4, 2), (8, 8, 1))):  # the latter in latents
+    for shape, condition in (((8, 8, 1), (4, 4, 2)), ((4, 4, 2), (8, 8, 1))):  # the second case is in latents
         data = Data(shape, None, Units(), condition=condition, condition_units=FIELD)
         message = rf"config.network must fit .* condition must have shape \(D,\) or .*, got \({condition[0]}, "
         with pytest.raises(ValueError, match=message):
@@ -190,7 +190,7 @@ def test_guidance_needs_a_null_condition(sets, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def trained(sets, tmp_path_factory):
-    """Workdirs of a model of points with its condition, and without."""
+    """Workdirs of two models of points: with the condition and without it."""
     folder = tmp_path_factory.mktemp("runs")
     every = {"train__log_every": 100, "train__checkpoint_every": 300, "train__heldout_every": 300}
     every |= {"train__num_steps": 300, "train__sample_every": 300, "dataset__batch_size": 32}
@@ -213,8 +213,8 @@ def test_a_condition_that_decides_x_lowers_the_loss(trained):
 def test_samples_follow_the_conditions_of_the_test_split(trained, sets, tmp_path):
     run("sample", f"--checkpoint={trained / 'with'}", f"--out={tmp_path}", "--num=30", "--num_steps=10")
     shard = np.load(tmp_path / "shard_00000.npz")
-    known = open_dataset("points", str(sets)).conditions("test[50%:]")
-    np.testing.assert_array_equal(shard["conditions"], known[np.arange(30) % len(known)])
+    conditions = open_dataset("points", str(sets)).conditions("test[50%:]")
+    np.testing.assert_array_equal(shard["conditions"], conditions[np.arange(30) % len(conditions)])
     error = shard["samples"] - place_of(shard["conditions"])
     assert np.sqrt((error**2).mean()) < 5  # the standard deviations are 20 and 10
     assert json.loads((tmp_path / "settings.json").read_text())["conditions"] == "test[50%:]"
@@ -227,12 +227,12 @@ def test_an_export_takes_conditions_in_their_own_units(trained, tmp_path):
     samples = model.denormalise(model.sample(KEY, 16, conditions))
     assert np.sqrt(((samples - place_of(conditions)) ** 2).mean()) < 5
     mean = np.asarray(model.condition_units.mean)
-    np.testing.assert_allclose(model.sample(KEY, 16), model.sample(KEY, 16, mean), atol=1e-4)  # without a condition
+    np.testing.assert_allclose(model.sample(KEY, 16), model.sample(KEY, 16, mean), atol=1e-4)  # the default is the mean
     run("sample", f"--checkpoint={tmp_path / 'export'}", f"--out={tmp_path / 'out'}", "--num=3")
     assert np.load(tmp_path / "out" / "shard_00000.npz")["conditions"].shape == (3, 1)
 
 
-def test_flags_that_do_not_go_with_array_conditions_are_refused(trained, tmp_path, capsys):
+def test_flags_that_contradict_array_conditions_are_refused(trained, tmp_path, capsys):
     for flag, message in (
         ("--labels=1", "labels must be empty for a model with array conditions, got 1"),
         ("--captions=red", "captions must be empty for a model without text, got red"),
@@ -253,7 +253,7 @@ def test_adapters_are_trained_with_the_condition(trained, sets, tmp_path):
 
 @pytest.mark.slow_cases("clouds")
 @pytest.mark.parametrize("name", ["points", "clouds"])
-def test_sweeps_draw_with_the_conditions_and_masks_of_the_test_split(name, sets, tmp_path, command):
+def test_sweeps_sample_with_the_conditions_and_masks_of_the_test_split(name, sets, tmp_path, command):
     network = {"name": {"points": "mlp", "clouds": "dit"}[name], "channels": 8, "depth": 1}
     network |= {"patch_size": 0, "positions": "none"}
     measured = {"num": 8, "batch_size": 8, "extractor": "values", "metrics": ("sliced_wasserstein",)}
@@ -281,7 +281,7 @@ def test_sweeps_draw_with_the_conditions_and_masks_of_the_test_split(name, sets,
     assert "sliced_wasserstein" in done.out
 
 
-def test_bits_are_those_given_the_condition(sets, tmp_path):
+def test_bits_are_computed_by_the_conditional_denoiser(sets, tmp_path):
     config = config_of(sets, "pictures")
     inputs = inputs_of(config, 1)
     params = jax.tree.map(lambda v: v + 0.1, inputs.model.init(KEY))

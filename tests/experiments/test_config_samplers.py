@@ -1,4 +1,4 @@
-"""The samplers and grids that a config names: all of the catalogue, as many calls as asked for, their own noise."""
+"""The samplers and grids that a config names: the whole catalogue, numbers of denoiser calls, eta."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def config_of(**sampling):
 
 
 def grid(**changes):
-    """The step grid that the sampling settings of a config lead to."""
+    """The step grid of a config with changed sampling settings."""
     return built(config_of(**changes)).diffusion.times()
 
 
@@ -48,7 +48,7 @@ def test_every_grid_has_a_name():
         ("dpm_solver", 20, 7, 19),
         ("pndm", 20, 19, 20),
         ("pndm", 1, 1, 1),
-        ("restart", 20, 18, 20),  # two moves more behind the jump
+        ("restart", 20, 18, 20),  # two more moves after the jump
         ("restart", 3, 1, 1),
     ],
 )
@@ -63,7 +63,7 @@ def test_num_steps_are_denoiser_calls(name, calls, entries, spent, capsys):
     assert capsys.readouterr().out.startswith(message if spent < calls else "")
 
 
-def test_the_grid_of_a_restart_turns_once():
+def test_the_grid_of_a_restart_has_one_jump():
     times = np.asarray(grid(sampler="restart", num_steps=20))
     assert (np.diff(times) > 0).sum() == 1
     level = diffax.Cosine()(times[np.argmax(np.diff(times) > 0) + 1])
@@ -72,7 +72,7 @@ def test_the_grid_of_a_restart_turns_once():
 
 @pytest.mark.parametrize("calls", [5, 10, 20])
 def test_a_restart_on_a_grid_that_ends_early_begins_at_its_end(calls):
-    """`trailing` ends at t = 1 / n, above the interval of the restart."""
+    """`trailing` ends at t = 1 / n, which is above the interval of the restart."""
     times = np.asarray(grid(sampler="restart", grid="trailing", num_steps=calls))
     turn = np.argmax(np.diff(times) > 0)
     assert (np.diff(times) > 0).sum() == 1
@@ -81,7 +81,7 @@ def test_a_restart_on_a_grid_that_ends_early_begins_at_its_end(calls):
     np.testing.assert_allclose(ratio, 5, rtol=1e-4)
 
 
-def test_unipc_is_the_form_for_guidance():
+def test_unipc_has_the_form_for_guidance():
     schedule, times = diffax.Cosine(), jnp.linspace(0.9, 0.1, 6)
     denoise = lambda x, t: jnp.tanh(x) * (1 - t)
     runs = [
@@ -102,13 +102,13 @@ def test_eta_is_none_or_a_float():
     config.sampling.eta = 0.5
     with pytest.raises(TypeError):
         config.sampling.eta = "0.5"
-    known = default.get_config()
+    defaults = default.get_config()
     for eta in (None, 0.5, 1):
-        settings.check_keys(config_of(eta=eta), known, "config")
-    settings.change(config, "config.sampling.eta", 1, known)
+        settings.check_keys(config_of(eta=eta), defaults, "config")
+    settings.change(config, "config.sampling.eta", 1, defaults)
     assert isinstance(config.sampling.eta, float)
     with pytest.raises(ValueError, match=r"config.sampling.eta must be of type float or None, got 'a'"):
-        settings.change(config, "config.sampling.eta", "a", known)
+        settings.change(config, "config.sampling.eta", "a", defaults)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def digits(data_dir):
     return open_dataset("digits", str(data_dir))
 
 
-def test_digits_are_scikit_learn_s(digits):
+def test_digits_are_those_of_scikit_learn(digits):
     from sklearn.datasets import load_digits
 
     images, labels = (
@@ -27,9 +27,9 @@ def test_digits_are_scikit_learn_s(digits):
     assert images.shape == (1797, 8, 8, 1)
     assert (images.min(), images.max()) == (-1, 1)
     assert np.bincount(labels).tolist() == np.bincount(raw.target).tolist()
-    ours = np.concatenate([np.round((images.reshape(1797, -1) + 1) * 8), labels[:, None]], 1)
-    theirs = np.concatenate([raw.data, raw.target[:, None]], 1)
-    assert (ours[np.lexsort(ours.T)] == theirs[np.lexsort(theirs.T)]).all()
+    values = np.concatenate([np.round((images.reshape(1797, -1) + 1) * 8), labels[:, None]], 1)
+    expected = np.concatenate([raw.data, raw.target[:, None]], 1)
+    assert (values[np.lexsort(values.T)] == expected[np.lexsort(expected.T)]).all()
     assert (digits.num_classes, digits.shape, digits.units.range) == (10, (8, 8, 1), (0, 16))
 
 
@@ -49,10 +49,10 @@ def test_tensorflow_was_never_loaded(digits):
 def test_batches_cover_an_epoch_in_another_order_each_time(digits):
     stream = batches(digits, "test[:64]", 16, seed=0)
     epochs = [np.concatenate([b["x"] for b in (next(stream) for _ in range(4))]) for _ in range(2)]
-    known = digits.arrays("test[:64]")[0].reshape(64, -1)
+    images = digits.arrays("test[:64]")[0].reshape(64, -1)
     order = lambda x: x.reshape(64, -1)[np.lexsort(x.reshape(64, -1).T)]
     for epoch in epochs:
-        np.testing.assert_array_equal(order(epoch), order(known))
+        np.testing.assert_array_equal(order(epoch), order(images))
     assert not np.array_equal(epochs[0], epochs[1])
     assert next(stream)["index"].tolist() == list(range(16))
 
@@ -81,7 +81,7 @@ def test_flips_mirror_half_of_the_images(digits):
 
 
 def augmented(x, seeds=200, **settings):
-    """x changed by generators of several seeds: (N, *shape)."""
+    """x augmented with the generators of several seeds: (N, *shape)."""
     (change,) = Augment(**settings).functions()
     return np.stack([change({"x": x}, np.random.default_rng(seed))["x"] for seed in range(seeds)])
 
@@ -128,7 +128,7 @@ def test_augmentation_that_does_not_fit_is_refused(settings, shape, kind, messag
         Augment(**settings).check(shape, Units(kind=kind))
 
 
-def test_a_version_can_be_named(digits, data_dir):
+def test_a_name_may_contain_a_version(digits, data_dir):
     assert open_dataset("digits:1.0.0", str(data_dir)).shape == digits.shape
     with pytest.raises(ValueError, match=r"dataset\.name = 'digits:2\.0\.0' is not prepared in"):
         open_dataset("digits:2.0.0", str(data_dir))
@@ -167,7 +167,7 @@ def test_bad_input(make, message, data_dir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["traced", "compiled"])
-def test_one_step_of_the_paper_s_cifar10_on_mock_data(tmp_path, compiled):
+def test_one_step_of_the_cifar10_config_on_mock_data(tmp_path, compiled):
     import jax
 
     from diffax import training
@@ -197,6 +197,6 @@ def test_one_step_of_the_paper_s_cifar10_on_mock_data(tmp_path, compiled):
     here = jax.devices()[:1]
     state = training.replicate(first_state(jax.random.key(0)), here)
     state, metrics = training.data_parallel(step, here)(state, batch)
-    # The first answer is zero, so the loss is that of eps against zero.
+    # The initial prediction is zero, so the loss is the mean square of eps.
     assert abs(float(metrics["loss"]) - 1) < 0.1
     assert int(state.step) == 1

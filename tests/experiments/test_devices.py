@@ -1,4 +1,4 @@
-"""Rates and memory in the log, profiles, the compile cache; the table of training steps."""
+"""Rates and memory in the log, profiles, the compile cache, and the table of training steps."""
 
 import json
 import os
@@ -18,14 +18,14 @@ from experiments.run import devices
 
 
 def device(kind, peak_bytes=None):
-    """A device of this kind; without memory statistics if peak_bytes is None."""
+    """A device of this kind. It has no memory statistics if peak_bytes is None."""
     result = Mock(spec=jax.Device, device_kind=kind, process_index=0)
     result.memory_stats.return_value = None if peak_bytes is None else {"peak_bytes_in_use": peak_bytes}
     return result
 
 
 def test_rates():
-    """Two H100 at 100 steps a second of 1e12 operations each: a twentieth of their peak."""
+    """100 steps a second of 1e12 operations each are a twentieth of the peak of two H100."""
     chips = [device("NVIDIA H100 80GB HBM3", 5), device("NVIDIA H100 80GB HBM3", 7)]
     result = devices.rates(64, 1e12, chips, 100.0)
     assert result["images_per_second"] == 6400
@@ -36,7 +36,7 @@ def test_rates():
 
 
 def test_rates_of_a_backend_that_does_not_report_memory():
-    """The peak of the process is at least its present size, and less than that of the machine."""
+    """The peak memory of the process is at least its present size, and less than the memory of the machine."""
     result = devices.rates(4, None, [device("cpu")], 2.0)
     assert result.keys() == {"steps_per_second", "images_per_second", "memory_of_process"}
     assert (result["steps_per_second"], result["images_per_second"]) == (2.0, 8.0)
@@ -57,10 +57,10 @@ def test_a_cpu_has_a_device_for_each_core_that_a_batch_can_use(cores, parts, cou
     assert updates == [("jax_num_cpu_devices", count)]
 
 
-def test_a_given_number_of_devices_stays(monkeypatch):
+def test_a_number_of_devices_in_xla_flags_is_kept(monkeypatch):
     updates = []
     monkeypatch.setattr(type(jax.config), "update", lambda config, name, value: updates.append((name, value)))
-    devices.use_cores()  # XLA_FLAGS of the tests give it
+    devices.use_cores()  # XLA_FLAGS of the tests contains the number
     assert not updates
 
 
@@ -71,29 +71,29 @@ def test_a_group_of_examples_stays_on_one_device():
     assert settings.group_size(config) == 8
 
 
-def test_a_profile_is_of_the_steps_it_was_asked_for(tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: said.append("start"))
-    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: said.append("stop"))
+def test_a_profile_covers_the_requested_steps(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: calls.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
     for steps, expected in (((2, 3), ["1", "start", "2", "3", "stop", "4"]), ((), ["1", "2", "3", "4"])):
-        said.clear()
+        calls.clear()
         profile = Profile(steps, tmp_path)
         for step in range(1, 5):
             profile.before(step)
-            said.append(str(step))
+            calls.append(str(step))
             profile.after(step, jnp.ones(1))
         profile.close()
-        assert said == expected
-    said.clear()
+        assert calls == expected
+    calls.clear()
     profile = Profile((1, 9), tmp_path)
     profile.before(1)
-    profile.close()  # a run that ends before
-    assert said == ["start", "stop"]
+    profile.close()  # the run ends before the last step of the profile
+    assert calls == ["start", "stop"]
 
 
-def test_the_compile_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+def test_the_environment_overrides_the_folder_of_the_compile_cache(monkeypatch, tmp_path):
     before = jax.config.jax_compilation_cache_dir
-    devices.cache_compilations(tmp_path)  # the tests' own environment names a folder
+    devices.cache_compilations(tmp_path)  # the environment of the tests names a folder
     assert jax.config.jax_compilation_cache_dir == before
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     try:
@@ -110,7 +110,7 @@ TINY = benchmark.Network(
 
 @pytest.mark.slow
 def test_the_table_of_training_steps(monkeypatch, tmp_path, capsys):
-    """One row for each case, the same in the terminal, the table and the JSON."""
+    """The terminal, the table and the JSON file have the same row for each case."""
     monkeypatch.setitem(benchmark.SIZES, "digits", TINY)
     monkeypatch.setattr(benchmark.train_peers, "libraries", dict)
     flags = ["--networks=digits", "--devices=1", "--forms=jit", "--repeats=2", f"--out={tmp_path}"]

@@ -1,4 +1,4 @@
-"""`evaluate` in this process: what is refused before anything is trained, and what only the measuring finds."""
+"""`evaluate` inside the test process: errors before a classifier is trained, and errors while metrics are computed."""
 
 import json
 
@@ -16,7 +16,7 @@ evaluate, _ = imported("evaluate")
 
 @pytest.fixture
 def folder(data_dir, tmp_path):
-    """A folder as `experiments.sample` writes it, of 80 digits of the test split."""
+    """A folder as `experiments.sample` writes it, with 80 digits of the test split as the samples."""
     data = digits.get_config().dataset.to_dict() | {"data_dir": str(data_dir)}
     images, labels = (part[:80] for part in open_dataset("digits", str(data_dir)).arrays(data["test_split"]))
     np.savez(tmp_path / "shard_00000.npz", samples=((images + 1) * 8).round().astype(np.uint8), labels=labels)
@@ -31,14 +31,14 @@ def call(folder, *more):
 
 
 def refused(capsys, folder, *more):
-    """The one line that is said."""
+    """The error line of `evaluate` for invalid input."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         call(folder, *more)
-    said = capsys.readouterr()
-    assert (ended.value.code, said.out, said.err.count("\n")) == (2, "", 1)
+    output = capsys.readouterr()
+    assert (ended.value.code, output.out, output.err.count("\n")) == (2, "", 1)
     assert not (folder / "evaluation.json").exists()
-    return said.err
+    return output.err
 
 
 @pytest.mark.parametrize(
@@ -56,23 +56,23 @@ def test_bad_flags_are_refused_before_a_classifier_is_trained(flag, message, fol
     assert trained == []
 
 
-def test_what_the_measuring_finds_is_one_line(folder, capsys):
-    """Test images that are training images too: known once their features are compared."""
+def test_an_error_while_metrics_are_computed_is_one_line(folder, capsys):
+    """Test images that are also training images are detected when the features are compared."""
     settings = json.loads((folder / "settings.json").read_text())
     settings["dataset"]["test_split"] = settings["dataset"]["train_split"]
     (folder / "settings.json").write_text(json.dumps(settings))
-    said = refused(capsys, folder, "--metrics=memorisation", "--classifier_steps=1")
-    assert said.startswith("error: memorisation needs two test images at least that are not training images, got ")
+    error = refused(capsys, folder, "--metrics=memorisation", "--classifier_steps=1")
+    assert error.startswith("error: memorisation needs two test images at least that are not training images, got ")
 
 
-def test_errors_of_the_measuring(folder, capsys, monkeypatch):
-    """Of the input: one line, whatever the message. Of the program: they stay what they are."""
+def test_errors_of_the_input_are_one_line_and_bugs_keep_their_traceback(folder, capsys, monkeypatch):
+    """A ValueError of `compare` becomes one line. Errors of other types are raised unchanged."""
 
     def fails(error):
-        def of(*args):
+        def failing(*args):
             raise error
 
-        return of
+        return failing
 
     monkeypatch.setattr(comparison, "open_case", lambda *args: None)
     monkeypatch.setattr(comparison, "compare", fails(ValueError("max_iterations must\n do, got 3")))
@@ -81,7 +81,7 @@ def test_errors_of_the_measuring(folder, capsys, monkeypatch):
         monkeypatch.setattr(comparison, "compare", fails(error))
         with pytest.raises(type(error)):
             call(folder)
-    # Only the measuring: a bug of the report is none of the input's.
+    # A ValueError outside `compare` is a bug, so it is raised unchanged.
     monkeypatch.setattr(comparison, "compare", lambda *args: Measures({}, {}, {}, {}))
     monkeypatch.setattr(evaluate, "report", fails(ValueError("of the report")))
     with pytest.raises(ValueError, match="of the report"):

@@ -1,4 +1,4 @@
-"""`evaluate` of fields, signals, points and sets of points with masks, without a classifier."""
+"""`evaluate` on fields, signals, points and sets of points with masks, without a classifier."""
 
 import json
 
@@ -21,7 +21,7 @@ COUNT = 400
 
 
 def fields(rng, count):
-    """Smooth fields (8, 6, 2), with other units in each channel."""
+    """Smooth fields (8, 6, 2) with different units in the two channels."""
     noise = rng.normal(size=(count, 8, 6, 2))
     smooth = sum(np.roll(noise, (i, j), (1, 2)) for i in range(3) for j in range(3)) / 3
     return (smooth * [5, 200] + [280, 1e5]).astype(np.float32)
@@ -48,7 +48,7 @@ def make(name, count=200, seed=1):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """The folder of the prepared sets, half of each for the test split."""
+    """The folder of the prepared data sets; half of each set is the test split."""
     folder = tmp_path_factory.mktemp("kinds")
     for name in MAKE:
         np.savez(folder / f"{name}.npz", x=make(name, COUNT, 0), **({"mask": masks(COUNT)} if name == "sets" else {}))
@@ -57,7 +57,7 @@ def data(tmp_path_factory):
 
 
 def save(folder, data, name, samples, mask=None):
-    """A folder as `experiments.sample` writes it, in two shards."""
+    """Write a folder as `experiments.sample` does, in two shards, and return it."""
     folder.mkdir(exist_ok=True)
     more = {} if mask is None else {"masks": mask}
     for number, rows in enumerate((slice(0, 150), slice(150, None))):
@@ -77,7 +77,7 @@ def measured(folder, capsys, *more):
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_real_data_are_at_the_floor_and_others_above(data, tmp_path, capsys, name):
+def test_metrics_of_real_data_are_near_the_floor_and_those_of_changed_data_are_above(data, tmp_path, capsys, name):
     real, mask = make(name), masks(200, 1) if name == "sets" else None
     result, text = measured(save(tmp_path / "real", data, name, real, mask), capsys)
     assert result["conditions"]["extractor"] == "values"
@@ -90,7 +90,7 @@ def test_real_data_are_at_the_floor_and_others_above(data, tmp_path, capsys, nam
     )
     other, _ = measured(save(tmp_path / "worse", data, name, worse.astype(real.dtype), mask), capsys)
     for metric in ("fd", "sliced_wasserstein"):
-        if name != "places":  # the distances of two dimensions are of a few random numbers
+        if name != "places":  # in two dimensions the distances have a large variance
             assert 0.5 < result["metrics"][metric] / result["floors"][metric] < 1.7
         assert result["metrics"][metric] < 0.25 * other["metrics"][metric]
         assert other["metrics"][metric] > 3 * other["floors"][metric]
@@ -134,7 +134,7 @@ def test_padding_of_the_samples_changes_nothing(data, tmp_path, capsys):
     assert fewer["metrics"]["fd"] > 3 * fewer["floors"]["fd"]
 
 
-def test_few_examples_leave_out_fd_and_say_so(data, tmp_path, capsys):
+def test_fd_of_few_examples_is_left_out_and_the_report_says_so(data, tmp_path, capsys):
     folder = save(tmp_path / "out", data, "fields", make("fields", 20))
     result, text = measured(folder, capsys)
     assert set(result["metrics"]) == {"sliced_wasserstein", "spectral_distance_db"}
@@ -162,15 +162,15 @@ def refused(capsys, *flags):
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         run("evaluate", *flags)
-    said = capsys.readouterr()
-    assert (ended.value.code, said.out, said.err.count("\n")) == (2, "", 1)
-    return said.err
+    output = capsys.readouterr()
+    assert (ended.value.code, output.out, output.err.count("\n")) == (2, "", 1)
+    return output.err
 
 
 def test_samples_that_do_not_fit_are_one_line(data, tmp_path, capsys):
     folder = save(tmp_path / "out", data, "sets", make("sets"))
-    said = refused(capsys, f"--samples={folder}")
-    assert said == "error: masks of the samples must be of shape (7,), as those of the data, got None\n"
+    error = refused(capsys, f"--samples={folder}")
+    assert error == "error: masks of the samples must be of shape (7,), as those of the data, got None\n"
     folder = save(tmp_path / "out", data, "fields", make("fields")[:, :4])
     assert "samples must be examples of shape (8, 6, 2), got (4, 6, 2)" in refused(capsys, f"--samples={folder}")
     (folder / "shard_00001.npz").write_bytes(b"cut short")
@@ -197,7 +197,7 @@ def test_the_extractor_is_chosen_by_the_data():
         assert extractors.default_of(other) == "values"
 
 
-def test_few_values_are_their_own_features_and_many_are_projected():
+def test_few_values_are_used_as_features_and_many_are_projected():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(5, 8, 8, 1)).astype(np.float32)
     few = of_values(dataset_of((8, 8, 1), "field"))
@@ -211,14 +211,14 @@ def test_few_values_are_their_own_features_and_many_are_projected():
     assert len({of_values(dataset_of((n, 2), k)).digest for n in (40, 50) for k in ("field", "points")}) == 4
 
 
-def test_entries_outside_the_mask_count_nowhere():
+def test_features_ignore_entries_outside_the_mask():
     dataset = dataset_of((6, 4, 2), "field", mask=(6, 4))
     rng = np.random.default_rng(0)
     x, mask = rng.normal(size=(3, 6, 4, 2)).astype(np.float32), rng.random((3, 6, 4)) < 0.5
     other = np.where(mask[..., None], x, 7)
     extract = of_values(dataset)
     np.testing.assert_array_equal(extract.features(with_masks(x, mask)), extract.features(with_masks(other, mask)))
-    each = of_values(dataset_of((6, 4, 2), "field", mask=(6, 4, 2)))  # a mask of each channel
+    each = of_values(dataset_of((6, 4, 2), "field", mask=(6, 4, 2)))  # a mask for each channel
     np.testing.assert_array_equal(
         each.features(with_masks(x, np.stack([mask, mask], -1))), extract.features(with_masks(x, mask))
     )
@@ -233,7 +233,7 @@ def test_entries_outside_the_mask_count_nowhere():
 
 
 def gaussian_case(x0, mask=None):
-    """The exact denoiser of N(0, 0.25), for each entry alone."""
+    """The case of the exact denoiser of independent entries N(0, 0.25)."""
     curve, data = diffax.Cosine(), diffax.analytic.Gaussian.from_covariance([0.0], 0.25)
     denoise = data.denoiser(curve)
 
@@ -243,7 +243,7 @@ def gaussian_case(x0, mask=None):
     return bits.Case(curve, every, x0, None, (), 0.1, mask)
 
 
-def test_the_bound_of_a_gaussian_is_its_entropy_also_inside_masks():
+def test_the_bound_of_a_gaussian_is_its_entropy_with_and_without_masks():
     settings = bits.Settings(draws=120)
     x0 = 0.5 * jax.random.normal(jax.random.key(0), (64, 6, 2))
     mask = jnp.arange(6) < jnp.array([[2], [5], [6], [1]] * 16)
@@ -262,11 +262,11 @@ def test_a_checkpoint_of_sets_has_nats_by_the_continuous_bound(data, tmp_path, c
     config = own.get_config()
     config.dataset.update({"name": "sets", "data_dir": str(data), "test_split": "test"})
     config.network.update({"name": "dit", "patch_size": 0, "positions": "none", "channels": 8, "conditional": False})
-    of = Data(dataset.shape, None, dataset.units, dataset.mask)
-    params = jax.jit(build(config, of).init)(jax.random.key(0))
-    folder = save_run(tmp_path / "run", config, params, data=of)
-    said = refused(capsys, f"--checkpoint={folder}", "--routes=vlb", "--num=8")
-    assert said.startswith("error: routes must be continuous for data of type float32 with masks, got 'vlb'")
+    described = Data(dataset.shape, None, dataset.units, dataset.mask)
+    params = jax.jit(build(config, described).init)(jax.random.key(0))
+    folder = save_run(tmp_path / "run", config, params, data=described)
+    error = refused(capsys, f"--checkpoint={folder}", "--routes=vlb", "--num=8")
+    assert error.startswith("error: routes must be continuous for data of type float32 with masks, got 'vlb'")
     run("evaluate", f"--checkpoint={folder}", "--num=8", "--draws=2")
     assert "nats per dimension of the normalised values" in capsys.readouterr().out
     (value,) = json.loads((folder / "bits.json").read_text())["routes"].values()

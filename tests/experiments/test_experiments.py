@@ -1,4 +1,4 @@
-"""The entrypoints, as a person runs them: processes on the smoke config."""
+"""The entry points as processes, on the smoke config."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(
 
 
 def xla_flags(devices):
-    """Those of the tests themselves, with another number of devices."""
+    """XLA_FLAGS of the tests, with another number of devices."""
     return os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
 
 
@@ -33,7 +33,7 @@ def command(name, *flags):
 
 
 def call(name, *flags, devices=1, ok=True):
-    """Runs an entrypoint; returns what it printed. A failure must be one line and status 2."""
+    """Run an entry point and return its standard output; with ok=False, assert status 2 and return the error line."""
     env = {**ENV, "XLA_FLAGS": xla_flags(devices)}
     done = subprocess.run(command(name, *flags), capture_output=True, text=True, env=env, cwd=ROOT)
     if ok:
@@ -53,7 +53,7 @@ def training_flags(data_dir, workdir, *more):
 
 @pytest.fixture(scope="module")
 def trained(data_dir, tmp_path_factory):
-    """The workdir of a finished smoke run, and what it printed."""
+    """The workdir of a finished smoke run, and its standard output."""
     workdir = tmp_path_factory.mktemp("run")
     return workdir, call("train", *training_flags(data_dir, workdir))
 
@@ -62,7 +62,7 @@ def metrics(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_training_leaves_what_it_promises(trained):
+def test_training_writes_the_log_the_checkpoints_the_config_and_samples(trained):
     workdir, text = trained
     assert [m["step"] for m in metrics(workdir)] == [1, 5, 10, 15, 20]
     assert metrics(workdir)[-1]["loss"] < metrics(workdir)[0]["loss"]
@@ -75,12 +75,12 @@ def test_training_leaves_what_it_promises(trained):
         assert part in first
     assert "step 20/20  loss " in text
     assert "ETA" in text
-    assert "\r" not in text  # a log file gets lines
+    assert "\r" not in text  # a log file has whole lines, without a progress bar
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_from_its_last_checkpoint(trained, data_dir, tmp_path):
-    """SIGKILL after the first checkpoint; the same command then ends with the bits of the straight run."""
+def test_a_killed_run_resumes_from_its_last_checkpoint(trained, data_dir, tmp_path):
+    """SIGKILL after the first checkpoint: the same command then ends with the bits of an uninterrupted run."""
     env = {**ENV, "XLA_FLAGS": xla_flags(1)}
     process = subprocess.Popen(
         command("train", *training_flags(data_dir, tmp_path, "--config.train.sample_every=1000")),
@@ -92,23 +92,23 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(trained, data_dir, tmp_pa
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 12, "loss": 0.0}\n{"step": 1')  # what a kill may leave behind
+        file.write('{"step": 12, "loss": 0.0}\n{"step": 1')  # a partial line, as after a kill
     text = call("train", *training_flags(data_dir, tmp_path))
     assert "restored step 10 from" in text
     straight, resumed = metrics(trained[0]), metrics(tmp_path)
     assert [m["step"] for m in resumed] == [m["step"] for m in straight]
     assert resumed[-1]["loss"] == straight[-1]["loss"]
-    ours, theirs = (loading.load(folder).params for folder in (tmp_path, trained[0]))
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)  # to the last bit
+    params, expected = (loading.load(folder).params for folder in (tmp_path, trained[0]))
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
-def test_a_finished_run_is_left_alone(trained, data_dir):
+def test_a_finished_run_is_not_changed(trained, data_dir):
     before = metrics(trained[0])
     assert "done: step 20" in call("train", *training_flags(data_dir, trained[0]))
     assert metrics(trained[0]) == before
 
 
-def test_a_run_of_another_config_is_refused_and_nothing_is_lost(trained, data_dir):
+def test_a_run_of_another_config_is_refused_and_its_files_are_kept(trained, data_dir):
     before = sorted(trained[0].rglob("*"))
     message = call("train", *training_flags(data_dir, trained[0], "--config.network.channels=16"), ok=False)
     assert "config.network.channels = 8, got 16" in message
@@ -118,7 +118,7 @@ def test_a_run_of_another_config_is_refused_and_nothing_is_lost(trained, data_di
 @pytest.mark.slow
 @pytest.mark.parametrize("module", [smoke, digits])
 def test_eight_devices_agree_with_one(module, data_dir, tmp_path):
-    """A config for 30 steps: every loss to 1e-5, relatively, dropout and all."""
+    """The losses of 30 steps of a config, with dropout, agree to a relative 1e-5."""
     config, losses = module.get_config(), []
     config.dataset.data_dir = str(data_dir)
     config.train.update({"num_steps": 30, "log_every": 1, "sample_every": 1000, "checkpoint_every": 1000})
@@ -146,14 +146,14 @@ def test_samples_do_not_depend_on_the_batch_and_missing_shards_are_redrawn(train
     samples, labels = shards(tmp_path)
     assert samples.shape == (20, 8, 8, 1)
     assert samples.dtype == np.uint8
-    assert samples.max() <= 16  # the data's own range
+    assert samples.max() <= 16  # the range of the data
     assert labels.tolist() == [3, 7] * 10
     assert len(np.unique(samples.reshape(20, -1), axis=0)) == 20
-    kept = (tmp_path / "shard_00000.npz").stat().st_mtime_ns
+    modified = (tmp_path / "shard_00000.npz").stat().st_mtime_ns
     (tmp_path / "shard_00001.npz").write_bytes(b"cut short")
     call("sample", *flags, "--batch_size=3")
     again, _ = shards(tmp_path)
-    assert (tmp_path / "shard_00000.npz").stat().st_mtime_ns == kept
+    assert (tmp_path / "shard_00000.npz").stat().st_mtime_ns == modified
     assert np.abs(again.astype(int) - samples).max() <= 1  # rounding to pixels may differ in the last bit
     assert (again != samples).mean() < 0.01
     message = call("sample", *flags, "--seed=1", ok=False)
@@ -195,7 +195,7 @@ def test_export_sample_evaluate(trained, tmp_path):
 
 @pytest.mark.slow
 def test_img2img_starts_from_the_picture(trained, tmp_path):
-    """From a low noise level the picture is still there; from a high one it is not."""
+    """Samples from a low noise level stay close to the picture; samples from a high level do not."""
     from sklearn.datasets import load_digits
 
     digit = load_digits().images[3]
@@ -263,7 +263,7 @@ def test_bad_input_on_the_command_line(name, flags, message, trained, data_dir, 
 
 
 def changed(**changes):
-    """The smoke config with changes that ml_collections itself would partly refuse."""
+    """The smoke config with changes. ml_collections itself refuses some of them, so they are made in the dict."""
     config = smoke.get_config().to_dict()
     for path, value in changes.items():
         *groups, key = path.split("__")
@@ -336,7 +336,7 @@ def test_a_config_is_checked_before_anything_is_built(changes, message):
 @pytest.mark.parametrize(
     "module", [default, digits, digits_dit, digits_flow, mnist5k, cifar10_ddpm, smoke], ids=lambda m: m.__name__
 )
-def test_every_config_is_sound_and_says_what_it_is(module):
+def test_every_config_is_valid_and_documented(module):
     built(module.get_config())
     if module is not default:
         for word in ("python -m experiments.train", "Hardware", "Time", "Metric"):
@@ -352,10 +352,10 @@ def test_pixels_and_grids():
     zoom = picture.shape[1] // 27
     assert picture.shape[:2] == (18 * zoom, 27 * zoom)
     assert picture[0, 0].tolist() == [255] * 3
-    assert picture[-zoom * 5, -zoom * 5].tolist() == [0] * 3  # the sixth tile is empty
+    assert picture[-zoom * 5, -zoom * 5].tolist() == [0] * 3  # the sixth tile is blank
 
 
-def test_titles_stand_over_their_columns():
+def test_titles_are_above_their_columns():
     tiles = images.grid(np.ones((3, 63, 63, 3)), columns=3)
     picture = images.grid(np.ones((3, 63, 63, 3)), columns=3, titles=("red", "three words, so two lines", ""))
     high = len(picture) - len(tiles)

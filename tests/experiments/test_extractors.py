@@ -1,4 +1,4 @@
-"""Extractors: pretrained networks and the classifier by name, and batches over devices."""
+"""Extractors: pretrained networks and the classifier by name, and batches on several devices."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -39,22 +39,22 @@ def digits():
 
 
 class Images(NamedTuple):
-    """A data set of these arrays in each split."""
+    """A data set whose splits are given by `arrays`."""
 
     arrays: Callable
     name: str = "three"
     num_classes: int | None = 3
 
 
-def test_a_classifier_is_trained_once_and_kept(digits, tmp_path):
+def test_a_classifier_is_trained_once_and_then_restored(digits, tmp_path):
     images, labels = digits
     path = tmp_path / "classifier.npz"
     options = {"split": "train", "num_steps": 30, "seed": 0, "path": path}
     trained = of_classifier(Images(lambda split: digits), **options)
     dataset = Images(lambda split: pytest.fail("trained again"))
-    kept = of_classifier(dataset, **options)
-    assert trained.digest == kept.digest
-    result, features = kept.classify(images)
+    restored = of_classifier(dataset, **options)
+    assert trained.digest == restored.digest
+    result, features = restored.classify(images)
     np.testing.assert_array_equal(features, trained.features(images))
     assert features.shape == (60, trained.dimension) == (60, 64)
     assert np.mean(result == labels) > 0.9
@@ -79,8 +79,8 @@ def test_the_same_data_and_seed_train_the_same_classifier(digits):
         classifier.judge(classifier.train(images, labels, num_classes=3, num_steps=3, seed=seed))(images)
         for seed in (0, 0, 1)
     )
-    for ours, theirs in zip(first, second, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for values, expected in zip(first, second, strict=True):
+        np.testing.assert_array_equal(values, expected)
     assert (first[1] != other[1]).any()
 
 

@@ -1,4 +1,4 @@
-"""Runs that are disturbed: signals, losses that are not finite, bad data, full disks. As processes: test_processes."""
+"""Faults inside the test process: signals, losses that are not finite, bad data, full disks. See test_processes."""
 
 import os
 import re
@@ -24,7 +24,7 @@ from experiments.run.inputs import FORMS
 
 
 def small(data_dir, **settings):
-    """A config of few steps, whose network the tests replace."""
+    """A config of a few steps; the tests replace its network."""
     config = smoke.get_config()
     config.dataset.data_dir = str(data_dir)
     config.train.update({"num_steps": 12, "log_every": 4, "checkpoint_every": 4, "compile_cache": False, **settings})
@@ -36,7 +36,7 @@ def optimizer(config):
 
 
 class Model:
-    """A model of one number, quick to compile."""
+    """A model of one number, which compiles quickly."""
 
     def __init__(self, config, data):
         self.optimizer = optimizer(config)
@@ -50,7 +50,7 @@ class Model:
 
 @pytest.fixture
 def prepared(data_dir, tmp_path, monkeypatch):
-    """start(workdir, at_batch, **settings) -> the workdir, after training. at_batch: (number, batch) -> batch."""
+    """start(workdir, at_batch, **settings) trains and returns the workdir; at_batch maps (number, batch) to a batch."""
     monkeypatch.setattr(inputs, "build", Model)
 
     def start(workdir="run", at_batch=lambda n, batch: batch, **settings):
@@ -70,7 +70,7 @@ def prepared(data_dir, tmp_path, monkeypatch):
 
 
 def end_of(workdir):
-    """[step, w, the optimiser's numbers ..] of the newest checkpoint."""
+    """[step, w, numbers of the optimiser ..] of the newest checkpoint."""
     state = init_state(jax.random.key(0), {"w": jnp.ones(())}, optimizer(smoke.get_config()).make())
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore_latest(state)
@@ -78,7 +78,7 @@ def end_of(workdir):
 
 
 def log_of(workdir):
-    """metrics.jsonl without speed and memory."""
+    """The lines of metrics.jsonl, without speed and memory."""
     return [{k: v for k, v in line.items() if "second" not in k and "memory" not in k} for line in metrics(workdir)]
 
 
@@ -86,8 +86,8 @@ def nan_at(*places):
     return lambda n, batch: {**batch, "x": batch["x"] * (np.nan if n in places else 1)}
 
 
-def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_had_been(prepared, tmp_path):
-    """Within one step; by a status of its own; parameters, optimiser and log are those of a straight run."""
+def test_sigterm_saves_and_the_resumed_run_equals_an_uninterrupted_one(prepared, tmp_path):
+    """The run stops within one step, with status 75; parameters, optimiser and log end up equal."""
 
     def terminate(n, batch):
         if n == 6:
@@ -121,8 +121,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(prepared, capsys, tmp_path):
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
-def test_a_record_that_cannot_be_read_ends_the_run_in_a_line(prepared, capsys, tmp_path):
-    """What was saved is kept."""
+def test_a_record_that_cannot_be_read_ends_the_run_with_one_line(prepared, capsys, tmp_path):
+    """The newest checkpoint is kept."""
 
     def at_batch(n, batch):
         if n == 7:
@@ -136,8 +136,8 @@ def test_a_record_that_cannot_be_read_ends_the_run_in_a_line(prepared, capsys, t
     assert end_of(tmp_path / "run")[0] == 4
 
 
-def test_the_best_is_by_the_newest_value_of_the_log(prepared, capsys):
-    """Also where no line was due at a checkpoint, and after a restart between the two."""
+def test_the_best_checkpoint_is_chosen_by_the_newest_value_of_the_log(prepared, capsys):
+    """Also at checkpoints without a line of the log, and after the run is resumed between the two."""
     settings = {"log_every": 5, "checkpoint_every": 3, "keep_best": "loss"}
     prepared(num_steps=6, **settings)
     workdir = prepared(num_steps=12, **settings)
@@ -149,8 +149,8 @@ def test_the_best_is_by_the_newest_value_of_the_log(prepared, capsys):
     assert "keep_best must be \"\", or one of loss, grad_norm or -one, got '-fid'" in capsys.readouterr().err
 
 
-def test_some_may_be_left_out(prepared, capsys):
-    """As many in a row as allowed; the log counts them, and they change nothing."""
+def test_bad_steps_are_skipped_up_to_a_limit(prepared, capsys):
+    """At most `max_skipped` steps in a row are skipped. The log counts them; they do not change the state."""
     workdir = prepared(at_batch=nan_at(2, 3, 7), max_skipped=2)
     assert [line.get("skipped") for line in log_of(workdir)] == [None, 2, 1, None]
     assert all(np.isfinite(line["loss"]) for line in log_of(workdir))
@@ -164,8 +164,8 @@ def test_some_may_be_left_out(prepared, capsys):
 @pytest.mark.slow_cases("pmap")
 @pytest.mark.newest
 @pytest.mark.parametrize("form", FORMS)
-def test_a_gradient_that_is_not_finite_moves_nothing(form):
-    """The loss may be finite: sqrt(0)'s slope is not. In any layout, with and without parts."""
+def test_a_gradient_that_is_not_finite_does_not_change_the_state(form):
+    """The loss is finite, but the slope of sqrt(0) is not. In any layout, with and without accumulation."""
 
     def loss(params, batch, keys):
         return jnp.sqrt(jnp.sum((params["w"] * batch["x"]) ** 2, -1)) + params["w"].sum()
@@ -180,18 +180,18 @@ def test_a_gradient_that_is_not_finite_moves_nothing(form):
         bad = batch_of(16)
         bad["x"] = bad["x"].copy()
         bad["x"][3] = 0
-        state, metrics_of = run(state, bad)
-        assert np.isfinite(metrics_of["loss"])
-        assert not metrics_of["finite"]
+        state, result = run(state, bad)
+        assert np.isfinite(result["loss"])
+        assert not result["finite"]
         jax.tree.map(np.testing.assert_array_equal, (state.params, state.ema, state.opt_state), before)
-        state, metrics_of = run(state, batch_of(16))
-        assert metrics_of["finite"]
+        state, result = run(state, batch_of(16))
+        assert result["finite"]
         assert int(state.step) == 3
         assert (np.asarray(state.params["w"]) != before[0]["w"]).all()
 
 
-def test_nothing_is_read_between_lines_of_the_log(prepared, monkeypatch):
-    """No step waits for the host: arrays are read only when a line of the log or a checkpoint is due.
+def test_steps_without_a_line_of_the_log_do_not_read_arrays(prepared, monkeypatch):
+    """Arrays are read only when a line of the log or a checkpoint is due, so other steps do not synchronise.
 
     `float`, `if`, NumPy and `device_get` all read the `_value` of an array.
     """
@@ -199,7 +199,7 @@ def test_nothing_is_read_between_lines_of_the_log(prepared, monkeypatch):
     value = kind._value
     monkeypatch.setattr(kind, "_value", property(lambda array: (read.append(now[0]), value.fget(array))[1]))
     assert float(jnp.ones(())) == 1
-    assert read == [0]  # the control
+    assert read == [0]  # control: the property records a read
 
     def at_batch(n, batch):
         now[0] = n
@@ -210,7 +210,7 @@ def test_nothing_is_read_between_lines_of_the_log(prepared, monkeypatch):
 
 
 def test_a_full_disk_is_reported_and_the_run_continues(prepared, monkeypatch, capsys):
-    """A checkpoint and lines of the log that find no room: the next have it."""
+    """One checkpoint and two writes of the log fail; the next checkpoint and the next write succeed."""
     save, writes = Checkpoints._commit, []
 
     def commit(self, response, part, body):
@@ -255,7 +255,7 @@ def test_a_run_of_another_network_is_refused(prepared, monkeypatch, capsys):
 
 
 def test_a_run_of_other_data_is_refused(prepared, monkeypatch, capsys):
-    """A data set that has grown since."""
+    """The data set has more examples than at the start of the run."""
     workdir = prepared(num_steps=4)
     describe = Dataset.describe
     monkeypatch.setattr(Dataset, "describe", lambda self, split: describe(self, split) | {"length": 10_000})
@@ -267,14 +267,14 @@ def test_a_run_of_other_data_is_refused(prepared, monkeypatch, capsys):
     assert end_of(workdir)[0] == 4
 
 
-def test_a_run_that_went_further_is_left_alone(prepared, capsys):
+def test_a_run_beyond_the_number_of_steps_is_not_changed(prepared, capsys):
     workdir = prepared(num_steps=8)
     prepared(num_steps=4)
     assert "done: step 8" in capsys.readouterr().out
     assert end_of(workdir)[0] == 8
 
 
-def test_no_sound_checkpoint_is_no_new_run(prepared, capsys):
+def test_a_run_without_an_intact_checkpoint_does_not_start_again(prepared, capsys):
     workdir = prepared(num_steps=8)
     for step in (4, 8):
         (workdir / "checkpoints" / str(step) / "MANIFEST").unlink()
@@ -286,7 +286,7 @@ def test_no_sound_checkpoint_is_no_new_run(prepared, capsys):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
-def test_a_damaged_checkpoint_is_passed_over(prepared, capsys):
+def test_a_damaged_checkpoint_is_skipped(prepared, capsys):
     straight, workdir = prepared("straight"), prepared(num_steps=8)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.steps == [4, 8]
@@ -303,7 +303,7 @@ def test_a_damaged_checkpoint_is_passed_over(prepared, capsys):
 
 
 class Source(list):
-    """Records that may not be readable."""
+    """A list of records, in which None is a record that cannot be read."""
 
     def __getitem__(self, place):
         record = super().__getitem__(place)
@@ -313,7 +313,7 @@ class Source(list):
 
 
 def dataset_of(data_dir, records):
-    """The digits' description over other records."""
+    """The digits data set with other records."""
     digits = open_dataset("digits", str(data_dir))
 
     class Builder:
@@ -337,13 +337,13 @@ def record(value=0, shape=(8, 8, 1)):
         ([{"image": record()["image"]}] * 8, "record . of split 'train' of digits cannot be read: KeyError: 'label'"),
     ],
 )
-def test_bad_data_is_a_named_error(records, message, data_dir):
+def test_the_error_for_bad_data_names_the_record(records, message, data_dir):
     with pytest.raises(ValueError, match=message):
         next(batches(dataset_of(data_dir, records), "train", 4, seed=0))
 
 
 def test_epochs_follow_each_other_without_a_gap(data_dir):
-    """10 examples in batches of 4: two epochs in five batches, each example twice."""
+    """10 examples in batches of 4: five batches are two epochs, with each example twice."""
     dataset = dataset_of(data_dir, [record(i) for i in range(10)])
     data = batches(dataset, "train", 4, seed=0)
     drawn = [next(data)["label"] for _ in range(5)]
@@ -352,8 +352,8 @@ def test_epochs_follow_each_other_without_a_gap(data_dir):
     assert sorted(labels[:10]) == sorted(labels[10:]) == list(range(10))
 
 
-def test_shares_are_the_whole_batch(data_dir):
-    """Any number of processes reads the same batches, from any position; an uneven share is refused."""
+def test_shares_of_the_processes_add_up_to_the_whole_batch(data_dir):
+    """The batches do not depend on the number of processes or on the position; an uneven share is refused."""
     dataset = dataset_of(data_dir, [record(i) for i in range(10)])
     whole = batches(dataset, "train", 4, seed=0)
     parts = [batches(dataset, "train", 4, seed=0, share=(p, 2)) for p in range(2)]

@@ -1,4 +1,4 @@
-"""`experiments.sample --from_diffusers`: as people run it, and sample by sample beside a chain made by hand."""
+"""`experiments.sample --from_diffusers`: runs of the command, and samples against DDIM in NumPy."""
 
 import json
 import shutil
@@ -20,14 +20,14 @@ SEED, STEPS = 5, 3
 TABLE = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "timestep_spacing": "leading"}
 LINEAR = TABLE | {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "set_alpha_to_one": True}
 STABLE = TABLE | {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-# What a network of random weights predicts is taken for x0, or v: an eps of no use would saturate every pixel.
+# The networks have random weights. Their outputs are used as x0 or v, because as eps they would saturate every pixel.
 PIXELS = LINEAR | {"prediction_type": "sample", "clip_sample": True, "clip_sample_range": 0.8}
 CLASSES = LINEAR | {"prediction_type": "v_prediction", "clip_sample": False}
 LATENTS = STABLE | {"prediction_type": "v_prediction", "clip_sample": False, "set_alpha_to_one": False}
 
 
 def pipeline(place, scheduler, vae=None, **parts):
-    """A folder as diffusers' pipelines: of fixtures, with this scheduler, and these numbers of the autoencoder."""
+    """Write a pipeline of diffusers from fixtures, with this scheduler and these changes to the config of the VAE."""
     for part, fixture in parts.items():
         shutil.copytree(FOLDERS / fixture, place / part)
     if vae is not None:
@@ -43,9 +43,9 @@ def edit(path, changes):
 
 
 def by_hand(place, scheduler, num, branches, weight=1.0):
-    """DDIM (Song et al. 2021, eq. 12) in NumPy from the scheduler's file, decoded, in pixels.
+    """Decoded samples of DDIM (Song et al. 2021, eq. 12) in NumPy, in pixels, by the config of the scheduler.
 
-    branches: conditions of the network, the guided one and, unless weight is 1, the one that it is guided against.
+    branches: the condition of the network and, unless weight is 1, its null condition.
     """
     model, count = folder.load(place), scheduler["num_train_timesteps"]
     first, last = scheduler["beta_start"], scheduler["beta_end"]
@@ -53,18 +53,18 @@ def by_hand(place, scheduler, num, branches, weight=1.0):
     if scheduler["beta_schedule"] == "scaled_linear":
         betas = np.linspace(first**0.5, last**0.5, count) ** 2
     bar = np.cumprod(1 - betas)
-    walked = (np.arange(STEPS) * (count // STEPS))[::-1] + scheduler.get("steps_offset", 0)
-    ends = [*bar[walked[1:]], 1.0 if scheduler["set_alpha_to_one"] else bar[0]]
+    steps = (np.arange(STEPS) * (count // STEPS))[::-1] + scheduler.get("steps_offset", 0)
+    ends = [*bar[steps[1:]], 1.0 if scheduler["set_alpha_to_one"] else bar[0]]
     keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(SEED), i), 0) for i in range(num)]
     streams = [diffax.random.stream(key, "initial_noise") for key in keys]
     noise = np.stack([jax.random.normal(key, model.shape) for key in streams]).astype(np.float64)
     network = jax.jit(lambda branch, x, t: model.predict(**branch)(x, t))
-    x = np.sqrt(1 - bar[walked[0]]) * noise
-    for step, after in zip(walked, ends, strict=True):
+    x = np.sqrt(1 - bar[steps[0]]) * noise
+    for step, after in zip(steps, ends, strict=True):
         alpha, sigma = np.sqrt(bar[step]), np.sqrt(1 - bar[step])
-        answers = [np.float64(network(branch, jnp.float32(x), (step + 1) / count)) for branch in branches]
-        answers = [y[..., : x.shape[-1]] for y in answers]
-        y = answers[0] if weight == 1 else answers[1] + weight * (answers[0] - answers[1])
+        outputs = [np.float64(network(branch, jnp.float32(x), (step + 1) / count)) for branch in branches]
+        outputs = [y[..., : x.shape[-1]] for y in outputs]
+        y = outputs[0] if weight == 1 else outputs[1] + weight * (outputs[0] - outputs[1])
         x0 = {"sample": y, "v_prediction": alpha * x - sigma * y}[scheduler["prediction_type"]]
         if scheduler["clip_sample"]:
             x0 = np.clip(x0, -scheduler["clip_sample_range"], scheduler["clip_sample_range"])
@@ -91,7 +91,7 @@ def drawn(place, out, *flags, **options):
 
 
 def check(shard, expected):
-    """The same to a pixel's rounding; most of them inside the range, or the comparison says little."""
+    """Assert equality up to the rounding of pixels, and that most pixels are not saturated."""
     samples = shard["samples"].astype(np.float64)
     assert ((expected > 0) & (expected < 255)).mean() > 0.5
     assert expected.std() > 10
@@ -100,7 +100,7 @@ def check(shard, expected):
 
 @pytest.fixture(scope="module")
 def stable(tmp_path_factory):
-    """(a folder as Stable Diffusion's, context, null context): 3 tokens and 2, of width 6."""
+    """(folder of a pipeline like Stable Diffusion, context (3, 6), null context (2, 6))."""
     place = tmp_path_factory.mktemp("stable")
     pipeline(place / "pipeline", LATENTS, {"scaling_factor": 0.7, "shift_factor": 0.3}, unet="unet_sd")
     rng = np.random.default_rng(0)
@@ -112,7 +112,7 @@ def stable(tmp_path_factory):
 
 @pytest.mark.slow
 def test_latents_guided_against_the_empty_prompt(stable, tmp_path):
-    """Two prompts' tokens, the step to the first alpha of the table, the autoencoder's scale and shift."""
+    """With tokens of two prompts, a last step to the first alpha of the table, and scaled and shifted latents."""
     place, context, null = stable
     flags = (f"--context={place / 'context.npy'}", f"--null_context={place / 'null.npy'}", "--guidance=3", "--num=2")
     shard = drawn(place / "pipeline", tmp_path, *flags)
@@ -125,7 +125,7 @@ def test_latents_guided_against_the_empty_prompt(stable, tmp_path):
 
 @pytest.mark.slow
 def test_pixels(tmp_path):
-    """Without a condition; the same in other batches, over two devices."""
+    """Without a condition. The samples do not depend on the batch size or the number of devices."""
     place = pipeline(tmp_path / "pipeline", PIXELS, unet="unet_ddpm")
     shard = drawn(place, tmp_path / "out", "--num=3")
     check(shard, by_hand(place, PIXELS, 3, [{}]))
@@ -145,7 +145,7 @@ def test_classes_guided_against_the_null_label(tmp_path):
 
 @pytest.mark.slow
 def test_classes_of_a_u_net(tmp_path):
-    """All of num_class_embeds: none of them is a null label."""
+    """The network has num_class_embeds classes, none of which is a null label."""
     place = pipeline(tmp_path / "pipeline", PIXELS, unet="unet_adm")
     shard = drawn(place, tmp_path / "out", "--num=3", "--labels=4,0")
     check(shard, by_hand(place, PIXELS, 3, [{"label": jnp.array([4, 0, 4])}]))
@@ -154,8 +154,8 @@ def test_classes_of_a_u_net(tmp_path):
 
 
 @pytest.mark.slow
-def test_weights_that_changed_are_not_mixed_into_old_samples(stable, tmp_path):
-    """One line, before anything is drawn; as for guidance without a null context, and for another null context."""
+def test_samples_of_changed_weights_are_not_added_to_old_samples(stable, tmp_path):
+    """Changed weights, another null context, and guidance without a null context each raise an error of one line."""
     place = tmp_path / "pipeline"
     shutil.copytree(stable[0] / "pipeline", place)
     tokens = [f"--{flag}={stable[0] / name}.npy" for flag, name in (("context", "context"), ("null_context", "null"))]
@@ -183,8 +183,8 @@ def test_classes_and_the_null_label(parts, expected, tmp_path):
     assert folders.labels(folder.load(pipeline(tmp_path, LINEAR, **parts))) == expected
 
 
-def test_the_digest_is_of_all_that_decides_the_samples(tmp_path):
-    """The network's weights, the autoencoder's, each configuration; not of the place."""
+def test_the_digest_covers_the_weights_and_the_configs(tmp_path):
+    """It covers the weights and configs of the network, the autoencoder and the scheduler, but not the path."""
 
     def digest(model):
         return diffusers_folder.identity(model, tmp_path)["digest"]
@@ -214,7 +214,7 @@ def sampling(**changes):
 
 
 def source(place):
-    """What `experiments.sample` draws from, without classes."""
+    """The source of samples as `experiments.sample` makes it, without classes."""
     return diffusers_folder.source(place, sampling(), None, lambda classes: None)
 
 
@@ -266,7 +266,7 @@ def test_bad_conditions(parts, files, changes, message, tmp_path):
     ],
 )
 def test_guidance_calls_the_network_once_a_step(parts, lengths, tmp_path, monkeypatch):
-    """Beside a call for each branch: of contexts of these lengths, or of a label for each example."""
+    """Against a call for each branch: for contexts of these lengths, or for a label of each example."""
     loaded = folder.load(pipeline(tmp_path, CLASSES, **parts))
     rng, schedule, times = (
         np.random.default_rng(1),
@@ -279,11 +279,11 @@ def test_guidance_calls_the_network_once_a_step(parts, lengths, tmp_path, monkey
 
     @jax.jit
     def by_two_calls(keys):
-        def of(label, context):
+        def branch(label, context):
             f = loaded.predict(label, None if context is None else jnp.broadcast_to(context, (2, *context.shape)))
             return diffax.denoiser(lambda x, t: f(x, t)[..., : x.shape[-1]], schedule, loaded.scheduler.kind)
 
-        denoise = diffax.classifier_free_guidance(of(label, tokens[0]), of(null, tokens[1]), 3.0)
+        denoise = diffax.classifier_free_guidance(branch(label, tokens[0]), branch(null, tokens[1]), 3.0)
         start, steps = diffax.random.fold_in(keys, 0), diffax.random.fold_in(keys, 1)
         x = diffax.initial_noise(start, schedule, (2, *loaded.shape), times[0])
         return diffax.sample(steps, diffax.ddim(schedule), denoise, x, times)
@@ -314,8 +314,8 @@ def test_without_guidance_no_null_context_is_needed(stable):
         assert null is None
 
 
-def test_other_channels_are_refused(tmp_path):
-    """An inpainting U-Net (more channels in than out), and an autoencoder of other latents."""
+def test_networks_with_wrong_numbers_of_channels_are_refused(tmp_path):
+    """An inpainting U-Net, which has more input than output channels, and an autoencoder with other latents."""
     place = pipeline(tmp_path / "inpainting", LATENTS, unet="unet_sd")
     model = folder.load_model(place / "unet")
     wide = jax.tree.map(np.asarray, model.params)
@@ -329,7 +329,7 @@ def test_other_channels_are_refused(tmp_path):
         source(other)
 
 
-def test_other_folders_are_refused(tmp_path):
+def test_folders_without_a_model_or_a_scheduler_are_refused(tmp_path):
     for place, message in (
         (tmp_path, "folder must be one that diffusers saved, got"),
         (FOLDERS / "unet_plain", "from_diffusers must have a scheduler_config.json, got"),

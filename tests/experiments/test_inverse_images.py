@@ -1,4 +1,4 @@
-"""The table of restored test images: its plan and its report, without a network."""
+"""The table of restored test images: its tasks and its report, without a network."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,16 +6,16 @@ import numpy as np
 from experiments.benchmarks.inverse_images import METHODS, _balanced, report, settings, tasks
 
 
-def test_classes_take_turns():
+def test_balanced_indices_cycle_through_the_classes():
     labels = np.array([3, 3, 3, 1, 1, 0])
     assert labels[_balanced(labels)].tolist() == [0, 1, 3, 1, 3, 3]
 
 
-def test_every_method_has_a_task_and_every_task_its_measurement():
-    known = tasks((8, 8, 1), 5)
-    counts = {name: sum(method.applies(task) for task in known) for name, method in METHODS.items()}
+def test_every_method_has_tasks_and_every_task_accepts_its_measurement():
+    restorations = tasks((8, 8, 1), 5)
+    counts = {name: sum(method.applies(task) for task in restorations) for name, method in METHODS.items()}
     assert counts == dict.fromkeys(METHODS, 4) | {"replacement": 2, "repaint": 2, "ddnm_plus": 3}
-    for task in known:
+    for task in restorations:
         task.operator.check(task.operator.forward(jnp.ones((5, 8, 8, 1))))
 
 

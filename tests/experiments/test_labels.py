@@ -1,4 +1,4 @@
-"""A data set of some labels alone: which records, their numbers, the batches, what is named in errors."""
+"""A data set restricted to some labels: its records, their numbers, batches, and errors."""
 
 import numpy as np
 import pytest
@@ -11,25 +11,25 @@ from experiments.data.pipeline import batches, records_of_batch
 
 @pytest.fixture(scope="module")
 def both(data_dir):
-    """(all digits, those of 3 and 8)"""
+    """(all digits, only the digits 3 and 8)."""
     return open_dataset("digits", str(data_dir)), open_dataset("digits", str(data_dir), (8, 3))
 
 
-def test_the_records_are_those_with_the_labels_in_their_order(both):
+def test_the_records_with_the_labels_keep_their_order(both):
     whole, some = both
-    (images, labels), (ours, of_ours) = whole.arrays("train[:300]"), some.arrays("train[:300]")
+    (images, labels), (chosen, chosen_labels) = whole.arrays("train[:300]"), some.arrays("train[:300]")
     wanted = np.isin(labels, [3, 8])
     assert 30 < wanted.sum() < 90
-    np.testing.assert_array_equal(of_ours, labels[wanted])
-    np.testing.assert_array_equal(ours, images[wanted])
+    np.testing.assert_array_equal(chosen_labels, labels[wanted])
+    np.testing.assert_array_equal(chosen, images[wanted])
     assert list(some.source("train[:300]").numbers) == np.flatnonzero(wanted).tolist()
     assert list(whole.source("train[:300]").numbers) == list(range(300))
     assert len(some.source("train[:300]")) == wanted.sum()
-    assert some.num_classes == 10  # labels mean what they did
+    assert some.num_classes == 10  # labels keep their values
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_an_epoch_has_each_of_them_once_and_places_say_which(both, cache):
+def test_an_epoch_has_each_record_once_and_the_numbers_of_the_whole_split(both, cache):
     whole, some = both
     count, (_, labels) = len(some.source("train")), whole.arrays("train")
     size = count // 4
@@ -45,8 +45,8 @@ def test_an_epoch_has_each_of_them_once_and_places_say_which(both, cache):
     assert len(set(seen)) == len(seen)
 
 
-def test_an_error_names_the_record_of_the_whole_split(both):
-    """One of the four with label 3 cannot be read a second time: number 5 of the split, the third of them."""
+def test_an_error_names_the_number_of_the_record_in_the_whole_split(both):
+    """The third of four records with label 3 is number 5 of the split, and cannot be read a second time."""
     labels = [0, 3, 1, 3, 0, 3, 3]
 
     class Source(list):

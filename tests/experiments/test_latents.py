@@ -1,4 +1,4 @@
-"""Diffusion in the latents of an autoencoder: what is trained on, what is refused, and all of it in one go."""
+"""Diffusion in the latents of an autoencoder: latents and batches, invalid settings, and all commands in a row."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def settings(data_dir, folder="", model="diffusion"):
 
 
 def save(folder, data_dir, seed=0, step=1, kl_weight=None, data=DATA["digits"]):
-    """The run of an autoencoder with random parameters, nothing left at zero."""
+    """Write the run of an autoencoder with random parameters, none of which is zero."""
     config = settings(data_dir, model="autoencoder")
     if kl_weight is not None:
         config.autoencoder.kl_weight = kl_weight
@@ -46,7 +46,7 @@ def save(folder, data_dir, seed=0, step=1, kl_weight=None, data=DATA["digits"]):
 
 
 def measured(folder, step=1, std=2.0):
-    """Write latents.json, as at the end of a run."""
+    """Write latents.json as at the end of a run, and return the folder."""
     content = {"step": step, "digest": loading.load_latents(folder, 1.0).digest, "std": std, "images": 10}
     (folder / autoencoder.LATENTS).write_text(json.dumps(content))
     return folder
@@ -54,7 +54,7 @@ def measured(folder, step=1, std=2.0):
 
 @pytest.fixture(scope="module")
 def finished(data_dir, tmp_path_factory):
-    """The workdir of an autoencoder."""
+    """The workdir of a finished run of an autoencoder."""
     return measured(save(tmp_path_factory.mktemp("autoencoder"), data_dir))
 
 
@@ -70,7 +70,7 @@ def moments(space):
     return lambda x: encode(space.params, x)
 
 
-def test_the_space_is_the_autoencoder_s(space, moments, finished):
+def test_the_latent_space_has_the_shapes_scale_and_decoder_of_the_autoencoder(space, moments, finished):
     assert (space.shape, space.moments_shape, space.scale) == ((4, 4, 2), (4, 4, 4), 0.5)
     x = jax.random.normal(KEY, (3, 8, 8, 1))
     mean, log_variance = moments(x)
@@ -89,45 +89,45 @@ def test_the_space_is_the_autoencoder_s(space, moments, finished):
     }
 
 
-def test_the_deviation_is_that_of_draws(space, moments):
-    """Of all numbers of all latents, as `std` of NumPy on a million of them."""
+def test_the_standard_deviation_of_latents_is_that_of_draws(space, moments):
+    """Over all entries of all latents, against `std` of NumPy on a million entries."""
     images = np.asarray(jax.random.normal(KEY, (250, 8, 8, 1)))
     mean, log_variance = (np.repeat(v, 100, 0) for v in moments(images))
     drawn = np.asarray(reparameterise(KEY, mean, log_variance))
     result = autoencoder.latent_std(space.model, space.params, images, make_mesh())
     np.testing.assert_allclose(result, drawn.std(), rtol=5e-3)
-    assert not np.isclose(result, np.std(mean), rtol=2e-2)  # without the variances it is another number
+    assert not np.isclose(result, np.std(mean), rtol=2e-2)  # the means alone have another deviation
 
 
 @pytest.mark.slow
-def test_the_digest_is_that_of_the_network_and_its_parameters(space, data_dir, tmp_path):
-    """Neither the step nor the weight of the KL divergence changes a latent."""
+def test_the_digest_covers_the_network_and_its_parameters_only(space, data_dir, tmp_path):
+    """The step and the weight of the KL divergence do not change a latent, so they do not change the digest."""
     digest = lambda folder: loading.load_latents(folder, 1.0).digest
     assert digest(save(tmp_path / "a", data_dir, step=7, kl_weight=0.5)) == space.digest
     assert digest(save(tmp_path / "b", data_dir, seed=1)) != space.digest
 
 
 def test_the_loss_is_that_of_scaled_draws(space, moments):
-    """With an inner loss that gives back what it is given; a memory passes through."""
+    """The inner loss returns its arguments. The memory of the inner objective is passed on."""
     x = np.asarray(jax.random.normal(KEY, (4, 8, 8, 1)))
     batch = {"x": jnp.asarray(space.encoder()(x)), "label": jnp.arange(4)}
     keys = jax.random.split(KEY, 4)
     inner = objectives.Objective(lambda params, batch, keys, *past: (batch, keys, past), "memory", "update_memory")
-    ours = latents.wrap(space, inner)
-    (inner_batch, inner_keys, past), mean_and_log = ours.loss(None, batch, keys, 3), moments(x)
+    wrapped = latents.wrap(space, inner)
+    (inner_batch, inner_keys, past), mean_and_log = wrapped.loss(None, batch, keys, 3), moments(x)
     z = reparameterise(diffax.random.fold_in(keys, latents.SALT), *mean_and_log)
     np.testing.assert_allclose(inner_batch["x"], 0.5 * z, atol=1e-5)
-    assert (past, ours.memory, ours.update_memory) == ((3,), "memory", "update_memory")
+    assert (past, wrapped.memory, wrapped.update_memory) == ((3,), "memory", "update_memory")
     np.testing.assert_array_equal(inner_batch["label"], batch["label"])
     assert (inner_keys == keys).all()
-    again = ours.loss(None, batch, jax.random.split(jax.random.key(1), 4))[0]["x"]
-    assert float(jnp.abs(again - inner_batch["x"]).min(axis=0).max()) > 1e-3  # each use draws anew
+    again = wrapped.loss(None, batch, jax.random.split(jax.random.key(1), 4))[0]["x"]
+    assert float(jnp.abs(again - inner_batch["x"]).min(axis=0).max()) > 1e-3  # other keys give other draws
     assert latents.wrap(None, inner) is inner
 
 
 @pytest.mark.slow
-def test_batches_are_the_same_from_memory_and_on_the_fly(finished, space, data_dir, tmp_path):
-    """Moments of the images of the pixels' batches; a position of one is a position of the other."""
+def test_batches_of_latents_are_the_same_with_and_without_the_cache(finished, space, data_dir, tmp_path):
+    """They have the moments of the images in the batches of pixels, and a position is valid for both."""
     runs = []
     for cache in (True, False):
         config = settings(data_dir, finished)
@@ -135,19 +135,19 @@ def test_batches_are_the_same_from_memory_and_on_the_fly(finished, space, data_d
         runs.append(opened(config, tmp_path / str(cache)))
     assert runs[0].record["latents"] == space.record()
     assert runs[0].record["identity"]["autoencoder"] == space.identity()
-    ours, plain = [run.batches for run in runs], opened(settings(data_dir), tmp_path / "plain").batches
+    streams, plain = [run.batches for run in runs], opened(settings(data_dir), tmp_path / "plain").batches
     pixels = next(plain)
     expected = space.encoder()(pixels["x"])
-    for batches in ours:
+    for batches in streams:
         batch = next(batches)
         np.testing.assert_allclose(batch["x"], expected, atol=1e-5)
         np.testing.assert_array_equal(batch["label"], pixels["label"])
-    position = ours[0].get_state()
-    third = [next(ours[0]) for _ in range(2)][1]["x"]
-    ours[1].set_state(position)
-    np.testing.assert_allclose([next(ours[1]) for _ in range(2)][1]["x"], third, atol=1e-5)
-    assert isinstance(ours[1], latents.Encoded)
-    assert not isinstance(ours[0], latents.Encoded)
+    position = streams[0].get_state()
+    third = [next(streams[0]) for _ in range(2)][1]["x"]
+    streams[1].set_state(position)
+    np.testing.assert_allclose([next(streams[1]) for _ in range(2)][1]["x"], third, atol=1e-5)
+    assert isinstance(streams[1], latents.Encoded)
+    assert not isinstance(streams[0], latents.Encoded)
 
 
 def test_bad_autoencoders_are_one_line(finished, data_dir, tmp_path, capsys):
@@ -191,7 +191,7 @@ def test_bad_settings(changes, message):
         built(config)
 
 
-def test_sizes_that_cannot_be_halved_and_kinds_that_know_no_latents(data_dir, tmp_path, capsys):
+def test_sizes_that_cannot_be_halved_and_models_that_do_not_support_latents_are_refused(data_dir, tmp_path, capsys):
     config = settings(data_dir, model="autoencoder")
     config.autoencoder.channel_multipliers = (1, 1, 1, 1, 1)
     line = error_of_train(config, tmp_path / "run", capsys)
@@ -200,8 +200,8 @@ def test_sizes_that_cannot_be_halved_and_kinds_that_know_no_latents(data_dir, tm
     assert "config.latent.autoencoder must be '' for config.model = 'autoencoder', got" in line
 
 
-def test_a_run_keeps_to_its_autoencoder(finished, space, data_dir, tmp_path, capsys):
-    """By digest and scale, wherever it is: another one, and pixels, are refused before anything is encoded."""
+def test_a_run_accepts_only_its_own_autoencoder(finished, space, data_dir, tmp_path, capsys):
+    """It is identified by digest and scale, not by path. Others are refused before images are encoded."""
     config, run = settings(data_dir, finished), tmp_path / "run"
     identity = opened(config, tmp_path / "new").record["identity"]
     save_run(run, config, {"w": jnp.ones(1)}, identity=identity)
@@ -214,48 +214,48 @@ def test_a_run_keeps_to_its_autoencoder(finished, space, data_dir, tmp_path, cap
 
 
 def latent_run(folder, data_dir, space):
-    """The run of a model in latents whose parameters are 0, and its params."""
+    """Write the run of a model in latents whose parameters are 0, and return its folder."""
     config = settings(data_dir, space.folder)
     shapes = jax.eval_shape(build(config, DATA["digits"]._replace(shape=space.shape)).init, KEY)
     params = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
     return save_run(folder, config, params, latents=space.record())
 
 
-def test_sampling_finds_the_autoencoder_it_was_trained_with(finished, space, data_dir, tmp_path):
+def test_sampling_uses_the_autoencoder_of_the_training_run(finished, space, data_dir, tmp_path):
     trained = loading.load(latent_run(tmp_path / "run", data_dir, space))
     assert loading.latents_of(trained._replace(latents=None)) is None
     assert loading.latents_of(trained).identity() == space.identity()
-    moved, gone = shutil.copytree(finished, tmp_path / "moved"), space.record() | {"autoencoder": "/gone"}
-    assert loading.latents_of(trained._replace(latents=gone), str(moved)).identity() == space.identity()
+    moved, missing = shutil.copytree(finished, tmp_path / "moved"), space.record() | {"autoencoder": "/gone"}
+    assert loading.latents_of(trained._replace(latents=missing), str(moved)).identity() == space.identity()
     other = save(tmp_path / "other", data_dir, seed=1)
     for saved, folder, message in (
         (trained.latents, str(other), r"autoencoder must be that of step 1 with digest .*, got .*other at step 1 with"),
-        (gone, None, "autoencoder must be a run's workdir or an export, got /gone"),
+        (missing, None, "autoencoder must be a run's workdir or an export, got /gone"),
         (None, str(finished), "autoencoder must not be given for a model of pixels"),
     ):
         with pytest.raises(ValueError, match=message):
             loading.latents_of(trained._replace(latents=saved), folder)
 
 
-def test_a_model_of_latents_knows_its_shape_and_has_no_bits(space, data_dir, tmp_path):
+def test_a_model_of_latents_has_the_shape_of_the_latents_and_no_bits(space, data_dir, tmp_path):
     trained = loading.load(latent_run(tmp_path, data_dir, space))
     assert (trained.model.diffusion.shape, trained.latents) == ((4, 4, 2), space.record())
     with pytest.raises(ValueError, match="checkpoint must be of a model of pixels to measure bits"):
         bits.check(trained, (), (), bits.Settings())
 
 
-def test_the_autoencoder_s_loss(space, data_dir):
-    """The published one, with a code drawn by the example's key."""
+def test_the_loss_of_the_autoencoder_is_the_published_one(space, data_dir):
+    """The code of each example is drawn with its own key."""
     config = settings(data_dir, model="autoencoder")
     config.autoencoder.update({"kl_weight": 0.3, "reconstruction": "absolute"})
     model, x, keys = built(config), jax.random.normal(KEY, (3, 8, 8, 1)), jax.random.split(KEY, 3)
     result = jax.jit(model.objective().loss)(space.params, {"x": x}, keys)
     y, mean, log_variance = model.module.apply({"params": space.params}, x, diffax.random.fold_in(keys, 0))
-    known = jnp.abs(x - y).mean((1, 2, 3)) + 0.3 * kl_to_standard_normal(mean, log_variance) / 64
-    np.testing.assert_allclose(result, known, rtol=1e-4)
+    expected = jnp.abs(x - y).mean((1, 2, 3)) + 0.3 * kl_to_standard_normal(mean, log_variance) / 64
+    np.testing.assert_allclose(result, expected, rtol=1e-4)
 
 
-def test_the_configs():
+def test_the_configs_are_valid_and_documented():
     built(mnist5k_latent.get_config(), data=DATA["mnist5k"]._replace(shape=(7, 7, 4)))
     for module in (mnist5k_autoencoder, mnist5k_latent):
         for word in ("python -m experiments.train ", "Hardware", "Time", "Metric"):
@@ -266,7 +266,7 @@ def test_the_configs():
 
 @pytest.mark.slow
 def test_end_to_end(data_dir, tmp_path):
-    """Train both, go on after a stop, sample, evaluate; with another autoencoder nothing goes."""
+    """Train both models, resume, sample, evaluate and export; another autoencoder is refused."""
     first, run, out = tmp_path / "autoencoder", tmp_path / "run", tmp_path / "drawn"
     smoke_flags = ("--config=experiments/configs/smoke.py", f"--config.dataset.data_dir={data_dir}")
     small = (*smoke_flags, "--config.autoencoder.channels=8", "--config.optimizer.warmup_steps=1")
@@ -306,7 +306,7 @@ def test_end_to_end(data_dir, tmp_path):
     again = tmp_path / "again"
     message = call("sample", f"--checkpoint={run}", f"--out={again}", "--num=20", ok=False)
     assert "autoencoder must be a run's workdir" in message
-    call("sample", f"--checkpoint={export}", f"--out={again}", "--num=20")  # it includes the autoencoder
+    call("sample", f"--checkpoint={export}", f"--out={again}", "--num=20")  # the export includes the autoencoder
     np.testing.assert_array_equal(np.load(again / "shard_00000.npz")["samples"], samples)
     call("sample", f"--checkpoint={export}", f"--out={tmp_path / 'other'}", "--num=20", f"--autoencoder={moved}")
     np.testing.assert_array_equal(np.load(tmp_path / "other" / "shard_00000.npz")["samples"], samples)
@@ -314,7 +314,7 @@ def test_end_to_end(data_dir, tmp_path):
     lines = (moved / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["loss"] < json.loads(lines[0])["loss"]
     before = json.loads((moved / "latents.json").read_text())
-    call("train", *small, f"--workdir={moved}")  # it goes on to step 20
+    call("train", *small, f"--workdir={moved}")  # the run resumes at step 10 and ends at step 20
     after = json.loads((moved / "latents.json").read_text())
     assert (before["step"], after["step"]) == (10, 20)
     assert before["digest"] != after["digest"]
@@ -326,7 +326,7 @@ def test_end_to_end(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_the_autoencoder_agrees_on_eight_devices(data_dir, tmp_path):
-    """Every loss to 1e-5, relatively."""
+    """The losses agree to a relative 1e-5."""
     losses = []
     for form, count in (("pmap", 1), ("pmap", 8), ("fsdp", 8)):
         config = settings(data_dir, model="autoencoder")

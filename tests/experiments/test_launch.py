@@ -1,6 +1,6 @@
-"""The launcher for TPU VMs: its commands word for word, and its decisions with a gcloud that only pretends.
+"""The launcher for TPU VMs: its exact commands, and its decisions with a fake gcloud.
 
-The pretended VM is a folder: what would run there by ssh runs here with that folder as its home.
+The VM of the fake gcloud is a folder: a command over ssh runs on this machine with that folder as its home.
 """
 
 import dataclasses
@@ -35,7 +35,8 @@ case "$3 $4" in
   "tpu-vm ssh") for last; do :; done; cd $FAKE/vm; HOME=$FAKE/vm PATH=$FAKE/vm_bin:$PATH bash -c "${last#--command=}" ;;
 esac
 """
-# The VM's Python: makes an environment whose Python notes its arguments and leaves with the next of $FAKE/statuses.
+# The Python of the VM. It creates an environment whose Python records its arguments and exits with the next status in
+# $FAKE/statuses.
 VM_PYTHON = r"""#!/bin/bash
 [ "$1 $2 $3" = "-m uv venv" ] || exit 0
 for last; do :; done
@@ -63,7 +64,7 @@ def write(path, text, mode=0o644):
 
 @pytest.fixture
 def launch(tmp_path, monkeypatch, capfd):
-    """launch(words) -> status, out, err; without gcloud on PATH."""
+    """launch(words) -> (status, out, err), without gcloud on PATH."""
     monkeypatch.setattr(commands, "ROOT", tmp_path / "tree")
     write(tmp_path / "tree/configs/c.py", "")
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
@@ -80,7 +81,7 @@ def launch(tmp_path, monkeypatch, capfd):
 
 @pytest.fixture
 def cloud(launch, tmp_path, monkeypatch):
-    """The same with a pretended gcloud; `cloud.folder` is what it knows."""
+    """`launch` with a fake gcloud, whose state is in `cloud.folder`."""
     if not all(map(which, ("flock", "git", "bash"))):
         pytest.skip("needs flock, git and bash")
     write(tmp_path / "bin/gcloud", GCLOUD, 0o755)
@@ -103,7 +104,7 @@ def save(folder, vm=VM, **changes):
 
 
 def calls(folder, *but):
-    """What gcloud was asked for since the last time, but for some verbs."""
+    """Calls of gcloud since the last call of this function, except for some verbs."""
     path = folder / "calls"
     lines = [shlex.split(line) for line in path.read_text().splitlines()] if path.exists() else []
     path.unlink(missing_ok=True)
@@ -199,7 +200,7 @@ def test_create(launch, flags, expected):
         ("v6e-8", "v2-alpha-tpuv6e"),
     ],
 )
-def test_create_knows_the_version(launch, kind, version):
+def test_create_chooses_the_runtime_version(launch, kind, version):
     words = ("create", "--name=dream", f"--type={kind}", "--zone=europe-west4-a", "--project=p", "--dry_run")
     out = launch(*words)[1].splitlines()
     assert out[0] == (
@@ -238,7 +239,7 @@ def test_dry_run_of_sync_and_resume(launch, tmp_path):
     assert launch("resume", "dream", "--dry_run")[1].splitlines() == whole
 
 
-def test_dry_run_of_what_was_queued(launch, tmp_path):
+def test_dry_run_of_a_queued_vm(launch, tmp_path):
     save(launch.folder, queued=True, spot=True, command=TRAIN)
     whole = [REQUEST, NODE, UNQUEUE, f"{QUEUE} --spot", WAIT, PROBE, *sync_lines(tmp_path), START % ""]
     assert launch("resume", "dream", "--watch", "--dry_run")[1].splitlines() == whole
@@ -246,12 +247,12 @@ def test_dry_run_of_what_was_queued(launch, tmp_path):
     assert launch("status", "dream", "--dry_run")[1].splitlines() == [REQUEST, NODE, PROBE]
 
 
-# With a pretended cloud.
+# With a fake gcloud.
 
 ODD = ("--config.a='b'", '--note=say "it\'s $HOME; `rm x`"', "--empty=", "two  spaces", "*", "--", "\\n", "ü")
 
 
-def test_odd_arguments_arrive_as_they_were(cloud):
+def test_arguments_with_special_characters_arrive_unchanged(cloud):
     save(cloud.folder / "set")
     cloud("create", "other", "--type=v4-8", "--zone=us-central2-b")
     assert cloud("sync", "dream")[0] == 0
@@ -262,16 +263,16 @@ def test_odd_arguments_arrive_as_they_were(cloud):
     assert arguments.load_settings(cloud.folder / "set/dream.json").command == (*TRAIN, *ODD)
 
 
-def test_a_dry_run_can_be_pasted(cloud):
+def test_the_lines_of_a_dry_run_work_in_a_shell(cloud):
     save(cloud.folder / "set", command=(*TRAIN, *ODD))
     lines = cloud("resume", "dream", "--dry_run")[1].splitlines()
-    script = "set -e\n" + "\n".join([*lines[2:4], *lines[5:]])  # the first two are for a VM that is there
+    script = "set -e\n" + "\n".join([*lines[2:4], *lines[5:]])  # the first two lines are for an existing VM
     subprocess.run(["bash", "-c", script], check=True, capture_output=True)
     ended(cloud.folder)
     assert (cloud.folder / "argv").read_text().split("\0")[4:-1] == [*TRAIN, *ODD]
 
 
-def test_from_nothing_to_the_end(cloud):
+def test_create_sync_run_logs_and_delete(cloud):
     folder = cloud.folder
     write(folder / "hold", "")
     assert cloud("create", "dream", "--type=v4-8", "--zone=us-central2-b", "--spot", "--queued")[0] == 0
@@ -313,7 +314,7 @@ def test_sync_copies_the_working_tree(cloud):
 
 
 def started(cloud, **changes):
-    """A VM on which a run has ended, with status 75 if nothing else was written down."""
+    """Make a VM on which a run has ended, with the first status in `statuses`, or 75 if there is none."""
     folder = cloud.folder
     save(folder / "set", command=TRAIN, **changes)
     write(folder / "node", "READY\n")
@@ -331,7 +332,7 @@ ANEW = ["tpu-vm create", "tpu-vm ssh", "tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"]
 
 
 @pytest.mark.parametrize("node", ["PREEMPTED", "TERMINATED"])
-def test_resume_makes_a_lost_vm_again(cloud, node):
+def test_resume_creates_a_lost_vm_again(cloud, node):
     started(cloud)
     write(cloud.folder / "node", node + "\n")
     assert cloud("resume", "dream")[0] == 0
@@ -340,7 +341,7 @@ def test_resume_makes_a_lost_vm_again(cloud, node):
     assert (cloud.folder / "argv").read_text().split("\0")[4:-1] == list(TRAIN)
 
 
-def test_resume_of_a_vm_that_is_gone(cloud):
+def test_resume_creates_a_deleted_vm_again(cloud):
     save(cloud.folder / "set", command=TRAIN)
     assert cloud("resume", "dream")[0] == 0
     assert calls(cloud.folder, "describe") == ANEW
@@ -348,7 +349,7 @@ def test_resume_of_a_vm_that_is_gone(cloud):
 
 
 @pytest.mark.parametrize(("request_", "node"), [("SUSPENDED", ""), ("SUSPENDING\nSUSPENDED", ""), ("FAILED", "")])
-def test_resume_of_a_queued_vm_by_its_request(cloud, request_, node):
+def test_resume_creates_a_queued_vm_again_by_the_state_of_its_request(cloud, request_, node):
     started(cloud, queued=True)
     write(cloud.folder / "request", request_ + "\n")
     write(cloud.folder / "node", node)
@@ -358,7 +359,7 @@ def test_resume_of_a_queued_vm_by_its_request(cloud, request_, node):
 
 
 @pytest.mark.parametrize("node", ["PREEMPTED\n", ""])
-def test_resume_of_a_queued_vm_by_its_node(cloud, node):
+def test_resume_creates_a_queued_vm_again_by_the_state_of_its_node(cloud, node):
     started(cloud, queued=True)
     write(cloud.folder / "node", node)
     assert cloud("resume", "dream")[0] == 0
@@ -376,7 +377,7 @@ def test_resume_waits_for_a_vm_under_repair(cloud):
 
 
 @pytest.mark.parametrize("status", ["75", "1"])
-def test_resume_only_runs_again_on_a_sound_vm(cloud, status):
+def test_resume_on_a_ready_vm_only_runs_the_command_again(cloud, status):
     write(cloud.folder / "statuses", status + "\n")
     started(cloud)
     assert cloud("resume", "dream")[0] == 0
@@ -392,7 +393,7 @@ def test_resume_after_a_reboot(cloud):
     ended(cloud.folder)
 
 
-def test_resume_leaves_alone_what_runs_or_is_finished(cloud):
+def test_resume_does_nothing_for_a_running_or_finished_run(cloud):
     write(cloud.folder / "statuses", "0\n")
     started(cloud)
     assert cloud("resume", "dream")[0] == 0
@@ -405,7 +406,7 @@ def test_resume_leaves_alone_what_runs_or_is_finished(cloud):
 
 
 @pytest.mark.parametrize("broken", ["describe", "ssh"])
-def test_a_question_without_an_answer_is_no_reason_to_make_a_vm(cloud, broken):
+def test_resume_does_not_create_a_vm_after_a_failed_query(cloud, broken):
     started(cloud)
     write(cloud.folder / "broken", broken + "\n")
     status, _, err = cloud("resume", "dream")
@@ -416,13 +417,13 @@ def test_a_question_without_an_answer_is_no_reason_to_make_a_vm(cloud, broken):
 
 
 @pytest.mark.parametrize("node", ["STOPPED", "UNKNOWN"])
-def test_resume_of_a_vm_that_waits_for_somebody(cloud, node):
+def test_resume_of_a_vm_that_needs_the_user_is_an_error(cloud, node):
     started(cloud)
     write(cloud.folder / "node", node + "\n")
     assert cloud("resume", "dream")[::2] == (1, f"error: dream is {node} and will not be READY by itself\n")
 
 
-def test_watch_goes_on_until_the_run_is_finished(cloud):
+def test_watch_continues_until_the_run_is_finished(cloud):
     started(cloud)
     write(cloud.folder / "node", "PREEMPTED\n")
     write(cloud.folder / "broken", "create\n")
@@ -437,7 +438,7 @@ def test_watch_goes_on_until_the_run_is_finished(cloud):
     assert (cloud.folder / "python").read_text().count("experiments.train") == 4
 
 
-def test_watch_tries_what_failed_once(cloud):
+def test_watch_runs_a_failed_run_again_only_once(cloud):
     write(cloud.folder / "statuses", "1\n1\n0\n")
     started(cloud)
     status, _, err = cloud("resume", "dream", "--watch")
@@ -447,7 +448,7 @@ def test_watch_tries_what_failed_once(cloud):
 
 
 @pytest.mark.parametrize(
-    ("workers", "said"),
+    ("workers", "verdict"),
     [
         ("0 0", "finished"),
         ("0 running 75", "running"),
@@ -460,11 +461,11 @@ def test_watch_tries_what_failed_once(cloud):
         ("137 134", "failed"),
     ],
 )
-def test_verdict(workers, said):
-    assert commands.verdict(workers.split()) == said
+def test_verdict(workers, verdict):
+    assert commands.verdict(workers.split()) == verdict
 
 
-def test_a_vm_that_could_not_be_made_can_be_resumed_or_forgotten(cloud):
+def test_a_vm_that_could_not_be_created_can_be_deleted_and_created_again(cloud):
     write(cloud.folder / "broken", "create\n")
     words = ("create", "dream", "--type=v4-8", "--zone=us-central2-b")
     assert cloud(*words)[0] == 7
@@ -478,7 +479,7 @@ def test_a_vm_that_could_not_be_made_can_be_resumed_or_forgotten(cloud):
     assert cloud(*words)[0] == 0
 
 
-# What is wrong with the input.
+# Bad input.
 
 
 @pytest.mark.parametrize(
@@ -543,7 +544,7 @@ def test_a_config_may_be_a_name(launch, tmp_path):
     assert "--config=d --workdir=/mnt/a;" in launch(*words)[1]
 
 
-def test_settings_are_whole_or_not_there(tmp_path, monkeypatch):
+def test_a_failed_save_keeps_the_old_settings(tmp_path, monkeypatch):
     arguments.save_settings(tmp_path / "dream.json", VM)
 
     def fail(*paths):
@@ -555,11 +556,11 @@ def test_settings_are_whole_or_not_there(tmp_path, monkeypatch):
     assert arguments.load_settings(tmp_path / "dream.json") == VM
 
 
-def test_the_settings_have_a_place_of_their_own():
+def test_the_default_folder_of_the_settings():
     assert Path("~/.config/diffax/tpu").expanduser() == arguments.SETTINGS_DIR
 
 
-# The page.
+# Commands of docs/launch.md.
 
 PAGE = (Path(__file__).parents[2] / "docs/launch.md").read_text()
 
@@ -576,12 +577,12 @@ def test_commands_of_the_page_can_be_run(launch, monkeypatch, line):
     assert launch(*words[:1], "--dry_run", *words[1:])[::2] == (0, "")
 
 
-@pytest.mark.parametrize(("status", "asked"), [(75, "requeue 7\n"), (0, ""), (1, "")])
-def test_the_slurm_script_asks_for_another_turn_after_75(tmp_path, status, asked):
+@pytest.mark.parametrize(("status", "requeued"), [(75, "requeue 7\n"), (0, ""), (1, "")])
+def test_the_slurm_script_requeues_the_job_after_status_75(tmp_path, status, requeued):
     script = next(block for block in PAGE.split("```bash\n") if block.startswith("#!/bin/bash")).split("```")[0]
     write(tmp_path / "srun", f'#!/bin/sh\necho "$@" > {tmp_path}/ran\nexit {status}\n', 0o755)
     write(tmp_path / "scontrol", '#!/bin/sh\necho "$@"\n', 0o755)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (status, asked, "")
+    assert (done.returncode, done.stdout, done.stderr) == (status, requeued, "")
     assert "python -m experiments.train --distributed --config=" in (tmp_path / "ran").read_text()

@@ -1,4 +1,4 @@
-"""config.loss.*: what each setting builds, and what is refused."""
+"""config.loss.*: the loss of each setting, and invalid settings."""
 
 import types
 
@@ -12,7 +12,7 @@ import diffax
 from experiments.configs import default
 from experiments.models import objectives
 
-# Half the input, whatever the parameters: the loss asks a network for no more.
+# A network without parameters that returns half of its input. The loss needs no other attributes of a network.
 NET = types.SimpleNamespace(apply=lambda params, x, *args, key: x / 2, num_classes=10)
 SIZE = 8
 
@@ -25,7 +25,7 @@ def config_of(**loss):
 
 
 def losses(config, part=slice(None)):
-    """Of a batch, or of the part of it that one device holds."""
+    """The losses of a batch, or of the part of it on one device."""
     image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
     batch = {"x": image, "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE, dtype=np.int32)}
     keys = jax.random.split(jax.random.key(0), SIZE)
@@ -35,13 +35,13 @@ def losses(config, part=slice(None)):
 
 
 def uniform(spread="independent"):
-    """The u of the examples, from key 1 of each."""
+    """The u of each example, drawn with its key 1."""
     key = diffax.random.fold_in(jax.random.split(jax.random.key(0), SIZE), 1)
     return diffax.random.unit_interval(diffax.random.stream(diffax.random.stream(key, "draw"), spread), SIZE)
 
 
 def by_hand(config, t_of_u=lambda u: u, spread="independent", **keywords):
-    """The same from the library alone: key 1 of each example draws u, key 0 the noise."""
+    """The losses by functions of the library: u is drawn with key 1 of each example, noise with key 0."""
     keys = jax.random.split(jax.random.key(0), SIZE)
     image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
     t = t_of_u(uniform(spread))
@@ -50,13 +50,13 @@ def by_hand(config, t_of_u=lambda u: u, spread="independent", **keywords):
 
 
 @pytest.mark.newest
-def test_the_defaults_are_what_they_always_were():
-    """Uniform independent times and the plain mean square, to the last bit."""
+def test_the_default_loss_is_the_mean_square_at_uniform_independent_times():
+    """Equal to the last bit."""
     assert losses(config_of()).tolist() == by_hand(config_of()).tolist()
 
 
 @pytest.mark.newest
-def test_each_setting_reaches_the_loss():
+def test_weighting_times_and_spread_change_the_loss():
     config = config_of(weighting="min_snr", weighting_parameters={"gamma": 2.0})
     np.testing.assert_allclose(
         losses(config), by_hand(config, weighting=lambda log_snr: jnp.minimum(1, 2 * jnp.exp(-log_snr))), rtol=1e-6
@@ -74,12 +74,12 @@ def test_each_setting_reaches_the_loss():
 
 
 @pytest.mark.newest
-def test_loss_aware_times_follow_the_losses_and_are_divided_out():
+def test_loss_aware_times_follow_the_losses_and_the_weights_cancel_their_density():
     config = config_of(times="loss_aware", times_parameters={"num_bins": 2, "history": 1})
     loss, memory, update_memory = built(config).objective(module=NET)
-    assert losses(config).tolist() == losses(config_of()).tolist()  # without a past
+    assert losses(config).tolist() == losses(config_of()).tolist()  # with an empty history
     past = update_memory(memory, (jnp.array([0.2, 0.7]), jnp.array([1.0, 3.0])))
-    chosen = diffax.losses.resampling.loss_aware(2, history=1).distribution(past)  # three times in four above t = 1/2
+    chosen = diffax.losses.resampling.loss_aware(2, history=1).distribution(past)  # 3 of 4 times are above t = 1/2
     keys = jax.random.split(jax.random.key(0), SIZE)
     t, weight = diffax.losses.training_times.draw(diffax.random.fold_in(keys, 1), SIZE, chosen)
     assert {round(w, 2) for w in weight.tolist()} == {0.67, 2.0}

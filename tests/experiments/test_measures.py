@@ -1,4 +1,4 @@
-"""Metrics by name against direct calls, their floors, streams, and what is refused; `evaluate` on the command line."""
+"""Metrics by name against direct calls, their floors, streams, and errors; `evaluate` on the command line."""
 
 import itertools
 import json
@@ -39,7 +39,7 @@ JUDGE = Extractor("judge", "cd" * 16, 5, features, classify)
 
 
 def draw(seed, count, noise=0.3):
-    """Images of three brightnesses and their labels."""
+    """Images with three levels of brightness, and their labels."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, count)
     return (labels[:, None, None, None] - 1 + noise * rng.normal(size=(count, *SHAPE))).astype(np.float32), labels
@@ -63,23 +63,23 @@ def test_all_metrics_with_their_floors():
     assert other.metrics["fd"] != result.metrics["fd"]
 
 
-def test_what_is_known_of_real_images_is_not_computed_again():
-    seen, memory = [], {}
-    watched = JUDGE._replace(classify=lambda x: (seen.append(len(x)), classify(x))[1])
+def test_features_of_real_images_are_computed_once():
+    counts, memory = [], {}
+    watched = JUDGE._replace(classify=lambda x: (counts.append(len(x)), classify(x))[1])
     options = {"labels": LABELS, "names": ("fd", "sliced_wasserstein", "accuracy")}
     first = measure(watched, SAMPLES, REAL, **options, memory=memory)
     assert measure(watched, SAMPLES, REAL, **options, memory=memory) == first
-    assert seen == [80, 90, 60, 80]
+    assert counts == [80, 90, 60, 80]
     others = (Settings(seed=1), Settings(reference="train"), Settings(repeats=3))
     for changes in ({"names": ("kid", "fd")}, *({"settings": other} for other in others)):
         again = measure(watched, SAMPLES, REAL, **(options | changes), memory=memory)
         assert again == measure(JUDGE, SAMPLES, REAL, **(options | changes))
     fewer = measure(watched, SAMPLES[:50], REAL, labels=LABELS[:50], memory=memory)
     assert fewer == measure(JUDGE, SAMPLES[:50], REAL, labels=LABELS[:50])
-    assert seen == [80, 90, 60, *[80] * 5, 50]
+    assert counts == [80, 90, 60, *[80] * 5, 50]
 
 
-def test_equal_counts_leave_no_choice_and_give_the_library_numbers():
+def test_with_equal_counts_metrics_equal_those_of_the_library():
     samples, real = SAMPLES[:60], Real(REAL.train[:60], REAL.train_labels[:60], REAL.test, REAL.test_labels)
     names = tuple(name for name in NAMES if name not in ("fd_infinity", "memorisation", "accuracy", "class_balance"))
     result = measure(BARE, samples, real, names=names)
@@ -98,7 +98,7 @@ def test_equal_counts_leave_no_choice_and_give_the_library_numbers():
     assert result.class_counts is None
 
 
-def test_the_mean_over_choices_and_the_other_reference():
+def test_metrics_are_means_over_random_subsets_and_the_reference_may_be_train():
     result = measure(BARE, SAMPLES, REAL, names=("fd",), settings=Settings(repeats=5, seed=3))
     rng = np.random.default_rng(3)
     sets = [features(images) for images in (SAMPLES, REAL.train, REAL.test)]
@@ -113,7 +113,7 @@ def test_the_mean_over_choices_and_the_other_reference():
     assert (against_train.metrics, against_train.floors) == (other.metrics, other.floors)
 
 
-def test_memorisation_tells_copies_from_new_images(monkeypatch):
+def test_memorisation_distinguishes_copies_from_new_images(monkeypatch):
     new, _ = draw(5, 80)
     ratio = lambda samples: measure(BARE, samples, REAL, names=("memorisation",)).metrics["memorisation"]
     assert ratio(REAL.train[:80]) == 0
@@ -121,7 +121,7 @@ def test_memorisation_tells_copies_from_new_images(monkeypatch):
     assert ratio(half) < 0.5
     assert 0.7 < ratio(new) < 1.4
     whole = measure(BARE, new[:40], REAL._replace(test=REAL.test[:40]), names=("memorisation",))
-    monkeypatch.setattr(module, "MAX_IMAGES", 40)  # training images in blocks
+    monkeypatch.setattr(module, "MAX_IMAGES", 40)  # training images are compared in blocks
     assert measure(BARE, new[:40], REAL._replace(test=REAL.test[:40]), names=("memorisation",)).metrics == whole.metrics
 
 
@@ -139,7 +139,7 @@ def test_labels_by_a_judge():
     assert one.metrics["class_balance"] < 0.1
 
 
-def test_what_cannot_be_measured():
+def test_samples_that_cannot_be_measured_raise():
     few = {"names": ("fd",)}
     with pytest.raises(
         ValueError, match=r"fd needs at least 6 examples of each set \(or allow_few\) in the 5 features of"
@@ -178,14 +178,14 @@ def test_what_cannot_be_measured():
 
 
 def over_devices():
-    """The same features by a function that is spread over the devices."""
+    """The extractor BARE, with features that are computed on all devices."""
     f = lambda w, images: jnp.tanh(jnp.dot(images.reshape(len(images), 16), w, precision="highest"))
     return BARE._replace(features=in_batches(f, MATRIX.astype(np.float32), 16))
 
 
 @pytest.mark.parametrize("make", [lambda: BARE, over_devices])
-def test_moments_by_shards_are_those_of_the_whole(make):
-    """Eight devices, parts of uneven sizes: and the features of one part at a time."""
+def test_moments_of_a_stream_are_those_of_the_whole_set(make):
+    """For eight devices and parts of uneven sizes. At most one part of the features is in memory."""
     extractor, seen, most = make(), [], []
 
     def watched(images):
@@ -240,12 +240,12 @@ def test_many_samples_are_streamed(monkeypatch):
         scoring.compare(case, pixels[..., 0], LABELS)
 
 
-# The digits themselves
+# Metrics of digits
 
 
 @pytest.fixture(scope="module")
 def folders(data_dir, tmp_path_factory):
-    """Folders as `experiments.sample` writes them, of digits worse and worse: {name: folder}."""
+    """{name: folder as `experiments.sample` writes it}; each set is less like the digits than the set before."""
     from experiments.configs import digits
     from experiments.data.datasets import open_dataset
 
@@ -272,8 +272,8 @@ def folders(data_dir, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_worse_digits_measure_worse(folders, tmp_path):
-    """Real < noised < Gaussian fakes < noise, and real at its floor."""
+def test_fd_and_kid_grow_from_real_digits_to_noise(folders, tmp_path):
+    """Real < noised < Gaussian fakes < noise. The FD of real digits is at its floor."""
     flags = ("--metrics=fd,kid", f"--classifier_file={tmp_path}/c.npz")
     result = {}
     for name, folder in folders.items():

@@ -1,4 +1,4 @@
-"""config.network: the network that a config names, and what is said of one that cannot be."""
+"""config.network: the network of each config, and errors for invalid settings."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def network(settings):
     return build(settings, DATA["digits"]).diffusion.module
 
 
-def test_each_name_is_its_network():
+def test_each_name_builds_its_network():
     assert isinstance(network(default.get_config()), UNet)
     net = network(config(depth=3, patch_size=4, positions="rope", learned_variance=True))
     assert isinstance(net, DiT)
@@ -36,7 +36,7 @@ def test_each_name_is_its_network():
     assert (net.channels, net.num_heads, net.num_classes) == (16, 2, 10)
 
 
-def test_each_key_of_a_u_net_is_a_setting_of_it():
+def test_each_key_of_a_u_net_reaches_its_setting():
     keys = {"channels": 16, "channel_multipliers": (1, 1.5, 2), "num_res_blocks": 3, "attention_levels": (0, 2)}
     options = {"num_heads": 4, "dropout_rate": 0.2, "time": "log_snr", "learned_variance": True, "remat": True}
     settings = config(name="unet", dtype="bfloat16", **keys, **options)
@@ -60,13 +60,13 @@ def test_each_key_of_a_u_net_is_a_setting_of_it():
 
 
 @pytest.mark.parametrize(("time", "scale"), [("t", 4.0), ("log_snr", 0.1)])
-def test_edm2_has_heads_of_its_channels_and_small_times(time, scale):
+def test_edm2_has_the_head_channels_and_the_time_scale_of_its_config(time, scale):
     net = network(config(name="edm2", channels=24, num_heads=3, time=time))
     assert isinstance(net, EDM2)
     assert (net.head_channels, net.time_scale, net.num_classes) == (8, scale, 10)
 
 
-def test_the_optimiser_puts_edm2_s_weights_back():
+def test_the_optimiser_normalises_the_weights_of_edm2():
     settings = config(name="edm2", channel_multipliers=(1,), attention_levels=(), num_res_blocks=1)
     model = built(settings)
     optimizer = model.optimizer.make()
@@ -81,7 +81,7 @@ def test_the_optimiser_puts_edm2_s_weights_back():
     np.testing.assert_allclose(jnp.sqrt(jnp.mean(weight**2, (0, 1, 2))), 1, rtol=1e-3)
 
 
-def test_what_is_evaluated_has_forward_derivatives():
+def test_networks_are_evaluated_with_attention_that_has_forward_derivatives():
     plain = network(config())
     assert with_forward_mode(plain).implementation == "xla"
     u_net = network(config(name="unet"))
@@ -94,13 +94,13 @@ def test_what_is_evaluated_has_forward_derivatives():
 
 
 @pytest.mark.slow
-def test_a_dit_reads_captions():
+def test_a_dit_uses_its_captions():
     settings = config(conditional=False)
     settings.text.enabled = True
     model = built(settings)
     assert isinstance(model.diffusion.module, Captioned)
     params = jax.jit(model.init)(jax.random.key(0))
-    # The answer is zero at first, and so are the maps from what is read: all of them are moved.
+    # The output and the maps from the captions are zero at initialisation, so all parameters are changed.
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params)
     x, tokens = jnp.zeros((2, *SHAPE)), jnp.array([[3, 4, 0], [3, 4, 0]])
     call = jax.jit(lambda tokens: model.diffusion.predict(params, tokens)(x, jnp.full(2, 0.5)))
@@ -147,7 +147,7 @@ def test_bad_input(changes, message):
         built(config(**changes))
 
 
-def test_edm2_reads_no_captions():
+def test_edm2_does_not_support_captions():
     settings = config(name="edm2", conditional=False)
     settings.text.enabled = True
     with pytest.raises(
@@ -156,13 +156,13 @@ def test_edm2_reads_no_captions():
         built(settings)
 
 
-def test_a_patch_that_does_not_divide():
+def test_a_patch_that_does_not_divide_the_image_is_refused():
     built(config(patch_size=4), data=DATA["mnist5k"])
     with pytest.raises(ValueError, match=r"config.network must fit examples of shape \(28, 28, 1\): .*patch \(3, 3\)"):
         built(config(patch_size=3), data=DATA["mnist5k"])
 
 
-def test_other_models_have_no_dit():
+def test_a_classifier_cannot_be_a_dit():
     settings = config()
     settings.model = "classifier"
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The blocks of docs/data.md run; data of every kind train and come back in their own units."""
+"""The blocks of docs/data.md run, and models of every kind of data give samples in the units of the data."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def quietly_train(name, data_dir, workdir, *, steps=3, **changes):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The files that the page names, and a folder for the sets."""
+    """A folder with the files that the page names."""
     folder = tmp_path_factory.mktemp("files")
     photos = folder / "photos"
     photos.mkdir()
@@ -60,7 +60,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sets(files):
-    """The folder of the sets that the page prepares, and of a set of point sets."""
+    """The folder of the data sets that the page prepares, and of a set of point sets."""
     lines = [*PREPARED, "python -m experiments.prepare --name=sets --arrays=sets.npz"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(files)
@@ -104,7 +104,7 @@ def test_every_set_of_the_page_can_be_opened(sets):
         pytest.param("photos", {}, ".png", marks=pytest.mark.slow),
     ],
 )
-def test_a_set_is_trained_on_and_samples_come_in_its_units(sets, tmp_path, capsys, name, changes, suffix):
+def test_samples_of_a_trained_model_are_in_the_units_of_the_data(sets, tmp_path, capsys, name, changes, suffix):
     workdir = quietly_train(name, sets, tmp_path / "run", **changes)
     run("sample", f"--checkpoint={workdir}", f"--out={tmp_path / 'out'}", "--num=6")
     last = capsys.readouterr().out.splitlines()[-1]
@@ -151,7 +151,7 @@ def picture(x, units, columns=10, titles=(), mask=None):
 '''
 
 
-def test_a_kind_of_ones_own_is_one_file(files, tmp_path, monkeypatch):
+def test_a_new_kind_of_data_needs_one_file(files, tmp_path, monkeypatch):
     (tmp_path / "kinds").mkdir()
     (tmp_path / "kinds" / "levels.py").write_text(KIND)
     monkeypatch.setattr(kinds, "__path__", [*kinds.__path__, str(tmp_path / "kinds")])
@@ -181,7 +181,7 @@ def test_held_out_loss_is_logged_by_noise_level(sets, tmp_path):
 
 
 @pytest.mark.parametrize(("shape", "channels"), [((32, 32, 3), None), ((64, 64, 3), 16), ((4096, 1), 16)])
-def test_large_examples_get_a_network_with_fewer_channels_first(shape, channels, tmp_path, capsys):
+def test_for_large_examples_a_network_with_fewer_channels_is_suggested(shape, channels, tmp_path, capsys):
     path = tmp_path / "x.npy"
     np.save(path, np.random.default_rng(0).normal(size=(20, *shape)).astype(np.float32))
     run("prepare", "--name=sized", f"--arrays={path}", f"--data_dir={tmp_path / 'data'}")
@@ -193,7 +193,7 @@ def test_large_examples_get_a_network_with_fewer_channels_first(shape, channels,
     )
 
 
-def test_groups_come_before_time_and_a_failed_write_leaves_no_picture(tmp_path, capsys, monkeypatch):
+def test_groups_take_precedence_over_time_and_a_failed_write_leaves_no_picture(tmp_path, capsys, monkeypatch):
     times = {"time": np.arange(12), "station": ("time", np.repeat(np.arange(6), 2))}
     xarray.Dataset({"u": (("time", "x"), RNG.normal(size=(12, 8)))}, times).to_netcdf(tmp_path / "u.nc")
     words = [f"--arrays={tmp_path / 'u.nc'}", "--variables=u", f"--data_dir={tmp_path / 'data'}"]

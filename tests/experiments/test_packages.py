@@ -1,4 +1,4 @@
-"""The packages of experiments import downwards only, and no function below a command takes a config."""
+"""The packages of experiments import only from lower levels, and no function below a command takes a config."""
 
 import ast
 import functools
@@ -23,7 +23,7 @@ LEVELS = [
     ("sweeps",),
 ]
 COMMANDS = {"benchmark", "evaluate", "export", "prepare", "report", "sample", "sweep", "train"}
-# Functions that read settings themselves: they are the parser and the rules, and the places where objects are made.
+# Functions that may take a config: the parser, the rules between settings, and the constructors of objects.
 PARSERS = {
     "model.py:build",
     "run/inputs.py:opened",
@@ -45,7 +45,7 @@ def level(name):
 
 
 def imported(tree):
-    """The first parts of the imports from experiments."""
+    """The first component of each import from experiments."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "experiments":
             names = node.module.split(".")[1:2] or [alias.name for alias in node.names]
@@ -58,7 +58,7 @@ def test_the_root_has_the_commands_and_the_model():
 
 
 @pytest.mark.parametrize("path", [path for path in modules() if path != "__init__.py"])
-def test_imports_point_down(path):
+def test_modules_import_only_from_lower_levels(path):
     own = path.split("/")[0].removesuffix(".py")
     for name in imported(modules()[path]):
         if own not in COMMANDS:

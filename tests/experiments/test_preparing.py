@@ -1,4 +1,4 @@
-"""Data sets from your own files: pictures, arrays, tables, functions; how they are split, written and read again."""
+"""Data sets from files of a user: pictures, arrays, tables and functions; splits, written sets and statistics."""
 
 import json
 import shutil
@@ -40,11 +40,11 @@ def test_float_pictures_outside_0_to_1_are_refused(tmp_path):
         open_picture(tmp_path / "b.tiff")
 
 
-def test_exif_turns_the_picture(tmp_path):
+def test_the_orientation_in_exif_is_applied(tmp_path):
     pixels = np.zeros((10, 20, 3), np.uint8)
     pixels[:, :10] = RED
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show it a quarter clockwise
+    exif[0x0112] = 6  # the camera was turned: rotate the picture by 90 degrees clockwise
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     shown = np.asarray(open_picture(tmp_path / "a.png"))
     assert shown.shape == (20, 10, 3)
@@ -52,9 +52,9 @@ def test_exif_turns_the_picture(tmp_path):
 
 
 @pytest.mark.parametrize(("ground", "value"), [("white", 255), ("#404040", 64)])
-def test_the_ground_shows_through_where_a_picture_is_transparent(tmp_path, ground, value):
+def test_transparent_pixels_have_the_colour_of_the_ground(tmp_path, ground, value):
     pixels = np.zeros((4, 4, 4), np.uint8)
-    pixels[..., 0] = 200  # a hidden red
+    pixels[..., 0] = 200  # a red that alpha 0 hides
     Image.fromarray(pixels).save(tmp_path / "a.png")
     assert (np.asarray(open_picture(tmp_path / "a.png", ground)) == value).all()
 
@@ -68,7 +68,7 @@ def test_a_circle_stays_a_circle():
         assert abs(inside.any(1).sum() - 2 * radius) <= 1
 
 
-def test_random_crops_depend_on_the_seed_alone():
+def test_random_crops_depend_only_on_the_seed():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 40), np.uint8))
     crops = [fit_picture(noise, (8, 8), 1, fit="random_crop", rng=np.random.default_rng(seed)) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(crops[0], crops[1])
@@ -165,7 +165,7 @@ def test_bad_files_are_left_out_only_on_request(tmp_path):
 
 
 def saved(path, x, **columns):
-    """The file of this suffix with an array and columns."""
+    """Write an array and columns to a file in the format of its suffix, and return the path."""
     if path.suffix == ".npy":
         np.save(path, x)
     elif path.suffix == ".npz":
@@ -196,14 +196,14 @@ def test_the_values_of_a_file_are_the_examples(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(("labels", "classes"), [([3, 7, 7], ("3", "7")), (["b", "a", "b"], ("a", "b"))])
-def test_labels_are_any_ints_or_strings(tmp_path, labels, classes):
+def test_labels_may_be_any_ints_or_strings(tmp_path, labels, classes):
     path = saved(tmp_path / "a.npz", np.zeros((3, 5)), kind_of=np.asarray(labels))
     source = array_file(path, label="kind_of")
     assert source.classes == classes
     assert [source.classes[source.example(i)["label"]] for i in range(3)] == [str(label) for label in labels]
 
 
-def test_conditions_and_masks_come_along(tmp_path):
+def test_conditions_and_masks_are_read_with_the_array(tmp_path):
     mask = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1]])
     source = array_file(saved(tmp_path / "a.npz", np.ones((3, 3, 2)), condition=np.eye(3), mask=mask))
     example = source.example(1)
@@ -250,7 +250,7 @@ def test_names_that_a_file_lacks_are_refused(tmp_path):
 
 
 def test_a_codec_that_would_run_code_is_refused(tmp_path):
-    """Zarr's codec `pickle` runs code of the file when it decodes; the first codec hides it from Zarr's own check."""
+    """Zarr's codec `pickle` runs code of the file when it decodes. An earlier codec hides it from the check of Zarr."""
     store, trace = saved(tmp_path / "a.zarr", np.zeros((3, 2, 2, 1), np.float32)), tmp_path / "trace"
     variable = store / "v0"
     shutil.rmtree(variable)
@@ -268,7 +268,7 @@ def test_a_codec_that_would_run_code_is_refused(tmp_path):
     assert not trace.exists()
 
 
-def test_examples_of_a_function_must_agree():
+def test_examples_of_a_function_must_have_one_shape_and_dtype():
     with pytest.raises(ValueError, match=r"examples must have one shape, got \(2,\) and, example 1, \(3,\)"):
         sources.of_examples([{"x": np.zeros(2)}, {"x": np.zeros(3)}])
     with pytest.raises(ValueError, match="example 1 must be a dict with x and the keys of the first example"):
@@ -316,7 +316,7 @@ def test_splits_that_leak_or_are_empty_are_refused(source, options, message):
 # ---------------------------------------------------------------- written sets
 
 
-def test_statistics_equal_numpys_for_a_large_offset():
+def test_statistics_equal_those_of_numpy_for_a_large_offset():
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(1000, 500, 2)) * [1.0, 30.0] + [1e5, -3.0]).astype(np.float32)
     statistics = prepared.Statistics()
@@ -327,14 +327,14 @@ def test_statistics_equal_numpys_for_a_large_offset():
     np.testing.assert_allclose(statistics.std, whole.std(0), rtol=1e-9)
 
 
-def test_statistics_count_what_is_inside_the_mask():
+def test_statistics_ignore_entries_outside_the_mask():
     statistics, x = prepared.Statistics(), np.arange(12.0).reshape(6, 2)
     statistics.add(x, np.array([1, 1, 1, 0, 0, 0], bool))
     np.testing.assert_allclose(statistics.mean, x[:3].mean(0))
     assert (prepared.Statistics().std == 1).all()
 
 
-def test_sets_of_points_have_one_scale_and_tables_one_for_each_column():
+def test_sets_of_points_have_one_scale_and_tables_have_one_for_each_column():
     x = np.random.default_rng(0).normal(size=(50, 6, 2)) * [1.0, 7.0]
     sets, table = (sources.of_arrays(value, {}, kind="points") for value in (x, x[:, 0]))
     std = prepared.units(sets, x).std
@@ -358,7 +358,7 @@ def test_nothing_is_written_for_a_name_that_exists_or_a_kind_that_does_not_fit(t
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
-def test_nothing_is_left_after_a_fault_while_writing(tmp_path):
+def test_a_failed_write_leaves_no_files(tmp_path):
     def fail(index):
         raise OSError(28, "No space left on device")
 
@@ -369,12 +369,12 @@ def test_nothing_is_left_after_a_fault_while_writing(tmp_path):
     assert not (tmp_path / "full").exists()
 
 
-def test_what_a_killed_run_left_does_not_take_the_name(tmp_path):
+def test_an_incomplete_folder_of_a_killed_run_does_not_block_the_name(tmp_path):
     (tmp_path / "again" / "1.0.0.incomplete.1234").mkdir(parents=True)
     prepared.check("again", grouped(), tmp_path)
 
 
-def test_padding_may_be_anything():
+def test_entries_outside_the_mask_are_replaced_by_zero():
     x, mask = np.ones((4, 3, 2), np.float32), np.ones((4, 3), bool)
     x[1, 2], mask[1, 2] = np.nan, False
     source = sources.of_arrays(x, {"mask": mask})
@@ -383,7 +383,7 @@ def test_padding_may_be_anything():
         sources.of_arrays(x, {"mask": ~mask})
 
 
-def test_a_kind_is_a_module_that_nothing_else_names():
+def test_every_module_of_kinds_has_the_functions_of_a_kind():
     assert {"field", "image", "points"} <= {*kinds.names()}
     for name in kinds.names():
         kind = kinds.of(name)

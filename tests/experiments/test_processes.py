@@ -1,4 +1,4 @@
-"""Runs as processes: several that train one model, kills, a full disk. All slow.
+"""Runs as processes: several processes that train one model, kills, and a full disk. All tests here are slow.
 
 `--kills` is the number of kills.
 """
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 
 def start(count, line, *, devices=4):
-    """`count` processes of line(i) that know each other; their output goes nowhere but through the workdir."""
+    """Start `count` processes with the commands line(i), connected through one coordinator."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -39,13 +39,13 @@ def start(count, line, *, devices=4):
 
 
 def processes(count, flags, *, devices=4, heartbeat=10, each=lambda i: ()):
-    """`count` processes that train one model on this machine."""
+    """Start `count` processes that train one model on this machine."""
     more = (*flags, f"--heartbeat_seconds={heartbeat}")
     return start(count, lambda i: command("train", *more, *each(i)), devices=devices)
 
 
 def finish(running, timeout=240):
-    """(status, output) of each."""
+    """Wait for the processes; return (status, output) of each."""
     return [(process.communicate(timeout=timeout)[0], process.returncode)[::-1] for process in running]
 
 
@@ -64,8 +64,11 @@ def steps_of(workdir):
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_two_processes_stop_together_and_one_goes_on(which, data_dir, tmp_path):
-    """SIGTERM to one of two: both save at the same step. Then one process of 2 devices, another form; as if alone."""
+def test_two_processes_stop_at_one_step_and_one_process_resumes(which, data_dir, tmp_path):
+    """SIGTERM to one of two processes: both stop after the same step.
+
+    Then one process resumes on 2 devices with another form. The losses are those of an uninterrupted run.
+    """
     settings = (
         "--config.train.sample_every=1000",
         "--config.train.checkpoint_every=100",
@@ -83,14 +86,14 @@ def test_two_processes_stop_together_and_one_goes_on(which, data_dir, tmp_path):
     assert f"restored step {steps_of(tmp_path / 'two')[0]}" in alone[1]
     (straight,) = finish(processes(1, training_flags(data_dir, tmp_path / "one", *settings), devices=1))
     assert straight[0] == 0, straight
-    ours, theirs = (log_of(tmp_path / name) for name in ("two", "one"))
-    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
-    np.testing.assert_allclose([m["loss"] for m in ours], [m["loss"] for m in theirs], rtol=1e-5)
+    lines, expected = (log_of(tmp_path / name) for name in ("two", "one"))
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    np.testing.assert_allclose([m["loss"] for m in lines], [m["loss"] for m in expected], rtol=1e-5)
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_when_one_of_two_dies_the_other_ends(which, data_dir, tmp_path):
-    """By itself, within the heartbeat's time; then both go on from the last checkpoint."""
+def test_when_one_of_two_processes_is_killed_the_other_ends(which, data_dir, tmp_path):
+    """The other process ends within the heartbeat timeout; then two processes resume from the last checkpoint."""
     settings = ("--config.train.sample_every=1000", "--config.train.checkpoint_every=5")
     flags = training_flags(data_dir, tmp_path, *settings)
     running = processes(2, flags, heartbeat=10)
@@ -132,7 +135,7 @@ if jax.process_index() == 0:
 
 
 def descent(form, count):
-    """(state, step) of a loss with many parameters, over so many devices."""
+    """(state, step) of a loss with many parameters, on `count` devices."""
     optimizer = optax.adam(0.1)
     loss = lambda params, batch, keys: jnp.sum((params["w"].sum(0)[:D] - batch["x"]) ** 2, -1)
     state = init_state(KEY, {"w": jnp.ones((64, 32))}, optimizer)
@@ -140,35 +143,35 @@ def descent(form, count):
 
 
 @pytest.mark.parametrize(("form", "devices"), [("pmap", 2), ("fsdp", 8)])
-def test_what_two_processes_saved_one_goes_on_with(form, devices, tmp_path):
-    """The same bits; ten steps on, the loss is that of the two, which went on."""
+def test_one_process_resumes_from_the_checkpoint_of_two(form, devices, tmp_path):
+    """The restored bits are equal. After ten more steps the loss equals that of the two processes, which continued."""
     paths = [str(ROOT / "tests" / folder) for folder in ("", "experiments", "training")]
     env = f"import sys; sys.path[:0] = {paths!r}\n"
     ended = finish(start(2, lambda i: [sys.executable, "-c", env + APART, str(tmp_path)]))
     assert [status for status, _ in ended] == [0, 0], ended
-    known = np.load(tmp_path / "at_5.npz")
+    saved = np.load(tmp_path / "at_5.npz")
     state, run = descent(form, devices)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         restored = checkpoints.restore_latest(state)
     state = restored.state
     assert (restored.step, int(state.step)) == (5, 5)
     for name, value in (("params", state.params), ("ema", state.ema), ("mu", state.opt_state[0].mu)):
-        np.testing.assert_array_equal(value["w"], known[name])
-    np.testing.assert_array_equal(jax.random.key_data(state.key), known["key"])
+        np.testing.assert_array_equal(value["w"], saved[name])
+    np.testing.assert_array_equal(jax.random.key_data(state.key), saved["key"])
     for i in range(5, 15):
         state, step = run(state, batch_of(16, i))
-    np.testing.assert_allclose(step["loss"], known["loss"], rtol=1e-6)
+    np.testing.assert_allclose(step["loss"], saved["loss"], rtol=1e-6)
 
 
 def elsewhere(mount, line):
-    """The line, on a machine where something else is mounted; skips where that cannot be had."""
+    """The command, preceded by this mount in its own namespace. Skips the test where mounts are not allowed."""
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no mounts of one's own here")
     return ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh", *line]
 
 
 def test_processes_of_different_folders_stop(data_dir, tmp_path):
-    """One name, two disks."""
+    """The workdir of the second process has the same path, but is on another file system."""
     flags = (*training_flags(data_dir, tmp_path / "run"), "--heartbeat_seconds=10")
     line = command("train", *flags)
     (tmp_path / "run").mkdir()
@@ -181,7 +184,7 @@ def test_processes_of_different_folders_stop(data_dir, tmp_path):
     assert not (tmp_path / "run" / ".processes").exists()
 
 
-def test_processes_that_mean_another_run_stop(data_dir, tmp_path):
+def test_processes_with_different_configs_stop(data_dir, tmp_path):
     running = processes(2, training_flags(data_dir, tmp_path), each=lambda i: (f"--config.seed={i}",))
     for status, text in finish(running):
         assert status == 2, text
@@ -189,8 +192,8 @@ def test_processes_that_mean_another_run_stop(data_dir, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_kills_at_random_moments_change_no_bit(data_dir, tmp_path, request):
-    """The same command after each SIGKILL; parameters and log in the end are those of the straight run."""
+def test_kills_at_random_times_do_not_change_a_bit(data_dir, tmp_path, request):
+    """The same command runs after each SIGKILL; the final parameters and log are those of an uninterrupted run."""
     settings = ("--config.train.sample_every=1000", "--config.train.checkpoint_every=3", "--config.train.num_steps=60")
     (straight,) = finish(processes(1, training_flags(data_dir, tmp_path / "straight", *settings), devices=2))
     assert straight[0] == 0, straight
@@ -198,7 +201,7 @@ def test_kills_at_random_moments_change_no_bit(data_dir, tmp_path, request):
     while kills < request.config.getoption("--kills"):
         (process,) = processes(1, flags, devices=2)
         before = max(steps_of(tmp_path / "killed"), default=0)
-        # Anywhere between the start and some steps after the first save of this life.
+        # Kill at a time between the start of the process and a few steps after its first save.
         if draw.random() < 0.8 and before < 54:
             wait_for(lambda before=before: max(steps_of(tmp_path / "killed"), default=0) > before, [process])
         time.sleep(draw.random() * 0.3)
@@ -219,8 +222,8 @@ def test_kills_at_random_moments_change_no_bit(data_dir, tmp_path, request):
     jax.tree.map(np.testing.assert_array_equal, *(dataclasses.replace(end, key=()) for end in ends))
 
 
-def test_a_disk_that_fills_up_and_is_emptied(data_dir, tmp_path):
-    """A file system of its own, small; what was saved stays whole, and the same command ends the run."""
+def test_a_run_on_a_full_disk_resumes_once_there_is_space(data_dir, tmp_path):
+    """On a file system of 4 MB. The saved checkpoints stay intact, and the same command completes the run."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True).returncode:
@@ -240,8 +243,8 @@ def test_a_disk_that_fills_up_and_is_emptied(data_dir, tmp_path):
         ((status, text),) = finish([process])
         assert status == 1, text
         assert "could not be saved, step" in text
-        assert "error: step 20 could not be saved" in text  # by the run itself, in a line
-        assert "space" in text.lower()  # beside what TensorStore prints of each of its writes that ends too late
+        assert "error: step 20 could not be saved" in text  # the error line of the run
+        assert "space" in text.lower()  # TensorStore also prints lines about its failed writes
         saved = steps_of(disk / "run")
         assert saved
         ballast.unlink()

@@ -36,7 +36,7 @@ def result(metrics, seconds=1.0, floors=(), conditions=CONDITIONS, **cost):
 
 
 def sweep_folder(folder, runs, *, base=(), seed_keys=("config.seed",), name="losses", title="Which loss?"):
-    """Writes a sweep of (overrides, result | text of a result.json | [error] of failed.json | None); its ids."""
+    """Write a sweep and return its ids; runs: (overrides, result | text of result.json | [error of the run] | None)."""
     ids = {}
     for overrides, content in runs:
         id = hashlib.sha256(json.dumps(overrides).encode()).hexdigest()[:12]
@@ -57,7 +57,7 @@ def sweep_folder(folder, runs, *, base=(), seed_keys=("config.seed",), name="los
 
 
 def known(shift=0.0, seeds=(0, 1, 2), kinds=("eps", "v", "x0"), **more):
-    """Three kinds: v is best, eps is worse by about 1 on every seed, x0 by 0.1 with differences of both signs."""
+    """Three kinds: v is best, eps is worse by about 1 for every seed, x0 by 0.1 with differences of both signs."""
     fd = {"eps": [3.1, 4.0, 4.9, 6.0], "v": [2.0, 3.0, 4.0, 5.0], "x0": [2.6, 2.7, 4.0, 5.0]}
     return [
         (
@@ -69,7 +69,7 @@ def known(shift=0.0, seeds=(0, 1, 2), kinds=("eps", "v", "x0"), **more):
 
 
 def shown(folder, metrics=(), by=None, **settings):
-    """The report, as a text."""
+    """The report as text."""
     sweep = read_sweep(folder)
     metrics = metrics or sweep.metrics
     grids = [tables.pivot(sweep, m, by) for m in metrics] if by else [tables.flat(sweep, metrics)]
@@ -77,7 +77,7 @@ def shown(folder, metrics=(), by=None, **settings):
 
 
 def cells(report):
-    """Lines of the table, without padding."""
+    """The cells of the table, without padding."""
     return [[c.strip() for c in line.strip("| ").split(" | ")] for line in report.splitlines() if line[:1] == "|"]
 
 
@@ -85,10 +85,10 @@ def cells(report):
 
 
 @pytest.mark.newest
-def test_the_interval_is_students():
+def test_the_interval_is_that_of_student():
     of = estimate([1.0, 2.0, 3.0])
     assert (of.mean, of.std, of.n) == (2.0, 1.0, 3)
-    assert of.half == pytest.approx(4.30265272991 / np.sqrt(3), rel=1e-10)  # t_{0.975, 2} as tables have it
+    assert of.half == pytest.approx(4.30265272991 / np.sqrt(3), rel=1e-10)  # t_{0.975, 2} of the published tables
     assert of.interval == pytest.approx((2 - 2.48413771175, 2 + 2.48413771175), rel=1e-10)
     ten = np.arange(10.0)
     assert estimate(ten).half == pytest.approx(2.26215716280 * np.sqrt(82.5 / 9) / np.sqrt(10), rel=1e-10)
@@ -96,7 +96,7 @@ def test_the_interval_is_students():
 
 @pytest.mark.newest
 @pytest.mark.parametrize("n", [3, 5, 12])
-def test_intervals_cover_the_expectation_as_often_as_they_say(n):
+def test_intervals_cover_the_expectation_with_95_percent(n):
     x = np.random.default_rng(n).normal(3.0, 2.0, (100_000, n))
     covered = np.abs(x.mean(-1) - 3.0) <= half_width(x)
     assert covered.mean() == pytest.approx(0.95, abs=0.0028)  # 4 standard errors
@@ -111,7 +111,7 @@ def test_fewer_than_three_values_have_no_interval():
 
 
 @pytest.mark.newest
-def test_which_way_is_better_goes_by_words():
+def test_the_better_direction_follows_from_words_in_the_name():
     for name in ("loss", "fd", "fd_infinity", "FD(classifier)", "kid", "rms", "error of x0", "seconds", "calls"):
         assert rule(name) == "lower", name
     for name in ("accuracy", "precision", "recall", "density", "coverage", "psnr", "ssim"):
@@ -129,7 +129,7 @@ def test_marks():
     assert marks([behind, best, near], "lower") == ["", "best", "alike"]
     assert marks([behind, best, near], "higher") == ["alike", "alike", "best"]
     other_seeds = {seed + 5: value for seed, value in behind.items()}
-    assert marks([other_seeds, best], "lower") == ["alike", "best"]  # no pairs: intervals overlap
+    assert marks([other_seeds, best], "lower") == ["alike", "best"]  # without pairs: the intervals overlap
     assert marks([{0: 0.9}, {0: 1.2}, {}], 1.0) == ["best", "", ""]
     assert marks([best, best], "lower") == ["best", "best"]
     assert marks([best, behind], None) == marks([best, {}], "lower") == ["", ""]
@@ -139,7 +139,7 @@ def test_marks():
     assert marks([{0: 1.0, 1: 1.0, 2: 1.0001}, wide], 1.0) == ["best", "alike"]
 
 
-def test_equal_differences_and_differences_within_the_resolution_decide_nothing():
+def test_equal_differences_and_differences_within_the_resolution_are_ties():
     near, far, spread = dict.fromkeys(range(3), 0.905), dict.fromkeys(range(3), 0.8), {0: 0.7, 1: 0.71, 2: 0.73}
     best = dict.fromkeys(range(3), 0.91)
     assert marks([near, best, far, spread], "higher", 0.005) == ["tie", "best", "alike", ""]
@@ -152,7 +152,7 @@ def test_equal_differences_and_differences_within_the_resolution_decide_nothing(
 
 
 @pytest.mark.newest
-def test_a_table_whose_best_is_known(tmp_path):
+def test_a_table_with_a_known_best(tmp_path):
     sweep_folder(tmp_path, known())
     text = shown(tmp_path)
     head, _, eps, v, x0, floor = cells(text)
@@ -173,7 +173,7 @@ def test_a_table_whose_best_is_known(tmp_path):
         assert line in text, line
 
 
-def test_too_few_seeds_make_no_interval_and_the_report_says_so(tmp_path):
+def test_too_few_seeds_have_no_interval_and_the_report_says_so(tmp_path):
     sweep_folder(tmp_path, known(seeds=(0, 1)))
     text = shown(tmp_path, ["fd"])
     assert [row[1:] for row in cells(text)[2:]] == [["3.550", "2"], ["**2.500**", "2"], ["2.650", "2"], ["1.640"]]
@@ -182,13 +182,13 @@ def test_too_few_seeds_make_no_interval_and_the_report_says_so(tmp_path):
     assert "bold compares means only" in text
 
 
-def test_results_decide_the_report_and_nothing_else(tmp_path):
+def test_the_report_depends_only_on_results(tmp_path):
     for i, folder in enumerate(("a", "b")):
         runs = [(o, {**r, "cost": {"seconds": 1.0 + i + j}}) for j, (o, r) in enumerate(known())]
         sweep_folder(tmp_path / folder, runs)
     assert shown(tmp_path / "a") == shown(tmp_path / "b")
     head, *rows = cells(shown(tmp_path / "a", ["fd", "seconds"]))
-    # Of costs there is neither interval nor best: runs may have shared them.
+    # Costs have neither an interval nor a best, because several runs may share a cost.
     costs = [row[head.index("seconds")] for row in rows[1:] if len(row) == len(head)]
     assert costs
     assert not any("±" in one or "*" in one for one in costs), costs
@@ -196,7 +196,7 @@ def test_results_decide_the_report_and_nothing_else(tmp_path):
     assert shown(tmp_path / "a") != shown(tmp_path / "c")
 
 
-def test_other_conditions_are_said_loudly_and_nothing_is_best(tmp_path):
+def test_different_conditions_are_reported_in_bold_and_no_best_is_marked(tmp_path):
     runs = known()
     runs[4][1]["conditions"] = {**CONDITIONS, "extractor_hash": "ff00"}
     ids = sweep_folder(tmp_path, runs)
@@ -205,11 +205,11 @@ def test_other_conditions_are_said_loudly_and_nothing_is_best(tmp_path):
     assert f"`extractor_hash`: **ab12** in 8 ({ids[0]}" in text
     assert f"**ff00** in 1 ({ids[4]})" in text
     assert not any(c.startswith("*") for row in cells(text)[:-1] for c in row)
-    assert cells(text)[3][1] == "3"  # its seeds are not comparable: no interval
+    assert cells(text)[3][1] == "3"  # no interval, because its seeds are not comparable
     assert "No interval over seeds that were measured under different conditions." in text
 
 
-def test_overrides_that_a_run_lacks_are_the_bases(tmp_path):
+def test_missing_overrides_have_the_value_of_the_base(tmp_path):
     runs = [
         ({"config.seed": s, **more}, result({"fd": 1.0 + s})) for more in ({}, {"config.eta": 0.5}) for s in range(3)
     ]
@@ -217,7 +217,7 @@ def test_overrides_that_a_run_lacks_are_the_bases(tmp_path):
     assert [row[0] for row in cells(shown(tmp_path))] == ["eta", "----", "0.25", "0.5"]
 
 
-def test_a_metric_that_some_runs_lack_says_so(tmp_path):
+def test_missing_values_of_a_metric_are_reported(tmp_path):
     runs = known()
     del runs[1][1]["metrics"]["fd"]
     for _, of in runs[3:6]:
@@ -230,7 +230,7 @@ def test_a_metric_that_some_runs_lack_says_so(tmp_path):
     assert "hue: missing in 1 of 3 settings." in text
 
 
-def test_a_long_table_is_cut_to_the_best(tmp_path):
+def test_a_long_table_has_only_the_best_rows(tmp_path):
     sweep_folder(tmp_path, [({"lr": i, "seed": 0}, result({"fd": 100.0 - i})) for i in range(70)], seed_keys=["seed"])
     rows = cells(shown(tmp_path, top=3))[2:]
     assert [row[0] for row in rows] == ["69", "68", "67"]
@@ -249,7 +249,7 @@ def test_a_pivot_marks_the_best_of_each_column(tmp_path):
     assert b == ["b", "10.10 ± 0.25", "**2.020 ± 0.050**"]
 
 
-# What may be compared
+# Comparable losses
 
 
 def losses(key, values, **conditions):
@@ -321,7 +321,7 @@ def test_a_pivot_marks_losses_in_all_columns_or_in_none(tmp_path):
         for i in range(3)
     ]
     sweep_folder(tmp_path, runs)
-    text = shown(tmp_path, by="config.rate")  # the column of rate 2 has settings of one definition
+    text = shown(tmp_path, by="config.rate")  # the settings in the column of rate 2 have one definition of the loss
     assert not any("*" in cell for row in cells(text)[2:] for cell in row)
     assert "**Bold**" not in text
 
@@ -366,7 +366,7 @@ def test_the_resolution_follows_from_the_number_of_samples(tmp_path, metric, con
     assert summary.resolution(metric, read_sweep(tmp_path).runs) == step
 
 
-def test_compilation_is_a_cost_of_its_own(tmp_path):
+def test_the_time_of_compilation_is_a_separate_cost(tmp_path):
     runs = [
         ({"a": a, "seed": seed}, result({"fd": 2.0 + a + seed}, seconds=5.0 + a, compile_seconds=30.0 - a))
         for a, seed in itertools.product((0, 1), range(3))
@@ -386,7 +386,7 @@ def test_compilation_is_a_cost_of_its_own(tmp_path):
     assert "seconds: with compilation in the 3 of 6 runs that have no compile_seconds." in text
 
 
-def test_the_name_as_title_is_printed_once(tmp_path):
+def test_a_title_equal_to_the_name_is_printed_once(tmp_path):
     sweep_folder(tmp_path / "a", known(), title="losses")
     assert shown(tmp_path / "a").startswith("# losses\n\n9 of 9 runs")
     sweep_folder(tmp_path / "b", known())
@@ -402,7 +402,7 @@ def test_csv_has_a_line_for_each_setting_and_metric(tmp_path):
     assert float(v["low"]) == pytest.approx(3 - 2.48413771175)
 
 
-# What is wrong in a folder
+# Damaged folders
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ def test_csv_has_a_line_for_each_setting_and_metric(tmp_path):
         (lambda r: r.update(id="0" * 12), "the result of another run"),
     ],
 )
-def test_a_corrupt_result_names_its_key_and_hides_no_other(tmp_path, change, message):
+def test_the_error_of_a_corrupt_result_names_the_key_and_other_results_are_reported(tmp_path, change, message):
     runs = known()
     if callable(change):
         change(runs[0][1])
@@ -459,7 +459,7 @@ def test_a_folder_without_a_result_has_a_report(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"name": "a", "seed_keys": [], "runs": {"..": {}}}'])
-def test_what_is_no_sweep_is_refused(tmp_path, text):
+def test_an_invalid_sweep_json_is_refused(tmp_path, text):
     with pytest.raises(ValueError, match=r"holds no sweep\.json"):
         read_sweep(tmp_path)
     (tmp_path / "sweep.json").write_text(text)
@@ -479,29 +479,29 @@ def changes(tmp_path, a, b, metrics=("fd",), **settings):
     return pairs, rows, compare.comparison(*sweeps, pairs, rows)
 
 
-def test_differences_are_taken_pair_by_pair(tmp_path):
+def test_differences_are_computed_for_each_pair(tmp_path):
     b = known(kinds=("v", "eps"))
-    for (_, of), shift in zip(b, (-0.3, -0.4, -0.5, 1.0, -1.0, 0.5), strict=True):
-        of["metrics"]["fd"] += shift
+    for (_, content), shift in zip(b, (-0.3, -0.4, -0.5, 1.0, -1.0, 0.5), strict=True):
+        content["metrics"]["fd"] += shift
     pairs, rows, text = changes(tmp_path, known(), b)
-    eps, v = rows  # x0 is in A alone
+    eps, v = rows  # only A has x0
     assert (v.a.mean, v.b.mean, v.change.n, v.verdict) == (3.0, pytest.approx(2.6), 3, "better")
     assert v.change.mean == pytest.approx(-0.4)
-    assert v.change.half == pytest.approx(0.248413771175)  # of 0.3, 0.4, 0.5: not of the 2.5 of either
+    assert v.change.half == pytest.approx(0.248413771175)  # of the differences 0.3, 0.4, 0.5, not of the values (2.5)
     assert eps.verdict == "undecided"
     assert [len(alone) for alone in pairs.alone] == [3, 0]
     assert cells(text)[3] == ["v", "fd", "3", "2.600", "-0.40 ± 0.25", "**better**", "3"]
     assert "Done in A only: 3" in text
 
 
-def test_two_pairs_make_no_interval(tmp_path):
+def test_two_pairs_have_no_interval(tmp_path):
     _, rows, text = changes(tmp_path, known(seeds=(0, 1)), known(shift=1.0, seeds=(1, 0)))
     assert {(c.change.n, c.change.half, c.verdict) for c in rows} == {(2, None, "")}
     assert "±" not in text
     assert "n < 3: no interval" in text
 
 
-def test_what_the_sweeps_differ_in_does_not_part_the_pairs_but_seeds_do(tmp_path):
+def test_pairs_have_equal_seeds_and_may_differ_in_a_setting_of_all_runs(tmp_path):
     more = {"config.ema": 0.99}
     pairs, rows, text = changes(tmp_path, known(), known(shift=1.0, **more), base={"ema": 0.9, "lr": 0.1, "seed": 7})
     assert [c.change.n for c in rows] == [3, 3, 3]
@@ -517,7 +517,7 @@ def test_what_the_sweeps_differ_in_does_not_part_the_pairs_but_seeds_do(tmp_path
     }
 
 
-def test_pairs_under_different_conditions_are_said_loudly(tmp_path):
+def test_different_conditions_of_pairs_are_reported_in_bold(tmp_path):
     b = known()
     for _, of in b:
         of["conditions"] = {**CONDITIONS, "num_samples": 400}
@@ -676,7 +676,7 @@ def test_the_legend_of_a_pareto_plot_names_both_keys(tmp_path):
     title, labels, names, _ = drawn(tmp_path, runs, ["fd", "compile_seconds"], "calls", seed_keys=["seed"])
     assert title == "colour: sampler, marker: grid"
     assert labels == ["sampler ddim", "sampler dpmpp", "grid x", "grid y", "not dominated"]
-    assert names == ["fd"]  # costs are no qualities
+    assert names == ["fd"]  # costs are not metrics
 
 
 def methods(seeds=(0, 1, 2)):
@@ -713,14 +713,14 @@ def test_metrics_at_several_numbers_of_calls_have_a_plot(tmp_path):
     assert "calls" in plots.draw(sweep, sweep.metrics)
 
 
-def test_no_two_colours_are_close():
+def test_colours_are_distinct():
     rgb = [np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) for colour in (*plots.COLOURS, plots.GREY)]
     distances = [np.abs(x - y).sum() for x, y in itertools.combinations(rgb, 2)]
     assert min(distances) > 80
     assert len(plots.COLOURS) == len(plots.MARKERS) == 8
 
 
-def test_the_front():
+def test_the_pareto_front():
     assert plots.front([(1, 5), (2, 3), (3, 4), (2, 6), (4, 1), (5, 1)]) == [0, 1, 4]
 
 
@@ -740,13 +740,13 @@ def test_curves_are_means_over_the_seeds(tmp_path):
 
 
 def run(capsys, *argv):
-    """Status, and what was printed, of the command in this process."""
+    """(status, standard output, standard error) of the command in this process."""
     with flagsaver.flagsaver():
         status = report.main(parse(["report", *map(str, argv)]))
     return status, *capsys.readouterr()
 
 
-def test_the_command_writes_and_its_status_tells(tmp_path, capsys):
+def test_the_command_writes_the_report_and_returns_a_status(tmp_path, capsys):
     runs = known()
     sweep_folder(tmp_path / "b", known(shift=-0.5))
     assert run(capsys, tmp_path / "b")[0] == 0
@@ -762,7 +762,7 @@ def test_the_command_writes_and_its_status_tells(tmp_path, capsys):
     assert json.loads((tmp_path / "a" / "report.json").read_text())["corrupt"][0]["id"] == id
 
 
-def test_a_table_by_a_key_needs_no_result(tmp_path, capsys):
+def test_a_table_by_a_key_does_not_need_results(tmp_path, capsys):
     sweep_folder(tmp_path, [({"lr": lr, "seed": 0}, None) for lr in (1, 2)], seed_keys=["seed"])
     status, out, _ = run(capsys, tmp_path, "--by=lr")
     assert status == 0
@@ -787,7 +787,7 @@ def test_the_command_compares(tmp_path, capsys):
         ("--by=seed", "by must be one of the keys that vary (config.loss.prediction), got 'seed'"),
     ],
 )
-def test_what_the_command_does_not_know_is_one_line(tmp_path, capsys, flag, message):
+def test_unknown_metrics_and_keys_are_errors_of_one_line(tmp_path, capsys, flag, message):
     sweep_folder(tmp_path, known())
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as raised:
         report.main(parse(["report", str(tmp_path), flag]))
@@ -795,7 +795,7 @@ def test_what_the_command_does_not_know_is_one_line(tmp_path, capsys, flag, mess
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_a_folder_of_no_sweep_is_one_line_and_status_2(tmp_path):
+def test_a_folder_without_a_sweep_is_an_error_of_one_line_with_status_2(tmp_path):
     command = [sys.executable, "-m", "experiments.report", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=ROOT)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Sweeps: which runs there are, their ids, what is refused, what is skipped, failed and retried, locks, the oracle."""
+"""Sweeps: runs and their ids, invalid sweeps, skipped, failed and retried runs, locks, and the oracle."""
 
 import json
 import os
@@ -35,7 +35,7 @@ ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": f"{R
 
 @pytest.fixture
 def fake(monkeypatch):
-    """fake(seed3=error) -> the task that then runs in place of the oracle's."""
+    """fake(seed3=error) replaces the task of the oracle by `Fake` and returns it."""
 
     def install(**at):
         task = Fake(**at)
@@ -46,14 +46,14 @@ def fake(monkeypatch):
 
 
 def one_line(done):
-    """The error of a command that refused its input."""
+    """The error line of a command with invalid input."""
     assert done.status == 2, (done.out, done.err)
     assert done.err.count("\n") == 1, done.err
     assert done.err.startswith("error: ")
     return done.err
 
 
-# Which runs
+# Runs
 
 
 def test_axes_combine():
@@ -69,8 +69,8 @@ def test_axes_combine():
     assert product(a, []) == []
 
 
-def test_a_result_of_a_helper_may_be_changed():
-    """No two share a dict."""
+def test_a_result_of_a_helper_may_be_changed_in_place():
+    """No two runs share a dict with each other or with the arguments."""
     axis = [{"config.a": 1}]
     product(axis)[0]["config.b"] = 2
     chain(axis)[0]["config.b"] = 2
@@ -97,14 +97,14 @@ def test_axes_that_do_not_combine(make, message):
 
 
 def training_run(**overrides):
-    """Its config, with overrides whose dots are __."""
+    """The config of a training run. In the names of overrides a double underscore stands for a dot."""
     config = settings.training(smoke.get_config())
     for key, value in overrides.items():
         change(config, "config." + key.replace("__", "."), value, settings.KNOWN["train"]())
     return config
 
 
-def test_an_id_is_the_same_whatever_the_order_and_the_type_of_a_number():
+def test_an_id_does_not_depend_on_the_order_of_keys_or_the_type_of_numbers():
     config = training_run(schedule={"name": "linear", "beta_min": 0.2, "beta_max": 20.0})
 
     def reversed_(value):
@@ -129,7 +129,7 @@ def test_an_id_is_the_same_whatever_the_order_and_the_type_of_a_number():
         "[{'config.seed': 0}, {'config.dataset.num_threads': 3}]",
     ],
 )
-def test_no_run_is_there_twice_by_another_spelling(command, tmp_path, overrides):
+def test_two_spellings_of_one_run_are_refused(command, tmp_path, overrides):
     path = write(tmp_path / "s.py", "settings.training(smoke.get_config())", overrides=overrides)
     assert "has the config of run 0" in one_line(command(path, tmp_path / "w", "--dry_run"))
 
@@ -158,7 +158,7 @@ FREE = {
 
 @pytest.mark.parametrize("task", list(settings.KNOWN))
 def test_every_setting_that_matters_changes_the_id(task):
-    """Of every kind of run, each by itself; where things are and how fast does not."""
+    """For every kind of run, each setting is changed alone. Paths and settings of speed do not change the id."""
     base = settings.KNOWN[task]()
     seen, same = {}, definitions.identity(base)
     for key, value in flatten(base.to_dict()).items():
@@ -167,15 +167,15 @@ def test_every_setting_that_matters_changes_the_id(task):
         changed = other.get(type(value), lambda v: [*v, 1])(value)
         config = base.copy_and_resolve_references()
         *groups, name = key.split(".")[1:]
-        at = config
+        parent = config
         for group in groups:
-            at = at[group]
+            parent = parent[group]
         with config.ignore_type():
-            at[name] = changed
-        found = definitions.identity(config)
-        assert (found == same) == (key in FREE), key
-        assert key in FREE or found not in seen, (key, seen.get(found))
-        seen[found] = key
+            parent[name] = changed
+        identity = definitions.identity(config)
+        assert (identity == same) == (key in FREE), key
+        assert key in FREE or identity not in seen, (key, seen.get(identity))
+        seen[identity] = key
     assert len(seen) >= 10
 
 
@@ -183,7 +183,7 @@ def test_every_setting_that_matters_changes_the_id(task):
 
 
 def other(text):
-    """A sweep of three seeds with something else for its overrides."""
+    """A sweep of three seeds with these overrides instead."""
     return {"overrides": text}
 
 
@@ -232,8 +232,8 @@ def other(text):
         ({"overrides": "product({'config.seed': [2**31]})"}, (), "config.seed must be an integer < 2^31, got 2147483"),
     ],
 )
-def test_what_is_no_sweep_is_one_line(command, tmp_path, fake, how, more, message):
-    """That names the run and the key; nothing is written."""
+def test_an_invalid_sweep_is_an_error_of_one_line(command, tmp_path, fake, how, more, message):
+    """The line names the run and the key. No files are written."""
     task = fake()
     assert message in one_line(command(write(tmp_path / "bad.py", **how), tmp_path / "w", *more))
     assert not task.computed
@@ -250,7 +250,7 @@ def test_what_is_no_sweep_is_one_line(command, tmp_path, fake, how, more, messag
         (None, "sweep must be a Python file"),
     ],
 )
-def test_a_file_that_is_no_sweep(command, tmp_path, content, message):
+def test_an_invalid_sweep_file_is_an_error_of_one_line(command, tmp_path, content, message):
     if content is not None:
         (tmp_path / "bad.py").write_text(content)
     assert message in one_line(command(tmp_path / "bad.py", tmp_path / "w"))
@@ -275,8 +275,8 @@ def test_groups_are_checked_like_single_settings(command, tmp_path, overrides, m
     assert "error: run " in error
 
 
-def test_a_folder_is_of_one_sweep(command, tmp_path, fake):
-    """Of its name, base and way; more runs of it are welcome, and free settings may change."""
+def test_a_folder_accepts_only_its_own_sweep(command, tmp_path, fake):
+    """Name, base and way must be the same. More runs are added, and free settings may change."""
     task, folder = fake(), tmp_path / "w"
     path = write(tmp_path / "a.py")
     assert command(path, folder).status == 0
@@ -323,8 +323,8 @@ def change_result(path, edit):
         (lambda value: value["cost"].pop("seconds") and None, "seconds"),
     ],
 )
-def test_a_result_that_is_not_whole(command, tmp_path, fake, edit, message):
-    """It is said which and why, the others are computed, nothing is printed from it; --retry computes it again."""
+def test_a_corrupt_result_is_reported_and_computed_again_with_retry(command, tmp_path, fake, edit, message):
+    """The error names the run and the reason. Other runs are computed."""
     task, folder = fake(), tmp_path / "w"
     path = write(tmp_path / "s.py")
     assert command(path, folder, "--only=config.seed=1").status == 0
@@ -348,14 +348,14 @@ def test_a_result_that_is_not_whole(command, tmp_path, fake, edit, message):
 
 
 def corrupt_line(command, path, folder):
-    """What the list says of the one run that is corrupt."""
+    """The reason that the list shows for the one corrupt run."""
     (line,) = [line for line in command(path, folder, "--list").out.splitlines() if "  corrupt  " in line]
     return line.split("(", 1)[1].removesuffix(")")
 
 
 @pytest.mark.parametrize("name", ["failed.json", "provenance.json"])
 @pytest.mark.parametrize("content", ["{", "[]", ""])
-def test_other_files_that_are_not_whole_stop_nobody(command, tmp_path, fake, name, content):
+def test_other_damaged_files_do_not_stop_a_sweep(command, tmp_path, fake, name, content):
     fake(seed1=RuntimeError("no"))
     folder, path = tmp_path / "w", write(tmp_path / "s.py")
     assert command(path, folder).status == 1
@@ -367,7 +367,7 @@ def test_other_files_that_are_not_whole_stop_nobody(command, tmp_path, fake, nam
     assert len(results(folder)) == 3
 
 
-# What fails
+# Failed runs
 
 
 @pytest.mark.parametrize("way", ["loop", "vmap"])
@@ -379,8 +379,8 @@ def test_other_files_that_are_not_whole_stop_nobody(command, tmp_path, fake, nam
         (float("inf"), "metrics.error must be"),
     ],
 )
-def test_one_failed_run_stops_no_other(command, tmp_path, fake, way, what, message):
-    """One line, status 1; left alone until --retry."""
+def test_a_failed_run_does_not_stop_the_others(command, tmp_path, fake, way, what, message):
+    """It has one line of error and status 1, and is computed again only with --retry."""
     task, folder, path = fake(seed1=what), tmp_path / "w", write(tmp_path / "s.py")
     done = command(path, folder, f"--way={way}")
     assert done.status == 1
@@ -402,7 +402,7 @@ def test_one_failed_run_stops_no_other(command, tmp_path, fake, way, what, messa
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, SystemExit, MemoryError])
-def test_a_task_that_raises_fails_its_unit_alone(command, tmp_path, monkeypatch, kind):
+def test_a_task_that_raises_only_fails_its_own_unit(command, tmp_path, monkeypatch, kind):
     seen = []
 
     def run(job):
@@ -418,7 +418,7 @@ def test_a_task_that_raises_fails_its_unit_alone(command, tmp_path, monkeypatch,
     assert len(results(tmp_path / "w")) == 2
 
 
-def test_an_interrupt_ends_the_command_and_marks_nothing(command, tmp_path, monkeypatch):
+def test_an_interrupt_ends_the_command_and_marks_no_run_as_failed(command, tmp_path, monkeypatch):
     def run(job):
         raise KeyboardInterrupt
         yield
@@ -432,10 +432,10 @@ def test_an_interrupt_ends_the_command_and_marks_nothing(command, tmp_path, monk
     assert [*states(command(path, folder, "--list", "--way=loop")).values()] == ["interrupted", "waiting", "waiting"]
 
 
-# What is skipped, and who takes what
+# Skipped runs, and the runs of each worker
 
 
-def test_what_is_finished_is_skipped(command, tmp_path, fake):
+def test_finished_runs_are_skipped(command, tmp_path, fake):
     task, folder, path = fake(), tmp_path / "w", write(tmp_path / "s.py")
     assert command(path, folder, "--only=config.seed=2").status == 0
     done = command(path, folder)
@@ -448,7 +448,7 @@ def test_what_is_finished_is_skipped(command, tmp_path, fake):
     assert tree(folder) == before
 
 
-def test_what_a_run_leaves_behind(command, tmp_path, fake):
+def test_the_files_of_a_run(command, tmp_path, fake):
     fake()
     folder, path = tmp_path / "w", write(tmp_path / "s.py")
     assert command(path, folder, "--set=config.calls=8").status == 0
@@ -456,12 +456,12 @@ def test_what_a_run_leaves_behind(command, tmp_path, fake):
     config = json.loads((run.folder / "config.json").read_text())
     assert (config["calls"], config["seed"]) == (8, 2)
     assert definitions.identity(ConfigDict(config)) == run.id
-    made_by = json.loads((run.folder / "provenance.json").read_text())
-    assert made_by["attempts"] == 1
-    assert made_by["packages"]["jax"] == jax.__version__
-    assert made_by["num_devices"] == 8
-    assert "--set=config.calls=8" in made_by["command"]
-    assert {"commit", "dirty", "device", "seconds", "started", "way", "together"} <= made_by.keys()
+    provenance = json.loads((run.folder / "provenance.json").read_text())
+    assert provenance["attempts"] == 1
+    assert provenance["packages"]["jax"] == jax.__version__
+    assert provenance["num_devices"] == 8
+    assert "--set=config.calls=8" in provenance["command"]
+    assert {"commit", "dirty", "device", "seconds", "started", "way", "together"} <= provenance.keys()
     result = json.loads((run.folder / "result.json").read_text())
     assert result["metrics"] == {"error": 2.0}
     assert result["cost"]["seconds"] >= 0
@@ -469,7 +469,7 @@ def test_what_a_run_leaves_behind(command, tmp_path, fake):
 
 
 @pytest.mark.parametrize("flag", ["--list", "--dry_run"])
-def test_looking_writes_nothing(command, tmp_path, fake, flag):
+def test_list_and_dry_run_write_no_files(command, tmp_path, fake, flag):
     task, folder, path = fake(seed1=RuntimeError("no")), tmp_path / "w", write(tmp_path / "s.py")
     done = command(path, folder, flag)
     assert (done.status, folder.exists()) == (0, False)
@@ -530,25 +530,25 @@ sweep.main(flags.FLAGS(sys.argv))
 
 
 def start(path, folder, *more, seconds=0.02):
-    """A process at work on a sweep, whose runs take so long."""
+    """Start a process that computes a sweep; each run takes this number of seconds."""
     line = [sys.executable, "-c", WORKER.format(seconds=seconds), f"--sweep={path}", f"--workdir={folder}", *more]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(line, env=ENV, cwd=ROOT, start_new_session=True, **pipes)
 
 
-def test_two_workers_never_do_the_same_run(tmp_path):
+def test_two_workers_do_not_compute_the_same_run(tmp_path):
     path, folder = write(tmp_path / "s.py", overrides="seeds(40)"), tmp_path / "w"
     running = [start(path, folder, "--way=loop") for _ in range(2)]
     ended = [process.communicate(timeout=120) for process in running]
     assert {*attempts(folder).values()} == {1}, ended
     assert len(results(folder)) == 40, ended
-    did = [out.count("error ") for out, _ in ended]
-    assert sum(did) == 40
+    counts = [out.count("error ") for out, _ in ended]
+    assert sum(counts) == 40
     assert not any("Traceback" in err for _, err in ended)
 
 
-def test_the_lock_of_a_killed_process_is_free(command, tmp_path, fake):
-    """While it lives, nobody else takes what it is at work on."""
+def test_the_lock_of_a_killed_process_is_released(command, tmp_path, fake):
+    """While the process runs, other processes skip its run."""
     path, folder = write(tmp_path / "s.py"), tmp_path / "w"
     process = start(path, folder, "--way=loop", seconds=600)
     try:
@@ -571,8 +571,8 @@ def test_the_lock_of_a_killed_process_is_free(command, tmp_path, fake):
     assert sorted(attempts(folder).values()) == [1, 1, 2]
 
 
-def test_a_look_at_the_wrong_moment_costs_no_run(command, tmp_path, fake, monkeypatch):
-    """A lock that is held for a moment, by a list say, is tried again."""
+def test_a_run_that_is_locked_for_a_moment_is_computed(command, tmp_path, fake, monkeypatch):
+    """Another process, such as one with --list, may hold a lock for a moment, so a failed lock is tried again."""
     task, path, folder = fake(), write(tmp_path / "s.py"), tmp_path / "w"
     lock, seen = Folder.lock, []
 
@@ -588,7 +588,7 @@ def test_a_look_at_the_wrong_moment_costs_no_run(command, tmp_path, fake, monkey
 
 
 class lock_held:  # noqa: N801
-    """A lock that somebody else has."""
+    """A lock of another process: entering it returns False."""
 
     def __init__(self, lock):
         self.lock = lock
@@ -601,8 +601,8 @@ class lock_held:  # noqa: N801
 
 
 @pytest.mark.parametrize("checkpoint", [True, False])
-def test_an_interrupted_unit_goes_on_with_the_runs_that_it_began_with(command, tmp_path, monkeypatch, checkpoint):
-    """Whatever --only asks for then: its checkpoint is of all of them, and so are its bits. Others follow alone."""
+def test_an_interrupted_unit_resumes_with_all_of_its_runs(command, tmp_path, monkeypatch, checkpoint):
+    """Its checkpoint covers all runs of the unit, so --only does not restrict them. Other runs follow separately."""
     path, folder, units = write(tmp_path / "s.py", overrides="seeds(5)"), tmp_path / "w", []
 
     def install(stop=None, **at):
@@ -639,8 +639,7 @@ def test_an_interrupted_unit_goes_on_with_the_runs_that_it_began_with(command, t
     assert sorted(attempts(folder).values()) == [1, 1, 2, 2, 2]
 
 
-def test_an_interrupted_unit_and_what_failed_before_it(command, tmp_path, monkeypatch):
-    """--retry computes the one after the others."""
+def test_an_interrupted_unit_resumes_before_failed_runs_are_computed_again(command, tmp_path, monkeypatch):
     path, folder, units = write(tmp_path / "s.py", overrides="seeds(4)"), tmp_path / "w", []
     path2 = write(tmp_path / "t" / "s.py", overrides="seeds(4)")
 
@@ -659,7 +658,7 @@ def test_an_interrupted_unit_and_what_failed_before_it(command, tmp_path, monkey
     assert units == [[0], [1, 2, 3], [1, 2, 3], [0]]
 
 
-def test_a_folder_in_place_of_a_result(command, tmp_path, fake):
+def test_a_folder_in_place_of_a_result_is_a_corrupt_result(command, tmp_path, fake):
     task = fake()
     path, folder = write(tmp_path / "s.py"), tmp_path / "w"
     (one, *_) = definitions.load(path).runs
@@ -672,22 +671,22 @@ def test_a_folder_in_place_of_a_result(command, tmp_path, fake):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_their_parent(tmp_path, how):
-    """So no accelerator stays occupied."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent(tmp_path, number):
+    """Otherwise a worker would keep its accelerator."""
     overrides = "product({'config.calls': [*range(3, 40)]}, {'config.sampler': ['dpmpp_3m', 'unipc']})"
     line = [sys.executable, "-m", "experiments.sweep", f"--sweep={write(tmp_path / 's.py', overrides=overrides)}"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": ENV, "cwd": ROOT}
     parent = subprocess.Popen([*line, f"--workdir={tmp_path / 'w'}", "--workers=2"], **quiet)
 
-    def at_work():
-        found = subprocess.run(["pgrep", "-f", f"workdir={tmp_path / 'w'}.*--worker="], capture_output=True, text=True)
-        return found.stdout.split()
+    def worker_ids():
+        result = subprocess.run(["pgrep", "-f", f"workdir={tmp_path / 'w'}.*--worker="], capture_output=True, text=True)
+        return result.stdout.split()
 
-    wait_for(lambda: len(at_work()) == 2 and attempts(tmp_path / "w"))
-    parent.send_signal(how)
+    wait_for(lambda: len(worker_ids()) == 2 and attempts(tmp_path / "w"))
+    parent.send_signal(number)
     parent.wait()
-    wait_for(lambda: not at_work(), 10)
+    wait_for(lambda: not worker_ids(), 10)
     assert len(results(tmp_path / "w")) < 74
 
 
@@ -703,7 +702,7 @@ def wait_for(condition, seconds=60):
 
 @pytest.fixture
 def few_grids(monkeypatch):
-    """All grids of a length are compiled together."""
+    """Keep three grids only, because all grids of one length are compiled together."""
     monkeypatch.setattr(problems, "GRIDS", {name: problems.GRIDS[name] for name in ("uniform", "karras", "log_snr")})
 
 
@@ -712,25 +711,25 @@ def oracle_sweep(path, overrides, examples=8):
 
 
 @pytest.mark.usefixtures("x64", "few_grids")
-def test_the_oracle_gives_what_a_direct_computation_gives(command, tmp_path):
-    """Of a sampler with noise and without it; nothing of the sweeps computes the other side."""
+def test_the_oracle_equals_a_direct_computation(command, tmp_path):
+    """For a sampler with and without noise. The direct computation uses no code of sweeps."""
     overrides = "zipped({'config.eta': [0.0, 0.0, 0.7]}, {'config.grid': ['uniform', 'karras', 'karras']})"
     changes = "config.examples = 8\nconfig.calls = 5\nconfig.seed = 3\nconfig.sampler = 'sa_solver'"
     with jax.enable_x64(False):
         done = command(write(tmp_path / "s.py", changes=changes, overrides=overrides), tmp_path / "w")
     assert done.status == 0, done.err
-    schedule, law = problems.SCHEDULES["linear"], problems.mixture(2)
+    schedule, data = problems.SCHEDULES["linear"], problems.mixture(2)
     x = jnp.asarray(float(schedule(1.0).sigma) * np.random.default_rng(3).normal(size=(8, 2)))
-    exact, _ = problems.exact("linear", law, x)
-    quantiles = distributions.quantiles(law, 8)
+    exact, _ = problems.exact("linear", data, x)
+    quantiles = distributions.quantiles(data, 8)
 
     @jax.jit
     def draw(eta, times):
-        return diffax.sample(jax.random.key(3), diffax.sa_solver(schedule, tau=eta), law.denoiser(schedule), x, times)
+        return diffax.sample(jax.random.key(3), diffax.sa_solver(schedule, tau=eta), data.denoiser(schedule), x, times)
 
-    found = read_sweep(tmp_path / "w").having("done")
-    assert len(found) == 3
-    for run in found:
+    runs = read_sweep(tmp_path / "w").having("done")
+    assert len(runs) == 3
+    for run in runs:
         eta, grid = run.overrides["config.eta"], run.overrides["config.grid"]
         samples = draw(eta, jnp.asarray(problems.step_grid("linear", grid, 5, 0.01)))
         assert run.metrics["sliced"] == pytest.approx(float(distributions.sliced(samples, quantiles)), abs=1e-9)
@@ -743,9 +742,9 @@ def test_the_oracle_gives_what_a_direct_computation_gives(command, tmp_path):
 
 @pytest.mark.usefixtures("few_grids")
 def test_the_ways_of_the_oracle_agree_and_each_compiles_once(command, tmp_path, monkeypatch):
-    """One program for each sampler and number of calls."""
+    """Each way has one program for each sampler and number of calls."""
     overrides = "product({'config.sampler': ['ddim']}, {'config.calls': [3, 4]}, {'config.eta': [0.0, 0.5]}, seeds(2))"
-    path, found, row = oracle_sweep(tmp_path / "s.py", overrides, 9), {}, diffax.samplers.CATALOGUE["ddim"]
+    path, metrics_by_way, row = oracle_sweep(tmp_path / "s.py", overrides, 9), {}, diffax.samplers.CATALOGUE["ddim"]
     for way, more in {"loop": (), "vmap": ("--only=config.calls=3",)}.items():
         traces = []
 
@@ -755,11 +754,11 @@ def test_the_ways_of_the_oracle_agree_and_each_compiles_once(command, tmp_path, 
 
         monkeypatch.setitem(diffax.samplers.CATALOGUE, "ddim", row._replace(make=counted))
         assert command(path, tmp_path / way, f"--way={way}", *more).status == 0
-        found[way] = {id: result["metrics"] for id, result in results(tmp_path / way).items()}
+        metrics_by_way[way] = {id: result["metrics"] for id, result in results(tmp_path / way).items()}
         assert sum(traces) == 2 - len(more), way
-        assert len(found[way]) == 4 * sum(traces)
-    for id, metrics in found["vmap"].items():
-        assert metrics == pytest.approx(found["loop"][id], abs=1e-9)
+        assert len(metrics_by_way[way]) == 4 * sum(traces)
+    for id, metrics in metrics_by_way["vmap"].items():
+        assert metrics == pytest.approx(metrics_by_way["loop"][id], abs=1e-9)
 
 
 @pytest.mark.slow
@@ -772,7 +771,8 @@ def test_the_same_command_gives_the_same_bits(command, tmp_path):
     assert len(results(tmp_path / "one")) == 4
 
 
-# A compile each: in the fast run some that have an eta, and of the others one of each cost.
+# Each sampler is compiled, so the quick run has only some samplers with eta, and one other sampler for each number of
+# calls in a step.
 FAST = ("ddim", "dpmpp_2m_sde", "sa_solver", "dpmpp_sde", "ddpm", "heun", "dpm_solver", "pndm")
 
 
@@ -780,8 +780,8 @@ FAST = ("ddim", "dpmpp_2m_sde", "sa_solver", "dpmpp_sde", "ddpm", "heun", "dpm_s
 @pytest.mark.parametrize(
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in diffax.samplers.names()]
 )
-def test_eta_and_cost_are_what_is_said_of_a_sampler(name):
-    """eta changes the samples of those that are said to have it, and of no other; a budget counts every call."""
+def test_eta_and_the_number_of_calls_are_those_of_the_catalogue(name):
+    """eta changes the samples of exactly the samplers in WITH_ETA, and `spent` counts every denoiser call."""
     schedule, x, calls = problems.SCHEDULES["linear"], jax.random.normal(jax.random.key(1), (4, 2)), []
 
     def denoise(x, t):
@@ -806,8 +806,8 @@ NOISY_AT_THEIR_DEFAULT = ("dpmpp_sde", "dpm2_ancestral", "dpmpp_2s_ancestral", "
 
 
 @pytest.mark.parametrize("name", NOISY_AT_THEIR_DEFAULT)
-def test_no_eta_is_the_sampler_s_own(name):
-    """A stochastic sampler draws noise unless told otherwise: two keys give two samples, of ddim one."""
+def test_eta_none_is_the_default_of_the_sampler(name):
+    """At its default a stochastic sampler draws noise, so samples depend on the key; those of ddim do not."""
     schedule, x = problems.SCHEDULES["linear"], jnp.ones((4, 2))
 
     @jax.jit
@@ -821,14 +821,14 @@ def test_no_eta_is_the_sampler_s_own(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", diffax.samplers.names())
-def test_the_budget_at_any_length(name):
-    schedule, law = problems.SCHEDULES["linear"], problems.mixture(2)
-    for points in (2, 3, 7):  # 1: JAX has no scan without a step where jit is off
+def test_spent_counts_the_calls_for_any_number_of_grid_points(name):
+    schedule, data = problems.SCHEDULES["linear"], problems.mixture(2)
+    for points in (2, 3, 7):  # not 1: without jit, JAX cannot run a scan of length 0
         calls = []
 
         def counted(x, t, calls=calls):
             calls.append(1)
-            x0 = law.denoiser(schedule)(x, t)
+            x0 = data.denoiser(schedule)(x, t)
             return diffax.Moments(x0, jnp.zeros_like(x0)) if name == "ddpm_learned" else x0
 
         with jax.disable_jit():
@@ -841,7 +841,7 @@ def test_the_budget_at_any_length(name):
 
 
 @pytest.mark.parametrize("name", diffax.samplers.names())
-def test_a_budget_is_spent_as_far_as_it_goes(name):
+def test_a_grid_has_the_most_entries_that_the_budget_allows(name):
     schedule = problems.SCHEDULES["linear"]
     for calls in range(1, 30):
         try:
@@ -855,7 +855,7 @@ def test_a_budget_is_spent_as_far_as_it_goes(name):
 
 @pytest.mark.slow
 def test_two_workers_of_the_command_share_an_oracle_sweep(tmp_path):
-    """--workers, and what they leave is that of one."""
+    """The results of --workers=2 equal those of one process."""
     overrides = "product({'config.sampler': ['ddim', 'heun'], 'config.calls': [5, 8]}, seeds(10))"
     path = oracle_sweep(tmp_path / "s.py", overrides)
     line = [sys.executable, "-m", "experiments.sweep", f"--sweep={path}", "--way=vmap", "--group=3"]
@@ -870,7 +870,7 @@ def test_two_workers_of_the_command_share_an_oracle_sweep(tmp_path):
     assert len(results(tmp_path / "one")) == 40
 
 
-# Samplers and metrics of the sweep file
+# Samplers and metrics that a sweep file adds
 
 
 OWN = '''
@@ -897,7 +897,7 @@ def get_metrics():
 
 @pytest.fixture
 def own_names():
-    """Names that a sweep file adds are removed again."""
+    """Remove names that a sweep file has added."""
     from experiments.evaluation import families
 
     yield
@@ -911,13 +911,13 @@ def own_names():
 
 @pytest.mark.usefixtures("own_names", "few_grids")
 def test_a_sampler_of_the_sweep_file_is_part_of_the_id(command, tmp_path):
-    """Another formula is another run; a file without samplers and metrics may change its comments."""
+    """A changed formula gives another id. In a file without samplers and metrics, comments may change."""
     path, folder = tmp_path / "s.py", tmp_path / "w"
     path.write_text(OWN.replace("ETA", "0.0"))
     assert command(path, folder).status == 0
     (first,) = results(folder).values()
     path.write_text(OWN.replace("ETA", "1.0"))
-    tasks.PROGRAMS.clear()  # in this process; the command runs in one of its own
+    tasks.PROGRAMS.clear()  # this process keeps its programs; the real command starts a new process
     assert command(path, tmp_path / "v").status == 0
     (second,) = results(tmp_path / "v").values()
     assert first["id"] != second["id"]
@@ -946,14 +946,14 @@ def test_a_metric_of_the_sweep_file_is_measured(tmp_path):
 
 @pytest.mark.usefixtures("own_names")
 @pytest.mark.parametrize(("old", "new"), [('"mine"', '"heun"'), ('"mean_shift"', '"fd"')])
-def test_a_sweep_file_replaces_no_sampler_and_no_metric(command, tmp_path, old, new):
+def test_a_sweep_file_cannot_replace_a_sampler_or_metric_of_diffax(command, tmp_path, old, new):
     (tmp_path / "s.py").write_text(OWN.replace("ETA", "0.0").replace(old, new))
     error = one_line(command(tmp_path / "s.py", tmp_path / "w"))
     assert f"must have names that diffax does not use, got '{new.strip(chr(34))}'" in error
 
 
 @pytest.mark.parametrize("name", ["get_samplers", "get_metrics"])
-def test_a_faulty_part_of_a_sweep_file_is_one_line(command, tmp_path, name):
+def test_an_error_in_a_function_of_a_sweep_file_is_one_line(command, tmp_path, name):
     write(tmp_path / "s.py")
     (tmp_path / "s.py").write_text(f"{(tmp_path / 's.py').read_text()}\ndef {name}():\n    return 1 / 0\n")
     assert "cannot be read: ZeroDivisionError" in one_line(command(tmp_path / "s.py", tmp_path / "w"))

@@ -1,4 +1,4 @@
-"""Sweeps that train and that sample: runs of one program are what each is alone, and kills change nothing."""
+"""Sweeps that train or sample: runs in one program equal separate runs, and kills do not change results."""
 
 import inspect
 import json
@@ -64,36 +64,36 @@ def training_sweep(path, overrides, changes="", data_dir=""):
 
 @pytest.fixture
 def unmeasured(monkeypatch):
-    """No samples are drawn: the result is the last loss."""
+    """Skip the samples and their metrics, so that the result is the last loss."""
     monkeypatch.setattr(measuring, "prepared", lambda *_: None)
     monkeypatch.setattr(train_task, "_measure", lambda *_: Result({}, {}, {}, {}))
 
 
 def losses(folder, run):
-    """[loss] of metrics.jsonl."""
+    """The losses in metrics.jsonl."""
     lines = [json.loads(line) for line in (folder / "runs" / run.id / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     return np.array([line["loss"] for line in lines])
 
 
 class Alone:
-    """Runs by the parts of `experiments.train`, with numbers that are not traced, on one device."""
+    """Separate runs on one device by the functions of `experiments.train`, with hyperparameters that are not traced."""
 
     def __init__(self):
         self._known = {}
 
     def losses(self, config):
-        """[loss] of each step."""
+        """The loss of each step."""
         first, step = self._of(config)
-        inputs, found = opened(config, 1), []
+        inputs, values = opened(config, 1), []
         state, data = first(jax.random.key(config.seed)), inputs.read(cache=True)
         for _ in range(config.train.num_steps):
             state, metrics = step(state, jax.tree.map(jnp.asarray, next(data)))
-            found.append(metrics["loss"])
-        return np.array(jax.device_get(found))
+            values.append(metrics["loss"])
+        return np.array(jax.device_get(values))
 
     def _of(self, config):
-        """Programs that do not depend on the seed: one for all runs that differ in it."""
+        """The compiled functions of a config, shared by all seeds."""
         key = json.dumps({**config.to_dict(), "seed": 0})
         if key not in self._known:
             self._known[key] = tuple(map(jax.jit, plain(opened(config, 1).model)))
@@ -124,8 +124,8 @@ SEEDS_AND_RATES = "product({'config.optimizer.learning_rate': [1e-3, 4e-3]}, see
 
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("way", ["vmap", pytest.param("loop", marks=pytest.mark.slow)])
-def test_runs_of_one_program_are_the_separate_runs(command, alone, tmp_path, way):
-    """11 of 8 seeds x 2 learning rates on 8 devices, over 30 steps."""
+def test_runs_of_one_program_equal_separate_runs(command, alone, tmp_path, way):
+    """11 of the 16 runs with 8 seeds and 2 learning rates, on 8 devices, over 30 steps."""
     path = training_sweep(tmp_path / "s.py", SEEDS_AND_RATES, "config.train.num_steps = 30")
     more, compiled, begun = ("--only=config.seed=1",) if way == "loop" else ("--group=16",), [], []
     with pytest.MonkeyPatch.context() as patch:
@@ -134,7 +134,7 @@ def test_runs_of_one_program_are_the_separate_runs(command, alone, tmp_path, way
         patch.setattr(training, "train_step", lambda *args, **kwargs: compiled.append(1) or original(*args, **kwargs))
         done = command(path, tmp_path / "w", f"--way={way}", *more)
     assert done.status == 0, done.err
-    assert len(compiled) <= 2, "once to make it, once for shapes"
+    assert len(compiled) <= 2, "one trace for the program and one for shapes"
     assert len(begun) == 1
     every = definitions.load(path).runs
     runs = [every[id] for id in results(tmp_path / "w")]
@@ -151,7 +151,7 @@ def test_runs_of_one_program_are_the_separate_runs(command, alone, tmp_path, way
 @pytest.mark.slow
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("way", ["vmap", "loop"])
-def test_runs_of_one_program_are_the_separate_runs_of_the_unet(command, alone, tmp_path, way):
+def test_runs_of_one_program_equal_separate_runs_for_the_unet(command, alone, tmp_path, way):
     changes = "config.network.name = 'unet'\nconfig.network.channels = 8\nconfig.train.num_steps = 30"
     changes += "\nconfig.dataset.batch_size = 8"
     path = training_sweep(tmp_path / "s.py", SEEDS_AND_RATES, changes)
@@ -168,8 +168,8 @@ def test_runs_of_one_program_are_the_separate_runs_of_the_unet(command, alone, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["vmap", "loop"])
-def test_runs_of_one_program_on_one_device(alone, tmp_path, way):
-    """The command in a process of its own."""
+def test_runs_of_one_program_on_one_device_equal_separate_runs(alone, tmp_path, way):
+    """The command runs in a process with one device."""
     path = training_sweep(tmp_path / "s.py", SEEDS_AND_RATES, "config.train.num_steps = 30")
     done = subprocess.run(line(path, tmp_path / "w", f"--way={way}"), env=env(1), cwd=ROOT, capture_output=True)
     assert done.returncode == 0, done.stderr
@@ -178,7 +178,7 @@ def test_runs_of_one_program_on_one_device(alone, tmp_path, way):
         np.testing.assert_allclose(losses(tmp_path / "w", run), wanted, rtol=1e-5, err_msg=run.label)
 
 
-# What is traced
+# Traced settings
 
 
 TRACED = {
@@ -220,13 +220,13 @@ HYBRID = {
 
 
 def changed(overrides, base=None):
-    """A small training run."""
+    """The config of a small training run with overrides."""
     config = settings.training(smoke.get_config()) if base is None else base.copy_and_resolve_references()
-    known = settings.KNOWN["train"]()
+    allowed = settings.KNOWN["train"]()
     if base is None:
         config.network.update({"name": "mlp", "channels": 16, "depth": 1})
     for key, value in overrides.items():
-        change(config, key, value, known)
+        change(config, key, value, allowed)
     return config
 
 
@@ -246,7 +246,7 @@ def leaves_of(state):
 
 
 def ends(program, config, steps=3):
-    """Parameters and their average after a few steps, as one array."""
+    """One array of the parameters and their average after a few steps."""
     state = program.step.place(program.first(tasks.traced(model_of(config)), config.seed))
     data = opened(config, 8).read(cache=True)
     for _ in range(steps):
@@ -270,8 +270,8 @@ def ends_alone(config, steps=3):
         pytest.param(HYBRID, {"config.loss.vlb_weight": 5.0}, id="hybrid", marks=pytest.mark.slow),
     ],
 )
-def test_one_program_serves_every_value_of_what_is_traced(monkeypatch, base, other):
-    """Each by itself changes what comes out, all together give what a program of these values alone gives."""
+def test_one_program_covers_all_values_of_traced_settings(monkeypatch, base, other):
+    """Each setting alone changes the result. All of them together give the result of a program without tracing."""
     base, traces = changed(base), []
     everything = changed(other, base)
     original = objectives.objective
@@ -288,22 +288,22 @@ def test_one_program_serves_every_value_of_what_is_traced(monkeypatch, base, oth
     np.testing.assert_allclose(together, ends_alone(everything), rtol=1e-4, atol=1e-6)
 
 
-def test_every_number_of_a_model_is_tested():
-    """The settings above change each leaf of a model, except those of sampling."""
+def test_the_traced_settings_above_cover_every_number_of_a_model():
+    """They change each leaf of a model, except the leaves of sampling."""
     for base, other in ((TRACED, OTHER), (HYBRID, {"config.loss.vlb_weight": 5.0})):
         config = changed(base)
         before, moved = jax.tree_util.tree_leaves_with_path(model_of(config)), set()
         for key, value in other.items():
             after = jax.tree.leaves(model_of(changed({key: value}, config)))
             moved |= {jax.tree_util.keystr(path) for (path, v), w in zip(before, after, strict=True) if v != w}
-        known = {jax.tree_util.keystr(path) for path, _ in before}
+        paths = {jax.tree_util.keystr(path) for path, _ in before}
         if base is TRACED:
-            assert known - moved <= {".loss.vlb_weight"}, known - moved
+            assert paths - moved <= {".loss.vlb_weight"}, paths - moved
         else:
             assert moved == {".loss.vlb_weight"}
 
 
-def test_what_is_static_makes_another_program():
+def test_a_change_of_a_static_setting_makes_another_program():
     base = changed({})
     for key, value in {
         "config.prediction": "eps",
@@ -312,7 +312,7 @@ def test_what_is_static_makes_another_program():
         "config.schedule": {"name": "linear", "beta_max": 10.0},
         "config.evaluation.num": 300,
         "config.dataset.batch_size": 8,
-        "config.sampling.eta": 0.5,  # from the sampler's own to a value
+        "config.sampling.eta": 0.5,  # from the default of the sampler to a value
     }.items():
         assert program_of(changed({key: value}, base)) != program_of(base), key
     some, others = (changed({"config.sampling.eta": eta}, base) for eta in (0.5, 0.8))
@@ -328,21 +328,21 @@ GIVEN = {"shift": 0.5, "sigma_min": 0.01, "sigma_max": 80.0}  # parameters witho
 @pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "learned"])
 def test_every_schedule_takes_traced_parameters(name):
     parameters = {
-        key: float(GIVEN.get(key, found.default))
-        for key, found in inspect.signature(SCHEDULES[name]).parameters.items()
-        if key != "num_steps" and isinstance(GIVEN.get(key, found.default), (int, float))
+        key: float(GIVEN.get(key, parameter.default))
+        for key, parameter in inspect.signature(SCHEDULES[name]).parameters.items()
+        if key != "num_steps" and isinstance(GIVEN.get(key, parameter.default), (int, float))
     }
     model = model_of(changed({"config.schedule": {"name": name, **parameters}}))
     numbers = model.diffusion.curve.numbers
-    assert len(numbers) == (0 if name.endswith("_betas") else len(parameters)), "the host computes a table"
+    assert len(numbers) == (0 if name.endswith("_betas") else len(parameters)), "tables are made on the host"
 
     def level(model):
         return model.diffusion.schedule()(0.5)
 
     jax.eval_shape(level, tasks.traced(model))
     if numbers:
-        for found, wanted in zip(level(tasks.traced(model)), level(model), strict=True):
-            np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        for value, wanted in zip(level(tasks.traced(model)), level(model), strict=True):
+            np.testing.assert_allclose(value, wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("setting", ["weighting", "times"])
@@ -367,8 +367,8 @@ def test_every_distribution_and_weighting_takes_traced_parameters(setting):
     assert count >= 3
 
 
-def test_more_runs_than_a_multiple_of_the_devices():
-    """The rows of a program are filled up with copies of the last run."""
+def test_rows_of_a_program_are_padded_to_a_multiple_of_the_devices():
+    """The padding repeats the last run."""
     for count in (1, 7, 8, 9):
         trees = [{"x": np.float32(i)} for i in range(count)]
         rows = train_task.stacked(trees)["x"]
@@ -378,8 +378,8 @@ def test_more_runs_than_a_multiple_of_the_devices():
 
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("way", ["vmap", pytest.param("loop", marks=pytest.mark.slow)])
-def test_a_loss_that_is_not_finite_ends_one_run_alone(command, tmp_path, way):
-    """The others of its program are what they are without it."""
+def test_a_loss_that_is_not_finite_ends_only_its_own_run(command, tmp_path, way):
+    """The results of the other runs in the program do not change."""
     rates = "{'config.optimizer.learning_rate': [1e-3, 1e38, 2e-3]}"
     path = training_sweep(tmp_path / "s.py", f"product({rates})", "config.optimizer.clip_norm = 1e9")
     more = (f"--way={way}", *(() if way == "loop" else ("--group=8",)))
@@ -399,8 +399,8 @@ def test_a_loss_that_is_not_finite_ends_one_run_alone(command, tmp_path, way):
 
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("way", ["vmap", pytest.param("loop", marks=pytest.mark.slow)])
-def test_what_is_interrupted_goes_on_from_its_checkpoint(command, tmp_path, monkeypatch, way):
-    """At any step, bit for bit, and no step before the checkpoint is done again; other devices begin anew."""
+def test_an_interrupted_run_resumes_from_its_checkpoint(command, tmp_path, monkeypatch, way):
+    """After interrupts at four different steps, the results equal those of an uninterrupted sweep to the bit."""
     path = training_sweep(tmp_path / "s.py", "seeds(2)", "config.train.log_every = 4")
     assert command(path, tmp_path / "straight", f"--way={way}").status == 0
     for number, stop in enumerate((4, 1, 6, 3)):
@@ -420,7 +420,7 @@ def test_what_is_interrupted_goes_on_from_its_checkpoint(command, tmp_path, monk
 
 
 def interrupt_at(patch, count):
-    """The batch of this number, of all runs together, raises KeyboardInterrupt."""
+    """Raise KeyboardInterrupt at the batch of this number; batches of all runs are counted together."""
     original, taken = inputs_module.Inputs.batches, []
 
     class Interrupted:
@@ -438,15 +438,15 @@ def interrupt_at(patch, count):
 
 
 def without_speed(path):
-    """The lines of a log without the speed."""
+    """The lines of a log, without the speed."""
     lines = map(json.loads, path.read_text().splitlines())
     return [{key: value for key, value in line.items() if key != "steps_per_second"} for line in lines]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unmeasured")
-def test_a_checkpoint_that_does_not_fit_is_begun_anew(command, tmp_path, monkeypatch):
-    """A checkpoint of other devices fails no run."""
+def test_runs_with_a_checkpoint_of_another_number_of_devices_start_again(command, tmp_path, monkeypatch):
+    """No run fails."""
     path = training_sweep(tmp_path / "s.py", "seeds(2)")
     assert command(path, tmp_path / "straight", "--way=vmap").status == 0
     with monkeypatch.context() as patch:
@@ -469,7 +469,7 @@ def line(path, folder, *more):
 
 
 def killed(path, folder, count, *more, devices):
-    """Runs a sweep to its end with `count` kills of its process group, each at a random time after a run was begun."""
+    """Run a sweep to its end with `count` kills of its process group, each at a random time after a run has started."""
     rng = random.Random(0)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
     for _ in range(count):
@@ -485,13 +485,13 @@ def killed(path, folder, count, *more, devices):
 
 
 def report_of(folder):
-    """What report.md is made of."""
+    """The text of report.md."""
     sweep = read_sweep(folder)
     return document.report(sweep, sweep.metrics, [tables.flat(sweep, sweep.metrics)], [])
 
 
 def check_kills(tmp_path, data_dir, overrides, count, devices, *more):
-    """Results, logs and report are those of a sweep that nobody disturbed."""
+    """Assert that results, logs and report equal those of an uninterrupted sweep."""
     changes = "config.train.num_steps = 40\nconfig.train.log_every = 10\nconfig.train.checkpoint_every = 5"
     path = training_sweep(tmp_path / "s.py", overrides, changes, data_dir)
     straight = subprocess.run(
@@ -503,8 +503,8 @@ def check_kills(tmp_path, data_dir, overrides, count, devices, *more):
     assert results(tmp_path / "b") == results(tmp_path / "a")
     assert len(results(tmp_path / "b")) == len(definitions.load(path).runs)
     for id in results(tmp_path / "a"):
-        of = [json.loads((tmp_path / name / "runs" / id / "result.json").read_text()) for name in "ab"]
-        assert of[0]["metrics"] == of[1]["metrics"]
+        contents = [json.loads((tmp_path / name / "runs" / id / "result.json").read_text()) for name in "ab"]
+        assert contents[0]["metrics"] == contents[1]["metrics"]
         logs = [without_speed(tmp_path / name / "runs" / id / "metrics.jsonl") for name in "ab"]
         assert logs[0] == logs[1]
     assert report_of(tmp_path / "a") == report_of(tmp_path / "b")
@@ -513,8 +513,8 @@ def check_kills(tmp_path, data_dir, overrides, count, devices, *more):
 
 
 @pytest.mark.slow
-def test_kills_change_nothing(data_dir, tmp_path):
-    """Twice, at random times of a sweep on one device."""
+def test_two_kills_do_not_change_results(data_dir, tmp_path):
+    """At random times of a sweep on one device."""
     tried = check_kills(tmp_path, data_dir, "seeds(2)", 2, 1, "--way=loop")
     assert max(tried.values()) > 1, tried
 
@@ -522,8 +522,8 @@ def test_kills_change_nothing(data_dir, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("way", [("--way=loop",), ("--way=vmap", "--group=2")])
-def test_many_kills_change_nothing(data_dir, tmp_path, request, way, devices):
-    """And the same command in two folders gives the same bits."""
+def test_many_kills_do_not_change_results(data_dir, tmp_path, request, way, devices):
+    """This also shows that the same command in two folders gives the same bits."""
     count, overrides = (
         max(5, request.config.getoption("--kills")),
         "product({'config.prediction': ['eps', 'v']}, seeds(2))",
@@ -534,7 +534,7 @@ def test_many_kills_change_nothing(data_dir, tmp_path, request, way, devices):
 
 @pytest.mark.slow
 def test_workers_save_when_their_parent_gets_sigterm(data_dir, tmp_path):
-    """The parent waits for them and ends with status 75; the same command continues from their checkpoints."""
+    """The parent waits for its workers and ends with status 75. The same command then resumes from the checkpoints."""
     changes = "config.train.num_steps = 2000\nconfig.train.checkpoint_every = 2000"
     path, folder = training_sweep(tmp_path / "s.py", "seeds(2)", changes, data_dir), tmp_path / "w"
     flags = ("--way=loop", "--workers=2")
@@ -555,7 +555,7 @@ def test_workers_save_when_their_parent_gets_sigterm(data_dir, tmp_path):
 
 
 def test_a_run_costs_the_calls_of_its_sampler(tmp_path):
-    """Heun's steps take two calls, so that of 18 calls one is left over."""
+    """A step of Heun takes two calls and the final x0 takes one, so the run uses 17 of 18 calls."""
     config = changed({"config.sampling.sampler": "heun", "config.sampling.num_steps": 18})
     config.evaluation.num = 4
     program = SimpleNamespace(generate=lambda params, keys, label: np.zeros((len(keys), 1)))
@@ -587,13 +587,13 @@ def checkpoint(tmp_path_factory):
 
 
 def labels_of(evaluation, data, of_model, num_classes, folder):
-    """All classes in turn."""
+    """Labels that cycle through the classes."""
     return np.arange(evaluation.num) % num_classes
 
 
 @pytest.fixture
 def kept(monkeypatch):
-    """Samples are not measured but kept, as samples.npy of each run."""
+    """Save the samples of each run as samples.npy instead of measuring them."""
 
     def measure(x, path):
         np.save(path.with_suffix(".npy"), x)
@@ -609,7 +609,7 @@ def sampling_sweep(path, overrides, checkpoint):
 
 
 def counted(patch, *names):
-    """A list that has an entry for each time that one of these samplers is traced."""
+    """A list that gets one entry for each trace of one of these samplers."""
     traces = []
     for name in names:
         row = diffax.samplers.CATALOGUE[name]
@@ -633,8 +633,8 @@ POINTS = """chain(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("kept")
-def test_the_ways_of_sampling_agree_and_are_the_command_that_samples(command, checkpoint, tmp_path, monkeypatch):
-    """One compile for each sampler and length, guided or not; pixels of `experiments.sample`."""
+def test_the_ways_of_sampling_agree_with_each_other_and_with_sample(command, checkpoint, tmp_path, monkeypatch):
+    """There is one compilation for each sampler and length, with and without guidance."""
     path, drawn = sampling_sweep(tmp_path / "s.py", POINTS, checkpoint), {}
     for way, count, *more in (("loop", 2), ("vmap", 2, "--group=16")):
         with monkeypatch.context() as patch:
@@ -664,9 +664,9 @@ def test_the_ways_of_sampling_agree_and_are_the_command_that_samples(command, ch
          *flags.split()], env=env(1), cwd=ROOT, check=True, capture_output=True,
     )  # fmt: skip
     pixels = np.load(tmp_path / "out" / "shard_00000.npz")["samples"].astype(int)
-    ours = DATA["digits"].units.denormalise(drawn["vmap"][one.id]).astype(int)
-    assert np.abs(pixels - ours).max() <= 1
-    assert (pixels == ours).mean() > 0.99
+    samples_in_pixels = DATA["digits"].units.denormalise(drawn["vmap"][one.id]).astype(int)
+    assert np.abs(pixels - samples_in_pixels).max() <= 1
+    assert (pixels == samples_in_pixels).mean() > 0.99
     assert len(np.unique(pixels)) > 2
     unlike = [np.abs(samples - drawn["vmap"][one.id]).max() for id, samples in drawn["vmap"].items() if id != one.id]
     assert min(unlike) > 1e-3
@@ -674,7 +674,7 @@ def test_the_ways_of_sampling_agree_and_are_the_command_that_samples(command, ch
 
 @pytest.mark.slow_cases("vmap")
 @pytest.mark.parametrize("way", ["vmap", "loop"])
-def test_samples_that_are_not_finite_fail_their_run_alone(command, checkpoint, tmp_path, monkeypatch, way):
+def test_samples_that_are_not_finite_only_fail_their_own_run(command, checkpoint, tmp_path, monkeypatch, way):
     measure = lambda x, path: measures.Measures({"mean": float(DATA["digits"].units.denormalise(x).mean())}, {}, {}, {})
     monkeypatch.setattr(measuring, "prepared", lambda *settings: (labels_of(*settings), measure))
     path = sampling_sweep(tmp_path / "s.py", "product({'config.sampling.guidance': [2.0, 1e39]})", checkpoint)
@@ -687,7 +687,7 @@ def test_samples_that_are_not_finite_fail_their_run_alone(command, checkpoint, t
 
 @pytest.mark.usefixtures("kept")
 def test_a_checkpoint_that_changed_is_refused(command, checkpoint, tmp_path, monkeypatch):
-    """Under the same path: other parameters; nothing is computed from them."""
+    """The same path has other parameters; no samples are drawn from them."""
     path = sampling_sweep(tmp_path / "s.py", "seeds(1)", checkpoint)
     assert command(path, tmp_path / "w", "--way=loop").status == 0
     trained = loading.load(checkpoint)
@@ -716,7 +716,7 @@ def test_a_checkpoint_that_changed_is_refused(command, checkpoint, tmp_path, mon
         ("[{'config.sampling.sampler': 'ddpm_learned'}]", "must not be ddpm_learned"),
     ],
 )
-def test_what_is_no_sampling_sweep_is_one_line(command, checkpoint, tmp_path, overrides, message):
+def test_an_invalid_sampling_sweep_is_an_error_of_one_line(command, checkpoint, tmp_path, overrides, message):
     done = command(sampling_sweep(tmp_path / "s.py", overrides, checkpoint), tmp_path / "w")
     assert done.status == 2
     assert message in done.err

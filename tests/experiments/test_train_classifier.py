@@ -1,4 +1,4 @@
-"""The noise-aware classifier: trained for a few steps, saved, and used to guide samples."""
+"""The noise-aware classifier: short training runs, checkpoints, and guided samples."""
 
 import itertools
 import json
@@ -21,13 +21,13 @@ from experiments.run import loading
 
 def training_flags(data_dir, workdir, *more):
     config = "--config=experiments/configs/smoke.py"
-    of_model = ("--config.model=classifier", f"--config.dataset.data_dir={data_dir}")
-    return (config, f"--workdir={workdir}", *of_model, *more)
+    common = ("--config.model=classifier", f"--config.dataset.data_dir={data_dir}")
+    return (config, f"--workdir={workdir}", *common, *more)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """The workdir of a diffusion model that says v = 0: all its parameters are."""
+    """The workdir of a diffusion model whose parameters are 0, so that it predicts v = 0."""
     config = smoke.get_config()
     shapes = jax.eval_shape(build(config, DATA["digits"]).init, jax.random.key(0))
     params = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
@@ -40,7 +40,7 @@ def load(folder):
 
 @pytest.fixture(scope="module")
 def trained(data_dir, tmp_path_factory):
-    """The workdir of a classifier of 20 steps."""
+    """The workdir of a classifier that was trained for 20 steps."""
     workdir = tmp_path_factory.mktemp("classifier")
     call("train", *training_flags(data_dir, workdir))
     return workdir
@@ -50,7 +50,7 @@ def metrics(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_training_learns_and_leaves_what_it_promises(trained):
+def test_training_lowers_the_loss_and_writes_the_log_and_checkpoints(trained):
     lines = metrics(trained)
     assert [line["step"] for line in lines] == [1, 5, 10, 15, 20]
     assert lines[-1]["loss"] < lines[0]["loss"]
@@ -60,7 +60,7 @@ def test_training_learns_and_leaves_what_it_promises(trained):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_its_last_checkpoint(trained, data_dir, tmp_path):
+def test_a_run_resumes_from_its_last_checkpoint(trained, data_dir, tmp_path):
     call("train", *training_flags(data_dir, tmp_path, "--config.train.num_steps=10"))
     text = call("train", *training_flags(data_dir, tmp_path, "--config.optimizer.decay=constant"), ok=False)
     assert "config.optimizer.decay" in text
@@ -75,8 +75,8 @@ def log_prob(trained):
     return jax.jit(lambda onto, label, x, t: classifier.model.log_prob(classifier.params, onto)(label)(x, t))
 
 
-def test_log_probabilities_are_those_of_a_law_at_any_noise(log_prob):
-    """They sum to one, and depend on x / alpha and log-SNR alone."""
+def test_probabilities_of_the_classes_sum_to_one_at_any_noise(log_prob):
+    """They depend only on x / alpha and log-SNR."""
     x, labels = jax.random.normal(jax.random.key(0), (1, 8, 8, 1)), jnp.arange(10)
     flow, cosine = diffax.Flow(), diffax.Cosine()
     own = log_prob(cosine, labels, jnp.repeat(x, 10, 0), 0.3)
@@ -88,7 +88,7 @@ def test_log_probabilities_are_those_of_a_law_at_any_noise(log_prob):
 
 
 def test_the_loss_is_the_cross_entropy_of_the_noised_image(monkeypatch):
-    """Against numpy, with logits that give the mean of x_t to class 0 and nothing to class 1."""
+    """Against NumPy, with the mean of x_t as the logit of class 0 and 0 as the logit of class 1."""
     logits = lambda self, params, x, t, key: jnp.stack([x.mean((1, 2, 3)), jnp.zeros(len(x))], -1)
     monkeypatch.setattr(ClassifierModel, "logits", logits)
     config = smoke.get_config()
@@ -98,14 +98,14 @@ def test_the_loss_is_the_cross_entropy_of_the_noised_image(monkeypatch):
     time = np.asarray(diffax.random.unit_interval(diffax.random.fold_in(keys, 1), 3))
     eps = np.asarray(diffax.random.noise(diffax.random.fold_in(keys, 0), batch["x"]))
     score = (np.cos(np.pi * time / 2)[:, None] * 0.5 + np.sin(np.pi * time / 2)[:, None] * eps.reshape(3, 4)).mean(1)
-    known = np.log1p(np.exp(-np.array([1, -1, 1]) * score))
-    ours = built(config).objective().loss({}, batch, keys)
-    np.testing.assert_allclose(ours, known, rtol=1e-5)
+    expected = np.log1p(np.exp(-np.array([1, -1, 1]) * score))
+    losses = built(config).objective().loss({}, batch, keys)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_sampling_with_a_classifier(trained, model, log_prob, tmp_path):
-    """Where the classifier pushed, it agrees more than without it: v = 0 alone turns noise into a known picture."""
+    """The classifier gives guided samples a higher probability than the samples without guidance, which v = 0 gives."""
     flags = ("--num=10", "--num_steps=3", "--guidance=0", "--classifier_scale=50", f"--classifier={trained}")
     call("sample", f"--checkpoint={model}", f"--out={tmp_path}", *flags, devices=4)
     shard, settings = np.load(tmp_path / "shard_00000.npz"), json.loads((tmp_path / "settings.json").read_text())
@@ -138,7 +138,7 @@ def test_bad_guidance(model):
             built(config)
 
 
-def test_a_diffusion_model_s_workdir_is_refused(model, data_dir):
+def test_the_workdir_of_a_diffusion_model_is_refused(model, data_dir):
     assert "has a run with config.model = 'diffusion', got 'classifier'" in call(
         "train", *training_flags(data_dir, model), ok=False
     )

@@ -1,4 +1,4 @@
-"""Warm start from a run: what fits is used, what does not is listed, and the first loss is lower."""
+"""Warm start from a run: arrays that fit are used, others are listed, and the first loss is lower."""
 
 import json
 
@@ -47,7 +47,7 @@ def test_a_run_that_starts_from_another_begins_with_a_lower_loss(run, tmp_path, 
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_is_listed_and_initialised(run, tmp_path, capsys):
+def test_arrays_that_do_not_fit_are_listed_and_initialised(run, tmp_path, capsys):
     train(config_of(1, init_from=str(run), network__conditional=False, sampling__guidance=1.0), tmp_path / "warm")
     output = capsys.readouterr().out
     assert "not used: " in output
@@ -55,7 +55,7 @@ def test_what_does_not_fit_is_listed_and_initialised(run, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_continued_run_does_not_need_the_other_any_more(run, tmp_path, capsys):
+def test_a_resumed_run_does_not_need_the_run_it_started_from(run, tmp_path, capsys):
     moved = tmp_path / "moved"
     run.rename(moved)
     try:
@@ -66,14 +66,14 @@ def test_a_continued_run_does_not_need_the_other_any_more(run, tmp_path, capsys)
     assert "restored step 1" in capsys.readouterr().out
 
 
-def test_a_start_that_is_no_model_is_refused(tmp_path, capsys):
+def test_a_warm_start_from_a_folder_without_a_model_is_refused(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     error = error_of_train(config_of(1, init_from=str(tmp_path / "empty")), tmp_path / "warm", capsys)
     assert "config.init_from must be" in error
 
 
 def fine_tuning(path, num_steps, **changes):
-    """A config of the network in a folder of diffusers, on digits."""
+    """The config of a run on digits with the network of a folder of diffusers."""
     config = config_of(num_steps, **changes)
     own = settings.load_config("diffusers", [f"config.init_from={path}"])
     config.update({"init_from": str(path), "prediction": own.prediction, "schedule": own.schedule})
@@ -83,7 +83,7 @@ def fine_tuning(path, num_steps, **changes):
 
 @pytest.mark.slow
 def test_a_run_that_starts_from_a_folder_of_diffusers_begins_with_a_lower_loss(tmp_path, capsys):
-    """Weights of a run in the files of diffusers, for data of another number of channels and classes."""
+    """The folder has the weights of a run; the config of the fixture has other numbers of channels and classes."""
     fixture = FOLDERS / "unet_plain"
     train(fine_tuning(fixture, 100), tmp_path / "first")
     trained = load(tmp_path / "first")
@@ -97,10 +97,10 @@ def test_a_run_that_starts_from_a_folder_of_diffusers_begins_with_a_lower_loss(t
     assert first_loss(tmp_path / "warm") < 0.9 * first_loss(tmp_path / "fresh")
     trained = load(tmp_path / "warm")
     x, t = np.ones((1, 8, 8, 1), np.float32), np.float32(0.4)
-    ours = trained.model.diffusion.predict(trained.params, np.zeros(1, int))(x, t)
-    theirs = folder.load_model(tmp_path / "folder")
-    theirs = theirs._replace(params={"params": trained.params}).predict(np.zeros(1, int))(x, t)
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    result = trained.model.diffusion.predict(trained.params, np.zeros(1, int))(x, t)
+    expected = folder.load_model(tmp_path / "folder")
+    expected = expected._replace(params={"params": trained.params}).predict(np.zeros(1, int))(x, t)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 def test_a_network_of_diffusers_needs_its_folder(tmp_path):

@@ -25,7 +25,7 @@ T, S = [0.9, 0.7, 0.5, 0.3], [0.5, 0.2, 0.5, 0.1]  # the third example has s = t
 
 @pytest.fixture(autouse=True)
 def _float64(x64):
-    """All tests here are in float64."""
+    """Run all tests of this module in float64."""
 
 
 def gaussian():
@@ -33,7 +33,7 @@ def gaussian():
 
 
 def predicting(denoise, schedule, kind):
-    """The network (x, t, s) -> y of a kind whose flow map has this denoiser of three arguments."""
+    """The network (x, t, s) -> y of this prediction kind for a flow map with the denoiser (x, t, s) -> x0."""
 
     def predict(x, t, s):
         level, x0 = schedule(t), denoise(x, t, s)
@@ -51,7 +51,7 @@ def marginal(predict, schedule, kind):
 
 
 def every_loss(key, predict, schedule, kind, x0, t, s):
-    """The losses that are zero at the exact map with the exact velocity."""
+    """{name: loss} of all losses that are zero at the exact map with the exact velocity."""
     x0, t, s = (jnp.asarray(v) for v in (x0, t, s))
     args, rate = (key, predict, schedule, kind, x0, t, s), marginal(predict, schedule, kind)
     apart = jnp.where(s == t, s / 2, s)
@@ -67,7 +67,7 @@ def every_loss(key, predict, schedule, kind, x0, t, s):
 
 
 def semigroup_of_teacher(key, predict, schedule, kind, x0, t, s):
-    """`progressive_loss` of the exact map with the exact map as the teacher: its two half steps are exact."""
+    """`progressive_loss` with the exact map as the teacher, whose two half steps are exact."""
     middle = (t + s) / 2
 
     def teacher(x, time):
@@ -94,7 +94,7 @@ def test_losses_are_zero_at_the_exact_map_of_a_gaussian(name):
 
 @pytest.mark.parametrize("broken", ["swapped", "sign", "denoiser"])
 def test_a_wrong_map_has_losses_above_zero(broken):
-    """Negative controls: t and s swapped, the tangent's sign, and the denoiser in place of the map."""
+    """Negative controls: t and s swapped, the wrong sign of the tangent, and the denoiser in place of the map."""
     schedule, key = diffax.Flow(), jax.random.key(0)
     x0, t, s = gaussian().sample(key, 4), jnp.array([0.9, 0.7, 0.6, 0.4]), jnp.array([0.5, 0.2, 0.1, 0.1])
     denoise = gaussian().map_denoiser(schedule)
@@ -136,9 +136,9 @@ CONDITIONAL = {
 
 
 def scores(loss, data=None, count=20_000):
-    """The mean gradients at the exact map over their standard errors, with the velocity of each draw.
+    """The mean gradients at the exact map divided by their standard errors, with the velocity of each draw.
 
-    data: a mixture, at s = t alone; None for the Gaussian.
+    data: a mixture, for s = t only; None for the Gaussian.
     """
     schedule, keys = diffax.Cosine(), jax.random.split(jax.random.key(1), count)
     x0 = (data or gaussian()).sample(jax.random.key(2), count)
@@ -161,14 +161,14 @@ def test_without_stop_gradient_the_expected_gradient_is_not_zero(monkeypatch):
 
 
 def test_adaptive_weights_have_a_bias():
-    """With them the exact map is no stationary point, except where the posterior is symmetric, as of a Gaussian."""
+    """With them the exact map is a stationary point only if the posterior is symmetric, as for a Gaussian."""
     assert (scores(flow_maps.mean_flow_loss) < 4).all()
     assert (scores(CONDITIONAL["mean_flow"], mixture()) < 4).all()
     assert (scores(flow_maps.mean_flow_loss, mixture()) > 10).any()
 
 
 def test_the_derivative_equals_that_along_the_path():
-    """dy/dt by jvp beside differences of sixth order along the exact flow."""
+    """dy/dt by jvp against differences of sixth order along the exact flow."""
     schedule, t, s = diffax.Cosine(), jnp.array([0.8, 0.5]), jnp.array([0.3, 0.1])
     data, x = gaussian(), jnp.array([[0.3, -1.0], [0.9, 0.2]])
     predict = predicting(data.map_denoiser(schedule), schedule, "v")
@@ -184,7 +184,7 @@ def test_the_derivative_equals_that_along_the_path():
 
 
 def test_the_residual_of_consistency_losses_falls_at_its_order():
-    """The loss of the exact consistency function over steps of length h: h^2 in training, h^4, h^6 in distillation."""
+    """For steps of length h the loss of the exact function is O(h^2) in training, O(h^4) or O(h^6) in distillation."""
     schedule, key = diffax.Flow(), jax.random.key(0)
     x0, data = gaussian().sample(key, 500), gaussian()
     f = flow_maps.ending(lambda x, t, s: data.flow(x, schedule(t), schedule(s)))
@@ -210,7 +210,7 @@ def mixture():
 
 @pytest.mark.slow
 def test_losses_are_small_at_the_solved_map_of_a_mixture():
-    """They are the squared error of the solution, which falls as the eighth power of the number of steps."""
+    """They are the squared error of the numerical map, which falls as the eighth power of the number of steps."""
     schedule, key = diffax.Cosine(), jax.random.key(0)
     x0, t, s = mixture().sample(key, 3), jnp.array([0.9, 0.7, 0.5]), jnp.array([0.3, 0.2, 0.25])
     worst = {}
@@ -226,7 +226,7 @@ def test_losses_are_small_at_the_solved_map_of_a_mixture():
 
 @pytest.mark.parametrize("gamma", [0.0, 0.4, 1.0])
 def test_jumps_with_the_exact_map_are_exact_on_any_grid(gamma):
-    """At gamma = 0 the end is that of the flow; with noise it has the distribution of the data."""
+    """With gamma = 0 the last state is that of the flow; with noise it has the distribution of the data."""
     schedule, data, count = diffax.Cosine(), gaussian(), 4 if gamma == 0 else 40_000
     key, x = jax.random.key(0), data.sample(jax.random.key(1), count)
     start = jnp.array(1.0)
@@ -247,9 +247,9 @@ def test_jumps_with_the_exact_map_are_exact_on_any_grid(gamma):
 def test_jumps_with_a_denoiser_are_ddim():
     schedule, denoise = diffax.Flow(), mixture().denoiser(diffax.Flow())
     x, times = jax.random.normal(jax.random.key(0), (5, 2)), jnp.array([0.99, 0.5, 0.5, 0.2])
-    ours = diffax.sample(jax.random.key(1), flow_maps.jump(schedule), flow_maps.of_denoiser(denoise), x, times)
+    samples = diffax.sample(jax.random.key(1), flow_maps.jump(schedule), flow_maps.of_denoiser(denoise), x, times)
     np.testing.assert_allclose(
-        ours, diffax.sample(jax.random.key(1), diffax.ddim(schedule), denoise, x, times), atol=1e-14
+        samples, diffax.sample(jax.random.key(1), diffax.ddim(schedule), denoise, x, times), atol=1e-14
     )
 
 

@@ -4,11 +4,11 @@
     PYTHONPATH=. python tests/golden/golden.py --compare --exact  exit status 1 unless all bits are equal
     PYTHONPATH=. python tests/golden/golden.py --write            record again, after an intended change of behaviour
 
-The rows are in `golden_*.py`, one module for each group. A module names diffax in the tables at its top alone, so a
-function with a new name changes a line of a table. The names in the golden file stay.
+The rows are in `golden_*.py`, one module for each group. A module uses names of diffax only in the tables at its top,
+so a renamed function changes one line of a table. The names in the golden file stay.
 
 The functions run without `jax.jit`, operation by operation. So the bits depend on the operations and their operands,
-and not on what XLA fuses. Networks are the exception: they are compiled, in float32 alone.
+and not on fusion by XLA. Networks are the exception: they are compiled, in float32 only.
 
 With JAX_COMPILATION_CACHE_DIR set to a folder and JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0, a second run takes half
 the time.
@@ -42,15 +42,15 @@ FOLDER = Path(__file__).parent
 FILE = FOLDER / "golden.npz"
 GROUPS = ("schedules", "samplers", "inverse", "guidance", "losses", "likelihood", "networks", "training", "metrics")
 PRECISIONS = ("float32", "float64")
-SINGLE = ("networks", "training")  # groups in float32 alone
+SINGLE = ("networks", "training")  # groups in float32 only
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}  # relative to the largest magnitude of an array
 # Adam divides each gradient by its own magnitude, which amplifies the rounding of small gradients. A sampler amplifies
 # the rounding of its first steps.
 LOOSE = {"float32/training": 1e-4, "float32/samplers": 1e-5}
 
 
-def wanted(name: str) -> bool:
-    """Whether a row with this full name is computed: samplers run in float32 on one schedule alone."""
+def is_computed(name: str) -> bool:
+    """Whether a row with this full name is computed. In float32, samplers run on one schedule only."""
     which, group, row = name.split("/", 2)
     if which == "float64":
         return group not in SINGLE
@@ -87,7 +87,7 @@ def leaves(tree: Any, name: str) -> Iterator[tuple[str, np.ndarray]]:
 
 
 class Computed(NamedTuple):
-    """arrays: {name: array}. errors: {name of a row: what it raised}."""
+    """arrays: {name: array}. errors: {name of a row: its exception}."""
 
     arrays: dict[str, np.ndarray]
     errors: dict[str, str]
@@ -106,7 +106,7 @@ def compute(groups: tuple[str, ...] = GROUPS, precisions: tuple[str, ...] = PREC
         for group in groups:
             for name, row in rows(group).items():
                 full = f"{which}/{group}/{name}"
-                if not wanted(full) or (only is not None and not only(full)):
+                if not is_computed(full) or (only is not None and not only(full)):
                     continue
                 try:
                     with precision(which):
@@ -179,7 +179,7 @@ def tolerance(name: str) -> float:
 def failures(computed: Computed, known: dict[str, np.ndarray], exact: bool = False) -> list[str]:
     """A line for each array that differs by more than its tolerance, is missing or is new, and for each error.
 
-    With `exact`, a line for each array of which a bit differs.
+    With `exact`, a line for each array with a different bit.
     """
     lines = [f"{name}: {error}" for name, error in computed.errors.items()]
     for name in sorted(known.keys() | computed.arrays.keys()):

@@ -1,4 +1,4 @@
-"""Golden runs: what experiments compute, recorded before a refactoring that must not change it.
+"""Golden runs: results of experiments, recorded before a refactoring that must not change them.
 
     python tests/golden/golden_runs.py --compare [--only NAME ...]     a table; exit status 1 if a run differs
     python tests/golden/golden_runs.py --write   [--only NAME ...]     record again, after an intended change
@@ -24,7 +24,7 @@ FILE = Path(__file__).parent / "golden_runs.json"
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-6
 SPEED = ("steps_per_second", "images_per_second", "flops_per_second", "share_of_peak")
-# What depends on the machine, and what was added to the log after the runs were recorded.
+# Entries that depend on the machine, and entries that were added to the log after the runs were recorded.
 LEFT_OUT = (*SPEED, "memory_per_device", "memory_of_process", "heldout", "learning_rate")
 
 FEW = [

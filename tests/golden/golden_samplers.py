@@ -105,7 +105,7 @@ SAMPLERS = {
     ),
     "runge_kutta": lambda s: analytic.runge_kutta(s),
 }
-# These walk the grid of `restart_times`, which turns back.
+# These samplers run on the grid of `restart_times`, which has jumps back to noise.
 TURNING = {
     "restart": lambda s: samplers.restart(samplers.dpmpp_2m(s), s),
     "restart-ddim": lambda s: samplers.restart(samplers.ddim(s), s, noise_scale=1.003),
@@ -133,7 +133,7 @@ def run(schedule, sampler, *, times=GRID, denoise=None, split=False, output="end
 def rows():
     """All rows of the group.
 
-    On cosine and edm all samplers, on each of the other schedules every third: a row takes half a second.
+    cosine and edm have all samplers; each other schedule has every third one, because a row takes half a second.
     """
     for schedule in SCHEDULES:
         every = schedule in ("cosine", "edm")

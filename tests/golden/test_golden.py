@@ -1,4 +1,4 @@
-"""The outputs are those of the golden file; see golden.py for what it holds and how to compare all of it bit by bit."""
+"""The outputs equal those of the golden file. golden.py describes the file and compares all of it bit by bit."""
 
 import golden
 import jax
@@ -24,7 +24,7 @@ def known():
 
 
 def row_of(name, rows):
-    """The row that an array belongs to: the longest of the rows that its name begins with."""
+    """The row of an array: the longest name of a row that is a prefix of the name of the array."""
     while name not in rows:
         name = name.rpartition("/")[0]
     return name
@@ -54,19 +54,19 @@ def test_the_checkpoint_restores_the_golden_state(known):
     """Parameters, average, optimizer, step and key of a checkpoint that an earlier version wrote."""
     like = fresh()
     restored = RESTORE(CHECKPOINT, like)
-    found = dict(golden.leaves(arrays(restored), "float32/training/steps/state"))
+    leaves = dict(golden.leaves(arrays(restored), "float32/training/steps/state"))
     wanted = {name: v for name, v in known.items() if name.startswith("float32/training/steps/state/")}
-    assert found.keys() == wanted.keys()
-    assert all(golden.same_bits(found[name], wanted[name]) for name in wanted)
+    assert leaves.keys() == wanted.keys()
+    assert all(golden.same_bits(leaves[name], wanted[name]) for name in wanted)
     assert not np.array_equal(*(jax.tree.leaves(state.ema)[-1] for state in (restored, like)))
 
 
 def test_a_saved_state_is_restored_bit_by_bit(tmp_path):
     state, _ = trained()
     SAVE(tmp_path, 3, state)
-    found, wanted = (dict(golden.leaves(arrays(s), "s")) for s in (RESTORE(tmp_path, fresh()), state))
-    assert found.keys() == wanted.keys()
-    assert all(golden.same_bits(found[name], wanted[name]) for name in wanted)
+    leaves, wanted = (dict(golden.leaves(arrays(s), "s")) for s in (RESTORE(tmp_path, fresh()), state))
+    assert leaves.keys() == wanted.keys()
+    assert all(golden.same_bits(leaves[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.parametrize("scale", [1e-5, -1e-5])
@@ -82,7 +82,7 @@ def test_a_perturbed_array_fails_the_comparison(known, scale):
     assert [line.partition(": ")[2] for line in lines] == ["ValueError", "missing", "not in the golden file"]
 
 
-def test_differences_that_no_tolerance_allows():
+def test_different_dtypes_shapes_and_special_values_are_infinite_differences():
     value = np.array([1.0, np.nan, np.inf], np.float32)
     assert golden.difference(value, value.copy()) == 0
     assert golden.difference(np.array([1.0, np.nan, -np.inf], np.float32), value) == np.inf
@@ -92,12 +92,12 @@ def test_differences_that_no_tolerance_allows():
     assert golden.difference(np.array([1, 2]), np.array([1, 3])) == np.inf
 
 
-def test_a_file_gives_back_what_was_written(tmp_path):
+def test_read_restores_the_written_arrays(tmp_path):
     arrays = {"a/b": np.arange(6.0).reshape(2, 3), "a/c": np.array(3), "d": np.zeros((0, 2), np.float32)}
     golden.write(arrays, tmp_path / "file.npz")
-    found = golden.read(tmp_path / "file.npz")
-    assert list(found) == list(arrays)
-    assert all(golden.same_bits(found[name], arrays[name]) for name in arrays)
+    restored = golden.read(tmp_path / "file.npz")
+    assert list(restored) == list(arrays)
+    assert all(golden.same_bits(restored[name], arrays[name]) for name in arrays)
 
 
 def test_a_row_that_fails_is_reported(monkeypatch):

@@ -282,7 +282,7 @@ def test_the_hybrid_loss_is_simple_plus_vlb_and_vlb_trains_only_the_variance():
     assert (np.abs(variance_slope) > 0).all()
 
 
-def test_guidance_changes_x0_alone():
+def test_guidance_changes_x0_only():
     moments = lambda scale: lambda x, t: Moments(scale * x, 0 * x + scale)
     guided = diffax.denoisers.on_x0(lambda c, u: diffax.classifier_free_guidance(c, u, 3.0), moments(2.0), moments(1.0))
     result = guided(jnp.ones((1, 2)), 0.5)

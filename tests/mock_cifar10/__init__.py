@@ -1,4 +1,4 @@
-"""A mock of TFDS's cifar10; TFDS wants a builder to live in a package."""
+"""A mock of TFDS's cifar10. TFDS requires that a builder is in a package."""
 
 import io
 

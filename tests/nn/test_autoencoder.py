@@ -59,7 +59,7 @@ def test_encode_and_decode_are_the_two_halves_of_the_network(small):
     assert float(jnp.abs(without_noise - y).max()) > 1e-2
 
 
-def test_an_example_depends_on_itself_alone(small):
+def test_an_example_does_not_depend_on_the_others(small):
     _, params, x, apply = small
     keys = jax.random.split(KEY, 3)
     outputs, changed = apply(params, x, keys), apply(params, x.at[0].add(1.0), keys)

@@ -1,4 +1,4 @@
-"""Networks with an array condition: fields on the channels, vectors in the embedding, and shapes that do not fit."""
+"""Networks with an array condition: fields as channels, vectors in the embedding, and invalid shapes."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def described(name, shape):
 
 
 def random_params(net, x=X):
-    """Parameters without zeros; with outputs that are zero at first no condition would change anything."""
+    """Parameters without zeros. At initialisation the output is zero and would not depend on the condition."""
     shapes = jax.eval_shape(lambda: net.init(KEY, x, jnp.ones(len(x))))
     leaves, tree = jax.tree.flatten(shapes)
     rng = np.random.default_rng(0)
@@ -33,21 +33,21 @@ def random_params(net, x=X):
 @pytest.mark.parametrize("shape", [(4, 4, 2), (5,)], ids=["field", "vector"])
 @pytest.mark.parametrize("name", ["mlp", "dit", "unet", "edm2"])
 @pytest.mark.slow_cases("unet-vector", "edm2-vector", "edm2-field")
-def test_each_network_uses_its_condition_and_none_is_zeros(name, shape):
+def test_each_network_uses_its_condition_and_no_condition_means_zeros(name, shape):
     net = described(name, shape)
     params, apply = random_params(net), jax.jit(net.apply)
     condition = jax.random.normal(jax.random.key(1), (2, *shape))
     y = apply(params, X, jnp.full(2, 0.5), condition)
     assert y.shape == (2, 4, 4, 6)
     other = apply(params, X, jnp.full(2, 0.5), condition.at[1].add(1.0))
-    np.testing.assert_allclose(other[0], y[0], atol=1e-4)  # the condition of another example
+    np.testing.assert_allclose(other[0], y[0], atol=1e-4)  # only the condition of the other example changed
     assert jnp.abs(other[1] - y[1]).max() > 1e-2
     zeros = apply(params, X, jnp.full(2, 0.5), jnp.zeros_like(condition))
     np.testing.assert_allclose(apply(params, X, jnp.full(2, 0.5)), zeros, atol=1e-5)
 
 
-def test_a_field_keeps_its_places():
-    """A patch of the condition moves the output of a network without attention to other patches there alone."""
+def test_a_field_condition_acts_at_its_positions():
+    """In a network without attention between patches, a patch of the condition changes only the same patch of y."""
     net = conditioned(DiT(patch_size=2, channels=8, depth=1, num_heads=1, positions="none"), (4, 4, 1), 3)
     params = random_params(net)
     values = params["params"]["network"]["block_0"]["self"]["out"]
@@ -69,7 +69,7 @@ def test_a_vector_is_repeated_for_points_and_sets():
     assert jnp.abs(y - point.apply(params, x, 0.5, jnp.zeros((3, 5)))).max() > 1e-2
 
 
-def test_points_outside_a_mask_do_not_count():
+def test_conditions_of_points_outside_the_mask_are_ignored():
     net = conditioned(DiT(patch_size=None, channels=8, depth=1, num_heads=1), (4, 2), 3)
     x, condition, mask = X[:, 0], jnp.ones((2, 4, 2)), jnp.arange(4)[None] < jnp.array([[4], [2]])
     params = random_params(net, x)
@@ -86,7 +86,7 @@ def test_shapes_that_do_not_fit_are_refused():
         described("mlp", (5,)).init(KEY, X, 0.5, jnp.ones((2, 4)))
 
 
-def test_attention_with_derivatives_in_forward_mode():
+def test_with_forward_mode_selects_the_xla_attention():
     net = with_forward_mode(described("dit", (5,)))
     assert net.network.implementation == "xla"
     assert net.shape == (5,)

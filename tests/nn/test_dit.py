@@ -107,7 +107,7 @@ def test_a_video_has_a_training_grid_for_each_axis(positions):
     assert float(jnp.abs(other - y).max()) > 1e-3
 
 
-def test_rotary_scores_depend_on_relative_positions_alone():
+def test_rotary_scores_depend_only_on_relative_positions():
     """With one vector at all positions, the score of i and j is the sum of |pair k|^2 cos(w_k (i - j))."""
     vector = np.random.default_rng(0).normal(size=8).astype(np.float32)
     x = jnp.broadcast_to(jnp.asarray(vector), (1, 9, 1, 8))
@@ -118,7 +118,7 @@ def test_rotary_scores_depend_on_relative_positions_alone():
     np.testing.assert_allclose(rotated @ rotated.T, expected, atol=1e-5)
 
 
-def test_rotary_scores_on_more_axes_depend_on_relative_positions_alone():
+def test_rotary_scores_on_more_axes_depend_only_on_relative_positions():
     """With one query and one key at all positions, scores agree where differences of positions do, and only there."""
     for grid, dim in (((4, 5), 10), ((2, 3, 3), 8)):
         rng = np.random.default_rng(0)
@@ -275,7 +275,7 @@ def test_the_initial_output_is_zero():
         assert not any(leaf.any() for leaf in jax.tree.leaves(part if name == "modulation" else part["out"]))
 
 
-def test_an_example_depends_on_its_own_conditions_alone(small):
+def test_an_example_depends_only_on_its_own_conditions(small):
     _, params, x, conditions, apply = small
     t, label = jnp.array([0.1, 0.5, 0.9]), jnp.array([0, 1, 3])
     y = apply(params, x, t, label, **conditions)

@@ -16,7 +16,7 @@ SMALL |= {"head_channels": 8, "num_classes": 3}
 
 
 def fill(path, leaf):
-    """Standard normal weights that depend on the path alone, and 0.7 for each gain."""
+    """Standard normal weights that depend only on the path, and 0.7 for each gain."""
     seed = zlib.crc32("/".join(part.key for part in path[1:]).encode())
     value = np.random.RandomState(seed).normal(size=leaf.shape) if leaf.shape else 0.7
     return jnp.asarray(value, jnp.float32)
@@ -236,7 +236,7 @@ def odd():
     return net, filled(net, x), x, jax.jit(net.apply)
 
 
-def test_an_example_depends_on_its_own_time_and_label_alone(odd):
+def test_an_example_depends_only_on_its_own_time_and_label(odd):
     _, params, x, apply = odd
     t, label = jnp.array([0.1, 0.5, 0.5, 0.9]), jnp.array([0, 1, 2, 3])
     y = apply(params, x, t, label)

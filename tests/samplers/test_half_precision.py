@@ -1,4 +1,4 @@
-"""bfloat16 and float16 inputs: states are float32, because rounding would lose short steps; results keep the dtype."""
+"""bfloat16 and float16 inputs: states are float32, because rounding would drop short steps; results keep the dtype."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Checkpoints: which steps are kept and restored; a damaged one never is."""
+"""Checkpoints: the steps that are kept and restored; damaged steps are not restored."""
 
 import dataclasses
 import math
@@ -136,7 +136,7 @@ def test_the_best_is_kept_and_a_nan_is_not_the_best(tmp_path):
         assert checkpoints.steps == steps, best
 
 
-def test_the_best_step_is_chosen_by_the_present_metric(tmp_path):
+def test_the_best_step_is_chosen_by_the_current_metric(tmp_path):
     """The loss of an earlier step is not compared with an accuracy."""
     for step, (best, metrics) in enumerate(
         [("loss", {"loss": 3.0}), ("-acc", {"acc": 0.9}), ("-acc", {"acc": 0.6})], 1
@@ -273,7 +273,7 @@ def test_checkpoints_keep_the_latest_and_every_kth(tmp_path):
 
 @pytest.mark.parametrize("read_only", [True, False])
 def test_a_reader_keeps_an_unfinished_save(read_only, tmp_path):
-    """The control: a writer deletes it, as the rest of a killed save."""
+    """Control: a writer deletes it, because it is the rest of a killed save."""
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, make()[0], {})
     unfinished = tmp_path / "2.part.orbax-checkpoint-tmp-1"

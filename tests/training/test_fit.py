@@ -1,4 +1,4 @@
-"""The training loop: it resumes to the bit, stops on signals, skips bad steps, and trains several runs at once."""
+"""The training loop: resumed runs with equal bits, signals, skipped steps, and several runs in one program."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def fit(folder=None, *, num_steps=10, **settings):
 
 
 def lines(folder):
-    """The lines of the log without the speed."""
+    """The lines of the log, without the speed."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if key != "steps_per_second"} for row in rows]
 
@@ -61,7 +61,7 @@ def same(a, b):
 
 
 class InterruptError(Exception):
-    """Ends a run in the middle, as a kill would."""
+    """Raised to end a run before its last step."""
 
 
 @pytest.mark.newest
@@ -91,7 +91,7 @@ def test_the_first_state_is_made_only_without_a_checkpoint(tmp_path):
         return first_state()
 
     end = training.fit(STEP, counted, batch, num_steps=6, checkpoints=tmp_path / "checkpoints")
-    assert len(calls) == 1  # for its shapes alone
+    assert len(calls) == 1  # only for the shapes
     assert int(end.state.step) == end.step == 6
     further = training.fit(STEP, first_state(), batch, num_steps=3, checkpoints=tmp_path / "checkpoints")
     assert further.step == int(further.state.step) == 6
@@ -99,7 +99,7 @@ def test_the_first_state_is_made_only_without_a_checkpoint(tmp_path):
 
 @pytest.fixture
 def interrupts():
-    """Ctrl-C raises KeyboardInterrupt, as in a process of a user; a worker of pytest-xdist ignores it."""
+    """Make Ctrl-C raise KeyboardInterrupt, as in a process of a user. Workers of pytest-xdist ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -112,7 +112,7 @@ def test_a_signal_stops_and_saves(number, tmp_path, capfd):
 
     def send(step, state):
         if step == 5:
-            for _ in range(2):  # as `timeout` does, to a process and its group
+            for _ in range(2):  # `timeout` sends a signal to the process and to its group
                 os.kill(os.getpid(), number)
                 time.sleep(0.01)
 
@@ -153,7 +153,7 @@ training.fit(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_at_once(number, tmp_path):
-    """Also where the main thread runs no handler; the status is that of a process that the signal ended."""
+    """Also while the main thread is in native code. The status is that of a process ended by the signal."""
     line = [sys.executable, "-c", BUSY, str(tmp_path / "checkpoints")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(line, **pipes, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}) as process:
@@ -174,7 +174,7 @@ def test_a_second_signal_ends_at_once(number, tmp_path):
 
 
 def spoilt(steps):
-    """Batches whose loss is NaN at these steps, counted from 1."""
+    """Batches with a NaN loss at these steps, counted from 1."""
     return lambda step: {"x": batch(step)["x"] * (np.nan if step + 1 in steps else 1)}
 
 
@@ -211,7 +211,7 @@ def test_the_record_is_in_each_checkpoint(tmp_path):
 
 
 class Positions:
-    """Batches with a position, as Grain's iterators have."""
+    """An iterator of batches with a position, like the iterators of Grain."""
 
     def __init__(self):
         self.at = 0
@@ -244,7 +244,7 @@ RATES = [0.1, 0.03]
 
 
 def several(scale=lambda step: (1.0, 1.0), **settings):
-    """Two runs with a learning rate each, as one state."""
+    """Train two runs with different learning rates, stacked in one state."""
 
     def step(state, batch):
         return training.train_step(quadratic, optax.adam(state.hyper), ema_decay=0.9)(state, batch)
@@ -265,7 +265,7 @@ def several(scale=lambda step: (1.0, 1.0), **settings):
     return training.fit(training.over_runs(step, mesh), first, batches, num_steps=8, log_every=2, **settings)
 
 
-def test_several_runs_in_one_program_are_each_as_alone(tmp_path):
+def test_several_runs_in_one_program_equal_separate_runs(tmp_path):
     rows = []
     end = several(log=lambda step, values: rows.append(values["loss"]), checkpoints=tmp_path, checkpoint_every=3)
     for index, rate in enumerate(RATES):
@@ -284,7 +284,7 @@ def test_several_runs_in_one_program_are_each_as_alone(tmp_path):
     assert end.state.hyper.tolist() == pytest.approx(RATES)
 
 
-def test_a_run_that_fails_stands_still_and_the_others_continue(tmp_path):
+def test_a_failed_run_stops_and_the_others_continue(tmp_path):
     rows = []
     end = several(lambda step: (np.nan if step > 3 else 1.0, 1.0), log=lambda step, values: rows.append(values))
     assert list(end.failed) == [0]
@@ -296,7 +296,7 @@ def test_a_run_that_fails_stands_still_and_the_others_continue(tmp_path):
 
 
 def test_several_runs_write_lines_of_json_and_get_their_indices(tmp_path):
-    """Without `index` in a batch each run gets the positions of its examples."""
+    """If a batch has no `index`, each run gets the positions of its examples."""
     seen = []
 
     def step(state, batch):
@@ -317,29 +317,29 @@ def test_several_runs_write_lines_of_json_and_get_their_indices(tmp_path):
     np.testing.assert_array_equal(end.state.params["w"][0], fit(num_steps=2).state.params["w"])
 
 
-def test_a_failure_of_all_runs_has_the_reason_of_each():
+def test_the_error_of_all_failed_runs_has_the_reason_of_each():
     with pytest.raises(training.NotFiniteError) as ended:
         several(lambda step: (np.nan if step > 1 else 1.0, np.nan if step > 4 else 1.0))
     assert [ended.value.failed[index].step for index in (0, 1)] == [2, 5]
 
 
-def test_lines_that_wait_for_room_are_written_before_a_checkpoint(tmp_path):
+def test_unwritten_lines_of_the_log_are_written_before_a_checkpoint(tmp_path):
     log = training.JsonLog(tmp_path / "metrics.jsonl")
     log.start(0)
-    log._unwritten = b'{"step": 1}\n'  # as after a write that found no room
+    log._unwritten = b'{"step": 1}\n'  # as after a write to a full disk
     log.sync()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
     log.close()
 
 
-def test_a_position_that_is_no_json_is_refused(tmp_path):
+def test_a_position_that_is_not_json_is_refused(tmp_path):
     data = Positions()
     data.get_state = lambda: b"position"
     with pytest.raises(ValueError, match=r"batches\.get_state must return JSON"):
         training.fit(STEP, first_state, data, num_steps=2, checkpoints=tmp_path)
 
 
-def test_metrics_survive_a_checkpoint():
+def test_running_metrics_are_restored_from_their_record():
     values = [1.0, 3.0, float("nan"), 5.0]
     running = RunningMetrics(1)
     for step, value in enumerate(values):
@@ -393,7 +393,7 @@ def test_the_script_of_the_docs_trains(name, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_killed_script_ends_with_the_same_bits(tmp_path, request):
-    """The script of the docs as a process that is killed at random moments."""
+    """The script of the docs runs as a process that is killed at random times."""
     script = tmp_path / "script.py"
     definitions = blocks()[0].replace("num_steps=2000", "num_steps=300")
     script.write_text(

@@ -36,7 +36,7 @@ def test_operations_of_a_convolution():
 
 
 def test_operations_of_attention():
-    """Two products, q k^T and the weights times v, of 2 x 3 heads and 4 x 4 places of size 8."""
+    """Two products, q k^T and the weights times v, for 2 x 3 heads and 4 x 4 positions of size 8."""
     x = jax.ShapeDtypeStruct((2, 4, 3, 8), jnp.bfloat16)
     attention = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, implementation="xla")
     assert flops.matmul_flops(attention, x, x, x) == 2 * (2 * 3 * 4 * 4 * 8) * 2
@@ -54,7 +54,7 @@ def test_operations_of_attention():
         ("cpu", None),
     ],
 )
-def test_the_peak_of_a_device_is_that_of_its_own_kind(kind, expected):
+def test_the_peak_of_a_device_is_found_by_its_exact_kind(kind, expected):
     peak = flops.peak(kind)
     assert (peak and peak.bfloat16) == expected
 

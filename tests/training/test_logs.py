@@ -16,7 +16,7 @@ def offline(monkeypatch):
 
 
 def records(path):
-    """The records of an offline file of wandb, a log of LevelDB: each has a header of 7 bytes, as the file has."""
+    """The records of an offline file of wandb, a LevelDB log. The file and each record have a header of 7 bytes."""
     from wandb.proto import wandb_internal_pb2
 
     data, place = path.read_bytes(), 7
@@ -29,7 +29,7 @@ def records(path):
 
 
 def lines_of(folder):
-    """The logged values of all offline files of a run, and the ids of the runs."""
+    """(logged values, ids of the runs) of all offline files in a folder."""
     values, ids = [], set()
     for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
         for record in records(path):
@@ -48,21 +48,21 @@ def test_wandb_gets_scalars_and_pictures_and_continues_the_run(tmp_path, offline
         log.picture(first + 2, "samples", np.zeros((4, 4, 3), np.uint8))
         log.sync()
         log.close()
-        time.sleep(1.1)  # offline files are named by the second in which they begin
+        time.sleep(1.1)  # the name of an offline file contains its start in seconds
     values, ids = lines_of(tmp_path / "digits")
     assert [(line["_step"], line["loss"]) for line in values] == [("2", "0.5"), ("6", "0.5")]
     assert all("samples" in line and "runs" not in line for line in values)
     assert len(ids) == 1
 
 
-def test_wandb_that_is_not_installed_is_an_error_of_one_line(tmp_path, monkeypatch):
+def test_the_error_without_wandb_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="wandb must be installed to log to it: pip install wandb"):
         training.WandbLog(tmp_path)
 
 
-def test_several_logs_show_pictures_and_close_where_they_can(tmp_path):
-    class Shows:
+def test_logs_pass_pictures_and_close_to_the_logs_that_support_them(tmp_path):
+    class PictureLog:
         pictures, closed = (), False
 
         def start(self, step):
@@ -76,7 +76,7 @@ def test_several_logs_show_pictures_and_close_where_they_can(tmp_path):
         def close(self):
             self.closed = True
 
-    log, other = Shows(), training.JsonLog(tmp_path / "metrics.jsonl")
+    log, other = PictureLog(), training.JsonLog(tmp_path / "metrics.jsonl")
     logs = training.Logs([log, other])
     logs.start(0)
     logs.picture(3, "samples", np.zeros((2, 2, 3), np.uint8))

@@ -1,4 +1,4 @@
-"""Exports: a saved model samples as before; kinds of models; damaged folders; the methods of a loaded model."""
+"""Exports: samples of a loaded model, kinds of models, damaged folders, and the methods of a loaded model."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ TEXT = {"vocab_size": 6, "width": 8, "depth": 1, "num_heads": 2}
 
 
 def diffusion(shape=(4, 4, 1), condition="label", network=None, **changes):
-    """A small model; conditioned on 3 classes, or on captions."""
+    """A small model, conditioned on 3 classes or on captions."""
     network = {
         **NETWORK,
         "num_classes": 3 if condition == "label" else None,
@@ -58,7 +58,7 @@ def saved(folder, model, params=None, **options):
     return params
 
 
-def test_a_model_loads_from_str_path_and_home_as_it_was_saved(tmp_path, monkeypatch):
+def test_a_saved_model_is_loaded_from_a_str_a_path_and_a_path_below_home(tmp_path, monkeypatch):
     model = diffusion()
     params = saved(tmp_path / "export", model, more={"config": {"seed": 1}})
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -82,7 +82,7 @@ def test_a_model_loads_from_str_path_and_home_as_it_was_saved(tmp_path, monkeypa
     ],
     ids=["parameters", "table", "learned", "sampling"],
 )
-def test_each_specification_survives_an_export(curve, changes, tmp_path):
+def test_an_export_restores_each_specification(curve, changes, tmp_path):
     model = diffusion(curve=curve, **changes)
     params = saved(tmp_path / "export", model)
     loaded = pretrained.load(tmp_path / "export")
@@ -145,7 +145,7 @@ def test_samples_of_a_model_in_latents_are_decoded(tmp_path):
         pretrained.load(tmp_path / "export")
 
 
-def test_a_model_of_captions_has_its_vocabulary(tmp_path):
+def test_an_export_of_a_model_of_captions_contains_the_vocabulary(tmp_path):
     network = {"name": "dit", "patch_size": 2, "positions": "sincos", "num_heads": 2, "remat": False}
     model = diffusion(condition="tokens", network=network, num_classes=None)
     params = saved(tmp_path / "export", model, words=("red", "heart"), max_length=3)
@@ -159,7 +159,7 @@ def test_a_model_of_captions_has_its_vocabulary(tmp_path):
 
 
 def test_captions_are_conditions_of_an_export(tmp_path):
-    """The library alone draws from texts: in `sample` and in `denoiser`."""
+    """`sample` and `denoiser` of a loaded model accept texts, without the package of experiments."""
     network = {"name": "dit", "patch_size": 2, "positions": "sincos", "num_heads": 2, "remat": False}
     saved(
         tmp_path / "export",
@@ -179,7 +179,7 @@ CAPTIONS = ["Red heart", "blue HEART", "cat-face with heart eyes", "red circle"]
 
 
 @pytest.mark.newest
-def test_the_vocabulary_is_of_the_most_frequent_words_in_any_order_of_the_captions():
+def test_the_vocabulary_has_the_most_frequent_words_and_does_not_depend_on_the_order_of_captions():
     words = Tokenizer.of(CAPTIONS, 100, 4).words
     assert words == ["heart", "red", "blue", "cat", "circle", "eyes", "face", "with"]
     assert Tokenizer.of(CAPTIONS[::-1], 100, 4).words == words
@@ -188,7 +188,7 @@ def test_the_vocabulary_is_of_the_most_frequent_words_in_any_order_of_the_captio
 
 
 @pytest.mark.newest
-def test_tokens_are_padding_unknown_and_words():
+def test_tokens_encode_padding_unknown_words_and_known_words():
     tokenizer = Tokenizer.of(CAPTIONS, 6, 4)
     tokens = tokenizer.encode(["red heart", "Blue cat", "", "heart heart heart heart heart", "!"])
     assert tokens.tolist() == [[3, 2, 0, 0], [4, 5, 0, 0], [0, 0, 0, 0], [2, 2, 2, 2], [0, 0, 0, 0]]
@@ -197,7 +197,7 @@ def test_tokens_are_padding_unknown_and_words():
     assert tokenizer.unknown(["green heart", "Green moon"]) == ["green", "moon"]
 
 
-def test_merged_adapters_are_parameters_like_others(tmp_path):
+def test_merged_adapters_are_saved_as_parameters(tmp_path):
     model = diffusion()
     params = random_params(model)
     adapters = jax.tree.map(lambda v: v + 0.1, lora.init(KEY, params, ["*kernel"], rank=1))
@@ -252,7 +252,7 @@ def test_a_damaged_folder_is_refused(damage, message, folder, tmp_path):
         pretrained.load(copy)
 
 
-def test_an_export_replaces_nothing(folder):
+def test_an_export_does_not_replace_a_folder(folder):
     before = sorted(path.read_bytes() for path in folder.iterdir())
     with pytest.raises(ValueError, match="folder must not exist yet, got"):
         saved(folder, diffusion())
@@ -260,7 +260,7 @@ def test_an_export_replaces_nothing(folder):
     assert [path.name for path in folder.parent.iterdir()] == ["export"]
 
 
-def test_sample_i_depends_on_the_key_and_i_alone(loaded):
+def test_sample_i_depends_only_on_the_key_and_i(loaded):
     many, few = loaded.sample(KEY, 5, jnp.zeros(5, int)), loaded.sample(KEY, 2, 0)
     np.testing.assert_allclose(few, many[:2], atol=1e-5)
     alone = loaded.diffusion.generate(loaded.params, jax.random.fold_in(KEY, 4)[None], jnp.zeros(1, int))
@@ -268,14 +268,14 @@ def test_sample_i_depends_on_the_key_and_i_alone(loaded):
     assert jnp.abs(many[0] - many[1]).max() > 1e-3
     assert jnp.abs(loaded.sample(jax.random.key(1), 2, 0) - few).max() > 1e-3
     jitted = jax.jit(lambda model, key: model.sample(key, 4))(loaded, KEY)
-    np.testing.assert_allclose(jitted, loaded.sample(KEY, 4, jnp.array([0, 1, 2, 0])), atol=1e-5)  # classes in turn
+    np.testing.assert_allclose(jitted, loaded.sample(KEY, 4, jnp.array([0, 1, 2, 0])), atol=1e-5)  # classes in a cycle
     with pytest.raises(ValueError, match="n must be an int >= 1, got 0"):
         loaded.sample(KEY, 0)
     with pytest.raises(ValueError, match=r"captions must not be given to a model without a vocabulary, got \['red'\]"):
         loaded.encode(["red"])
 
 
-def test_other_sampling_settings_change_how_samples_are_drawn_alone(loaded):
+def test_with_sampling_changes_only_the_sampling_settings(loaded):
     other = loaded.with_sampling(num_steps=8, sampler="heun", guidance=None)
     assert other.diffusion.sampling == dataclasses.replace(
         loaded.diffusion.sampling, num_steps=8, sampler="heun", guidance=None
@@ -291,7 +291,7 @@ def test_other_sampling_settings_change_how_samples_are_drawn_alone(loaded):
 
 @pytest.mark.parametrize("condition", ["label", ""])
 def test_a_model_without_a_null_label_is_not_guided(condition, tmp_path):
-    """A model without a condition has none, and neither has one whose labels were never dropped."""
+    """Models without a condition, and models trained without label dropout, have no null label."""
     saved(tmp_path / "export", diffusion(condition=condition), has_null=condition == "")
     loaded = pretrained.load(tmp_path / "export")
     message = "must be None for a model trained without a null label, got 2.0"
@@ -309,7 +309,7 @@ def test_samples_in_units_of_the_data_are_rounded_and_clipped(loaded):
 
 
 def test_a_specification_can_be_pickled_and_mapped(loaded):
-    """Numbers are leaves: a sweep maps over guidance weights in one program."""
+    """Numbers are leaves, so that one program can map over guidance weights."""
     assert pickle.loads(pickle.dumps(loaded.diffusion)) == loaded.diffusion
     draw = jax.jit(jax.vmap(lambda weight: loaded.with_sampling(guidance=weight).sample(KEY, 2)))
     weights = jnp.array([1.5, 3.0])
@@ -320,7 +320,7 @@ def test_a_specification_can_be_pickled_and_mapped(loaded):
 # ---------------------------------------------------------------- units
 
 
-def test_integers_in_a_range_survive_the_round_trip():
+def test_denormalise_inverts_normalise_for_integers_in_a_range():
     for low, high in ((0, 255), (0, 16)):
         units = pretrained.Units(range=(float(low), float(high)))
         stored = np.arange(low, high + 1, dtype=np.uint8)[:, None]
@@ -329,7 +329,7 @@ def test_integers_in_a_range_survive_the_round_trip():
         np.testing.assert_allclose(units.normalise(stored)[1] - units.normalise(stored)[0], units.bin_width, rtol=1e-6)
 
 
-def test_floats_survive_the_round_trip_and_have_the_standard_deviation_of_the_network():
+def test_denormalise_inverts_normalise_for_floats_and_their_standard_deviation_is_that_of_the_network():
     stored = (np.random.default_rng(0).normal(size=(10_000, 2)) * [2.0, 50.0] + [1e5, -3.0]).astype(np.float32)
     mean, std = (tuple(getattr(stored.astype(np.float64), name)(0)) for name in ("mean", "std"))
     units = pretrained.Units("float32", None, mean, std, "field")
@@ -346,7 +346,7 @@ def test_integers_without_a_range_are_rounded():
     assert units.denormalise(np.array([[0.06], [0.07]])).tolist() == [[10], [11]]
 
 
-def test_units_survive_json():
+def test_units_are_restored_from_json():
     units = pretrained.Units("float32", None, (1.0, 2.0), (3.0, 4.0), "field", ("u", "v"), ("m/s", "m/s"))
     assert pretrained.Units.of(json.loads(json.dumps(dataclasses.asdict(units)))) == units
     with pytest.raises(ValueError, match="samples must be finite, got nan in sample 1"):
@@ -357,15 +357,15 @@ CONDITION_UNITS = pretrained.Units("float32", None, (250.0, 3.0), (10.0, 0.5), "
 
 
 @pytest.fixture(scope="module")
-def of_arrays(tmp_path_factory):
-    """(a model with array conditions, its parameters, its export)."""
+def conditional(tmp_path_factory):
+    """(model with array conditions, its parameters, its export)."""
     model = diffusion(condition="array", network={"condition": {"shape": [2], "channels": 1}}, num_classes=None)
     folder = tmp_path_factory.mktemp("arrays") / "export"
     return model, saved(folder, model, condition_units=CONDITION_UNITS), folder
 
 
-def test_array_conditions_are_given_in_their_own_units(of_arrays):
-    model, params, folder = of_arrays
+def test_array_conditions_are_in_the_units_of_the_data(conditional):
+    model, params, folder = conditional
     loaded = pretrained.load(folder)
     assert loaded.condition_units == CONDITION_UNITS
     conditions = np.array([[240.0, 3.5], [260.0, 2.0], [250.0, 3.0]])
@@ -374,15 +374,15 @@ def test_array_conditions_are_given_in_their_own_units(of_arrays):
     expected = generate(params, keys, CONDITION_UNITS.normalise(conditions))
     np.testing.assert_allclose(jax.jit(loaded.sample, static_argnums=1)(KEY, 3, conditions), expected, atol=1e-4)
     same = generate(params, keys, CONDITION_UNITS.normalise(conditions[[0, 0, 0]]))
-    np.testing.assert_allclose(loaded.sample(KEY, 3, conditions[0]), same, atol=1e-4)  # one for all
+    np.testing.assert_allclose(loaded.sample(KEY, 3, conditions[0]), same, atol=1e-4)  # one condition for all samples
     assert np.abs(same - expected)[1].max() > 1e-2
     x = jnp.ones((3, 4, 4, 1))
     denoised = model.denoiser(params, CONDITION_UNITS.normalise(conditions))(x, 0.5)
     np.testing.assert_allclose(loaded.denoiser(conditions)(x, 0.5), denoised, atol=1e-5)
 
 
-def test_array_conditions_are_guided_against_their_mean(of_arrays):
-    loaded = pretrained.load(of_arrays[2])
+def test_array_conditions_are_guided_against_their_mean(conditional):
+    loaded = pretrained.load(conditional[2])
     x, condition, mean = jnp.ones((1, 4, 4, 1)), np.array([[240.0, 3.5]]), np.array([[250.0, 3.0]])
     plain, null, guided = (
         loaded.with_sampling(guidance=weight, clip=False).denoiser(value)(x, 0.5)
@@ -392,8 +392,8 @@ def test_array_conditions_are_guided_against_their_mean(of_arrays):
     assert jnp.abs(guided - plain).max() > 1e-2
 
 
-def test_array_conditions_that_do_not_fit_are_refused(of_arrays):
-    loaded = pretrained.load(of_arrays[2])
+def test_array_conditions_that_do_not_fit_are_refused(conditional):
+    loaded = pretrained.load(conditional[2])
     for call in (lambda: loaded.sample(KEY, 3, np.ones((3, 1))), lambda: loaded.denoiser(np.ones((3, 1)))):
         with pytest.raises(ValueError, match=r"label must have shape \(B, 2\), got \(3, 1\)"):
             call()

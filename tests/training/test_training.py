@@ -22,12 +22,12 @@ D = 8
 
 @pytest.fixture(autouse=True)
 def _split_small_leaves(monkeypatch):
-    """FSDP splits even the eight parameters of these tests."""
+    """Let FSDP split small leaves too, because these tests have only eight parameters."""
     monkeypatch.setattr(parallel, "SMALL", 1)
 
 
 def quadratic(params, batch, keys):
-    """|w - x|^2 with a noisy x: a loss whose gradients and noise are known."""
+    """|w - x|^2 with a noisy x, a loss with known gradients and noise."""
     eps = jax.vmap(lambda k: jax.random.normal(k, (D,)))(keys)
     return jnp.sum((params["w"] - batch["x"] - 0.1 * eps) ** 2, -1)
 
@@ -44,7 +44,7 @@ def make(optimizer=None, ema_decay=0.9):
 
 
 def on(form, count, state, step):
-    """(state, step) on this number of devices."""
+    """(state, step) in this form on `count` devices."""
     run = FORMS[form](step, training.make_mesh(jax.devices()[:count]))
     return run.place(state), run
 
@@ -140,7 +140,7 @@ def test_donation_keeps_the_arrays_of_the_caller():
     ("form", "placed", "count"), [("pmap", True, 1), ("jit", True, 1), ("fsdp", True, 1), ("pmap", False, 2)]
 )
 def test_the_step_compiles_once(form, placed, count, caplog):
-    """The control, whose first state is not placed on the devices, compiles twice."""
+    """Control: with a first state that is not placed on the devices, the step compiles twice."""
     state, step = make()
     on_devices, run = on(form, 8, state, step)
     state = on_devices if placed else state
@@ -229,7 +229,7 @@ def test_with_constant_gradients_adam_and_lion_move_by_the_learning_rate_against
 
 
 def test_adafactor_divides_by_the_root_of_the_mean_square(settled_updates):
-    """Nothing here is large enough to be factored, so the second moment is exact."""
+    """No leaf is large enough to be factored, so the second moment is exact."""
     gradients, updates = settled_updates
     for leaf, g in zip(*map(jax.tree.leaves, (updates["adafactor"], gradients)), strict=True):
         np.testing.assert_allclose(leaf, -0.1 * jnp.sign(g) * (1 - 0.9**30), rtol=1e-2)

@@ -68,7 +68,7 @@ def end(name, scheduler):
 
 
 def case(name, config):
-    """The values that a config leads to."""
+    """The case of a config."""
     kind = getattr(diffusers, f"{name}Scheduler")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
