@@ -1,0 +1,20 @@
+"""Progressive distillation of `digits`: 16 steps, then 8, 4, 2 and 1.
+
+    python -m experiments.train --config=digits --workdir=runs/digits
+    python -m experiments.train --config=digits_progressive --workdir=runs/digits_progressive
+
+Source: Salimans & Ho 2022.
+"""
+
+from experiments.configs import digits_distilled
+
+
+def get_config():
+    config = digits_distilled.get_config()
+    config.loss.objective = "progressive"
+    config.loss.objective_parameters = {"first": 8}
+    config.optimizer.decay = "constant"
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.ema_decay = 0.98
+    config.sampling.sampler = "ddim"
+    return config
