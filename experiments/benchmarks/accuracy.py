@@ -1,11 +1,11 @@
 """Error of samplers without noise against the exact flow map, the root of the mean square over all coordinates.
 
-One compile serves all grids, lengths and budgets of a sampler on a problem, since shorter grids are padded. An error is
-recorded for
+One compilation serves all grids, lengths and budgets of a sampler on a problem, since shorter grids are padded. An
+error is recorded for
 
     sample       the last denoiser call
-    integrate    x at the last grid point, as it is, which is alpha x0 + sigma eps
-    order        x at the last grid point against the flow to that very level: the error of the steps alone
+    integrate    x at the last grid point, which is alpha x0 + sigma eps
+    order        x at the last grid point against the flow to the same level: the error of the steps alone
 """
 
 from typing import Any
@@ -49,7 +49,7 @@ def measure(row: Row, problem: Problem, runs: list[Case]) -> np.ndarray:
 
 
 def slope(moves: list[int], errors: list[float]) -> float | None:
-    """The order between the two longest runs, None where round-off is reached or there are no two."""
+    """The order between the two longest runs, None at round-off or with fewer than two runs."""
     if len(moves) < 2 or errors[-1] < ROUND_OFF or moves[-1] == moves[-2]:
         return None
     return float(np.log(errors[-2] / errors[-1]) / np.log(moves[-1] / moves[-2]))
@@ -75,7 +75,7 @@ def tabulate(runs: list[Case], errors: np.ndarray, budgets: tuple[int, ...]) -> 
 
 
 def rounded(error: Any) -> float | None:
-    """Four digits, None for what is not finite."""
+    """The error to four digits, None if it is not finite."""
     return float(f"{float(error):.3e}") if np.isfinite(error) else None
 
 

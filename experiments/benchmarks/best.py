@@ -1,12 +1,12 @@
-"""The best that diffax does at 5 to 20 denoiser calls, beside the best of the published samplers and grids.
+"""The best results of diffax at 5 to 20 denoiser calls, beside the best of the published samplers and grids.
 
     python -m experiments.benchmarks.best
     python -m experiments.benchmarks.best --problems=3 --budgets 5 10
 
 Mixtures whose probability flow is known, linear VP schedule from t = 1, 256 starts; the error is that of x at the end
-against the flow's x0, root-mean-square and largest. At each budget the best of all published samplers and grids is
-taken, for each mixture by itself, and so is the best of `OURS`: two families of some hundred settings are compared.
-`one` is a single setting of ours at each budget, the one closest to the best on other mixtures (seed + 1).
+against the flow's x0, root-mean-square and largest. At each budget and for each mixture, the best of all published
+samplers and grids is compared with the best of `OURS`; each family has some hundred settings. `one` is a single setting
+of ours at each budget, the one closest to the best on other mixtures (seed + 1).
 
     published  {unipc bh1, bh2, eps and x0, order 1-3, last orders lowered or not; dpmpp_2m, dpmpp_3m; deis; lms; ddim;
                ipndm; dpm_solver 2, 3 in both forms; heun} x {uniform, quadratic, log-SNR, karras} x t_min
@@ -14,7 +14,7 @@ taken, for each mixture by itself, and so is the best of `OURS`: two families of
     ours       {gaussian_adams, and under noise_floor: gaussian_adams, unipc x0, flow} x {arctan(scale, power),
                uniform, quadratic}, to t = 0
 
-From the data ours know mean, root-mean-square deviation and the std of the mixture's components.
+Our settings use the mean and the root-mean-square deviation of the data and the std of the mixture's components.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def problems(laws, *, starts=STARTS, seed=0, fine=FINE):
 
 
 def published(small=False):
-    """Name -> (schedule -> sampler), as the papers and their code have them."""
+    """Name -> (schedule -> sampler), as in the papers and their code."""
     unipc = samplers.unipc
     table = {"unipc1-eps": functools.partial(unipc, order=1, variant="bh1")}
     for form, order, variant, final in itertools.product(("eps", "x0"), (2, 3), ("bh1", "bh2"), (False, True)):
@@ -200,7 +200,7 @@ def measured(make, made, grids, denoised=False):
 
 
 def padded(times, n):
-    """Times with the first one repeated, n in all: steps of length zero change nothing, and one compile serves all."""
+    """n times, the first one repeated: zero-length steps change nothing, and one compilation serves all lengths."""
     return jnp.concatenate([jnp.broadcast_to(times[:1], (n - len(times),)), times])
 
 
@@ -256,7 +256,7 @@ def _least(rows):
 
 
 def split(found, count):
-    """(the first `count` problems, the others) of what `best_ours` gives."""
+    """(the first `count` problems, the others) of the result of `best_ours`."""
     least, every = found
 
     def part(rows):
@@ -267,7 +267,7 @@ def split(found, count):
 
 
 def one_setting(found):
-    """Budget -> the setting whose errors are the closest to the least, in geometric mean over problems."""
+    """Budget -> the setting whose errors are closest to the least errors, in geometric mean over problems."""
     least, every = found
     return {
         n: min(table, key=lambda name, n=n, table=table: np.log(table[name][:, 0] / least[n][0][:, 0]).mean())
@@ -294,7 +294,7 @@ def report(budgets, bars, found, ones):
 
 
 def main():
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=10, help="how many mixtures")
     parser.add_argument("--seed", type=int, default=2024, help="of the mixtures")

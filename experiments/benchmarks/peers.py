@@ -1,14 +1,13 @@
 r"""The samplers of k-diffusion and diffusers on the linear schedule, as rows of the same tables.
 
-Both see the exact denoiser, in float64 as far as they keep it. In u = x / alpha and rho = sigma / alpha, which is
-k-diffusion's own currency, a denoiser is (u, rho) -> x0; a peer's run is
+Both call the exact denoiser, in float64 where they keep it. In u = x / alpha and rho = sigma / alpha, the variables of
+k-diffusion, a denoiser is (u, rho) -> x0; a peer's run is
 
     run(denoise, u, budget, grid, noise) -> (u at its end, denoiser calls)
 
-grid: the name of a step grid of the library's own (diffusers) or (rhos, ending) (k-diffusion). noise: x -> a draw.
-diffusers gets the betas that make its table the linear schedule at t = (i + 1) / 1000, so that both solve one problem;
-its denoiser is called at the level that the scheduler is at, not at the timestep that it rounds it to. Calls are
-counted as they are made.
+grid: the name of a step grid of the library (diffusers) or (rhos, ending) (k-diffusion). noise: x -> a draw. diffusers
+gets the betas that make its table the linear schedule at t = (i + 1) / 1000, so that both solve one problem; its
+denoiser is called at the scheduler's exact level, not at the rounded timestep. The denoiser counts its calls.
 """
 
 import functools
@@ -34,19 +33,19 @@ from experiments.benchmarks.rows import ENDINGS
 
 @functools.cache
 def libraries() -> dict[str, str]:
-    """Versions of those that are installed."""
+    """Versions of the installed libraries."""
     versions = {}
     for library, load in (("k-diffusion", k_sampling), ("diffusers", quiet_diffusers)):
         try:
             load()
             versions[library] = importlib.metadata.version(library)
-        except Exception:  # absent, or broken where it is: then it has no rows
+        except Exception:  # absent or broken: the library has no rows
             continue
     return versions
 
 
 def quiet_diffusers() -> Any:
-    """The package, without its notes on settings that it corrects."""
+    """The package, without its warnings about settings that it corrects."""
     module = importlib.import_module("diffusers")
     module.utils.logging.set_verbosity_error()
     return module
@@ -54,7 +53,7 @@ def quiet_diffusers() -> Any:
 
 @functools.cache
 def k_sampling() -> Any:
-    """`k_diffusion.sampling`, also where what the rest of the package needs for training is not installed."""
+    """`k_diffusion.sampling`, also where the packages for k-diffusion's training are not installed."""
     try:
         return importlib.import_module("k_diffusion.sampling")
     except ImportError:
@@ -109,7 +108,7 @@ class Counted:
 
 
 def run_k_diffusion(peer: Peer, denoise: Any, u: Any, rhos: np.ndarray, ending: str, noise: Any) -> tuple[Any, int]:
-    """rhos: falling, without the 0 that ends `sample`."""
+    """(u at the end, calls). rhos: decreasing, without the 0 at the end of `sample`."""
     import torch
 
     def model(x, sigma):
@@ -120,7 +119,7 @@ def run_k_diffusion(peer: Peer, denoise: Any, u: Any, rhos: np.ndarray, ending: 
     with torch.no_grad(), mock.patch("torch.randn_like", noise):
         if (peer.stochastic and "dpmpp" in peer.name) or peer.name == "dpmpp_3m_sde":
             settings["noise_sampler"] = lambda sigma, sigma_next: noise(u)
-        if peer.name == "dpm_fast":  # a grid of its own: uniform in log-SNR, its argument the number of calls
+        if peer.name == "dpm_fast":  # the grid is uniform in log-SNR; the argument is the number of calls
             end = sample(model, u, float(rhos[-1]), float(rhos[0]), len(rhos) - 1, disable=True)
         else:
             sigmas = torch.as_tensor(np.append(rhos, 0.0) if ending == "sample" else np.array(rhos))
@@ -141,7 +140,7 @@ def linear_betas() -> np.ndarray:
 
 
 def scheduler(peer: Peer, grid: str, **more: Any) -> Any:
-    """A new scheduler on that table."""
+    """A new scheduler on the table of `linear_betas`."""
     import diffusers
 
     make = getattr(diffusers, f"{peer.name}Scheduler")
@@ -159,7 +158,7 @@ def scheduler(peer: Peer, grid: str, **more: Any) -> Any:
 
 
 def unit_noise(u: Any) -> Callable[..., Any]:
-    """As `law.unit_noise`: draw k is 1 in example 2 + k, and 0 elsewhere."""
+    """As `distributions.unit_noise`: draw k is 1 in example 2 + k, and 0 elsewhere."""
     import torch
 
     drawn: list[int] = []
@@ -174,12 +173,12 @@ def unit_noise(u: Any) -> Callable[..., Any]:
 
 
 def steps_of(peer: Peer, budget: int) -> int:
-    """num_inference_steps that a budget of calls pays for."""
+    """num_inference_steps for a budget of calls."""
     return (budget - 1) // 2 + 1 if peer.cost == 2 else budget - (peer.name == "PNDM")
 
 
 def run_diffusers(peer: Peer, denoise: Any, u: Any, budget: int, grid: str, noise: Any) -> tuple[Any, int]:
-    """u: at the schedule's end."""
+    """(u at the end, calls) from u at the schedule's end."""
     import torch
 
     made, counted = scheduler(peer, grid), Counted(denoise)
@@ -187,7 +186,7 @@ def run_diffusers(peer: Peer, denoise: Any, u: Any, budget: int, grid: str, nois
     table = np.cumprod(1 - linear_betas())
     exploding = hasattr(made, "sigmas") and made.scale_model_input(torch.ones(1), made.timesteps[0]).item() != 1
     x = u if exploding else u * float(np.sqrt(table[-1]))
-    made = scheduler(peer, grid)  # some count scale_model_input as a step
+    made = scheduler(peer, grid)  # some schedulers count scale_model_input as a step
     made.set_timesteps(steps_of(peer, budget))
     if peer.name == "DPMSolverSDE":
         made.noise_sampler = lambda sigma, sigma_next: noise(u)
@@ -195,7 +194,7 @@ def run_diffusers(peer: Peer, denoise: Any, u: Any, budget: int, grid: str, nois
     patched = mock.patch.object(module, "randn_tensor", noise) if hasattr(module, "randn_tensor") else mock.MagicMock()
     with torch.no_grad(), patched:
         for t in made.timesteps:
-            made.scale_model_input(x, t)  # to be told that it was; what it gives is undone below
+            made.scale_model_input(x, t)  # only to avoid its warning; u_t below undoes the scaling
             rho = _level(made, t, table)
             u_t = x if exploding else x * np.sqrt(1 + rho**2)
             x = made.step((u_t - counted(u_t, rho)) / rho, t, x, return_dict=False)[0]
@@ -203,7 +202,7 @@ def run_diffusers(peer: Peer, denoise: Any, u: Any, budget: int, grid: str, nois
 
 
 def _level(made: Any, t: Any, table: np.ndarray) -> float:
-    """sigma / alpha at which the scheduler wants its next call."""
+    """sigma / alpha of the scheduler's next denoiser call."""
     if not hasattr(made, "sigmas") or not hasattr(made, "step_index"):
         return float(np.sqrt(1 / table[int(t)] - 1))
     if made.step_index is None:
@@ -215,7 +214,7 @@ def _level(made: Any, t: Any, table: np.ndarray) -> float:
     return float(made.sigmas[made.step_index])
 
 
-# What is measured
+# Measurement
 
 
 def run(peer: Peer, denoise: Any, u: Any, budget: int, setting: tuple[str, float, str], noise: Any) -> tuple[Any, int]:
@@ -253,7 +252,7 @@ def measure(
 
 
 def draws(u: Any) -> Callable[..., Any]:
-    """Noise from a generator of its own."""
+    """Normal noise from a new generator with seed 0."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

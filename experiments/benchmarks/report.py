@@ -1,4 +1,4 @@
-"""What was measured, as markdown and as a plot."""
+"""The results of the sampler benchmark as Markdown and as a plot."""
 
 from pathlib import Path
 from typing import Any
@@ -8,17 +8,17 @@ from experiments.benchmarks.problems import LETTERS
 
 
 def table(head: list[str], lines: list[list[str]]) -> str:
-    """A markdown table."""
+    """A Markdown table."""
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines]) + "\n"
 
 
 def number(value: float | None) -> str:
-    """Two digits."""
+    """A value to two digits, "" for None."""
     return "" if value is None else f"{value:.1e}" if value < 0.01 or value >= 100 else f"{value:.2g}"
 
 
 def short(setting: str) -> str:
-    """The setting of a best error, as the legend says."""
+    """The setting of a best error, abbreviated as in the legend."""
     grid, end, ending = setting.split()
     return f"{LETTERS.get(grid, grid)}{'' if end == '0' else ' ' + end.lstrip('0')}{'' if ending == 'sample' else ' i'}"
 
@@ -61,31 +61,32 @@ HEAD = """# Samplers, measured
 `python -m experiments.benchmark samplers` wrote this; `samplers.json` has every number. {device}, jax {jax},
 diffax {diffax}, {peers}, {seconds} s in all.
 
-Columns are budgets in denoiser calls. A cell is the least error over grids and endings, and where it was found: u
-uniform in t, q quadratic in t, l uniform in log-SNR, k Karras, b beta quantiles, p polyexponential, a `arctan`
-(others: a library's own), then sigma / alpha at the last grid point (.05, .01 or .001; a library's own end is not
-named), then i for `integrate`, which ends without the last denoiser call of `sample`. Names ending in `-final` take the
-last steps at lower order.
+Columns are budgets in denoiser calls. A cell is the least error over grids and endings, with its setting: u uniform in
+t, q quadratic in t, l uniform in log-SNR, k Karras, b beta quantiles, p polyexponential, a `arctan` (others: a
+library's own), then sigma / alpha at the last grid point (.05, .01 or .001; a library's own end is not named), then i
+for `integrate`, which ends without the last denoiser call of `sample`. Names ending in `-final` take the last steps at
+lower order.
 """
 ORDERS = """## Measured order
 
 Slope between the two largest budgets, log-SNR grid to sigma / alpha = .05, against the flow to that level, from a cold
-start: it holds a multistep sampler's order to 2, or 3 with a corrector, in the limit. Empty: round-off.
+start, which limits a multistep sampler's order to 2, or 3 with a corrector. Empty: round-off.
 """
-LAW = """## Error in law, Gaussian
+DISTRIBUTION = """## Error in distribution, Gaussian
 
-Wasserstein distance to the data's law, exact: no sampling. The order is that of the law at the last grid level;
+Wasserstein distance to the data's distribution, exact: no sampling. The order is measured at the last grid level;
 `ddim-langevin` keeps the bias of its corrector.
 """
-DRAWN = """## Error in law, mixture, {problem}
+DRAWN = """## Error in distribution, mixture, {problem}
 
 Sliced Wasserstein distance of {draws} draws, `sample` on the log-SNR grid to .01 (diffusers: its exponential grid, or
-trailing). As many exact draws: {low:.3f} (median), {high:.3f} (largest of all tries).
+trailing). Equally many exact draws: {low:.3f} (median), {high:.3f} (largest).
 
 """
 SWEEPS = """## A hyperparameter swept in one compile
 
-`vmap` over the values, all budgets in the same program. Error in law on the Gaussian, `sample`, log-SNR grid to .01.
+`vmap` over the values, all budgets in the same program. Error in distribution on the Gaussian, `sample`, log-SNR grid
+to .01.
 """
 SPEED = """## Compile time and time of a step
 
@@ -94,7 +95,7 @@ tabulated levels.
 """
 OVERHEAD = """## Overhead beside other libraries
 
-The same loops in turn with theirs in one process: milliseconds for 50 steps, the least of the repeats. Target: 1/10 of
+Our loops and theirs in turn in one process: milliseconds for 50 steps, the least of the repeats. Target: 1/10 of
 diffusers' time without noise, no slower with noise.
 """
 
@@ -139,7 +140,7 @@ def _orders(found: dict[str, Any]) -> str:
 def _laws(found: dict[str, Any], budgets: list[str]) -> str:
     parts = []
     if any(found["law"].values()):
-        parts.append(LAW)
+        parts.append(DISTRIBUTION)
     for schedule, rows in found["law"].items():
         if rows:
             lines = _best_lines(rows, len(budgets))
@@ -228,7 +229,7 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#2
 
 
 def plot(found: dict[str, Any], path: Path) -> bool:
-    """Least error over grids and endings against calls, a panel for each problem; False where matplotlib is absent."""
+    """Least error over grids and endings against calls, a panel for each problem; False without matplotlib."""
     try:
         import matplotlib
     except ImportError:

@@ -2,11 +2,11 @@
 
     python -m experiments.benchmark samplers --out=docs/benchmarks
     python -m experiments.benchmark samplers --samplers=ddim,unipc --budgets=5,10,20    some rows and budgets
-    python -m experiments.benchmark samplers --quick                                    does it work?
+    python -m experiments.benchmark samplers --quick                                    a quick test
 
-Writes samplers.md, samplers.json and samplers.png. Budgets are denoiser calls, whatever a step costs: `sample` over n
-entries costs calls * (n - 1) + 1, `integrate` over n + 1 entries calls * n. Where k-diffusion or diffusers is
-installed, their samplers run on the same problem and their loops are timed in turn with ours.
+Writes samplers.md, samplers.json and samplers.png. Budgets are denoiser calls: `sample` over n entries costs
+calls * (n - 1) + 1, `integrate` over n + 1 entries calls * n. Where k-diffusion or diffusers is installed, their
+samplers run on the same problem and their loops are timed in turn with ours.
 """
 
 import functools
@@ -42,7 +42,7 @@ def budgets_of(given: list[str] | None, quick: bool) -> tuple[int, ...]:
     """Budgets in increasing order.
 
     Raises:
-      ValueError: for what is no int >= 2.
+      ValueError: for a budget that is not an int >= 2.
     """
     if given is None:
         return (5, 10) if quick else ALL_BUDGETS
@@ -52,12 +52,12 @@ def budgets_of(given: list[str] | None, quick: bool) -> tuple[int, ...]:
 
 
 def say(text: str, start: float) -> None:
-    """Progress."""
+    """Print a line of progress with the time since `start`."""
     print(f"[{time.perf_counter() - start:6.0f} s] {text}", flush=True)
 
 
 def without_noise(chosen: dict, budgets: tuple[int, ...], quick: bool, start: float) -> dict[str, Any]:
-    """{problem: {row: errors}} of the samplers without noise, ours and others'."""
+    """{problem: {row: errors}} of the samplers without noise, ours and those of other libraries."""
     found: dict[str, Any] = {}
     grids, ends = (("log_snr", "quadratic"), (0,)) if quick else (tuple(problems.GRIDS), (0, 1, 2))
     for schedule, dimension in PROBLEMS[: 1 if quick else None]:
@@ -87,7 +87,7 @@ def _in_slices(exact, end):
 
 
 def of_peers(table, stochastic, data, u, budgets, error, noise, start, chosen, settings=None):
-    """Adds the rows of other libraries whose counterpart is among the chosen."""
+    """Add the rows of other libraries whose counterpart is among the chosen ones."""
     for name, peer in peer_rows.PEERS.items():
         wanted = peer.library in peers.libraries() and peer.stochastic == stochastic and peer.ours in chosen
         if wanted and peer.name not in peer_rows.LEVELS_OF_ITS_OWN:
@@ -97,7 +97,7 @@ def of_peers(table, stochastic, data, u, budgets, error, noise, start, chosen, s
 
 
 def with_noise(chosen: dict, budgets: tuple[int, ...], quick: bool, start: float) -> dict[str, Any]:
-    """{schedule: {row: errors in law on the Gaussian}}."""
+    """{schedule: {row: errors in distribution on the Gaussian}}."""
     found: dict[str, Any] = {}
     for schedule in ("linear",) if quick else SCHEDULES:
         found[schedule] = table = {}
@@ -106,7 +106,7 @@ def with_noise(chosen: dict, budgets: tuple[int, ...], quick: bool, start: float
                 row, budgets, distributions.GRIDS[-2:] if quick else distributions.GRIDS, (0,) if quick else (0, 1)
             ):
                 table[name] = accuracy.tabulate(runs, distributions.measure(row, schedule, runs), budgets)
-        say(f"law on a Gaussian, {schedule}: {len(table)} samplers", start)
+        say(f"distribution, Gaussian, {schedule}: {len(table)} samplers", start)
         if schedule == "linear" and not quick:
             data, alpha = problems.gaussian(), float(SCHEDULES["linear"](1.0).alpha)
             x = distributions.unit_examples(data, SCHEDULES["linear"](1.0), 2 * max(budgets) + 8)
@@ -123,7 +123,7 @@ def with_noise(chosen: dict, budgets: tuple[int, ...], quick: bool, start: float
 
 
 def drawn(chosen: dict, budgets: tuple[int, ...], quick: bool, start: float) -> dict[str, Any]:
-    """{problem: {"floor": .., "rows": {row: errors in law on the mixture}}}, at one setting, log_snr to 0.01."""
+    """{problem: {"floor": .., "rows": {row: errors in distribution}}} on the mixture, on the grid log_snr to 0.01."""
     found: dict[str, Any] = {}
     for schedule, dimension, count in (("linear", 2, 512),) if quick else DRAWN:
         data = problems.mixture(dimension)
@@ -135,7 +135,7 @@ def drawn(chosen: dict, budgets: tuple[int, ...], quick: bool, start: float) -> 
             if runs := problems.cases(row, budgets, ("log_snr",), (1,)):
                 errors = distributions.measure_mixture(row, schedule, data, exact, runs)
                 table[name] = accuracy.tabulate(runs, errors, budgets)
-        say(f"law on the mixture, {schedule}, {dimension}-D: {len(table)} samplers", start)
+        say(f"distribution, mixture, {schedule}, {dimension}-D: {len(table)} samplers", start)
         if not quick:
             of, exact_law = SCHEDULES[schedule](1.0), np.asarray(data.sample(jax.random.key(11), count))
             u = exact_law + float(of.sigma / of.alpha) * np.random.RandomState(5).normal(size=exact_law.shape)
@@ -147,7 +147,7 @@ def drawn(chosen: dict, budgets: tuple[int, ...], quick: bool, start: float) -> 
 
 
 def sweeps(budgets: tuple[int, ...], quick: bool) -> dict[str, Any]:
-    """Hyperparameters, each swept in one compile."""
+    """Hyperparameter sweeps, each compiled once."""
     found = {
         "ddim, eta": distributions.sweep(
             lambda of, stretch, eta: samplers.ddim(of, eta=eta), "linear", [0.0, 0.2, 0.4, 0.6, 0.8, 1.0], budgets
@@ -164,7 +164,7 @@ def sweeps(budgets: tuple[int, ...], quick: bool) -> dict[str, Any]:
 
 
 def measure(wanted: list[str] | None, budgets: tuple[int, ...], quick: bool) -> dict[str, Any]:
-    """All there is, as it goes into the JSON."""
+    """All measurements, in the form of samplers.json."""
     start = time.perf_counter()
     deterministic, stochastic = rows.select(wanted)
     if quick and wanted is None:
@@ -176,7 +176,7 @@ def measure(wanted: list[str] | None, budgets: tuple[int, ...], quick: bool) -> 
     if not quick and peers.libraries():
         import torch
 
-        torch.set_num_threads(1)  # its threads wait for each other in loops this short
+        torch.set_num_threads(1)  # in loops this short, more threads only wait for each other
     found: dict[str, Any] = {
         "environment": {
             "device": jax.local_devices()[0].device_kind,
@@ -206,7 +206,7 @@ def measure(wanted: list[str] | None, budgets: tuple[int, ...], quick: bool) -> 
 
 
 def main(argv: list[str]) -> None:
-    """Measures and writes."""
+    """Measure and write."""
     try:
         if argv[1:]:
             raise ValueError(f"flags must be --NAME=VALUE, got {' '.join(argv[1:])!r}")

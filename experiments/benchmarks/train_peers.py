@@ -8,7 +8,7 @@ import numpy as np
 
 
 def libraries() -> dict[str, str]:
-    """Versions, {} unless both are installed."""
+    """Versions of torch and diffusers, {} unless both are installed."""
     try:
         return {name: importlib.metadata.version(name) for name in ("torch", "diffusers")}
     except importlib.metadata.PackageNotFoundError:
@@ -16,7 +16,7 @@ def libraries() -> dict[str, str]:
 
 
 def rows(name: str, network: Any, config: Any, repeats: int) -> list[dict[str, Any]]:
-    """Rows of the table, none where the libraries are not installed; the compiled one where it works."""
+    """Rows of the table: none without the libraries, and without the compiled one if torch.compile fails."""
     if not libraries():
         return []
     found = [_row(name, network, config, repeats, compiled=False)]
@@ -28,7 +28,7 @@ def rows(name: str, network: Any, config: Any, repeats: int) -> list[dict[str, A
 
 
 def model_of(network: Any, config: Any) -> Any:
-    """UNet2DModel with our widths, blocks, attention, dropout."""
+    """UNet2DModel with the widths, blocks, attention and dropout of the config."""
     from diffusers import UNet2DModel
 
     settings = config.network

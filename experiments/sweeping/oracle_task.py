@@ -1,4 +1,4 @@
-"""A run that samples a Gaussian mixture by its exact denoiser: no network, nothing learned, known results.
+"""A run that samples a Gaussian mixture by its exact denoiser: no network, exact results.
 
 One program serves all runs with one sampler, one number of calls and one schedule; grids, eta and seeds are batched.
 
@@ -33,7 +33,7 @@ def parse(config: Any) -> tuple[str, dict[str, str]]:
     """See `Task`.
 
     Raises:
-      ValueError: for settings that are not possible.
+      ValueError: for invalid settings.
     """
     choose("config.schedule", config.schedule, problems.SCHEDULES)
     choose("config.grid", config.grid, problems.GRIDS)

@@ -1,15 +1,15 @@
 """The exam on the device in float32: a U-Net, a DiT, orders and likelihood against the CPU's answer.
 
-    networks     |device - CPU| / |CPU| of a U-Net and a DiT, at the matmul precision that a user gets and at "highest";
-                 the CPU computes in float32 at "highest"
+    networks     |device - CPU| / |CPU| of a U-Net and a DiT, at the default matmul precision and at "highest"; the CPU
+                 computes in float32 at "highest"
     likelihood   log p of points of a Gaussian by the probability-flow ODE, nats per dimension; the CPU in float64
     orders       error of x against a float64 run of many steps on the CPU, at n and 2 n steps: log2 of their ratio,
-                 beside the same slope in float64 on the CPU, and the distance of the two end points. So few steps that
-                 float32 resolves the error are not yet the limit in which the claimed order holds
+                 beside the same slope in float64 on the CPU, and the distance of the two end points. The steps are few,
+                 so that float32 resolves the error; the slope may therefore differ from the claimed order
 
-On NVIDIA's GPUs JAX multiplies float32 matrices in TF32 by default, which keeps 10 bits of a product's factors: the
-networks are compared under both settings. The library itself asks for "highest" where digits matter: the oracles,
-`log_likelihood`, LoRA's merge, metrics.
+On NVIDIA's GPUs JAX multiplies float32 matrices in TF32 by default, which keeps 10 bits of each factor: the networks
+are compared under both settings. The library sets "highest" where digits matter: the oracles, `log_likelihood`, LoRA's
+merge, metrics.
 """
 
 import functools
@@ -62,7 +62,7 @@ def rows(context: Context) -> Iterator[dict[str, Any]]:
 
 
 def _guarded(name: str, part: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
-    """The row of a part, or its error: the parts after it still run."""
+    """The row of a part, or a row with its error, so that later parts still run."""
     try:
         return {"name": name} | part(*args)
     except Exception as error:
@@ -70,7 +70,7 @@ def _guarded(name: str, part: Callable[..., dict[str, Any]], *args: Any) -> dict
 
 
 def cpu() -> Any:
-    """The host's own device."""
+    """The host's CPU device."""
     return jax.local_devices(backend="cpu")[0]
 
 
