@@ -49,7 +49,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     of["create"].add_argument("--project", help="default: that of gcloud")
     of["create"].add_argument("--spot", action="store_true", help="cheaper, and may be preempted")
     of["create"].add_argument("--queued", action="store_true", help="use a queued resource: wait for a free VM")
-    of["run"].add_argument("--setup", help="shell command on each worker before each start, such as a mount")
+    of["run"].add_argument("--setup", help="shell command run on each worker before each start, such as a mount")
     of["resume"].add_argument("--watch", action="store_true", help="resume again until the run is finished")
     of["logs"].add_argument("--worker", default="0", help="number of a worker, or all")
     of["logs"].add_argument("--lines", default="100", help="number of lines")
@@ -86,7 +86,7 @@ def checked(command: list[str] | None) -> tuple[str, ...]:
 
 
 def checked_settings(args: argparse.Namespace) -> tuple[Settings, Path]:
-    """The settings of the VM and the path of their file; raise `ValueError` for input that is not possible."""
+    """The settings of the VM and the path of their file; raise `ValueError` for invalid input."""
     name = args.name or args.named
     must("NAME", name, "[a-z]([-a-z0-9]{0,61}[a-z0-9])?", "lower-case letters, digits and -, a letter first")
     path = args.settings_dir / f"{name}.json"

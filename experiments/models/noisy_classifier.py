@@ -1,6 +1,6 @@
 """A classifier of noisy images p(y | x_t), for classifier guidance: the network, its loss, its checkpoints.
 
-It is the downward half of the U-Net, as in Dhariwal & Nichol 2021, with a mean over places in front of the head.
+It is the downward half of the U-Net (Dhariwal & Nichol 2021), with a mean over all positions before the head.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ class NoisyClassifier(nn.Module):
 
 @pytree
 class ClassifierModel:
-    """A classifier of noisy images. time: "t" or "log_snr", what the network gets; shape: of an image."""
+    """A classifier of noisy images. time: "t" or "log_snr", the time input of the network; shape: of an image."""
 
     curve: Spec
     optimizer: Optimizer
@@ -78,7 +78,7 @@ class ClassifierModel:
         return self.module.apply({"params": params}, x, time, key=key)
 
     def objective(self) -> Objective:
-        """The cross-entropy of each example, at a time that is drawn uniformly."""
+        """The cross-entropy of each example at a uniformly drawn time."""
 
         def loss(params: Any, batch: Any, keys: Any) -> Any:
             noise, time, dropout = (diffax.random.fold_in(keys, i) for i in range(3))

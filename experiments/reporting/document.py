@@ -14,7 +14,7 @@ STATES = {
     "started": "Started, not finished (running, or killed)",
     "waiting": "Waiting",
 }
-MOST = 20  # runs without a result that are listed; report.json has all
+MOST = 20  # runs without a result in a list; report.json has all
 DIRECTIONS: dict[Any, str] = {
     "lower": "Lower is better",
     "higher": "Higher is better",
@@ -44,7 +44,7 @@ def quoted(keys: Sequence[str]) -> str:
 
 
 def _interval_notes(sweep: Sweep, metrics: Sequence[str]) -> Iterator[str]:
-    """How numbers are to be read, and why some have no interval."""
+    """Notes on how to read the numbers, and on numbers without an interval."""
     numbers = [[one.n for m in metrics if (one := setting.estimate(m))] for setting in sweep.shown]
     if any(n >= FEWEST for of_setting in numbers for n in of_setting):
         yield f"mean ± half width of the {PERCENT} interval by Student's t over the n seeds."
@@ -62,7 +62,7 @@ def _interval_notes(sweep: Sweep, metrics: Sequence[str]) -> Iterator[str]:
 
 
 def _mark_notes(sweep: Sweep, metrics: Sequence[str], grids: Sequence[Grid]) -> Iterator[str]:
-    """The meaning of bold and italics, and why some metrics have none."""
+    """Notes on the meaning of bold and italics, and on metrics without marks."""
     differ = {metric: keys for grid in grids for metric, keys in grid.incomparable.items()}
     for metric, keys in differ.items():
         yield f"{metric}: no best is marked. Its definition differs between the settings, in {quoted(keys)}."
@@ -91,7 +91,7 @@ def _mark_notes(sweep: Sweep, metrics: Sequence[str], grids: Sequence[Grid]) -> 
 
 
 def _value_notes(sweep: Sweep, metrics: Sequence[str]) -> Iterator[str]:
-    """Suspicious and missing values, floors, conditions, and what all runs have in common."""
+    """Notes on suspicious and missing values, floors, conditions, and the common settings of all runs."""
     settings = sweep.shown
     for metric in metrics:
         estimates = [one for s in settings if (one := s.estimate(metric))]

@@ -1,4 +1,4 @@
-"""The training loss on held-out examples, in total and by noise level, while a diffusion model trains."""
+"""The training loss on held-out examples, in total and by noise level, during the training of a diffusion model."""
 
 import json
 from collections.abc import Callable
@@ -35,10 +35,10 @@ def measure(
 ) -> list[Every]:
     """The loss of two batches of a split, at most 256 examples, by the averaged parameters, always with the same noise.
 
-    The training times are those of the quantiles (k - 1) / 8 .. k / 8 of their distribution for heldout_k, so that
-    heldout_1 has the least noise and `heldout`, their mean, estimates the same expectation as the training loss; no
-    condition and no unit is dropped. Each call also draws heldout.png in the workdir, from the lines of metrics.jsonl.
-    [] if there is no such split, or every is 0.
+    heldout_k uses the training times between the quantiles (k - 1) / 8 and k / 8 of their distribution, so that
+    heldout_1 has the least noise and `heldout`, their mean, estimates the same expectation as the training loss.
+    Conditions are not dropped, and there is no dropout. Each call also draws heldout.png in the workdir, from the lines
+    of metrics.jsonl. [] if the split does not exist, or every is 0.
     """
     if not every:
         return []
@@ -66,7 +66,7 @@ def measure(
         means = []
         used = {name: getattr(state, name) for name in objective.uses}
         if objective.update_memory is not None:
-            # The draws of the training times do not follow a memory of losses; a target does.
+            # Here the times do not depend on a memory of losses, so its initial value is used; a target is current.
             memory = (state.memory if used else objective.memory,)
         given = state.ema, memory, used
         for number in range(BINS):

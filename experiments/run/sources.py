@@ -1,4 +1,4 @@
-"""A run or an export as a source of samples: its conditions, a classifier to guide with, a picture to start from."""
+"""A run or an export as a source of samples: its conditions, a guiding classifier, an initial picture."""
 
 import functools
 import hashlib
@@ -32,15 +32,15 @@ def of_run(
     start: tuple[Path | None, float],
     pairs: bool = False,
 ) -> Source:
-    """A trained model as a source of samples, which get the labels, the captions, or the test split's arrays in turn.
+    """A trained model as a source of samples, with the labels, the captions, or the test split's arrays in turn.
 
-    autoencoder: where that of a model in latents is now. guidance: (workdir of a classifier of noisy images, scale).
-    start: (file of a picture, the time up to which noise is added to it). None for no such part. pairs: whether
-    `generate` returns the samples and the noise that they were drawn from, (B, 2, *shape).
+    autoencoder: folder of the autoencoder of a model in latents, None if it was not moved. guidance: (workdir of a
+    classifier of noisy images or None, scale). start: (file of a picture or None, the time up to which noise is added
+    to it). pairs: whether `generate` returns the samples and the noise that they were drawn from, (B, 2, *shape).
 
     Raises:
-      ValueError: for a condition, an autoencoder, a classifier or a picture that does not fit the model; for pairs that
-        a denoising loss cannot be trained on.
+      ValueError: for a condition, an autoencoder, a classifier or a picture that does not fit the model; for pairs of a
+        model or sampler that does not support them.
     """
     if pairs:
         _check_pairs(trained, folder=guidance[0], file=start[0])
@@ -94,7 +94,7 @@ def of_run(
 
 
 def _check_pairs(trained: Trained, folder: Path | None, file: Path | None) -> None:
-    """Raise `ValueError` for pairs that cannot be trained on."""
+    """Raise `ValueError` for a model or sampler that does not support pairs."""
     diffusion, sampling = trained.model.diffusion, trained.model.diffusion.sampling
     for reason, is_so in (
         ("in latents", trained.latents is not None),

@@ -88,7 +88,7 @@ def test_losses_that_differ_are_told(shared, apart, tmp_path, monkeypatch):
         ("--networks=mlp,foo", "networks must be among mlp, unet, got 'mlp,foo'"),
         ("--networks=", "networks must be among mlp, unet, got ''"),
         ("--ways=scan", "ways must be among loop, vmap, got 'scan'"),
-        ("--out=/proc/nowhere", "out must be a folder one can write to, got /proc/nowhere ("),
+        ("--out=/proc/nowhere", "out must be a writable folder, got /proc/nowhere ("),
     ],
 )
 def test_bad_flags_are_one_line_and_start_nothing(flag, message, tmp_path, monkeypatch, capsys):

@@ -62,7 +62,7 @@ def test_what_the_measuring_finds_is_one_line(folder, capsys):
     settings["dataset"]["test_split"] = settings["dataset"]["train_split"]
     (folder / "settings.json").write_text(json.dumps(settings))
     said = refused(capsys, folder, "--metrics=memorisation", "--classifier_steps=1")
-    assert said.startswith("error: memorisation needs two test images at least that are not training images, got ")
+    assert said.startswith("error: memorisation needs at least two test images that are not training images, got ")
 
 
 def test_errors_of_the_measuring(folder, capsys, monkeypatch):

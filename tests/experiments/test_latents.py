@@ -240,7 +240,7 @@ def test_sampling_finds_the_autoencoder_it_was_trained_with(finished, space, dat
 def test_a_model_of_latents_knows_its_shape_and_has_no_bits(space, data_dir, tmp_path):
     trained = loading.load(latent_run(tmp_path, data_dir, space))
     assert (trained.model.diffusion.shape, trained.latents) == ((4, 4, 2), space.record())
-    with pytest.raises(ValueError, match="checkpoint must be of a model of pixels to measure bits"):
+    with pytest.raises(ValueError, match="checkpoint must be a model of pixels for bits"):
         bits.check(trained, (), (), bits.Settings())
 
 
