@@ -124,8 +124,8 @@ def measure_bits():
     write_json(folder / "bits.json", settings._asdict() | {"step": model.step, "seed": SEED.value, "routes": routes})
     print(f"step {model.step} of {folder}, {settings.num} examples")
     for name, value in routes.items():
-        unit, of_what = ("nats", " of the normalised values") if "nats" in value else ("bits", "")
-        print(f"  {name:24s} {value[unit]:.4f} +- {value['stderr']:.4f} {unit} per dimension{of_what}")
+        unit, note = ("nats", " of the normalised values") if "nats" in value else ("bits", "")
+        print(f"  {name:24s} {value[unit]:.4f} +- {value['stderr']:.4f} {unit} per dimension{note}")
 
 
 def report(measures, drawn):

@@ -57,21 +57,21 @@ def slope(moves: list[int], errors: list[float]) -> float | None:
 
 def tabulate(runs: list[Case], errors: np.ndarray, budgets: tuple[int, ...]) -> dict[str, Any]:
     """{"calls": {ending: [..]}, "errors": {"grid end ending": [error at each budget]}, "order": measured}."""
-    found: dict[str, list[float | None]] = {}
+    table: dict[str, list[float | None]] = {}
     calls: dict[str, list[int | None]] = {}
-    for case, (of_x0, of_x, _) in zip(runs, errors, strict=True):
+    for case, (x0_error, x_error, _) in zip(runs, errors, strict=True):
         at = budgets.index(case.budget)
         name = f"{case.grid} {problems.ENDS[case.end]:g} {case.ending}"
-        error = of_x0 if case.ending == "sample" else of_x
-        found.setdefault(name, [None] * len(budgets))[at] = rounded(error)
+        error = x0_error if case.ending == "sample" else x_error
+        table.setdefault(name, [None] * len(budgets))[at] = rounded(error)
         calls.setdefault(case.ending, [None] * len(budgets))[at] = case.calls
-    of_order = sorted(
+    order_runs = sorted(
         (case.moves, error[2])
         for case, error in zip(runs, errors, strict=True)
         if (case.grid, case.end, case.ending) == (ORDER_GRID, ORDER_END, "integrate")
     )
-    order = slope([m for m, _ in of_order], [e for _, e in of_order])
-    return {"calls": calls, "errors": found, "order": None if order is None else round(order, 2)}
+    order = slope([m for m, _ in order_runs], [e for _, e in order_runs])
+    return {"calls": calls, "errors": table, "order": None if order is None else round(order, 2)}
 
 
 def rounded(error: Any) -> float | None:
@@ -81,5 +81,5 @@ def rounded(error: Any) -> float | None:
 
 def best(errors: dict[str, list[float | None]], at: int) -> tuple[float, str] | None:
     """(least error, setting) at a budget."""
-    found = [(row[at], name) for name, row in errors.items() if row[at] is not None]
-    return min(found) if found else None  # type: ignore[type-var, return-value]
+    candidates = [(row[at], name) for name, row in errors.items() if row[at] is not None]
+    return min(candidates) if candidates else None  # type: ignore[type-var, return-value]

@@ -69,16 +69,16 @@ def gaussian_law(
     build: Callable[..., Any], schedule: str, grids: Any, entries: Any, hyper: Any = None
 ) -> tuple[np.ndarray, int]:
     """Distances (G, 3) of x0, x as x0, x at its own level, (H, G, 3) with `hyper` (H,); the number of traces."""
-    of, law, traces = SCHEDULES[schedule], problems.gaussian(), []
-    denoise = law.denoiser(of)
-    x = unit_examples(law, of(problems.start_time(schedule)), DRAWS * (grids.shape[1] - 1))
+    levels, law, traces = SCHEDULES[schedule], problems.gaussian(), []
+    denoise = law.denoiser(levels)
+    x = unit_examples(law, levels(problems.start_time(schedule)), DRAWS * (grids.shape[1] - 1))
 
     def every(hyper, grids, entries):
         traces.append(schedule)
 
         def one(inputs):
             times, n = inputs
-            args = (of, len(times) / n) if hyper is None else (of, len(times) / n, hyper)
+            args = (levels, len(times) / n) if hyper is None else (levels, len(times) / n, hyper)
             with unit_noise():
                 end = diffax.integrate(jax.random.key(0), problems.skipping(build(*args)), denoise, x, times).x
             at_end = moments(end)
@@ -86,7 +86,7 @@ def gaussian_law(
                 [
                     wasserstein(*moments(denoise(end, times[-1])), law),
                     wasserstein(*at_end, law),
-                    wasserstein(*at_end, law, of(times[-1])),
+                    wasserstein(*at_end, law, levels(times[-1])),
                 ]
             )
 
@@ -136,14 +136,14 @@ def sliced(x: Any, exact: Any) -> Any:
 def floor(law: analytic.Mixture, exact: Any, repeats: int = 20) -> tuple[float, float]:
     """(median, largest) distance of equally many exact draws, over `repeats` sets of draws."""
     keys = jax.random.split(jax.random.key(7), repeats)
-    found = jax.jit(lambda keys: jax.lax.map(lambda key: sliced(law.sample(key, len(exact)), exact), keys))(keys)
-    return float(jnp.median(found)), float(found.max())
+    distances = jax.jit(lambda keys: jax.lax.map(lambda key: sliced(law.sample(key, len(exact)), exact), keys))(keys)
+    return float(jnp.median(distances)), float(distances.max())
 
 
 def measure_mixture(row: Row, schedule: str, law: Any, exact: Any, runs: list[Case]) -> np.ndarray:
     """(G, 3) sliced distances of all runs of a row; the last column is not used."""
-    of = SCHEDULES[schedule]
-    denoise, t = law.denoiser(of), problems.start_time(schedule)
+    levels = SCHEDULES[schedule]
+    denoise, t = law.denoiser(levels), problems.start_time(schedule)
     grids, entries = problems.padded_grids(schedule, runs)
 
     @jax.jit
@@ -152,8 +152,8 @@ def measure_mixture(row: Row, schedule: str, law: Any, exact: Any, runs: list[Ca
             times, n, i = inputs
             start, steps = jax.random.split(jax.random.fold_in(jax.random.key(3), i))
             x_0, z = law.sample(start, len(exact)), jax.random.normal(steps, (len(exact), law.means.shape[1]))
-            x = of(t).alpha * x_0 + of(t).sigma * z
-            sampler = problems.skipping(row.build(of, len(times) / n))
+            x = levels(t).alpha * x_0 + levels(t).sigma * z
+            sampler = problems.skipping(row.build(levels, len(times) / n))
             x = diffax.integrate(jax.random.fold_in(steps, 1), sampler, denoise, x, times).x
             ends = sliced(denoise(x, times[-1]), exact), sliced(x, exact)
             return jnp.stack([*ends, jnp.zeros(())])
@@ -165,14 +165,14 @@ def measure_mixture(row: Row, schedule: str, law: Any, exact: Any, runs: list[Ca
 
 def sweep(build: Callable[..., Any], schedule: str, values: list[float], budgets: tuple[int, ...]) -> dict[str, Any]:
     """Errors on the Gaussian for all values of a hyperparameter and all budgets, compiled once with `vmap`."""
-    row = Row(lambda of, stretch: build(of, stretch, values[-1]))
+    row = Row(lambda levels, stretch: build(levels, stretch, values[-1]))
     runs = [c for c in problems.cases(row, budgets, ("log_snr",), (1,)) if c.ending == "sample"]
-    found, traces = gaussian_law(build, schedule, *problems.padded_grids(schedule, runs), hyper=jnp.asarray(values))
+    distances, traces = gaussian_law(build, schedule, *problems.padded_grids(schedule, runs), hyper=jnp.asarray(values))
     return {
         "schedule": schedule,
         "values": values,
         "budgets": [case.budget for case in runs],
         "calls": [case.calls for case in runs],
-        "errors": [[rounded(e) for e in line[:, 0]] for line in found],
+        "errors": [[rounded(e) for e in line[:, 0]] for line in distances],
         "compiles": traces,
     }

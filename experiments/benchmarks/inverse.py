@@ -183,7 +183,7 @@ def affine_law(build: Callable[..., Run], times: Any, hyper: tuple[Any, ...] = (
     def fold_in(key, data):
         return (*key, data) if isinstance(key, tuple) else (data,)
 
-    def of(tables):
+    def end_of(tables):
         def noise(key, like):
             index, *stream = key
             rows = tables[streams.setdefault(tuple(stream), len(streams))]
@@ -194,7 +194,7 @@ def affine_law(build: Callable[..., Run], times: Any, hyper: tuple[Any, ...] = (
             return end(run, jax.random.key(0), start, times)[0]
 
     zeros = jnp.zeros((3, len(grid), dimension), jnp.result_type(float))
-    mean, jacobian = of(zeros), jax.jacrev(of)(zeros).reshape(dimension, -1)
+    mean, jacobian = end_of(zeros), jax.jacrev(end_of)(zeros).reshape(dimension, -1)
     return mean, jnp.matmul(jacobian, jacobian.T, precision="highest")
 
 
@@ -218,13 +218,13 @@ def measure(problem: Problem, method: Method, num_steps: int, num_samples: int) 
     times = diffax.times.uniform(SCHEDULE, num_steps, t_max=1.0, t_min=1e-3).astype(jnp.result_type(float))
     exact = method.affine and isinstance(problem.prior, analytic.Gaussian)
     build = functools.partial(method.build, problem)
-    law = affine_law if exact else functools.partial(sampled_law, num_samples=num_samples)
+    moments_of = affine_law if exact else functools.partial(sampled_law, num_samples=num_samples)
     sweep = jnp.asarray(method.sweep, jnp.result_type(float))
-    means, covariances = jax.jit(jax.vmap(lambda hyper: law(build, times, tuple(hyper))))(sweep)
+    means, covariances = jax.jit(jax.vmap(lambda hyper: moments_of(build, times, tuple(hyper))))(sweep)
     posterior = inverse.posterior(problem.prior, problem.operator, problem.y, std=problem.std)
-    found = [errors(mean, covariance, posterior) for mean, covariance in zip(means, covariances, strict=True)]
-    best = int(np.nanargmin([row[0] ** 2 + row[1] ** 2 for row in found]))
-    return method.sweep[best], found[best], exact
+    candidates = [errors(mean, covariance, posterior) for mean, covariance in zip(means, covariances, strict=True)]
+    best = int(np.nanargmin([row[0] ** 2 + row[1] ** 2 for row in candidates]))
+    return method.sweep[best], candidates[best], exact
 
 
 def main():
@@ -241,9 +241,9 @@ def main():
             rows = [(f"{args.num_samples} draws of the posterior", errors(draws.mean(0), np.cov(draws.T), posterior))]
             for name, method in METHODS.items():
                 if method.applies(problem):
-                    hyper, found, exact = measure(problem, method, args.num_steps, args.num_samples)
+                    hyper, row, exact = measure(problem, method, args.num_steps, args.num_samples)
                     label = f"{name} {list(hyper)}" if hyper else name
-                    rows.append((label + ("" if exact else ", sampled"), found))
+                    rows.append((label + ("" if exact else ", sampled"), row))
             for label, (mean, cov, spread) in rows:
                 print(f"| {label} | {mean:.4f} | {cov:.4f} | {spread:.3f} |", flush=True)
 

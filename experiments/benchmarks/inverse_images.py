@@ -166,8 +166,8 @@ def plan(known: list[Task], guidance: float) -> list[tuple[Task, str, Setting]]:
     for name, method in METHODS.items():
         if name in ("no measurement", "repaint"):
             continue
-        of_it = [setting for setting in others if method.wraps_denoiser or setting.result == float("inf")]
-        entries += [(known[0], name, setting) for setting in of_it]
+        applicable = [setting for setting in others if method.wraps_denoiser or setting.result == float("inf")]
+        entries += [(known[0], name, setting) for setting in applicable]
     return entries
 
 
@@ -238,13 +238,13 @@ def measure(x0: np.ndarray, truth: np.ndarray, labels: Any, task: Task, y: Any, 
     seen = np.broadcast_to(np.asarray(task.operator.known), off.shape) if _masks(task) else np.ones(off.shape)
     square = np.square(finite.astype(np.float64) - truth).mean((1, 2, 3))
     pixels = case.dataset.units.denormalise(finite)
-    found = comparison.compare(case, pixels, labels).metrics
+    scores = comparison.compare(case, pixels, labels).metrics
     return {
         "residual": float(np.sqrt(np.square(off).sum() / seen.sum())),
         "psnr": float(np.mean(10 * np.log10(4 / np.maximum(square, 1e-12)))),
         "largest": float(np.abs(finite).max()),
-        "accuracy": found.get("accuracy", float("nan")),
-        "fd": found["fd"],
+        "accuracy": scores.get("accuracy", float("nan")),
+        "fd": scores["fd"],
     }
 
 
@@ -346,8 +346,8 @@ def main() -> None:
         "machine": f"{jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}",
     }
     with usage_errors():
-        if (held := read_json(args.workdir / "conditions.json")) not in (None, conditions):
-            raise ValueError(f"workdir must be new or contain rows of {conditions}, got {held}")
+        if (previous := read_json(args.workdir / "conditions.json")) not in (None, conditions):
+            raise ValueError(f"workdir must be new or contain rows of {conditions}, got {previous}")
     write_json(args.workdir / "conditions.json", conditions)
 
     # Run the selected rows that are not finished.

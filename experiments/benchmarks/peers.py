@@ -57,11 +57,11 @@ def k_sampling() -> Any:
     try:
         return importlib.import_module("k_diffusion.sampling")
     except ImportError:
-        found = importlib.util.find_spec("k_diffusion")
-        if found is None:
+        spec = importlib.util.find_spec("k_diffusion")
+        if spec is None:
             raise
         package = types.ModuleType("k_diffusion")
-        package.__path__ = list(found.submodule_search_locations or ())
+        package.__path__ = list(spec.submodule_search_locations or ())
         absent = [name for name in ("torchvision", "torchvision.transforms") if name not in sys.modules]
         sys.modules.update({"k_diffusion": package}, **{name: mock.MagicMock() for name in absent})
         try:
@@ -181,37 +181,37 @@ def run_diffusers(peer: Peer, denoise: Any, u: Any, budget: int, grid: str, nois
     """(u at the end, calls) from u at the schedule's end."""
     import torch
 
-    made, counted = scheduler(peer, grid), Counted(denoise)
-    made.set_timesteps(steps_of(peer, budget))
+    solver, counted = scheduler(peer, grid), Counted(denoise)
+    solver.set_timesteps(steps_of(peer, budget))
     table = np.cumprod(1 - linear_betas())
-    exploding = hasattr(made, "sigmas") and made.scale_model_input(torch.ones(1), made.timesteps[0]).item() != 1
+    exploding = hasattr(solver, "sigmas") and solver.scale_model_input(torch.ones(1), solver.timesteps[0]).item() != 1
     x = u if exploding else u * float(np.sqrt(table[-1]))
-    made = scheduler(peer, grid)  # some schedulers count scale_model_input as a step
-    made.set_timesteps(steps_of(peer, budget))
+    solver = scheduler(peer, grid)  # some schedulers count scale_model_input as a step
+    solver.set_timesteps(steps_of(peer, budget))
     if peer.name == "DPMSolverSDE":
-        made.noise_sampler = lambda sigma, sigma_next: noise(u)
-    module = sys.modules[type(made).__module__]
+        solver.noise_sampler = lambda sigma, sigma_next: noise(u)
+    module = sys.modules[type(solver).__module__]
     patched = mock.patch.object(module, "randn_tensor", noise) if hasattr(module, "randn_tensor") else mock.MagicMock()
     with torch.no_grad(), patched:
-        for t in made.timesteps:
-            made.scale_model_input(x, t)  # only to avoid its warning; u_t below undoes the scaling
-            rho = _level(made, t, table)
+        for t in solver.timesteps:
+            solver.scale_model_input(x, t)  # only to avoid its warning; u_t below undoes the scaling
+            rho = _level(solver, t, table)
             u_t = x if exploding else x * np.sqrt(1 + rho**2)
-            x = made.step((u_t - counted(u_t, rho)) / rho, t, x, return_dict=False)[0]
+            x = solver.step((u_t - counted(u_t, rho)) / rho, t, x, return_dict=False)[0]
     return x, counted.calls
 
 
-def _level(made: Any, t: Any, table: np.ndarray) -> float:
+def _level(solver: Any, t: Any, table: np.ndarray) -> float:
     """sigma / alpha of the scheduler's next denoiser call."""
-    if not hasattr(made, "sigmas") or not hasattr(made, "step_index"):
+    if not hasattr(solver, "sigmas") or not hasattr(solver, "step_index"):
         return float(np.sqrt(1 / table[int(t)] - 1))
-    if made.step_index is None:
-        made._init_step_index(t)
-    if hasattr(made, "sigmas_interpol") and not made.state_in_first_order:
-        return float(made.sigmas_interpol[made.step_index - ("Ancestral" in type(made).__name__)])
-    if hasattr(made, "mid_point_sigma") and not made.state_in_first_order:
-        return float(made.mid_point_sigma)
-    return float(made.sigmas[made.step_index])
+    if solver.step_index is None:
+        solver._init_step_index(t)
+    if hasattr(solver, "sigmas_interpol") and not solver.state_in_first_order:
+        return float(solver.sigmas_interpol[solver.step_index - ("Ancestral" in type(solver).__name__)])
+    if hasattr(solver, "mid_point_sigma") and not solver.state_in_first_order:
+        return float(solver.mid_point_sigma)
+    return float(solver.sigmas[solver.step_index])
 
 
 # Measurement
@@ -234,7 +234,7 @@ def measure(
     import torch
 
     calls: dict[str, list[int | None]] = {}
-    found: dict[str, list[float | None]] = {}
+    table: dict[str, list[float | None]] = {}
     denoise = torch_law(law)
     start = torch.as_tensor(np.array(u, np.float64))
     with warnings.catch_warnings():
@@ -242,13 +242,13 @@ def measure(
         for setting in chosen:
             grid, end, ending = setting
             name = f"{grid} {end:g} {ending}"
-            for at, budget in enumerate(budgets):
+            for column, budget in enumerate(budgets):
                 if budget - ENDINGS[ending] < peer.cost:
                     continue
                 result, spent = run(peer, denoise, start, budget, setting, noise(start))
-                found.setdefault(name, [None] * len(budgets))[at] = rounded(error(result.numpy()))
-                calls.setdefault(ending, [None] * len(budgets))[at] = spent
-    return {"calls": calls, "errors": found}
+                table.setdefault(name, [None] * len(budgets))[column] = rounded(error(result.numpy()))
+                calls.setdefault(ending, [None] * len(budgets))[column] = spent
+    return {"calls": calls, "errors": table}
 
 
 def draws(u: Any) -> Callable[..., Any]:

@@ -56,12 +56,12 @@ _KNOWN: dict[tuple[str, str, int, float], np.ndarray] = {}
 
 def prepare(schedule: str, lengths: set[int]) -> None:
     """Compute all grids of these lengths in one compiled program, instead of compiling one program for each."""
-    of, first = SCHEDULES[schedule], start_time(schedule)
+    levels, first = SCHEDULES[schedule], start_time(schedule)
     names = [(grid, n) for grid in GRIDS for n in sorted(lengths) if (schedule, grid, n, ENDS[0]) not in _KNOWN]
     if not names:
         return
-    last = jnp.asarray([time_at(of, end) for end in ENDS])
-    every = jax.jit(jax.vmap(lambda last: [GRIDS[grid](of, n, t_max=first, t_min=last) for grid, n in names]))
+    last = jnp.asarray([time_at(levels, end) for end in ENDS])
+    every = jax.jit(jax.vmap(lambda last: [GRIDS[grid](levels, n, t_max=first, t_min=last) for grid, n in names]))
     for (grid, n), grids in zip(names, every(last), strict=True):
         for end, times in zip(ENDS, np.asarray(grids), strict=True):
             _KNOWN[schedule, grid, n, end] = times
@@ -109,22 +109,22 @@ class Problem(NamedTuple):
 
 def exact(schedule: str, law: analytic.Mixture, x: Any) -> tuple[Any, Any]:
     """The flow from starts x (B, D): x0 (B, D), and its points at each of `ENDS`; call it under `jax.enable_x64`."""
-    of, t = SCHEDULES[schedule], start_time(schedule)
-    denoise = law.denoiser(of)
+    levels, t = SCHEDULES[schedule], start_time(schedule)
+    denoise = law.denoiser(levels)
 
     @jax.jit
     def answers(x, ends):
-        at = jax.lax.map(lambda s: analytic.flow(of, denoise, x, t, s, num_steps=RUNGE_KUTTA), ends)
-        u = at[-1] / of(ends[-1]).alpha
+        at = jax.lax.map(lambda s: analytic.flow(levels, denoise, x, t, s, num_steps=RUNGE_KUTTA), ends)
+        u = at[-1] / levels(ends[-1]).alpha
         return u + (denoise(at[-1], ends[-1]) - u) / 2, at[:-1]
 
-    return answers(x, jnp.asarray([*(time_at(of, end) for end in ENDS), 0.0]))
+    return answers(x, jnp.asarray([*(time_at(levels, end) for end in ENDS), 0.0]))
 
 
 def problem(schedule: str, dimension: int, examples: int) -> Problem:
     """Starts and their exact answers; call it under `jax.enable_x64`."""
-    law, of, t = mixture(dimension), SCHEDULES[schedule], start_time(schedule)
-    x = jnp.asarray(of(t).sigma * np.random.RandomState(1).normal(size=(examples, dimension)))
+    law, levels, t = mixture(dimension), SCHEDULES[schedule], start_time(schedule)
+    x = jnp.asarray(levels(t).sigma * np.random.RandomState(1).normal(size=(examples, dimension)))
     return Problem(schedule, law, x, *exact(schedule, law, x))
 
 

@@ -54,9 +54,9 @@ def get_overrides():
 
 def check(networks: list[str], ways: list[str]) -> None:
     """Raise `ValueError` for unknown names, or none."""
-    for name, given, known in (("networks", networks, KNOWN), ("ways", ways, ("loop", "vmap"))):
-        if not given or not set(given) <= set(known):
-            raise ValueError(f"{name} must be among {', '.join(known)}, got {','.join(given)!r}")
+    for name, chosen, known in (("networks", networks, KNOWN), ("ways", ways, ("loop", "vmap"))):
+        if not chosen or not set(chosen) <= set(known):
+            raise ValueError(f"{name} must be among {', '.join(known)}, got {','.join(chosen)!r}")
 
 
 def command(sweep: Path, folder: Path, *options: str) -> float:
@@ -69,19 +69,19 @@ def command(sweep: Path, folder: Path, *options: str) -> float:
     arguments = [sys.executable, "-m", "experiments.sweep", f"--sweep={sweep}", f"--workdir={folder}", *options]
     # With a shared cache the later commands would not compile.
     env = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-    found = subprocess.run(arguments, capture_output=True, text=True, env=env)
-    if found.returncode:
-        raise RuntimeError(found.stderr[-500:])
+    process = subprocess.run(arguments, capture_output=True, text=True, env=env)
+    if process.returncode:
+        raise RuntimeError(process.stderr[-500:])
     return time.perf_counter() - start
 
 
 def losses(folder: Path) -> dict[int, np.ndarray]:
     """{seed: losses of all steps} of the runs in a folder."""
-    found = {}
+    result = {}
     for run in (folder / "runs").iterdir():
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        found[json.loads((run / "config.json").read_text())["seed"]] = np.array([line["loss"] for line in lines])
-    return found
+        result[json.loads((run / "config.json").read_text())["seed"]] = np.array([line["loss"] for line in lines])
+    return result
 
 
 def measure(network: str, scratch: Path) -> list[dict[str, Any]]:

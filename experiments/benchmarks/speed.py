@@ -82,17 +82,17 @@ def loop_of(peer: peer_rows.Peer, device: str = "cpu") -> Callable[[], Any]:
                 )
 
         return k_run
-    made = peers.scheduler(peer, peer.grids[-1] if peer.name == "DPMSolverSinglestep" else peer.grids[0])
+    instance = peers.scheduler(peer, peer.grids[-1] if peer.name == "DPMSolverSinglestep" else peer.grids[0])
 
     def prepared():
-        made.set_timesteps(STEPS, device=device)  # resets the state of the last run; not timed
-        timesteps = made.timesteps
+        instance.set_timesteps(STEPS, device=device)  # resets the state of the last run; not timed
+        timesteps = instance.timesteps
 
         def run():
             y = x
             with torch.no_grad():
                 for t in timesteps:
-                    y = made.step(0.5 * made.scale_model_input(y, t), t, y, return_dict=False)[0]
+                    y = instance.step(0.5 * instance.scale_model_input(y, t), t, y, return_dict=False)[0]
             return y
 
         return run
@@ -102,7 +102,7 @@ def loop_of(peer: peer_rows.Peer, device: str = "cpu") -> Callable[[], Any]:
 
 def overhead(rows: dict[str, Row], repeats: int) -> list[dict[str, Any]]:
     """Our loop against each peer whose counterpart is among the rows: milliseconds and ratio, on both schedules."""
-    found = []
+    results = []
     for name, peer in peer_rows.PEERS.items():
         if peer.library not in peers.libraries() or peer.ours not in rows or peer.name == "dpm_fast":
             continue
@@ -118,7 +118,7 @@ def overhead(rows: dict[str, Row], repeats: int) -> list[dict[str, Any]]:
                     best[j] = min(best[j], time.perf_counter() - start)
         target = 1.0 if peer.stochastic else 0.1 if peer.library == "diffusers" else None
         linear, table = best[1] / best[0], best[2] / best[0]
-        found.append(
+        results.append(
             {
                 "peer": name,
                 "ours": peer.ours,
@@ -131,4 +131,4 @@ def overhead(rows: dict[str, Row], repeats: int) -> list[dict[str, Any]]:
                 "met": None if target is None else bool(max(linear, table) <= target),
             }
         )
-    return found
+    return results

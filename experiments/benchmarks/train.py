@@ -152,14 +152,14 @@ def cases() -> list[tuple[str, str, int, str, bool]]:
     """
     here = len(jax.devices())
     counts = DEVICES.value or sorted({"1", str(here)}, key=int)
-    for flag, given, known in (
+    for flag, chosen, known in (
         ("networks", NETWORKS.value, SIZES),
         ("forms", FORMS.value, inputs.FORMS),
         ("dtypes", DTYPES.value, NAMES_OF_DTYPES),
         ("remat", REMAT.value, ("False", "True")),
         ("devices", counts, [str(n) for n in range(1, here + 1)]),
     ):
-        for one in given:
+        for one in chosen:
             if one not in known:
                 raise ValueError(f"{flag} must be among {', '.join(known)}, got {one!r}")
     for name in NETWORKS.value:

@@ -19,12 +19,12 @@ def rows(name: str, network: Any, config: Any, repeats: int) -> list[dict[str, A
     """Rows of the table: none without the libraries, and without the compiled one if torch.compile fails."""
     if not libraries():
         return []
-    found = [_row(name, network, config, repeats, compiled=False)]
+    result = [_row(name, network, config, repeats, compiled=False)]
     try:
-        found.append(_row(name, network, config, repeats, compiled=True))
+        result.append(_row(name, network, config, repeats, compiled=True))
     except Exception as error:  # no C++ compiler, an unsupported Python
         print(f"torch.compile does not work here: {type(error).__name__}", flush=True)
-    return found
+    return result
 
 
 def model_of(network: Any, config: Any) -> Any:

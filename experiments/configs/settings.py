@@ -87,10 +87,10 @@ def load_config(text: str, changes: Sequence[str] = ()) -> ConfigDict:
 
 def _network_config(path: Path) -> str:
     """The config.json of the network in a folder saved by diffusers."""
-    found = folder.model_folder(path)
-    if found is None:
+    network_folder = folder.model_folder(path)
+    if network_folder is None:
         raise ValueError(f"config.init_from must be a folder saved by diffusers, got {str(path)!r}")
-    return (found / "config.json").read_text()
+    return (network_folder / "config.json").read_text()
 
 
 def default_of(known: Any, key: str) -> Any:
@@ -199,8 +199,8 @@ def _same_type(value: Any, expected: Any) -> bool:
     if expected is None:  # a float, or None for a default that is set elsewhere
         return value is None or _same_type(value, 0.0)
     if isinstance(expected, tuple):
-        of = type(expected[0]) if expected else int
-        return isinstance(value, (tuple, list)) and all(type(v) is of for v in value)
+        entry = type(expected[0]) if expected else int
+        return isinstance(value, (tuple, list)) and all(type(v) is entry for v in value)
     kind = (int, float) if isinstance(expected, float) else type(expected)
     return isinstance(value, kind) and isinstance(value, bool) == isinstance(expected, bool)
 

@@ -246,12 +246,12 @@ def _describe(name: str, builder: Any) -> Dataset:
     kinds.check(units.kind, tuple(shape), dtype)
     label = features["label"] if "label" in features else None  # noqa: SIM401 (features has no get)
     mask = tuple(features["mask"].shape) if "mask" in features else None
-    of_condition: dict[str, Any] = {}
+    condition_fields: dict[str, Any] = {}
     if "condition" in features and "condition_mean" in metadata:
         mean, std = (tuple(metadata[f"condition_{key}"]) for key in ("mean", "std"))
-        of_condition["condition"] = tuple(features["condition"].shape)
-        of_condition["condition_units"] = Units("float32", None, mean, std, "field")
-    return Dataset(name, builder, feature, tuple(shape), units, _classes(name, label), mask, **of_condition)
+        condition_fields["condition"] = tuple(features["condition"].shape)
+        condition_fields["condition_units"] = Units("float32", None, mean, std, "field")
+    return Dataset(name, builder, feature, tuple(shape), units, _classes(name, label), mask, **condition_fields)
 
 
 def _range(name: str, metadata: dict[str, Any], dtype: str) -> tuple[float, float] | None:

@@ -81,7 +81,7 @@ def image_folder(
         return own
 
     sides = sorted(side for width, height, _ in sizes for side in (width, height))
-    found = [
+    lines = [
         f"{len(files)} pictures, sides of {sides[0]} to {sides[-1]} pixels -> {height} x {width} x {channels} ({fit})",
         *([f"{len(bad)} files left out: {'; '.join(bad[:5])}"] if bad else []),
         *([f"captions, such as {captions[0]!r}"] if captions else []),
@@ -95,7 +95,7 @@ def image_folder(
         range=(0.0, 255.0),
         classes=classes,
         features=("label",) * bool(classes) + ("caption",) * bool(captions),
-        report=tuple(found),
+        report=tuple(lines),
     )
 
 

@@ -144,8 +144,8 @@ def batches(
     if batch_size % stride:
         raise ValueError(f"config.dataset.batch_size must be a multiple of the {stride} processes, got {batch_size}")
     if (count := len(records)) < batch_size:
-        of = f"split {split!r}" if pairs is None else "the pairs"
-        raise ValueError(f"config.dataset.batch_size must be at most the {count} examples of {of}, got {batch_size}")
+        name = f"split {split!r}" if pairs is None else "the pairs"
+        raise ValueError(f"config.dataset.batch_size must be at most the {count} examples of {name}, got {batch_size}")
     normalise = dataset.normalise if instead is None and pairs is None else lambda image: image
 
     def example(record: dict[str, Any]) -> dict[str, Any]:

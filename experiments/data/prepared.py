@@ -110,7 +110,7 @@ def _builder(name: str, source: Source, splits: dict[str, np.ndarray]) -> Any:
         "units": list(source.units),
         **({"range": list(source.range)} if source.range else {}),
     }
-    statistics, of_condition = Statistics(), Statistics()
+    statistics, condition_statistics = Statistics(), Statistics()
 
     class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         """Examples of a source."""
@@ -137,14 +137,17 @@ def _builder(name: str, source: Source, splits: dict[str, np.ndarray]) -> Any:
                 if key == "train" and "condition" in example:
                     condition = example["condition"]
                     is_inside = mask is not None and condition.ndim > 1 and condition.shape[: mask.ndim] == mask.shape
-                    of_condition.add(condition, mask if is_inside else None)
+                    condition_statistics.add(condition, mask if is_inside else None)
                 if mask is not None:
                     example = {**example, "mask": mask.astype(np.uint8)}
                 yield int(number), example
             if key == "train" and source.range is None:  # TFDS writes the metadata after the records
                 self.info.metadata.update(mean=statistics.mean.tolist(), std=statistics.std_of(source).tolist())
             if key == "train" and "condition" in source.features:
-                measured = {"condition_mean": of_condition.mean.tolist(), "condition_std": of_condition.std.tolist()}
+                measured = {
+                    "condition_mean": condition_statistics.mean.tolist(),
+                    "condition_std": condition_statistics.std.tolist(),
+                }
                 self.info.metadata.update(measured)
 
     Prepared.name = name

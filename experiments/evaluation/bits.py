@@ -145,8 +145,8 @@ def by_ode(key, case, settings):
         result = diffax.log_likelihood(probes, curve, case.denoise, x, times, probes=settings.probes)
         return result.log_prob + x0[0].size * jnp.log(alpha), result.stderr
 
-    log_prob, of_probes = run(x0)
-    share = None if settings.probes == 1 else float(np.mean(of_probes)) / x0[0].size / math.log(2)
+    log_prob, probe_errors = run(x0)
+    share = None if settings.probes == 1 else float(np.mean(probe_errors)) / x0[0].size / math.log(2)
     return {"ode": summary(log_prob, x0[0].size, lattice.bin_width) | {"stderr_of_probes_per_image": share}}
 
 

@@ -127,8 +127,8 @@ def measure(
         predictions = {what: pair[0] for what, pair in seen.items()}
         expected = {"train": real.train_labels[rows["train"]], "test": real.test_labels[rows["test"]]}
         expected["samples"] = None if labels is None else labels[rows["samples"]]
-        of_labels, class_counts = _by_label(predictions, expected, names)
-        values |= of_labels
+        label_values, class_counts = _by_label(predictions, expected, names)
+        values |= label_values
 
     conditions = _conditions(extractor)
     conditions |= {} if judge is extractor else {"judge": judge.name, "judge_hash": judge.digest[:16]}
@@ -201,9 +201,9 @@ def _memorisation(extractor, features, train, rng):
     new = features["test"]
     both = np.concatenate([features["samples"], new])
     nearest = functools.reduce(np.minimum, (library.nearest_neighbours(both, part).distance for part in parts))
-    of_samples, of_new = nearest[: -len(new)], nearest[-len(new) :]
-    halves = np.array_split(of_new[rng.permutation(len(new))], 2)
-    medians = [float(np.median(part)) for part in (of_samples, of_new, *halves) if len(part)]
+    sample_distances, new_distances = nearest[: -len(new)], nearest[-len(new) :]
+    halves = np.array_split(new_distances[rng.permutation(len(new))], 2)
+    medians = [float(np.median(part)) for part in (sample_distances, new_distances, *halves) if len(part)]
     if len(medians) < 4 or not all(medians[1:]):
         raise ValueError(f"memorisation needs at least two test images that are not training images, got {len(new)}")
     return medians[0] / medians[1], medians[2] / medians[3]

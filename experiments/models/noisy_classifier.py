@@ -92,14 +92,14 @@ class ClassifierModel:
     def log_prob(self, params: Any, onto: Any) -> Callable[..., Any]:
         """label (B,) -> ((x, t) -> (B,) log p(label | x_t)), for x_t and t of the schedule `onto`."""
 
-        def of_label(label: Any) -> Any:
+        def log_prob_of(label: Any) -> Any:
             def own(x: Any, t: Any) -> Any:
                 scores = jax.nn.log_softmax(self.logits(params, x, t))
                 return jnp.take_along_axis(scores, jnp.asarray(label)[:, None], 1)[:, 0]
 
             return diffax.denoisers.reschedule(own, self.schedule(), onto)
 
-        return of_label
+        return log_prob_of
 
 
 def callbacks(

@@ -46,9 +46,9 @@ def quoted(keys: Sequence[str]) -> str:
 def _interval_notes(sweep: Sweep, metrics: Sequence[str]) -> Iterator[str]:
     """Notes on how to read the numbers, and on numbers without an interval."""
     numbers = [[one.n for m in metrics if (one := setting.estimate(m))] for setting in sweep.shown]
-    if any(n >= FEWEST for of_setting in numbers for n in of_setting):
+    if any(n >= FEWEST for row in numbers for n in row):
         yield f"mean ± half width of the {PERCENT} interval by Student's t over the n seeds."
-    if few := sum(any(n < FEWEST for n in of_setting) for of_setting in numbers):
+    if few := sum(any(n < FEWEST for n in row) for row in numbers):
         which = "no setting has an" if few == len(numbers) else f"{few} of {len(numbers)} settings have no"
         yield f"n < {FEWEST}: {which} interval, which needs at least {FEWEST} seeds."
     if costs := [m for m in metrics if m in sweep.costs]:

@@ -50,7 +50,7 @@ def numbers(one: Estimate) -> str:
 
 
 def cell(one: Estimate | None, mark: str, n: int) -> str:
-    """An estimate: bold if best or a tie with it, italic if not distinguishable from it; with its n if not equal to n."""
+    """An estimate: bold if best or tied with it, italic if not distinguishable from it; with its n if that is not n."""
     if one is None:
         return "-"
     return f"{AROUND[mark]}{numbers(one)}{AROUND[mark]}" + (f" (n = {one.n})" if one.n != n else "")

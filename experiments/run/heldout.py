@@ -54,8 +54,8 @@ def measure(
     inner = (np.arange(count) + 0.5) / count
 
     @jax.jit
-    def loss(given: Any, batch: Any, keys: Any) -> Any:
-        params, memory, used = given
+    def loss(variables: Any, batch: Any, keys: Any) -> Any:
+        params, memory, used = variables
         result = objective.loss(params, batch, keys, *memory, **used)
         return result[0] if memory else result
 
@@ -68,11 +68,11 @@ def measure(
         if objective.update_memory is not None:
             # Here the times do not depend on a memory of losses, so its initial value is used; a target is current.
             memory = (state.memory if used else objective.memory,)
-        given = state.ema, memory, used
+        variables = state.ema, memory, used
         for number in range(BINS):
             whole = {**batch, "u": np.asarray((number + inner) / BINS, np.float32)}
             parts = [slice(at, at + BATCH) for at in range(0, count, BATCH)]
-            rows = [spread(given, jax.tree.map(lambda v, p=part: v[p], whole), keys[part]) for part in parts]
+            rows = [spread(variables, jax.tree.map(lambda v, p=part: v[p], whole), keys[part]) for part in parts]
             means.append(float(np.mean(np.concatenate(rows), dtype=np.float64)))
         values = {"heldout": float(np.mean(means)), **dict(zip(NAMES, means, strict=True))}
         if is_first():

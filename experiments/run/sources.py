@@ -57,13 +57,13 @@ def of_run(
     classify = classifier and classifier.model.log_prob(classifier.params, diffusion.schedule(trained.params))
     options = {"times": times, "start": x0, "classify": classify, "scale": scale}
 
-    of_condition = trained.data.condition_units
+    array_units = trained.data.condition_units
     draws = functools.partial(generated, diffusion, trained.data, **options)
     generate = over_batch(jax.jit(functools.partial(paired, diffusion, draws) if pairs else draws))
     cycle: Any
     if captions or trained.tokenizer is not None:
         cycle = chosen(trained.tokenizer, captions, labels)
-    elif of_condition is not None:
+    elif array_units is not None:
         if labels:
             raise ValueError(f"labels must be empty for a model with array conditions, got {','.join(labels)}")
         cycle = None
@@ -73,7 +73,7 @@ def of_run(
     settings = {
         "checkpoint": str(trained.folder.resolve()),
         "captions": captions or None,
-        "conditions": of_condition and trained.dataset["test_split"],
+        "conditions": array_units and trained.dataset["test_split"],
         "init_image": file and hashlib.sha256(file.read_bytes()).hexdigest(),
         "noise_level": file and level,
         "classifier": classifier and str(classifier.folder.resolve()),
@@ -87,9 +87,9 @@ def of_run(
         settings["pairs"] = record | {"shape": diffusion.shape}
     images = generate if space is None else space.decoded(generate)
     data = trained.data
-    if data.mask is not None or of_condition is not None:
+    if data.mask is not None or array_units is not None:
         cycle = cycle_of(_dataset(trained), trained.dataset["test_split"], data, cycle)
-    own = trained.dataset, trained.sampling, settings, data.classes, of_condition is not None
+    own = trained.dataset, trained.sampling, settings, data.classes, array_units is not None
     return Source(images, trained.params, cycle, trained.step, data.units, *own)
 
 
@@ -120,9 +120,9 @@ def _classifier(folder: Path, trained: Trained, space: Latents | None) -> Traine
     if trained.data.condition is not None:
         raise ValueError(f"classifier must not be used for a model with array conditions, got {folder}")
     classifier = loading.load(folder, "classifier", "classifier")
-    shape, of_classifier = trained.data.shape if space is None else space.shape, classifier.data.shape
-    if of_classifier != shape:
-        raise ValueError(f"classifier must be one of images {shape}, got {folder} of {of_classifier}")
+    shape, own_shape = trained.data.shape if space is None else space.shape, classifier.data.shape
+    if own_shape != shape:
+        raise ValueError(f"classifier must be one of images {shape}, got {folder} of {own_shape}")
     if trained.model.diffusion.condition and classifier.data.num_classes != trained.data.num_classes:
         raise ValueError(
             f"classifier must have the network's {trained.data.num_classes} classes, got {classifier.data.num_classes}"

@@ -109,14 +109,14 @@ def _exact() -> np.ndarray:
 
 def _ends(make: Callable[..., Any], steps: int, dtype: Any) -> np.ndarray:
     """x after `steps` and after twice as many, (2, B, 2), in float64."""
-    law, schedule = mixture(), diffax.Linear()
+    distribution, schedule = mixture(), diffax.Linear()
     start = np.array([[0.5, -1.0], [1.2, 0.3], [-0.7, 0.8], [0.1, 0.1], [-1.3, -0.4]])
 
     @jax.jit
     def run(x):
         def end(n):
             times = jnp.linspace(jnp.asarray(T_MAX, dtype), T_MIN, n + 1)
-            return diffax.integrate(jax.random.key(0), make(schedule), law.denoiser(schedule), x, times).x
+            return diffax.integrate(jax.random.key(0), make(schedule), distribution.denoiser(schedule), x, times).x
 
         return jnp.stack([end(steps), end(2 * steps)])
 
@@ -141,13 +141,13 @@ def likelihood(steps: int) -> dict[str, Any]:
 def _log_prob(steps: int, dtype: Any) -> np.ndarray:
     """(B,) log-likelihoods by the probability-flow ODE with the exact divergence."""
     covariance = np.array([[0.4, 0.15], [0.15, 0.2]])
-    law, schedule = analytic.Gaussian.from_covariance(np.array([0.7, -0.4]), covariance), diffax.Linear()
+    distribution, schedule = analytic.Gaussian.from_covariance(np.array([0.7, -0.4]), covariance), diffax.Linear()
     x = jnp.array([[0.7, -0.4], [0.1, 0.2], [1.5, 0.1], [0.9, -1.0]], dtype)
     times = jnp.asarray(diffax.times.uniform_log_snr(schedule, steps, t_max=1.0, t_min=0.0)[::-1], dtype)
 
     @jax.jit
     def solve(x):
-        denoise = law.denoiser(schedule)
+        denoise = distribution.denoiser(schedule)
         return diffax.log_likelihood(jax.random.key(1), schedule, denoise, x, times, divergence="exact").log_prob
 
     return np.asarray(solve(x), np.float64)

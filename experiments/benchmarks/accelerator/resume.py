@@ -103,8 +103,8 @@ def _run(folder: Path, steps: int, env: dict[str, str], stop: bool = False) -> t
 
 def train(folder: Path, num_steps: int) -> None:
     """Train from the last checkpoint. On SIGTERM, save and exit with status 75; at the end, print the digest."""
-    asked = []
-    signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    signals = []
+    signal.signal(signal.SIGTERM, lambda *_: signals.append(True))
     case = networks.TOYS["ddpm"]
     step, optimizer = networks.step_of(case.net)
     mesh = make_mesh(jax.devices()[:1])
@@ -120,12 +120,12 @@ def train(folder: Path, num_steps: int) -> None:
             jax.block_until_ready(metrics)
             if number == num_steps // 3:  # from here on the run may be stopped
                 print("step", number, flush=True)
-            if asked and number + 1 < num_steps:
+            if signals and number + 1 < num_steps:
                 checkpoints.save(number + 1, state, {})
                 checkpoints.wait()
                 print("stopped at", number + 1, flush=True)
                 raise SystemExit(STOPPED)
-            if not asked and number > num_steps // 3 and first == 0:
+            if not signals and number > num_steps // 3 and first == 0:
                 time.sleep(0.02)  # so that the signal arrives before the run ends
     print("digest", digest(state), flush=True)
 
