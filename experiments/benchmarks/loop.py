@@ -4,7 +4,7 @@
 
 `sample` (steps, step arithmetic, noise, conversion of predictions) and a bare scan over the same number of calls
 of the same network are timed in turn in one run. The overhead is the median over the pairs of
-(sample - network) / network; one call each way is made first, so that no compilation is timed.
+(sample - network) / network; an untimed call of each comes first, so that no compilation is timed.
 """
 
 import dataclasses

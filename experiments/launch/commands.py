@@ -90,7 +90,7 @@ def describe(vm: Settings) -> list[list[str]]:
 
 
 def wait_line(vm: Settings) -> list[str]:
-    """Wait until the VM is READY: what a dry run prints for `tpu_vm.wait`."""
+    """Wait until the VM is READY. A dry run prints this in place of `tpu_vm.wait`."""
     return ["bash", "-c", f'until [ "$({shlex.join(describe(vm)[-1])})" = READY ]; do sleep 30; done']
 
 
