@@ -16,9 +16,9 @@ PARTS = ("samplers", "train", "seeds", "objectives", "paths")
 
 
 def main() -> None:
-    """Run the part that the first argument names; each has its own flags."""
+    """Run the part named by the first argument; each part has its own flags."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name == "accelerator":  # without absl, which its machine may lack
+    if name == "accelerator":  # its machine may lack absl, which is imported below
         importlib.import_module("experiments.benchmarks.accelerator.command").main(sys.argv[2:])
         return
     part = importlib.import_module(f"experiments.benchmarks.{name if name in PARTS else 'loop'}")

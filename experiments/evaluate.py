@@ -5,23 +5,25 @@
 
 Samples are compared with real test data in the features of an extractor (`evaluation.extractors`). Beside each number
 is its floor, the same number for real training data and the same test data at the same counts. The extractor of images
-with labels is a classifier, trained on real data that the diffusion model never saw (config.dataset.classifier_split):
+with labels is a classifier, trained on real data outside the model's training set (config.dataset.classifier_split):
 
-    accuracy        the share of samples whose predicted label is the one that they were drawn with, beside the accuracy
-                    on real test data, which the classifier never saw either
+    accuracy        the share of samples whose predicted label is the label that they were drawn with, beside the
+                    accuracy on real test data, which are outside the classifier's training set
     FD(classifier)  Fréchet distance of samples and real test data in the 64 features of the classifier
 
-That of all other data, also of images without labels, is `values`, the normalised values themselves:
+The extractor of all other data, also of images without labels, is `values`, the normalised values themselves:
 
-    FD(values)            Fréchet distance in at most 65 features; left out where there are not more examples than that
+    FD(values)            Fréchet distance in at most 65 features; left out unless there are more examples than features
     sliced_wasserstein    in the same features
     spectral_distance_db  of fields and signals: log spectral distance of the radially averaged power spectra
     channel               mean and standard deviation of each channel in its own units, of samples and of real data
 
 The distances are means over 20 random choices of n samples (n training examples) against the same n test examples. FD
 is not FID and is comparable only with its floor. Writes DIR/evaluation.json. `--extractor` and `--metrics` select
-others (`evaluation.families`; `--metrics=all`). A Fréchet distance needs more samples than features. With a checkpoint:
-bits per dimension, for floats nats, by the routes of `experiments.evaluation.bits`; writes RUN/bits.json.
+others (`evaluation.families`; `--metrics=all`). A Fréchet distance needs more samples than features.
+
+With a checkpoint, the command measures bits per dimension (nats for floats) by the routes of
+`experiments.evaluation.bits` and writes RUN/bits.json.
 """
 
 from absl import flags
@@ -36,25 +38,25 @@ from experiments.run.loading import load
 from experiments.run.sample_folder import load_samples
 from experiments.run.workdir import read_json, write_json
 
-SAMPLES = flags.DEFINE_string("samples", None, "Folder that experiments.sample wrote.")
+SAMPLES = flags.DEFINE_string("samples", None, "Folder written by experiments.sample.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run, or an export: bits per dimension.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared data sets; default: that of the samples or run.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the classifier and of the random choices.")
 COMPARISON = {
-    "extractor": flags.DEFINE_string("extractor", None, f"Features: one of {', '.join(DIMENSIONS)}; that of the data."),
-    "metrics": flags.DEFINE_list("metrics", None, f"Some of {', '.join(NAMES)}; all. Default: by the extractor."),
+    "extractor": flags.DEFINE_string("extractor", None, f"One of {', '.join(DIMENSIONS)}. Default: by the data."),
+    "metrics": flags.DEFINE_list("metrics", None, f"Some of {', '.join(NAMES)}, or all. Default: by the extractor."),
     "repeats": flags.DEFINE_integer("repeats", 20, "Random choices of n samples; distances are means over them."),
     "seed": SEED,
-    "reference": flags.DEFINE_string("reference", "test", "The real data that samples are compared with, or train."),
+    "reference": flags.DEFINE_string("reference", "test", "The real data to compare samples with: test or train."),
     "allow_few": flags.DEFINE_bool("allow_few", False, "Whether fd may use fewer examples than features."),
     "classifier_steps": flags.DEFINE_integer("classifier_steps", 1500, "Training steps of the classifier."),
-    "classifier_file": flags.DEFINE_string("classifier_file", None, "Keeps the classifier; read if it exists."),
+    "classifier_file": flags.DEFINE_string("classifier_file", None, "File of the classifier; written if missing."),
     "inception_weights": flags.DEFINE_string("inception_weights", None, "Weights file of inception_v3."),
 }
-ROUTES = flags.DEFINE_list("routes", None, f"Of --checkpoint: {', '.join(bits.ROUTES)}; all that fit the data.")
-VARIANCES = flags.DEFINE_list("variances", [], "Of the bound: learned, small, large; default: those of the model.")
+ROUTES = flags.DEFINE_list("routes", None, f"For --checkpoint: {', '.join(bits.ROUTES)}. Default: by the data.")
+VARIANCES = flags.DEFINE_list("variances", [], "For route vlb: learned, small, large. Default: those of the model.")
 BITS = {
-    "num": flags.DEFINE_integer("num", 400, "Of --checkpoint: examples."),
+    "num": flags.DEFINE_integer("num", 400, "For --checkpoint: number of examples."),
     "levels": flags.DEFINE_integer("levels", None, "Levels of the discrete bound; default: all of a table, or 1,000."),
     "draws": flags.DEFINE_integer("draws", 200, "Times for each example in the continuous bound."),
     "steps": flags.DEFINE_integer("steps", 100, "Steps of the ODE."),
@@ -83,7 +85,7 @@ def compare_samples():
         folder = path_of("samples", SAMPLES.value)
         drawn = read_json(folder / "settings.json")
         if drawn is None:
-            raise ValueError(f"samples must be a folder that experiments.sample wrote, got {folder}")
+            raise ValueError(f"samples must be a folder written by experiments.sample, got {folder}")
         samples, labels, masks = load_samples(folder, drawn["num"], drawn["shard_size"])
         labels = labels if labels[0] >= 0 else None
         options = {name: flag.value for name, flag in COMPARISON.items()}
@@ -93,7 +95,7 @@ def compare_samples():
         case = comparison.open_case(data, labels, comparison.Settings(**options), len(samples))
 
     # ---------------------------------------------------------------- compare
-    with usage_errors():  # some errors of samples and data appear only in their features
+    with usage_errors():  # some faults of samples and data show only in their features
         measures = comparison.compare(case, samples, labels, masks)
 
     # ---------------------------------------------------------------- end: write and print
@@ -122,8 +124,8 @@ def measure_bits():
     write_json(folder / "bits.json", settings._asdict() | {"step": model.step, "seed": SEED.value, "routes": routes})
     print(f"step {model.step} of {folder}, {settings.num} examples")
     for name, value in routes.items():
-        unit, of_what = ("nats", " of the normalised values") if "nats" in value else ("bits", "")
-        print(f"  {name:24s} {value[unit]:.4f} +- {value['stderr']:.4f} {unit} per dimension{of_what}")
+        unit, note = ("nats", " of the normalised values") if "nats" in value else ("bits", "")
+        print(f"  {name:24s} {value[unit]:.4f} +- {value['stderr']:.4f} {unit} per dimension{note}")
 
 
 def report(measures, drawn):

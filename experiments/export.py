@@ -1,10 +1,10 @@
-"""Write the averaged parameters of a run for inference: safetensors and JSON, which `diffax.load` reads.
+"""Write the averaged parameters of a run for inference, as safetensors and JSON, for `diffax.load`.
 
     python -m experiments.export --checkpoint=WORKDIR --out=DIR
 
-DIR may also be the --checkpoint of `experiments.sample`. It has a quarter of the bytes of a checkpoint and the whole
-model: adapters are merged into their base, the autoencoder of a model in latents and the vocabulary of a model of
-captions are included. The Hugging Face Hub accepts it as a model.
+DIR may also be the --checkpoint of `experiments.sample`. It has a quarter of the bytes of a checkpoint and contains the
+whole model: adapters are merged into their base; the autoencoder of a model in latents and the vocabulary of a model of
+captions are included. It can be uploaded to the Hugging Face Hub as a model.
 """
 
 from absl import flags
@@ -15,7 +15,7 @@ from experiments.run.workdir import check_writable
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The workdir of a run.", required=True)
 OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist.", required=True)
-AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Where the autoencoder of a model in latents is now.")
+AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Folder of the model's autoencoder, if it was moved.")
 
 
 def main(argv):

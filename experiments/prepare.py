@@ -8,11 +8,11 @@
 --images is a folder of PNG, JPEG, WebP or TIFF files; subfolders are classes; NAME.txt or metadata.jsonl has captions.
 --arrays is a .npz, .npy, .csv, .nc or .zarr file; --label, --condition, --mask, --group and --caption name the arrays
 or columns for these. A condition is a vector (N, D) or a field (N, *space, C) with the spatial axes of x.
---module=MODULE:FUNCTION gives dicts with "x" and any of these. The command prints what it read, and draws a contact
-sheet NAME.png in the folder of the data sets, before it writes. Afterwards config.dataset.name=NAME works in every
+--module=MODULE:FUNCTION returns dicts with "x" and any of these. Before it writes the set, the command prints a summary
+and draws a contact sheet NAME.png in the folder of the data sets. Afterwards config.dataset.name=NAME works in every
 command.
 
-A name of TFDS is downloaded (some sets need TensorFlow); the embedded sets are built from installed packages.
+A set of TFDS is downloaded (some sets need TensorFlow); the embedded sets are built from installed packages.
 """
 
 import importlib
@@ -32,28 +32,26 @@ from experiments.run.command import launch, path_of, usage_errors
 from experiments.run.workdir import check_writable
 
 NAME = flags.DEFINE_string("name", None, "Name of the data set.", required=True)
-DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of prepared data sets; TFDS's own if empty.")
+DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of prepared data sets; TFDS's default if empty.")
 IMAGES = flags.DEFINE_string("images", None, "A folder of pictures.")
 ARRAYS = flags.DEFINE_string("arrays", None, "A file .npz, .npy, .csv, .nc or .zarr.")
 MODULE = flags.DEFINE_string("module", None, "MODULE:FUNCTION that returns examples.")
-SIZE = flags.DEFINE_integer("size", None, "Of --images: height and width.")
-FIT = flags.DEFINE_string("fit", "crop", "Of --images: how it becomes a square: crop, random_crop or pad.")
+SIZE = flags.DEFINE_integer("size", None, "For --images: height and width.")
+FIT = flags.DEFINE_string("fit", "crop", "For --images: how to make a picture square: crop, random_crop or pad.")
 GROUND = flags.DEFINE_string(
-    "ground", "white", "Of --images: the colour behind transparent pictures and around padded ones."
+    "ground", "white", "For --images: the colour behind transparent pictures and around padded ones."
 )
-SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Of --images: leave out files that cannot be read.")
-VARIABLES = flags.DEFINE_list(
-    "variables", [], "Of --arrays: the arrays, columns or variables that make x; all if empty."
-)
+SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "For --images: skip files that cannot be read.")
+VARIABLES = flags.DEFINE_list("variables", [], "For --arrays: the arrays, columns or variables of x; all if empty.")
 COLUMNS = {
-    role: flags.DEFINE_string(role, None, f"Of --arrays: the array or column for the {role}.")
+    role: flags.DEFINE_string(role, None, f"For --arrays: the array or column for the {role}.")
     for role in ("label", "caption", "condition", "mask", "group")
 }
-KIND = flags.DEFINE_string("kind", None, "The kind of data; chosen by shape and type if not given.")
-SPLIT_BY = flags.DEFINE_string("split_by", None, "records, time or group; time for files with an axis of time.")
-TEST = flags.DEFINE_float("test", 0.1, "The share of the test split.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the split, and of random crops.")
-MANY = 2000  # places of an example for which the network of `own` takes seconds a step on a CPU
+KIND = flags.DEFINE_string("kind", None, "The kind of data. Default: by shape and type.")
+SPLIT_BY = flags.DEFINE_string("split_by", None, "records, time or group. Default: time if there is a time axis.")
+TEST = flags.DEFINE_float("test", 0.1, "Share of the test split.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the split and of random crops.")
+MANY = 2000  # positions of an example; with more, a step of the network of `own` takes seconds on a CPU
 SHOWN = 60  # examples on the contact sheet; points (d,) are drawn together, up to 2,000
 
 
@@ -76,7 +74,7 @@ def main(argv):
         splits = sources.split(source, by=by, test=TEST.value, seed=SEED.value)
         prepared.check(NAME.value, source, folder)
 
-    # ---------------------------------------------------------------- show: what was read, a contact sheet
+    # ---------------------------------------------------------------- show: a summary and a contact sheet
     print(*source.report, sep="\n")
     print(f"kind {source.kind}, shape {source.shape}, {source.dtype}")
     for split, index in splits.items():
@@ -97,7 +95,7 @@ def main(argv):
 
 
 def opened():
-    """The source that the flags name."""
+    """The source selected by the flags."""
     if IMAGES.value is not None:
         options = {"size": SIZE.value, "fit": FIT.value, "ground": GROUND.value, "skip_bad": SKIP_BAD.value}
         return image_folder(path_of("images", IMAGES.value), **options, seed=SEED.value)

@@ -3,16 +3,16 @@
     python -m experiments.report DIR [--metrics=fd,accuracy] [--by=num_steps] [--top=30]
     python -m experiments.report A B
 
-A row is a setting: the runs that differ in their seeds only. A cell is the mean over the seeds, with its 95 % interval
+A row is a setting: the runs that differ only in their seeds. A cell is the mean over the seeds, with its 95 % interval
 by Student's t from 3 seeds on. Prints the table and writes DIR/report.md, report.csv (a line for each setting and
 metric), report.json (with the values of each run) and plots: curves.png, each logged metric against steps;
 pareto_calls.png and pareto_seconds.png, each metric against its cost. The same results give the same report.md: it has
-no dates, and costs (calls, seconds, compile_seconds) only if --metrics names them.
+no dates, and costs (calls, seconds, compile_seconds) only if they are in --metrics.
 
 With two sweeps, runs are paired by overrides and seeds. The differences B - A are written to A/comparison_B.md, .csv
 and .json.
 
-Exit status: 1 if a result.json is corrupt (its run is named and left out), 2 if there is nothing to report on.
+Exit status: 1 if a result.json is corrupt (its run is reported and left out), 2 if there is nothing to report.
 """
 
 import sys
@@ -72,7 +72,7 @@ def report(sweep: Sweep) -> None:
 
     # ------------------------------------------------------------------------------------------------------- print
     print(document.report(sweep, metrics, grids, [], TOP.value if grids and len(grids[0].lines) > LONG else None))
-    # The code and machines behind the results: not in report.md, which depends on the results only.
+    # Commits and machines are printed only: report.md depends on the results alone.
     origin = provenance(sweep.done)
     commits = ", ".join(str(commit)[:12] for commit in origin["commit"]) or "not known"
     dirty = " (with changes that are not committed)" if True in origin["dirty"] else ""
@@ -85,7 +85,7 @@ def chosen_metrics(sweep: Sweep) -> list[str]:
     """The metrics and costs of --metrics; without it, all metrics.
 
     Raises:
-      ValueError: for a name that no run has.
+      ValueError: for an unknown name.
     """
     known = list(dict.fromkeys([*sweep.metrics, *sweep.costs]))
     for name in METRICS.value if sweep.done else []:

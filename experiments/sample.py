@@ -2,24 +2,26 @@
 
     python -m experiments.sample --checkpoint=DIR --out=DIR --num=1000 [--sampler=ddim --num_steps=50 ...]
 
---checkpoint is the workdir of a training run or a folder of `experiments.export`. --out receives settings.json,
-shard_00000.npz ...: `samples` in the units of the data, and `labels`; the first 100 also as samples.png, and in the
-files of the kind of data (NetCDF, CSV ...). Sample i depends
-on --seed and i alone, whatever the batch size. The same command again draws only the shards that are missing.
+--checkpoint is the workdir of a training run or a folder of `experiments.export`. --out receives settings.json and
+shard_00000.npz ... with `samples` in the units of the data and `labels`. The first 100 are also written as samples.png
+and in the file formats of the kind of data (NetCDF, CSV ...). Sample i depends only on --seed and i, not on the batch
+size. Run the same command again to draw missing shards.
 
---guidance=W is classifier-free guidance, at the times --guidance_interval=LOW,HIGH if given. --classifier=DIR guides by
-a classifier that `experiments.train` trained, at --classifier_scale: as well, or instead with --guidance=0.
+--guidance=W is the weight of classifier-free guidance, which acts at the times --guidance_interval=LOW,HIGH if set.
+--classifier=DIR adds guidance by a classifier trained by `experiments.train`, with --classifier_scale; with
+--guidance=0 it replaces classifier-free guidance.
 
-A model of captions takes --captions="grinning face,red heart", repeated in turn as labels are; without them the samples
-have no condition. A model with an array condition gets those of its test split in turn; they are in the shards as
-`conditions`. Samples of a model in latents are decoded by the autoencoder of its training; --autoencoder=DIR if
-that was moved. img2img: --init_image=FILE --noise_level=T adds noise to a picture up to time T and samples from there.
+A model of captions accepts --captions="grinning face,red heart", which are repeated in turn like labels; without
+captions, the samples have no condition. A model with an array condition gets the conditions of its test split in turn;
+the shards have them as `conditions`. Samples of a model in latents are decoded by its autoencoder; set
+--autoencoder=DIR if that folder was moved. img2img: --init_image=FILE --noise_level=T adds noise to a picture up to
+time T and samples from there.
 
---from_diffusers=DIR in place of --checkpoint: a folder that diffusers saved, with its schedule and, unless --grid names
-another, its steps; --variant=fp16 reads the weights' files of that name. --context=FILE.npy: (m, E) embeddings for a
-network that attends to them; --null_context=FILE.npy: those of the empty prompt, which guidance needs.
+--from_diffusers=DIR replaces --checkpoint by a folder saved by diffusers, with its schedule and, without --grid, its
+steps; --variant=fp16 reads the weight files of that name. --context=FILE.npy has (m, E) embeddings for a network with
+cross-attention, --null_context=FILE.npy those of the empty prompt, which guidance needs.
 
---pairs stores the noise of each sample beside it; a run with --config.dataset.pairs=OUT trains on these pairs (reflow).
+--pairs stores the noise of each sample with it; a run with --config.dataset.pairs=OUT trains on these pairs (reflow).
 """
 
 import dataclasses
@@ -38,10 +40,10 @@ from experiments.run import devices, loading, sample_folder, sources
 from experiments.run.command import launch, path_of, usage_errors
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, or an export.")
-FROM = flags.DEFINE_string("from_diffusers", None, "In place of --checkpoint, a folder that diffusers saved.")
-CONTEXT = flags.DEFINE_string("context", None, "Of --from_diffusers: a .npy file of embeddings to attend to.")
-VARIANT = flags.DEFINE_string("variant", None, "Of --from_diffusers: of the weights' files, such as fp16.")
-NULL = flags.DEFINE_string("null_context", None, "Of --from_diffusers: embeddings of the empty prompt, for guidance.")
+FROM = flags.DEFINE_string("from_diffusers", None, "In place of --checkpoint, a folder saved by diffusers.")
+CONTEXT = flags.DEFINE_string("context", None, "For --from_diffusers: a .npy file of embeddings for cross-attention.")
+VARIANT = flags.DEFINE_string("variant", None, "For --from_diffusers: variant of the weight files, such as fp16.")
+NULL = flags.DEFINE_string("null_context", None, "For --from_diffusers: embeddings of the empty prompt, for guidance.")
 OUT = flags.DEFINE_string("out", None, "Folder for the samples.", required=True)
 NUM = flags.DEFINE_integer("num", 100, "Number of samples.")
 BATCH = flags.DEFINE_integer("batch_size", 200, "Samples drawn at a time.")
@@ -49,20 +51,20 @@ SHARD = flags.DEFINE_integer("shard_size", 1000, "Samples in a shard.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.")
 LABELS = flags.DEFINE_list("labels", [], "Labels, repeated in turn; all classes in turn if empty.")
 CAPTIONS = flags.DEFINE_list("captions", [], "Captions, repeated in turn, for a model of captions.")
-PAIRS = flags.DEFINE_bool("pairs", False, "Store the noise of each sample as well, to train on (config.dataset.pairs).")
-SAMPLING = {  # config.sampling, unless given
-    "sampler": flags.DEFINE_string("sampler", None, "Sampler; the config's if not given."),
-    "num_steps": flags.DEFINE_integer("num_steps", None, "Denoiser calls; the config's if not given."),
-    "grid": flags.DEFINE_string("grid", None, "Step grid; the config's if not given."),
-    "eta": flags.DEFINE_float("eta", None, "Noise of the sampler; the config's, or the sampler's own, if not given."),
-    "guidance": flags.DEFINE_float("guidance", None, "Guidance weight, 1 for none; the config's if not given."),
+PAIRS = flags.DEFINE_bool("pairs", False, "Also store the noise of each sample, for config.dataset.pairs.")
+SAMPLING = {  # the defaults are those of config.sampling
+    "sampler": flags.DEFINE_string("sampler", None, "Sampler. Default: that of the config."),
+    "num_steps": flags.DEFINE_integer("num_steps", None, "Denoiser calls. Default: those of the config."),
+    "grid": flags.DEFINE_string("grid", None, "Step grid. Default: that of the config."),
+    "eta": flags.DEFINE_float("eta", None, "Noise of the sampler. Default: that of the config or of the sampler."),
+    "guidance": flags.DEFINE_float("guidance", None, "Guidance weight, 1 for none. Default: that of the config."),
     "guidance_interval": flags.DEFINE_list("guidance_interval", None, "LOW,HIGH: the times at which guidance acts."),
     "guidance_rescale": flags.DEFINE_float("guidance_rescale", None, "phi of Lin et al. 2024, 0 for none."),
 }
-CLASSIFIER = flags.DEFINE_string("classifier", None, "Workdir of a classifier of noisy images to guide with.")
+CLASSIFIER = flags.DEFINE_string("classifier", None, "Workdir of a classifier of noisy images, for guidance.")
 SCALE = flags.DEFINE_float("classifier_scale", 1.0, "Scale of the classifier's guidance.")
-AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Where the autoencoder of a model in latents is now.")
-INIT = flags.DEFINE_string("init_image", None, "img2img: a picture to start from.")
+AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Folder of the model's autoencoder, if it was moved.")
+INIT = flags.DEFINE_string("init_image", None, "img2img: the initial picture.")
 LEVEL = flags.DEFINE_float("noise_level", 0.6, "img2img: the time up to which noise is added to the picture.")
 
 
@@ -100,7 +102,7 @@ def main(argv):
         own |= {"sampling": source.sampling, "dataset": source.dataset, "units": dataclasses.asdict(source.units)}
         sample_folder.claim(out, {**source.settings, "step": source.step, **own})
 
-    # ---------------------------------------------------------------- draw the shards that are missing
+    # ---------------------------------------------------------------- draw the missing shards
     kind = kinds.of(source.units.kind)
     progress = Progress("sample", NUM.value, unit="samples")
     options = {"batch_size": min(BATCH.value, NUM.value, SHARD.value), "update": lambda last: progress.update(last + 1)}
@@ -110,11 +112,11 @@ def main(argv):
         if PAIRS.value:
             x, columns["eps"] = x[:, 0], x[:, 1]
             columns["x0"] = x
-        with usage_errors():  # samples are not finite if guidance is too strong
+        with usage_errors():  # samples may not be finite if guidance is too strong
             stored = kind.denormalise(x, source.units)
         sample_folder.save_shard(path, stored, **columns)
 
-    # ---------------------------------------------------------------- end: the first 100 as a picture and in own files
+    # ---------------------------------------------------------------- end: the first 100 as a picture and in own format
     first, _, mask = sample_folder.load_samples(out, min(100, NUM.value), SHARD.value)
     titles = CAPTIONS.value if 1 < len(CAPTIONS.value) <= 20 else source.classes if len(source.classes) <= 10 else ()
     own = kind.save(out / "samples", first, source.units, mask)
@@ -127,7 +129,7 @@ def main(argv):
 
 
 def check_flags():
-    """Raise `ValueError` for a flag that is out of range or does not go with the others."""
+    """Raise `ValueError` for a flag that is out of range or does not fit the others."""
     for flag in (NUM, BATCH, SHARD):
         if flag.value < 1:
             raise ValueError(f"{flag.name} must be >= 1, got {flag.value}")
@@ -160,14 +162,14 @@ def path_in(flag):
 
 
 def override(config):
-    """Change how a recorded config samples as the flags say."""
+    """Change the sampling settings of a recorded config by the flags."""
     override_sampling(config.sampling)
     settings.check_guidance("guidance", config.sampling, settings.can_guide(config))
     return config
 
 
 def override_sampling(sampling):
-    """Change config.sampling as the flags say."""
+    """Change config.sampling by the flags."""
     changes = {name: flag.value for name, flag in SAMPLING.items() if flag.value is not None}
     if "guidance_interval" in changes:
         texts = changes["guidance_interval"]

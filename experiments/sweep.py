@@ -1,19 +1,20 @@
-"""Compute the runs of a sweep, each exactly once.
+"""Compute each run of a sweep exactly once.
 
     python -m experiments.sweep --sweep=experiments/sweeps/NAME.py --workdir=DIR
         [--set=config.KEY=VALUE ...] [--only=ID|config.KEY=VALUE ...] [--shard=I/N] [--workers=N]
         [--way=loop|vmap --group=K] [--keep=export|none] [--list] [--dry_run] [--retry]
 
 The id of a run is a digest of its config. Finished runs are skipped, interrupted ones continue, failed ones are listed
-and left alone until --retry. Several of these commands, on one machine or on many that share DIR, never compute the
-same run. Runs that differ in seeds and floats alone share one compiled program: one after another (loop), or --group of
-them at a time (vmap). A training run leaves an export, which `experiments.sample` and `diffax.load` take, unless
---keep=none. `python -m experiments.report DIR` makes the tables.
+and skipped until --retry. Several of these commands, on one machine or on many that share DIR, never compute the same
+run. Runs that differ only in seeds and floats share one compiled program: one after another (loop), or --group of them
+at a time (vmap). A training run writes an export for `experiments.sample` and `diffax.load`, unless --keep=none.
+`python -m experiments.report DIR` writes the tables.
 
---set changes the config that all runs start from; --only takes ids, and settings that must all hold; --shard the I-th
-of N equal parts. A process uses all devices of its host; with --workers=N there are N, each with an accelerator of its
-own.
-Exit status: 0 if all of its runs are finished, 1 if some are not, 2 for bad input, 75 if it was stopped.
+--set changes the config that all runs start from; --only selects runs by ids, and by settings that must all hold;
+--shard selects the I-th of N equal parts. A process uses all devices of its host; with --workers=N there are N
+processes, each with a separate accelerator.
+
+Exit status: 0 if all selected runs are finished, 1 if some are not, 2 for bad input, 75 if it was stopped.
 """
 
 import re
@@ -32,26 +33,26 @@ from experiments.sweeping.tasks import Task
 
 SWEEP = flags.DEFINE_string("sweep", None, "The sweep's file.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep.", required=True)
-SET = flags.DEFINE_multi_string("set", [], "config.KEY=VALUE, of the config that all runs start from.")
-ONLY = flags.DEFINE_multi_string("only", [], "The run of an id; config.KEY=VALUE: those that have all of these.")
+SET = flags.DEFINE_multi_string("set", [], "config.KEY=VALUE: a change of the config that all runs start from.")
+ONLY = flags.DEFINE_multi_string("only", [], "A run's id, or config.KEY=VALUE: the runs with all of these.")
 SHARD = flags.DEFINE_string("shard", "", "I/N: the I-th of N parts of the sweep.")
-WORKERS = flags.DEFINE_integer("workers", 1, "Processes, each with an accelerator of its own.", lower_bound=1)
-WORKER = flags.DEFINE_string("worker", "", "I/N: which of several workers this is; set by --workers.")
+WORKERS = flags.DEFINE_integer("workers", 1, "Processes, each with a separate accelerator.", lower_bound=1)
+WORKER = flags.DEFINE_string("worker", "", "I/N: the number of this worker; set by --workers.")
 flags.register_validator("worker", lambda v: re.fullmatch("|[1-9][0-9]*/[1-9][0-9]*", v), "must be I/N")
-WAY = flags.DEFINE_enum("way", None, ("loop", "vmap"), "How runs share a program; the faster one if not given.")
+WAY = flags.DEFINE_enum("way", None, ("loop", "vmap"), "How runs share a program. Default: the faster way.")
 GROUP = flags.DEFINE_integer("group", None, "The largest number of runs at a time in one program of vmap.")
-KEEP = flags.DEFINE_enum("keep", "export", ("export", "none"), "What is kept of a trained model.")
+KEEP = flags.DEFINE_enum("keep", "export", ("export", "none"), "What to keep of a trained model.")
 LIST = flags.DEFINE_bool("list", False, "Show the state of each run, and compute nothing.")
 DRY = flags.DEFINE_bool("dry_run", False, "Check everything and show what would be computed; write nothing.")
 RETRY = flags.DEFINE_bool("retry", False, "Compute failed runs and corrupt results again.")
 
-# On a CPU a network's convolutions are slower batched over parameters, so trainings run one after another.
+# On a CPU, convolutions batched over parameters are slower, so training runs are computed one after another.
 TASKS = {
     "train": Task(train_task.parse, train_task.run, ways=("loop", "vmap"), group=8),
     "sample": Task(sample_task.parse, sample_task.run, ways=("loop", "loop"), group=8),
     "oracle": Task(oracle_task.parse, oracle_task.run, ways=("vmap", "vmap"), group=1024),
 }
-PATIENCE = 1.0  # seconds to wait for a run that another process holds, which may have ended or only looked at the state
+PATIENCE = 1.0  # seconds to wait for a locked run, whose lock may be held only to read its state
 
 
 def main(argv):
@@ -75,7 +76,7 @@ def main(argv):
             except ValueError as error:
                 raise ValueError(f"run {run.label}: {error}") from error
 
-        # ------------------------------------------------------------ plan: how runs share programs, which of them
+        # ------------------------------------------------------------ plan: how runs share programs, the selected runs
         if GROUP.value is not None:
             check_count("group", GROUP.value)
         saved = (folder.saved() or {"together": {}})["together"]
@@ -89,12 +90,12 @@ def main(argv):
             folder.compare(now)
             print(worker.table(folder, runs))
             return
-        # From here on other sweeps are refused in this folder.
+        # After this, the folder accepts no other sweep.
         folder.claim(now)
 
     # ---------------------------------------------------------------- compute: in several processes, or here
     # Each run is locked while it is computed, has its checkpoints in its own folder, and is finished when result.json
-    # is there. SIGTERM and Ctrl-C end a training after its step, with a checkpoint; the exit status is 75.
+    # exists. SIGTERM and Ctrl-C end a training run after its step, with a checkpoint; the exit status is 75.
     if RETRY.value:
         folder.retry(runs)
     statuses = []
@@ -107,7 +108,7 @@ def main(argv):
         signal.signal(signal.SIGTERM, worker.stop)
         one = worker.Worker(folder, task, programs, way, KEEP.value, runs)
         number, _, total = (WORKER.value or "1/1").partition("/")
-        first = (int(number) - 1) * len(groups) // int(total)  # each worker begins elsewhere
+        first = (int(number) - 1) * len(groups) // int(total)  # each worker starts at another group
         ids = {run.id for run in runs}
         waiting = [group for group in [*groups[first:], *groups[:first]] if any(run.id in ids for run in group)]
         for patience in (0, PATIENCE):

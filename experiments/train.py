@@ -1,11 +1,12 @@
-"""Train a model: diffusion, the autoencoder of latents, or a classifier of noisy images, as config.model says.
+"""Train the model of config.model: diffusion, the autoencoder of latents, or a classifier of noisy images.
 
     python -m experiments.train --config=digits --workdir=DIR [--config.KEY=VALUE ...]
 
-The same command again continues from the last checkpoint, and a run that was killed ends with the same bits as one that
-was not. SIGTERM or Ctrl-C finish the step, save, and exit with status 75; a second one ends at once. DIR receives
-config.json, metrics.jsonl, checkpoints/, samples/*.png and, where tensorboardX is installed, tensorboard/; an
-autoencoder also leaves latents.json, the standard deviation of its latents, for `--config.latent.autoencoder=DIR`.
+Run the same command again to continue from the last checkpoint; a killed and resumed run ends with the same bits as an
+uninterrupted one. On SIGTERM or Ctrl-C the command finishes the step, saves, and exits with status 75; a second signal
+ends it at once. DIR receives config.json, metrics.jsonl, checkpoints/, samples/*.png and, where tensorboardX is
+installed, tensorboard/. An autoencoder also writes latents.json, the standard deviation of its latents, for
+`--config.latent.autoencoder=DIR`.
 """
 
 import contextlib
@@ -32,7 +33,7 @@ CONFIG = flags.DEFINE_string(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 REPORT = flags.DEFINE_list("report_to", ["jsonl", "tensorboard"], "Logs: jsonl, tensorboard, wandb.")
-SHOW = flags.DEFINE_bool("show_config", False, "Print the config with all changes, and end.")
+SHOW = flags.DEFINE_bool("show_config", False, "Print the config with all changes, and exit.")
 flags.adopt_module_key_flags(distributed)
 
 
@@ -52,7 +53,7 @@ def main(argv):
     devices.use_cores(config.dataset.batch_size // settings.group_size(config))
     mesh = training.make_mesh()
     with usage_errors():
-        # On all processes; an error of one is an error of all.
+        # `on_all` raises on all processes if one process raises.
         inputs = on_all(lambda: opened(config, mesh.size))
         dataset, space, base, model = inputs.dataset, inputs.space, inputs.base, inputs.model
         identity = inputs.identity(config.dataset.train_split)
@@ -66,15 +67,15 @@ def main(argv):
 
         # ------------------------------------------------------------ build: batches, loss, optimiser, step, logs
         batches = inputs.batches(mesh, cache_images=config.dataset.cache, cache_latents=config.latent.cache)
-    # `space`: the latents that the model works in, where batches hold moments of codes, or None for pixels. `base`: the
-    # model whose adapters are trained, or None for all parameters.
+    # `space`: the latent space of the model, for which batches contain moments of codes; None for pixels. `base`: the
+    # model whose adapters are trained, or None to train all parameters.
     objective = adapters.wrap(base, latents.wrap(space, inputs.objective()))
     trained, optimizer = base or model, model.optimizer.make()
 
     def first_state():
         init_key, state_key = jax.random.split(random.threefry(jax.random.key(config.seed)))
         params = trained.init(init_key) if start is None else start.onto(trained.init(init_key))
-        # `memory` is what the loss keeps between steps, such as the losses that loss-aware times follow.
+        # `memory` is the state of the loss between steps, such as the losses that loss-aware times depend on.
         return training.init_state(state_key, params, optimizer, objective.memory)
 
     step = training.train_step(
@@ -108,8 +109,8 @@ def main(argv):
 
     # ---------------------------------------------------------------- restore and loop
     # `fit` restores the newest intact checkpoint and drops the log lines after it. On SIGTERM or Ctrl-C it finishes the
-    # step, saves, and raises `Stopped`, which exits with status 75. A step whose loss or gradient is not finite changes
-    # nothing; more than max_skipped in a row raise `NotFiniteError`.
+    # step, saves, and raises `Stopped`, which exits with status 75. A step whose loss or gradient is not finite is
+    # skipped; more than max_skipped in a row raise `NotFiniteError`.
     with (
         run_errors(),
         training.Checkpoints(

@@ -1,11 +1,11 @@
 """Error of samplers without noise against the exact flow map, the root of the mean square over all coordinates.
 
-One compile serves all grids, lengths and budgets of a sampler on a problem, since shorter grids are padded. An error is
-recorded for
+One compilation serves all grids, lengths and budgets of a sampler on a problem, since shorter grids are padded. An
+error is recorded for
 
     sample       the last denoiser call
-    integrate    x at the last grid point, as it is, which is alpha x0 + sigma eps
-    order        x at the last grid point against the flow to that very level: the error of the steps alone
+    integrate    x at the last grid point, which is alpha x0 + sigma eps
+    order        x at the last grid point against the flow to the same level: the error of the steps alone
 """
 
 from typing import Any
@@ -49,7 +49,7 @@ def measure(row: Row, problem: Problem, runs: list[Case]) -> np.ndarray:
 
 
 def slope(moves: list[int], errors: list[float]) -> float | None:
-    """The order between the two longest runs, None where round-off is reached or there are no two."""
+    """The order between the two longest runs, None at round-off or with fewer than two runs."""
     if len(moves) < 2 or errors[-1] < ROUND_OFF or moves[-1] == moves[-2]:
         return None
     return float(np.log(errors[-2] / errors[-1]) / np.log(moves[-1] / moves[-2]))
@@ -57,29 +57,29 @@ def slope(moves: list[int], errors: list[float]) -> float | None:
 
 def tabulate(runs: list[Case], errors: np.ndarray, budgets: tuple[int, ...]) -> dict[str, Any]:
     """{"calls": {ending: [..]}, "errors": {"grid end ending": [error at each budget]}, "order": measured}."""
-    found: dict[str, list[float | None]] = {}
+    table: dict[str, list[float | None]] = {}
     calls: dict[str, list[int | None]] = {}
-    for case, (of_x0, of_x, _) in zip(runs, errors, strict=True):
+    for case, (x0_error, x_error, _) in zip(runs, errors, strict=True):
         at = budgets.index(case.budget)
         name = f"{case.grid} {problems.ENDS[case.end]:g} {case.ending}"
-        error = of_x0 if case.ending == "sample" else of_x
-        found.setdefault(name, [None] * len(budgets))[at] = rounded(error)
+        error = x0_error if case.ending == "sample" else x_error
+        table.setdefault(name, [None] * len(budgets))[at] = rounded(error)
         calls.setdefault(case.ending, [None] * len(budgets))[at] = case.calls
-    of_order = sorted(
+    order_runs = sorted(
         (case.moves, error[2])
         for case, error in zip(runs, errors, strict=True)
         if (case.grid, case.end, case.ending) == (ORDER_GRID, ORDER_END, "integrate")
     )
-    order = slope([m for m, _ in of_order], [e for _, e in of_order])
-    return {"calls": calls, "errors": found, "order": None if order is None else round(order, 2)}
+    order = slope([m for m, _ in order_runs], [e for _, e in order_runs])
+    return {"calls": calls, "errors": table, "order": None if order is None else round(order, 2)}
 
 
 def rounded(error: Any) -> float | None:
-    """Four digits, None for what is not finite."""
+    """The error to four digits, None if it is not finite."""
     return float(f"{float(error):.3e}") if np.isfinite(error) else None
 
 
 def best(errors: dict[str, list[float | None]], at: int) -> tuple[float, str] | None:
     """(least error, setting) at a budget."""
-    found = [(row[at], name) for name, row in errors.items() if row[at] is not None]
-    return min(found) if found else None  # type: ignore[type-var, return-value]
+    candidates = [(row[at], name) for name, row in errors.items() if row[at] is not None]
+    return min(candidates) if candidates else None  # type: ignore[type-var, return-value]

@@ -1,12 +1,12 @@
-"""The best that diffax does at 5 to 20 denoiser calls, beside the best of the published samplers and grids.
+"""The best results of diffax at 5 to 20 denoiser calls, beside the best of the published samplers and grids.
 
     python -m experiments.benchmarks.best
     python -m experiments.benchmarks.best --problems=3 --budgets 5 10
 
 Mixtures whose probability flow is known, linear VP schedule from t = 1, 256 starts; the error is that of x at the end
-against the flow's x0, root-mean-square and largest. At each budget the best of all published samplers and grids is
-taken, for each mixture by itself, and so is the best of `OURS`: two families of some hundred settings are compared.
-`one` is a single setting of ours at each budget, the one closest to the best on other mixtures (seed + 1).
+against the flow's x0, root-mean-square and largest. At each budget and for each mixture, the best of all published
+samplers and grids is compared with the best of `OURS`; each family has some hundred settings. `one` is a single setting
+of ours at each budget, the one closest to the best on other mixtures (seed + 1).
 
     published  {unipc bh1, bh2, eps and x0, order 1-3, last orders lowered or not; dpmpp_2m, dpmpp_3m; deis; lms; ddim;
                ipndm; dpm_solver 2, 3 in both forms; heun} x {uniform, quadratic, log-SNR, karras} x t_min
@@ -14,7 +14,7 @@ taken, for each mixture by itself, and so is the best of `OURS`: two families of
     ours       {gaussian_adams, and under noise_floor: gaussian_adams, unipc x0, flow} x {arctan(scale, power),
                uniform, quadratic}, to t = 0
 
-From the data ours know mean, root-mean-square deviation and the std of the mixture's components.
+Our settings use the mean and the root-mean-square deviation of the data and the std of the mixture's components.
 """
 
 import argparse
@@ -80,13 +80,13 @@ def problems(laws, *, starts=STARTS, seed=0, fine=FINE):
         spread = np.sqrt(np.mean(weights @ (means - mean) ** 2) + std**2)
         padded = np.pad(weights, pad[0]), np.pad(means, pad), std, np.pad(mean, pad[1]), spread, size
         stack.append(Problem(*padded, x, x))
-    made = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(v, float) for v in leaves]), *stack)
+    batch = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(v, float) for v in leaves]), *stack)
     solve = jax.vmap(lambda p: analytic.flow(SCHEDULE, p.denoise, p.x, 1.0, 0.0, num_steps=fine))
-    return made._replace(x0=jax.jit(solve)(made))
+    return batch._replace(x0=jax.jit(solve)(batch))
 
 
 def published(small=False):
-    """Name -> (schedule -> sampler), as the papers and their code have them."""
+    """Name -> (schedule -> sampler), as in the papers and their code."""
     unipc = samplers.unipc
     table = {"unipc1-eps": functools.partial(unipc, order=1, variant="bh1")}
     for form, order, variant, final in itertools.product(("eps", "x0"), (2, 3), ("bh1", "bh2"), (False, True)):
@@ -185,7 +185,7 @@ def errors(p, x):
     return jnp.stack([jnp.sqrt(jnp.sum(wrong**2) / (len(wrong) * p.size)), jnp.abs(wrong).max()])
 
 
-def measured(make, made, grids, denoised=False):
+def measured(make, stacked, grids, denoised=False):
     """(problems, grids, 2) errors, or (problems, grids, 2, 2) at the end of the grid and with a denoising step there.
 
     make: problem -> sampler. grids: (grids, n) or (problems, grids, n).
@@ -196,17 +196,17 @@ def measured(make, made, grids, denoised=False):
         return jnp.stack([errors(p, x), errors(p, p.denoise(x, times[-1]))]) if denoised else errors(p, x)
 
     over = jax.vmap(one, (None, 0))
-    return np.asarray(jax.jit(jax.vmap(over, (0, 0 if grids.ndim == 3 else None)))(made, grids))
+    return np.asarray(jax.jit(jax.vmap(over, (0, 0 if grids.ndim == 3 else None)))(stacked, grids))
 
 
 def padded(times, n):
-    """Times with the first one repeated, n in all: steps of length zero change nothing, and one compile serves all."""
+    """n times, the first one repeated: zero-length steps change nothing, and one compilation serves all lengths."""
     return jnp.concatenate([jnp.broadcast_to(times[:1], (n - len(times),)), times])
 
 
-def best_published(made, budgets=BUDGETS, *, small=False, t_min=T_MIN):
+def best_published(stacked, budgets=BUDGETS, *, small=False, t_min=T_MIN):
     """Budget -> ((problems, 2) errors, names of the best)."""
-    found = {n: [] for n in budgets}
+    candidates = {n: [] for n in budgets}
     for name, make in published(small).items():
         sampler, rows, labels = make(SCHEDULE), [], []
         for n in budgets:
@@ -215,23 +215,23 @@ def best_published(made, budgets=BUDGETS, *, small=False, t_min=T_MIN):
                 for label, times in published_grids(moves + 1, t_min).items():
                     rows.append(padded(times, max(budgets) + 1))
                     labels.append((n, denoises, f"{name}, {label}{', denoised' * denoises}"))
-        table = measured(lambda p, sampler=sampler: sampler, made, jnp.stack(rows), denoised=True)
+        table = measured(lambda p, sampler=sampler: sampler, stacked, jnp.stack(rows), denoised=True)
         for i, (n, denoises, label) in enumerate(labels):
-            found[n].append((table[:, i, denoises], label))
-    return {n: _least(rows) for n, rows in found.items()}
+            candidates[n].append((table[:, i, denoises], label))
+    return {n: _least(rows) for n, rows in candidates.items()}
 
 
-def best_ours(made, budgets=BUDGETS, ours=None, scales=SCALES, powers=POWERS):
+def best_ours(stacked, budgets=BUDGETS, ours=None, scales=SCALES, powers=POWERS):
     """Budget -> ((problems, 2) errors, names of the best), and name -> (problems, 2) of every setting."""
     pairs = list(itertools.product(scales, powers))
-    found = {n: [] for n in budgets}
+    runs = {n: [] for n in budgets}
 
     @functools.cache
     def grids(floor, skips):
         """(problems, budgets x pairs, n + 1) times, which settings share."""
         setting = Ours("", None, floor, skips)
 
-        def of(p, n):
+        def times_for(p, n):
             times = jax.vmap(lambda pair: our_times(setting, p, n, *pair))(jnp.asarray(pairs))
             plain = [
                 curve(SCHEDULE, n + 1 + skips, t_max=1.0, t_min=0.0)[skips:]
@@ -240,14 +240,14 @@ def best_ours(made, budgets=BUDGETS, ours=None, scales=SCALES, powers=POWERS):
             times = jnp.concatenate([times, jnp.stack(plain)])
             return jax.vmap(lambda row: padded(row, max(budgets) + 1))(times)
 
-        return jnp.concatenate([jax.jit(jax.vmap(functools.partial(of, n=n)))(made) for n in budgets], 1)
+        return jnp.concatenate([jax.jit(jax.vmap(functools.partial(times_for, n=n)))(stacked) for n in budgets], 1)
 
     for setting in OURS if ours is None else ours:
-        table = measured(functools.partial(our_sampler, setting), made, grids(setting.floor, setting.skips))
+        table = measured(functools.partial(our_sampler, setting), stacked, grids(setting.floor, setting.skips))
         labels = [*(f"{scale:g} {power:g}" for scale, power in pairs), "uniform", "quadratic"]
         for i, (n, label) in enumerate(itertools.product(budgets, labels)):
-            found[n].append((table[:, i], f"{setting.name}, {label}"))
-    return {n: _least(rows) for n, rows in found.items()}, {n: {k: v for v, k in rows} for n, rows in found.items()}
+            runs[n].append((table[:, i], f"{setting.name}, {label}"))
+    return {n: _least(rows) for n, rows in runs.items()}, {n: {k: v for v, k in rows} for n, rows in runs.items()}
 
 
 def _least(rows):
@@ -255,9 +255,9 @@ def _least(rows):
     return np.nanmin(table, 0), [rows[i][1] for i in np.nanargmin(table[..., 0], 0)]
 
 
-def split(found, count):
-    """(the first `count` problems, the others) of what `best_ours` gives."""
-    least, every = found
+def split(results, count):
+    """(the first `count` problems, the others) of the result of `best_ours`."""
+    least, every = results
 
     def part(rows):
         best = {n: (errors[rows], names[rows]) for n, (errors, names) in least.items()}
@@ -266,35 +266,35 @@ def split(found, count):
     return part(slice(None, count)), part(slice(count, None))
 
 
-def one_setting(found):
-    """Budget -> the setting whose errors are the closest to the least, in geometric mean over problems."""
-    least, every = found
+def one_setting(results):
+    """Budget -> the setting whose errors are closest to the least errors, in geometric mean over problems."""
+    least, every = results
     return {
         n: min(table, key=lambda name, n=n, table=table: np.log(table[name][:, 0] / least[n][0][:, 0]).mean())
         for n, table in every.items()
     }
 
 
-def report(budgets, bars, found, ones):
+def report(budgets, bars, results, ones):
     """For each budget the ratios of errors on each mixture, and their summary."""
-    least, every = found
+    least, every = results
     for n in budgets:
         (bar, names), (err, own) = bars[n], least[n]
         ratio, single = err / bar, every[n][ones[n]] / bar
         print(f"\n{n} calls: ours / published, rms and max; one ({ones[n]}); the best published; the best of ours")
         for i, (a, b) in enumerate(zip(ratio, single, strict=True)):
             print(f"  {i}: {a[0]:.2f} {a[1]:.2f}; {b[0]:.2f} {b[1]:.2f}; {bar[i, 0]:.1e} {names[i]}; {own[i]}")
-        mean, of_one = (np.exp(np.log(v).mean(0)) for v in (ratio, single))
+        mean, single_mean = (np.exp(np.log(v).mean(0)) for v in (ratio, single))
         print(
             f"  geometric mean {mean[0]:.2f} {mean[1]:.2f}, worst {ratio[:, 0].max():.2f} {ratio[:, 1].max():.2f}, "
             f"at most 0.8: {(ratio[:, 0] <= 0.8).sum()} {(ratio[:, 1] <= 0.8).sum()} of {len(ratio)}; "
-            f"one: {of_one[0]:.2f} {of_one[1]:.2f}",
+            f"one: {single_mean[0]:.2f} {single_mean[1]:.2f}",
             flush=True,
         )
 
 
 def main():
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=10, help="how many mixtures")
     parser.add_argument("--seed", type=int, default=2024, help="of the mixtures")
@@ -302,10 +302,10 @@ def main():
     args = parser.parse_args()
     with jax.enable_x64(True):
         laws = [itertools.islice(mixtures(seed), args.problems) for seed in (args.seed + 1, args.seed)]
-        made = problems(itertools.chain(*laws))
-        others, found = split(best_ours(made, args.budgets), args.problems)
-        bars = best_published(jax.tree.map(lambda v: v[args.problems :], made), args.budgets)
-        report(args.budgets, bars, found, one_setting(others))
+        stacked = problems(itertools.chain(*laws))
+        others, ours = split(best_ours(stacked, args.budgets), args.problems)
+        bars = best_published(jax.tree.map(lambda v: v[args.problems :], stacked), args.budgets)
+        report(args.budgets, bars, ours, one_setting(others))
 
 
 if __name__ == "__main__":

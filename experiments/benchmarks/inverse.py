@@ -1,19 +1,19 @@
-"""How far each method for inverse problems is from the exact posterior, as markdown tables.
+"""Distance of each method for inverse problems from the exact posterior, as Markdown tables.
 
     python -m experiments.benchmarks.inverse
     python -m experiments.benchmarks.inverse --num_steps=100 --num_samples=2000      # quicker, rougher
 
 Priors, measurements and posteriors are known in closed form. On a Gaussian prior a method whose step is affine in x and
 its noise has a mean and a covariance that follow from Jacobians, without sampling: all methods but DPS. On a mixture,
-and for DPS, they are estimated from samples, and the first row says how well: independent draws of the posterior, as
-many. The second row is the sampler that the methods use, with the exact denoiser of the posterior: what is left is
-the step size.
+and for DPS, they are estimated from samples; the first row gives the error of equally many independent draws of the
+posterior. The second row is the sampler of the methods with the exact denoiser of the posterior: its error is due to
+the step size alone.
 
     mean     |m - m*| / sqrt(tr C*)
     cov      |C - C*|_F / |C*|_F
-    spread   tr C / tr C*                    below 1: too sure; above: not sure enough
+    spread   tr C / tr C*                    below 1: overconfident; above 1: underconfident
 
-Hyperparameters in brackets are the best of a sweep by mean^2 + cov^2, in one compile each.
+Hyperparameters in brackets are the best of a sweep by mean^2 + cov^2, compiled once for each method.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Problem(NamedTuple):
 
 
 def problems() -> list[Problem]:
-    """What is measured; arrays are float64, so call it under `jax.enable_x64`."""
+    """The problems; arrays are float64, so call this under `jax.enable_x64`."""
     gaussian = analytic.Gaussian.from_covariance(MEAN, COVARIANCE)
     mixture = analytic.Mixture(np.array([0.2, 0.5, 0.3]), CENTRES, 0.3)
     mask = inverse.Mask(np.array([1, 0, 1, 0]))
@@ -69,7 +69,7 @@ def _isotropic():
 
 
 class Run(NamedTuple):
-    """A sampler, the denoiser that it steps with, the one that ends, what puts y in, and the grid."""
+    """A sampler, the denoiser of its steps, the denoiser at the end, the projection of x0 onto y, and the grid."""
 
     sampler: Any
     denoise: Any
@@ -183,7 +183,7 @@ def affine_law(build: Callable[..., Run], times: Any, hyper: tuple[Any, ...] = (
     def fold_in(key, data):
         return (*key, data) if isinstance(key, tuple) else (data,)
 
-    def of(tables):
+    def end_of(tables):
         def noise(key, like):
             index, *stream = key
             rows = tables[streams.setdefault(tuple(stream), len(streams))]
@@ -194,7 +194,7 @@ def affine_law(build: Callable[..., Run], times: Any, hyper: tuple[Any, ...] = (
             return end(run, jax.random.key(0), start, times)[0]
 
     zeros = jnp.zeros((3, len(grid), dimension), jnp.result_type(float))
-    mean, jacobian = of(zeros), jax.jacrev(of)(zeros).reshape(dimension, -1)
+    mean, jacobian = end_of(zeros), jax.jacrev(end_of)(zeros).reshape(dimension, -1)
     return mean, jnp.matmul(jacobian, jacobian.T, precision="highest")
 
 
@@ -207,7 +207,7 @@ def sampled_law(build: Callable[..., Run], times: Any, hyper: Any, num_samples: 
 
 
 def errors(mean: Any, covariance: Any, law: Any) -> np.ndarray:
-    """(mean, cov, spread), see above."""
+    """(mean, cov, spread), see the module."""
     m, c = inverse.moments(law)
     off = np.linalg.norm(mean - m) / np.sqrt(np.trace(c))
     return np.array([off, np.linalg.norm(covariance - c) / np.linalg.norm(c), np.trace(covariance) / np.trace(c)])
@@ -218,20 +218,20 @@ def measure(problem: Problem, method: Method, num_steps: int, num_samples: int) 
     times = diffax.times.uniform(SCHEDULE, num_steps, t_max=1.0, t_min=1e-3).astype(jnp.result_type(float))
     exact = method.affine and isinstance(problem.prior, analytic.Gaussian)
     build = functools.partial(method.build, problem)
-    law = affine_law if exact else functools.partial(sampled_law, num_samples=num_samples)
+    moments_of = affine_law if exact else functools.partial(sampled_law, num_samples=num_samples)
     sweep = jnp.asarray(method.sweep, jnp.result_type(float))
-    means, covariances = jax.jit(jax.vmap(lambda hyper: law(build, times, tuple(hyper))))(sweep)
+    means, covariances = jax.jit(jax.vmap(lambda hyper: moments_of(build, times, tuple(hyper))))(sweep)
     posterior = inverse.posterior(problem.prior, problem.operator, problem.y, std=problem.std)
-    found = [errors(mean, covariance, posterior) for mean, covariance in zip(means, covariances, strict=True)]
-    best = int(np.nanargmin([row[0] ** 2 + row[1] ** 2 for row in found]))
-    return method.sweep[best], found[best], exact
+    candidates = [errors(mean, covariance, posterior) for mean, covariance in zip(means, covariances, strict=True)]
+    best = int(np.nanargmin([row[0] ** 2 + row[1] ** 2 for row in candidates]))
+    return method.sweep[best], candidates[best], exact
 
 
 def main():
-    """Prints a table for each problem."""
+    """Print a table for each problem."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num_steps", type=int, default=400, help="grid entries, before RePaint's jumps")
-    parser.add_argument("--num_samples", type=int, default=20000, help="samples where the law is estimated")
+    parser.add_argument("--num_samples", type=int, default=20000, help="samples where the distribution is estimated")
     args = parser.parse_args()
     with jax.enable_x64(True):
         for problem in problems():
@@ -241,9 +241,9 @@ def main():
             rows = [(f"{args.num_samples} draws of the posterior", errors(draws.mean(0), np.cov(draws.T), posterior))]
             for name, method in METHODS.items():
                 if method.applies(problem):
-                    hyper, found, exact = measure(problem, method, args.num_steps, args.num_samples)
+                    hyper, row, exact = measure(problem, method, args.num_steps, args.num_samples)
                     label = f"{name} {list(hyper)}" if hyper else name
-                    rows.append((label + ("" if exact else ", sampled"), found))
+                    rows.append((label + ("" if exact else ", sampled"), row))
             for label, (mean, cov, spread) in rows:
                 print(f"| {label} | {mean:.4f} | {cov:.4f} | {spread:.3f} |", flush=True)
 

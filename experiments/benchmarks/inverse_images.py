@@ -1,16 +1,16 @@
-"""How well each method for inverse problems restores test images, with a trained network.
+"""Restoration of test images by each method for inverse problems, with a trained network.
 
     python -m experiments.benchmarks.inverse_images --checkpoint=runs/digits --workdir=runs/inverse --out=docs/inverse
 
 Test images are masked, shrunk or blurred, and restored by `ddpm` with the network of a checkpoint, the image's label,
 and the checkpoint's guidance and clipping. Every method of a task starts from the same noise. Finished rows stay in the
-workdir, and the same command goes on where it was stopped. --out receives NAME.json, NAME.md and NAME.png, NAME being
-that of the data set.
+workdir; run the same command again to continue. --out receives NAME.json, NAME.md and NAME.png, where NAME is that of
+the data set.
 
-    residual    root mean square of y - A x0 over the measured entries, in units of [-1, 1]; close to std where y is met
+    residual    root mean square of y - A x0 over the measured entries, in units of [-1, 1]; std for a consistent x0
     PSNR        of the whole image, 10 log10(4 / mean square error), mean over the images
     largest     |x0|; data lie in [-1, 1]
-    accuracy    share of the images that a classifier gives their label
+    accuracy    share of the images that a classifier assigns to their label
     FD          Fréchet distance to training images in the classifier's features, at the same counts
     calls       of the denoiser, + products with the transpose of its Jacobian
     seconds     CPU time of all images without compilation
@@ -18,8 +18,8 @@ that of the data set.
 The last tables repeat the first task without guidance, without clipping, and with the method's x0 clipped in place of
 the network's.
 
-The loop over steps is Python's, and that of `mmps` is unrolled: XLA's CPU backend brings convolutions into the form of
-its fast kernels outside of loops only, so that a gradient inside `lax.scan` takes five times as long there.
+The loop over steps is a Python loop, and that of `mmps` is unrolled: XLA's CPU backend uses its fast convolution
+kernels outside of loops only, so that a gradient inside `lax.scan` takes five times as long.
 """
 
 import argparse
@@ -58,7 +58,7 @@ class Task(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What a method is given; arrays may be traced."""
+    """The inputs of a method; arrays may be traced."""
 
     denoise: Any
     schedule: Any
@@ -68,9 +68,10 @@ class Problem(NamedTuple):
 
 
 class Method(NamedTuple):
-    """build(problem) -> (sampler, denoiser); products: with the Jacobian's transpose, a call.
+    """build(problem) -> (sampler, denoiser).
 
-    project: whether y is put into the result. wraps_denoiser: whether its result can be clipped.
+    products: products with the Jacobian's transpose in each call. project: whether the result is projected onto y.
+    wraps_denoiser: whether the method's x0 can be clipped.
     """
 
     build: Callable[[Problem], tuple[Any, Any]]
@@ -82,7 +83,7 @@ class Method(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """The guidance weight, and bounds of the network's x0 and of the method's."""
+    """The guidance weight, and the bounds of the network's x0 and of the method's x0."""
 
     name: str
     guidance: float
@@ -91,7 +92,7 @@ class Setting(NamedTuple):
 
 
 def tasks(shape: tuple[int, ...], num: int) -> list[Task]:
-    """What is done to images of this shape (H, W, C)."""
+    """The tasks for `num` images of shape (H, W, C)."""
     height, width, _ = shape
     upper = np.broadcast_to(np.arange(height)[:, None, None] < height // 2, (height, width, 1))
     half = np.random.default_rng(0).random((num, height, width, 1)) < 0.5
@@ -104,7 +105,7 @@ def tasks(shape: tuple[int, ...], num: int) -> list[Task]:
 
 
 def settings(guidance: float) -> list[Setting]:
-    """The checkpoint's own one first."""
+    """All settings, the checkpoint's first."""
     inf = float("inf")
     return [
         Setting("guided, clipped", guidance, 1.0, inf),
@@ -159,14 +160,14 @@ METHODS = {
 
 
 def plan(known: list[Task], guidance: float) -> list[tuple[Task, str, Setting]]:
-    """(task, method, setting) of each row: every task as the checkpoint has it, the first one in the other settings."""
+    """(task, method, setting) of each row: all tasks in the checkpoint's setting, the first also in the others."""
     own, *others = settings(guidance)
     entries = [(task, name, own) for task in known for name, method in METHODS.items() if method.applies(task)]
     for name, method in METHODS.items():
         if name in ("no measurement", "repaint"):
             continue
-        of_it = [setting for setting in others if method.wraps_denoiser or setting.result == float("inf")]
-        entries += [(known[0], name, setting) for setting in of_it]
+        applicable = [setting for setting in others if method.wraps_denoiser or setting.result == float("inf")]
+        entries += [(known[0], name, setting) for setting in applicable]
     return entries
 
 
@@ -186,7 +187,7 @@ def compiled(method: Method, model: Trained) -> tuple[Callable, Callable]:
 
     def parts(params, setting, label, measured):
         guidance, network, result = setting
-        # Not clipped: the setting says how.
+        # No clipping here: the bounds of the setting clip below.
         sampling = dataclasses.replace(diffusion.sampling, guidance=guidance, clip=False)
         denoise = dataclasses.replace(diffusion, sampling=sampling).denoiser(params, label)
         denoise = diffax.denoisers.clip_static(denoise, -network, network)
@@ -237,13 +238,13 @@ def measure(x0: np.ndarray, truth: np.ndarray, labels: Any, task: Task, y: Any, 
     seen = np.broadcast_to(np.asarray(task.operator.known), off.shape) if _masks(task) else np.ones(off.shape)
     square = np.square(finite.astype(np.float64) - truth).mean((1, 2, 3))
     pixels = case.dataset.units.denormalise(finite)
-    found = comparison.compare(case, pixels, labels).metrics
+    scores = comparison.compare(case, pixels, labels).metrics
     return {
         "residual": float(np.sqrt(np.square(off).sum() / seen.sum())),
         "psnr": float(np.mean(10 * np.log10(4 / np.maximum(square, 1e-12)))),
         "largest": float(np.abs(finite).max()),
-        "accuracy": found.get("accuracy", float("nan")),
-        "fd": found["fd"],
+        "accuracy": scores.get("accuracy", float("nan")),
+        "fd": scores["fd"],
     }
 
 
@@ -294,7 +295,7 @@ def _stem(task: Task, name: str, setting: Setting) -> str:
 
 
 def _balanced(labels: np.ndarray) -> np.ndarray:
-    """An order of the examples in which the classes take turns."""
+    """An order of the examples in which the classes alternate."""
     before = [int((labels[:i] == label).sum()) for i, label in enumerate(labels)]
     return np.lexsort((labels, np.array(before)))
 
@@ -304,16 +305,16 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, required=True, help="workdir of a run, or an export")
     parser.add_argument("--workdir", type=Path, required=True, help="finished rows")
     parser.add_argument("--out", type=Path, required=True, help="where the report goes")
-    parser.add_argument("--tasks", type=int, nargs="*", help="0 to 3, these alone: for several processes")
-    parser.add_argument("--methods", nargs="*", help="these alone; none: report the rows that are finished")
+    parser.add_argument("--tasks", type=int, nargs="*", help="only these tasks, 0 to 3: for several processes")
+    parser.add_argument("--methods", nargs="*", help="only these methods; with no value, only report finished rows")
     parser.add_argument("--num", type=int, default=100, help="test images")
     parser.add_argument("--num_steps", type=int, default=50, help="grid entries, before RePaint's jumps")
-    parser.add_argument("--classifier_file", type=Path, help="keeps the classifier; read if it is there")
+    parser.add_argument("--classifier_file", type=Path, help="file of the classifier; trained and saved if missing")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Restores, measures and reports."""
+    """Restore, measure and report."""
     args = _parse()
     with usage_errors():
         for index in args.tasks or ():
@@ -327,7 +328,7 @@ def main() -> None:
         data = model.dataset
         truth, labels = open_dataset(data["name"], data["data_dir"]).arrays(data["test_split"])
         if not 2 <= args.num <= len(truth):
-            raise ValueError(f"num must be between 2 and {len(truth)}, the test images, got {args.num}")
+            raise ValueError(f"num must be between 2 and {len(truth)}, the number of test images, got {args.num}")
         order = _balanced(labels)[: args.num]
         truth, labels = truth[order], labels[order]
         how = comparison.Settings(metrics=("fd", "accuracy"), reference="train", classifier_file=args.classifier_file)
@@ -345,11 +346,11 @@ def main() -> None:
         "machine": f"{jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}",
     }
     with usage_errors():
-        if (held := read_json(args.workdir / "conditions.json")) not in (None, conditions):
-            raise ValueError(f"workdir must be new or hold rows of {conditions}, got {held}")
+        if (previous := read_json(args.workdir / "conditions.json")) not in (None, conditions):
+            raise ValueError(f"workdir must be new or contain rows of {conditions}, got {previous}")
     write_json(args.workdir / "conditions.json", conditions)
 
-    # Run what is chosen and not finished yet.
+    # Run the selected rows that are not finished.
     known = tasks(model.data.shape, args.num)
     entries = plan(known, diffusion.sampling.guidance or 1.0)
     programs: dict[str, Any] = {}
@@ -373,7 +374,7 @@ def main() -> None:
         write_json(path, row)
         print(json.dumps(row), flush=True)
 
-    # Report what is finished.
+    # Report the finished rows.
     finished = [(entry, args.workdir / f"{_stem(*entry)}.json") for entry in entries]
     finished = [(entry, path) for entry, path in finished if path.exists()]
     rows = [read_json(path) for _, path in finished]

@@ -1,10 +1,10 @@
-"""Measures what the sampling loop costs beside the network in it.
+"""Cost of the sampling loop beside the network in it.
 
     python -m experiments.benchmark --config=experiments/configs/digits.py
 
 `sample` (steps, step arithmetic, noise, conversion of predictions) and a bare scan over the same number of calls
 of the same network are timed in turn in one run. The overhead is the median over the pairs of
-(sample - network) / network; one call each way is made first, so that no compilation is timed.
+(sample - network) / network; an untimed call of each comes first, so that no compilation is timed.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ REPEATS = flags.DEFINE_integer("repeats", 11, "Pairs of timings.", lower_bound=1
 
 
 def seconds(f, *args):
-    """Wall time of one call that is waited for."""
+    """Wall time of one call, including synchronisation."""
     start = time.perf_counter()
     jax.block_until_ready(f(*args))
     return time.perf_counter() - start
@@ -51,7 +51,7 @@ def functions(diffusion, name):
 
 
 def main(argv):
-    """Prints a line for each sampler."""
+    """Print a line for each sampler."""
     with usage_errors():
         config = settings.load_config(CONFIG.value, changes(argv))
         settings.check_rules(config, 1)

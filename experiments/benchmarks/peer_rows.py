@@ -17,7 +17,7 @@ DIFFUSERS_GRIDS: dict[str, dict[str, Any]] = {
 class Peer(NamedTuple):
     """A sampler of another library.
 
-    ours: the row that it is compared with. cost: calls a step. grids: diffusers' own that it has.
+    ours: our row to compare with. cost: calls per step. grids: the grids of diffusers that it supports.
     """
 
     library: str
@@ -81,12 +81,12 @@ PEERS = {
     "diffusers DPMSolverSDE": _d("DPMSolverSDE", "dpmpp_sde", stochastic=True, cost=2),
     "diffusers SASolver": _d("SASolver", "sa_solver", stochastic=True),
 }
-LEVELS_OF_ITS_OWN = ("IPNDM",)  # a sine table of levels, not the schedule's: timed, but no solver of this problem
+LEVELS_OF_ITS_OWN = ("IPNDM",)  # has a sine table of levels, not the schedule's: timed, but not accurate here
 ABSENT = {("DPMSolverSinglestep", "trailing")}
 
 
 def settings(peer: Peer) -> list[tuple[str, float, str]]:
-    """(grid, end, ending) that a peer is run with; diffusers has its own ends, and its runs end at sigma = 0."""
+    """(grid, end, ending) of each run of a peer; diffusers has its own ends, and its runs end at sigma = 0."""
     if peer.library == "diffusers":
         return [(grid, 0.0, "sample") for grid in peer.grids if (peer.name, grid) not in ABSENT]
     if peer.name == "dpm_fast":

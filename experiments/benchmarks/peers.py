@@ -1,14 +1,13 @@
 r"""The samplers of k-diffusion and diffusers on the linear schedule, as rows of the same tables.
 
-Both see the exact denoiser, in float64 as far as they keep it. In u = x / alpha and rho = sigma / alpha, which is
-k-diffusion's own currency, a denoiser is (u, rho) -> x0; a peer's run is
+Both call the exact denoiser, in float64 where they keep it. In u = x / alpha and rho = sigma / alpha, the variables of
+k-diffusion, a denoiser is (u, rho) -> x0; a peer's run is
 
     run(denoise, u, budget, grid, noise) -> (u at its end, denoiser calls)
 
-grid: the name of a step grid of the library's own (diffusers) or (rhos, ending) (k-diffusion). noise: x -> a draw.
-diffusers gets the betas that make its table the linear schedule at t = (i + 1) / 1000, so that both solve one problem;
-its denoiser is called at the level that the scheduler is at, not at the timestep that it rounds it to. Calls are
-counted as they are made.
+grid: the name of a step grid of the library (diffusers) or (rhos, ending) (k-diffusion). noise: x -> a draw. diffusers
+gets the betas that make its table the linear schedule at t = (i + 1) / 1000, so that both solve one problem; its
+denoiser is called at the scheduler's exact level, not at the rounded timestep. The denoiser counts its calls.
 """
 
 import functools
@@ -34,19 +33,19 @@ from experiments.benchmarks.rows import ENDINGS
 
 @functools.cache
 def libraries() -> dict[str, str]:
-    """Versions of those that are installed."""
+    """Versions of the installed libraries."""
     versions = {}
     for library, load in (("k-diffusion", k_sampling), ("diffusers", quiet_diffusers)):
         try:
             load()
             versions[library] = importlib.metadata.version(library)
-        except Exception:  # absent, or broken where it is: then it has no rows
+        except Exception:  # absent or broken: the library has no rows
             continue
     return versions
 
 
 def quiet_diffusers() -> Any:
-    """The package, without its notes on settings that it corrects."""
+    """The package, without its warnings about settings that it corrects."""
     module = importlib.import_module("diffusers")
     module.utils.logging.set_verbosity_error()
     return module
@@ -54,15 +53,15 @@ def quiet_diffusers() -> Any:
 
 @functools.cache
 def k_sampling() -> Any:
-    """`k_diffusion.sampling`, also where what the rest of the package needs for training is not installed."""
+    """`k_diffusion.sampling`, also where the packages for k-diffusion's training are not installed."""
     try:
         return importlib.import_module("k_diffusion.sampling")
     except ImportError:
-        found = importlib.util.find_spec("k_diffusion")
-        if found is None:
+        spec = importlib.util.find_spec("k_diffusion")
+        if spec is None:
             raise
         package = types.ModuleType("k_diffusion")
-        package.__path__ = list(found.submodule_search_locations or ())
+        package.__path__ = list(spec.submodule_search_locations or ())
         absent = [name for name in ("torchvision", "torchvision.transforms") if name not in sys.modules]
         sys.modules.update({"k_diffusion": package}, **{name: mock.MagicMock() for name in absent})
         try:
@@ -109,7 +108,7 @@ class Counted:
 
 
 def run_k_diffusion(peer: Peer, denoise: Any, u: Any, rhos: np.ndarray, ending: str, noise: Any) -> tuple[Any, int]:
-    """rhos: falling, without the 0 that ends `sample`."""
+    """(u at the end, calls). rhos: decreasing, without the 0 at the end of `sample`."""
     import torch
 
     def model(x, sigma):
@@ -120,7 +119,7 @@ def run_k_diffusion(peer: Peer, denoise: Any, u: Any, rhos: np.ndarray, ending: 
     with torch.no_grad(), mock.patch("torch.randn_like", noise):
         if (peer.stochastic and "dpmpp" in peer.name) or peer.name == "dpmpp_3m_sde":
             settings["noise_sampler"] = lambda sigma, sigma_next: noise(u)
-        if peer.name == "dpm_fast":  # a grid of its own: uniform in log-SNR, its argument the number of calls
+        if peer.name == "dpm_fast":  # the grid is uniform in log-SNR; the argument is the number of calls
             end = sample(model, u, float(rhos[-1]), float(rhos[0]), len(rhos) - 1, disable=True)
         else:
             sigmas = torch.as_tensor(np.append(rhos, 0.0) if ending == "sample" else np.array(rhos))
@@ -141,7 +140,7 @@ def linear_betas() -> np.ndarray:
 
 
 def scheduler(peer: Peer, grid: str, **more: Any) -> Any:
-    """A new scheduler on that table."""
+    """A new scheduler on the table of `linear_betas`."""
     import diffusers
 
     make = getattr(diffusers, f"{peer.name}Scheduler")
@@ -159,7 +158,7 @@ def scheduler(peer: Peer, grid: str, **more: Any) -> Any:
 
 
 def unit_noise(u: Any) -> Callable[..., Any]:
-    """As `law.unit_noise`: draw k is 1 in example 2 + k, and 0 elsewhere."""
+    """As `distributions.unit_noise`: draw k is 1 in example 2 + k, and 0 elsewhere."""
     import torch
 
     drawn: list[int] = []
@@ -174,48 +173,48 @@ def unit_noise(u: Any) -> Callable[..., Any]:
 
 
 def steps_of(peer: Peer, budget: int) -> int:
-    """num_inference_steps that a budget of calls pays for."""
+    """num_inference_steps for a budget of calls."""
     return (budget - 1) // 2 + 1 if peer.cost == 2 else budget - (peer.name == "PNDM")
 
 
 def run_diffusers(peer: Peer, denoise: Any, u: Any, budget: int, grid: str, noise: Any) -> tuple[Any, int]:
-    """u: at the schedule's end."""
+    """(u at the end, calls) from u at the schedule's end."""
     import torch
 
-    made, counted = scheduler(peer, grid), Counted(denoise)
-    made.set_timesteps(steps_of(peer, budget))
+    solver, counted = scheduler(peer, grid), Counted(denoise)
+    solver.set_timesteps(steps_of(peer, budget))
     table = np.cumprod(1 - linear_betas())
-    exploding = hasattr(made, "sigmas") and made.scale_model_input(torch.ones(1), made.timesteps[0]).item() != 1
+    exploding = hasattr(solver, "sigmas") and solver.scale_model_input(torch.ones(1), solver.timesteps[0]).item() != 1
     x = u if exploding else u * float(np.sqrt(table[-1]))
-    made = scheduler(peer, grid)  # some count scale_model_input as a step
-    made.set_timesteps(steps_of(peer, budget))
+    solver = scheduler(peer, grid)  # some schedulers count scale_model_input as a step
+    solver.set_timesteps(steps_of(peer, budget))
     if peer.name == "DPMSolverSDE":
-        made.noise_sampler = lambda sigma, sigma_next: noise(u)
-    module = sys.modules[type(made).__module__]
+        solver.noise_sampler = lambda sigma, sigma_next: noise(u)
+    module = sys.modules[type(solver).__module__]
     patched = mock.patch.object(module, "randn_tensor", noise) if hasattr(module, "randn_tensor") else mock.MagicMock()
     with torch.no_grad(), patched:
-        for t in made.timesteps:
-            made.scale_model_input(x, t)  # to be told that it was; what it gives is undone below
-            rho = _level(made, t, table)
+        for t in solver.timesteps:
+            solver.scale_model_input(x, t)  # only to avoid its warning; u_t below undoes the scaling
+            rho = _level(solver, t, table)
             u_t = x if exploding else x * np.sqrt(1 + rho**2)
-            x = made.step((u_t - counted(u_t, rho)) / rho, t, x, return_dict=False)[0]
+            x = solver.step((u_t - counted(u_t, rho)) / rho, t, x, return_dict=False)[0]
     return x, counted.calls
 
 
-def _level(made: Any, t: Any, table: np.ndarray) -> float:
-    """sigma / alpha at which the scheduler wants its next call."""
-    if not hasattr(made, "sigmas") or not hasattr(made, "step_index"):
+def _level(solver: Any, t: Any, table: np.ndarray) -> float:
+    """sigma / alpha of the scheduler's next denoiser call."""
+    if not hasattr(solver, "sigmas") or not hasattr(solver, "step_index"):
         return float(np.sqrt(1 / table[int(t)] - 1))
-    if made.step_index is None:
-        made._init_step_index(t)
-    if hasattr(made, "sigmas_interpol") and not made.state_in_first_order:
-        return float(made.sigmas_interpol[made.step_index - ("Ancestral" in type(made).__name__)])
-    if hasattr(made, "mid_point_sigma") and not made.state_in_first_order:
-        return float(made.mid_point_sigma)
-    return float(made.sigmas[made.step_index])
+    if solver.step_index is None:
+        solver._init_step_index(t)
+    if hasattr(solver, "sigmas_interpol") and not solver.state_in_first_order:
+        return float(solver.sigmas_interpol[solver.step_index - ("Ancestral" in type(solver).__name__)])
+    if hasattr(solver, "mid_point_sigma") and not solver.state_in_first_order:
+        return float(solver.mid_point_sigma)
+    return float(solver.sigmas[solver.step_index])
 
 
-# What is measured
+# Measurement
 
 
 def run(peer: Peer, denoise: Any, u: Any, budget: int, setting: tuple[str, float, str], noise: Any) -> tuple[Any, int]:
@@ -235,7 +234,7 @@ def measure(
     import torch
 
     calls: dict[str, list[int | None]] = {}
-    found: dict[str, list[float | None]] = {}
+    table: dict[str, list[float | None]] = {}
     denoise = torch_law(law)
     start = torch.as_tensor(np.array(u, np.float64))
     with warnings.catch_warnings():
@@ -243,17 +242,17 @@ def measure(
         for setting in chosen:
             grid, end, ending = setting
             name = f"{grid} {end:g} {ending}"
-            for at, budget in enumerate(budgets):
+            for column, budget in enumerate(budgets):
                 if budget - ENDINGS[ending] < peer.cost:
                     continue
                 result, spent = run(peer, denoise, start, budget, setting, noise(start))
-                found.setdefault(name, [None] * len(budgets))[at] = rounded(error(result.numpy()))
-                calls.setdefault(ending, [None] * len(budgets))[at] = spent
-    return {"calls": calls, "errors": found}
+                table.setdefault(name, [None] * len(budgets))[column] = rounded(error(result.numpy()))
+                calls.setdefault(ending, [None] * len(budgets))[column] = spent
+    return {"calls": calls, "errors": table}
 
 
 def draws(u: Any) -> Callable[..., Any]:
-    """Noise from a generator of its own."""
+    """Normal noise from a new generator with seed 0."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

@@ -1,11 +1,11 @@
-r"""Laws, schedules, starts, exact answers, step grids. Everything in float64.
+r"""Distributions, schedules, starts, exact answers, step grids. Everything in float64.
 
     mixture     sum_k w_k N(m_k, s^2 I): in two dimensions that of the reference cases, in 64 one of eight components
-    gaussian    independent coordinates of deviation 1, 0.5 and 0.1: its law under an affine sampler is known exactly
-    start       at t = 1, or at sigma / alpha = 80 where the schedule's own end is the clip
+    gaussian    independent coordinates of deviation 1, 0.5 and 0.1: an affine sampler's distribution is known exactly
+    start       at t = 1, or at sigma / alpha = 80 where the schedule's end is the clip
 
-The exact answer is the probability-flow ODE's limit at sigma = 0, by Runge and Kutta down to t = 0 and half a
-denoiser step from there, u + (E[x0 | x] - u) / 2 with u = x / alpha, which is right to O(sigma^4).
+The exact answer is the probability-flow ODE's limit at sigma = 0, by Runge-Kutta down to t = 0 and half a denoiser step
+from there, u + (E[x0 | x] - u) / 2 with u = x / alpha, which is accurate to O(sigma^4).
 """
 
 import functools
@@ -47,7 +47,7 @@ def time_at(schedule: Schedule, rho: float) -> float:
 
 
 def start_time(name: str) -> float:
-    """Where the grids of a schedule start."""
+    """The first time of the grids of a schedule."""
     return 1.0 if name in ("linear", "edm") else time_at(SCHEDULES[name], LARGEST)
 
 
@@ -55,13 +55,13 @@ _KNOWN: dict[tuple[str, str, int, float], np.ndarray] = {}
 
 
 def prepare(schedule: str, lengths: set[int]) -> None:
-    """Computes all grids of these lengths in one compile: one by one they would each be compiled."""
-    of, first = SCHEDULES[schedule], start_time(schedule)
+    """Compute all grids of these lengths in one compiled program, instead of compiling one program for each."""
+    levels, first = SCHEDULES[schedule], start_time(schedule)
     names = [(grid, n) for grid in GRIDS for n in sorted(lengths) if (schedule, grid, n, ENDS[0]) not in _KNOWN]
     if not names:
         return
-    last = jnp.asarray([time_at(of, end) for end in ENDS])
-    every = jax.jit(jax.vmap(lambda last: [GRIDS[grid](of, n, t_max=first, t_min=last) for grid, n in names]))
+    last = jnp.asarray([time_at(levels, end) for end in ENDS])
+    every = jax.jit(jax.vmap(lambda last: [GRIDS[grid](levels, n, t_max=first, t_min=last) for grid, n in names]))
     for (grid, n), grids in zip(names, every(last), strict=True):
         for end, times in zip(ENDS, np.asarray(grids), strict=True):
             _KNOWN[schedule, grid, n, end] = times
@@ -74,12 +74,12 @@ def step_grid(schedule: str, grid: str, n: int, end: float) -> np.ndarray:
 
 
 def padded(times: np.ndarray, n: int) -> np.ndarray:
-    """The grid with its first point repeated to n entries: what sees its last points sees them as they are."""
+    """The grid with its first point repeated to n entries; its last points do not change."""
     return np.concatenate([np.full(n - len(times), times[0]), times])
 
 
 def mixture(dimension: int) -> analytic.Mixture:
-    """The law in 2 or in 64 dimensions."""
+    """The mixture in 2 or in 64 dimensions."""
     if dimension == 2:
         means = np.array([[-1.5, 0.5], [1.0, 1.2], [0.3, -1.4]])
         return analytic.Mixture(np.array([0.2, 0.5, 0.3]), means, 0.3)
@@ -88,7 +88,7 @@ def mixture(dimension: int) -> analytic.Mixture:
 
 
 def gaussian() -> analytic.Gaussian:
-    """The law of which mean and deviations are followed exactly."""
+    """The Gaussian whose mean and deviations are computed exactly."""
     return analytic.Gaussian(np.array([0.7, -0.4, 0.1]), np.eye(3), np.array([1.0, 0.25, 0.01]))
 
 
@@ -108,28 +108,28 @@ class Problem(NamedTuple):
 
 
 def exact(schedule: str, law: analytic.Mixture, x: Any) -> tuple[Any, Any]:
-    """What the flow makes of starts x (B, D): x0 (B, D), and its points at each of `ENDS`; under `jax.enable_x64`."""
-    of, t = SCHEDULES[schedule], start_time(schedule)
-    denoise = law.denoiser(of)
+    """The flow from starts x (B, D): x0 (B, D), and its points at each of `ENDS`; call it under `jax.enable_x64`."""
+    levels, t = SCHEDULES[schedule], start_time(schedule)
+    denoise = law.denoiser(levels)
 
     @jax.jit
     def answers(x, ends):
-        at = jax.lax.map(lambda s: analytic.flow(of, denoise, x, t, s, num_steps=RUNGE_KUTTA), ends)
-        u = at[-1] / of(ends[-1]).alpha
+        at = jax.lax.map(lambda s: analytic.flow(levels, denoise, x, t, s, num_steps=RUNGE_KUTTA), ends)
+        u = at[-1] / levels(ends[-1]).alpha
         return u + (denoise(at[-1], ends[-1]) - u) / 2, at[:-1]
 
-    return answers(x, jnp.asarray([*(time_at(of, end) for end in ENDS), 0.0]))
+    return answers(x, jnp.asarray([*(time_at(levels, end) for end in ENDS), 0.0]))
 
 
 def problem(schedule: str, dimension: int, examples: int) -> Problem:
     """Starts and their exact answers; call it under `jax.enable_x64`."""
-    law, of, t = mixture(dimension), SCHEDULES[schedule], start_time(schedule)
-    x = jnp.asarray(of(t).sigma * np.random.RandomState(1).normal(size=(examples, dimension)))
+    law, levels, t = mixture(dimension), SCHEDULES[schedule], start_time(schedule)
+    x = jnp.asarray(levels(t).sigma * np.random.RandomState(1).normal(size=(examples, dimension)))
     return Problem(schedule, law, x, *exact(schedule, law, x))
 
 
 class Case(NamedTuple):
-    """One run: a grid that ends at ENDS[end], how it ends, a budget, and the moves and calls that it comes to."""
+    """One run: a grid that ends at ENDS[end], its ending, its budget, and the resulting moves and calls."""
 
     grid: str
     end: int
@@ -140,7 +140,7 @@ class Case(NamedTuple):
 
 
 def cases(row: Any, budgets: tuple[int, ...], grids: tuple[str, ...], ends: tuple[int, ...]) -> list[Case]:
-    """All runs of a row that its budgets pay for."""
+    """All runs of a row that fit into the budgets."""
     return [
         Case(grid, end, ending, budget, moves, row.spent(moves, ending))
         for grid in grids
@@ -152,7 +152,7 @@ def cases(row: Any, budgets: tuple[int, ...], grids: tuple[str, ...], ends: tupl
 
 
 def padded_grids(schedule: str, runs: list[Case]) -> tuple[Any, Any]:
-    """(G, P) grids, padded to the longest, and (G,) their own numbers of entries."""
+    """(G, P) grids, padded to the longest, and (G,) their numbers of entries without padding."""
     longest = max(case.moves for case in runs) + 1
     prepare(schedule, {case.moves + 1 for case in runs})
     grids = [padded(step_grid(schedule, c.grid, c.moves + 1, ENDS[c.end]), longest) for c in runs]
@@ -160,7 +160,7 @@ def padded_grids(schedule: str, runs: list[Case]) -> tuple[Any, Any]:
 
 
 def skipping(sampler: Any) -> Any:
-    """Sampler -> sampler that leaves out steps of length zero, the work included, so that padding costs nothing."""
+    """The sampler without the work of zero-length steps, so that padding costs nothing."""
 
     def step(key, denoise, state, t, s):
         return jax.lax.cond(t == s, lambda: state, lambda: sampler.step(key, denoise, state, t, s))

@@ -1,4 +1,4 @@
-"""What was measured, as markdown and as a plot."""
+"""The results of the sampler benchmark as Markdown and as a plot."""
 
 from pathlib import Path
 from typing import Any
@@ -8,17 +8,17 @@ from experiments.benchmarks.problems import LETTERS
 
 
 def table(head: list[str], lines: list[list[str]]) -> str:
-    """A markdown table."""
+    """A Markdown table."""
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines]) + "\n"
 
 
 def number(value: float | None) -> str:
-    """Two digits."""
+    """A value to two digits, "" for None."""
     return "" if value is None else f"{value:.1e}" if value < 0.01 or value >= 100 else f"{value:.2g}"
 
 
 def short(setting: str) -> str:
-    """The setting of a best error, as the legend says."""
+    """The setting of a best error, abbreviated as in the legend."""
     grid, end, ending = setting.split()
     return f"{LETTERS.get(grid, grid)}{'' if end == '0' else ' ' + end.lstrip('0')}{'' if ending == 'sample' else ' i'}"
 
@@ -26,13 +26,13 @@ def short(setting: str) -> str:
 def _best_lines(rows: dict[str, Any], count: int) -> list[list[str]]:
     lines = []
     for name, row in rows.items():
-        found = [best(row["errors"], at) for at in range(count)]
-        lines.append([name, *("" if f is None else f"{number(f[0])} {short(f[1])}" for f in found)])
+        cells = [best(row["errors"], index) for index in range(count)]
+        lines.append([name, *("" if f is None else f"{number(f[0])} {short(f[1])}" for f in cells)])
     return lines
 
 
-def _groups(found: dict[str, Any]) -> dict[str, Any]:
-    published = set(found["published"])
+def _groups(results: dict[str, Any]) -> dict[str, Any]:
+    published = set(results["published"])
     groups = {
         "diffax": lambda name: " " not in name,
         "of it, samplers of released codes": lambda name: name in published,
@@ -42,15 +42,15 @@ def _groups(found: dict[str, Any]) -> dict[str, Any]:
     return groups
 
 
-def leaders(found: dict[str, Any], rows: dict[str, Any]) -> list[list[str]]:
+def leaders(results: dict[str, Any], rows: dict[str, Any]) -> list[list[str]]:
     """The best of each group at each budget, over samplers and settings."""
     lines = []
-    for group, belongs in _groups(found).items():
+    for group, belongs in _groups(results).items():
         cells = []
-        for at in range(len(found["budgets"])):
-            of = [(*f, name) for name, row in rows.items() if belongs(name) and (f := best(row["errors"], at))]
-            error, setting, name = min(of) if of else (None, "", "")
-            cells.append(f"{number(error)} {name.split(' ', 1)[-1]}, {short(setting)}" if of else "")
+        for at in range(len(results["budgets"])):
+            candidates = [(*f, name) for name, row in rows.items() if belongs(name) and (f := best(row["errors"], at))]
+            error, setting, name = min(candidates) if candidates else (None, "", "")
+            cells.append(f"{number(error)} {name.split(' ', 1)[-1]}, {short(setting)}" if candidates else "")
         if any(cells):
             lines.append([group, *cells])
     return lines
@@ -61,31 +61,32 @@ HEAD = """# Samplers, measured
 `python -m experiments.benchmark samplers` wrote this; `samplers.json` has every number. {device}, jax {jax},
 diffax {diffax}, {peers}, {seconds} s in all.
 
-Columns are budgets in denoiser calls. A cell is the least error over grids and endings, and where it was found: u
-uniform in t, q quadratic in t, l uniform in log-SNR, k Karras, b beta quantiles, p polyexponential, a `arctan`
-(others: a library's own), then sigma / alpha at the last grid point (.05, .01 or .001; a library's own end is not
-named), then i for `integrate`, which ends without the last denoiser call of `sample`. Names ending in `-final` take the
-last steps at lower order.
+Columns are budgets in denoiser calls. A cell is the least error over grids and endings, with its setting: u uniform in
+t, q quadratic in t, l uniform in log-SNR, k Karras, b beta quantiles, p polyexponential, a `arctan` (others: a
+library's own), then sigma / alpha at the last grid point (.05, .01 or .001; a library's own end is not named), then i
+for `integrate`, which ends without the last denoiser call of `sample`. Names ending in `-final` take the last steps at
+lower order.
 """
 ORDERS = """## Measured order
 
 Slope between the two largest budgets, log-SNR grid to sigma / alpha = .05, against the flow to that level, from a cold
-start: it holds a multistep sampler's order to 2, or 3 with a corrector, in the limit. Empty: round-off.
+start, which limits a multistep sampler's order to 2, or 3 with a corrector. Empty: round-off.
 """
-LAW = """## Error in law, Gaussian
+DISTRIBUTION = """## Error in distribution, Gaussian
 
-Wasserstein distance to the data's law, exact: no sampling. The order is that of the law at the last grid level;
+Wasserstein distance to the data's distribution, exact: no sampling. The order is measured at the last grid level;
 `ddim-langevin` keeps the bias of its corrector.
 """
-DRAWN = """## Error in law, mixture, {problem}
+DRAWN = """## Error in distribution, mixture, {problem}
 
 Sliced Wasserstein distance of {draws} draws, `sample` on the log-SNR grid to .01 (diffusers: its exponential grid, or
-trailing). As many exact draws: {low:.3f} (median), {high:.3f} (largest of all tries).
+trailing). Equally many exact draws: {low:.3f} (median), {high:.3f} (largest).
 
 """
 SWEEPS = """## A hyperparameter swept in one compile
 
-`vmap` over the values, all budgets in the same program. Error in law on the Gaussian, `sample`, log-SNR grid to .01.
+`vmap` over the values, all budgets in the same program. Error in distribution on the Gaussian, `sample`, log-SNR grid
+to .01.
 """
 SPEED = """## Compile time and time of a step
 
@@ -94,64 +95,64 @@ tabulated levels.
 """
 OVERHEAD = """## Overhead beside other libraries
 
-The same loops in turn with theirs in one process: milliseconds for 50 steps, the least of the repeats. Target: 1/10 of
+Our loops and theirs in turn in one process: milliseconds for 50 steps, the least of the repeats. Target: 1/10 of
 diffusers' time without noise, no slower with noise.
 """
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(results: dict[str, Any]) -> str:
     """The whole report."""
-    budgets = [str(b) for b in found["budgets"]]
-    environment = found["environment"]
+    budgets = [str(b) for b in results["budgets"]]
+    environment = results["environment"]
     versions = ", ".join(f"{k} {v}" for k, v in environment["peers"].items()) or "without other libraries"
     parts = [HEAD.format(**{**environment, "peers": versions})]
     parts.append("![Error against calls](samplers.png)\n")
-    if any(found["errors"].values()):
+    if any(results["errors"].values()):
         parts.append("## Best at each budget\n")
-        for problem, rows in found["errors"].items():
-            parts += [f"### {problem}\n", table(["", *budgets], leaders(found, rows))]
-        parts.append(_errors(found, budgets))
-        parts.append(_orders(found))
-    parts += [_laws(found, budgets), _sweeps(found), _speed(found)]
+        for problem, rows in results["errors"].items():
+            parts += [f"### {problem}\n", table(["", *budgets], leaders(results, rows))]
+        parts.append(_errors(results, budgets))
+        parts.append(_orders(results))
+    parts += [_laws(results, budgets), _sweeps(results), _speed(results)]
     return "\n".join(parts)
 
 
-def _errors(found: dict[str, Any], budgets: list[str]) -> str:
+def _errors(results: dict[str, Any], budgets: list[str]) -> str:
     parts = ["## Error against the exact flow, mixtures\n\nRoot of the mean square over examples and coordinates.\n"]
-    for problem, rows in found["errors"].items():
+    for problem, rows in results["errors"].items():
         lines = _best_lines(rows, len(budgets))
         parts += [f"### {problem}\n", table([f"{problem}", *budgets], lines)]
     return "\n".join(parts)
 
 
-def _orders(found: dict[str, Any]) -> str:
-    problems = list(found["errors"])
-    names = list(found["errors"][problems[0]])
+def _orders(results: dict[str, Any]) -> str:
+    problems = list(results["errors"])
+    names = list(results["errors"][problems[0]])
     lines = []
     for name in names:
-        if "order" in found["errors"][problems[0]][name]:
-            orders = [found["errors"][p].get(name, {}).get("order") for p in problems]
+        if "order" in results["errors"][problems[0]][name]:
+            orders = [results["errors"][p].get(name, {}).get("order") for p in problems]
             shown = ["" if order is None else f"{order:.2f}" for order in orders]
-            lines.append([name, str(found["calls_a_step"][name]), str(found["claimed_order"][name]), *shown])
+            lines.append([name, str(results["calls_a_step"][name]), str(results["claimed_order"][name]), *shown])
     return ORDERS + "\n" + table(["sampler", "calls a step", "claimed", *problems], lines)
 
 
-def _laws(found: dict[str, Any], budgets: list[str]) -> str:
+def _laws(results: dict[str, Any], budgets: list[str]) -> str:
     parts = []
-    if any(found["law"].values()):
-        parts.append(LAW)
-    for schedule, rows in found["law"].items():
+    if any(results["law"].values()):
+        parts.append(DISTRIBUTION)
+    for schedule, rows in results["law"].items():
         if rows:
             lines = _best_lines(rows, len(budgets))
             for line, row in zip(lines, rows.values(), strict=True):
                 line.append("" if row.get("order") is None else f"{row['order']:.2f}")
             parts.append(f"### {schedule}\n\n" + table([schedule, *budgets, "order"], lines))
-    for problem, of in found["drawn"].items():
-        if of["rows"]:
-            low, high = of["floor"]
+    for problem, mixture in results["drawn"].items():
+        if mixture["rows"]:
+            low, high = mixture["floor"]
             parts.append(
-                DRAWN.format(problem=problem, draws=of["draws"], low=low, high=high)
-                + table([problem, *budgets], _drawn_lines(of["rows"], len(budgets)))
+                DRAWN.format(problem=problem, draws=mixture["draws"], low=low, high=high)
+                + table([problem, *budgets], _drawn_lines(mixture["rows"], len(budgets)))
             )
     return "\n".join(parts)
 
@@ -165,9 +166,9 @@ def _drawn_lines(rows: dict[str, Any], count: int) -> list[list[str]]:
     return lines
 
 
-def _sweeps(found: dict[str, Any]) -> str:
+def _sweeps(results: dict[str, Any]) -> str:
     parts = [SWEEPS]
-    for name, sweep in found["sweeps"].items():
+    for name, sweep in results["sweeps"].items():
         lines = [
             [f"{value:g}", *map(number, errors)] for value, errors in zip(sweep["values"], sweep["errors"], strict=True)
         ]
@@ -176,7 +177,7 @@ def _sweeps(found: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _speed(found: dict[str, Any]) -> str:
+def _speed(results: dict[str, Any]) -> str:
     parts = [SPEED]
     lines = [
         [
@@ -187,11 +188,11 @@ def _speed(found: dict[str, Any]) -> str:
             f"{row['linear_ms']:.2f}",
             "" if row["table_ms"] is None else f"{row['table_ms']:.2f}",
         ]
-        for row in found["speed"]
+        for row in results["speed"]
     ]
     head = ["sampler", "compile s, 50 steps", "compile s, 500 steps", "us a step", "ms, 50 steps", "ms, table"]
     parts.append(table(head, lines))
-    if found["overhead"]:
+    if results["overhead"]:
         parts.append(OVERHEAD)
         lines = [
             [
@@ -204,7 +205,7 @@ def _speed(found: dict[str, Any]) -> str:
                 f"{row['ratio_table']:.3f}",
                 "" if row["met"] is None else "met" if row["met"] else f"missed ({row['target']:g})",
             ]
-            for row in found["overhead"]
+            for row in results["overhead"]
         ]
         head = ["peer", "ours", "peer ms", "ours ms", "ours ms, table", "ratio", "ratio, table", "target"]
         parts.append(table(head, lines))
@@ -227,8 +228,8 @@ SHOWN = (
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#222222", "#ee8866", "#999933")
 
 
-def plot(found: dict[str, Any], path: Path) -> bool:
-    """Least error over grids and endings against calls, a panel for each problem; False where matplotlib is absent."""
+def plot(results: dict[str, Any], path: Path) -> bool:
+    """Least error over grids and endings against calls, a panel for each problem; False without matplotlib."""
     try:
         import matplotlib
     except ImportError:
@@ -236,7 +237,7 @@ def plot(found: dict[str, Any], path: Path) -> bool:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels = {name: rows for name, rows in found["errors"].items() if rows}
+    panels = {name: rows for name, rows in results["errors"].items() if rows}
     if not panels:
         return False
     columns = min(3, len(panels))
@@ -247,7 +248,7 @@ def plot(found: dict[str, Any], path: Path) -> bool:
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for axis, (problem, rows) in zip(axes.flat, panels.items(), strict=False):
-        _panel(axis, found, problem, rows)
+        _panel(axis, results, problem, rows)
     handles: dict[str, Any] = {}
     for axis in axes.flat:
         handles.update({str(h.get_label()): h for h in axis.get_lines()})
@@ -264,16 +265,16 @@ def plot(found: dict[str, Any], path: Path) -> bool:
     return True
 
 
-def _panel(axis: Any, found: dict[str, Any], problem: str, rows: dict[str, Any]) -> None:
-    budgets = found["budgets"]
+def _panel(axis: Any, results: dict[str, Any], problem: str, rows: dict[str, Any]) -> None:
+    budgets = results["budgets"]
     names = [name for name in rows if name in SHOWN] or [name for name in rows if " " not in name][: len(COLOURS)]
 
     def least(belongs):
         points = []
         for at, budget in enumerate(budgets):
-            of = [f[0] for name, row in rows.items() if belongs(name) and (f := best(row["errors"], at))]
-            if of:
-                points.append((budget, min(of)))
+            candidates = [f[0] for name, row in rows.items() if belongs(name) and (f := best(row["errors"], at))]
+            if candidates:
+                points.append((budget, min(candidates)))
         return points
 
     for name in names:

@@ -1,4 +1,4 @@
-"""The samplers of the benchmark, and what their steps cost.
+"""The samplers of the benchmark, and the cost of their steps.
 
 m moves cost calls * m + start_calls; `sample` makes one more call at the end:
 
@@ -19,9 +19,9 @@ ENDINGS = {"sample": 1, "integrate": 0}
 class Row(NamedTuple):
     """A sampler of the benchmark.
 
-    build: (schedule, stretch) -> sampler. stretch: entries of the padded grid over entries of the real one, for what
-      divides a hyperparameter by the length of its grid.
-    published: whether it is what some released code computes (the tests hold it to that code's numbers).
+    build: (schedule, stretch) -> sampler. stretch: entries of the padded grid over entries of the original one, for
+      samplers that divide a hyperparameter by the length of the grid.
+    published: whether some released code computes the same (the tests compare with that code's numbers).
     """
 
     build: Callable[[Any, Any], Sampler]
@@ -33,7 +33,7 @@ class Row(NamedTuple):
         return sampler.calls * moves + (sampler.start_calls if moves else 0) + ENDINGS[ending]
 
     def moves(self, budget: int, ending: str) -> int:
-        """The most moves that a budget of calls pays for; 0 if it is too small."""
+        """The most moves within a budget of calls; 0 if the budget is too small."""
         return max((m for m in range(1, budget + 1) if self.spent(m, ending) <= budget), default=0)
 
 
@@ -42,7 +42,7 @@ def _row(make: Callable[..., Sampler], *, published: bool = True, **settings: An
 
 
 def _churned(amount: float) -> Row:
-    """EDM's sampler; churn divides its amount by the number of entries of the grid that it sees."""
+    """EDM's sampler. Churn is divided by the number of grid entries, so `stretch` corrects it for padding."""
     return Row(lambda schedule, stretch: samplers.heun(schedule, s_churn=amount * stretch))
 
 
@@ -108,7 +108,7 @@ STOCHASTIC = {
     "ddim-langevin": _corrected(samplers.ddim, 0.3),
 }
 
-# Samplers of the catalogue without a row above; euler is ddim, and an order of 0 claims nothing.
+# Samplers of the catalogue without a row above; euler is ddim, and an order of 0 means that none is claimed.
 _COVERED = {name.partition("-")[0] for name in (*DETERMINISTIC, *STOCHASTIC)} | {"euler"}
 for _name, _entry in samplers.CATALOGUE.items():
     if _entry.order and _name not in _COVERED:
@@ -118,10 +118,10 @@ ROWS = {**DETERMINISTIC, **STOCHASTIC}
 
 
 def select(wanted: list[str] | None) -> tuple[dict[str, Row], dict[str, Row]]:
-    """(deterministic, stochastic) rows whose name, or its part before the first "-", is wanted; None wants all.
+    """(deterministic, stochastic) rows whose name, or its part before the first "-", is in `wanted`; None for all.
 
     Raises:
-      ValueError: for a name that no row has.
+      ValueError: for an unknown name.
     """
     if wanted is None:
         return DETERMINISTIC, STOCHASTIC

@@ -1,12 +1,12 @@
-"""Measures what it saves to train several seeds by one program instead of one after another by commands of their own.
+"""Measure the time saved by training several seeds in one program instead of one command for each seed.
 
     python -m experiments.benchmark seeds --out=DIR [--networks=mlp,unet] [--ways=loop,vmap] [--seeds=8] [--steps=30]
 
-Each time is of a whole command, `experiments.sweep` on digits with start, compilation and a few samples at the end, by
-the clock on the wall: once with all seeds, and once for each seed alone in a folder of its own.
+Each time is the wall time of a whole command, `experiments.sweep` on digits with start, compilation and a few samples
+at the end: once with all seeds, and once for each seed alone in a separate folder.
 
-    ratio    seconds of the one command / sum over seeds of the seconds of their own commands, each of which is run
-    apart    largest |loss of the one / loss of its own - 1| over seeds and steps
+    ratio    seconds of the command with all seeds / sum of the seconds of the commands with one seed
+    apart    largest |loss with all seeds / loss with one seed - 1| over seeds and steps
 """
 
 import json
@@ -28,7 +28,7 @@ from experiments.run.workdir import check_writable
 KNOWN = ("mlp", "unet")
 NETWORKS = flags.DEFINE_list("networks", list(KNOWN), "Of mlp, unet: those of configs/digits.py but for the MLP.")
 WAYS = flags.DEFINE_list("ways", ["loop", "vmap"], "Of loop, vmap.")
-SEEDS = flags.DEFINE_integer("seeds", 8, "How many.", lower_bound=2)
+SEEDS = flags.DEFINE_integer("seeds", 8, "Number of seeds.", lower_bound=2)
 STEPS = flags.DEFINE_integer("steps", 30, "Training steps of each.", lower_bound=1)
 OUT = flags.DEFINE_string("out", "benchmark", "Folder for seeds.md and seeds.json.")
 
@@ -53,10 +53,10 @@ def get_overrides():
 
 
 def check(networks: list[str], ways: list[str]) -> None:
-    """Raises `ValueError` for names that are not known, or none."""
-    for name, given, known in (("networks", networks, KNOWN), ("ways", ways, ("loop", "vmap"))):
-        if not given or not set(given) <= set(known):
-            raise ValueError(f"{name} must be among {', '.join(known)}, got {','.join(given)!r}")
+    """Raise `ValueError` for unknown names, or none."""
+    for name, chosen, known in (("networks", networks, KNOWN), ("ways", ways, ("loop", "vmap"))):
+        if not chosen or not set(chosen) <= set(known):
+            raise ValueError(f"{name} must be among {', '.join(known)}, got {','.join(chosen)!r}")
 
 
 def command(sweep: Path, folder: Path, *options: str) -> float:
@@ -67,25 +67,25 @@ def command(sweep: Path, folder: Path, *options: str) -> float:
     """
     start = time.perf_counter()
     arguments = [sys.executable, "-m", "experiments.sweep", f"--sweep={sweep}", f"--workdir={folder}", *options]
-    # A cache that all of them share would spare the later ones their compilation.
+    # With a shared cache the later commands would not compile.
     env = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-    found = subprocess.run(arguments, capture_output=True, text=True, env=env)
-    if found.returncode:
-        raise RuntimeError(found.stderr[-500:])
+    process = subprocess.run(arguments, capture_output=True, text=True, env=env)
+    if process.returncode:
+        raise RuntimeError(process.stderr[-500:])
     return time.perf_counter() - start
 
 
 def losses(folder: Path) -> dict[int, np.ndarray]:
     """{seed: losses of all steps} of the runs in a folder."""
-    found = {}
+    result = {}
     for run in (folder / "runs").iterdir():
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        found[json.loads((run / "config.json").read_text())["seed"]] = np.array([line["loss"] for line in lines])
-    return found
+        result[json.loads((run / "config.json").read_text())["seed"]] = np.array([line["loss"] for line in lines])
+    return result
 
 
 def measure(network: str, scratch: Path) -> list[dict[str, Any]]:
-    """A row for each way: seconds of the seeds' own commands and of the one, their ratio, how far losses are apart."""
+    """A row for each way: seconds of the separate commands and of the common one, their ratio, difference of losses."""
     sweep = scratch / f"{network}.py"
     sweep.write_text(SWEEP.format(network=network, steps=STEPS.value, seeds=SEEDS.value))
     alone, own = list[float](), dict[int, np.ndarray]()
@@ -104,8 +104,8 @@ def measure(network: str, scratch: Path) -> list[dict[str, Any]]:
 
 
 def row(network: str, way: str, alone: list[float], whole: float, own: Any, shared: Any) -> dict[str, Any]:
-    """What was measured. alone: seconds, one for each command that was run; own, shared: {seed: losses (steps,)}."""
-    # By arrays, and not by Python's max, which may pass over NaN.
+    """A row of results. alone: seconds of each separate command; own, shared: {seed: losses (steps,)}."""
+    # Not Python's max, which may skip NaN.
     apart = np.max([np.abs(shared[seed] / own[seed] - 1) for seed in own])
     times = {"alone": alone, "one_program": whole, "ratio": whole / sum(alone)}
     return {"network": network, "way": way, **times, "apart": float(apart)}
@@ -118,7 +118,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def main(argv):
-    """Measures and writes the table."""
+    """Measure and write the table."""
     del argv
     out = Path(OUT.value)
     with usage_errors():

@@ -1,8 +1,8 @@
 """Compile time, time of a step, and overhead beside other libraries: float32, x of 4 x 3 x 32 x 32, a trivial denoiser.
 
-Ours runs over 50 steps of `integrate`, compiled; a peer's loop over its 50 steps, after `set_timesteps`. They take
-turns in one process, and the least of the repeats counts, since whatever else the machine does only adds.
-Two schedules: `linear`, and diffusers' own table of 1,000 levels, interpolated.
+Our loop is `integrate` over 50 steps, compiled; a peer's loop has 50 steps, after `set_timesteps`. They take turns in
+one process, and the least of the repeats counts, since other load on the machine can only add time. Two schedules:
+`linear`, and diffusers' table of 1,000 levels, interpolated.
 """
 
 import time
@@ -18,7 +18,7 @@ from experiments.benchmarks import peer_rows, peers
 from experiments.benchmarks.rows import Row
 
 SHAPE, STEPS, LONG = (4, 3, 32, 32), 50, 500
-CALLS = 4  # of one before the next has its turn: the first finds the caches full of the other's data
+CALLS = 4  # in a row for each loop, because the first call finds the caches full of the other loop's data
 SCHEDULES: dict[str, Callable[[], Any]] = {
     "linear": diffax.Linear,
     "table": lambda: diffax.from_betas(diffax.schedules.linear_betas(1000)),
@@ -26,7 +26,7 @@ SCHEDULES: dict[str, Callable[[], Any]] = {
 
 
 def compiled(row: Row, schedule: Any, steps: int) -> tuple[Callable[[], Any], float]:
-    """(a run of so many steps, seconds that it took to trace and compile)."""
+    """(a run of `steps` steps, seconds of tracing and compilation)."""
     x = jnp.asarray(np.random.RandomState(0).normal(size=SHAPE), jnp.float32)
     times, key = jnp.linspace(1.0, 0.001, steps + 1, dtype=jnp.float32), jax.random.key(0)
 
@@ -40,7 +40,7 @@ def compiled(row: Row, schedule: Any, steps: int) -> tuple[Callable[[], Any], fl
 
 
 def least(run: Callable[[], Any], repeats: int) -> float:
-    """Seconds of the fastest of CALLS calls, as often as `repeats`."""
+    """Seconds of the fastest of CALLS * repeats calls."""
     seconds = []
     for _ in range(CALLS * repeats):
         start = time.perf_counter()
@@ -65,7 +65,7 @@ def measure(name: str, row: Row, repeats: int, *, quick: bool = False) -> dict[s
 
 
 def loop_of(peer: peer_rows.Peer, device: str = "cpu") -> Callable[[], Any]:
-    """A peer's loop of 50 steps with a trivial denoiser, on a device as torch names it."""
+    """A peer's loop of 50 steps with a trivial denoiser. device: a name of torch."""
     import torch
 
     x = torch.as_tensor(np.random.RandomState(0).normal(size=SHAPE), dtype=torch.float32, device=device)
@@ -82,17 +82,17 @@ def loop_of(peer: peer_rows.Peer, device: str = "cpu") -> Callable[[], Any]:
                 )
 
         return k_run
-    made = peers.scheduler(peer, peer.grids[-1] if peer.name == "DPMSolverSinglestep" else peer.grids[0])
+    instance = peers.scheduler(peer, peer.grids[-1] if peer.name == "DPMSolverSinglestep" else peer.grids[0])
 
     def prepared():
-        made.set_timesteps(STEPS, device=device)  # resets what the last run left in it; not timed
-        timesteps = made.timesteps
+        instance.set_timesteps(STEPS, device=device)  # resets the state of the last run; not timed
+        timesteps = instance.timesteps
 
         def run():
             y = x
             with torch.no_grad():
                 for t in timesteps:
-                    y = made.step(0.5 * made.scale_model_input(y, t), t, y, return_dict=False)[0]
+                    y = instance.step(0.5 * instance.scale_model_input(y, t), t, y, return_dict=False)[0]
             return y
 
         return run
@@ -101,8 +101,8 @@ def loop_of(peer: peer_rows.Peer, device: str = "cpu") -> Callable[[], Any]:
 
 
 def overhead(rows: dict[str, Row], repeats: int) -> list[dict[str, Any]]:
-    """Ours against each peer whose counterpart is among the rows: milliseconds and ratio, on both schedules."""
-    found = []
+    """Our loop against each peer whose counterpart is among the rows: milliseconds and ratio, on both schedules."""
+    results = []
     for name, peer in peer_rows.PEERS.items():
         if peer.library not in peers.libraries() or peer.ours not in rows or peer.name == "dpm_fast":
             continue
@@ -118,7 +118,7 @@ def overhead(rows: dict[str, Row], repeats: int) -> list[dict[str, Any]]:
                     best[j] = min(best[j], time.perf_counter() - start)
         target = 1.0 if peer.stochastic else 0.1 if peer.library == "diffusers" else None
         linear, table = best[1] / best[0], best[2] / best[0]
-        found.append(
+        results.append(
             {
                 "peer": name,
                 "ours": peer.ours,
@@ -131,4 +131,4 @@ def overhead(rows: dict[str, Row], repeats: int) -> list[dict[str, Any]]:
                 "met": None if target is None else bool(max(linear, table) <= target),
             }
         )
-    return found
+    return results

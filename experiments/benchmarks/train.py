@@ -1,4 +1,4 @@
-"""Measures a training step: time, images a second, operations a second, compile time, memory; by layout and devices.
+"""Measure a training step: time, images/s, FLOP/s, compile time, memory; by layout and devices.
 
     python -m experiments.benchmark train --out=DIR [--networks=digits,pixels32] [--devices=1,8] [--forms=pmap,jit,fsdp]
 
@@ -6,9 +6,9 @@ The step is that of `experiments.train` (AdamW, clipping, EMA, dropout) on rando
 installed, the same step of their UNet2DModel of the same shape is timed in turn with ours, in the same run.
 
     compile     tracing and compiling, without a cache
-    step        median over `--repeats` steps, each waited for, and the range
+    step        median and range over `--repeats` steps, with synchronisation after each
     FLOP/s      model FLOPs (`flops.training_flops`) over the median; share of the bfloat16 peak of all devices
-    memory      of a device: what the compiled step takes for state, batch and temporaries, by XLA's account
+    memory      of a device, reported by XLA: state, batch and temporaries of the compiled step
 """
 
 import json
@@ -35,12 +35,12 @@ DEVICES = flags.DEFINE_list("devices", None, "Numbers of devices; by default 1 a
 FORMS = flags.DEFINE_list("forms", list(inputs.FORMS), "Of pmap, jit, fsdp.")
 DTYPES = flags.DEFINE_list("dtypes", ["float32"], "Of float32, bfloat16.")
 REMAT = flags.DEFINE_list("remat", ["False"], "Of False, True.")
-REPEATS = flags.DEFINE_integer("repeats", 20, "Steps that are timed.", lower_bound=1)
+REPEATS = flags.DEFINE_integer("repeats", 20, "Timed steps.", lower_bound=1)
 OUT = flags.DEFINE_string("out", "benchmark", "Folder for train.md and train.json.")
 
 
 class Network(NamedTuple):
-    """A network and what it is trained on."""
+    """A network and its data."""
 
     shape: tuple[int, ...]
     batch_size: int
@@ -55,7 +55,7 @@ SIZES = {
 
 
 def config_of(network: Network, dtype: str, remat: bool) -> Any:
-    """The config of a case: the defaults but for its network."""
+    """The config of a case: the defaults except for its network."""
     config = default.get_config()
     config.dataset.batch_size = network.batch_size
     config.network.update({**network.settings, "dtype": dtype, "remat": remat, "conditional": False})
@@ -63,7 +63,7 @@ def config_of(network: Network, dtype: str, remat: bool) -> Any:
 
 
 def seconds(step: Any, state: Any, batch: Any) -> tuple[float, Any]:
-    """(time of one step that is waited for, the state after it)."""
+    """(time of one step including synchronisation, the state after it)."""
     start = time.perf_counter()
     state, metrics = step(state, batch)
     jax.block_until_ready((state, metrics))
@@ -145,21 +145,21 @@ def line(row: dict[str, Any]) -> str:
 
 
 def cases() -> list[tuple[str, str, int, str, bool]]:
-    """What the flags ask for.
+    """The cases that the flags select.
 
     Raises:
-      ValueError: for what there is not.
+      ValueError: for an unknown name, or a number of devices that does not exist or does not divide a batch.
     """
     here = len(jax.devices())
     counts = DEVICES.value or sorted({"1", str(here)}, key=int)
-    for flag, given, known in (
+    for flag, chosen, known in (
         ("networks", NETWORKS.value, SIZES),
         ("forms", FORMS.value, inputs.FORMS),
         ("dtypes", DTYPES.value, NAMES_OF_DTYPES),
         ("remat", REMAT.value, ("False", "True")),
         ("devices", counts, [str(n) for n in range(1, here + 1)]),
     ):
-        for one in given:
+        for one in chosen:
             if one not in known:
                 raise ValueError(f"{flag} must be among {', '.join(known)}, got {one!r}")
     for name in NETWORKS.value:
@@ -177,7 +177,7 @@ def cases() -> list[tuple[str, str, int, str, bool]]:
 
 
 def main(argv: list[str]) -> None:
-    """Measures, prints, writes."""
+    """Measure, print, write."""
     try:
         if argv[1:]:
             raise ValueError(f"flags must be --NAME=VALUE, got {' '.join(argv[1:])!r}")

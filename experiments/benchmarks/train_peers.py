@@ -8,7 +8,7 @@ import numpy as np
 
 
 def libraries() -> dict[str, str]:
-    """Versions, {} unless both are installed."""
+    """Versions of torch and diffusers, {} unless both are installed."""
     try:
         return {name: importlib.metadata.version(name) for name in ("torch", "diffusers")}
     except importlib.metadata.PackageNotFoundError:
@@ -16,19 +16,19 @@ def libraries() -> dict[str, str]:
 
 
 def rows(name: str, network: Any, config: Any, repeats: int) -> list[dict[str, Any]]:
-    """Rows of the table, none where the libraries are not installed; the compiled one where it works."""
+    """Rows of the table: none without the libraries, and without the compiled one if torch.compile fails."""
     if not libraries():
         return []
-    found = [_row(name, network, config, repeats, compiled=False)]
+    result = [_row(name, network, config, repeats, compiled=False)]
     try:
-        found.append(_row(name, network, config, repeats, compiled=True))
+        result.append(_row(name, network, config, repeats, compiled=True))
     except Exception as error:  # no C++ compiler, an unsupported Python
         print(f"torch.compile does not work here: {type(error).__name__}", flush=True)
-    return found
+    return result
 
 
 def model_of(network: Any, config: Any) -> Any:
-    """UNet2DModel with our widths, blocks, attention, dropout."""
+    """UNet2DModel with the widths, blocks, attention and dropout of the config."""
     from diffusers import UNet2DModel
 
     settings = config.network

@@ -1,1 +1,1 @@
-"""One file an experiment; its docstring gives command, hardware, time and the metric that was reached."""
+"""One file for each experiment; its docstring has the command, hardware, time and the measured metric."""

@@ -3,8 +3,8 @@
     python -m experiments.prepare --name=cifar10
     python -m experiments.train --config=experiments/configs/cifar10_ddpm.py --workdir=runs/cifar10
 
-Hardware: accelerators; the paper used a TPU v3-8. Time: not measured here. Metric: not reached here, where CIFAR-10 is
-not to be had: a test takes one step on random pixels. The paper reports FID 3.17 after 800,000 steps.
+Hardware: accelerators; the paper used a TPU v3-8. Time: not measured. Metric: not measured, because CIFAR-10 was not
+available; a test takes one step on random pixels. The paper reports FID 3.17 after 800,000 steps.
 """
 
 from experiments.configs import default

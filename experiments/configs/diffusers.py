@@ -1,7 +1,7 @@
-"""Fine-tuning of a diffusion network that diffusers saved: --config.init_from=FOLDER --config.dataset.name=NAME.
+"""Fine-tuning of a diffusion network saved by diffusers: --config.init_from=FOLDER --config.dataset.name=NAME.
 
-The network is that of the folder, for other channels and classes where the data have them. Schedule and prediction are
-those of DDPM; set them to those of the folder, which the run prints.
+The network is that of the folder, with the channels and classes of the data. Schedule and prediction are those of DDPM;
+set them to those of the folder, which the run prints.
 """
 
 from experiments.configs import own

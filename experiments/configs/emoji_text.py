@@ -1,13 +1,13 @@
-"""Colour emoji of 32x32 pixels from their names: cross-attention to a text encoder that is trained along.
+"""Colour emoji of 32x32 pixels from their names: cross-attention to a text encoder that is trained jointly.
 
     NOTO_COLOR_EMOJI=FONT python -m experiments.train --config=experiments/configs/emoji_text.py --workdir=runs/emoji
     python -m experiments.sample --checkpoint=runs/emoji --captions="grinning face,red heart" --out=OUT
 
-The font is that of Debian's package fonts-noto-color-emoji; without the variable it is looked for where that puts it.
+The font is that of Debian's package fonts-noto-color-emoji; without the variable, the path of that package is used.
 
 Hardware: 2 CPU cores. Time: 52 minutes for 3,900 steps, beside other work.
-Metric: with images and names that it never saw, the loss is 0.0119 +- 0.0016 higher with the names of other images than
-with the right ones (docs/experiments/results.md).
+Metric: on images and names outside the training set, the loss is 0.0119 +- 0.0016 higher with the names of other images
+than with the right ones (docs/experiments/results.md).
 """
 
 from experiments.configs import default

@@ -2,8 +2,8 @@
 
     python -m experiments.train --config=experiments/configs/mnist5k.py --workdir=runs/mnist5k
 
-Hardware: 2 CPU cores. Time: 34 minutes for 1,500 steps, beside other work. Metric: 93.0 % of 200 samples are given
-their own label, FD(classifier) 3.67 beside a real-to-real floor of 4.60 at n = 200 (DDIM, 50 calls, guidance 1.25).
+Hardware: 2 CPU cores. Time: 34 minutes for 1,500 steps, beside other work. Metric: accuracy 93.0 % on 200 samples,
+FD(classifier) 3.67 beside a real-to-real floor of 4.60 at n = 200 (DDIM, 50 calls, guidance 1.25).
 """
 
 from experiments.configs import default

@@ -1,4 +1,4 @@
-"""A data set of your own, made by experiments.prepare: a small network that learns in minutes on a CPU."""
+"""Your own data set, written by experiments.prepare: a small network that trains in minutes on a CPU."""
 
 from experiments.configs import default
 

@@ -21,14 +21,14 @@ from diffax.training import Profile
 from experiments.configs import default
 from experiments.models import few_steps
 
-# The keys of these groups are the parameters of what a name says.
+# The keys of these groups are the parameters of a schedule, objective, weighting or distribution that is set by name.
 OPEN_GROUPS = ("schedule", "objective_parameters", "weighting_parameters", "times_parameters")
 CONFIGS = Path(default.__file__).parent
 
 
 @contextlib.contextmanager
 def at(path: str) -> Iterator[None]:
-    """Put the path of a setting in front of errors: "num_steps must be ..." -> "config.train.num_steps must be ..."."""
+    """Prefix errors with the path of a setting: "num_steps must be ..." -> "config.train.num_steps must be ..."."""
     try:
         yield
     except ValueError as error:
@@ -48,7 +48,7 @@ def load_module(path: Path, what: str, names: Sequence[str]) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # anything may be wrong in a user's file
+    except Exception as error:  # a user's file may raise anything
         raise ValueError(f"{what} {path} cannot be read: {type(error).__name__}: {error}") from error
     for name in names:
         if not callable(getattr(module, name, None)):
@@ -57,10 +57,10 @@ def load_module(path: Path, what: str, names: Sequence[str]) -> Any:
 
 
 def load_config(text: str, changes: Sequence[str] = ()) -> ConfigDict:
-    """The config of a file or name with changes "config.a.b=VALUE", its keys and types checked.
+    """The config of a file or name with changes "config.a.b=VALUE"; keys and types are checked.
 
     Raises:
-      ValueError: for another file, an unknown key or a value of another type.
+      ValueError: for a file that is not a config, an unknown key or a value of another type.
     """
     name, _, argument = text.partition(":")
     path = Path(name).expanduser()
@@ -86,11 +86,11 @@ def load_config(text: str, changes: Sequence[str] = ()) -> ConfigDict:
 
 
 def _network_config(path: Path) -> str:
-    """The config.json of the network in a folder that diffusers saved."""
-    found = folder.model_folder(path)
-    if found is None:
-        raise ValueError(f"config.init_from must be a folder that diffusers saved, for its network, got {str(path)!r}")
-    return (found / "config.json").read_text()
+    """The config.json of the network in a folder saved by diffusers."""
+    network_folder = folder.model_folder(path)
+    if network_folder is None:
+        raise ValueError(f"config.init_from must be a folder saved by diffusers, got {str(path)!r}")
+    return (network_folder / "config.json").read_text()
 
 
 def default_of(known: Any, key: str) -> Any:
@@ -102,7 +102,7 @@ def default_of(known: Any, key: str) -> Any:
 
 
 def parsed(text: str, expected: Any = None) -> Any:
-    """The value of a text for a setting with this default: Python's literals, true and false, lists without brackets.
+    """The value of a text for a setting with this default: Python literals, true and false, lists without brackets.
 
     >>> parsed("1,2", (1,)), parsed("1e3", 5), parsed("true", False), parsed("cosine", "linear"), parsed("none", 0.5)
     ((1, 2), 1000, True, 'cosine', None)
@@ -131,17 +131,17 @@ def change(config: ConfigDict, key: str, value: Any, known: ConfigDict) -> None:
       ValueError: if there is no such setting, or it has another type.
     """
     if not isinstance(key, str):
-        raise ValueError(f"{key!r} is no setting: keys are strings")
+        raise ValueError(f"{key!r} is not a setting: keys must be strings")
     root, *groups, name = key.split(".") if "." in key else ("", key)
     if root != "config":
-        raise ValueError(f"{key} is no setting: keys start with config.")
+        raise ValueError(f"{key} is not a setting: keys must start with config.")
     target: Any = config
     expected: Any = known
     path = "config"
     for group in groups:
         _check_known(key, group, path, target)
         if not isinstance(target[group], ConfigDict):
-            raise ValueError(f"{key} is no setting: {path}.{group} is a value, not a group")
+            raise ValueError(f"{key} is not a setting: {path}.{group} is a value, not a group")
         target, expected, path = target[group], expected.get(group, ConfigDict()), f"{path}.{group}"
     if path.split(".")[-1] not in OPEN_GROUPS:
         _check_known(key, name, path, target)
@@ -158,11 +158,11 @@ def change(config: ConfigDict, key: str, value: Any, known: ConfigDict) -> None:
 def _check_known(key: str, name: str, path: str, group: Any) -> None:
     if name not in group:
         near = suggestion(name, list(group))
-        raise ValueError(f"{key} is no setting; those of {path} are {', '.join(group)}{near}")
+        raise ValueError(f"{key} is not a setting; those of {path} are {', '.join(group)}{near}")
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
-    """A hint at the nearest of the known names.
+    """A hint with the closest known name, "" if none is close.
 
     >>> suggestion("num_step", ["num_steps", "seed"])
     ": did you mean 'num_steps'?"
@@ -172,7 +172,7 @@ def suggestion(name: str, known: Sequence[str]) -> str:
 
 
 def check_keys(config: Mapping[str, Any], known: Mapping[str, Any], path: str) -> None:
-    """Raise `ValueError` for settings that are unknown, are missing, or have another type."""
+    """Raise `ValueError` for settings that are unknown or missing, or have another type."""
     for key, value in config.items():
         _check_known(f"{path}.{key}", key, path, known)
         expected = known[key]
@@ -196,11 +196,11 @@ def _check_type(key: str, value: Any, expected: Any) -> None:
 
 def _same_type(value: Any, expected: Any) -> bool:
     """Whether a setting with this default may have this value: an int for a float, a list for a tuple."""
-    if expected is None:  # a float, or None for a default elsewhere
+    if expected is None:  # a float, or None for a default that is set elsewhere
         return value is None or _same_type(value, 0.0)
     if isinstance(expected, tuple):
-        of = type(expected[0]) if expected else int
-        return isinstance(value, (tuple, list)) and all(type(v) is of for v in value)
+        entry = type(expected[0]) if expected else int
+        return isinstance(value, (tuple, list)) and all(type(v) is entry for v in value)
     kind = (int, float) if isinstance(expected, float) else type(expected)
     return isinstance(value, kind) and isinstance(value, bool) == isinstance(expected, bool)
 
@@ -215,7 +215,7 @@ def flatten(value: Any, path: str = "config") -> dict[str, Any]:
 def check_rules(config: Any, num_devices: int) -> None:
     """Raise `ValueError` for settings that are out of range or exclude each other, or for a batch that cannot be split.
 
-    Everything else is checked by the constructors that get the values (`experiments.model.build`).
+    The constructors in `experiments.model.build` check everything else.
     """
     default.check(config)
     with at("config.train"):
@@ -225,7 +225,7 @@ def check_rules(config: Any, num_devices: int) -> None:
 
 
 def can_guide(config: Any) -> str:
-    """Why a model cannot be guided, "" if it can."""
+    """The reason why a model cannot be guided, "" if it can."""
     if not (config.network.conditional or config.text.enabled):
         return "for a network without classes"
     if config.network.guidance_input:
@@ -234,7 +234,7 @@ def can_guide(config: Any) -> str:
 
 
 def check_guidance(name: str, sampling: Any, reason: str) -> None:
-    """Raise `ValueError` for guidance that is not possible. reason: why the model cannot be guided, "" if it can."""
+    """Raise `ValueError` for guidance that is not possible. reason: as returned by `can_guide`."""
     phi, bounds = sampling.guidance_rescale, tuple(sampling.guidance_interval)
     if not math.isfinite(sampling.guidance):
         raise ValueError(f"{name} must be finite, got {sampling.guidance}")
@@ -249,8 +249,8 @@ def check_guidance(name: str, sampling: Any, reason: str) -> None:
 def group_size(config: Any) -> int:
     """The examples of a batch that must be on one device.
 
-    The parts that are accumulated, each with whole pairs of antithetic times, whole groups of an objective, and whole
-    groups in which a coupling assigns the noise.
+    Each accumulated part needs whole pairs of antithetic times, whole groups of an objective, and whole groups in which
+    a coupling assigns the noise.
     """
     row, loss = few_steps.ROWS.get(config.loss.objective), config.loss
     pairs = 2 if loss.spread == "antithetic" else 1
@@ -259,7 +259,7 @@ def group_size(config: Any) -> int:
 
 
 def _check_batch(config: Any, num_devices: int) -> None:
-    """Raise `ValueError` unless a batch can be split over the devices, and accumulated there."""
+    """Raise `ValueError` unless a batch can be split over the devices and their accumulated parts."""
     size, parts = config.dataset.batch_size, config.optimizer.accumulate
     if size % num_devices:
         raise ValueError(f"config.dataset.batch_size must be a multiple of the {num_devices} devices, got {size}")

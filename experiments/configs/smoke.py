@@ -1,9 +1,8 @@
-"""The smallest network for a few steps: does everything work here?
+"""The smallest network for a few steps, as a test of the installation.
 
     python -m experiments.train --config=experiments/configs/smoke.py --workdir=runs/smoke
 
-Hardware: anything. Time: half a minute on 2 CPU cores, nearly all of it compiling. Metric: none, 20 steps teach
-it nothing.
+Hardware: anything. Time: half a minute on 2 CPU cores, mostly compilation. Metric: none, 20 steps are too few.
 """
 
 from experiments.configs import default

@@ -11,7 +11,7 @@ from experiments.data.sources import Source, of_arrays
 
 COLUMNS = ("label", "caption", "condition", "mask", "group")
 SUFFIXES = (".npz", ".npy", ".csv", ".nc", ".zarr")
-EXAMPLE_AXES = ("sample", "example", "time", "member", "number")  # of .nc and .zarr, else the first axis
+EXAMPLE_AXES = ("sample", "example", "time", "member", "number")  # of .nc and .zarr; otherwise the first axis
 
 
 def array_file(path: Path, *, variables: Sequence[str] = (), kind: str | None = None, **columns: str) -> Source:
@@ -22,32 +22,32 @@ def array_file(path: Path, *, variables: Sequence[str] = (), kind: str | None = 
 
     Args:
       path: the file.
-      variables: of .npz, .csv, .nc, .zarr: the arrays, columns or variables that make x; all by default.
+      variables: of .npz, .csv, .nc, .zarr: the arrays, columns or variables of x; all by default.
       kind: name of the kind; None to choose by shape and type.
       columns: label, caption, condition, mask, group: the names of the arrays or columns for these.
 
     Raises:
-      ValueError: for a file that cannot be read, a name that it does not have, or arrays that do not fit.
+      ValueError: for a file that cannot be read, a name that is not in the file, or arrays that do not fit.
     """
     readers = {".npz": _npz, ".npy": _npy, ".csv": _csv, ".nc": _xarray, ".zarr": _xarray}
     if path.suffix not in readers:
         raise ValueError(f"arrays must be a file {' '.join(SUFFIXES)}, got {path}")
     if not path.exists():
-        raise ValueError(f"arrays must be a file, got {path}, which is not there")
+        raise ValueError(f"arrays must be an existing file, got {path}")
     named = {role: name for role, name in columns.items() if name}
     if path.suffix in (".npz", ".npy") and path.read_bytes()[:4] not in (b"PK\x03\x04", b"\x93NUM"):
         raise ValueError(f"arrays must be a file of NumPy arrays, got {path}")
     try:
         return readers[path.suffix](path, tuple(variables), kind, named)
     except (OSError, EOFError, UnicodeDecodeError, zipfile.BadZipFile, RuntimeError) as error:
-        # RuntimeError: netCDF4 for damaged data, numcodecs for a codec that would run code.
-        raise ValueError(f"arrays must be a file that can be read, got {path} ({error})") from error
+        # netCDF4 raises RuntimeError for damaged data, numcodecs for a codec that would run code.
+        raise ValueError(f"arrays must be a readable file, got {path} ({error})") from error
 
 
 def _npz(path: Path, variables: tuple[str, ...], kind: str | None, columns: dict[str, str]) -> Source:
     with np.load(path, allow_pickle=False) as file:
         _check_names(path, [*variables, *columns.values()], file.files)
-        # Arrays called after their role need no flag.
+        # Arrays with the name of their role need no flag.
         columns = {role: role for role in (*COLUMNS, "split") if role in file.files} | columns
         rest = [name for name in file.files if name not in columns.values()]
         names = variables or (("x",) if "x" in rest else tuple(rest))
@@ -70,8 +70,8 @@ def _csv(path: Path, variables: tuple[str, ...], kind: str | None, columns: dict
     names = list(variables) or [name for name in table.columns if name not in columns.values()]
     for name in names:
         if table[name].dtype.kind not in "iufb":
-            named = f"column {name} of {path}"
-            raise ValueError(f"{named} must have numbers, got {table[name].dtype}: name others by --variables")
+            column = f"column {name} of {path}"
+            raise ValueError(f"{column} must be numeric, got {table[name].dtype}: choose others with --variables")
     x = table[names].to_numpy(np.float32 if any(table[name].dtype.kind == "f" for name in names) else np.int32)
     own = {role: table[name].to_numpy() for role, name in columns.items()}
     return of_arrays(x, own, kind=kind, name=f"columns {', '.join(names)}", channels=names)
@@ -89,7 +89,7 @@ def _xarray(path: Path, variables: tuple[str, ...], kind: str | None, columns: d
             raise ValueError(f"variables must name at least one variable, got none in {path}")
         axes = {name: file[name].dims for name in names}
         if len(set(axes.values())) > 1:
-            raise ValueError(f"variables must have the same axes, got {axes}: name others by --variables")
+            raise ValueError(f"variables must have the same axes, got {axes}: choose others with --variables")
         dims = axes[names[0]]
         first = next((axis for axis in EXAMPLE_AXES if axis in dims), dims[0])
         x = np.stack([file[name].transpose(first, ...).to_numpy() for name in names], -1)

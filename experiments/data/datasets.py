@@ -1,7 +1,7 @@
 """TensorFlow Datasets by name, read without TensorFlow.
 
-The embedded sets are built from installed packages on first use. Any other set must lie prepared in the data
-folder, in the array_record format; nothing is ever downloaded here.
+The embedded sets are built from installed packages on first use. Any other set must be prepared in the data folder, in
+the array_record format; this module downloads nothing.
 """
 
 import contextlib
@@ -35,9 +35,9 @@ class Dataset(NamedTuple):
 
     builder: read-only TFDS builder. feature: name of the data in its records, "x" or "image". shape: of an example,
     (*space, C). units: of its values, with the kind. classes: names of the classes, None without labels. mask: shape of
-    the mask of an example, None without masks. labels: the records with these alone, () for all. condition: shape of
-    the array condition of an example, None without conditions, or if the metadata have no mean and std of them.
-    condition_units: of its values.
+    the mask of an example, None without masks. labels: only records with these labels are used, () for all. condition:
+    shape of the array condition of an example, None without conditions, or if the metadata have no mean and std of
+    them. condition_units: of its values.
     """
 
     name: str
@@ -58,14 +58,14 @@ class Dataset(NamedTuple):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes; () for none, and for those that are only numbered."""
+        """The names of the classes; () without classes, and for classes that only have numbers."""
         names = self.classes or ()
         return () if all(name.isdecimal() for name in names) else names
 
     def source(self, split: str) -> "Records":
         """Random access to the records of a split ("train", "test[:50%]") that have one of `labels`.
 
-        With `labels` it reads each record first.
+        With `labels`, it first reads all records.
 
         Raises:
           ValueError: for an unknown split, one without records, or a record that cannot be read.
@@ -86,7 +86,7 @@ class Dataset(NamedTuple):
         return Records(self, split, source, numbers)
 
     def normalise(self, x: Any) -> np.ndarray:
-        """Stored values as a model sees them, float32."""
+        """Stored values normalised for a model, float32."""
         return np.asarray(kinds.of(self.units.kind).normalise(x, self.units))
 
     def captions(self, split: str) -> list[str]:
@@ -110,20 +110,20 @@ class Dataset(NamedTuple):
         return np.stack([record["condition"] for record in self.source(split)])
 
     def images(self, split: str, limit: int) -> np.ndarray:
-        """Up to `limit` examples of a split as a model sees them, evenly spaced: (N, *shape)."""
+        """Up to `limit` normalised examples of a split, evenly spaced: (N, *shape)."""
         source = self.source(split)
         rows = np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int)
         return np.stack([self.normalise(source[int(row)]["x"]) for row in rows])
 
     def describe(self, split: str) -> dict[str, Any]:
-        """The values that a continued run must have as well."""
+        """The values that must not change when a run is resumed."""
         described = {"units": _json(self.units), "shape": list(self.shape), "length": len(self.source(split))}
         if self.condition_units is not None:
             described["condition"] = _json(self.condition_units)
         return described
 
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """All examples (N, *shape) as a model sees them, and labels (N,), of a split, in memory."""
+        """All normalised examples (N, *shape) and labels (N,) of a split, in memory."""
         records = list(self.source(split))
         return np.stack([self.normalise(r["x"]) for r in records]), np.stack([r["label"] for r in records])
 
@@ -133,10 +133,10 @@ class Dataset(NamedTuple):
 
 
 class Records(Sequence):
-    """Some records of a split: {x as stored, label}, 0 for no label, and caption, mask and condition if there are.
+    """Some records of a split: {x as stored, label (0 without labels)}, and caption, mask and condition if present.
 
     numbers: of these records in the whole split. A record that cannot be read, or whose x has another shape, raises a
-    `RecordError` that names it.
+    `RecordError` with its number.
     """
 
     def __init__(self, dataset: Dataset, split: str, source: Any, numbers: Sequence[int]):
@@ -158,7 +158,7 @@ class Records(Sequence):
                 result["condition"] = np.asarray(record["condition"], np.float32)
             if "caption" in record:
                 result["caption"] = record["caption"].decode()  # TFDS reads text as bytes
-        except Exception as error:  # whatever the reader raises
+        except Exception as error:  # the reader may raise anything
             raise RecordError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
         if result["x"].shape != self._dataset.shape:
             raise RecordError(f"{where} must have shape {self._dataset.shape}, got {result['x'].shape}")
@@ -166,15 +166,15 @@ class Records(Sequence):
 
 
 def data_folder(data_dir: str) -> Path:
-    """The folder of prepared data sets: `data_dir`, else TFDS's own ($TFDS_DATA_DIR or ~/tensorflow_datasets)."""
+    """The folder of prepared data sets: `data_dir`, or TFDS's default ($TFDS_DATA_DIR or ~/tensorflow_datasets)."""
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return Path(data_dir or default).expanduser().absolute()
 
 
 def open_dataset(name: str, data_dir: str = "", labels: Sequence[int] = ()) -> Dataset:
-    """Open a prepared data set, NAME or NAME:VERSION; build an embedded one where it is missing.
+    """Open a prepared data set, NAME or NAME:VERSION; build an embedded one if it is missing.
 
-    labels: the records with these alone, () for all.
+    labels: only records with these labels are used, () for all.
 
     Raises:
       ValueError: if the set is not prepared, not in a format with random access, or has no images or no such label.
@@ -205,11 +205,11 @@ def prepare_embedded(name: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tfds.disable_progress_bar()
     builder = EMBEDDED[name](data_dir=str(folder), file_format="array_record")
-    with contextlib.redirect_stdout(io.StringIO()):  # "Downloading ...", which is not what happens
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints "Downloading ...", but nothing is downloaded
         try:
             builder.download_and_prepare()
         except OSError:
-            # Another process of the same run may have been the first to put it there.
+            # Another process of the same run may have written it first.
             if _newest_version(folder / name) is None:
                 raise
 
@@ -244,18 +244,18 @@ def _describe(name: str, builder: Any) -> Dataset:
         {"dtype": dtype, "range": _range(name, metadata, dtype)} | {k: metadata[k] for k in keys if k in metadata}
     )
     kinds.check(units.kind, tuple(shape), dtype)
-    label = features["label"] if "label" in features else None  # noqa: SIM401 (it has no get)
+    label = features["label"] if "label" in features else None  # noqa: SIM401 (features has no get)
     mask = tuple(features["mask"].shape) if "mask" in features else None
-    of_condition: dict[str, Any] = {}
+    condition_fields: dict[str, Any] = {}
     if "condition" in features and "condition_mean" in metadata:
         mean, std = (tuple(metadata[f"condition_{key}"]) for key in ("mean", "std"))
-        of_condition["condition"] = tuple(features["condition"].shape)
-        of_condition["condition_units"] = Units("float32", None, mean, std, "field")
-    return Dataset(name, builder, feature, tuple(shape), units, _classes(name, label), mask, **of_condition)
+        condition_fields["condition"] = tuple(features["condition"].shape)
+        condition_fields["condition_units"] = Units("float32", None, mean, std, "field")
+    return Dataset(name, builder, feature, tuple(shape), units, _classes(name, label), mask, **condition_fields)
 
 
 def _range(name: str, metadata: dict[str, Any], dtype: str) -> tuple[float, float] | None:
-    """The range of the stored values, None where they are normalised by mean and standard deviation."""
+    """The range of the stored values, None if they are normalised by mean and standard deviation."""
     if "range" in metadata:
         low, high = metadata["range"]
         return float(low), float(high)

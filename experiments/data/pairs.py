@@ -7,9 +7,9 @@ import numpy as np
 
 
 class Pairs(Sequence):
-    """Records {x, eps, label}: x as a model sees it, eps the noise that it was drawn from.
+    """Records {x, eps, label}: x normalised, eps the noise that x was drawn from.
 
-    x, eps: (N, *shape). labels: (N,), -1 for none. digest: of the parameters of the model that drew them.
+    x, eps: (N, *shape). labels: (N,), -1 for none. digest: of the parameters of the model.
     """
 
     def __init__(self, x: np.ndarray, eps: np.ndarray, labels: np.ndarray, digest: str) -> None:

@@ -1,4 +1,4 @@
-"""Picture files as arrays: turned by EXIF, scaled to 8 bits, composited on a ground, cropped or padded."""
+"""Picture files as arrays: rotated by EXIF, scaled to 8 bits, composited on a background, cropped or padded."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +12,13 @@ FITS = ("crop", "random_crop", "pad")
 
 
 def open_picture(path: Path, ground: str = "white") -> Image.Image:
-    """A picture as the person sees it, with mode L or RGB.
+    """A picture in its displayed orientation, with mode L or RGB.
 
-    16-bit values are divided by 257; float values are in [0, 1] and multiplied by 255. `ground` shows through where the
-    picture is transparent.
+    16-bit values are divided by 257; float values must be in [0, 1] and are multiplied by 255. ground: the background
+    colour of transparent pictures.
 
     Raises:
-      ValueError: if the file is no picture, is damaged, or has float values outside [0, 1].
+      ValueError: if the file is not a picture, is damaged, or has float values outside [0, 1].
     """
     try:
         with Image.open(path) as file:
@@ -62,9 +62,9 @@ def fit_picture(
     ground: str = "white",
     rng: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """A picture at (height, width), uint8 (height, width, channels); its proportions stay.
+    """A picture resized to (height, width), uint8 (height, width, channels), with its aspect ratio.
 
-    fit: "crop" keeps the middle, "random_crop" a part chosen by `rng`, "pad" keeps all on `ground`.
+    fit: "crop" keeps the middle, "random_crop" a part chosen by `rng`, "pad" all, with a border of colour `ground`.
     """
     picture = picture.convert({1: "L", 3: "RGB"}[channels])
     height, width = size
@@ -72,7 +72,7 @@ def fit_picture(
     scale = min(scales) if fit == "pad" else max(scales)
     inner = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     if inner != picture.size:
-        # Box averages over the pixels that become one; Lanczos interpolates when a picture is enlarged.
+        # A reduced picture is averaged over boxes; an enlarged one is interpolated.
         picture = picture.resize(inner, Image.Resampling.BOX if scale < 1 else Image.Resampling.LANCZOS)
     if fit == "pad":
         colour = ground_colour(ground)[:3]
@@ -88,12 +88,12 @@ def fit_picture(
 
 
 def load_picture(path: Path, data: Any) -> np.ndarray:
-    """A picture file as an example (H, W, C) of the data of a model, for `--init_image`; cropped to its proportions.
+    """A picture file as an example (H, W, C) of the data of a model, for `--init_image`; cropped to their aspect ratio.
 
-    The 256 levels of the file are spread over the range of the data.
+    The 256 levels of the file are scaled to the range of the data.
 
     Raises:
-      ValueError: if the file is no picture, or the data are not images.
+      ValueError: if the file is not a picture, or the data are not images.
     """
     shape = data.shape
     if data.units.kind != "image":

@@ -1,4 +1,4 @@
-"""Pictures of examples of any kind, and those of a run while it trains."""
+"""Pictures of examples of any kind, and pictures during a training run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from experiments.data import kinds
 def save_picture(
     path: Path, x: Any, units: Units, columns: int = 10, titles: Sequence[str] = (), mask: Any = None
 ) -> np.ndarray:
-    """Write a picture of examples (N, *shape) as a model sees them, and return it.
+    """Write a picture of normalised examples (N, *shape), and return it.
 
     titles: one above each column, or none.
     """
@@ -27,7 +27,7 @@ def save_picture(
 
 
 class Pictures:
-    """Pictures of a run while it trains: samples/step_0000400.png in the workdir, and in the logs."""
+    """Pictures during a training run: samples/step_0000400.png in the workdir, and in the logs."""
 
     def __init__(self, workdir: Path, logs: Logs, progress: Progress, units: Units) -> None:
         self._folder, self._logs, self._units, self.message = workdir / "samples", logs, units, progress.message

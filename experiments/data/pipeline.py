@@ -16,8 +16,8 @@ class Augment(NamedTuple):
     """Random changes of the examples of a training split, in this order.
 
     flip: mirror half of the examples along the last axis of space. crop: shift along all axes of space by at most this
-    number of entries; what comes in is the mirrored border. roll: axes of space, from 0, that are periodic: shift by
-    any number of entries. rotate: rotate points about the origin (a reflection is not drawn).
+    number of entries, with a mirrored border. roll: periodic axes of space, counted from 0: shift by any number of
+    entries. rotate: rotate points about the origin, without reflections.
     """
 
     flip: bool = False
@@ -28,7 +28,7 @@ class Augment(NamedTuple):
     def check(self, shape: tuple[int, ...], units: Units, condition: tuple[int, ...] | None = None) -> None:
         """Raise `ValueError` for a change that does not fit examples of this shape with these units.
 
-        condition: shape of an array condition; one with the spatial axes of x changes with x.
+        condition: shape of an array condition; a condition with the spatial axes of x changes with x.
         """
         space = len(shape) - 1
         if self.crop < 0 or self.crop >= min(shape[:-1], default=1):
@@ -39,7 +39,7 @@ class Augment(NamedTuple):
         if self.flip and not space:
             raise ValueError(f"config.dataset.flip must be False for data of shape {shape}, got True")
         if self.rotate and (units.kind != "points" or shape[-1] not in (2, 3)):
-            raise ValueError(f"config.dataset.rotate must be False but for points in 2 or 3 dimensions, got {shape}")
+            raise ValueError(f"config.dataset.rotate must be False except for points in 2 or 3 dimensions, got {shape}")
         if self.rotate and len(set(units.std)) > 1:
             raise ValueError(f"config.dataset.rotate needs one standard deviation for all axes, got {units.std}")
         if self.rotate and condition is not None:
@@ -49,7 +49,7 @@ class Augment(NamedTuple):
                 raise ValueError(f"config.dataset.{name} must be off for x {shape} with a condition {condition}")
 
     def functions(self) -> list[Callable]:
-        """(example, generator) -> example, for each change that is on."""
+        """(example, generator) -> example, for each enabled change."""
         every: dict[str, Callable] = {"flip": _flip, "crop": _crop, "roll": _roll, "rotate": _rotate}
         return [functools.partial(change, getattr(self, name)) for name, change in every.items() if getattr(self, name)]
 
@@ -72,7 +72,7 @@ def _roll(axes: tuple[int, ...], example: dict[str, Any], rng: np.random.Generat
 
 
 def _rotate(on: bool, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """By a matrix drawn uniformly from the rotations: the orthogonal factor of a matrix of normals."""
+    """Rotate by a uniformly drawn rotation matrix: the orthogonal factor of a matrix of normals."""
     x = example["x"]
     orthogonal, upper = np.linalg.qr(rng.normal(size=(x.shape[-1], x.shape[-1])))
     orthogonal *= np.sign(np.diag(upper))
@@ -87,7 +87,7 @@ def _joined(example: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parted(channels: int, example: dict[str, Any]) -> dict[str, Any]:
-    """The example of `_joined` with x, of so many channels, and its condition apart."""
+    """The inverse of `_joined`. channels: of x."""
     x, condition = np.split(example["x"], [channels], -1)
     return {**example, "x": x, "condition": condition}
 
@@ -123,10 +123,11 @@ def batches(
 ) -> Any:
     """An endless iterator of {x (B, *shape), label (B,), index (B,)}; with `encode` tokens (B, m), with masks `mask`.
 
-    With array conditions it has `condition` (B, ...), standardised. Its position is `get_state()`, and `set_state` goes
-    back to it exactly. Threads, not worker processes. `augment` changes examples at random, and a condition with the
-    spatial axes of x in the same way; `cache` decodes the split once and keeps it in memory. A batch may contain the
-    end of one epoch and the beginning of the next: no batch is short, and each epoch has all examples.
+    With array conditions, batches have `condition` (B, ...), standardised. `get_state()` returns the position and
+    `set_state` restores it exactly. Batches are read by threads, not by worker processes. `augment` changes examples at
+    random, and a condition with the spatial axes of x in the same way; `cache` decodes the split once and keeps it in
+    memory. A batch may contain the end of one epoch and the beginning of the next: no batch is short, and each epoch
+    has all examples.
 
     share: (p, P) for every P-th example of each batch, from p on. The P shares make up the batches of (0, 1), so a
     position is valid for any number of processes.
@@ -143,14 +144,14 @@ def batches(
     if batch_size % stride:
         raise ValueError(f"config.dataset.batch_size must be a multiple of the {stride} processes, got {batch_size}")
     if (count := len(records)) < batch_size:
-        of = f"split {split!r}" if pairs is None else "the pairs"
-        raise ValueError(f"config.dataset.batch_size must be at most the {count} examples of {of}, got {batch_size}")
+        name = f"split {split!r}" if pairs is None else "the pairs"
+        raise ValueError(f"config.dataset.batch_size must be at most the {count} examples of {name}, got {batch_size}")
     normalise = dataset.normalise if instead is None and pairs is None else lambda image: image
 
     def example(record: dict[str, Any]) -> dict[str, Any]:
         rest = {} if encode is None else {"tokens": encode([record["caption"]])[0]}
         x = normalise(record["x"])
-        if "mask" in record:  # what padding is, no model should see
+        if "mask" in record:  # entries of the padding must not reach the model
             mask = record["mask"]
             rest["mask"], x = mask, np.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, np.float32(0))
         if dataset.condition_units is not None:

@@ -1,4 +1,4 @@
-"""Writing a data set: TFDS in the array_record format, with statistics of the training split in its metadata."""
+"""Write a data set: TFDS in the array_record format, with statistics of the training split in its metadata."""
 
 import contextlib
 import io
@@ -19,15 +19,14 @@ from experiments.data.sources import Source
 class Statistics:
     """Mean and standard deviation of each channel in one pass, in float64.
 
-    The blocks are merged by their deviations from their own means (Chan et al. 1983), so that a large offset costs no
-    digits.
+    Blocks are merged by their deviations from their means (Chan et al. 1983), so that a large offset loses no digits.
     """
 
     def __init__(self) -> None:
         self.count, self.mean, self._squares = 0, np.zeros(()), np.zeros(())
 
     def add(self, x: np.ndarray, mask: np.ndarray | None = None) -> None:
-        """Add an example (..., C); only what is inside the mask counts."""
+        """Add an example (..., C), only the entries inside the mask."""
         rows = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
         if mask is not None:
             whole = np.broadcast_to(mask.reshape(mask.shape + (1,) * (x.ndim - 1 - mask.ndim)), x.shape[:-1])
@@ -47,7 +46,7 @@ class Statistics:
         return np.where(std > 0, std, 1.0)
 
     def std_of(self, source: Source) -> np.ndarray:
-        """The standard deviations to normalise by: sets of points have one for all axes, so that angles stay."""
+        """The standard deviations to normalise by: sets of points have one for all axes, which keeps angles."""
         if source.kind != "points" or len(source.shape) < 2:
             return self.std
         return np.full_like(self.std, np.sqrt(np.mean(self.std**2)))
@@ -65,7 +64,7 @@ def units(source: Source, examples: Iterable[np.ndarray]) -> Units:
 
 
 def check(name: str, source: Source, folder: Path) -> None:
-    """Raise `ValueError` for a name that is no identifier in lower case or is taken, or a kind that does not fit."""
+    """Raise `ValueError` for a name that is not a lower-case identifier or is taken, or a kind that does not fit."""
     if not name.isidentifier() or name != name.lower():
         raise ValueError(f"name must be a word in lower case such as my_photos, got {name!r}")
     if name in EMBEDDED:
@@ -76,7 +75,7 @@ def check(name: str, source: Source, folder: Path) -> None:
 
 
 def write(name: str, source: Source, splits: dict[str, np.ndarray], folder: Path) -> Path:
-    """Write a data set to folder/NAME; nothing is left there if it fails.
+    """Write a data set to folder/NAME, which is removed if writing fails.
 
     Raises:
       ValueError: as `check`.
@@ -85,7 +84,7 @@ def write(name: str, source: Source, splits: dict[str, np.ndarray], folder: Path
     builder = _builder(name, source, splits)(data_dir=str(folder), file_format="array_record")
     tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # "Downloading ...", which is not what happens
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints "Downloading ...", but nothing is downloaded
             builder.download_and_prepare()
     except BaseException:
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -95,7 +94,7 @@ def write(name: str, source: Source, splits: dict[str, np.ndarray], folder: Path
 
 def _builder(name: str, source: Source, splits: dict[str, np.ndarray]) -> Any:
     """The class of a TFDS builder that writes these examples."""
-    # TFDS does not take "-" or ":" in names of splits; those here are train and test.
+    # The splits are train and test; TFDS does not allow "-" or ":" in their names.
     features: dict[str, Any] = {"x": tfds.features.Tensor(shape=source.shape, dtype=np.dtype(source.dtype).type)}
     if "label" in source.features:
         features["label"] = tfds.features.ClassLabel(names=list(source.classes))
@@ -111,7 +110,7 @@ def _builder(name: str, source: Source, splits: dict[str, np.ndarray]) -> Any:
         "units": list(source.units),
         **({"range": list(source.range)} if source.range else {}),
     }
-    statistics, of_condition = Statistics(), Statistics()
+    statistics, condition_statistics = Statistics(), Statistics()
 
     class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         """Examples of a source."""
@@ -138,14 +137,17 @@ def _builder(name: str, source: Source, splits: dict[str, np.ndarray]) -> Any:
                 if key == "train" and "condition" in example:
                     condition = example["condition"]
                     is_inside = mask is not None and condition.ndim > 1 and condition.shape[: mask.ndim] == mask.shape
-                    of_condition.add(condition, mask if is_inside else None)
+                    condition_statistics.add(condition, mask if is_inside else None)
                 if mask is not None:
                     example = {**example, "mask": mask.astype(np.uint8)}
                 yield int(number), example
             if key == "train" and source.range is None:  # TFDS writes the metadata after the records
                 self.info.metadata.update(mean=statistics.mean.tolist(), std=statistics.std_of(source).tolist())
             if key == "train" and "condition" in source.features:
-                measured = {"condition_mean": of_condition.mean.tolist(), "condition_std": of_condition.std.tolist()}
+                measured = {
+                    "condition_mean": condition_statistics.mean.tolist(),
+                    "condition_std": condition_statistics.std.tolist(),
+                }
                 self.info.metadata.update(measured)
 
     Prepared.name = name

@@ -1,4 +1,4 @@
-"""What a data set is prepared from: examples with a shape, a kind, classes, and how they are split."""
+"""Sources of a data set: examples with a shape, a kind and classes, and their splits."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -23,10 +23,10 @@ class Source(NamedTuple):
       features: the optional features that examples have.
       shapes: shapes of "condition" and "mask".
       channels: names of the channels, or (); units: their units, or ().
-      groups: the group of each example, which a split must not divide; None for none.
+      groups: the group of each example; all examples of a group are in one split. None for none.
       splits: the split of each example, "train" or "test"; None to choose.
       ordered: whether the examples are in the order of time, so that the last ones are the test split.
-      report: lines about what was read.
+      report: lines that describe the source.
     """
 
     example: Callable[[int], dict[str, Any]]
@@ -56,7 +56,7 @@ def of_examples(examples: Iterable[dict[str, Any]], **settings: Any) -> Source:
     """
     rows = list(examples)
     if not rows:
-        raise ValueError("module must give at least one example, got none")
+        raise ValueError("module must return at least one example, got none")
     columns: dict[str, list[Any]] = {}
     for number, row in enumerate(rows):
         if not isinstance(row, dict) or "x" not in row or set(row) != set(rows[0]):
@@ -139,7 +139,7 @@ def of_arrays(
 
 
 def _with_channels(condition: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Conditions (N, D) or (N, *space, C) as float32; one number for each example or place becomes one channel."""
+    """Conditions (N, D) or (N, *space, C) as float32. Conditions without channels, (N,) or (N, *space), get one."""
     stored = _as_stored(condition, "condition").astype(np.float32)
     is_field = len(shape) > 3 and stored.shape == shape[:-1]
     return stored[..., None] if stored.ndim == 1 or is_field else stored
@@ -149,7 +149,7 @@ def _as_stored(x: np.ndarray, name: str) -> np.ndarray:
     """The array as uint8, int32 or float32.
 
     Raises:
-      ValueError: for another type, or values that are not finite or do not fit; it names the first.
+      ValueError: for another type, or values that are not finite or do not fit; the error has the first one.
     """
     if x.dtype == np.uint8:
         return x
@@ -188,8 +188,8 @@ def split(source: Source, *, by: str = "records", test: float = 0.1, seed: int =
 
     Args:
       source: the examples.
-      by: "records" at random; "time", the last ones are the test split; "group", whole groups at random. Splits that
-        the source names are kept.
+      by: "records" at random; "time", the last ones are the test split; "group", whole groups at random. The splits of
+        the source have priority.
       test: the share of the test split, in (0, 1).
       seed: of the random choice.
 
@@ -205,7 +205,7 @@ def split(source: Source, *, by: str = "records", test: float = 0.1, seed: int =
         is_test = np.asarray([own == "test" for own in source.splits])
     elif by == "group":
         if source.groups is None:
-            raise ValueError("split_by must be records or time without groups, got 'group': name them by --group=KEY")
+            raise ValueError("split_by must be records or time without groups, got 'group': set them with --group=KEY")
         names = np.unique(np.asarray(source.groups))
         names = np.random.default_rng(seed).permutation(names)
         is_test = np.isin(np.asarray(source.groups), names[: max(1, round(test * len(names)))])

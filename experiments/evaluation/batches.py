@@ -1,4 +1,4 @@
-"""A function of images over any number of them: in batches of one size, each spread over all devices."""
+"""A function of images applied to any number of images: in batches of one size, each spread over all devices."""
 
 from collections.abc import Callable
 from typing import Any

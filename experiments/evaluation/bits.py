@@ -1,16 +1,16 @@
-"""Bits per dimension of data that a model was not trained on, by the variational bound and the probability-flow ODE.
+"""Bits per dimension of test data by the variational bound and the probability-flow ODE.
 
     vlb         the discrete bound over `levels` levels, evenly spaced in t, with each of `variances`
     continuous  the bound of infinitely many levels with `draws` stratified times for each example, down to t = 0 for
                 a learned schedule and t = 1e-3 for others; and down to a quarter of a bin, where the ODE starts
     ode         uniform dequantization, then the density of the flow at the level where sigma / alpha is a quarter of a
-                bin; smaller scales are no part of the data
+                bin; smaller scales are below the resolution of the data
 
 The mean of each is an upper bound of the bits of the lattice data. Standard errors are over examples.
 
-Floats, which have a density, and data with masks have the continuous bound alone, down to t_min. That of floats is in
-nats per dimension of the normalised values; dimensions are those inside the mask.
-`python -m experiments.evaluate --checkpoint=RUN` is the command.
+For floats, which have a density, and for data with masks, only the continuous bound down to t_min is available. For
+floats it is in nats per dimension of the normalised values; dimensions are those inside the mask. The command is
+`python -m experiments.evaluate --checkpoint=RUN`.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ T_MIN = 1e-3  # of the grids of continuous schedules
 
 
 class Settings(NamedTuple):
-    """Cost and accuracy.
+    """Numbers that set cost and accuracy.
 
     num: examples. levels: None for all of a table, 1,000 of a continuous schedule. steps: of the ODE. probes: of its
     divergence.
@@ -49,7 +49,7 @@ class Settings(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A model and its data x0 (N, ...) as it sees them.
+    """A model and its normalised data x0 (N, ...).
 
     lattice: None for data with a density. variances: of the discrete bound. t_min: the data end of the schedule, for
     the continuous bound. mask: (N, *mask), None without masks.
@@ -84,7 +84,7 @@ def by_bound(key, case, settings):
     per_dim = x0[0].size * math.log(2)
 
     def one(index, x0):
-        def denoise(x, t):  # the call of the network does not depend on the index, so vmap makes one call for all
+        def denoise(x, t):  # the network's inputs do not depend on the index, so vmap calls it once for all
             output = case.denoise(x, t)
             moments = [moments_of(output, VARIANCES[variance]) for variance in case.variances]
             return diffax.Moments(moments[0][0], jnp.stack([v for _, v in moments])[index])
@@ -102,9 +102,9 @@ def by_bound(key, case, settings):
 
 
 def in_continuous_time(key, case, settings):
-    """The bound of continuous time, down to the data end of the schedule and to the level where the ODE starts.
+    """The bound of continuous time, down to the data end of the schedule and down to the level where the ODE starts.
 
-    The second is for data on a lattice without masks alone; data with a density have nats in place of bits.
+    The second is only for data on a lattice without masks; for data with a density, the result is in nats, not bits.
     """
 
     @jax.jit
@@ -133,7 +133,7 @@ def _quarter(case):
 
 
 def by_ode(key, case, settings):
-    """The density of the flow at dequantized data."""
+    """Bits from the density of the flow at dequantized data."""
     curve, x0, lattice = case.curve, case.x0, case.lattice
     noise, probes = jax.random.split(key)
     times = diffax.times.uniform_log_snr(curve, settings.steps + 1, t_max=1.0, t_min=_quarter(case))[::-1]
@@ -145,8 +145,8 @@ def by_ode(key, case, settings):
         result = diffax.log_likelihood(probes, curve, case.denoise, x, times, probes=settings.probes)
         return result.log_prob + x0[0].size * jnp.log(alpha), result.stderr
 
-    log_prob, of_probes = run(x0)
-    share = None if settings.probes == 1 else float(np.mean(of_probes)) / x0[0].size / math.log(2)
+    log_prob, probe_errors = run(x0)
+    share = None if settings.probes == 1 else float(np.mean(probe_errors)) / x0[0].size / math.log(2)
     return {"ode": summary(log_prob, x0[0].size, lattice.bin_width) | {"stderr_of_probes_per_image": share}}
 
 
@@ -165,7 +165,7 @@ def check(model: Any, routes: Sequence[str], variances: Sequence[str], settings:
         if value is not None:
             check_count(name, value, least)
     if model.latents is not None:
-        raise ValueError("checkpoint must be of a model of pixels to measure bits of them, got one of latents")
+        raise ValueError("checkpoint must be a model of pixels for bits per dimension, got a model of latents")
     table = getattr(model.model.diffusion.schedule(), "log_snr_table", None)
     if table is not None and settings.levels is not None and settings.levels > len(table):
         raise ValueError(f"levels must be at most the {len(table)} of the model's schedule, got {settings.levels}")
@@ -185,16 +185,16 @@ def check(model: Any, routes: Sequence[str], variances: Sequence[str], settings:
 def open_case(model: Any, dataset: Any, variances: Sequence[str], settings: Settings) -> Case:
     """A `Trained` model on the first examples of its test split, spread over the devices.
 
-    variances: of the route vlb; () for the learned one of a model that has it, for both fixed ones otherwise.
+    variances: of the route vlb; () for the learned variance if the model has one, otherwise for both fixed ones.
 
     Raises:
-      ValueError: if there are fewer examples, or their values are outside the stated range.
+      ValueError: if there are fewer examples, or values outside the range in the metadata.
     """
     diffusion, split = model.model.diffusion, model.dataset["test_split"]
     images, labels = dataset.arrays(split)
     if settings.num > len(images):
         raise ValueError(f"num must be at most the {len(images)} examples of the test split, got {settings.num}")
-    name = "ddpm_learned" if diffusion.learned_variance else "ddpm"  # the sampler that the denoiser is for
+    name = "ddpm_learned" if diffusion.learned_variance else "ddpm"  # the sampler that needs this denoiser
     sampling = dataclasses.replace(diffusion.sampling, guidance=None, sampler=name)
     diffusion = dataclasses.replace(diffusion, sampling=sampling)
     label = jnp.asarray(labels[: settings.num]) if diffusion.condition == "label" else None
@@ -206,7 +206,7 @@ def open_case(model: Any, dataset: Any, variances: Sequence[str], settings: Sett
     lattice = diffax.likelihood.Lattice(width) if width else None
     if lattice is not None:
         lattice.check("dataset", images)
-    # Computation follows the images: to all devices, or to the largest number that divides the count.
+    # Images are spread over the largest number of devices that divides their count; computation follows them.
     mesh = make_mesh(jax.devices()[: max(n for n in range(1, jax.device_count() + 1) if settings.num % n == 0)])
     spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
     mask = None if masks is None else jax.device_put(masks[: settings.num], spread)

@@ -3,8 +3,8 @@
     python -m experiments.evaluation.caption_score --checkpoint=RUN [--split=test --num=128 --draws=20]
 
 The loss is the mean square error over pixels of the model's prediction, at `draws` stratified times for each image. The
-three losses have the same times and noise, so they differ by the captions alone; standard errors are over images. The
-"others" are the captions of the same images, each moved to another image. Writes RUN/captions.json.
+three losses have the same times and noise, so they differ only by the captions; standard errors are over images. The
+"others" are the captions of the same images, permuted without fixed points. Writes RUN/captions.json.
 """
 
 import math

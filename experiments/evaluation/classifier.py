@@ -1,4 +1,4 @@
-"""A small classifier of real images: a judge of samples, and features for the Fréchet distance."""
+"""A small classifier of real images, for the accuracy of samples and for features of the Fréchet distance."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def train(images: np.ndarray, labels: np.ndarray, num_classes: int, *, num_steps
         return optax.apply_updates(params, updates), state
 
     state = optimizer.init(params)
-    # A loop, not a scan: inside one XLA's CPU convolutions are several times slower.
+    # A loop, not a scan: XLA's CPU convolutions are several times slower inside a scan.
     for key in jax.random.split(train_key, num_steps):
         params, state = step(params, state, key)
     return jax.device_get(params)
@@ -112,7 +112,7 @@ def load(path: Path, settings: dict[str, Any]) -> Any:
     """The parameters of a file.
 
     Raises:
-      ValueError: if `save` did not write it, it is damaged, or it has other settings; names the first that differs.
+      ValueError: for a file that is not one of `save`, is damaged, or has other settings; with the first difference.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -120,7 +120,7 @@ def load(path: Path, settings: dict[str, Any]) -> Any:
             params = unflatten_dict({name[1:]: file[name] for name in file.files if name[0] == "/"}, sep="/")
         len(params["params"]["Dense_1"]["bias"])
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"classifier must be a file that was saved by training one, got {path} ({error})") from error
+        raise ValueError(f"classifier must be a file saved by an earlier training, got {path} ({error})") from error
     for key in sorted(settings.keys() | saved.keys()):
         if settings.get(key) != saved.get(key):
             raise ValueError(f"classifier {path} has {key} = {saved.get(key)!r}, got {settings.get(key)!r}")

@@ -1,6 +1,6 @@
 """From samples and the settings of their data set to metrics, floors and conditions (`evaluation.measures`).
 
-`open_case` opens the data and makes the extractor, which may train, once; `compare` measures any number of samples.
+`open_case` opens the data and makes the extractor once, which may train a classifier; `compare` measures samples.
 
     case = open_case(config.dataset.to_dict(), labels, Settings(), len(samples))
     result = compare(case, samples, labels)
@@ -22,9 +22,9 @@ from experiments.evaluation.values import of_values, with_masks
 
 
 class Case(NamedTuple):
-    """Everything that measures samples.
+    """Data, extractor and settings to measure samples with.
 
-    judge: None where no metric needs one. memory: of `measure`. left_out: the default metric that is not measured, with
+    judge: None if no metric needs one. memory: of `measure`. left_out: the default metric that is not measured, with
     the reason, or "".
     """
 
@@ -44,8 +44,8 @@ def open_case(data: dict[str, Any], labels: np.ndarray | None, settings: Setting
     Args:
       data: the settings of config.dataset: name, data_dir, and the splits train, test and classifier.
       labels: of the samples; only real examples of these classes are used. None for all.
-      settings: how they are measured.
-      count: of the samples. Too few raise before anything is trained.
+      settings: of the measurement.
+      count: number of samples. Too few raise an error before anything is trained.
 
     Raises:
       ValueError: for bad settings, too few samples or examples, an extractor that does not fit the data, or weights
@@ -81,7 +81,7 @@ def _check_settings(settings):
         choose("extractor", settings.extractor, extractors.DIMENSIONS)
     choose("reference", settings.reference, ("test", "train"))
     check_count("repeats", settings.repeats)
-    check_count("seed", settings.seed, 0)  # NumPy's generators refuse a negative seed
+    check_count("seed", settings.seed, 0)  # NumPy's generators raise for a negative seed
 
 
 def _trained(name, dataset, split, settings):
@@ -110,7 +110,7 @@ def _of_classes(images, image_labels, labels):
 
 
 def compare(case: Case, samples: np.ndarray, labels: np.ndarray | None, masks: np.ndarray | None = None) -> Measures:
-    """Metrics, floors and conditions of samples; of all kinds but images with the default metrics also `physical`.
+    """Metrics, floors and conditions of samples; with the default metrics and data other than images also `physical`.
 
     Args:
       case: of `open_case`.

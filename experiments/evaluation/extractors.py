@@ -1,6 +1,6 @@
-"""Feature extractors by name: from images to the features that the metrics of `diffax.metrics` compare.
+"""Feature extractors by name: from images to features for the metrics of `diffax.metrics`.
 
-    classifier          a small classifier of the data set itself, trained on images that no model sees: 64 features
+    classifier          a small classifier of the data set, trained on images outside the training split: 64 features
     efficientnet_lite0  1,280 features of `diffax.nn.features`
     inception_v3        2,048 features of `diffax.nn.features`
     values              the values themselves, for data of any kind (`evaluation.values`): at most 65 features
@@ -21,7 +21,7 @@ from experiments.evaluation import classifier
 from experiments.evaluation.batches import in_batches
 from experiments.models.digests import digest
 
-# By name; those of `values` depend on the data and are at least 1.
+# By name; the number of features of `values` depends on the data and is at least 1.
 DIMENSIONS = {"classifier": classifier.FEATURES} | {name: net.width for name, net in features.NETWORKS.items()}
 DIMENSIONS |= {"values": 1}
 
@@ -30,8 +30,8 @@ class Extractor(NamedTuple):
     """Features of images.
 
     digest: of its parameters. features: (N, H, W, C) in [-1, 1] to (N, dimension), NumPy, any N >= 1, spread over all
-    devices. classify: the same images to (labels (N,), features (N, dimension)); None if it knows no labels. about: the
-    features in words, "" for those of a network.
+    devices. classify: the same images to (labels (N,), features (N, dimension)); None if it is not a classifier. about:
+    a description of the features, "" for those of a network.
     """
 
     name: str
@@ -48,7 +48,7 @@ def is_classified(dataset: Dataset) -> bool:
 
 
 def default_of(dataset: Dataset) -> str:
-    """The extractor of a data set: classifier for images with labels, values for all else."""
+    """The default extractor of a data set: classifier for images with labels, values for other data."""
     return "classifier" if is_classified(dataset) and dataset.units.kind == "image" else "values"
 
 

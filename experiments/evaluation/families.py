@@ -8,7 +8,7 @@
     sliced_wasserstein
     sinkhorn            needs ott-jax
     memorisation        median distance of the samples to their nearest training image, over that of test images: 1 if
-                        the samples are as far away as new images are, below 1 if they are copies
+                        samples are as far from the training images as test images, less if they are copies
     accuracy            of the labels that the samples were drawn with; its floor is that of test images
     class_balance       total variation between the classes of the samples, by the judge, and their labels
 
@@ -31,8 +31,8 @@ from diffax._checks import choose
 class Family(NamedTuple):
     """Metrics that one call computes.
 
-    of: (key, features, reference, allow_few) -> values. least: D -> the smallest number of examples. once: for one
-    random choice only, because it is slow.
+    of: (key, features, reference, allow_few) -> values. least: D -> the smallest number of examples. once: measured on
+    one random choice only, because it is slow.
     """
 
     names: tuple[str, ...]
@@ -67,7 +67,7 @@ def add(name: str, function: Callable[[np.ndarray, np.ndarray], float]) -> None:
 
 
 def check_names(names: Sequence[str], judged: bool, labelled: bool = True) -> tuple[str, ...]:
-    """The metrics of these names; "all" stands for all that can be measured here.
+    """The metrics of these names; "all" stands for all that can be measured.
 
     judged: whether there is a judge. labelled: whether samples are drawn with labels.
 
@@ -79,7 +79,7 @@ def check_names(names: Sequence[str], judged: bool, labelled: bool = True) -> tu
         possible = {"sinkhorn": ott, "accuracy": judged and labelled, "class_balance": judged}
         return tuple(name for name in NAMES if possible.get(name, True))
     if not names:
-        raise ValueError(f"metrics must be one of {', '.join(NAMES)} at least, got none")
+        raise ValueError(f"metrics must have at least one of {', '.join(NAMES)}, got none")
     for name in names:
         choose("metrics", name, tuple(NAMES))
         if name in BY_LABEL and not judged:
@@ -92,10 +92,10 @@ def check_names(names: Sequence[str], judged: bool, labelled: bool = True) -> tu
 
 
 def check_counts(extractor: str, dimension: int, names: Sequence[str], counts: dict[str, int], allow_few: bool) -> int:
-    """n, the smallest count.
+    """The smallest count, n.
 
     Raises:
-      ValueError: if it is too small for one of the metrics; the error has the metric, the features and all counts.
+      ValueError: if n is too small for one of the metrics; the error has the metric, the features and all counts.
     """
     n = min(counts.values())
     for name in names:

@@ -1,4 +1,4 @@
-"""Features of images by an extractor: of sets in memory, and moments of more images than fit into memory."""
+"""Features of images in memory by an extractor, and moments of the features of more images than fit into memory."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +13,7 @@ def look(extractor: Extractor, what: str, images: np.ndarray, numbers: Any) -> t
     """(predicted labels or None, features (N, D)) of images (N, H, W, C). numbers: (N,) of the images, for the error.
 
     Raises:
-      ValueError: if a feature is not finite; names the extractor and the first such image.
+      ValueError: if a feature is not finite; the error has the extractor and the first such image.
     """
     labels, features = extractor.classify(images) if extractor.classify else (None, extractor.features(images))
     finite = np.isfinite(features).all(1)
@@ -31,7 +31,7 @@ def look_at_all(
 ) -> dict[str, Any]:
     """{"samples", "train", "test": (predicted labels or None, features)}; those of real images are kept in `memory`.
 
-    samples: already those of `rows`; of the real images the rows are taken here.
+    samples: only the images of `rows["samples"]`. real: all images; this function selects their rows.
     """
     result = {"samples": look(extractor, "samples", samples, rows["samples"])}
     for what, images in (("train", real.train), ("test", real.test)):

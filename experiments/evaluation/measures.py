@@ -1,4 +1,4 @@
-"""Metrics of samples beside their floors: the same metrics of as many real images. See `families` for the metrics."""
+"""Metrics of samples and their floors, the same metrics of equally many real images. `families` lists the metrics."""
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
@@ -13,21 +13,21 @@ from experiments.evaluation.extractors import Extractor
 from experiments.evaluation.families import FAMILIES, check_counts, check_names
 from experiments.evaluation.features import look, look_at_all, stream_moments
 
-MAX_IMAGES = 10_000  # of a set whose features are in memory at once; of a larger set a random choice
+MAX_IMAGES = 10_000  # of a set whose features are in memory at once; a larger set is sampled at random
 PART = 1000  # images of a stream that are computed at once
 
 
 class Settings(NamedTuple):
-    """How samples are measured.
+    """Settings of the measurement of samples.
 
-    extractor: of the features, a name of `evaluation.extractors`, None for that of the data; inception_weights is the
-    file of inception_v3.
-    metrics: names of `evaluation.families`, or ("all",) for all that can be measured of so many images; None for those
-    of `comparison.default_metrics`.
+    extractor: a name of `evaluation.extractors`, None for the default of the data; inception_weights is the file of
+    inception_v3.
+    metrics: names of `evaluation.families`, or ("all",) for all that this number of images allows; None for those of
+    `comparison.default_metrics`.
     repeats: random choices of n, >= 1. seed: of these choices and of the classifier, >= 0.
     reference: "test", or "train" to compare with the training images, and test images with them as floor.
     allow_few: whether fd may use fewer examples than features.
-    classifier_steps: of its training. classifier_file: keeps it; read if it exists.
+    classifier_steps: of its training. classifier_file: its file, which is read if it exists and written otherwise.
     """
 
     extractor: str | None = None
@@ -42,9 +42,9 @@ class Settings(NamedTuple):
 
 
 class Real(NamedTuple):
-    """Real examples (N, *shape) as a model sees them, such as images in [-1, 1], and their labels (N,).
+    """Normalised real examples (N, *shape), such as images in [-1, 1], and their labels (N,).
 
-    train: those that the model was trained on; test: others. For data with masks as `values.with_masks` returns them.
+    train: the training set of the model; test: others. Data with masks are in the form of `values.with_masks`.
     """
 
     train: np.ndarray
@@ -58,7 +58,7 @@ class Measures(NamedTuple):
 
     conditions: the extractor, counts and settings, numbers and strings. spread: {name: standard deviations of the
     metric and of its floor over the random choices}. class_counts: of the samples by the judge, None without a judge.
-    channels: as `physical.channels` returns them, None where they are not measured.
+    channels: the result of `physical.channels`, None if not measured.
     """
 
     metrics: dict[str, float]
@@ -83,10 +83,10 @@ def measure(
 ) -> Measures:
     """Metrics of samples. The same arguments give the same numbers, bit for bit on the same machine.
 
-    fd of more than `MAX_IMAGES` samples is that of all, from moments; the other metrics use a random choice of them.
+    With more than `MAX_IMAGES` samples, fd uses all of them, from moments; the other metrics use a random choice.
 
     Args:
-      extractor: of the features; also the judge, if it classifies and there is no other judge.
+      extractor: of the features; it is also the judge if it classifies and `judge` is None.
       samples: (N, H, W, C).
       real: images of the same shape and classes.
       labels: (N,) that the samples were drawn with; None without.
@@ -94,10 +94,10 @@ def measure(
       judge: an extractor that classifies, for accuracy and class_balance.
       normalise: samples to [-1, 1].
       settings: repeats, seed, reference and allow_few of these.
-      memory: keeps results that depend on the real images alone, for further calls with the same ones; {} at first.
+      memory: cache of results that depend only on the real images, for further calls with the same ones; {} at first.
 
     Raises:
-      ValueError: for bad names, too few examples, features that are not finite, or a metric that does not exist for the
+      ValueError: for bad names, too few examples, features that are not finite, or a metric without a value for the
         features: no convergence, images that are all alike.
     """
     judge, memory = extractor if judge is None else judge, {} if memory is None else memory
@@ -127,8 +127,8 @@ def measure(
         predictions = {what: pair[0] for what, pair in seen.items()}
         expected = {"train": real.train_labels[rows["train"]], "test": real.test_labels[rows["test"]]}
         expected["samples"] = None if labels is None else labels[rows["samples"]]
-        of_labels, class_counts = _by_label(predictions, expected, names)
-        values |= of_labels
+        label_values, class_counts = _by_label(predictions, expected, names)
+        values |= label_values
 
     conditions = _conditions(extractor)
     conditions |= {} if judge is extractor else {"judge": judge.name, "judge_hash": judge.digest[:16]}
@@ -172,7 +172,7 @@ def _of_families(extractor, features, names, rng, n, settings, memory):
         chosen = choices[what][:1] if family.once else choices[what]
         try:
             return np.array([family.of(key, features[what][x], y, allow_few) for x in chosen], np.float64)
-        except ValueError as error:  # the library names its own arguments, and not the metric
+        except ValueError as error:  # the library's message does not name the metric
             raise ValueError(f"{', '.join(family.names)} of {what}: {error}") from error
 
     indices = np.stack([rows, *choices[other]]).tobytes()
@@ -201,11 +201,11 @@ def _memorisation(extractor, features, train, rng):
     new = features["test"]
     both = np.concatenate([features["samples"], new])
     nearest = functools.reduce(np.minimum, (library.nearest_neighbours(both, part).distance for part in parts))
-    of_samples, of_new = nearest[: -len(new)], nearest[-len(new) :]
-    halves = np.array_split(of_new[rng.permutation(len(new))], 2)
-    medians = [float(np.median(part)) for part in (of_samples, of_new, *halves) if len(part)]
+    sample_distances, new_distances = nearest[: -len(new)], nearest[-len(new) :]
+    halves = np.array_split(new_distances[rng.permutation(len(new))], 2)
+    medians = [float(np.median(part)) for part in (sample_distances, new_distances, *halves) if len(part)]
     if len(medians) < 4 or not all(medians[1:]):
-        raise ValueError(f"memorisation needs two test images at least that are not training images, got {len(new)}")
+        raise ValueError(f"memorisation needs at least two test images that are not training images, got {len(new)}")
     return medians[0] / medians[1], medians[2] / medians[3]
 
 
@@ -218,7 +218,7 @@ def _by_label(predictions, labels, names):
     count = functools.partial(np.bincount, minlength=1 + max(int(array.max()) for array in arrays))
 
     def variation(x, y):
-        # Not `library.class_balance`, which refuses classes with p = 0.
+        # Not `library.class_balance`, which raises for classes with p = 0.
         return float(np.abs(count(x) / len(x) - count(y) / len(y)).sum() / 2)
 
     values = {}
@@ -240,7 +240,7 @@ def stream_fd(
 ) -> Measures:
     """fd of all samples against all of the reference, from moments. Its floor uses as many real images as samples.
 
-    samples: parts of images (N, H, W, C) in [-1, 1]. The others are as those of `measure`.
+    samples: parts of images (N, H, W, C) in [-1, 1]. The other arguments are those of `measure`.
 
     Raises:
       ValueError: for too few images, or features that are not finite.

@@ -1,4 +1,4 @@
-"""What users of fields look at first: the power spectrum, and mean and standard deviation in the data's own units."""
+"""Physical quantities of fields: the power spectrum, and mean and standard deviation in the data's own units."""
 
 import dataclasses
 from typing import Any
@@ -16,8 +16,8 @@ SPECTRUM = "spectral_distance_db"
 def spectral(x: np.ndarray, real: Real, reference: str, seed: int) -> tuple[float, float] | None:
     """(value, floor): the log spectral distance in dB of samples x and the reference, and that of the other real set.
 
-    The three sets have as many examples, chosen at random. Channels whose reference is constant in space are left out;
-    None if none remains.
+    The three sets have equally many examples, chosen at random. Channels whose reference is constant in space are left
+    out; None if no channel remains.
     """
     rng, sets = np.random.default_rng(seed), {"samples": x, "train": real.train, "test": real.test}
     n = min(len(values) for values in sets.values())
@@ -33,7 +33,7 @@ def spectral(x: np.ndarray, real: Real, reference: str, seed: int) -> tuple[floa
 def channels(dataset: Dataset, x: np.ndarray, real: Real) -> list[dict[str, Any]]:
     """For each channel {channel, units, samples, test, train: [mean, standard deviation]}, inside the masks.
 
-    x: samples as a model sees them, with their masks for data that have masks.
+    x: normalised samples, in the form of `values.with_masks`.
     """
     units = dataset.units
     exact = dataclasses.replace(units, dtype="float64")  # means are not rounded to integers

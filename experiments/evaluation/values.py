@@ -1,10 +1,10 @@
-"""Examples as features without a network, for data that no classifier or pretrained network fits.
+"""Features of examples without a network, for data without a suitable classifier or pretrained network.
 
-    fields, signals, volumes, points (D,)   the normalised values, projected to 64 dimensions where they are more
+    fields, signals, volumes, points (D,)   the normalised values, projected to 64 dimensions if there are more
     sets of points (n, d)                   quantiles of the points along 32 directions, projected likewise, and with
                                             masks the number of points as a share of n
 
-Entries outside a mask count nowhere. See `diffax.metrics._values` for what a projection keeps of each distance.
+Entries outside a mask are ignored. `diffax.metrics._values` describes the effect of a projection on each distance.
 """
 
 import math
@@ -41,7 +41,7 @@ def split_masks(x: np.ndarray, dataset: Dataset) -> tuple[np.ndarray, np.ndarray
 
 
 def of_values(dataset: Dataset) -> Extractor:
-    """The extractor of the examples of a data set, which for data with masks are those of `with_masks`."""
+    """The extractor of the examples of a data set; data with masks are in the form of `with_masks`."""
     shape, is_set = dataset.shape, dataset.units.kind == "points" and len(dataset.shape) == 2
     directions = unit_directions(DIRECTIONS, shape[-1], seed=SEED) if shape[-1] > 1 else np.ones((1, 1), np.float32)
     quantiles = DIRECTIONS * QUANTILES // len(directions)

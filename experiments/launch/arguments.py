@@ -36,24 +36,24 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m experiments.launch.tpu_vm", description="TPU VMs; see docs/launch.md.")
     parser.set_defaults(worker="0", lines="", follow=False)
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
-    of = {verb: verbs.add_parser(verb, help=text, allow_abbrev=False) for verb, text in VERBS.items()}
-    for sub in of.values():
+    parsers = {verb: verbs.add_parser(verb, help=text, allow_abbrev=False) for verb, text in VERBS.items()}
+    for sub in parsers.values():
         sub.add_argument("name", metavar="NAME", nargs="?", help="name of the VM")
         sub.add_argument("--name", dest="named", metavar="NAME", help="the same")
         sub.add_argument("--dry_run", action="store_true", help="print the commands and run nothing")
         sub.add_argument("--settings_dir", type=Path, default=SETTINGS_DIR, help="folder of the settings of VMs")
         sub.add_argument("--poll", default="30", help="seconds between two queries of a state")
-    of["create"].add_argument("--type", required=True, help="accelerator type, such as v4-8 or v5litepod-16")
-    of["create"].add_argument("--zone", required=True, help="such as us-central2-b")
-    of["create"].add_argument("--version", help="runtime version (default: that for JAX on this type)")
-    of["create"].add_argument("--project", help="default: that of gcloud")
-    of["create"].add_argument("--spot", action="store_true", help="cheaper, and may be preempted")
-    of["create"].add_argument("--queued", action="store_true", help="use a queued resource: wait for a free VM")
-    of["run"].add_argument("--setup", help="shell command on each worker before each start, such as a mount")
-    of["resume"].add_argument("--watch", action="store_true", help="resume again until the run is finished")
-    of["logs"].add_argument("--worker", default="0", help="number of a worker, or all")
-    of["logs"].add_argument("--lines", default="100", help="number of lines")
-    of["logs"].add_argument("--follow", action="store_true", help="print new lines as they come")
+    parsers["create"].add_argument("--type", required=True, help="accelerator type, such as v4-8 or v5litepod-16")
+    parsers["create"].add_argument("--zone", required=True, help="such as us-central2-b")
+    parsers["create"].add_argument("--version", help="runtime version (default: that for JAX on this type)")
+    parsers["create"].add_argument("--project", help="default: that of gcloud")
+    parsers["create"].add_argument("--spot", action="store_true", help="cheaper, and may be preempted")
+    parsers["create"].add_argument("--queued", action="store_true", help="use a queued resource: wait for a free VM")
+    parsers["run"].add_argument("--setup", help="shell command run on each worker before each start, such as a mount")
+    parsers["resume"].add_argument("--watch", action="store_true", help="resume again until the run is finished")
+    parsers["logs"].add_argument("--worker", default="0", help="number of a worker, or all")
+    parsers["logs"].add_argument("--lines", default="100", help="number of lines")
+    parsers["logs"].add_argument("--follow", action="store_true", help="print new lines as they come")
     end = argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_args(argv[:end])
     args.command = argv[end + 1 :] if "--" in argv else None
@@ -86,7 +86,7 @@ def checked(command: list[str] | None) -> tuple[str, ...]:
 
 
 def checked_settings(args: argparse.Namespace) -> tuple[Settings, Path]:
-    """The settings of the VM and the path of their file; raise `ValueError` for input that is not possible."""
+    """The settings of the VM and the path of their file; raise `ValueError` for invalid input."""
     name = args.name or args.named
     must("NAME", name, "[a-z]([-a-z0-9]{0,61}[a-z0-9])?", "lower-case letters, digits and -, a letter first")
     path = args.settings_dir / f"{name}.json"

@@ -8,15 +8,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = dict.fromkeys(("v2", "v3", "v4"), "tpu-ubuntu2204-base")
 VERSIONS |= {"v5litepod": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": "v2-alpha-tpuv6e"}
-# States of a VM, or of the queued request for one. LOST: the VM must be created again. STUCK: the user must act. All
-# other states are temporary.
+# States of a VM, or of the queued request for one. LOST: the VM must be created again. STUCK: only the user can change
+# the state. All other states are temporary.
 GONE, NODELESS = "GONE", "ACTIVE WITHOUT NODE"
 LOST = ("PREEMPTED", "TERMINATED", "SUSPENDED", "FAILED", NODELESS, GONE)
 STUCK = ("STOPPED", "HIDDEN", "UNKNOWN")
 
 # Shell commands for the workers. Their files are in ~/diffax: code/, venv/, log, exit (the exit status of a run that
-# ended), synced (the installation is complete) and lock, which a run holds until it ends. A lock is released by a
-# reboot; a file with the number of the process would not be.
+# ended), synced (the installation is complete) and lock, which is locked while a run is active. A reboot releases the
+# lock; a file with a process id would remain.
 LOCK = (
     'mkdir -p ~/diffax && exec 9> ~/diffax/lock && { flock -w 1 9 || { echo "a run is going on here" >&2; exit 1; }; }'
 )
@@ -35,7 +35,7 @@ PROBE = (
     "if [ ! -e ~/diffax/synced ]; then echo unsynced; elif ! flock -n -s ~/diffax/lock true; then echo running;"
     " elif [ -e ~/diffax/exit ]; then cat ~/diffax/exit; else echo idle; fi"
 )
-# git also lists tracked files that were deleted, at which tar would stop, so these are left out.
+# git also lists tracked files that were deleted; tar would fail for them, so they are left out.
 PACK = (
     "set -o pipefail; cd {root} && git ls-files -z --cached --others --exclude-standard |"
     ' while IFS= read -r -d "" f; do if [ -e "$f" ] || [ -L "$f" ]; then printf "%s\\0" "$f"; fi; done |'
@@ -90,7 +90,7 @@ def describe(vm: Settings) -> list[list[str]]:
 
 
 def wait_line(vm: Settings) -> list[str]:
-    """Wait until the VM is READY: what a dry run prints for `tpu_vm.wait`."""
+    """Wait until the VM is READY. A dry run prints this in place of `tpu_vm.wait`."""
     return ["bash", "-c", f'until [ "$({shlex.join(describe(vm)[-1])})" = READY ]; do sleep 30; done']
 
 
@@ -107,7 +107,7 @@ def sync(vm: Settings, archive: Path) -> list[list[str]]:
 
 
 def start(vm: Settings) -> list[str]:
-    """Start the run on all workers. It continues when the connection ends, and writes its exit status into a file."""
+    """Start the run on all workers. It continues after the connection ends and writes its exit status into a file."""
     train = f"~/diffax/venv/bin/python -u -m experiments.train --distributed {shlex.join(vm.command)}"
     job = shlex.quote(f"{train}; echo $? > ~/diffax/exit")
     # A daemon that the setup starts must not inherit the lock, so descriptor 9 is closed for it; the run inherits it.

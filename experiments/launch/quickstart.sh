@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The Quickstart of README.md: install, train on digits, draw 1,000 of them, measure them. Started again it continues.
+# The Quickstart of README.md: install, train on digits, draw and evaluate 1,000 samples. Run it again to continue.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 venv=${VENV:-.venv}

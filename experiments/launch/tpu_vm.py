@@ -53,7 +53,7 @@ def execute(argvs: Iterable[list[str]], dry_run: bool = False) -> None:
 def check(status: int, argv: list[str]) -> None:
     """Raise `CommandError` for an exit status other than 0."""
     if status:
-        status = status if status > 0 else 128 - status  # after a signal, as shells count
+        status = status if status > 0 else 128 - status  # after a signal, as in shells
         raise CommandError(f"exit status {status} of {shlex.join(argv)}", status)
 
 
@@ -61,7 +61,7 @@ def query(argv: list[str]) -> str:
     """The output of a `describe`, GONE if the resource does not exist.
 
     Raises:
-      CommandError: for any other failure: without an answer no VM must be created.
+      CommandError: for any other failure, because then the VM may exist and must not be created again.
     """
     result = subprocess.run(argv, capture_output=True, text=True)
     if result.returncode and "NOT_FOUND" in result.stderr:
@@ -140,7 +140,7 @@ def watch(vm: Settings, archive: Path, poll: float) -> None:
 
 
 def act(args: argparse.Namespace, vm: Settings, path: Path) -> None:
-    """Do what the command says, or print its commands."""
+    """Run the command, or print its shell commands."""
     archive = path.with_suffix(".tar.gz")
     if args.dry_run or args.verb in ("sync", "run", "logs"):
         execute(commands.plan(vm, args, archive), args.dry_run)

@@ -1,4 +1,4 @@
-"""Training of low-rank adapters of a trained model; the parameters of that model do not change."""
+"""Training of low-rank adapters of a trained model, whose parameters do not change."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ class Adapters(NamedTuple):
     patterns: tuple[str, ...]
 
     def identity(self) -> dict[str, Any]:
-        """The values that a continued run must have as well."""
+        """The values that must not change when a run is resumed."""
         return {"step": self.step, "digest": self.digest}
 
     def record(self) -> dict[str, Any]:
@@ -40,7 +40,7 @@ class Adapters(NamedTuple):
 
 
 def wrap(adapters: Adapters | None, objective: Objective) -> Objective:
-    """The objective as a function of the adapters; None for a model that is trained as a whole."""
+    """The objective as a function of the adapters. adapters: None to train all parameters of the model."""
     if adapters is None:
         return objective
 

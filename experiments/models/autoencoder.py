@@ -1,7 +1,7 @@
 """The autoencoder of latent diffusion: its training, and the standard deviation of its latents.
 
 A finished run has `latents.json`: the standard deviation of the latents of its training images, and the digest of the
-checkpoint that it was measured with. It is not used with a checkpoint of another digest.
+measured checkpoint. A checkpoint with another digest is not accepted with this file.
 """
 
 import json
@@ -26,8 +26,8 @@ from experiments.models.optimizers import Optimizer
 
 LATENTS = "latents.json"
 MEASURES = ("reconstruction_error", "kl")
-CHUNK = 200  # images that are encoded or decoded at a time
-TEST_IMAGES, TRAINING_IMAGES = 1000, 10_000  # images that the errors, and the scale of the latents, are measured on
+CHUNK = 200  # images encoded or decoded at a time
+TEST_IMAGES, TRAINING_IMAGES = 1000, 10_000  # numbers of images for the errors and for the scale of the latents
 COLUMNS, ROWS = 10, 4
 
 
@@ -109,7 +109,7 @@ def callbacks(
 def latent_std(model: AutoencoderModel, params: Any, images: np.ndarray, mesh: Any) -> float:
     """The standard deviation of all numbers of the latents of images (N, *shape): one number for the whole latent.
 
-    From moments, so nothing is drawn: Var z = E[mean^2 + variance] - (E mean)^2.
+    Computed from moments, without random draws: Var z = E[mean^2 + variance] - (E mean)^2.
     """
     encode = over_batch(model.apply("encode"), mesh)
     first, second = [], []

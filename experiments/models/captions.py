@@ -10,7 +10,7 @@ from diffax.pretrained import Tokenizer
 
 
 def tokenizer(dataset: Any, train_split: str, vocab_size: int, max_length: int, words: Any = None) -> Tokenizer:
-    """The tokenizer of a run. words: a vocabulary to use; None for that of the training captions.
+    """The tokenizer of a run. words: its vocabulary; None for that of the training captions.
 
     Raises:
       ValueError: if the data set has no captions.
@@ -21,7 +21,7 @@ def tokenizer(dataset: Any, train_split: str, vocab_size: int, max_length: int, 
 
 
 def chosen(tokenizer: Tokenizer | None, captions: Sequence[str], labels: Sequence[str] = ()) -> np.ndarray | None:
-    """The tokens (N, m) of captions to draw; None for no condition. Reports unknown words.
+    """The tokens (N, m) of captions to draw; None for no captions. Prints a warning for unknown words.
 
     tokenizer: of the model, None for a model without captions.
 

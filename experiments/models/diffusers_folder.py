@@ -1,4 +1,4 @@
-"""A folder that diffusers saved, as a source of samples."""
+"""A folder saved by diffusers, as a source of samples."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from experiments.models.digests import digest
 from experiments.models.drawing import Source
 
 PIXELS = Units()
-OWN_GRID = "from_diffusers"  # name in settings.json of the folder's own grid
+OWN_GRID = "from_diffusers"  # name of the folder's grid in settings.json
 
 
 def source(
@@ -34,16 +34,16 @@ def source(
     """The source of samples from a folder.
 
     Args:
-      folder: a folder that diffusers saved.
+      folder: a folder saved by diffusers.
       sampling: as config.sampling.
       grid: a step grid by name, None for the timesteps of the scheduler.
       labels_of: number of classes -> the labels to repeat.
-      variant: of the weights' files.
+      variant: of the weight files, such as fp16.
       context: a .npy file of embeddings.
       null_context: likewise, of the empty prompt.
 
     Raises:
-      ValueError: if the folder has no diffusion model, no scheduler, or unsupported parts, or a flag does not fit it.
+      ValueError: if the folder has no diffusion model, no scheduler, or unsupported parts, or does not fit the flags.
     """
     pretrained = load(folder, variant)
     _check_parts(pretrained, folder)
@@ -74,14 +74,14 @@ def source(
 
 
 def _check_parts(pretrained: Pretrained, folder: Path) -> None:
-    """Raise `ValueError` unless the folder has a scheduler, and a diffusion network whose channels fit the others."""
+    """Raise `ValueError` unless the folder has a scheduler and a diffusion network, and all channels fit."""
     if pretrained.scheduler is None:
         raise ValueError(f"from_diffusers must have a scheduler_config.json, got {folder}")
     if not hasattr(pretrained.network, "num_classes"):
         name = pretrained.config["_class_name"]
         raise ValueError(f"from_diffusers must be a diffusion model, got {name} in {folder}")
     channels, out = pretrained.shape[-1], pretrained.network.out_channels
-    if out not in (channels, 2 * channels):  # twice: a mean and a variance
+    if out not in (channels, 2 * channels):  # twice as many: a mean and a variance
         raise ValueError(
             f"from_diffusers must have a network whose output has the channels of its input: out_channels must be "
             f"in_channels = {channels}, or twice as many, got {out} in {folder}"

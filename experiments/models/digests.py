@@ -1,4 +1,4 @@
-"""One digest of what a run depends on."""
+"""A digest of JSON values and arrays."""
 
 import hashlib
 import json

@@ -14,8 +14,8 @@ from diffax.pretrained import Units
 class Source(NamedTuple):
     """A generator of samples with its parameters and conditions.
 
-    generate: (params, keys (B,), conditions) -> (B, *shape) as a model sees them, on the host. cycle: conditions in
-    turn, labels (N,), tokens (N, m) or arrays (N, ...) in their own units, None for none; with masks {"condition",
+    generate: (params, keys (B,), conditions) -> (B, *shape), normalised, on the host. cycle: conditions to repeat in
+    turn: labels (N,), tokens (N, m) or arrays (N, ...) in their own units, None for none; with masks {"condition",
     "mask" (N, n)}. step: of the checkpoint. units: of the data. classes: names of the classes, or (). settings: further
     entries of settings.json. has_arrays: whether the conditions are arrays.
     """
@@ -32,7 +32,7 @@ class Source(NamedTuple):
     has_arrays: bool = False
 
     def columns(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """What is kept beside these samples: "labels" (N,), -1 for none; "masks" and "conditions" if there are."""
+        """The arrays saved with these samples: "labels" (N,), -1 for none; "masks" and "conditions" if present."""
         masks = self.cycle["mask"] if isinstance(self.cycle, dict) else None
         cycle = self.cycle["condition"] if isinstance(self.cycle, dict) else self.cycle
         is_label = cycle is not None and cycle.ndim == 1
@@ -64,7 +64,7 @@ def paired(diffusion: Any, draws: Callable[..., Any], params: Any, keys: Any, wh
 
 
 def cycle_of(dataset: Any, split: str, data: Any, labels: np.ndarray | None) -> Any:
-    """`Source.cycle`: the labels, or the array conditions of a split; with its masks, if data have them."""
+    """`Source.cycle`: the labels, or the array conditions of a split; with its masks if the data have masks."""
     condition = labels if data.condition_units is None else dataset.conditions(split)
     return condition if data.mask is None else {"condition": condition, "mask": dataset.masks(split)}
 
@@ -73,7 +73,7 @@ def labels_of(texts: Sequence[str], classes: int | None) -> np.ndarray | None:
     """The labels to repeat (N,): those of the texts, or all classes; None for a network without classes.
 
     Raises:
-      ValueError: for a text that is no label of the network.
+      ValueError: for a text that is not a label of the network.
     """
     if not texts:
         return None if classes is None else np.arange(classes)
@@ -97,8 +97,8 @@ def draw(
 ) -> np.ndarray:
     """The samples of these indices (N,), on the host.
 
-    Sample i depends on the seed and i alone: its key is fold_in(key(seed), i), its condition cycle[i mod len(cycle)].
-    The last batch is padded, so that every call has the shapes that were compiled.
+    Sample i depends only on the seed and i: its key is fold_in(key(seed), i), its condition cycle[i mod len(cycle)].
+    The last batch is padded, so that every call has the compiled shapes.
 
     update: called with the last index of each batch after it.
     """

@@ -2,8 +2,8 @@
 
     x0 = scale z,   z = mean(image) + exp(log_variance(image) / 2) eps,   scale = 1 / std of z over the training images
 
-(Rombach et al. 2022, appendix D.1). In a batch the moments (B, *small, 2 L), concatenated along the channels, replace
-the images: each use of an example draws a new code, with the key of the example.
+(Rombach et al. 2022, appendix D.1). In a batch, the moments (B, *small, 2 L), concatenated along the channels, replace
+the images. Each use of an example draws a new code with the key of the example.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ SALT = 100  # folded into the key of an example; the objectives use 0 to 3
 
 
 class Latents(NamedTuple):
-    """A latent space. folder, step, digest: of the autoencoder's checkpoint. shape: of a code; scale: see above."""
+    """A latent space. folder, step, digest: of the autoencoder's checkpoint. shape: of a code; scale: see module."""
 
     model: AutoencoderModel
     params: Any
@@ -42,7 +42,7 @@ class Latents(NamedTuple):
         return (*self.shape[:-1], 2 * self.shape[-1])
 
     def identity(self) -> dict[str, Any]:
-        """The values that a continued run must have as well."""
+        """The values that must not change when a run is resumed."""
         return {"digest": self.digest, "scale": self.scale}
 
     def record(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Encoded:
 
 
 def wrap(latents: Latents | None, objective: Objective) -> Objective:
-    """The objective on codes that are drawn from the moments in a batch; None for a model of pixels."""
+    """The objective on codes that are drawn from the moments in a batch. latents: None for a model of pixels."""
     if latents is None:
         return objective
 

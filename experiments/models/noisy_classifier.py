@@ -1,6 +1,6 @@
 """A classifier of noisy images p(y | x_t), for classifier guidance: the network, its loss, its checkpoints.
 
-It is the downward half of the U-Net, as in Dhariwal & Nichol 2021, with a mean over places in front of the head.
+It is the downward half of the U-Net (Dhariwal & Nichol 2021), with a mean over all positions before the head.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ class NoisyClassifier(nn.Module):
 
 @pytree
 class ClassifierModel:
-    """A classifier of noisy images. time: "t" or "log_snr", what the network gets; shape: of an image."""
+    """A classifier of noisy images. time: "t" or "log_snr", the time input of the network; shape: of an image."""
 
     curve: Spec
     optimizer: Optimizer
@@ -78,7 +78,7 @@ class ClassifierModel:
         return self.module.apply({"params": params}, x, time, key=key)
 
     def objective(self) -> Objective:
-        """The cross-entropy of each example, at a time that is drawn uniformly."""
+        """The cross-entropy of each example at a uniformly drawn time."""
 
         def loss(params: Any, batch: Any, keys: Any) -> Any:
             noise, time, dropout = (diffax.random.fold_in(keys, i) for i in range(3))
@@ -92,14 +92,14 @@ class ClassifierModel:
     def log_prob(self, params: Any, onto: Any) -> Callable[..., Any]:
         """label (B,) -> ((x, t) -> (B,) log p(label | x_t)), for x_t and t of the schedule `onto`."""
 
-        def of_label(label: Any) -> Any:
+        def log_prob_of(label: Any) -> Any:
             def own(x: Any, t: Any) -> Any:
                 scores = jax.nn.log_softmax(self.logits(params, x, t))
                 return jnp.take_along_axis(scores, jnp.asarray(label)[:, None], 1)[:, 0]
 
             return diffax.denoisers.reschedule(own, self.schedule(), onto)
 
-        return of_label
+        return log_prob_of
 
 
 def callbacks(

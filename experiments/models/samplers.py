@@ -1,4 +1,4 @@
-"""Checks of the samplers and step grids that settings name."""
+"""Checks of the names of samplers and step grids in settings."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ NAMES = dict.fromkeys((*diffax.samplers.names(), "jump"))
 
 
 def check_sampler(name: str, value: Any) -> None:
-    """Raise `ValueError` for an unknown sampler; if another library has it, the error has its name here.
+    """Raise `ValueError` for an unknown sampler; for a name of another library, the error has the name in diffax.
 
     name: of the setting, for the error.
     """
@@ -34,7 +34,7 @@ def _check_name(name: str, value: Any, known: Mapping[str, Any], suggest: Callab
 
 
 def check_eta(name: str, sampler: str, eta: Any) -> None:
-    """Raise `ValueError` unless eta is a noise level that this sampler has, or None for its default."""
+    """Raise `ValueError` unless eta is a noise level of this sampler, or None for its default."""
     if eta is None:
         return
     if not 0 <= eta < math.inf:
@@ -49,7 +49,7 @@ def draws_noise(sampler: str, eta: float | None) -> bool:
 
 
 def report_rounding(sampler: str, schedule: Any, num_steps: int, calls: int | None = None) -> None:
-    """Print a line if num_steps is more than the denoiser calls. calls: None for those of `sample` over whole steps."""
+    """Print a line if num_steps exceeds the denoiser calls. calls: None for those of `sample` over whole steps."""
     calls = spent(sampler, schedule, entries(sampler, schedule, num_steps)) if calls is None else calls
     if calls < num_steps and is_first():
         print(f"num_steps = {num_steps} is rounded down to {calls}, the denoiser calls of whole steps of {sampler}")

@@ -1,6 +1,7 @@
 """Two sweeps: runs paired by equal overrides and seeds, and the differences B - A of each setting.
 
-A key with one value in A and one in B does not separate pairs: such keys are what the sweeps differ in. Seeds do.
+A key with one value in A and one value in B does not separate pairs: it is a difference between the sweeps. Seeds
+separate pairs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ class Pairs(NamedTuple):
 
     @property
     def redefining(self) -> list[str]:
-        """The keys that give loss another definition in B than in A."""
+        """The keys whose difference changes the definition of the loss."""
         return [key for key in self.between if summary.defines_loss(key)]
 
 
@@ -119,7 +120,7 @@ def _signed(one: Estimate) -> str:
 
 
 def comparison(a: Sweep, b: Sweep, pairs: Pairs, rows: Sequence[Change]) -> str:
-    """comparison.md."""
+    """The content of comparison.md."""
     runs = [run for setting in pairs.settings for both in setting for run in both]
     names = f"A: {a.name} ({a.folder.name}). B: {b.name} ({b.folder.name})."
     parts = [f"# B - A\n\n{names} {len(runs) // 2} pairs of runs.\n"]

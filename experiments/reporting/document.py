@@ -14,7 +14,7 @@ STATES = {
     "started": "Started, not finished (running, or killed)",
     "waiting": "Waiting",
 }
-MOST = 20  # runs without a result that are listed; report.json has all
+MOST = 20  # runs without a result in a list; report.json has all
 DIRECTIONS: dict[Any, str] = {
     "lower": "Lower is better",
     "higher": "Higher is better",
@@ -44,11 +44,11 @@ def quoted(keys: Sequence[str]) -> str:
 
 
 def _interval_notes(sweep: Sweep, metrics: Sequence[str]) -> Iterator[str]:
-    """How numbers are to be read, and why some have no interval."""
+    """Notes on how to read the numbers, and on numbers without an interval."""
     numbers = [[one.n for m in metrics if (one := setting.estimate(m))] for setting in sweep.shown]
-    if any(n >= FEWEST for of_setting in numbers for n in of_setting):
+    if any(n >= FEWEST for row in numbers for n in row):
         yield f"mean ± half width of the {PERCENT} interval by Student's t over the n seeds."
-    if few := sum(any(n < FEWEST for n in of_setting) for of_setting in numbers):
+    if few := sum(any(n < FEWEST for n in row) for row in numbers):
         which = "no setting has an" if few == len(numbers) else f"{few} of {len(numbers)} settings have no"
         yield f"n < {FEWEST}: {which} interval, which needs at least {FEWEST} seeds."
     if costs := [m for m in metrics if m in sweep.costs]:
@@ -62,7 +62,7 @@ def _interval_notes(sweep: Sweep, metrics: Sequence[str]) -> Iterator[str]:
 
 
 def _mark_notes(sweep: Sweep, metrics: Sequence[str], grids: Sequence[Grid]) -> Iterator[str]:
-    """The meaning of bold and italics, and why some metrics have none."""
+    """Notes on the meaning of bold and italics, and on metrics without marks."""
     differ = {metric: keys for grid in grids for metric, keys in grid.incomparable.items()}
     for metric, keys in differ.items():
         yield f"{metric}: no best is marked. Its definition differs between the settings, in {quoted(keys)}."
@@ -91,7 +91,7 @@ def _mark_notes(sweep: Sweep, metrics: Sequence[str], grids: Sequence[Grid]) -> 
 
 
 def _value_notes(sweep: Sweep, metrics: Sequence[str]) -> Iterator[str]:
-    """Suspicious and missing values, floors, conditions, and what all runs have in common."""
+    """Notes on suspicious and missing values, floors, conditions, and the common settings of all runs."""
     settings = sweep.shown
     for metric in metrics:
         estimates = [one for s in settings if (one := s.estimate(metric))]

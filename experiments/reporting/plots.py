@@ -13,18 +13,18 @@ from experiments.reporting.reading import read_curve
 from experiments.reporting.statistics import PERCENT, cost, rule
 from experiments.reporting.summary import Setting, Sweep, text
 
-# Okabe & Ito 2008, chosen for colour vision deficiency, with a purple for their yellow, which is faint on white.
+# Okabe & Ito 2008, for colour vision deficiency, with purple in place of yellow, which is faint on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222", "#6a3d9a")
 MARKERS = "osD^vP*X"
-GREY, DOT = "#999999", "."  # of further values
-BARS = 80  # more points have no bars, which would hide them
+GREY, DOT = "#999999", "."  # colour and marker of further values
+BARS = 80  # a plot with more points has no bars, because they would hide the points
 LINES = ("not dominated", "real against real")
 NOTE = {"fontsize": 9, "loc": "left", "color": "#555555"}  # above a panel
 SPEED = ("per_second", "memory", "share_of_peak", "seconds")  # logged metrics of the machine
 
 
 def draw(sweep: Sweep, metrics: Sequence[str]) -> list[str]:
-    """Write the plots that the sweep has values for into its folder; return their names."""
+    """Write the plots into the folder of the sweep; return the names of those with values."""
     figures = {
         "curves": curves(sweep, metrics),
         "pareto_calls": pareto(sweep, metrics, "calls"),
@@ -33,7 +33,7 @@ def draw(sweep: Sweep, metrics: Sequence[str]) -> list[str]:
     }
     for name, figure in figures.items():
         path = sweep.folder / f"{name}.png"
-        path.unlink(missing_ok=True)  # a plot of an earlier report shows other results
+        path.unlink(missing_ok=True)  # removes the plot of an earlier report
         if figure is not None:
             figure.savefig(path, dpi=110, metadata={"Software": None})
     return [name for name, figure in figures.items() if figure is not None]
@@ -79,7 +79,7 @@ def _finish(figure: Figure, axes: Sequence[Any], in_row: int, strip: float, titl
 
 
 def mean_curve(logs: Sequence[dict[int, dict[str, float]]], metric: str) -> tuple[Any, Any, Any, Any]:
-    """(steps, mean, least, largest) at the steps at which all logs with the metric have it."""
+    """(steps, mean, least, largest) at the steps that all logs with the metric have in common."""
     having = [{step: line[metric] for step, line in log.items() if metric in line} for log in logs]
     having = [curve for curve in having if curve]
     steps = [step for step in (having[0] if having else {}) if all(step in curve for curve in having)]
@@ -97,7 +97,7 @@ def curves(sweep: Sweep, metrics: Sequence[str]) -> Figure | None:
     settings = [setting for setting in sweep.settings if setting.done]
     logs = {run.id: read_curve(run) for run in sweep.done}
     for log in logs.values():
-        log.pop(0, None)  # step 0 holds the results of runs without training
+        log.pop(0, None)  # step 0 has the results of runs without training
     logged = dict.fromkeys(name for log in logs.values() for line in log.values() for name in line)
     names = [name for name in logged if not any(word in name for word in SPEED)]
     if not names:
@@ -171,8 +171,8 @@ def _levels(values: Sequence[str], palette: Sequence[str], beyond: str) -> tuple
 def signs(settings: Sequence[Setting], keys: Sequence[str], by: str, costs: Sequence[float]) -> Signs:
     """Colours for one key and, if more keys vary, markers for a second one.
 
-    Keys with at most 8 values come first, and texts before numbers. Of several keys, a number that the axis of calls
-    shows already is left out.
+    Keys with at most 8 values come first, and texts before numbers. If several keys vary, a numeric key that is already
+    on the axis of calls is left out.
     """
     names, varying = summary.labels(keys), summary.varying(settings, keys)
     values = {key: [text(setting.overrides[key]) for setting in settings] for key in varying}
@@ -196,9 +196,9 @@ def signs(settings: Sequence[Setting], keys: Sequence[str], by: str, costs: Sequ
 
 
 def pareto(sweep: Sweep, metrics: Sequence[str], by: str) -> Figure | None:
-    """Each metric that ranks the settings against their cost, a point for each setting; None if all costs are equal.
+    """Each metric that ranks the settings against their cost, a point for each setting.
 
-    Points that are not dominated are joined. Bars are intervals. There is no plot of one setting.
+    Points that are not dominated are joined. Bars are intervals. None if all costs are equal or there is one setting.
     """
     settings = [setting for setting in sweep.settings if setting.values(by)]
     costs = [one.mean for setting in settings if (one := setting.estimate(by))]
@@ -252,7 +252,7 @@ def by_calls(sweep: Sweep, metrics: Sequence[str]) -> Figure | None:
 
 
 def _plain_ticks(axis: Any, costs: Sequence[float]) -> None:
-    """Label the axis with numbers, not powers of ten: with the costs if these are few, else with 1, 2, 5, 10 ..."""
+    """Label the axis with numbers, not powers of ten: the costs if there are few, otherwise 1, 2, 5, 10 ..."""
     ticks = sorted(set(costs))
     if len(ticks) > 8 or any(b / a < 1.3 for a, b in itertools.pairwise(ticks)):
         low, high = math.floor(math.log10(ticks[0])), math.ceil(math.log10(ticks[-1]))

@@ -1,6 +1,6 @@
 """The folder of a sweep: sweep.json, and for each run result.json or failed.json, metrics.jsonl, provenance.json.
 
-A malformed result.json makes its run `corrupt`, with an error that names the key. The other runs are read.
+A run with a malformed result.json is `corrupt`, and its error has the wrong key. The other runs are read.
 """
 
 import json
@@ -98,7 +98,7 @@ def read_sweep(folder: Path) -> Sweep:
       ValueError: if sweep.json is missing or malformed.
     """
     if not (folder / "sweep.json").is_file():
-        raise ValueError(f"DIR must be the workdir of a sweep, got {folder}, which holds no sweep.json")
+        raise ValueError(f"DIR must be the workdir of a sweep, got {folder}, which has no sweep.json")
     try:
         content = _object(folder / "sweep.json")
         for key, kind in {"name": str, "runs": dict, "seed_keys": list}.items():
@@ -129,7 +129,7 @@ def read_sweep(folder: Path) -> Sweep:
 def read_curve(run: Run) -> dict[int, dict[str, float]]:
     """Step -> finite metrics in a run's metrics.jsonl.
 
-    Incomplete lines, which a kill leaves, are skipped. The last line of a step counts: a resumed run logs steps again.
+    Incomplete lines of a killed run are skipped. The last line of a step counts, since a resumed run logs steps again.
     """
     path, curve = run.folder / "metrics.jsonl", {}
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:

@@ -4,7 +4,7 @@
 
 contains the expectation with probability 0.95 if the x_i are independent draws of one normal distribution (Student
 1908). Settings with the same seeds are compared by the interval of their differences, seed by seed. An interval of
-width 0 decides nothing: equal values show the resolution of a metric, not its variance.
+width 0 is never significant: equal values show the resolution of a metric, not its variance.
 """
 
 import re
@@ -15,10 +15,10 @@ import numpy as np
 from scipy.special import stdtrit
 
 LEVEL, PERCENT = 0.95, "95 %"
-FEWEST = 3  # values for an interval: for two, t = 12.7, and an outlier cannot be recognised
+FEWEST = 3  # values for an interval: with two, t = 12.7, and an outlier cannot be detected
 ROUND_OFF = 1e-9
 
-# A word of a metric's name -> the better direction, or the best value, which is that of real data.
+# A word of a metric's name -> the better direction, or the best value, that of real data.
 RULES: dict[str, str | float] = {
     **dict.fromkeys(("loss", "fid", "kid", "rms", "rmse", "mse", "mae", "error", "errors"), "lower"),
     **dict.fromkeys(("seconds", "calls", "nll", "bits", "bpd", "wasserstein", "sliced", "sinkhorn"), "lower"),
@@ -29,7 +29,7 @@ RULES: dict[str, str | float] = {
 
 
 class Estimate(NamedTuple):
-    """A mean over n values; std and half (of the interval's width) are None where n is too small for them."""
+    """A mean over n values. half: half the width of the interval. std and half are None if n is too small."""
 
     mean: float
     std: float | None
@@ -90,7 +90,7 @@ def rule(name: str) -> str | float | None:
 
 
 def cost(value: float, rule: str | float) -> float:
-    """A function of the value with its minimum at the best value."""
+    """A function of a value with its minimum at the best value."""
     return value if rule == "lower" else -value if rule == "higher" else abs(value - float(rule))
 
 

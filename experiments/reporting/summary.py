@@ -1,4 +1,4 @@
-"""Runs, settings and sweeps, with estimates, floors and conditions, and the rules of what may be compared."""
+"""Runs, settings and sweeps, with estimates, floors and conditions, and the rules for comparisons."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from experiments.reporting.statistics import Estimate, cost, estimate, marks, ru
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 LOSS_GROUPS = ("prediction", "sigma_data", "schedule", "loss")  # of the config: target, weighting, times, schedule
-# A word of a metric's name -> the conditions with the number of examples N, if its values are multiples of 1 / N.
+# A word of a metric's name -> the conditions that contain the number of examples N, if values are multiples of 1 / N.
 LATTICES = {
     **dict.fromkeys(("accuracy", "balance"), ("num_samples", "n")),
     **dict.fromkeys(("precision", "recall", "coverage"), ("n", "num_samples")),
@@ -23,8 +23,8 @@ Conditions = dict[str, dict[str, list[str]]]
 class Run(NamedTuple):
     """A run of a sweep: `done`, `failed`, `corrupt`, `started` (running, or killed) or `waiting`.
 
-    overrides: the values of all keys that any run overrides, from the base where this run does not. own: the overrides
-    of this run alone. error: one line, for failed and corrupt runs.
+    overrides: the values of all keys that any run overrides; from the base if this run does not override them. own:
+    only the overrides of this run. error: one line, for failed and corrupt runs.
     """
 
     id: str
@@ -45,7 +45,7 @@ class Run(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """The runs that differ in their seeds only, and those of them that are done, by seed."""
+    """The runs that differ only in their seeds, and the done ones by seed."""
 
     overrides: dict[str, Any]
     runs: list[Run]
@@ -75,7 +75,7 @@ class Setting(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """The content of sweep.json, the runs in order, and the folders in runs/ that belong to none of them."""
+    """The content of sweep.json, the runs in order, and `strangers`, the folders in runs/ of no run of the sweep."""
 
     folder: Path
     name: str
@@ -212,7 +212,7 @@ def floors_of(runs: Iterable[Run]) -> dict[str, dict[str, float]]:
     return {name: {"mean": estimate(v).mean, "least": min(v), "largest": max(v)} for name, v in floors.items()}
 
 
-# What may be compared
+# Rules for comparisons
 
 
 def is_loss(metric: str) -> bool:
@@ -230,7 +230,7 @@ def defines_loss(key: str) -> bool:
 
 
 def incomparable(metric: str, settings: Sequence[Setting]) -> list[str]:
-    """The keys in which the losses of these settings differ in definition; [] if they, or other metrics, compare."""
+    """The keys in which these settings define the loss differently; [] for comparable losses and other metrics."""
     keys = dict.fromkeys(key for setting in settings for key in setting.overrides if defines_loss(key))
     return varying([s for s in settings if s.values(metric)], keys) if is_loss(metric) else []
 

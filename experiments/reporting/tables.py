@@ -1,4 +1,4 @@
-"""Tables of a sweep as markdown, CSV and JSON."""
+"""Tables of a sweep as Markdown, CSV and JSON."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ AROUND = {"best": "**", "tie": "**", "alike": "*", "": ""}
 
 
 def number(value: float) -> str:
-    """Four digits.
+    """A value to four digits.
 
     >>> number(0.12345), number(1234567.0), number(50.0)
     ('0.1235', '1.235e+06', '50')
@@ -50,14 +50,14 @@ def numbers(one: Estimate) -> str:
 
 
 def cell(one: Estimate | None, mark: str, n: int) -> str:
-    """An estimate: bold if best or a tie with it, italic if not distinguishable from it; with its own n if not n."""
+    """An estimate: bold if best or tied with it, italic if not distinguishable from it; with its n if that is not n."""
     if one is None:
         return "-"
     return f"{AROUND[mark]}{numbers(one)}{AROUND[mark]}" + (f" (n = {one.n})" if one.n != n else "")
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A markdown table, with columns padded to align in a terminal."""
+    """A Markdown table, with columns padded to align in a terminal."""
     rows = [[one.replace("|", "\\|").replace("\n", " ") for one in line] for line in [head, *lines]]
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(head))]
     rows.insert(1, ["-" * width for width in widths])
@@ -107,7 +107,7 @@ def _floor(sweep: Sweep, metric: str) -> str:
 
 
 def flat(sweep: Sweep, metrics: Sequence[str]) -> Grid:
-    """Settings by metrics."""
+    """A row for each setting, a column for each metric."""
     settings = _having(sweep, metrics)
     names = list(summary.labels(sweep.varying).values()) or ["setting"]
     marks = {metric: summary.marks_of(sweep, settings, metric) for metric in metrics}
@@ -216,6 +216,6 @@ def named(run: Run) -> str:
 
 
 def listed(items: Sequence[str], most: int | None = None) -> str:
-    """A markdown list of all items, or of the first `most`."""
+    """A Markdown list of all items, or of the first `most`."""
     more = [f"and {len(items) - most} more"] if most and len(items) > most else []
     return "".join(f"- {item}\n" for item in [*items[:most], *more])

@@ -3,8 +3,8 @@
 0    done
 1    the work failed: a loss that is not finite, no intact checkpoint, a full disk at the end
 2    bad input, before anything compiles
-75   stopped on request, with a checkpoint: start the command again
-130  interrupted by Ctrl-C without one
+75   stopped on request, with a checkpoint: run the command again to continue
+130  interrupted by Ctrl-C without a checkpoint
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def launch(main: Callable[[list[str]], Any], positional: int = 0) -> None:
     positional: the largest number of positional arguments.
     """
     logging.set_verbosity(logging.WARNING)  # JAX reports absent backends as information
-    # Orbax prints the stack of each thread that fails; such an error is reported by us.
+    # Orbax logs the stack of each thread that fails; these commands report such errors themselves.
     logging.get_absl_logger().addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
     try:
         app.run(main, flags_parser=lambda argv: parse(argv, positional))
@@ -87,7 +87,7 @@ def path_of(name: str, text: str) -> Path:
     """An absolute path, with ~ expanded. name: of the argument.
 
     Raises:
-      ValueError: for a bucket, which no command can write to yet.
+      ValueError: for a bucket, since commands cannot write to buckets.
     """
     if "://" in text:
         raise ValueError(f"{name} must be a folder of this machine or a mounted one, got {text}")

@@ -1,4 +1,4 @@
-"""One device a core on a CPU; rates of a training step on its devices; the compile cache."""
+"""One device for each core of a CPU; rates of a training step on its devices; the compile cache."""
 
 import contextlib
 import os
@@ -11,14 +11,14 @@ import jax
 
 from diffax.training.flops import memory, peak, training_flops
 
-MOST_DEVICES = 8  # of a CPU: each has a copy of the training state
+MOST_DEVICES = 8  # of a CPU, since each device has a copy of the training state
 
 
 def use_cores(parts: int = 0) -> None:
     """On a CPU, make each core a device, which is faster than one device of all cores (docs/training.md).
 
-    The number of devices is the largest number that divides `parts`, of at most 8 and at most the cores. Nothing
-    changes with several processes, after JAX's first computation, or where JAX_NUM_CPU_DEVICES or XLA_FLAGS give it.
+    The number of devices is the largest divisor of `parts` up to 8 and up to the number of cores. Nothing changes with
+    several processes, after JAX's first computation, or if JAX_NUM_CPU_DEVICES or XLA_FLAGS set the number.
 
     Args:
       parts: equal parts of a batch that may be on different devices, its examples or groups of them; 0 for any number.
@@ -36,9 +36,9 @@ def use_cores(parts: int = 0) -> None:
 def rates(batch_size: int, flops: float | None, devices: list[Any], steps_per_second: float) -> dict[str, float]:
     """The numbers about speed and memory in a line of the log.
 
-    flops: of a step, by `training_flops`. share_of_peak is relative to the peak in bfloat16, whatever the step computes
-    in. memory_per_device and memory_of_process are peaks in bytes; the second, the resident set, is logged where the
-    backend does not report the first (CPU).
+    flops: of a step, by `training_flops`. share_of_peak is always relative to the peak in bfloat16. memory_per_device
+    and memory_of_process are peaks in bytes; the second, the resident set, is logged if the backend does not report the
+    first (CPU).
     """
     result = {"steps_per_second": steps_per_second, "images_per_second": steps_per_second * batch_size}
     if flops:

@@ -1,7 +1,7 @@
 """Several processes, one run: flags and start. Agreement between processes is in `diffax.training.processes`.
 
 `--distributed`, or JAX_COORDINATOR_ADDRESS in the environment, starts `jax.distributed`. On TPU VMs and under SLURM it
-finds the other processes by itself; elsewhere JAX_NUM_PROCESSES and JAX_PROCESS_ID name this one.
+finds the other processes automatically; elsewhere JAX_NUM_PROCESSES and JAX_PROCESS_ID must be set.
 """
 
 import os
@@ -13,7 +13,7 @@ from absl import flags
 from experiments.run.command import usage_errors
 
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of the run; see docs/launch.md.")
-HEARTBEAT = flags.DEFINE_integer("heartbeat_seconds", 100, "After one process is gone, the others end in this time.")
+HEARTBEAT = flags.DEFINE_integer("heartbeat_seconds", 100, "If one process is gone, the others end after this time.")
 
 
 def start() -> None:
@@ -33,4 +33,4 @@ def start() -> None:
         try:
             jax.distributed.initialize(**numbers, heartbeat_timeout_seconds=seconds, shutdown_timeout_seconds=seconds)
         except (ValueError, RuntimeError) as error:
-            raise ValueError(f"distributed must be used where the other processes are known: {error}") from error
+            raise ValueError(f"distributed must find the other processes of the run: {error}") from error

@@ -1,4 +1,4 @@
-"""The training loss on held-out examples, in total and by noise level, while a diffusion model trains."""
+"""The training loss on held-out examples, in total and by noise level, during the training of a diffusion model."""
 
 import json
 from collections.abc import Callable
@@ -35,10 +35,10 @@ def measure(
 ) -> list[Every]:
     """The loss of two batches of a split, at most 256 examples, by the averaged parameters, always with the same noise.
 
-    The training times are those of the quantiles (k - 1) / 8 .. k / 8 of their distribution for heldout_k, so that
-    heldout_1 has the least noise and `heldout`, their mean, estimates the same expectation as the training loss; no
-    condition and no unit is dropped. Each call also draws heldout.png in the workdir, from the lines of metrics.jsonl.
-    [] if there is no such split, or every is 0.
+    heldout_k uses the training times between the quantiles (k - 1) / 8 and k / 8 of their distribution, so that
+    heldout_1 has the least noise and `heldout`, their mean, estimates the same expectation as the training loss.
+    Conditions are not dropped, and there is no dropout. Each call also draws heldout.png in the workdir, from the lines
+    of metrics.jsonl. [] if the split does not exist, or every is 0.
     """
     if not every:
         return []
@@ -54,8 +54,8 @@ def measure(
     inner = (np.arange(count) + 0.5) / count
 
     @jax.jit
-    def loss(given: Any, batch: Any, keys: Any) -> Any:
-        params, memory, used = given
+    def loss(variables: Any, batch: Any, keys: Any) -> Any:
+        params, memory, used = variables
         result = objective.loss(params, batch, keys, *memory, **used)
         return result[0] if memory else result
 
@@ -66,13 +66,13 @@ def measure(
         means = []
         used = {name: getattr(state, name) for name in objective.uses}
         if objective.update_memory is not None:
-            # The draws of the training times do not follow a memory of losses; a target does.
+            # Here the times do not depend on a memory of losses, so its initial value is used; a target is current.
             memory = (state.memory if used else objective.memory,)
-        given = state.ema, memory, used
+        variables = state.ema, memory, used
         for number in range(BINS):
             whole = {**batch, "u": np.asarray((number + inner) / BINS, np.float32)}
             parts = [slice(at, at + BATCH) for at in range(0, count, BATCH)]
-            rows = [spread(given, jax.tree.map(lambda v, p=part: v[p], whole), keys[part]) for part in parts]
+            rows = [spread(variables, jax.tree.map(lambda v, p=part: v[p], whole), keys[part]) for part in parts]
             means.append(float(np.mean(np.concatenate(rows), dtype=np.float64)))
         values = {"heldout": float(np.mean(means)), **dict(zip(NAMES, means, strict=True))}
         if is_first():

@@ -15,9 +15,9 @@ LOGS: dict[str, Any] = {  # (workdir, config) -> log
 
 
 def by_name(names: Sequence[str], workdir: Path, settings: dict[str, Any]) -> training.Logs:
-    """The logs of these names as one. settings: the config, which Weights & Biases shows.
+    """The logs of these names as one log. settings: the config, for Weights & Biases.
 
     Raises:
-      ValueError: for an unknown name, or one whose package is not installed.
+      ValueError: for an unknown name, or a log whose package is not installed.
     """
     return training.Logs(choose("report_to", name, LOGS)(workdir, settings) for name in names)

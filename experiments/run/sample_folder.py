@@ -22,10 +22,10 @@ class Samples(NamedTuple):
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Lock a folder, and write settings.json unless it is there with the same settings; `num` may grow.
+    """Lock a folder and write settings.json, which must not exist with other settings; `num` may grow.
 
     Raises:
-      ValueError: if the folder cannot be written to, is in use, or has other settings; the error names the first.
+      ValueError: if the folder is not writable, is in use, or has other settings; the error has the first difference.
     """
     check_writable(folder, "out")
     lock(folder, "out")
@@ -41,7 +41,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def missing_shards(folder: Path, num: int, shard_size: int) -> Iterator[tuple[Path, np.ndarray]]:
-    """(path, indices of its samples) of each shard that is not there, has too few samples, or cannot be read."""
+    """(path, indices of its samples) of each shard that is missing, has too few samples, or cannot be read."""
     for number, first in enumerate(range(0, num, shard_size)):
         path, last = folder / f"shard_{number:05d}.npz", min(first + shard_size, num)
         try:
@@ -65,7 +65,7 @@ def load_samples(folder: Path, count: int, shard_size: int) -> Samples:
     """The first `count` samples of a folder.
 
     Raises:
-      ValueError: if one of their shards is not there or cannot be read.
+      ValueError: if one of their shards is missing or cannot be read.
     """
     for path, _ in missing_shards(folder, count, shard_size):
         raise ValueError(f"samples {folder} lacks {path.name}: run experiments.sample again to finish it")
@@ -75,10 +75,10 @@ def load_samples(folder: Path, count: int, shard_size: int) -> Samples:
 
 
 def load_pairs(folder: Path) -> Pairs:
-    """The pairs of a folder that was drawn with --pairs.
+    """The pairs of a folder of `experiments.sample --pairs`.
 
     Raises:
-      ValueError: if a shard is not there or cannot be read.
+      ValueError: if a shard is missing or cannot be read.
     """
     settings = json.loads((folder / "settings.json").read_text())
     count, size = settings["num"], settings["shard_size"]

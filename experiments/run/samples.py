@@ -1,4 +1,4 @@
-"""Pictures of samples while a diffusion model trains."""
+"""Pictures of samples during the training of a diffusion model."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ def pictures_of(
 
 
 def _conditioning(inputs: Inputs, *splits: str) -> list[dict[str, Any]]:
-    """Evenly spaced records of the first of these splits that there is, one for each column, repeated by rows."""
+    """Evenly spaced records of the first of these splits that exists, one for each column, repeated in each row."""
     for split in splits:
         try:
             records = inputs.dataset.source(split)

@@ -1,4 +1,4 @@
-"""A run or an export as a source of samples: its conditions, a classifier to guide with, a picture to start from."""
+"""A run or an export as a source of samples: its conditions, a guiding classifier, an initial picture."""
 
 import functools
 import hashlib
@@ -32,15 +32,15 @@ def of_run(
     start: tuple[Path | None, float],
     pairs: bool = False,
 ) -> Source:
-    """A trained model as a source of samples, which get the labels, the captions, or the test split's arrays in turn.
+    """A trained model as a source of samples, with the labels, the captions, or the test split's arrays in turn.
 
-    autoencoder: where that of a model in latents is now. guidance: (workdir of a classifier of noisy images, scale).
-    start: (file of a picture, the time up to which noise is added to it). None for no such part. pairs: whether
-    `generate` returns the samples and the noise that they were drawn from, (B, 2, *shape).
+    autoencoder: folder of the autoencoder of a model in latents, None if it was not moved. guidance: (workdir of a
+    classifier of noisy images or None, scale). start: (file of a picture or None, the time up to which noise is added
+    to it). pairs: whether `generate` returns the samples and the noise that they were drawn from, (B, 2, *shape).
 
     Raises:
-      ValueError: for a condition, an autoencoder, a classifier or a picture that does not fit the model; for pairs that
-        a denoising loss cannot be trained on.
+      ValueError: for a condition, an autoencoder, a classifier or a picture that does not fit the model; for pairs of a
+        model or sampler that does not support them.
     """
     if pairs:
         _check_pairs(trained, folder=guidance[0], file=start[0])
@@ -57,13 +57,13 @@ def of_run(
     classify = classifier and classifier.model.log_prob(classifier.params, diffusion.schedule(trained.params))
     options = {"times": times, "start": x0, "classify": classify, "scale": scale}
 
-    of_condition = trained.data.condition_units
+    array_units = trained.data.condition_units
     draws = functools.partial(generated, diffusion, trained.data, **options)
     generate = over_batch(jax.jit(functools.partial(paired, diffusion, draws) if pairs else draws))
     cycle: Any
     if captions or trained.tokenizer is not None:
         cycle = chosen(trained.tokenizer, captions, labels)
-    elif of_condition is not None:
+    elif array_units is not None:
         if labels:
             raise ValueError(f"labels must be empty for a model with array conditions, got {','.join(labels)}")
         cycle = None
@@ -73,7 +73,7 @@ def of_run(
     settings = {
         "checkpoint": str(trained.folder.resolve()),
         "captions": captions or None,
-        "conditions": of_condition and trained.dataset["test_split"],
+        "conditions": array_units and trained.dataset["test_split"],
         "init_image": file and hashlib.sha256(file.read_bytes()).hexdigest(),
         "noise_level": file and level,
         "classifier": classifier and str(classifier.folder.resolve()),
@@ -87,14 +87,14 @@ def of_run(
         settings["pairs"] = record | {"shape": diffusion.shape}
     images = generate if space is None else space.decoded(generate)
     data = trained.data
-    if data.mask is not None or of_condition is not None:
+    if data.mask is not None or array_units is not None:
         cycle = cycle_of(_dataset(trained), trained.dataset["test_split"], data, cycle)
-    own = trained.dataset, trained.sampling, settings, data.classes, of_condition is not None
+    own = trained.dataset, trained.sampling, settings, data.classes, array_units is not None
     return Source(images, trained.params, cycle, trained.step, data.units, *own)
 
 
 def _check_pairs(trained: Trained, folder: Path | None, file: Path | None) -> None:
-    """Raise `ValueError` for pairs that cannot be trained on."""
+    """Raise `ValueError` for a model or sampler that does not support pairs."""
     diffusion, sampling = trained.model.diffusion, trained.model.diffusion.sampling
     for reason, is_so in (
         ("in latents", trained.latents is not None),
@@ -120,9 +120,9 @@ def _classifier(folder: Path, trained: Trained, space: Latents | None) -> Traine
     if trained.data.condition is not None:
         raise ValueError(f"classifier must not be used for a model with array conditions, got {folder}")
     classifier = loading.load(folder, "classifier", "classifier")
-    shape, of_classifier = trained.data.shape if space is None else space.shape, classifier.data.shape
-    if of_classifier != shape:
-        raise ValueError(f"classifier must be one of images {shape}, got {folder} of {of_classifier}")
+    shape, own_shape = trained.data.shape if space is None else space.shape, classifier.data.shape
+    if own_shape != shape:
+        raise ValueError(f"classifier must be one of images {shape}, got {folder} of {own_shape}")
     if trained.model.diffusion.condition and classifier.data.num_classes != trained.data.num_classes:
         raise ValueError(
             f"classifier must have the network's {trained.data.num_classes} classes, got {classifier.data.num_classes}"

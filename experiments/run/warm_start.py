@@ -1,4 +1,4 @@
-"""Warm start: the first parameters of a run from another run, an export or a folder of diffusers, where they fit."""
+"""Warm start: initial parameters of a run from another run, an export or a folder of diffusers, where they fit."""
 
 import json
 from pathlib import Path
@@ -16,14 +16,14 @@ LISTED = 8  # parameters in a message
 
 
 class WarmStart(NamedTuple):
-    """Parameters to start from. values: {path: array}; folder: where they are from; trained_for: a note on them."""
+    """Initial parameters. values: {path: array}; folder: their source; trained_for: a note on their training."""
 
     values: dict[str, np.ndarray]
     folder: Path
     trained_for: str = ""
 
     def onto(self, params: Any) -> Any:
-        """The parameters, with those of the other model where path and shape are the same."""
+        """`params`, with the values of the other model where path and shape are equal."""
 
         def leaf(path: Any, own: Any) -> Any:
             value = self.values.get(jax.tree_util.keystr(path))
@@ -32,7 +32,7 @@ class WarmStart(NamedTuple):
         return jax.tree_util.tree_map_with_path(leaf, params)
 
     def describe(self, params: Any) -> str:
-        """Text about what fits and what does not. params: the parameters of the run, or their shapes.
+        """A text that lists the arrays that fit and those that do not. params: those of the run, or their shapes.
 
         Raises:
           ValueError: if nothing fits.
@@ -49,7 +49,7 @@ class WarmStart(NamedTuple):
         new = [path for path in own if path not in other]
         for title, paths in (
             ("initialised, since the shapes differ", [f"{path} {own[path]}, there {other[path]}" for path in differ]),
-            ("initialised, since they are new", new),
+            ("initialised, since they are missing there", new),
             ("not used", [path for path in other if path not in own]),
         ):
             if paths:

@@ -1,4 +1,4 @@
-"""The folder of a run: config.json, metrics.jsonl, checkpoints/, samples/, tensorboard/; and who may write to it."""
+"""The folder of a run: config.json, metrics.jsonl, checkpoints/, samples/, tensorboard/; and its lock."""
 
 import json
 import os
@@ -16,16 +16,16 @@ from diffax.training.processes import is_first
 from experiments.configs import default
 from experiments.configs.settings import flatten
 
-# Settings that a continued run may change; claim() refuses a change of any other. They do not enter the loss or the
-# batches. One of them does change the steps that follow: config.train.num_steps is also where a cosine learning rate
-# reaches 0, so a run that is continued with more steps has another learning rate from there on, and its result differs
-# from that of a run that had as many steps from its start. With config.optimizer.decay = "constant" it does not.
+# Settings that may change when a run is resumed; claim() raises for a change of any other. They do not affect the loss
+# or the batches. config.train.num_steps does affect later steps: a cosine learning rate reaches 0 there, so a run that
+# is resumed with more steps has another learning rate from then on, and its result differs from that of a run started
+# with this number of steps. With config.optimizer.decay = "constant" the results are equal.
 CHANGEABLE = (
     "config.parallel",
     "config.train.",
     "config.sampling.",
-    "config.latent.",  # but not the autoencoder's parameters: the checkpoint has their digest
-    "config.lora.base",  # likewise the parameters of the base
+    "config.latent.",  # the autoencoder's parameters must not change: their digest is in the checkpoint
+    "config.lora.base",  # likewise for the parameters of the base
     "config.dataset.data_dir",
     "config.dataset.num_threads",
     "config.dataset.cache",
@@ -53,17 +53,17 @@ def read_json(path: Path) -> Any:
 
 
 def check_writable(folder: Path, name: str = "workdir") -> None:
-    """Make the folder; raise `ValueError` if nothing can be written into it."""
+    """Create the folder; raise `ValueError` if it is not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"{name} must be a folder one can write to, got {folder} ({error.strerror})") from error
+        raise ValueError(f"{name} must be a writable folder, got {folder} ({error.strerror})") from error
 
 
 def lock(workdir: Path, name: str = "workdir") -> None:
-    """Lock a folder until this process ends, however it ends.
+    """Lock a folder until this process ends; the lock is released even if the process is killed.
 
     Raises:
       ValueError: if another process has locked it.
@@ -81,15 +81,15 @@ def lock(workdir: Path, name: str = "workdir") -> None:
 def claim(workdir: Path, settings: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """Lock a folder for a run, check that its newest checkpoint, if any, is of this run, and write config.json.
 
-    settings: the config, as a dict. identity: data, autoencoder and base, which the run depends on as well.
+    settings: the config, as a dict. identity: of the data, the autoencoder and the base of the run.
 
     Raises:
-      ValueError: if the folder cannot be written to, is in use, or has a checkpoint of a run with another config or
-        identity; the error names the first difference.
+      ValueError: if the folder is not writable, is in use, or has a checkpoint of a run with another config or
+        identity; the error has the first difference.
     """
     check_writable(workdir)
     lock(workdir)
-    if (checkpoint := newest(workdir)) is not None:  # without a checkpoint another config may replace the present one
+    if (checkpoint := newest(workdir)) is not None:  # without a checkpoint, another config may replace config.json
         step, record = checkpoint
         before, now = flatten(record["config"]), flatten(settings)
         for key in sorted(before.keys() | now.keys(), key=lambda key: (key != "config.model", key)):
@@ -110,7 +110,7 @@ def claim(workdir: Path, settings: Mapping[str, Any], identity: Mapping[str, Any
 def newest(folder: Path) -> tuple[int, dict[str, Any]] | None:
     """(step, record) of the newest intact checkpoint of a run, None if nothing was saved; prints the skipped ones.
 
-    Settings that are newer than the run have their defaults.
+    Settings that did not exist at the time of the run get their defaults.
 
     Raises:
       CheckpointError: if there are checkpoints, but none is intact.
@@ -123,8 +123,8 @@ def newest(folder: Path) -> tuple[int, dict[str, Any]] | None:
 
 
 def completed(record: dict[str, Any]) -> dict[str, Any]:
-    """A record whose config has the defaults of settings that are newer than the run."""
-    if "config" not in record:  # of several runs of a sweep
+    """The record, with the defaults of settings that did not exist at the time of the run."""
+    if "config" not in record:  # the record of several runs of a sweep
         return record
     known, config = json.loads(default.get_config().to_json()), record["config"]
     groups = {key: value for key, value in known.items() if isinstance(value, dict) and key != "schedule"}

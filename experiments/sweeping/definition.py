@@ -1,4 +1,4 @@
-"""From a sweep file to its runs.
+"""The runs of a sweep file.
 
 The file is a Python module with
 
@@ -29,7 +29,7 @@ from experiments.evaluation import families
 from experiments.models import samplers
 from experiments.sweeping import settings
 
-# Settings that change no result.
+# Settings that do not change results.
 LEFT_OUT = (
     "config.dataset.data_dir",
     "config.dataset.num_threads",
@@ -67,12 +67,12 @@ class Sweep(NamedTuple):
 
 
 def described(overrides: dict[str, Any]) -> str:
-    """Overrides in a few words: without "config.", strings without quotes."""
+    """Overrides as short text: without "config.", strings without quotes."""
     return " ".join(f"{str(key).removeprefix('config.')}={value}" for key, value in overrides.items()) or "as the base"
 
 
 def identity(config: Any, source: str = "") -> str:
-    """The id of a run with this config. source: digest of the sweep file, where it matters."""
+    """The id of a run with this config. source: digest of the sweep file if it defines samplers or metrics."""
     kept = {key: value for key, value in flatten(config.to_dict()).items() if not key.startswith(LEFT_OUT)}
     return hashlib.sha256((json.dumps(kept, sort_keys=True) + source).encode()).hexdigest()[:12]
 
@@ -81,8 +81,8 @@ def load(path: Path, changes: Sequence[str] = ()) -> Sweep:
     """The sweep of a file. changes: config.KEY=VALUE, of the config that all runs start from.
 
     Raises:
-      ValueError: for a file that is no sweep, an unknown key or a value of another type (names run and key), or two
-        runs with one config.
+      ValueError: for a file that is not a sweep, an unknown key or a value of another type (the error has run and key),
+        or two runs with one config.
     """
     module = load_module(path, "sweep", ("get_config", "get_overrides"))
     source = _register(path, module)
@@ -138,7 +138,7 @@ def _register(path: Path, module: Any) -> str:
     for kind, functions in own.items():
         for name in functions:
             if name in tables[kind] and name not in ADDED:
-                raise ValueError(f"get_{kind} of {path} must have names that diffax does not use, got {name!r}")
+                raise ValueError(f"get_{kind} of {path} must have names that are not in diffax, got {name!r}")
     ADDED.update(*own.values())
     for name, make in own["samplers"].items():
         sampler = _call(path, lambda make=make: make(diffax.Cosine(), None))
@@ -160,5 +160,5 @@ def _register(path: Path, module: Any) -> str:
 def _call(path: Path, function: Callable[[], Any]) -> Any:
     try:
         return function()
-    except Exception as error:  # anything may be wrong in a user's file
+    except Exception as error:  # a user's file may raise anything
         raise ValueError(f"sweep {path} cannot be read: {type(error).__name__}: {error}") from error

@@ -1,15 +1,15 @@
-"""The folder of a sweep. Each run has a folder of its own, which one process at a time works in.
+"""The folder of a sweep. Each run has a separate folder, which one process at a time may use.
 
 sweep.json                 name, base, runs and inputs of the sweep; how runs share programs
 runs/ID/config.json        the config
-runs/ID/.lock              held by the process that computes the run; the kernel releases it when that process ends
+runs/ID/.lock              locked by the process that computes the run; released by the kernel when that process ends
 runs/ID/provenance.json    commit, packages, devices and command of the last attempt
 runs/ID/metrics.jsonl      a line for each logged step of training; one line for other runs
 runs/ID/checkpoints/       of a training run; removed when it is finished
 runs/ID/group.json         the ids of the runs that are computed in one program with this one; removed with checkpoints
 runs/ID/export/            the trained model, unless --keep=none
-runs/ID/result.json        written last, in one move: the run is finished
-runs/ID/failed.json        why the run failed
+runs/ID/result.json        written last and atomically: the run is finished
+runs/ID/failed.json        the error of a failed run
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class Result(NamedTuple):
 
 
 def content(sweep: Sweep, plan: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]:
-    """What sweep.json has to contain. plan: how runs share programs; inputs: {path: digest} of models that runs use."""
+    """The content of sweep.json. plan: how runs share programs; inputs: {path: digest} of the models used by runs."""
     base = json.loads(json.dumps(sweep.base.to_dict()))
     described = {"name": sweep.name, "task": base["task"], "title": sweep.title, "seed_keys": [SEED]}
     runs = {run.id: run.overrides for run in sweep.runs.values()}
@@ -61,7 +61,7 @@ def content(sweep: Sweep, plan: dict[str, Any], inputs: dict[str, str]) -> dict[
 
 
 class Folder:
-    """Reads and writes the folder of a sweep."""
+    """The folder of a sweep on disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -72,16 +72,16 @@ class Folder:
         try:
             saved = read_json(path)
         except ValueError as error:
-            raise ValueError(f"{path} is no JSON ({error})") from error
+            raise ValueError(f"{path} must be JSON ({error})") from error
         keys = {"name", "base", "together", "inputs", "runs"}
         if saved is not None and not (isinstance(saved, dict) and keys <= saved.keys()):
-            raise ValueError(f"{path} is not that of a sweep")
+            raise ValueError(f"{path} must be an object with the keys {', '.join(sorted(keys))}")
         return saved
 
     def compare(self, now: dict[str, Any]) -> None:
-        """Raise `ValueError` if the folder has another sweep, or one with another base, plan or inputs.
+        """Raise `ValueError` if the folder has another sweep, or a sweep with another base, plan or inputs.
 
-        The error names the first difference. now: the `content` of this sweep.
+        The error has the first difference. now: the `content` of this sweep.
         """
         if (saved := self.saved()) is None:
             return
@@ -97,10 +97,10 @@ class Folder:
                     raise ValueError(f"{has} with {change}; choose another --workdir")
 
     def claim(self, now: dict[str, Any]) -> None:
-        """Make the folder this sweep's, and add new runs.
+        """Write sweep.json, with new runs.
 
         Raises:
-          ValueError: as `compare`, or if the folder cannot be written to.
+          ValueError: as `compare`, or if the folder is not writable.
         """
         check_writable(self.path)
         (self.path / "runs").mkdir(exist_ok=True)
@@ -129,7 +129,7 @@ class Folder:
 
     @contextlib.contextmanager
     def lock(self, runs: Sequence[Run], patience: float = 0.0) -> Iterator[bool]:
-        """Whether this process alone works on these runs, for as long as the block lasts.
+        """Lock these runs for the duration of the block; yield whether this succeeded.
 
         patience: seconds to wait for each.
         """
@@ -143,7 +143,7 @@ class Folder:
             yield is_mine
 
     def begin(self, run: Run, members: Sequence[Run], way: str) -> None:
-        """Record that a run is being computed, by what, and with which others."""
+        """Record the start of a run: its provenance, and the other runs of the same program."""
         attempts = self._read(run, "provenance.json", {}).get("attempts", 0) + 1
         provenance = {**_environment(), "command": shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])}
         provenance |= {"way": way, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
@@ -152,12 +152,12 @@ class Folder:
         write_json(self.run(run) / "group.json", [member.id for member in members])
 
     def members(self, run: Run, group: Sequence[Run]) -> list[Run]:
-        """Those of a group that an interrupted run was computed with, itself included; [] for another run."""
+        """The runs of a group that an interrupted run was computed with, itself included; [] for another run."""
         ids = self._read(run, "group.json", [])
         return [other for other in group if other.id in ids]
 
     def _read(self, run: Run, name: str, default: Any) -> Any:
-        """The content of a file of a run, the default without one or if it is damaged."""
+        """The content of a file of a run, the default if it is missing or damaged."""
         try:
             value = read_json(self.run(run) / name)
         except ValueError:
@@ -167,8 +167,7 @@ class Folder:
     def finish(self, run: Run, result: Result, seconds: float) -> None:
         """Write the result.
 
-        seconds: wall time of the attempt, divided by the number of runs that share it; `result.cost` may have a better
-          measure.
+        seconds: wall time of the attempt, divided by the number of runs that share it; `result.cost` may override it.
 
         Raises:
           ValueError: for values that are not finite.
@@ -182,7 +181,7 @@ class Folder:
         write_json(folder / "result.json", value)
 
     def fail(self, run: Run, error: BaseException) -> str:
-        """Write why a run failed, unless the disk is full; return it as one line."""
+        """Write the error of a failed run, unless the disk is full; return it as one line."""
         text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         trace = "".join(traceback.format_exception(error))
         with contextlib.suppress(OSError):
@@ -190,13 +189,13 @@ class Folder:
         return text
 
     def forget(self, runs: Sequence[Run]) -> None:
-        """Remove the checkpoints of runs that were computed in one program: nothing continues from them."""
+        """Remove the checkpoints of runs that were computed in one program; they are not resumed."""
         shutil.rmtree(self.run(runs[0]) / "checkpoints", ignore_errors=True)
         for run in runs:
             (self.run(run) / "group.json").unlink(missing_ok=True)
 
     def retry(self, runs: Sequence[Run]) -> None:
-        """Make failed runs and corrupt results waiting again, except those that other processes work on."""
+        """Reset failed runs and corrupt results to waiting, except runs that other processes have locked."""
         for run in runs:
             with self.lock([run]) as is_mine:
                 if is_mine and self.state(run)[0] in ("failed", "corrupt"):
@@ -208,7 +207,7 @@ class Folder:
 
 @functools.cache
 def _environment() -> dict[str, Any]:
-    """Commit and whether files were changed since, versions, devices."""
+    """The commit, whether files have changed since, versions, devices."""
     changed = _git("status", "--porcelain", "--untracked-files=no")
     versions = {package.name: package.version for package in importlib.metadata.distributions()}
     return {
@@ -222,7 +221,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """The output of git in this source tree, None where it is no checkout."""
+    """The output of git in this source tree, None outside a checkout."""
     try:
         return subprocess.check_output(
             ["git", *arguments], cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True, timeout=30

@@ -1,4 +1,4 @@
-"""From samples to metrics by config.evaluation, for runs that train and runs that draw."""
+"""Metrics of samples by config.evaluation, for runs that train and runs that draw."""
 
 import functools
 import importlib.util
@@ -17,7 +17,7 @@ from experiments.model import Data
 from experiments.models.digests import digest
 from experiments.models.drawing import cycle_of
 
-SHARED = ("extractor", "seed", "reference", "allow_few", "classifier_steps")  # with comparison.Settings
+SHARED = ("extractor", "seed", "reference", "allow_few", "classifier_steps")  # names also in comparison.Settings
 
 
 def check(evaluation: Any, conditional: bool) -> None:
@@ -43,18 +43,18 @@ def check(evaluation: Any, conditional: bool) -> None:
 
 
 def prepared(
-    evaluation: Any, data: dict[str, Any], of_model: Data, num_classes: int | None, folder: Path
+    evaluation: Any, data: dict[str, Any], model_data: Data, num_classes: int | None, folder: Path
 ) -> tuple[Any, Callable[[np.ndarray, Path], measures.Measures]]:
-    """(what to draw with, (samples (N, *shape) as a model sees them, path of a picture) -> their metrics).
+    """(conditions of the samples, (normalised samples (N, *shape), path of a picture) -> their metrics).
 
-    To draw with: all classes in turn, None without classes; array conditions and masks of the test split in turn. The
-    data are read once; a classifier is trained once and kept in the folder.
+    The conditions are all classes in turn, None without classes; array conditions and masks of the test split in turn.
+    The data are read once; a classifier is trained once and saved in the folder.
 
     Args:
       evaluation: config.evaluation.
       data: the settings of config.dataset.
-      of_model: the data of the model.
-      num_classes: of the labels to draw with, None for none.
+      model_data: the data of the model.
+      num_classes: of the labels, None for samples without labels.
       folder: for the classifier.
 
     Raises:
@@ -71,15 +71,15 @@ def prepared(
         inception_weights=str(Path(weights).expanduser()) if weights else None,
     )
     case = _case(json.dumps(data), num_classes, settings, evaluation.num)
-    cycle = cycle_of(case.dataset, data["test_split"], of_model, label)
+    cycle = cycle_of(case.dataset, data["test_split"], model_data, label)
 
     def measure(x: np.ndarray, path: Path) -> measures.Measures:
-        masks = None if of_model.mask is None else cycle["mask"][np.arange(len(x)) % len(cycle["mask"])]
+        masks = None if model_data.mask is None else cycle["mask"][np.arange(len(x)) % len(cycle["mask"])]
         stored = case.dataset.units.denormalise(x)  # raises for samples that are not finite
         columns = min(case.dataset.num_classes or 10, 10)
         shown = slice(10 * columns)
-        picture, of_picture = case.dataset.normalise(stored[shown]), None if masks is None else masks[shown]
-        save_picture(path, picture, case.dataset.units, columns, mask=of_picture)
+        picture, picture_masks = case.dataset.normalise(stored[shown]), None if masks is None else masks[shown]
+        save_picture(path, picture, case.dataset.units, columns, mask=picture_masks)
         return comparison.compare(case, stored, label, masks)
 
     return cycle, measure

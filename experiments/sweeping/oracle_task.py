@@ -1,4 +1,4 @@
-"""A run that samples a Gaussian mixture by its exact denoiser: no network, nothing learned, known results.
+"""A run that samples a Gaussian mixture by its exact denoiser: no network, exact results.
 
 One program serves all runs with one sampler, one number of calls and one schedule; grids, eta and seeds are batched.
 
@@ -33,7 +33,7 @@ def parse(config: Any) -> tuple[str, dict[str, str]]:
     """See `Task`.
 
     Raises:
-      ValueError: for settings that are not possible.
+      ValueError: for invalid settings.
     """
     choose("config.schedule", config.schedule, problems.SCHEDULES)
     choose("config.grid", config.grid, problems.GRIDS)
@@ -98,9 +98,9 @@ def _starts(
     schedule: str, dimension: int, examples: int, seeds: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray, Any, float]:
     """For seeds (S): (noise x and exact results x0 (S, B, D), quantiles and floor of the exact distribution)."""
-    of, t, mixture = problems.SCHEDULES[schedule], problems.start_time(schedule), problems.mixture(dimension)
+    levels, t, mixture = problems.SCHEDULES[schedule], problems.start_time(schedule), problems.mixture(dimension)
     draws = [np.random.default_rng(seed).normal(size=(examples, dimension)) for seed in seeds]
-    x = np.asarray(of(t).sigma) * np.concatenate(draws)
+    x = np.asarray(levels(t).sigma) * np.concatenate(draws)
     x0, _ = problems.exact(schedule, mixture, jnp.asarray(x))
     quantiles = distributions.quantiles(mixture, examples)
     floor, _ = distributions.floor(mixture, quantiles)

@@ -1,4 +1,4 @@
-"""Which runs a sweep has: lists of overrides, each a dict {"config.a.b": value}.
+"""Lists of overrides, one for each run of a sweep, each a dict {"config.a.b": value}.
 
 An axis {"config.a": [1, 2]} is the list [{"config.a": 1}, {"config.a": 2}].
 """
@@ -12,7 +12,7 @@ Axis = Mapping[str, Sequence[Any]] | Iterable[Override]
 
 
 def _listed(axis: Axis) -> list[Override]:
-    """An axis as a list of overrides; of a mapping with several keys every combination."""
+    """An axis as a list of overrides; for a mapping with several keys, every combination."""
     if not isinstance(axis, Mapping):
         return [dict(one) for one in axis]
     for key, values in axis.items():
@@ -26,7 +26,7 @@ def _joined(parts: Iterable[Override]) -> Override:
     for part in parts:
         for key in part:
             if key in result:
-                raise ValueError(f"{key} must be in one axis alone, got {result[key]!r} and {part[key]!r}")
+                raise ValueError(f"{key} must be in one axis only, got {result[key]!r} and {part[key]!r}")
         result |= part
     return result
 
@@ -44,10 +44,10 @@ def product(*axes: Axis) -> list[Override]:
 
 
 def zipped(*axes: Axis) -> list[Override]:
-    """The first of each axis, then the second of each; all have the same length.
+    """The first override of each axis joined, then the second of each, and so on.
 
     Raises:
-      ValueError: if they have not, or a key is in two axes.
+      ValueError: if the axes differ in length, or a key is in two axes.
 
     >>> zipped({"config.a": [1, 2]}, {"config.b": [3, 4]})
     [{'config.a': 1, 'config.b': 3}, {'config.a': 2, 'config.b': 4}]
@@ -59,7 +59,7 @@ def zipped(*axes: Axis) -> list[Override]:
 
 
 def chain(*lists: Axis) -> list[Override]:
-    """One after another.
+    """The overrides of all lists, one list after another.
 
     >>> chain({"config.a": [1]}, {"config.a": [2], "config.b": [3]})
     [{'config.a': 1}, {'config.a': 2, 'config.b': 3}]
@@ -68,7 +68,7 @@ def chain(*lists: Axis) -> list[Override]:
 
 
 def seeds(n: int, first: int = 0) -> list[Override]:
-    """config.seed = first .. first + n - 1.
+    """The overrides config.seed = first .. first + n - 1.
 
     >>> seeds(2)
     [{'config.seed': 0}, {'config.seed': 1}]

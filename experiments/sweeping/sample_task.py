@@ -1,7 +1,7 @@
 """A run that draws from a checkpoint: sampler, grid, calls, guidance, eta and seed, and the metrics of the samples.
 
 One program serves all runs with one sampler and one length of the grid; the grid, eta, the guidance weight and the keys
-are its arguments. Runs without guidance (weight 1) have a program of their own, which calls the network half as often.
+are its arguments. Runs without guidance (weight 1) have a separate program, which calls the network half as often.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ def _opened(checkpoint: str) -> tuple[loading.Trained, str]:
 
 
 def _diffusion(trained: loading.Trained, settings: Any, calls: int) -> Diffusion:
-    """The model with config.sampling. num_steps: the entries of the grid, which is an argument of the program."""
+    """The model with config.sampling; num_steps becomes the length of the grid, which is an argument of the program."""
     own = sampling(ConfigDict({**settings.to_dict(), "num_steps": calls}))
     schedule = trained.model.diffusion.schedule(trained.params)
     count = grid_entries("config.calls", settings.sampler, schedule, calls)
@@ -54,7 +54,7 @@ def parse(config: Any) -> tuple[str, dict[str, str]]:
     """See `Task`.
 
     Raises:
-      ValueError: for settings that are not possible.
+      ValueError: for invalid settings.
     """
     trained, mark = _opened(config.checkpoint)
     if trained.tokenizer is not None:
@@ -116,7 +116,7 @@ def _drawn(
 
     variables = trained.params, traced(diffusion), grid
     x = draw(generate, variables, config.seed, np.arange(num), cycle, batch_size=size, update=update)
-    # The first batch compiles, unless a run before it did.
+    # The first batch compiles, unless an earlier run has compiled the program.
     each = np.diff(times)
     typical = float(np.median(each[batches > 1 :]))
     seconds = {"seconds": typical * batches, "compile_seconds": max(float(each[0] - np.median(each)), 0.0)}

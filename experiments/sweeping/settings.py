@@ -14,15 +14,15 @@ from experiments.configs.settings import OPEN_GROUPS
 
 
 def _evaluation() -> ConfigDict:
-    """How samples are measured."""
+    """The settings of the measurement of samples."""
     evaluation = ConfigDict()
     evaluation.num = 400  # samples
     evaluation.batch_size = 200  # drawn at a time
     evaluation.calls = ()  # of runs that train: denoiser calls at which to measure; (): config.sampling.num_steps
     evaluation.metrics = ("fd", "accuracy")  # names of evaluation.measures, or of the sweep file's get_metrics()
     evaluation.extractor = "classifier"
-    evaluation.inception_weights = ""  # the file that inception_v3 needs
-    evaluation.reference = "test"  # the real images that samples are compared with; the floor uses the others
+    evaluation.inception_weights = ""  # weights file of inception_v3
+    evaluation.reference = "test"  # the real images to compare samples with, test or train; the floor uses the others
     evaluation.allow_few = False  # whether fd may use fewer images than features
     evaluation.classifier_steps = 1500
     evaluation.seed = 0  # of the classifier and of random choices; samples use config.seed
@@ -30,7 +30,7 @@ def _evaluation() -> ConfigDict:
 
 
 def as_fid(config: ConfigDict) -> ConfigDict:
-    """Measured as published tables are: 50,000 samples against the training images in Inception's features."""
+    """The settings of published FIDs: 50,000 samples against the training images in Inception's features."""
     config.evaluation.num = 50_000
     config.evaluation.batch_size = 500
     config.evaluation.extractor = "inception_v3"
@@ -51,7 +51,7 @@ def sampling() -> ConfigDict:
     """The base of a sweep that draws from a checkpoint."""
     config = ConfigDict({"task": "sample", "seed": 0})
     config.checkpoint = ""  # a run's workdir, or an export
-    config.calls = 20  # denoiser calls of a sample: the grid has as many entries as they suffice for
+    config.calls = 20  # denoiser calls of a sample; they determine the length of the grid
     config.sampling = default.get_config().sampling
     del config.sampling.num_steps
     config.evaluation = _evaluation()
@@ -61,7 +61,7 @@ def sampling() -> ConfigDict:
 def oracle() -> ConfigDict:
     """The base of a sweep that samples a mixture by its exact denoiser, in float64."""
     config = ConfigDict({"task": "oracle", "seed": 0})
-    config.schedule = "linear"  # as the next four, those of `experiments.benchmarks.problems`
+    config.schedule = "linear"  # this and the next four: names and values of `experiments.benchmarks.problems`
     config.dimension = 2
     config.examples = 256
     config.grid = "log_snr"
@@ -77,7 +77,7 @@ COUNTS = ("num_steps", "units", "num_bins", "history", "first", "last", "stages"
 
 
 def make_floats(group: Any, is_open: bool = False) -> None:
-    """Convert ints in open groups to floats, so that equal values give equal ids and can be traced."""
+    """Convert ints in open groups to floats, so that equal values give equal ids and all values can be traced."""
     for name, value in group.items():
         if isinstance(value, ConfigDict):
             make_floats(value, name in OPEN_GROUPS)

@@ -1,4 +1,4 @@
-"""What the kinds of runs share: the task of a run, the job of a process, the compiled program."""
+"""The common types of the kinds of runs: the task of a run, the job of a process, the compiled program."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +12,11 @@ from diffax.training import Progress
 from experiments.sweeping.definition import Run
 from experiments.sweeping.folder import Folder, Result
 
-PROGRAMS: dict[str, Any] = {}  # the newest one by its key
+PROGRAMS: dict[str, Any] = {}  # key -> program; only the newest is kept
 
 
 class Job(NamedTuple):
-    """Runs that one process computes together, and where.
+    """Runs that one process computes together, and their folder.
 
     program: the key of the program that serves all of them. way: "loop" for one run, "vmap" for several in one program.
     keep: "export" or "none".
@@ -34,9 +34,9 @@ class Job(NamedTuple):
         return Progress(f"{name} {unit}", total, f"{unit}s", silent=not sys.stdout.isatty())
 
     def compiled(self, make: Callable[[], Any]) -> Any:
-        """The program of the previous job if it serves this one too, else that of `make`.
+        """The program of the previous job if it has the same key, otherwise the result of `make`.
 
-        The previous program is dropped, since it takes hundreds of megabytes.
+        The previous program is dropped then, since it takes hundreds of megabytes.
         """
         key = f"{self.way} {self.program}"
         if key not in PROGRAMS:
@@ -48,9 +48,9 @@ class Job(NamedTuple):
 class Task(NamedTuple):
     """A kind of run.
 
-    parse: config -> (key, equal for runs that one program serves; {path: digest} of the models that the run uses);
-    raises `ValueError` for settings that are not possible. run: yields (run, its result or error) for each run of a
-    job. ways: the default on a CPU and on an accelerator. group: the default number of runs of "vmap".
+    parse: config -> (key, equal for runs that one program serves; {path: digest} of the models used by the run);
+    raises `ValueError` for invalid settings. run: yields (run, its result or error) for each run of a job. ways: the
+    default on a CPU and on an accelerator. group: the default number of runs of "vmap".
     """
 
     parse: Callable[[Any], tuple[str, dict[str, str]]]
@@ -60,12 +60,12 @@ class Task(NamedTuple):
 
 
 def grid_entries(name: str, sampler: str, schedule: Any, calls: int) -> int:
-    """The grid entries that so many denoiser calls suffice for.
+    """The largest number of grid entries for this number of denoiser calls.
 
     name: of the setting, for errors.
 
     Raises:
-      ValueError: if they do not suffice for a move and the last call.
+      ValueError: if the calls do not suffice for a step and the last call.
     """
     count = entries(sampler, schedule, calls)
     if count < 2:

@@ -1,8 +1,8 @@
 """A run that trains: the loop of `experiments.train` without pictures, then samples and their metrics.
 
-Runs that differ in seeds and floats alone have models of one tree structure, so one compiled step serves them all: the
-state has the model's numbers in `hyper`. One after another ("loop") they use all devices each; in one program ("vmap")
-state and batches have a leading axis of runs.
+Runs that differ only in seeds and floats have models of one tree structure, so one compiled step serves them all: the
+state has the model's numbers in `hyper`. With "loop" the runs are computed one after another, each on all devices; with
+"vmap" state and batches have a leading axis of runs.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def parse(config: Any) -> tuple[str, dict[str, str]]:
     """See `Task`.
 
     Raises:
-      ValueError: for settings that are not possible.
+      ValueError: for invalid settings.
     """
     for path, value, only in (("text.enabled", config.text.enabled, False), ("model", config.model, "diffusion")):
         if value != only:
@@ -59,7 +59,7 @@ def parse(config: Any) -> tuple[str, dict[str, str]]:
 
 
 class Program(NamedTuple):
-    """What is compiled for runs that one program serves.
+    """The compiled functions for runs that share a program.
 
     first: (model with traced numbers, seed) -> state, of one run or of several. step: as `first`. generate: ((params,
     model), keys, conditions) -> samples on the host.
@@ -108,7 +108,7 @@ def _compile(inputs: Inputs, parallel: str, way: str) -> Program:
 
 
 def filled(items: list[Any]) -> list[Any]:
-    """The items, the last one repeated up to a multiple of the devices; its further results are dropped."""
+    """The items, the last one repeated up to a multiple of the devices; the results of the repeats are dropped."""
     return [*items, *[items[-1]] * (-len(items) % jax.local_device_count())]
 
 
@@ -118,7 +118,7 @@ def stacked(trees: list[Any]) -> Any:
 
 
 class JoinedBatches(Iterator[Any]):
-    """The batches of several runs as one iterator, whose position is that of each."""
+    """The batches of several runs as one iterator; its position is the list of their positions."""
 
     def __init__(self, batches: list[Any]) -> None:
         self._batches = batches
@@ -131,20 +131,20 @@ class JoinedBatches(Iterator[Any]):
         return [batches.get_state() for batches in self._batches]
 
     def set_state(self, positions: list[Any]) -> None:
-        """Go to these positions."""
+        """Restore these positions."""
         for batches, position in zip(self._batches, positions, strict=True):
             batches.set_state(position)
 
 
 class RunLog(training.JsonLog):
-    """The log of one of several runs: its part of the values, until it fails."""
+    """The log of one of several runs: its entries of the values, until the run fails."""
 
     def __init__(self, job: Job, index: int) -> None:
         super().__init__(job.folder.run(job.runs[index]) / "metrics.jsonl")
         self._index = index
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Write its part."""
+        """Write the entries of this run."""
         own = {name: float(np.ravel(v)[self._index] if np.ndim(v) else v) for name, v in values.items()}
         if own.get("skipped") == 0:
             del own["skipped"]
@@ -215,7 +215,7 @@ def with_calls(diffusion: Diffusion, calls: int) -> Diffusion:
 
 
 def _remove_others(folder: Path, record: dict[str, Any]) -> None:
-    """Remove checkpoints that this job cannot continue from: of other runs, data, models or devices, or damaged."""
+    """Remove checkpoints that this job cannot restore: of other runs, data, models or devices, or damaged."""
     try:
         _, saved = newest(folder) or (None, {})
         if all(saved.get(name, value) == value for name, value in record.items()):
@@ -226,7 +226,7 @@ def _remove_others(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _measure(program: Program, run: Run, inputs: Inputs, ema: Any, prepared: Any, job: Job) -> Result:
-    """Draw samples with each number of calls, measure them, and keep an export."""
+    """Draw samples with each number of calls, measure them, and write an export."""
     evaluation, diffusion, (cycle, measure) = run.config.evaluation, inputs.model.diffusion, prepared
     index, size, parts = np.arange(evaluation.num), min(evaluation.batch_size, evaluation.num), {}
     for calls in evaluation.calls or (diffusion.sampling.num_steps,):

@@ -1,4 +1,4 @@
-"""Computes the runs of a sweep that no other process works on, in this process or in several."""
+"""Compute the runs of a sweep that no other process has locked, in this process or in several."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from experiments.sweeping.tasks import Job, Task
 
 
 def groups_of(runs: Mapping[str, Run], programs: Mapping[str, str], size: int) -> list[list[Run]]:
-    """All runs in groups of at most `size` that one program serves; groups of one program follow each other."""
+    """All runs in groups of at most `size` with the same program; groups of one program follow each other."""
     classes: dict[str, list[Run]] = {}
     for run in runs.values():
         classes.setdefault(programs[run.id], []).append(run)
@@ -29,7 +29,7 @@ def chosen(runs: Mapping[str, Run], groups: Sequence[Sequence[Run]], only: Seque
     """The runs that --only and --shard select; a shard has whole groups.
 
     Raises:
-      ValueError: if no run is selected, an id or key is unknown, or the shard is no I/N.
+      ValueError: if no run is selected, an id or key is unknown, or the shard is not I/N.
     """
     flat = {id: flatten(run.config.to_dict()) for id, run in runs.items()}
     ids = [text for text in only if "=" not in text]
@@ -48,7 +48,7 @@ def chosen(runs: Mapping[str, Run], groups: Sequence[Sequence[Run]], only: Seque
 
     selected = [part for group in groups if (part := [run for run in group if matches(run.id)])]
     if not selected:
-        raise ValueError(f"only must leave at least one run, with all of its settings, got {' '.join(only)}")
+        raise ValueError(f"only must select at least one run that has all settings, got {' '.join(only)}")
     number, _, count = (shard or "1/1").partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise ValueError(f"shard must be I/N with 1 <= I <= N, got {shard!r}")
@@ -69,7 +69,7 @@ def table(folder: Folder, runs: Sequence[Run], shown: Sequence[str] = STATES) ->
 
 
 class Worker:
-    """One process that works on a sweep. runs: those that it may compute."""
+    """One process of a sweep. runs: the runs that it may compute."""
 
     def __init__(
         self, folder: Folder, task: Task, programs: Mapping[str, str], way: str, keep: str, runs: Sequence[Run]
@@ -79,10 +79,10 @@ class Worker:
         self._done_before, self._total, self._start = len(runs) - len(self._open), len(runs), time.monotonic()
 
     def work(self, group: Sequence[Run], patience: float) -> bool:
-        """Compute the open runs of a group, unless another process works on one of them.
+        """Compute the open runs of a group; False if another process has locked one of them.
 
-        Runs that were interrupted are computed with the same others as before, finished meanwhile or not: how many runs
-        share a program changes the last bits of the results.
+        Interrupted runs are computed with the same other runs as before, even if those are finished by now, because the
+        number of runs in a program changes the last bits of the results.
         """
         with self._folder.lock(group, patience) as is_mine:
             if not is_mine:
@@ -98,7 +98,7 @@ class Worker:
             return True
 
     def _compute(self, members: Sequence[Run]) -> None:
-        """Compute runs in one job; results that are there already stay."""
+        """Compute runs in one job; existing results are kept."""
         folder, start = self._folder, time.monotonic()
         errors: list[BaseException] = []
         rest = {run.id: run for run in members if not folder.is_settled(run)}
@@ -113,11 +113,11 @@ class Worker:
                     self._settle(run, outcome, (time.monotonic() - start) / len(members), len(rest))
         except Stopped:
             raise
-        except (Exception, SystemExit) as error:  # of the program: none of its runs can continue
+        except (Exception, SystemExit) as error:  # an error of the program, so that none of its runs can continue
             errors.append(error)
             for run in rest.values():
                 self._settle(run, error, 0.0, 0)
-        # --retry continues from the checkpoints unless the numbers themselves were the reason.
+        # --retry continues from the checkpoints, unless all errors are values that are not finite.
         can_continue = any(not isinstance(error, NotFiniteError) for error in errors)
         if not (can_continue and [*folder.run(members[0]).glob("checkpoints/*")]):
             folder.forget(members)
@@ -141,20 +141,20 @@ class Worker:
 
 
 def backend() -> tuple[str, int]:
-    """(name, number of devices) of what workers would run on, asked in a process that releases them again."""
+    """(name, number of devices) of the backend of workers, queried in a process that releases the devices again."""
     ask = "import jax; print(jax.default_backend(), jax.local_device_count())"
     answer = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
     if answer.returncode:
-        raise ValueError(f"workers cannot be started, JAX finds no devices: {answer.stderr.strip().splitlines()[-1]}")
+        raise ValueError(f"workers must have devices, got none from JAX: {answer.stderr.strip().splitlines()[-1]}")
     name, count = answer.stdout.split()[-2:]
     return name, int(count)
 
 
 def spawn(count: int, accelerators: bool) -> list[int]:
-    """Run this command in `count` processes, each with an accelerator of its own if there are any; their statuses.
+    """Run this command in `count` processes, each with a separate accelerator if there are any; return their statuses.
 
-    SIGTERM and Ctrl-C are passed on as SIGTERM, on which the workers save what they can. If this process is killed,
-    they are killed too (`end_with_parent`).
+    SIGTERM and Ctrl-C are forwarded as SIGTERM, and the workers save their checkpoints. If this process is killed, they
+    are killed too (`end_with_parent`).
 
     Raises:
       Stopped: after such a signal, once all workers have ended.
@@ -166,9 +166,9 @@ def spawn(count: int, accelerators: bool) -> list[int]:
             gpu = visible.split(",")[number] if visible else str(number)
             environment |= {"CUDA_VISIBLE_DEVICES": gpu, "TPU_VISIBLE_CHIPS": str(number)}
             environment |= {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}
-        own = ["--workers=1", "--retry=false", f"--worker={number + 1}/{count}"]  # the last of a flag counts
+        own = ["--workers=1", "--retry=false", f"--worker={number + 1}/{count}"]  # the last value of a flag counts
         command = [sys.executable, "-m", "experiments.sweep", *sys.argv[1:], *own]
-        # In a session of its own, so that Ctrl-C reaches this process alone.
+        # In a separate session, so that Ctrl-C reaches only this process.
         workers.append(subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True))
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -185,14 +185,15 @@ def spawn(count: int, accelerators: bool) -> list[int]:
 
 
 def stop(number: int, frame: FrameType | None) -> None:
-    """Handle SIGTERM outside of the training loop, which has its own handler: what is saved is kept."""
+    """Handle SIGTERM outside the training loop, which has its own handler. Saved checkpoints are kept."""
     raise Stopped(0)
 
 
 def end_with_parent() -> None:
-    """Kill this process when the one that started it is gone, in any way.
+    """Kill this process when its parent process has ended for any reason.
 
-    The parent has the other end of this process's standard input and writes nothing to it. Runs survive a kill.
+    The parent has the other end of this process's standard input and writes nothing to it, so a read returns only when
+    the parent has ended. Killed runs can be resumed.
     """
 
     def watch() -> None:

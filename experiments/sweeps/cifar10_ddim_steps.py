@@ -7,8 +7,8 @@
     python -m experiments.report runs/ddim_steps --by=config.calls
 
 Hardware: accelerators, one worker on each. The rows are eta = 0, 0.2, 0.5, 1 and the larger variance of DDPM (sigma
-hat), the columns 10, 20, 50, 100 and 1,000 steps, as in Song et al. 2021, table 1. Steps are even in t here, and
-quadratic in the paper. Not run here, where neither CIFAR-10 nor the weights are to be had.
+hat), the columns 10, 20, 50, 100 and 1,000 steps, as in Song et al. 2021, table 1. Steps are uniform in t here and
+quadratic in the paper. Not run here, because neither CIFAR-10 nor the weights were available.
 """
 
 from experiments.sweeping import chain, product, settings
@@ -17,7 +17,7 @@ CALLS = {"config.calls": [10, 20, 50, 100, 1000]}
 
 
 def get_config():
-    """Samples of runs/cifar10, measured as FID is."""
+    """Samples of runs/cifar10, measured by FID."""
     config = settings.sampling()
     config.checkpoint = "runs/cifar10"
     config.sampling.grid = "trailing"
@@ -25,7 +25,7 @@ def get_config():
 
 
 def get_overrides():
-    """One seed, as in the paper: 50,000 samples are one number."""
+    """One seed, as in the paper: 50,000 samples for each number."""
     return chain(
         product({"config.sampling.sampler": ["ddim"], "config.sampling.eta": [0.0, 0.2, 0.5, 1.0]}, CALLS),
         product({"config.sampling.sampler": ["ddpm_large"]}, CALLS),

@@ -1,4 +1,4 @@
-"""EDM's table 2 on CIFAR-10: from DDPM's training to EDM's, a change at a time, three seeds each, FID in 35 calls.
+"""EDM's table 2 on CIFAR-10: from DDPM's training to EDM's, one change at a time, three seeds each, FID in 35 calls.
 
     python -m experiments.prepare --name=cifar10
     python -m experiments.sweep --sweep=experiments/sweeps/cifar10_edm.py --workdir=runs/edm
@@ -6,9 +6,9 @@
     python -m experiments.report runs/edm
 
 Hardware: accelerators, one worker on each. The rows are the variance-preserving baseline, EDM's preconditioning, and
-EDM's weighting and its noise levels (configurations A, D, E of Karras et al. 2022, table 2; B and C change the
-optimiser's settings and the network's capacity, F the augmentation, which is not here). All are sampled by Heun's
-method on 18 levels, 35 calls. Not run here, where neither CIFAR-10 nor the weights are to be had.
+EDM's weighting and its noise levels (configurations A, D, E of Karras et al. 2022, table 2; B and C, which change the
+optimiser's settings and the network's capacity, and F, the augmentation, are not included). All are sampled by Heun's
+method on 18 levels, 35 calls. Not run here, because neither CIFAR-10 nor the weights were available.
 """
 
 from experiments.configs import cifar10_ddpm

@@ -1,9 +1,9 @@
-"""What digits are trained by: prediction kind x weighting x schedule, three seeds each, 81 runs.
+"""Training losses on digits: prediction kind x weighting x schedule, three seeds each, 81 runs.
 
     python -m experiments.sweep --sweep=experiments/sweeps/losses_digits.py --workdir=runs/losses_digits
     python -m experiments.report runs/losses_digits
 
-A weighting is one of the error of eps, whatever is predicted; `sigmoid` is Hoogeboom et al.'s.
+A weighting always applies to the error of eps, for every prediction kind; `sigmoid` is that of Hoogeboom et al.
 """
 
 from experiments.configs import digits

@@ -1,10 +1,10 @@
-"""What a perceptron predicts, on MNIST of 28x28 pixels: five kinds of prediction, three seeds each.
+"""Prediction kinds of a perceptron on MNIST of 28x28 pixels: five kinds, three seeds each.
 
     python -m experiments.sweep --sweep=experiments/sweeps/parametrisation_mnist5k.py --workdir=runs/mnist5k_kinds
     python -m experiments.report runs/mnist5k_kinds
 
-Each kind is trained with the plain mean square of its own target. The network is narrower than the 784 pixels, where it
-matters whether it has to pass noise on.
+Each kind is trained with the plain mean square error of its target. The network is narrower than the 784 pixels, so
+that kinds whose target contains noise are harder to learn.
 """
 
 from experiments.configs import mnist5k

@@ -4,7 +4,7 @@
     python -m experiments.sweep --sweep=experiments/sweeps/samplers_digits.py --workdir=runs/samplers_digits
     python -m experiments.report runs/samplers_digits
 
-The grids are even in log-SNR and in time, both from sigma / alpha = 80 to 0.02.
+The grids are uniform in log-SNR and in time, both from sigma / alpha = 80 to 0.02.
 """
 
 from experiments.sweeping import chain, product, seeds, settings

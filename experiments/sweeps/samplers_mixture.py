@@ -20,7 +20,7 @@ def get_config():
 
 
 def get_overrides():
-    """Each sampler without noise, and those that have an eta at two of its values."""
+    """Each sampler without noise, and the samplers with an eta at two values of it."""
     return chain(
         product({"config.sampler": DETERMINISTIC}, CALLS, GRIDS, seeds(3)),
         product({"config.sampler": STOCHASTIC}, {"config.eta": [0.3, 1.0]}, CALLS, GRIDS, seeds(3)),

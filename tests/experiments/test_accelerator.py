@@ -87,7 +87,7 @@ def test_an_item_that_does_not_fit_the_time_is_skipped(tmp_path, monkeypatch):
     [
         (["--only=exams"], "only must be among exam, resume, steps, torch, attention, sampling, seeds, digits"),
         (["--minutes=0"], "minutes must be > 0, got 0"),
-        (["--out=runs/never"], "no accelerator: JAX has 1 x cpu here; --quick runs every item"),
+        (["--out=runs/never"], "device must be an accelerator, got 1 x cpu; --quick runs every item"),
     ],
 )
 def test_bad_input_is_one_line(flags, message):

@@ -244,5 +244,11 @@ def test_quick_writes_all_files(tmp_path):
     assert report["errors"]["linear, 2-D"]["dpmpp_2s"]["calls"] == {"sample": [3, 5], "integrate": [2, 6]}
     assert {row["sampler"] for row in report["speed"]} == {"dpmpp_2s", "ddpm-large"}
     text = (tmp_path / "samplers.md").read_text()
-    for heading in ("Best at each budget", "Measured order", "Error in law", "swept in one compile", "Compile time"):
+    for heading in (
+        "Best at each budget",
+        "Measured order",
+        "Error in distribution",
+        "swept in one compile",
+        "Compile time",
+    ):
         assert heading in text

@@ -94,7 +94,7 @@ def test_the_table_has_the_largest_difference_of_the_losses(shared, apart, tmp_p
         ("--networks=mlp,foo", "networks must be among mlp, unet, got 'mlp,foo'"),
         ("--networks=", "networks must be among mlp, unet, got ''"),
         ("--ways=scan", "ways must be among loop, vmap, got 'scan'"),
-        ("--out=/proc/nowhere", "out must be a folder one can write to, got /proc/nowhere ("),
+        ("--out=/proc/nowhere", "out must be a writable folder, got /proc/nowhere ("),
     ],
 )
 def test_bad_flags_are_one_line_and_start_nothing(flag, message, tmp_path, monkeypatch, capsys):

@@ -46,9 +46,9 @@ def test_the_error_for_a_positional_argument_suggests_a_flag(argument, hint, cap
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("config.train.num_step=7", "config.train.num_step is no setting; .*: did you mean 'num_steps'?"),
-        ("config.optimiser.b1=0.5", "config.optimiser.b1 is no setting; .*: did you mean 'optimizer'?"),
-        ("config.seeds=1", "config.seeds is no setting; .*: did you mean 'seed'?"),
+        ("config.train.num_step=7", "config.train.num_step is not a setting; .*: did you mean 'num_steps'?"),
+        ("config.optimiser.b1=0.5", "config.optimiser.b1 is not a setting; .*: did you mean 'optimizer'?"),
+        ("config.seeds=1", "config.seeds is not a setting; .*: did you mean 'seed'?"),
         ("config.seed", "config.seed needs a value: --config.seed=VALUE"),
         ("config.seed=1.5", "config.seed must be of type int, got 1.5"),
         ("config.dataset.flip=1", "config.dataset.flip must be of type bool, got 1"),

@@ -119,7 +119,7 @@ def test_rotations_keep_distances_and_are_uniform(dimensions):
             {"rotate": True},
             (8, 8, 3),
             "field",
-            "config.dataset.rotate must be False but for points",
+            "config.dataset.rotate must be False except for points",
         ),
     ],
 )

@@ -62,7 +62,7 @@ def test_an_error_while_metrics_are_computed_is_one_line(folder, capsys):
     settings["dataset"]["test_split"] = settings["dataset"]["train_split"]
     (folder / "settings.json").write_text(json.dumps(settings))
     error = refused(capsys, folder, "--metrics=memorisation", "--classifier_steps=1")
-    assert error.startswith("error: memorisation needs two test images at least that are not training images, got ")
+    assert error.startswith("error: memorisation needs at least two test images that are not training images, got ")
 
 
 def test_errors_of_the_input_are_one_line_and_bugs_keep_their_traceback(folder, capsys, monkeypatch):

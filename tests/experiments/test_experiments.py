@@ -221,15 +221,15 @@ def test_img2img_starts_from_the_picture(trained, tmp_path):
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
-        ("train", ["--config.foo=1"], "config.foo is no setting; those of config are autoencoder,"),
-        ("train", ["--config.seed.x=1"], "config.seed.x is no setting: config.seed is a value, not a group"),
+        ("train", ["--config.foo=1"], "config.foo is not a setting; those of config are autoencoder,"),
+        ("train", ["--config.seed.x=1"], "config.seed.x is not a setting: config.seed is a value, not a group"),
         ("train", ["--config.schedule.beta_max=3.0"], "config.schedule.beta_max is no parameter of cosine; those"),
         ("train", ["--config.network.num_heads=3"], "num_heads must divide the 16 channels, got 3"),
         ("train", ["--config.dataset.batch_size=many"], "config.dataset.batch_size must be of type int, got 'many'"),
         (
             "train",
             ["--workdir=/proc/nowhere"],
-            "workdir must be a folder one can write to, got /proc/nowhere",
+            "workdir must be a writable folder, got /proc/nowhere",
         ),
         ("train", ["--config.dataset.name=cifar10"], "dataset.name = 'cifar10' is not prepared in"),
         (
@@ -247,7 +247,7 @@ def test_img2img_starts_from_the_picture(trained, tmp_path):
         (
             "evaluate",
             ["--samples=/nowhere"],
-            "samples must be a folder that experiments.sample wrote, got /nowhere",
+            "samples must be a folder written by experiments.sample, got /nowhere",
         ),
     ],
 )
@@ -277,8 +277,8 @@ def changed(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimzer": 1}, "config.optimzer is no setting"),
-        ({"train__steps": 1}, "config.train.steps is no setting; those of config.train are"),
+        ({"optimzer": 1}, "config.optimzer is not a setting"),
+        ({"train__steps": 1}, "config.train.steps is not a setting; those of config.train are"),
         ({"seed": "0"}, "config.seed must be of type int, got '0'"),
         ({"seed": -1}, "config.seed must be an integer >= 0, got -1"),
         ({"seed": 2**31}, r"config.seed must be an integer < 2\^31, got 2147483648"),

@@ -69,7 +69,7 @@ def test_a_classifier_is_trained_once_and_then_restored(digits, tmp_path):
         with pytest.raises(ValueError, match=message):
             of_classifier(other, **(options | changes))
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(ValueError, match="classifier must be a file that was saved by training one"):
+    with pytest.raises(ValueError, match="classifier must be a file saved by an earlier training"):
         of_classifier(dataset, **options)
 
 

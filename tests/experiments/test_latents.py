@@ -240,7 +240,7 @@ def test_sampling_uses_the_autoencoder_of_the_training_run(finished, space, data
 def test_a_model_of_latents_has_the_shape_of_the_latents_and_no_bits(space, data_dir, tmp_path):
     trained = loading.load(latent_run(tmp_path, data_dir, space))
     assert (trained.model.diffusion.shape, trained.latents) == ((4, 4, 2), space.record())
-    with pytest.raises(ValueError, match="checkpoint must be of a model of pixels to measure bits"):
+    with pytest.raises(ValueError, match="checkpoint must be a model of pixels for bits"):
         bits.check(trained, (), (), bits.Settings())
 
 

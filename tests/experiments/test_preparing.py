@@ -142,7 +142,7 @@ FOLDER_FAULTS = {
     "sizes": r"size must be given for pictures of 2 sizes \(20 x 10, 7 x 7 ...\): --size=64",
     "class": r"each class must have a picture, got none in cat",
     "mixed": r"images must all be in subfolders of classes or none, got 4 of 5 beside them",
-    "captions": r"captions must be there for all pictures or for none, got 3 of 4 without, such as 0.png",
+    "captions": r"captions must exist for all pictures or for none, got 3 of 4 without, such as 0.png",
     "metadata": r"line 1 of .*metadata.jsonl must be JSON with file_name and text or caption or prompt",
 }
 
@@ -241,7 +241,7 @@ def test_names_that_a_file_lacks_are_refused(tmp_path):
     path = saved(tmp_path / "a.npz", np.zeros((3, 2)))
     with pytest.raises(ValueError, match=r"a.npz must have 'kind_of', got x"):
         array_file(path, label="kind_of")
-    for name, message in (("a.txt", "must be a file .npz"), ("b.npz", "which is not there")):
+    for name, message in (("a.txt", "must be a file .npz"), ("b.npz", "must be an existing file")):
         with pytest.raises(ValueError, match=f"arrays {message}|arrays must be a file, got .*{message}"):
             array_file(tmp_path / name)
     (tmp_path / "c.npz").write_bytes(b"PK broken")
@@ -263,7 +263,7 @@ def test_a_codec_that_would_run_code_is_refused(tmp_path):
     for name in ("zarr.json", ".zmetadata"):
         (store / name).unlink(missing_ok=True)
     (store / ".zgroup").write_text('{"zarr_format": 2}')
-    with pytest.raises(ValueError, match=r"must be a file that can be read, got .*a.zarr \(Pickle.decode is disabled"):
+    with pytest.raises(ValueError, match=r"must be a readable file, got .*a.zarr \(Pickle.decode is disabled"):
         array_file(store, variables=["v0"])
     assert not trace.exists()
 
@@ -273,7 +273,7 @@ def test_examples_of_a_function_must_have_one_shape_and_dtype():
         sources.of_examples([{"x": np.zeros(2)}, {"x": np.zeros(3)}])
     with pytest.raises(ValueError, match="example 1 must be a dict with x and the keys of the first example"):
         sources.of_examples([{"x": np.zeros(2)}, {"x": np.zeros(2), "label": 1}])
-    with pytest.raises(ValueError, match="module must give at least one example, got none"):
+    with pytest.raises(ValueError, match="module must return at least one example, got none"):
         sources.of_examples([])
 
 

@@ -460,7 +460,7 @@ def test_a_folder_without_a_result_has_a_report(tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"name": "a", "seed_keys": [], "runs": {"..": {}}}'])
 def test_an_invalid_sweep_json_is_refused(tmp_path, text):
-    with pytest.raises(ValueError, match=r"holds no sweep\.json"):
+    with pytest.raises(ValueError, match=r"has no sweep\.json"):
         read_sweep(tmp_path)
     (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(ValueError, match=r"sweep\.json"):
@@ -799,7 +799,7 @@ def test_a_folder_without_a_sweep_is_an_error_of_one_line_with_status_2(tmp_path
     command = [sys.executable, "-m", "experiments.report", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=ROOT)
     assert done.returncode == 2
-    assert done.stderr == f"error: DIR must be the workdir of a sweep, got {tmp_path}, which holds no sweep.json\n"
+    assert done.stderr == f"error: DIR must be the workdir of a sweep, got {tmp_path}, which has no sweep.json\n"
 
 
 def test_settings_without_the_metric_are_left_out(tmp_path):

@@ -80,8 +80,8 @@ def test_a_result_of_a_helper_may_be_changed_in_place():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: product({"config.a": [1]}, {"config.a": [2]}), "config.a must be in one axis alone, got 1 and 2"),
-        (lambda: zipped({"config.a": [1]}, {"config.a": [2]}), "config.a must be in one axis alone, got 1 and 2"),
+        (lambda: product({"config.a": [1]}, {"config.a": [2]}), "config.a must be in one axis only, got 1 and 2"),
+        (lambda: zipped({"config.a": [1]}, {"config.a": [2]}), "config.a must be in one axis only, got 1 and 2"),
         (lambda: zipped({"config.a": [1, 2]}, seeds(3)), "zipped axes must have one length, got 2, 3"),
         (lambda: product({"config.a": "ddim"}), "the values of config.a must be a list, got 'ddim'"),
         (lambda: product({"config.a": 3}), "the values of config.a must be a list, got 3"),
@@ -192,9 +192,9 @@ def other(text):
     [
         (other("seeds(2) + seeds(1)"), (), "run 2 of bad (seed=0) has the config of run 0 (seed=0)"),
         (other("[{}, {'config.seed': 0}]"), (), "run 1 of bad (seed=0) has the config of run 0 (as the base)"),
-        (other("[{'config.stepz': 3}]"), (), "run 0 of bad (stepz=3): config.stepz is no setting; those of config are"),
-        (other("[{}, {'config.seed.x': 3}]"), (), "run 1 of bad (seed.x=3): config.seed.x is no setting"),
-        (other("[{'seed': 3}]"), (), "run 0 of bad (seed=3): seed is no setting: keys start with config."),
+        (other("[{'config.stepz': 3}]"), (), "run 0 of bad (stepz=3): config.stepz is not a setting; those of config"),
+        (other("[{}, {'config.seed.x': 3}]"), (), "run 1 of bad (seed.x=3): config.seed.x is not a setting"),
+        (other("[{'seed': 3}]"), (), "run 0 of bad (seed=3): seed is not a setting: keys must start with config."),
         (other("[{'config.seed': 1.5}]"), (), "run 0 of bad (seed=1.5): config.seed must be of type int, got 1.5"),
         (other("[{'config.seed': True}]"), (), "config.seed must be of type int, got True"),
         (other("[{'config.eta': '1'}]"), (), "config.eta must be of type float or None, got '1'"),
@@ -203,7 +203,7 @@ def other(text):
         (other("[{'config.sampler': 'heun', 'config.eta': 1}]"), (), "config.eta must be 0 for heun, which has none"),
         (other("[{'config.calls': 1}]"), (), "(calls=1): config.calls must suffice for a step of ddim"),
         (other("[{'config.task': 'train'}]"), (), "config.task must be that of get_config, got 'train'"),
-        (other("[{3: 1}]"), (), "run 0 of bad (3=1): 3 is no setting: keys are strings"),
+        (other("[{3: 1}]"), (), "run 0 of bad (3=1): 3 is not a setting: keys must be strings"),
         (other("[['config.seed', 1]]"), (), "run 0 of bad (['config.seed', 1]): overrides must be a dict"),
         (other("[]"), (), "must yield at least one run, got none"),
         (other("seeds(0)"), (), "seeds must be at least 1, got 0"),
@@ -211,17 +211,17 @@ def other(text):
         ({"base": "settings.orakel()"}, (), "orakel"),
         ({"base": "{}"}, (), "must return a ConfigDict, got dict"),
         ({"base": "smoke.get_config()"}, (), "config.task must be one of train, sample, oracle, got None"),
-        ({"changes": "config.more = 1"}, (), "config.more is no setting"),
+        ({"changes": "config.more = 1"}, (), "config.more is not a setting"),
         ({"changes": "del config.end"}, (), "config.end is missing"),
         ({}, ("--set=config.calls",), "set must be config.KEY=VALUE, got 'config.calls'"),
-        ({}, ("--set=config.cals=3",), "config.cals is no setting"),
+        ({}, ("--set=config.cals=3",), "config.cals is not a setting"),
         ({}, ("--set=config.calls=many",), "config.calls must be of type int, got 'many'"),
         ({}, ("--only=feed",), "only must be the id of a run or config.KEY=VALUE, got feed"),
         ({}, ("--only=config.sed=1",), "only must name a setting of a run, got config.sed"),
         (
             {},
             ("--only=config.seed=9",),
-            "only must leave at least one run, with all of its settings, got config.seed=9",
+            "only must select at least one run that has all settings, got config.seed=9",
         ),
         ({}, ("--shard=4/3",), "shard must be I/N with 1 <= I <= N, got '4/3'"),
         ({}, ("--shard=0/3",), "shard must be I/N with 1 <= I <= N, got '0/3'"),
@@ -262,7 +262,7 @@ def test_an_invalid_sweep_file_is_an_error_of_one_line(command, tmp_path, conten
         ("{'config.optimizer': 3}", "(optimizer=3): config.optimizer must be a group of settings, got 3"),
         ("{'config.evaluation': 3}", "(evaluation=3): config.evaluation must be a group of settings, got 3"),
         ("{'config.optimizer': {'learning_rate': 1e-3}}", "config.optimizer.accumulate is missing"),
-        ("{'config.optimizer': {'rate': 1e-3}}", "config.optimizer.rate is no setting"),
+        ("{'config.optimizer': {'rate': 1e-3}}", "config.optimizer.rate is not a setting"),
         ("{'config.schedule': {'name': 'linear', 'beta': 3}}", "config.schedule.beta is no parameter of linear"),
         ("{'config.evaluation.metrics': ('fid',)}", "metrics must be"),
         ("{'config.evaluation.num': 1}", "config.evaluation.num must be"),
@@ -295,9 +295,9 @@ def test_a_folder_accepts_only_its_own_sweep(command, tmp_path, fake):
     assert len(task.computed) == 5
     assert len(read_sweep(folder).having("done")) == 5
     (folder / "sweep.json").write_text("{")
-    assert "sweep.json is no JSON" in one_line(command(path, folder))
+    assert "sweep.json must be JSON" in one_line(command(path, folder))
     (folder / "sweep.json").write_text("[1]")
-    assert "is not that of a sweep" in one_line(command(path, folder))
+    assert "must be an object with the keys" in one_line(command(path, folder))
 
 
 def change_result(path, edit):
@@ -949,7 +949,7 @@ def test_a_metric_of_the_sweep_file_is_measured(tmp_path):
 def test_a_sweep_file_cannot_replace_a_sampler_or_metric_of_diffax(command, tmp_path, old, new):
     (tmp_path / "s.py").write_text(OWN.replace("ETA", "0.0").replace(old, new))
     error = one_line(command(tmp_path / "s.py", tmp_path / "w"))
-    assert f"must have names that diffax does not use, got '{new.strip(chr(34))}'" in error
+    assert f"must have names that are not in diffax, got '{new.strip(chr(34))}'" in error
 
 
 @pytest.mark.parametrize("name", ["get_samplers", "get_metrics"])

@@ -710,7 +710,7 @@ def test_a_checkpoint_that_changed_is_refused(command, checkpoint, tmp_path, mon
         ("[{'config.sampling.sampler': 'heun', 'config.calls': 2}]", "config.calls must suffice for a step of heun"),
         ("[{'config.sampling.guidance': float('inf')}]", "config.sampling.guidance must be finite"),
         ("[{'config.sampling.guidance_rescale': 2.0}]", "config.sampling.guidance_rescale must be in [0, 1]"),
-        ("[{'config.sampling.num_steps': 2}]", "config.sampling.num_steps is no setting"),
+        ("[{'config.sampling.num_steps': 2}]", "config.sampling.num_steps is not a setting"),
         ("[{'config.evaluation.metrics': ('fid',)}]", "metrics must be one of"),
         ("[{'config.evaluation.extractor': 'vgg'}]", "config.evaluation.extractor must be one of"),
         ("[{'config.sampling.sampler': 'ddpm_learned'}]", "must not be ddpm_learned"),
@@ -720,5 +720,5 @@ def test_an_invalid_sampling_sweep_is_an_error_of_one_line(command, checkpoint, 
     done = command(sampling_sweep(tmp_path / "s.py", overrides, checkpoint), tmp_path / "w")
     assert done.status == 2
     assert message in done.err
-    assert done.err.startswith("error: run 0" if "no setting" in message else "error: run ")
+    assert done.err.startswith("error: run 0" if "not a setting" in message else "error: run ")
     assert done.err.count("\n") == 1

@@ -104,5 +104,5 @@ def test_a_run_that_starts_from_a_folder_of_diffusers_begins_with_a_lower_loss(t
 
 
 def test_a_network_of_diffusers_needs_its_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"config.init_from must be a folder that diffusers saved, .* got '.*nowhere'"):
+    with pytest.raises(ValueError, match=r"config.init_from must be a folder saved by diffusers, got '.*nowhere'"):
         settings.load_config("diffusers", [f"config.init_from={tmp_path / 'nowhere'}"])

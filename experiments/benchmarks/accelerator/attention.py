@@ -34,7 +34,7 @@ BOUND, CHUNKS = 2e-2, 3
 
 
 def rows(context: Context) -> Iterator[dict[str, Any]]:
-    """A row for each shape; where there is no fused kernel, XLA's alone."""
+    """A row for each shape; without a fused kernel, for XLA's attention only."""
     for name, shape in SHAPES.items():
         try:
             yield {"name": name} | compare(TOY if context.quick else shape, 2 if context.quick else 20)
@@ -45,7 +45,7 @@ def rows(context: Context) -> Iterator[dict[str, Any]]:
 
 
 def compare(shape: tuple[int, ...], repeats: int) -> dict[str, Any]:
-    """Times and errors of both; a kernel that refuses the shape leaves a note."""
+    """Times and errors of both; if a kernel fails for the shape, the row has a note."""
     inputs = [jax.random.normal(key, shape, jnp.bfloat16) for key in jax.random.split(jax.random.key(0), 4)]
     with jax.default_matmul_precision("highest"):
         exact = _function("xla")(*(jnp.asarray(value, jnp.float32) for value in inputs))
@@ -53,7 +53,7 @@ def compare(shape: tuple[int, ...], repeats: int) -> dict[str, Any]:
     for name in ("xla", "cudnn") if jax.default_backend() == "gpu" else ("xla",):
         run = _function(name)
         try:
-            error = max(_relative(value, right) for value, right in zip(run(*inputs), exact, strict=True))
+            error = max(_relative(value, reference) for value, reference in zip(run(*inputs), exact, strict=True))
             row |= {f"{name}_error": error, f"{name}_ms": 1e3 * _seconds(run, inputs, repeats)}
         except Exception as failure:
             row["note"] = f"{name}: {one_line(failure)[:120]}"
@@ -75,9 +75,9 @@ def _function(implementation: Any) -> Callable[..., Any]:
     return run
 
 
-def _relative(value: Any, right: Any) -> float:
-    value, right = np.asarray(value, np.float64), np.asarray(right, np.float64)
-    return float(np.linalg.norm(value - right) / np.linalg.norm(right))
+def _relative(value: Any, reference: Any) -> float:
+    value, reference = np.asarray(value, np.float64), np.asarray(reference, np.float64)
+    return float(np.linalg.norm(value - reference) / np.linalg.norm(reference))
 
 
 def _seconds(run: Callable[..., Any], args: Any, repeats: int) -> float:

@@ -1,11 +1,11 @@
-"""Measures an accelerator in a few minutes, the most valuable things first.
+"""Measure an accelerator in a few minutes, the most valuable items first.
 
     python -m experiments.benchmark accelerator --out=DIR [--minutes=8] [--quick] [--only=exam,steps]
 
-Items are run in this order, each in a process of its own, so that an error, a crash or a hang costs that item alone:
+Items run in this order, each in a separate process, so that an error, a crash or a hang ends only that item:
 
     a exam       orders, likelihood and networks in float32 against the CPU
-    b resume     SIGTERM and resume to the bit; pmap, jit and FSDP
+    b resume     bit-identical resume after SIGTERM; pmap, jit and FSDP
     c steps      training steps of the DDPM U-Net, DiT-B/2, DiT-XL/2 and EDM2-XS
     d torch      the same in PyTorch, where it is installed
     e attention  cuDNN's fused attention against XLA's
@@ -13,9 +13,9 @@ Items are run in this order, each in a process of its own, so that an error, a c
     g seeds      eight seeds in one program
     h digits     the digits config trained and scored
 
-Each row is written to DIR/accelerator.json and DIR/accelerator.md at once. An item whose time does not fit into what is
-left is a row that says so. --quick runs every item at toy size, also on a CPU: it tests this command, and measures
-nothing.
+Each row is written to DIR/accelerator.json and DIR/accelerator.md at once. An item that does not fit into the remaining
+time is skipped, and its row has the reason. --quick runs every item at toy size, also on a CPU: it tests this command,
+and its numbers mean nothing.
 """
 
 import argparse
@@ -43,8 +43,8 @@ WORKER = f"{PACKAGE}.worker"
 class Item(NamedTuple):
     """A part of the measurement.
 
-    module: has `rows(context)` and `COLUMNS`. least: seconds below which it is not started. most: seconds after which
-    it is stopped, of a run of 8 minutes; both scale with --minutes.
+    module: defines `rows(context)` and `COLUMNS`. least: seconds that must be left to start it. most: seconds after
+    which it is stopped. Both are for a run of 8 minutes and scale with --minutes.
     """
 
     letter: str
@@ -65,21 +65,21 @@ ITEMS = (
     Item("g", "seeds", "Seeds in one program", f"{PACKAGE}.seeds", 20, 90),
     Item("h", "digits", "The digits config, trained and scored", f"{PACKAGE}.digits", 60, 240),
 )
-# Compiled in seconds rather than minutes: what is measured under --quick has no meaning.
+# Programs compile in seconds rather than minutes; the numbers of --quick have no meaning anyway.
 QUICK_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     QUICK_FLAGS += " --xla_cpu_use_fusion_emitters=false"
 
 
 def environment_of(quick: bool) -> dict[str, str]:
-    """The environment of an item's process. Memory is taken as it is needed: processes of one item share a device."""
+    """The environment of an item's process. Memory is not preallocated, since processes of one item share a device."""
     env = dict(os.environ)
     env.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     env.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
     env.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     platforms = env.get("JAX_PLATFORMS", "")
     if platforms and "cpu" not in platforms.split(","):
-        env["JAX_PLATFORMS"] = f"{platforms},cpu"  # the exam compares with it
+        env["JAX_PLATFORMS"] = f"{platforms},cpu"  # the exam compares with the CPU
     if quick:
         env["XLA_FLAGS"] = f"{QUICK_FLAGS} {env.get('XLA_FLAGS', '')}".strip()
     return env
@@ -99,7 +99,7 @@ print(json.dumps({"platform": d[0].platform, "device": d[0].device_kind, "count"
 
 
 def probe() -> dict[str, Any]:
-    """The devices and versions, read in a process of its own: this one must not hold a device.
+    """The devices and versions, read in a separate process, since this one must not occupy a device.
 
     Raises:
       ValueError: if JAX does not start.
@@ -112,7 +112,7 @@ def probe() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of this source tree, "unknown" where it is no checkout."""
+    """The commit of this source tree, "unknown" outside a checkout."""
     run = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         where = Path(__file__).parent
@@ -121,7 +121,7 @@ def commit() -> str:
 
 
 def describe(machine: dict[str, Any], quick: bool, given_commit: str | None) -> dict[str, str]:
-    """The environment as the table has it."""
+    """The environment as the table shows it."""
     memory = "" if not machine["memory"] else f", {machine['memory'] / 2**30:.0f} GiB each"
     return {
         "device": machine["device"],
@@ -135,7 +135,7 @@ def describe(machine: dict[str, Any], quick: bool, given_commit: str | None) -> 
 
 
 def columns_of(item: Item) -> Any:
-    """The columns of an item's table; () where its module cannot be imported, which its process reports."""
+    """The columns of an item's table; () if its module cannot be imported: the item's process reports that error."""
     try:
         return importlib.import_module(item.module).COLUMNS
     except Exception:
@@ -143,7 +143,7 @@ def columns_of(item: Item) -> Any:
 
 
 def kept(folder: Path, environment: dict[str, str], renewed: list[str]) -> dict[str, Any]:
-    """The results that a folder has of other items in the same environment, so that short runs add up to one table."""
+    """Earlier results of other items in the same environment, so that several short runs fill one table."""
     path = folder / "accelerator.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     if {**before.get("environment", {}), "date": ""} != {**environment, "date": ""}:
@@ -163,7 +163,7 @@ def run(
     quick: bool,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Runs the items in turn; every row is on disk before the next begins."""
+    """Run the items in turn; every row is written before the next item starts."""
     deadline = time.time() + 60 * minutes
     columns = {item.name: columns_of(item) for item in (*ITEMS, *items)}
     results = kept(folder, environment, [item.name for item in items])
@@ -191,7 +191,7 @@ def run(
 
 
 def run_item(item: Item, folder: Path, deadline: float, quick: bool, add: Callable[[dict[str, Any]], None]) -> None:
-    """One item in a process of its own: its rows are added as they come, then a row if the process failed."""
+    """Run one item in a separate process: add its rows as they are written, then a row if the process failed."""
     with tempfile.TemporaryDirectory() as scratch:
         rows, log = Path(scratch) / "rows.jsonl", Path(scratch) / "log"
         rows.touch()
@@ -213,7 +213,7 @@ def run_item(item: Item, folder: Path, deadline: float, quick: bool, add: Callab
 
 
 def _follow(process: subprocess.Popen, reader: Any, deadline: float, add: Callable[[dict[str, Any]], None]) -> None:
-    """Adds the rows of a process until it ends, or its time does."""
+    """Add the rows of a process until it ends or the deadline passes."""
     rest = ""
     while True:
         running = process.poll() is None
@@ -227,7 +227,7 @@ def _follow(process: subprocess.Popen, reader: Any, deadline: float, add: Callab
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Ends a process and those that it started."""
+    """Kill a process and its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -246,7 +246,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=8.0, help="time for everything (default 8)")
     parser.add_argument("--quick", action="store_true", help="toy sizes, on any device")
     parser.add_argument("--only", default="", help=f"some of {','.join(item.name for item in ITEMS)}")
-    parser.add_argument("--commit", help="commit to name, where the source tree is no checkout")
+    parser.add_argument("--commit", help="commit to record, outside a checkout")
     flags = parser.parse_args(arguments)
     names = [item.name for item in ITEMS]
     flags.only = [name for name in flags.only.split(",") if name] or names
@@ -265,7 +265,7 @@ def main(arguments: list[str]) -> None:
         machine = probe()
         if machine["platform"] == "cpu" and not flags.quick:
             raise ValueError(
-                f"no accelerator: JAX has {machine['count']} x {machine['device']} here; "
+                f"device must be an accelerator, got {machine['count']} x {machine['device']}; "
                 "--quick runs every item at toy size on a CPU"
             )
         flags.out.mkdir(parents=True, exist_ok=True)

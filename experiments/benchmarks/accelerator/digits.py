@@ -1,6 +1,6 @@
-"""The Quickstart's digits config trained, sampled and scored by the commands that a user runs.
+"""The Quickstart's digits config, trained, sampled and scored by the public commands.
 
-It needs the packages of `diffax[experiments]`; without them there is one row that names the first that is missing.
+This item needs the packages of `diffax[experiments]`; otherwise its only row names the first missing package.
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ COLUMNS = (
 )
 PACKAGES = ("absl", "ml_collections", "grain", "tensorflow_datasets", "sklearn", "matplotlib", "tensorboardX", "PIL")
 QUICK = ("--config.network.name=mlp", "--config.network.channels=16", "--config.network.depth=1")
-ACCURACY, RATIO = 0.97, 1.3  # what the Quickstart reaches with room for another device's rounding
+ACCURACY, RATIO = 0.97, 1.3  # the Quickstart's values, with a margin for another device's rounding
 
 
 def rows(context: Context) -> Iterator[dict[str, Any]]:
@@ -66,7 +66,7 @@ def _command(name: str, *flags: str, context: Context) -> float:
     """Seconds of a whole command.
 
     Raises:
-      RuntimeError: if it fails; names its last line.
+      RuntimeError: if it fails; the message has the last line of its log.
     """
     start = time.perf_counter()
     arguments = [sys.executable, "-m", f"experiments.{name}", *flags]

@@ -1,15 +1,15 @@
 """The exam on the device in float32: a U-Net, a DiT, orders and likelihood against the CPU's answer.
 
-    networks     |device - CPU| / |CPU| of a U-Net and a DiT, at the matmul precision that a user gets and at "highest";
-                 the CPU computes in float32 at "highest"
+    networks     |device - CPU| / |CPU| of a U-Net and a DiT, at the default matmul precision and at "highest"; the CPU
+                 computes in float32 at "highest"
     likelihood   log p of points of a Gaussian by the probability-flow ODE, nats per dimension; the CPU in float64
     orders       error of x against a float64 run of many steps on the CPU, at n and 2 n steps: log2 of their ratio,
-                 beside the same slope in float64 on the CPU, and the distance of the two end points. So few steps that
-                 float32 resolves the error are not yet the limit in which the claimed order holds
+                 beside the same slope in float64 on the CPU, and the distance of the two end points. The steps are few,
+                 so that float32 resolves the error; the slope may therefore differ from the claimed order
 
-On NVIDIA's GPUs JAX multiplies float32 matrices in TF32 by default, which keeps 10 bits of a product's factors: the
-networks are compared under both settings. The library itself asks for "highest" where digits matter: the oracles,
-`log_likelihood`, LoRA's merge, metrics.
+On NVIDIA's GPUs JAX multiplies float32 matrices in TF32 by default, which keeps 10 bits of each factor: the networks
+are compared under both settings. The library sets "highest" where digits matter: the oracles, `log_likelihood`, LoRA's
+merge, metrics.
 """
 
 import functools
@@ -62,7 +62,7 @@ def rows(context: Context) -> Iterator[dict[str, Any]]:
 
 
 def _guarded(name: str, part: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
-    """The row of a part, or its error: the parts after it still run."""
+    """The row of a part, or a row with its error, so that later parts still run."""
     try:
         return {"name": name} | part(*args)
     except Exception as error:
@@ -70,7 +70,7 @@ def _guarded(name: str, part: Callable[..., dict[str, Any]], *args: Any) -> dict
 
 
 def cpu() -> Any:
-    """The host's own device."""
+    """The host's CPU device."""
     return jax.local_devices(backend="cpu")[0]
 
 
@@ -109,14 +109,14 @@ def _exact() -> np.ndarray:
 
 def _ends(make: Callable[..., Any], steps: int, dtype: Any) -> np.ndarray:
     """x after `steps` and after twice as many, (2, B, 2), in float64."""
-    law, schedule = mixture(), diffax.Linear()
+    distribution, schedule = mixture(), diffax.Linear()
     start = np.array([[0.5, -1.0], [1.2, 0.3], [-0.7, 0.8], [0.1, 0.1], [-1.3, -0.4]])
 
     @jax.jit
     def run(x):
         def end(n):
             times = jnp.linspace(jnp.asarray(T_MAX, dtype), T_MIN, n + 1)
-            return diffax.integrate(jax.random.key(0), make(schedule), law.denoiser(schedule), x, times).x
+            return diffax.integrate(jax.random.key(0), make(schedule), distribution.denoiser(schedule), x, times).x
 
         return jnp.stack([end(steps), end(2 * steps)])
 
@@ -141,13 +141,13 @@ def likelihood(steps: int) -> dict[str, Any]:
 def _log_prob(steps: int, dtype: Any) -> np.ndarray:
     """(B,) log-likelihoods by the probability-flow ODE with the exact divergence."""
     covariance = np.array([[0.4, 0.15], [0.15, 0.2]])
-    law, schedule = analytic.Gaussian.from_covariance(np.array([0.7, -0.4]), covariance), diffax.Linear()
+    distribution, schedule = analytic.Gaussian.from_covariance(np.array([0.7, -0.4]), covariance), diffax.Linear()
     x = jnp.array([[0.7, -0.4], [0.1, 0.2], [1.5, 0.1], [0.9, -1.0]], dtype)
     times = jnp.asarray(diffax.times.uniform_log_snr(schedule, steps, t_max=1.0, t_min=0.0)[::-1], dtype)
 
     @jax.jit
     def solve(x):
-        denoise = law.denoiser(schedule)
+        denoise = distribution.denoiser(schedule)
         return diffax.log_likelihood(jax.random.key(1), schedule, denoise, x, times, divergence="exact").log_prob
 
     return np.asarray(solve(x), np.float64)

@@ -27,7 +27,7 @@ SMALLEST = 8
 
 
 class Case(NamedTuple):
-    """A network and what it is trained on. batch: the largest to try, on a device of MEMORY bytes."""
+    """A network and its data. batch: the largest size to try, on a device of MEMORY bytes."""
 
     net: nn.Module
     shape: tuple[int, ...]
@@ -71,7 +71,7 @@ def case(name: str, quick: bool) -> Case:
 
 
 def batches(largest: int, memory: int | None) -> list[int]:
-    """The batch sizes to try in turn: from the largest power of two that such a memory suggests down to SMALLEST.
+    """The batch sizes to try in turn: from the largest power of two expected to fit `memory` down to SMALLEST.
 
     >>> batches(64, 40 * 2**30), batches(64, None), batches(8, 2**30)
     ([32, 16, 8], [64, 32, 16, 8], [8])
@@ -83,7 +83,7 @@ def batches(largest: int, memory: int | None) -> list[int]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _normal(key: Any, size: int) -> Any:
-    """One flat vector: a program of its own for each shape would take longer to compile than a step of a small one."""
+    """A flat normal vector. One program per shape would take longer to compile than a step of a small network."""
     return 0.02 * jax.random.normal(key, (size,))
 
 
@@ -124,7 +124,7 @@ def step_of(net: nn.Module) -> tuple[Callable, Any]:
 
 
 def state_of(net: nn.Module, shape: tuple[int, ...], optimizer: Any) -> TrainState:
-    """The state before the first step, made on the device."""
+    """The state before the first step, initialised on the device."""
     return init_state(jax.random.key(1), random_params(net, shape), optimizer)
 
 

@@ -1,14 +1,14 @@
-"""A run that is stopped by SIGTERM and started again, to the bit; and pmap, jit and FSDP on the devices there are.
+"""Bit-identical resume after SIGTERM; pmap, jit and FSDP on all devices.
 
-    resume    a small U-Net is trained twice in processes of their own: straight through, and stopped by SIGTERM after a
-              third of the steps, saved and resumed; all bits of the final state are compared by their digest
+    resume    a small U-Net is trained twice in separate processes: without a stop, and stopped by SIGTERM after a third
+              of the steps, saved and resumed; the digests of all bits of the final states are compared
     forms     losses of the first steps by each way to spread a step over the devices, against those of one device
 
-As in `experiments.train`, the compiled program is kept beside the run. XLA picks GPU algorithms by timing them, so two
-processes that compile for themselves may differ in the last bits: on a GPU further rows measure whether they do, and
-whether they agree under XLA's deterministic settings.
+As in `experiments.train`, the compiled program is cached next to the run. XLA picks GPU algorithms by timing them, so
+two processes that compile separately may differ in the last bits. On a GPU, further rows measure whether they differ,
+and whether they agree under XLA's deterministic settings.
 
-As a script it is one of these runs: `python -m experiments.benchmarks.accelerator.resume FOLDER NUM_STEPS`.
+As a script it does one of these runs: `python -m experiments.benchmarks.accelerator.resume FOLDER NUM_STEPS`.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ LOSS_BOUND = 1e-3  # relative: products in TF32 are summed in another order
 
 
 def rows(context: Context) -> Iterator[dict[str, Any]]:
-    """Rows of `forms`, then of `resume`: on a GPU also without a shared cache, as far as there is time."""
+    """Rows of `forms`, then of `resume`; on a GPU also without a shared cache, if time remains."""
     yield from forms(3 if context.quick else 10)
     steps, start = 8 if context.quick else 300, context.left()
     yield _resume_row("SIGTERM and resume", steps, "", cache=True)
@@ -67,7 +67,7 @@ def _resume_row(name: str, steps: int, xla_flags: str, *, cache: bool) -> dict[s
 
 
 def resume(steps: int, xla_flags: str, *, cache: bool) -> dict[str, Any]:
-    """Whether the stopped and resumed run ends with the bits of the straight one. `value`: the step it stopped at."""
+    """Whether the resumed run ends with the same bits as the straight one. `value`: the step where it was stopped."""
     with tempfile.TemporaryDirectory() as scratch:
         env = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {xla_flags}"}
         shared = {"JAX_COMPILATION_CACHE_DIR": f"{scratch}/cache", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
@@ -80,7 +80,7 @@ def resume(steps: int, xla_flags: str, *, cache: bool) -> dict[str, Any]:
 
 
 def _run(folder: Path, steps: int, env: dict[str, str], stop: bool = False) -> tuple[str | None, int | None]:
-    """(digest of the final state, None if the run was stopped before; the step that it was stopped at).
+    """(digest of the final state, or None if the run was stopped; the step where it was stopped, or None).
 
     Raises:
       RuntimeError: if the process fails.
@@ -102,9 +102,9 @@ def _run(folder: Path, steps: int, env: dict[str, str], stop: bool = False) -> t
 
 
 def train(folder: Path, num_steps: int) -> None:
-    """One run, from its last checkpoint on; saves and exits with status 75 on SIGTERM, prints the digest at the end."""
-    asked = []
-    signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    """Train from the last checkpoint. On SIGTERM, save and exit with status 75; at the end, print the digest."""
+    signals = []
+    signal.signal(signal.SIGTERM, lambda *_: signals.append(True))
     case = networks.TOYS["ddpm"]
     step, optimizer = networks.step_of(case.net)
     mesh = make_mesh(jax.devices()[:1])
@@ -120,13 +120,13 @@ def train(folder: Path, num_steps: int) -> None:
             jax.block_until_ready(metrics)
             if number == num_steps // 3:  # from here on the run may be stopped
                 print("step", number, flush=True)
-            if asked and number + 1 < num_steps:
+            if signals and number + 1 < num_steps:
                 checkpoints.save(number + 1, state, {})
                 checkpoints.wait()
                 print("stopped at", number + 1, flush=True)
                 raise SystemExit(STOPPED)
-            if not asked and number > num_steps // 3 and first == 0:
-                time.sleep(0.02)  # the signal arrives before the run ends
+            if not signals and number > num_steps // 3 and first == 0:
+                time.sleep(0.02)  # so that the signal arrives before the run ends
     print("digest", digest(state), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What the sampling loop costs beside diffusers', and images/s of a 50-call sampler around the CIFAR-10 U-Net.
+"""Cost of the sampling loop beside that of diffusers, and images/s of a 50-call sampler around the CIFAR-10 U-Net.
 
 overhead    milliseconds of 50 steps on 4 x 3 x 32 x 32 with a trivial denoiser, the least of several calls; diffusers'
             scheduler on the same device, in turn with ours, where torch and diffusers are installed
@@ -43,7 +43,7 @@ def rows(context: Context) -> Iterator[dict[str, Any]]:
 
 
 def overhead(name: str, repeats: int) -> dict[str, Any]:
-    """Ours, and diffusers' where it is installed."""
+    """Times of our loop, and of diffusers' loop where it is installed."""
     peer = peer_rows.PEERS[name]
     ours, _ = speed.compiled(ROWS[peer.ours], diffax.Linear(), speed.STEPS)
     theirs = _torch_loop(peer) if "diffusers" in peers.libraries() else None
@@ -60,7 +60,7 @@ def overhead(name: str, repeats: int) -> dict[str, Any]:
 
 
 def _torch_loop(peer: peer_rows.Peer) -> Callable[[], Callable[[], Any]]:
-    """A function that makes a run of the peer's loop, which waits for the device."""
+    """A function that prepares a run of the peer's loop; the run synchronises with the device."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"

@@ -1,7 +1,7 @@
 """Eight seeds trained by one program: all at once by `vmap`, or one after another by one compiled step.
 
-Seconds are those of the steps, compiled before. speed-up: the loop's time over that of vmap. difference: the largest
-relative difference of a loss between the two.
+Times exclude compilation. speed-up: the loop's time over that of vmap. difference: the largest relative difference of a
+loss between the two.
 """
 
 import time
@@ -44,7 +44,7 @@ def rows(context: Context) -> Iterator[dict[str, Any]]:
 
 
 def compare(net: nn.Module, seeds: int, steps: int) -> dict[str, Any]:
-    """Steps per second of all seeds together, by both ways, and how far their losses are apart."""
+    """Steps per second of all seeds together, by both ways, and the difference of their losses."""
     step, optimizer = networks.step_of(net)
     params = [networks.random_params(net, SHAPE, seed) for seed in range(seeds)]
     keys = jax.random.split(jax.random.key(1), seeds)
@@ -75,7 +75,7 @@ def compare(net: nn.Module, seeds: int, steps: int) -> dict[str, Any]:
 
 
 def _timed(run: Callable, state: Any, steps: int, split: Callable) -> tuple[float, np.ndarray]:
-    """(seconds, losses (steps, seeds)). The first step, which compiles, is not timed, and is taken again after it."""
+    """(seconds, losses (steps, seeds)). An untimed call compiles first; its result is dropped."""
     jax.block_until_ready(run(state))
     losses, start = [], time.perf_counter()
     for _ in range(steps):

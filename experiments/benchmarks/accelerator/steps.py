@@ -1,8 +1,8 @@
 """Training steps at the largest batch that fits: images/s, TFLOP/s, share of the peak, memory, compile time.
 
-The step is AdamW with clipping, dropout where the network has it, and EMA; data is on the device before the clock
-starts. Steps are dispatched without waiting for each other, as in a training run; the time of a step is the median over
-chunks of them. TFLOP/s are model FLOPs (`diffax.training.flops`): recomputation is not counted, attention is.
+The step is AdamW with clipping, dropout where the network has it, and EMA; data is on the device before timing starts.
+Steps are dispatched without waiting for each other, as in a training run; the time of a step is the median over chunks
+of them. TFLOP/s are model FLOPs (`diffax.training.flops`): attention is counted, recomputation is not.
 """
 
 import gc
@@ -41,7 +41,7 @@ LEAST = 20.0  # seconds that a compilation and a few steps need
 
 
 def rows(context: Context) -> Iterator[dict[str, Any]]:
-    """A row for each network and format; where none of its batches fits, a row with the error of the smallest."""
+    """A row for each network and dtype; if no batch size fits, a row with the error of the smallest one."""
     for name, dtype in WANTED:
         label = {"name": f"{name} {dtype}"}
         if not context.quick and context.left() < LEAST:
@@ -58,23 +58,23 @@ def fitting(case: networks.Case, dtype: str, quick: bool) -> dict[str, Any]:
     """The measurement at the first batch size that fits.
 
     Raises:
-      Exception: whatever a step fails with, but for a full memory.
+      Exception: any error of a step other than out of memory.
     """
     result: dict[str, Any] = {}
     for size in networks.batches(case.batch, memory_limit()):
         try:
             return measure(case, dtype, size, quick)
-        except Exception as error:  # a full memory has no type of its own
+        except Exception as error:  # JAX has no exception type for out of memory
             if not out_of_memory(error):
                 raise
             result = {"batch": size, "error": f"batch {size} does not fit: {one_line(error)}"}
-        gc.collect()  # the traceback held the arrays of the attempt
+        gc.collect()  # the traceback referred to the arrays of the failed attempt
         jax.clear_caches()
     return result
 
 
 def without_fused_attention(case: networks.Case, dtype: str, quick: bool, error: Exception) -> dict[str, Any]:
-    """The measurement with XLA's attention, on a GPU, where the kernel may be the reason of the error; or the error."""
+    """The measurement with XLA's attention on a GPU, where the fused kernel may have failed; otherwise the error."""
     failed = {"error": one_line(error)}
     if jax.default_backend() != "gpu" or dtype == "float32":
         return failed
@@ -86,12 +86,12 @@ def without_fused_attention(case: networks.Case, dtype: str, quick: bool, error:
 
 
 def memory_limit() -> int | None:
-    """Bytes that this process may take of a device, None where the backend does not say."""
+    """Bytes of device memory that this process may use, None if the backend does not report it."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the error is that of a device whose memory is full."""
+    """Whether the error means that the device is out of memory."""
     return isinstance(error, MemoryError) or any(
         text in str(error)
         for text in ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "ALLOC_FAILED", "ailed to allocate")
@@ -102,7 +102,7 @@ def measure(case: networks.Case, dtype: str, size: int, quick: bool) -> dict[str
     """One row.
 
     Raises:
-      MemoryError: before anything runs, if the compiled step needs more memory than there is.
+      MemoryError: before anything runs, if the compiled step needs more memory than the device has.
     """
     net = case.net.clone(dtype=jnp.dtype(dtype).type)
     step, optimizer = networks.step_of(net)
@@ -137,7 +137,7 @@ def measure(case: networks.Case, dtype: str, size: int, quick: bool) -> dict[str
 
 
 def memory_needed(compiled: Any) -> int | None:
-    """Bytes of the arguments and temporaries of a compiled function; its results take the place of what is donated."""
+    """Bytes of the arguments, temporaries and results of a compiled function; results may reuse donated arguments."""
     sizes = compiled.memory_analysis()
     if sizes is None:
         return None
@@ -146,7 +146,7 @@ def memory_needed(compiled: Any) -> int | None:
 
 
 def step_seconds(step: Callable, state: Any, batch: Any, seconds: float) -> list[float]:
-    """Seconds of a step, the mean of each of CHUNKS chunks that take so many seconds together."""
+    """Seconds of a step: the means of CHUNKS chunks, which take `seconds` in total."""
     for _ in range(2):
         start = time.perf_counter()
         state, metrics = step(state, batch)

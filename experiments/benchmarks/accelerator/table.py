@@ -23,7 +23,7 @@ HEAD = """# An accelerator, measured
 
 
 def write(folder: Path, results: dict[str, Any], columns: dict[str, Any]) -> None:
-    """Writes accelerator.json and accelerator.md, each in one move."""
+    """Write accelerator.json and accelerator.md, each atomically."""
     for name, text in {
         "accelerator.json": json.dumps(results, indent=1) + "\n",
         "accelerator.md": markdown(results, columns),
@@ -55,7 +55,7 @@ def _table(rows: list[dict[str, Any]], columns: Any) -> str:
 
 
 def title(name: str) -> str:
-    """The name of a row for people: networks by their own names."""
+    """The displayed name of a row: networks by their published names."""
     first, _, rest = name.partition(" ")
     known = NAMES.get(first.rstrip(","))
     return name if known is None else f"{known}{',' if first.endswith(',') or rest else ''} {rest}".strip()
@@ -84,7 +84,7 @@ def line(row: dict[str, Any], columns: Any) -> str:
 
 
 def performance(results: dict[str, Any] | None) -> str:
-    """The sentence of the README: the training steps in bfloat16 of a run, or that there is none."""
+    """The sentence of the README: the training steps in bfloat16 of a run, or a note that none was measured."""
     rows = [] if results is None else [row for row in results["rows"] if row.get("dtype") == "bfloat16"]
     if results is None or not rows:
         return f"{UNMEASURED}; `python -m experiments.benchmark accelerator` does it within 8 minutes."

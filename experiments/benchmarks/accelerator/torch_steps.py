@@ -1,6 +1,6 @@
-"""The training steps of `steps` in PyTorch, eager and compiled, in bfloat16, at the batch sizes that ours took.
+"""The training steps of `steps` in PyTorch, eager and compiled, in bfloat16, at the batch sizes measured there.
 
-The step is ours: v-prediction, autocast to bfloat16 over float32 parameters, clipping, fused AdamW, EMA. ratio:
+The step is the same: v-prediction, autocast to bfloat16 over float32 parameters, clipping, fused AdamW, EMA. ratio:
 images/s of diffax over those of PyTorch, both measured in this run.
 """
 
@@ -60,7 +60,7 @@ def fitting(name: str, way: str, quick: bool, ours: dict[str, Any]) -> dict[str,
         except torch.OutOfMemoryError as failure:
             error = {"batch": size, "error": f"batch {size} does not fit: {one_line(failure)}"}
             size //= 2
-        except Exception as failure:  # no compiler for this device, say
+        except Exception as failure:  # for example, no compiler for this device
             return {"error": one_line(failure)}
     return error
 
@@ -98,7 +98,7 @@ def measure(name: str, case: networks.Case, size: int, way: str, quick: bool) ->
 
 
 def _forget(device: str) -> None:
-    """Drop the programs, arrays and the highest memory of the measurements before."""
+    """Drop the programs and arrays of earlier measurements and reset the peak memory."""
     import torch
 
     torch._dynamo.reset()
@@ -141,7 +141,7 @@ def step_of(
 
 
 def wait(device: str) -> None:
-    """Until the device has done what was dispatched."""
+    """Wait until the device has finished all dispatched work."""
     import torch
 
     if device == "cuda":

@@ -1,9 +1,9 @@
-"""One item in a process of its own, so that a crash, a hang or a full memory ends that item alone.
+"""One item in a separate process, so that a crash, a hang or out of memory ends only that item.
 
     python -m experiments.benchmarks.accelerator.worker MODULE --rows=FILE --deadline=TIME [--quick]
 
 MODULE has `rows(context)`, a generator of rows. Each row is a dict with a `name`; it is appended to FILE as a line of
-JSON as soon as it is there. An exception becomes a row with an `error`.
+JSON as soon as it is yielded. An exception becomes a row with an `error`.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 class Context(NamedTuple):
     """The arguments of an item.
 
-    quick: toy sizes. deadline: `time.time()` at which the process is stopped. earlier: the rows of the items before.
+    quick: toy sizes. deadline: `time.time()` at which the process is stopped. earlier: the rows of earlier items.
     """
 
     quick: bool
@@ -31,13 +31,13 @@ class Context(NamedTuple):
 
 
 def one_line(error: BaseException) -> str:
-    """Type and message of an exception, shortened to a table's cell."""
+    """Type and message of an exception, shortened to fit a table cell."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:300].rstrip(": ")
 
 
 def lines(module: str, context: Context) -> Iterator[dict[str, Any]]:
-    """The rows of an item; what fails is the last of them."""
+    """The rows of an item; an exception becomes the last row."""
     try:
         yield from importlib.import_module(module).rows(context)
     except Exception as error:

@@ -1,11 +1,11 @@
-"""Kinds of data. A kind NAME is a module `experiments.data.kinds.NAME` with four functions; nothing else names it.
+"""Kinds of data. A kind NAME is a module `experiments.data.kinds.NAME` with four functions; it needs no registration.
 
-    normalise(x, units)                      stored values (N, *shape) -> what a model sees
-    denormalise(x, units)                    the reverse
+    normalise(x, units)                      stored values (N, *shape) -> normalised values, the input of a model
+    denormalise(x, units)                    the inverse
     save(path, x, units, mask) -> [Path]     write samples in their own units to files path.SUFFIX
-    picture(x, units, columns, titles, mask) -> (H, W, 3) uint8, of what a model sees
+    picture(x, units, columns, titles, mask) -> (H, W, 3) uint8, of normalised values
 
-and what it takes: RANKS, numbers of axes of an example (*space, C); DTYPES and CHANNELS, () for any.
+and the constants RANKS, the allowed numbers of axes of an example (*space, C), DTYPES and CHANNELS, () for any.
 """
 
 import importlib
@@ -16,7 +16,7 @@ import numpy as np
 
 
 def names() -> tuple[str, ...]:
-    """The kinds there are."""
+    """The names of all kinds."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
 
 
@@ -24,7 +24,7 @@ def of(name: str) -> Any:
     """The module of a kind.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: for an unknown name.
     """
     if name not in names():
         raise ValueError(f"kind must be one of {', '.join(names())}, got {name!r}")

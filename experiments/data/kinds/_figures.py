@@ -1,4 +1,4 @@
-"""Figures of samples as pictures, drawn by matplotlib."""
+"""Figures of samples as pictures, by matplotlib."""
 
 import io
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Values scaled by their units alone, as images, fields and points are."""
+"""Values that are scaled by their units only: images, fields and points."""
 
 from typing import Any
 
