@@ -92,6 +92,7 @@ class Model:
 
     def check(self) -> None:
         """Raise `ValueError` for parts that cannot be built, or that do not fit each other."""
+        self._check_few_steps()
         diffax.denoiser(lambda x, t: x, self.diffusion.schedule(), self.diffusion.prediction)
         with at("config.loss.weighting_parameters"):
             objectives.make(self.loss.weighting, objectives.WEIGHTINGS, self.diffusion)
@@ -100,6 +101,27 @@ class Model:
         with at("config.sampling"):
             self.diffusion.sampler()
             self.diffusion.times()
+
+    def _check_few_steps(self) -> None:
+        """Raise `ValueError` for a prediction or a sampler that does not fit the objective."""
+        name, diffusion, sampling = self.loss.objective.name, self.diffusion, self.diffusion.sampling
+        row = few_steps.ROWS.get(name)
+        if row is None:
+            return
+        if diffusion.prediction in ("eps", "score") and float(diffusion.schedule()(1.0).alpha) < 0.01:
+            raise ValueError(
+                f"config.prediction must not be {diffusion.prediction} for {name} on {diffusion.curve.name}, where it "
+                "does not determine x0 at t = 1"
+            )
+        to_data = ("consistency", "lcm") if not diffusion.second_time else ("jump",)
+        if row.ends == "data" and sampling.sampler not in to_data:
+            raise ValueError(
+                f"config.sampling.sampler must be {' or '.join(to_data)} for a network that was trained by {name}, got "
+                f"{sampling.sampler!r}"
+            )
+        gamma = 0.0 if sampling.eta is None else sampling.eta
+        if row.ends == "data" and sampling.sampler == "jump" and sampling.num_steps > 1 and gamma != 1:
+            raise ValueError(f"config.sampling.eta must be 1 for {name}, which learns jumps to the data, got {gamma}")
 
 
 def build(config: Any, data: Data) -> Model | AutoencoderModel | ClassifierModel:
@@ -152,6 +174,9 @@ def build(config: Any, data: Data) -> Model | AutoencoderModel | ClassifierModel
         if data.mask is not None and config.loss.objective in few_steps.ROWS:
             name = config.dataset.name
             raise ValueError(f"config.loss.objective must be denoising for {name!r}, whose points have masks")
+        if data.mask is not None and config.loss.coupling != "independent":
+            name = config.dataset.name
+            raise ValueError(f"config.loss.coupling must be independent for {name!r}, whose points have masks")
     group = "autoencoder" if config.model == "autoencoder" else "network"
     with _fits(f"config.{group}", config[group], data.shape):
         _check_shape(model.module, data.shape, config.model)

@@ -164,7 +164,8 @@ def path_in(flag):
 def override(config):
     """Change the sampling settings of a recorded config by the flags."""
     override_sampling(config.sampling)
-    settings.check_guidance("guidance", config.sampling, settings.can_guide(config))
+    is_input = config.network.guidance_input
+    settings.check_guidance("guidance", config.sampling, settings.can_guide(config), is_input=is_input)
     return config
 
 

@@ -62,6 +62,7 @@ def main(argv):
         on_all(lambda: claim(workdir, config.to_dict(), identity) if is_first() else None)
         check_shared(workdir)
         start = on_all(lambda: warm_start.opened(config.init_from, config.model, workdir))
+        inputs.check_start(start)
         if config.train.compile_cache:
             devices.cache_compilations(workdir / "compile_cache")
 

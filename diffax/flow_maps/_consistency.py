@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from diffax import random
 from diffax._checks import check_function, check_like, check_per_example, choose
 from diffax._pytrees import combine
-from diffax.flow_maps._maps import MapPredict, checked, stretched
+from diffax.flow_maps._maps import MapPredict, checked, ordered
 from diffax.flow_maps._parts import Losses, Velocity, derivatives, draw, minus, squared, stop
 from diffax.predictions import diffuse
 from diffax.samplers._base import Sampler, State
@@ -69,7 +69,7 @@ def consistency_loss(
     """
     check_function("f", f, "a function (x, t) -> x")
     sampler: Sampler = choose("solver", solver, SOLVERS)(schedule)
-    t, s = stretched(t, s)
+    t, s = ordered(t, s, strict=True)
     eps, x, _ = draw(key, "consistency_loss", schedule, x0, t, eps)
     check_per_example(x0, s=s)
     if teacher is None:
@@ -122,7 +122,7 @@ def continuous_consistency_loss(
 
     Source: Lu & Song 2025, eq. 6 and algorithm 1.
     """
-    predict, (t, s) = checked(predict, schedule, kind), stretched(t, s)
+    predict, (t, s) = checked(predict, schedule, kind), ordered(t, s)
     _, x, dx = draw(key, "continuous_consistency_loss", schedule, x0, t, eps)
     dx = dx if rate is None else stop(rate(x, t, dx))
     y, dy, (c_x, c_y), (dc_x, dc_y) = derivatives(predict, schedule, kind, x, dx, t, s, sigma_data)

@@ -18,9 +18,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from diffax._checks import check_function, check_per_example, check_schedule
-from diffax._pytrees import combine
+from diffax._pytrees import combine, concrete
 from diffax.denoisers import like_x
 from diffax.predictions import check_kind, row, split
 from diffax.samplers.engines.forms import cross
@@ -129,6 +130,21 @@ def velocity(predict: Predict, schedule: Schedule, kind: Kind, *, sigma_data: Pe
         return combine((a, x0), (b, eps))
 
     return rate
+
+
+def ordered(t: Times, s: Times, *, strict: bool = False) -> tuple[Any, Any]:
+    """As `stretched`.
+
+    Raises:
+      ValueError: for known times with s > t, with `strict` also for s = t.
+    """
+    values = [concrete(v) for v in (t, s)]
+    if values[0] is not None and values[1] is not None:
+        late, early = np.broadcast_arrays(*values)
+        if (wrong := early >= late if strict else early > late).any():
+            condition = "less than" if strict else "at most"
+            raise ValueError(f"s must be {condition} t, got s = {early[wrong][0]:g} with t = {late[wrong][0]:g}")
+    return stretched(t, s)
 
 
 def stretched(t: Times, s: Times) -> tuple[Any, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from diffax._pytrees import combine
-from diffax.flow_maps._maps import MapPredict, checked, diagonal, stretched, velocity
+from diffax.flow_maps._maps import MapPredict, checked, diagonal, ordered, velocity
 from diffax.flow_maps._parts import Losses, Velocity, adaptive, derivatives, draw, minus, stop, weighted
 from diffax.typing import Array, Key, Kind, PerExample, Predict, Schedule, Times, Tree
 
@@ -59,7 +59,7 @@ def mean_flow_loss(
     >>> loss.shape
     (2,)
     """
-    predict, (t, s) = checked(predict, schedule, kind), stretched(t, s)
+    predict, (t, s) = checked(predict, schedule, kind), ordered(t, s)
     _, x, dx = draw(key, "mean_flow_loss", schedule, x0, t, eps)
     dx = dx if rate is None else stop(rate(x, t, dx))
     y, dy, (c_x, c_y), (dc_x, dc_y) = derivatives(predict, schedule, kind, x, dx, t, s, sigma_data)
@@ -114,7 +114,7 @@ def improved_mean_flow_loss(
 
     Source: Geng et al. 2025b (improved mean flows), section 4.
     """
-    predict, (t, s) = checked(predict, schedule, kind), stretched(t, s)
+    predict, (t, s) = checked(predict, schedule, kind), ordered(t, s)
     _, x, dx = draw(key, "improved_mean_flow_loss", schedule, x0, t, eps)
     dx = dx if rate is None else stop(rate(x, t, dx))
     own = stop(velocity(diagonal(predict), schedule, kind, sigma_data=sigma_data)(x, t))

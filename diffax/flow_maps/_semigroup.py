@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from diffax._checks import check_function
 from diffax._pytrees import combine
-from diffax.flow_maps._maps import MapPredict, checked, coefficients, flow_map, stretched
+from diffax.flow_maps._maps import MapPredict, checked, coefficients, flow_map, ordered, stretched
 from diffax.flow_maps._parts import Losses, draw, minus, squared, stop, weighted
 from diffax.predictions import split
 from diffax.samplers._base import State
@@ -60,7 +60,7 @@ def semigroup_loss(
 
     Source: Frans et al. 2025, eq. 3 to 5.
     """
-    predict, (t, s) = checked(predict, schedule, kind), stretched(t, s)
+    predict, (t, s) = checked(predict, schedule, kind), ordered(t, s, strict=True)
     _, x, _ = draw(key, "semigroup_loss", schedule, x0, t, eps)
     move = flow_map(target or predict, schedule, kind, sigma_data=sigma_data)
     m = (t + s) / 2 if middle is None else stretched(middle, t)[0]
@@ -109,7 +109,7 @@ def progressive_loss(
     Source: Salimans & Ho 2022, algorithm 2 and section 4 (truncated SNR).
     """
     check_function("predict", predict, "a function (x, t) -> y")
-    t, s = stretched(t, s)
+    t, s = ordered(t, s, strict=True)
     _, x, _ = draw(key, "progressive_loss", schedule, x0, t, eps)
     step, m = ddim(schedule).step, (t + s) / 2
     moved = step(key, teacher, step(key, teacher, State(x), t, m), m, s).x

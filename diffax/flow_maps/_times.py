@@ -125,4 +125,5 @@ def ect_time(schedule: Schedule, t: Times, stage: Scalar, *, q: Scalar = 2.0, k:
     rho = jnp.exp(-schedule.log_snr(t) / 2)
     share = jnp.maximum(1 - q ** (-(jnp.asarray(stage, float) + 1)) * (1 + k * jax.nn.sigmoid(-rho)), 0.0)
     log_share = jnp.where(share > 0, jnp.log(jnp.where(share > 0, share, 1.0)), -jnp.inf)
-    return jnp.where(share > 0, schedule.inverse(schedule.log_snr(t) - 2 * log_share), 0.0)
+    s = jnp.where(share > 0, schedule.inverse(schedule.log_snr(t) - 2 * log_share), 0.0)
+    return jnp.minimum(s, t)  # below the clip of log-SNR the inverse is a later time

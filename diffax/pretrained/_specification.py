@@ -265,7 +265,13 @@ class Diffusion:
         )
 
     def sampler(self, params: Params | None = None) -> samplers.Sampler:
-        """The sampler."""
+        """The sampler.
+
+        Raises:
+          ValueError: for the sampler "jump" of a network without a second time.
+        """
+        if self.sampling.sampler == "jump" and not self.second_time:
+            raise ValueError("sampler must not be 'jump' for a network without a second time")
         return _calls.by_name(self.sampling.sampler, self.schedule(params), self.sampling.eta)
 
     def times(self, params: Params | None = None) -> Grid:

@@ -9,6 +9,7 @@ A grid is an ordinary array: you may write your own, differentiate through it, o
     polyexponential  noise     log(sigma / alpha), a power of an evenly spaced ramp  Crowson 2022, k-diffusion
     arctan           noise     atan((sigma / alpha / scale)^(1 / power))             docs/best.md
     uniform          time      t                                                     Ho et al. 2020
+    starts           time      t, without the end of the last move                   Geng et al. 2025
     quadratic        time      sqrt(t)                                               Song, Meng & Ermon 2021
     beta             time      quantiles of a Beta distribution                      Lee et al. 2024, section 4.1
     leading          discrete  k floor(T / n)                                        Ho et al. 2020
@@ -50,7 +51,7 @@ from diffax.times._in_noise import (
     polyexponential,
     uniform_log_snr,
 )
-from diffax.times._in_time import beta, quadratic, uniform
+from diffax.times._in_time import beta, quadratic, starts, uniform
 from diffax.times._turning import jumps, restart
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "polyexponential",
     "quadratic",
     "restart",
+    "starts",
     "suggestion",
     "table_length",
     "trailing",

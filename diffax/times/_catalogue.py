@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from diffax.times._discrete import lcm, leading, linspace, trailing
 from diffax.times._in_noise import arctan, karras, polyexponential, uniform_log_snr
-from diffax.times._in_time import beta, quadratic, uniform
+from diffax.times._in_time import beta, quadratic, starts, uniform
 from diffax.typing import Schedule
 
 
@@ -69,6 +69,7 @@ CATALOGUE = {
     ),
     "arctan": Row(arctan, "noise", "atan((sigma / alpha / scale)^(1 / power))", "docs/best.md"),
     "uniform": Row(uniform, "time", "t", "Ho et al. 2020", k_diffusion=("vp",)),
+    "starts": Row(starts, "time", "t, without the end of the last move", "Geng et al. 2025"),
     "quadratic": Row(quadratic, "time", "sqrt(t)", "Song, Meng & Ermon 2021"),
     "beta": Row(
         beta, "time", "quantiles of a Beta distribution", "Lee et al. 2024, section 4.1", diffusers=("use_beta_sigmas",)

@@ -35,6 +35,25 @@ def _even(first: Scalar, last: Scalar, ramp: Scalar) -> Any:
     return first * (1 - ramp) + last * ramp
 
 
+def starts(schedule: Schedule, n: int, *, t_max: Times | None = None, t_min: Times | None = None) -> Float[Array, " n"]:
+    """(n,) starts of n equally long moves from t_max to t_min: t_max - k / n (t_max - t_min), k = 0 .. n - 1.
+
+    The last call of `sample` moves from the last entry to t = 0 if the denoiser is a flow map or a consistency
+    function, so a grid of n entries is one of n calls.
+
+    Args:
+      schedule: noise schedule, for the default of t_max.
+      n: entries, an int >= 1.
+      t_max: first time in [0, 1]; from `default_ends` if None.
+      t_min: end of the last move, < t_max; 0 if None.
+
+    >>> from diffax.schedules import Cosine
+    >>> starts(Cosine(), 4, t_max=1.0).tolist()
+    [1.0, 0.75, 0.5, 0.25]
+    """
+    return entries(schedule, n + 1, t_max, 0.0 if t_min is None else t_min, _even)[:-1]
+
+
 def quadratic(
     schedule: Schedule, n: int, *, t_max: Times | None = None, t_min: Times | None = None
 ) -> Float[Array, " n"]:

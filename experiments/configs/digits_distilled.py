@@ -1,3 +1,11 @@
+"""Consistency distillation of `digits`: one call draws a sample of the guided teacher.
+
+    python -m experiments.train --config=digits --workdir=runs/digits
+    python -m experiments.train --config=digits_distilled --workdir=runs/digits_distilled
+
+Source: Song et al. 2023.
+"""
+
 from experiments.configs import digits
 
 
@@ -8,8 +16,9 @@ def get_config():
     config.network.dropout_rate = 0.0
     config.loss.objective = "consistency_distillation"
     config.loss.p_uncond = 0.0
+    config.train.num_steps = 1000
     config.sampling.sampler = "consistency"
-    config.sampling.grid = "trailing"
+    config.sampling.grid = "starts"
     config.sampling.num_steps = 1
     config.sampling.guidance = 1.0
     return config

@@ -12,7 +12,8 @@ from experiments.configs import digits_distilled
 def get_config():
     config = digits_distilled.get_config()
     config.loss.objective = "progressive"
-    config.loss.objective_parameters = {"first": 8}
+    config.loss.objective_parameters = {"num_steps": 8}
+    config.train.num_steps = 1600
     config.optimizer.decay = "constant"
     config.optimizer.learning_rate = 5e-4
     config.optimizer.ema_decay = 0.98

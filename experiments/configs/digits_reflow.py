@@ -17,7 +17,7 @@ def get_config():
     config.network.dropout_rate = 0.0
     config.loss.p_uncond = 0.0
     config.train.num_steps = 1500
-    config.sampling.grid = "trailing"
+    config.sampling.grid = "starts"
     config.sampling.num_steps = 1
     config.sampling.guidance = 1.0
     return config

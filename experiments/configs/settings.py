@@ -221,20 +221,27 @@ def check_rules(config: Any, num_devices: int) -> None:
     with at("config.train"):
         Profile(config.train.profile, "")
     _check_batch(config, num_devices)
-    check_guidance("config.sampling.guidance", config.sampling, can_guide(config))
+    is_input = config.network.guidance_input
+    check_guidance("config.sampling.guidance", config.sampling, can_guide(config), is_input=is_input)
 
 
 def can_guide(config: Any) -> str:
     """The reason why a model cannot be guided, "" if it can."""
+    return "" if config.network.guidance_input else without_null(config)
+
+
+def without_null(config: Any) -> str:
+    """The reason why a model has no null condition, "" if it has one."""
     if not (config.network.conditional or config.text.enabled):
         return "for a network without classes"
-    if config.network.guidance_input:
-        return ""
     return "" if config.loss.p_uncond else "without a null label (config.loss.p_uncond = 0)"
 
 
-def check_guidance(name: str, sampling: Any, reason: str) -> None:
-    """Raise `ValueError` for guidance that is not possible. reason: as returned by `can_guide`."""
+def check_guidance(name: str, sampling: Any, reason: str, *, is_input: bool = False) -> None:
+    """Raise `ValueError` for guidance that is not possible.
+
+    reason: as returned by `can_guide`. is_input: whether the guidance weight is an input of the network.
+    """
     phi, bounds = sampling.guidance_rescale, tuple(sampling.guidance_interval)
     if not math.isfinite(sampling.guidance):
         raise ValueError(f"{name} must be finite, got {sampling.guidance}")
@@ -244,6 +251,9 @@ def check_guidance(name: str, sampling: Any, reason: str) -> None:
         raise ValueError(f"{name}_interval must be two times, 0 <= low <= high <= 1, got {bounds}")
     if sampling.guidance != 1 and reason:
         raise ValueError(f"{name} must be 1 {reason}, got {sampling.guidance}")
+    for key, value, none in (("rescale", phi, 0), ("interval", bounds, (0, 1))):
+        if is_input and value != none:
+            raise ValueError(f"{name}_{key} must be {none} for a network with guidance_input, got {value}")
 
 
 def group_size(config: Any) -> int:
@@ -266,14 +276,14 @@ def _check_batch(config: Any, num_devices: int) -> None:
     on_each = size // num_devices
     if on_each % parts:
         raise ValueError(f"config.optimizer.accumulate must divide the {on_each} examples of a device, got {parts}")
-    if (group := group_size(config) // max(parts, 1)) > 2 and on_each % (parts * group):
-        raise ValueError(
-            f"config.dataset.batch_size must have multiples of {group} examples on each device, in each of "
-            f"config.optimizer.accumulate parts, for config.loss.objective = {config.loss.objective!r} with "
-            f"coupling {config.loss.coupling!r}, got {size} on {num_devices} in {parts}"
-        )
     if config.loss.spread == "antithetic" and on_each // parts % 2:
         raise ValueError(
             "config.dataset.batch_size must be even on each device, in each of config.optimizer.accumulate parts, for "
             f"config.loss.spread = 'antithetic', got {size} on {num_devices} in {parts}"
+        )
+    if on_each % (group := group_size(config)):
+        raise ValueError(
+            f"config.dataset.batch_size must have multiples of {group} examples on each device for "
+            f"config.loss.objective = {config.loss.objective!r} and coupling = {config.loss.coupling!r}, got {size} on "
+            f"{num_devices}"
         )

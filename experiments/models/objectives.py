@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import diffax
 from diffax._pytrees import pytree, static
 from diffax.losses import couplings, training_times, weightings
+from diffax.nn.description import with_forward_mode
 from diffax.pretrained import Diffusion, Spec
 from experiments.models import few_steps
 from experiments.models.few_steps import Drawn, Row, Teacher
@@ -78,13 +80,17 @@ class Objective(NamedTuple):
     """Arguments of `train_step`.
 
     loss: (params, batch, keys, **uses) -> (B,). memory: the initial memory of a loss that depends on earlier steps,
-    with update_memory: (memory, aux, **uses) -> memory. uses: fields of the state that the loss gets.
+    with update_memory: (memory, aux, **uses) -> memory. uses: fields of the state that the loss gets. group: the number
+    of neighbours of a batch that must be on one device. follows: whether a measurement needs the memory of the state,
+    because it is a target, not losses of earlier steps.
     """
 
     loss: Callable[..., Any]
     memory: Any = ()
     update_memory: Callable[..., Any] | None = None
     uses: tuple[str, ...] = ()
+    group: int = 1
+    follows: bool = False
 
 
 def make(spec: Spec, table: Mapping[str, Callable[..., Any]], diffusion: Diffusion) -> Any:
@@ -104,12 +110,6 @@ def parameters_of(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in every if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
 
 
-def uses_of(name: str) -> tuple[str, ...]:
-    """The fields of the state that an objective gets: keyword arguments of its function without a default."""
-    every = inspect.signature(OBJECTIVES[name].loss).parameters.values()
-    return tuple(p.name for p in every if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name != "memory")
-
-
 def objective(diffusion: Diffusion, settings: Loss, *, module: Any = None, teacher: Teacher | None = None) -> Objective:
     """The loss of each example. module: a network in place of the model's. teacher: to learn from, None without one.
 
@@ -118,7 +118,10 @@ def objective(diffusion: Diffusion, settings: Loss, *, module: Any = None, teach
     the training times, it measures: no condition and no unit is dropped.
     """
     name = settings.objective.name
-    row, uses = OBJECTIVES[name], uses_of(name)
+    row = OBJECTIVES[name]
+    group = math.lcm(row.group, 1 if settings.coupling == "independent" else settings.coupling_size)
+    if row.derivative and module is None:
+        module = with_forward_mode(diffusion.module)  # fused attention has no forward derivative
     times, spread = make(settings.times, TIMES, diffusion), SPREADS[settings.spread]
     # The bound in continuous time integrates over log-SNRs, so the network gets these.
     of_time: dict[str, Any] = {"of_time": lambda schedule, log_snr: log_snr} if name == "vdm" else {}
@@ -149,24 +152,26 @@ def objective(diffusion: Diffusion, settings: Loss, *, module: Any = None, teach
         return row.loss(diffusion, settings, drawn, **settings.objective.parameters, **used), draws
 
     if row.learns is not None:
-        learns = functools.partial(row.learns, settings, **settings.objective.parameters)
+        defaults = parameters_of(name)
+        own = {key: value for key, value in (defaults | settings.objective.parameters).items() if key == "num_steps"}
+        learns = functools.partial(row.learns, settings, **own)
 
         def remembered(params: Any, batch: Any, keys: Any, memory: Any, *, ema: Any, **used: Any) -> Any:
-            del ema  # for `learns`
+            del ema  # `learns` needs it
             return per_example(params, batch, keys, times, memory=memory, **used)[0], ()
 
         memory = () if teacher is None else jax.tree.map(jnp.asarray, teacher.params)
-        return Objective(remembered, memory, lambda memory, aux, **used: learns(memory, **used), (*uses, "ema"))
+        update = lambda memory, aux, **used: learns(memory, **used)  # noqa: E731
+        return Objective(remembered, memory, update, (*row.uses, "ema"), group, follows=True)
     if not isinstance(times, diffax.losses.resampling.Resampler):
-        return Objective(
-            lambda params, batch, keys, **used: per_example(params, batch, keys, times, **used)[0], uses=uses
-        )
+        plain = lambda params, batch, keys, **used: per_example(params, batch, keys, times, **used)[0]  # noqa: E731
+        return Objective(plain, uses=row.uses, group=group)
 
-    def weighted(params: Any, batch: Any, keys: Any, memory: Any, **used: Any) -> Any:
-        losses, (t, weight) = per_example(params, batch, keys, times.distribution(memory), **used)
+    def weighted(params: Any, batch: Any, keys: Any, memory: Any) -> Any:
+        losses, (t, weight) = per_example(params, batch, keys, times.distribution(memory))
         return weight * losses, (t, losses)
 
-    return Objective(weighted, times.init(), lambda memory, aux, **used: times.update(memory, *aux), uses)
+    return Objective(weighted, times.init(), lambda memory, aux: times.update(memory, *aux), group=group)
 
 
 def _condition(diffusion: Diffusion, settings: Loss, batch: Any, key: Any) -> tuple[Any, Any]:
@@ -190,7 +195,7 @@ def _coupled(settings: Loss, key: Any, batch: Any) -> Any:
         return None
 
     def groups(leaf: Any) -> Any:
-        return leaf.reshape(-1, min(size, len(leaf)), *leaf.shape[1:])
+        return leaf.reshape(-1, size, *leaf.shape[1:])
 
     return jax.vmap(couple)(groups(key), groups(x)).reshape(x.shape)
 

@@ -47,7 +47,13 @@ def measure(
     except ValueError as error:
         message(f"no held-out loss is measured: {error}")
         return []
-    count = len(batch["x"])
+    # Whole groups on each device, in each part.
+    unit = objective.group * (mesh.size // jax.process_count())
+    count, size = len(batch["x"]) // unit * unit, max(BATCH // unit, 1) * unit
+    if not count:
+        message(f"no held-out loss is measured: split {split!r} has fewer than {unit} examples")
+        return []
+    batch = {name: values[:count] for name, values in batch.items()}
     batch["index"] = np.arange(count, dtype=np.int32)
     keys = random.keys_at(jax.random.key(seed), jnp.arange(count))
     # Stratified over the examples inside each bin.
@@ -66,12 +72,11 @@ def measure(
         means = []
         used = {name: getattr(state, name) for name in objective.uses}
         if objective.update_memory is not None:
-            # Here the times do not depend on a memory of losses, so its initial value is used; a target is current.
-            memory = (state.memory if used else objective.memory,)
+            memory = (state.memory if objective.follows else objective.memory,)
         variables = state.ema, memory, used
         for number in range(BINS):
             whole = {**batch, "u": np.asarray((number + inner) / BINS, np.float32)}
-            parts = [slice(at, at + BATCH) for at in range(0, count, BATCH)]
+            parts = [slice(at, at + size) for at in range(0, count, size)]
             rows = [spread(variables, jax.tree.map(lambda v, p=part: v[p], whole), keys[part]) for part in parts]
             means.append(float(np.mean(np.concatenate(rows), dtype=np.float64)))
         values = {"heldout": float(np.mean(means)), **dict(zip(NAMES, means, strict=True))}

@@ -12,12 +12,13 @@ from experiments.configs import settings
 from experiments.data import datasets, pipeline
 from experiments.data.pairs import Pairs
 from experiments.model import Data, build
-from experiments.models import autoencoder, captions, latents, noisy_classifier
+from experiments.models import autoencoder, captions, few_steps, latents, noisy_classifier
 from experiments.models.adapters import Adapters
 from experiments.models.few_steps import Teacher
 from experiments.models.latents import Latents
 from experiments.run import loading
 from experiments.run.command import path_of
+from experiments.run.warm_start import WarmStart
 
 FORMS: dict[str, Any] = {  # config.parallel: the form of a step over devices
     "pmap": training.data_parallel,
@@ -55,9 +56,8 @@ class Inputs(NamedTuple):
             "data": self.dataset.describe(train_split),
             "autoencoder": self.space and self.space.identity(),
             "base": self.base and self.base.identity(),
-            # Older checkpoints lack these.
-            **({"teacher": self.teacher.identity()} if self.teacher else {}),
-            **({"pairs": self.pairs.identity()} if self.pairs else {}),
+            "teacher": self.teacher and self.teacher.identity(),
+            "pairs": self.pairs and self.pairs.identity(),
         }
 
     def whole(self, params: Any) -> Any:
@@ -79,6 +79,11 @@ class Inputs(NamedTuple):
             unused = " (labels are not used)" if self.data.num_classes else ""
             return f" with condition {'x'.join(map(str, self.data.condition))}{unused}"
         return " (its conditions are not used)" if "condition" in self.dataset.builder.info.features else ""
+
+    def check_start(self, start: WarmStart | None) -> None:
+        """Raise `ValueError` unless the pairs were drawn by the model that the run starts from."""
+        if start is not None and self.pairs is not None and start.digest != self.pairs.digest:
+            raise ValueError(f"config.dataset.pairs must be drawn by the model of config.init_from, {start.folder}")
 
     def empty_batch(self, size: int) -> dict[str, np.ndarray]:
         """A batch with the shapes and types of those that are trained on."""
@@ -140,7 +145,14 @@ def opened(config: Any, num_devices: int) -> Inputs:
     data = Data(dataset.shape, dataset.num_classes, dataset.units, dataset.mask, dataset.class_names, *of_condition)
     model = build(config, data if space is None else data._replace(shape=space.shape))
     teacher = loading.load_teacher(config, data, space, model) if config.teacher else None
-    pairs = loading.load_pairs(config, model) if config.dataset.pairs else None
+    pairs = loading.load_pairs(config, model, data) if config.dataset.pairs else None
+    if jax.process_count() > 1 and (group := settings.group_size(config) // config.optimizer.accumulate) > 1:
+        # Processes take turns in the examples of a batch, so the neighbours on a device would be others.
+        name, coupling = config.loss.objective, config.loss.coupling
+        if name in few_steps.ROWS or coupling != "independent":
+            raise ValueError(
+                f"config.loss.objective must be one without groups on several processes, got groups of {group}"
+            )
     if config.lora.base:
         base, trained = loading.load_adapters(config.lora)
         loading.check_base(config.to_dict(), trained, data, space)

@@ -1,5 +1,7 @@
 """Trained models from their folders: `load`, the latents of an autoencoder, the base of adapters."""
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +12,7 @@ from ml_collections import ConfigDict
 from diffax import pretrained
 from diffax.pretrained import Tokenizer, is_export
 from diffax.training import Checkpoints
-from experiments.configs.settings import can_guide, flatten
+from experiments.configs.settings import can_guide, flatten, without_null
 from experiments.data.pairs import Pairs
 from experiments.model import Data, build
 from experiments.models import few_steps
@@ -173,27 +175,31 @@ def load_teacher(config: Any, data: Data, space: Latents | None, model: Any) -> 
     """The model of config.teacher, for a run with these data, these latents and this model.
 
     Raises:
-      ValueError: if there is no diffusion model, or it has another shape, schedule, condition or latent space.
+      ValueError: if there is no denoiser of a diffusion model, or it has other data, another schedule, condition or
+        latent space, or cannot be guided as config.loss.objective_parameters says.
     """
     trained = load(path_of("config.teacher", config.teacher), "config.teacher")
-    diffusion, its = trained.model.diffusion, trained.record["config"]
-    pairs = {
-        "images": (trained.data.shape, data.shape),
-        "classes": (trained.data.num_classes, data.num_classes),
-        "conditions": (trained.data.condition, data.condition),
-        "units": (trained.data.units, data.units),
-        "autoencoder": (trained.latents and trained.latents["digest"], space and space.digest),
-        "schedule": (dict(its["schedule"]), config.schedule.to_dict()),
-        "condition": (diffusion.condition, model.diffusion.condition),
-    }
-    for what, (of_teacher, of_run) in pairs.items():
+    diffusion, recorded = trained.model.diffusion, ConfigDict(trained.record["config"])
+    for what, of_teacher, of_run in (
+        ("images", trained.data.shape, data.shape),
+        ("the data set", trained.dataset["name"], config.dataset.name),
+        ("labels", list(trained.dataset["labels"]), list(config.dataset.labels)),
+        ("classes", trained.data.num_classes, data.num_classes),
+        ("conditions", trained.data.condition, data.condition),
+        ("units", trained.data.units, data.units),
+        ("autoencoder", trained.latents and trained.latents["digest"], space and space.digest),
+        ("schedule", levels(diffusion.schedule(trained.params)), levels(model.diffusion.schedule())),
+        ("condition", diffusion.condition, model.diffusion.condition),
+    ):
         if of_teacher != of_run:
-            raise ValueError(f"config.teacher must be of {what} {of_run}, got {trained.folder} of {of_teacher}")
-    if diffusion.second_time or diffusion.learned_variance:
-        kind = "a second time" if diffusion.second_time else "a learned variance"
-        raise ValueError(f"config.teacher must be a denoiser, got {trained.folder} with {kind}")
-    objective = config.loss.objective
-    if few_steps.ROWS[objective].learns is not None:
+            raise ValueError(f"config.teacher must be of {what} {of_run!r}, got {trained.folder} of {of_teacher!r}")
+    objective, of_teacher = config.loss.objective, recorded.loss.objective
+    row = few_steps.ROWS[objective]
+    if of_teacher in few_steps.ROWS and of_teacher != "progressive":
+        raise ValueError(f"config.teacher must be a denoiser, got {trained.folder}, trained by {of_teacher}")
+    if diffusion.learned_variance:
+        raise ValueError(f"config.teacher must be without a learned variance, got {trained.folder}")
+    if row.learns is not None:
         own = jax.eval_shape(model.init, jax.random.key(0))
         shapes = [jax.tree.map(jnp.shape, tree) for tree in (trained.params, own)]
         if shapes[0] != shapes[1] or diffusion.prediction != model.diffusion.prediction:
@@ -201,35 +207,44 @@ def load_teacher(config: Any, data: Data, space: Latents | None, model: Any) -> 
                 f"config.teacher must have the network and the prediction of this run for {objective}, got "
                 f"{trained.folder}"
             )
-    if few_steps.ROWS[objective].guidance_input and (reason := can_guide(ConfigDict(its))):
+    guides = row.guidance_input or config.loss.objective_parameters.get("guidance", 1) != 1
+    if guides and (reason := can_guide(recorded)):
         raise ValueError(f"config.teacher must be a model that can be guided, got {trained.folder} {reason}")
-    return Teacher(diffusion, trained.params, trained.folder, trained.step, digest(trained.params))
+    return Teacher(diffusion, trained.params, trained.step, digest(trained.params))
 
 
-def load_pairs(config: Any, model: Any) -> Pairs:
-    """The pairs of config.dataset.pairs, for this model.
+def levels(schedule: Any) -> list[tuple[float, float]]:
+    """(alpha, sigma) of a schedule at some times, to compare it with another one."""
+    return [tuple(round(float(v), 6) for v in schedule(t)[:2]) for t in (0.0, 0.25, 0.5, 0.75, 1.0)]  # type: ignore[misc]
+
+
+def load_pairs(config: Any, model: Any, data: Data) -> Pairs:
+    """The pairs of config.dataset.pairs, for this model of these data.
 
     Raises:
-      ValueError: if there are none, or they are of another schedule, shape or condition, or of another model than
-        init_from.
+      ValueError: if there are none, or they are of another schedule, shape or condition, or of other data.
     """
     folder = path_of("config.dataset.pairs", config.dataset.pairs)
     of = (read_json(folder / "settings.json") or {}).get("pairs")
     if not of:
         raise ValueError(f"config.dataset.pairs must be a folder of experiments.sample --pairs, got {folder}")
-    for what, its, mine in (
-        ("shape", tuple(of["shape"]), model.diffusion.shape),
-        ("schedule", of["schedule"], config.schedule.to_dict()),
-        ("condition", of["condition"], model.diffusion.condition),
-    ):
-        if its != mine:
-            raise ValueError(f"config.dataset.pairs must be of {what} {mine!r}, got {folder} of {its!r}")
-    pairs = sample_folder.load_pairs(folder)
-    if config.init_from:
-        start = load(path_of("config.init_from", config.init_from), "config.init_from")
-        if digest(start.params) != pairs.digest:
-            raise ValueError(f"config.dataset.pairs must be drawn by {start.folder}, got {folder}")
-    return pairs
+    record = pairs_record(model.diffusion, model.diffusion.schedule(), data, config.dataset.name)
+    for what, mine in json.loads(json.dumps(record)).items():
+        if of[what] != mine:
+            raise ValueError(f"config.dataset.pairs must be of {what} {mine!r}, got {folder} of {of[what]!r}")
+    return sample_folder.load_pairs(folder)
+
+
+def pairs_record(diffusion: Any, schedule: Any, data: Data, name: str) -> dict[str, Any]:
+    """The values that a model trained on pairs must share with the one that drew them."""
+    return {
+        "shape": diffusion.shape,
+        "schedule": levels(schedule),
+        "condition": diffusion.condition,
+        "data set": name,
+        "classes": data.num_classes,
+        "units": dataclasses.asdict(data.units),
+    }
 
 
 def save_export(path: Path, source: Any, params: Any, step: int, space: Latents | None, record: dict[str, Any]) -> None:
@@ -253,7 +268,7 @@ def save_export(path: Path, source: Any, params: Any, step: int, space: Latents 
         latents=space and space.exported(),
         words=source.tokenizer.words if source.tokenizer else (),
         max_length=source.tokenizer.max_length if source.tokenizer else 0,
-        has_null=not can_guide(ConfigDict(record["config"])),
+        has_null=not without_null(ConfigDict(record["config"])),
         condition_units=source.data.condition_units,
         more=kept | {"data": source.data.record(), "latents": space and space.record()},
     )

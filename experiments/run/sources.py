@@ -82,9 +82,10 @@ def of_run(
         "autoencoder": space and space.identity(),
     }
     if pairs:
-        schedule = trained.record["config"]["schedule"]
-        record = {"digest": digest(trained.params), "schedule": dict(schedule), "condition": diffusion.condition}
-        settings["pairs"] = record | {"shape": diffusion.shape}
+        record = loading.pairs_record(
+            diffusion, diffusion.schedule(trained.params), trained.data, trained.dataset["name"]
+        )
+        settings["pairs"] = record | {"digest": digest(trained.params)}
     images = generate if space is None else space.decoded(generate)
     data = trained.data
     if data.mask is not None or array_units is not None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from diffax.nn.interop import folder as diffusers
 from diffax.nn.interop.scheduler import FILE as SCHEDULER
+from experiments.models.digests import digest
 from experiments.run import loading, workdir
 from experiments.run.command import path_of
 
@@ -16,10 +17,11 @@ LISTED = 8  # parameters in a message
 
 
 class WarmStart(NamedTuple):
-    """Initial parameters. values: {path: array}; folder: their source; trained_for: a note on their training."""
+    """Initial parameters. values: {path: array}; folder, digest: of their source; trained_for: a note on it."""
 
     values: dict[str, np.ndarray]
     folder: Path
+    digest: str
     trained_for: str = ""
 
     def onto(self, params: Any) -> Any:
@@ -59,20 +61,24 @@ class WarmStart(NamedTuple):
 
 
 def opened(path: str, kind: str, own: Path) -> WarmStart | None:
-    """The averaged parameters of a workdir or an export; None for no path, or if this run has a checkpoint already.
+    """As `read`; None for no path, or if this run, in the folder `own`, has a checkpoint already."""
+    return read(path, kind) if path and workdir.newest(own) is None else None
+
+
+def read(path: str, kind: str) -> WarmStart:
+    """The averaged parameters of a workdir or an export, or the weights in a folder of diffusers.
 
     Raises:
       ValueError: if the folder has no model of this kind, or weights of diffusers that cannot be read.
     """
-    if not path or workdir.newest(own) is not None:
-        return None
     folder = path_of("config.init_from", path)
     if (part := diffusers.model_folder(folder)) is not None:
         params, trained_for = diffusers.load_model(part).params["params"], _scheduler_of(folder)
     else:
         params, trained_for = loading.load(folder, "config.init_from", kind).params, ""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return WarmStart({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}, folder, trained_for)
+    values = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    return WarmStart(values, folder, digest(params), trained_for)
 
 
 def _scheduler_of(folder: Path) -> str:

@@ -24,7 +24,7 @@ from diffax.training.parallel import over_batch
 from experiments.configs import settings
 from experiments.models import adapters, latents
 from experiments.models.drawing import draw, generated
-from experiments.run import loading
+from experiments.run import loading, warm_start
 from experiments.run.inputs import FORMS, Inputs, opened
 from experiments.run.workdir import newest
 from experiments.sweeping import measuring
@@ -53,8 +53,17 @@ def parse(config: Any) -> tuple[str, dict[str, str]]:
     flat = settings.flatten(config.to_dict())
     kept = {key: value for key, value in flat.items() if not key.startswith(FREE)}
     structure = jax.tree.structure(inputs.model)
-    used = ((config.latent.autoencoder, inputs.space), (config.lora.base, inputs.base))
+    used = (
+        (config.latent.autoencoder, inputs.space),
+        (config.lora.base, inputs.base),
+        (config.teacher, inputs.teacher),
+        (config.dataset.pairs, inputs.pairs),
+    )
     digests = {path: part.digest for path, part in used if part is not None}
+    if config.init_from:
+        start = warm_start.read(config.init_from, "diffusion")
+        inputs.check_start(start)
+        digests[config.init_from] = start.digest
     return f"{structure} {json.dumps(kept, sort_keys=True)}", digests
 
 
@@ -70,9 +79,10 @@ class Program(NamedTuple):
     generate: Callable[..., Any]
 
 
-def _compile(inputs: Inputs, parallel: str, way: str) -> Program:
+def _compile(inputs: Inputs, parallel: str, way: str, init_from: str) -> Program:
     jax.clear_caches()  # of the previous program
     base, space = inputs.base, inputs.space
+    start = warm_start.read(init_from, "diffusion") if init_from else None
     mesh = training.make_mesh(jax.local_devices())
 
     def objective(model: Any) -> Any:
@@ -81,17 +91,18 @@ def _compile(inputs: Inputs, parallel: str, way: str) -> Program:
     def first(model: Any, seed: Any) -> training.TrainState:
         init_key, state_key = jax.random.split(random.threefry(jax.random.key(seed)))
         params = (base or model).init(init_key)
+        params = params if start is None else start.onto(params)
         return training.init_state(state_key, params, model.optimizer.make(), objective(model).memory, hyper=model)
 
     def step(state: Any, batch: Any, *, axis_name: str | None = None) -> Any:
         model = state.hyper
-        loss, _, update_memory, uses = objective(model)
+        own = objective(model)
         one = training.train_step(
-            loss,
+            own.loss,
             model.optimizer.make(),
             ema_decay=model.optimizer.ema_decay,
-            update_memory=update_memory,
-            uses=uses,
+            update_memory=own.update_memory,
+            uses=own.uses,
             accumulate=model.optimizer.accumulate,
         )
         return one(state, batch, axis_name=axis_name)
@@ -161,7 +172,7 @@ def run(job: Job) -> Iterator[tuple[Run, Result | BaseException]]:
     classes = inputs[0].data.num_classes if inputs[0].model.diffusion.condition == "label" else None
     data, folder = config.dataset.to_dict(), job.folder.run(job.runs[0])
     prepared = measuring.prepared(config.evaluation, data, inputs[0].data, classes, job.folder.path / "extractors")
-    program = job.compiled(lambda: _compile(inputs[0], config.parallel, job.way))
+    program = job.compiled(lambda: _compile(inputs[0], config.parallel, job.way, config.init_from))
     caches = {"cache_images": config.dataset.cache, "cache_latents": config.latent.cache}
     batches: list[Any] = [own.batches(mesh, **caches) for own in inputs]
     starts = [(traced(own.model), np.int32(run.config.seed)) for run, own in zip(job.runs, inputs, strict=True)]

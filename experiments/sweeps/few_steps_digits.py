@@ -9,50 +9,63 @@ objectives` on 2 CPU cores. Methods with a teacher start from its parameters. `d
 trained as long.
 """
 
-import math
-
 from experiments.configs import (
+    digits,
     digits_consistency,
     digits_distilled,
-    digits_flow,
     digits_meanflow,
     digits_progressive,
+    digits_reflow,
     digits_shortcut,
 )
-from experiments.sweeping import chain, product, seeds, settings
+from experiments.configs.settings import flatten
+from experiments.sweeping import product, seeds, settings
 
 STEPS = 800
 COST = {  # of a step, beside one of `denoising`
-    "denoising": 1.0,
     "mean_flow": 2.0,
     "improved_mean_flow": 2.5,
-    "easy_consistency": 1.4,
-    "consistency_distillation": 2.5,
     "lagrangian": 1.5,
     "shortcut": 1.2,
+    "easy_consistency": 1.4,
+    "continuous_consistency": 1.4,
+    "consistency_distillation": 2.5,
     "progressive": 2.0,
 }
 CONFIGS = {
-    "denoising": digits_flow,
     "mean_flow": digits_meanflow,
     "improved_mean_flow": digits_meanflow,
-    "easy_consistency": digits_consistency,
-    "consistency_distillation": digits_distilled,
     "lagrangian": digits_meanflow,
     "shortcut": digits_shortcut,
+    "easy_consistency": digits_consistency,
+    "continuous_consistency": digits_consistency,
+    "consistency_distillation": digits_distilled,
     "progressive": digits_progressive,
 }
+CALLS = (1, 2, 4, 8)
+LEFT = ("config.train.", "config.loss.objective", "config.seed")
 
 
 def get_config():
-    """Digits, measured at 1, 2, 4 and 8 calls."""
-    config = settings.training(digits_flow.get_config())
+    """The teacher, measured at 1 to 8 calls and at 50."""
+    config = settings.training(digits.get_config())
     config.evaluation.num = 800
     config.evaluation.batch_size = 400
-    config.evaluation.calls = (1, 2, 4, 8, 50)
+    config.evaluation.calls = (*CALLS, 50)
     return config
 
 
+def overrides_of(name, config, steps, **more):
+    """The settings of a config that differ from those of the teacher, with an objective and a number of steps."""
+    base, own = (flatten(c.to_dict()) for c in (get_config(), config))
+    changed = {key: value for key, value in own.items() if base.get(key) != value and not key.startswith(LEFT)}
+    parameters = flatten(config.loss.objective_parameters.to_dict(), "config.loss.objective_parameters")
+    first = {"config.loss.objective": name, "config.train.num_steps": steps, "config.evaluation.calls": CALLS}
+    return first | changed | (parameters if config.loss.objective == name else {}) | more
+
+
 def get_overrides():
-    """A run for each method and seed."""
-    return chain(*(product(*own(name), seeds(3)) for name in CONFIGS))
+    """The teacher, its reflow, and each method."""
+    reflow = overrides_of("denoising", digits_reflow.get_config(), STEPS)
+    methods = [overrides_of(name, module.get_config(), round(STEPS / COST[name])) for name, module in CONFIGS.items()]
+    return product([{"config.loss.objective": "denoising"}, reflow, *methods], seeds(3))

@@ -1,6 +1,7 @@
 """Objectives of few-step models: what each builds, layouts, targets and memories, and what is refused."""
 
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,9 @@ from diffax import flow_maps, training
 from diffax.pretrained import Units
 from experiments.configs import default, smoke
 from experiments.model import Data
-from experiments.models import few_steps, objectives
-from experiments.models.few_steps import ROWS, Teacher
+from experiments.models import objectives
+from experiments.models.few_steps import ROWS, Teacher, _progressive
+from experiments.models.few_steps.parts import neighbours
 from experiments.run import loading, sample_folder
 from experiments.run.inputs import opened
 
@@ -40,7 +42,11 @@ def config_of(name, *, network=(), **loss):
     config.network.update(SETTINGS.get(name, {}) | dict(network))
     config.loss.update({"objective": name, "p_uncond": 0.3, **loss})
     if name in ROWS and ROWS[name].teacher == "needed":
-        config.teacher = "runs/teacher"
+        config.teacher = config.init_from = "runs/teacher"
+    if name in ROWS and ROWS[name].ends == "data":
+        config.sampling.sampler, config.sampling.eta = (
+            ("jump", 1.0) if config.network.second_time else ("consistency", None)
+        )
     return config
 
 
@@ -55,7 +61,7 @@ def moved(params, key=1):
 @functools.cache
 def teacher():
     model = built(config_of("denoising"), data=DATA)
-    return Teacher(model.diffusion, moved(model.init(jax.random.key(0)), 2), "runs/teacher", 1, "digest")
+    return Teacher(model.diffusion, moved(model.init(jax.random.key(0)), 2), 1, "digest")
 
 
 def batch_of(size=SIZE):
@@ -72,7 +78,7 @@ def losses(config, *parts, step=30, batch=None):
     """Of a batch, and of each of its parts that one device holds."""
     model, objective = objective_of(config)
     params = moved(model.init(jax.random.key(0)))
-    used = {name: {"ema": moved(params, 3), "step": step}[name] for name in objective.uses}
+    used = {name: {"ema": moved(params, 3), "step": jnp.asarray(step)}[name] for name in objective.uses}
     keys, memory = (
         jax.random.split(jax.random.key(0), SIZE),
         () if objective.update_memory is None else (objective.memory,),
@@ -155,7 +161,7 @@ def test_shortcut_gives_one_example_of_four_the_loss_of_the_map():
     config = config_of("shortcut")
     schedule, network, x0, noise, label, t, _ = parts_of(config)
     others = np.arange(SIZE) % 4 != 0
-    predict = flow_maps.diagonal(network(label[others]))
+    predict = lambda x, t: network(label[others])(x, t, jnp.maximum(t - 2.0**-7, 0.0))
     expected = diffax.denoising_loss(noise[others], predict, schedule, "v", x0[others], t[others])
     np.testing.assert_allclose(losses(config)[others], expected, rtol=1e-5)
 
@@ -176,9 +182,28 @@ def test_the_levels_of_consistency_double_and_its_weight_is_the_distance_of_the_
 
 def test_neighbours_are_entries_of_the_grid_around_t():
     schedule = diffax.Cosine()
-    t, s = few_steps.grid_neighbours(schedule, jnp.array([0.05, 0.25, 0.3, 1.0]), "trailing", 4)
+    t, s = neighbours(schedule, jnp.array([0.05, 0.24, 0.3, 1.0]), "trailing", 4)
     np.testing.assert_allclose(t, [0.25, 0.25, 0.5, 1.0])
     np.testing.assert_allclose(s, [0.0, 0.0, 0.25, 0.75])
+    grid = np.asarray(diffax.times.karras(schedule, 18))[::-1]
+    t, s = neighbours(schedule, (jnp.arange(18) + 0.5) / 18, "karras", 18)
+    np.testing.assert_allclose(t, grid, rtol=1e-6)
+    np.testing.assert_allclose(s, [0.0, *grid[:-1]], rtol=1e-6)
+
+
+def test_stages_end_with_the_training():
+    """A measurement after the last step is in the last stage, and no teacher follows it."""
+    stages = [tuple(map(int, _progressive._stage(jnp.asarray(step), 10, 4))) for step in range(11)]
+    assert stages == [*[(0, 0)] * 3, (0, 1), *[(1, 0)] * 3, (1, 1), (2, 0), (2, 0), (2, 0)]
+    whole = losses(config_of("easy_consistency"), step=100)
+    assert np.isfinite(whole).all()
+
+
+def test_times_at_the_ends_have_finite_losses():
+    """Below the clip of log-SNR two times have one level."""
+    for name in ("easy_consistency", "consistency", "consistency_distillation"):
+        batch = {**batch_of(), "u": jnp.array([0.0, 1e-6, 1e-5, 1e-4, 0.5, 0.999, 0.999999, 1.0])}
+        assert np.isfinite(losses(config_of(name), step=99, batch=batch)).all()
 
 
 # ---------------------------------------------------------------------------------------------- targets and memories
@@ -203,9 +228,8 @@ def states(config, num_steps, objective=None):
 
 
 def test_progressive_distillation_changes_its_teacher_at_the_end_of_a_stage():
-    config = config_of("progressive", objective_parameters={"first": 2})
+    config = config_of("progressive", objective_parameters={"num_steps": 2})
     config.train.num_steps = 6  # two stages of three steps
-    assert few_steps.ROWS["progressive"].learns is not None
     history = states(config, 4)
     same = lambda a, b: all(np.array_equal(u, v) for u, v in zip(*map(jax.tree.leaves, (a, b)), strict=True))
     assert all(same(history[i].memory, teacher().params) for i in (0, 1))
@@ -214,7 +238,7 @@ def test_progressive_distillation_changes_its_teacher_at_the_end_of_a_stage():
 
 
 def test_the_first_stage_of_progressive_distillation_follows_the_guided_teacher():
-    config = config_of("progressive", objective_parameters={"first": 2, "guidance": 2.0})
+    config = config_of("progressive", objective_parameters={"num_steps": 2, "guidance": 2.0})
     config.train.num_steps = 6
     schedule, network, x0, noise, label, t, _ = parts_of(config)
     taught = teacher()
@@ -288,15 +312,37 @@ def test_a_coupling_assigns_the_noise_among_neighbours():
     [
         ("mean_flow", {"network.second_time": False}, "config.network.second_time must be True for mean_flow, got Fal"),
         ("progressive", {"network.second_time": True}, "config.network.second_time must be False for progressive, got"),
+        ("progressive", {"init_from": ""}, "config.init_from must be config.teacher = 'runs/teacher' for progressive"),
         ("progressive", {"teacher": ""}, "config.teacher must be a workdir or an export for progressive, got ''"),
         ("shortcut", {"teacher": "runs/digits"}, "config.teacher must be empty for shortcut, got 'runs/digits'"),
         ("denoising", {"teacher": "runs/digits"}, "config.teacher must be empty for denoising, got 'runs/digits'"),
-        ("consistency", {"prediction": "eps"}, "config.prediction must not be eps or score for consistency, .* 'eps'"),
+        ("consistency", {"prediction": "eps"}, "config.prediction must not be eps for consistency on cosine, where it"),
+        (
+            "denoising",
+            {"network.second_time": True},
+            "config.network.second_time must be False for denoising, got True",
+        ),
+        (
+            "consistency",
+            {"sampling.sampler": "ddim"},
+            "config.sampling.sampler must be consistency or lcm for a network",
+        ),
+        (
+            "latent_consistency",
+            {"sampling.eta": 0.0},
+            "config.sampling.eta must be 1 for latent_consistency, which learns jumps to the data, got 0.0",
+        ),
+        ("consistency_distillation", {"loss.times": "cosmap"}, "config.loss.times must be uniform for consistency_dis"),
+        (
+            "latent_consistency",
+            {"sampling.guidance_rescale": 0.5},
+            "guidance_rescale must be 0 for a network with guid",
+        ),
+        ("denoising", {"sampling.sampler": "jump"}, "config.sampling.sampler must not be 'jump' for a network without"),
         ("latent_consistency", {"network.guidance_input": False}, "config.network.guidance_input must be True for lat"),
         ("mean_flow", {"network.guidance_input": True}, "config.network.guidance_input must be False for mean_flow"),
         ("mean_flow", {"loss.spread": "stratified"}, "config.loss.spread must be independent for mean_flow, got 'str"),
-        ("progressive", {"loss.times": "loss_aware"}, "config.loss.times must not be loss_aware for progressive"),
-        ("denoising", {"sampling.sampler": "jump"}, "config.sampling.sampler must not be jump without config.network."),
+        ("mean_flow", {"loss.times": "loss_aware"}, "config.loss.times must not be loss_aware for mean_flow"),
         ("denoising", {"network.time_scale": 0.0}, r"config.network.time_scale must be > 0, got 0.0"),
         ("denoising", {"loss.coupling": "sinkhorn"}, "config.loss.coupling must be one of independent, .*'sinkhorn'"),
         ("denoising", {"loss.coupling": "optimal_transport"}, "config.loss.coupling must be independent for a network"),
@@ -337,7 +383,12 @@ def test_settings_that_do_not_fit_an_objective(name, change, message):
         ("consistency_distillation", {"grid": "karas"}, "grid must be one of .*did you mean 'karras'"),
         ("latent_consistency", {"low": 5.0}, r"low must be in \[0, high = 3.0\], got 5.0"),
         ("easy_consistency", {"q": 1.0}, r"q must be in \(1, inf\), got 1.0"),
-        ("progressive", {"first": 6}, "first must be a power of 2, got 6"),
+        ("progressive", {"num_steps": 6}, "num_steps must be a power of 2, got 6"),
+        ("mean_flow", {"mixing": 0.5}, "mixing needs guidance as well, got 0.5 without it"),
+        ("mean_flow", {"guidance": 1.0, "mixing": 1.0}, r"mixing must be in \[0, 1\), got 1.0"),
+        ("consistency", {"guidance": 2.0}, "config.loss.objective_parameters must be without guidance for consistency"),
+        ("consistency_distillation", {"distance": "lpips"}, "distance must be one of squared, huber, got 'lpips'"),
+        ("consistency", {"huber": 0.0}, r"huber must be in \(0, inf\), got 0.0"),
         ("continuous_consistency", {"warmup": 0.0}, r"warmup must be in \(0, inf\), got 0.0"),
     ],
 )
@@ -348,7 +399,9 @@ def test_parameters_of_an_objective_are_checked(name, parameters, message):
 
 def test_groups_of_an_objective_stay_on_one_device():
     built(config_of("shortcut"), 2, DATA)
-    with pytest.raises(ValueError, match=r"batch_size must have multiples of 4 examples on each device, .* got 8 on 4"):
+    with pytest.raises(
+        ValueError, match=r"batch_size must have multiples of 4 examples on each device for .* got 8 on 4"
+    ):
         built(config_of("shortcut"), 4, DATA)
 
 
@@ -405,11 +458,12 @@ def test_pairs_are_samples_with_the_noise_that_they_were_drawn_from(flow_run):
 
 def test_a_run_trains_on_pairs(flow_run, tmp_path, capsys):
     """The first loss is that of the pairs' paths, which a straight line from eps to x0 makes 0 for an exact network."""
-    config = few(dataset__pairs=str(flow_run / "pairs"), init_from=str(flow_run / "run"))
+    folder = shutil.copytree(flow_run / "pairs", tmp_path / "pairs")
+    config = few(dataset__pairs=str(folder), init_from=str(flow_run / "run"))
     inputs = opened(config, 1)
     batch = next(inputs.batches(None, cache_images=False, cache_latents=False))
     assert batch["eps"].shape == batch["x"].shape == (16, 8, 8, 1)
-    pairs = sample_folder.load_pairs(flow_run / "pairs")
+    pairs = sample_folder.load_pairs(folder)
     known = {pairs[i]["eps"].tobytes(): pairs[i]["x"] for i in range(40)}
     for eps, x in zip(batch["eps"], batch["x"], strict=True):
         np.testing.assert_array_equal(known[np.asarray(eps).tobytes()], x)
@@ -417,7 +471,7 @@ def test_a_run_trains_on_pairs(flow_run, tmp_path, capsys):
     run(
         "sample",
         f"--checkpoint={flow_run / 'run'}",
-        f"--out={flow_run / 'pairs'}",
+        f"--out={folder}",
         "--num=50",
         "--pairs",
         "--shard_size=30",
@@ -432,10 +486,16 @@ def test_a_run_trains_on_pairs(flow_run, tmp_path, capsys):
             {"dataset__pairs": "{folder}/run"},
             "config.dataset.pairs must be a folder of experiments.sample --pairs, got",
         ),
-        ({"schedule": {"name": "cosine"}}, "config.dataset.pairs must be of schedule {'name': 'cosine'}, got"),
-        ({"network__conditional": False}, "config.dataset.pairs must be of condition '', got"),
+        ({"schedule": {"name": "cosine"}}, "config.dataset.pairs must be of schedule [[1.0, "),
+        (
+            {"network__conditional": False},
+            "config.dataset.pairs must be of condition '', got {folder}/pairs of 'label'",
+        ),
         ({"dataset__batch_size": 48}, "config.dataset.batch_size must be at most the 40 examples of the pairs, got 48"),
-        ({"init_from": "{folder}/other"}, "config.dataset.pairs must be drawn by {folder}/other, got {folder}/pairs"),
+        (
+            {"init_from": "{folder}/other"},
+            "config.dataset.pairs must be drawn by the model of config.init_from, {folder}/other",
+        ),
     ],
 )
 def test_pairs_that_do_not_fit_are_refused(flow_run, changes, message, tmp_path, capsys):
@@ -472,24 +532,45 @@ def test_pairs_need_a_sampler_without_noise(flow_run, flags, message, tmp_path, 
         ({"teacher": "{folder}/none"}, "config.teacher must be a run's workdir or an export, got {folder}/none"),
         (
             {"schedule": {"name": "cosine"}},
-            "config.teacher must be of schedule {'name': 'cosine'}, got {folder}/run of",
+            "config.teacher must be of schedule [(1.0, ",
         ),
-        ({"network__conditional": False}, "config.teacher must be of condition , got {folder}/run of label"),
+        ({"network__conditional": False}, "config.teacher must be of condition '', got {folder}/run of 'label'"),
         ({"network__channels": 8}, "config.teacher must have the network and the prediction of this run for progressi"),
         ({"prediction": "v"}, "config.teacher must have the network and the prediction of this run for progressive"),
+        (
+            {
+                "loss__objective": "mean_flow",
+                "loss__objective_parameters": {"guidance": 2.0},
+                "network__second_time": True,
+            }
+            | {"teacher": "{folder}/without_null"},
+            "config.teacher must be a model that can be guided, got {folder}/without_null without a null label",
+        ),
+        (
+            {"teacher": "{folder}/consistency"},
+            "config.teacher must be a denoiser, got {folder}/consistency, trained by con",
+        ),
+        ({"dataset__labels": (1, 2)}, "config.teacher must be of labels [1, 2], got {folder}/run of []"),
         ({"dataset__name": "mnist5k"}, "config.teacher must be of images (28, 28, 1), got {folder}/run of (8, 8, 1)"),
     ],
 )
 def test_teachers_that_do_not_fit_are_refused(flow_run, changes, message, tmp_path, capsys):
     text = lambda value: value.replace("{folder}", str(flow_run)) if isinstance(value, str) else value
+    others = {
+        "without_null": {"loss__p_uncond": 0.0},
+        "consistency": {"loss__objective": "consistency", "sampling__sampler": "consistency"},
+    }
+    for name, own in others.items():
+        if name in str(changes.get("teacher")):
+            train(few(1, **own), flow_run / name)
     config = few(**{"loss__objective": "progressive", "teacher": "{folder}/run", **changes})
-    config.teacher = text(config.teacher)
+    config.teacher = config.init_from = text(config.teacher)
     assert text(message) in error_of_train(config, tmp_path / "student", capsys)
 
 
 def test_a_distillation_that_was_interrupted_ends_with_the_same_bits(flow_run, tmp_path):
     """The memory of progressive distillation, the teacher of each stage, is in the checkpoints."""
-    settings = {"loss__objective": "progressive", "loss__objective_parameters": {"first": 2}}
+    settings = {"loss__objective": "progressive", "loss__objective_parameters": {"num_steps": 2}}
     settings |= {"teacher": str(flow_run / "run"), "init_from": str(flow_run / "run"), "optimizer__decay": "constant"}
     settings |= {"optimizer__warmup_steps": 0}
     train(few(6, train__checkpoint_every=4, **settings), tmp_path / "whole")
