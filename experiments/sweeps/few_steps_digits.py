@@ -42,6 +42,7 @@ CONFIGS = {
     "consistency_distillation": digits_distilled,
     "progressive": digits_progressive,
 }
+MORE = {"continuous_consistency": {"config.network.time_scale": 8.0}}  # it takes a derivative in t
 CALLS = (1, 2, 4, 8)
 LEFT = ("config.train.", "config.loss.objective", "config.seed")
 
@@ -55,13 +56,14 @@ def get_config():
     return config
 
 
-def overrides_of(name, config, steps, **more):
+def overrides_of(name, config, steps):
     """The settings of a config that differ from those of the teacher, with an objective and a number of steps."""
     base, own = (flatten(c.to_dict()) for c in (get_config(), config))
     changed = {key: value for key, value in own.items() if base.get(key) != value and not key.startswith(LEFT)}
     parameters = flatten(config.loss.objective_parameters.to_dict(), "config.loss.objective_parameters")
-    first = {"config.loss.objective": name, "config.train.num_steps": steps, "config.evaluation.calls": CALLS}
-    return first | changed | (parameters if config.loss.objective == name else {}) | more
+    first = {"config.loss.objective": name, "config.dataset.pairs": config.dataset.pairs}
+    first |= {"config.train.num_steps": steps, "config.evaluation.calls": CALLS}
+    return first | changed | (parameters if config.loss.objective == name else {}) | MORE.get(name, {})
 
 
 def get_overrides():
