@@ -29,11 +29,12 @@ def model_of(name, dataset):
     config = digits_meanflow.get_config()
     row = ROWS.get(name)
     config.dataset.batch_size = BATCH.value
-    config.loss.objective = name
-    config.teacher = "this" if row and row.teacher == "needed" else ""
-    config.network.second_time = row is None or row.times != "one"
+    config.loss.objective, config.loss.objective_parameters = name, {}
+    config.loss.times, config.loss.times_parameters = "uniform", {}
+    config.teacher = config.init_from = "this" if row and row.teacher == "needed" else ""
     config.network.guidance_input = row is not None and row.guidance_input
-    config.sampling.sampler = "jump" if config.network.second_time else "consistency"
+    config.network.second_time = row is not None and row.times == "two"
+    config.sampling.sampler = "ddim" if row is None else "jump" if row.times == "two" else "consistency"
     settings.check_rules(config, 1)
     return build(config, Data(dataset.shape, dataset.num_classes, dataset.units))
 
@@ -44,7 +45,7 @@ def step_of(name, dataset):
     teacher = None
     if name in ROWS and ROWS[name].teacher == "needed":
         plain = model if name == "progressive" else model_of("progressive", dataset)
-        teacher = Teacher(plain.diffusion, plain.init(jax.random.key(1)), "", 0, "")
+        teacher = Teacher(plain.diffusion, plain.init(jax.random.key(1)), 0, "")
     objective, optimizer = model.objective(teacher=teacher), model.optimizer.make()
     step = jax.jit(
         training.train_step(

@@ -11,6 +11,7 @@ from experiments.configs import digits_meanflow
 def get_config():
     config = digits_meanflow.get_config()
     config.loss.objective = "shortcut"
+    config.loss.objective_parameters = {}
     config.loss.times = "uniform"
     config.loss.times_parameters = {}
     return config

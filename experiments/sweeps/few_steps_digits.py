@@ -22,15 +22,15 @@ from experiments.configs.settings import flatten
 from experiments.sweeping import product, seeds, settings
 
 STEPS = 800
-COST = {  # of a step, beside one of `denoising`
-    "mean_flow": 2.0,
-    "improved_mean_flow": 2.5,
-    "lagrangian": 1.5,
-    "shortcut": 1.2,
-    "easy_consistency": 1.4,
-    "continuous_consistency": 1.4,
-    "consistency_distillation": 2.5,
-    "progressive": 2.0,
+COST = {  # of a step, beside one of `denoising`; the teacher of consistency_distillation and progressive is guided
+    "mean_flow": 1.2,
+    "improved_mean_flow": 2.0,
+    "lagrangian": 1.1,
+    "shortcut": 1.05,
+    "easy_consistency": 1.2,
+    "continuous_consistency": 1.3,
+    "consistency_distillation": 2.0,
+    "progressive": 1.8,
 }
 CONFIGS = {
     "mean_flow": digits_meanflow,

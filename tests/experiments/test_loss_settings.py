@@ -29,7 +29,7 @@ def losses(config, part=slice(None)):
     image = jnp.sin(jnp.arange(SIZE * 4.0)).reshape(SIZE, 2, 2, 1)
     batch = {"x": image, "label": jnp.zeros(SIZE, int), "index": np.arange(SIZE, dtype=np.int32)}
     keys = jax.random.split(jax.random.key(0), SIZE)
-    loss, memory, update_memory = built(config).objective(module=NET)
+    loss, memory, update_memory, *_ = built(config).objective(module=NET)
     arguments = ({}, jax.tree.map(lambda v: v[part], batch), keys[part])
     return loss(*arguments) if update_memory is None else loss(*arguments, memory)[0]
 
@@ -76,7 +76,7 @@ def test_weighting_times_and_spread_change_the_loss():
 @pytest.mark.newest
 def test_loss_aware_times_follow_the_losses_and_the_weights_cancel_their_density():
     config = config_of(times="loss_aware", times_parameters={"num_bins": 2, "history": 1})
-    loss, memory, update_memory = built(config).objective(module=NET)
+    loss, memory, update_memory, *_ = built(config).objective(module=NET)
     assert losses(config).tolist() == losses(config_of()).tolist()  # with an empty history
     past = update_memory(memory, (jnp.array([0.2, 0.7]), jnp.array([1.0, 3.0])))
     chosen = diffax.losses.resampling.loss_aware(2, history=1).distribution(past)  # 3 of 4 times are above t = 1/2

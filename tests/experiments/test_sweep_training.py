@@ -722,3 +722,42 @@ def test_an_invalid_sampling_sweep_is_an_error_of_one_line(command, checkpoint, 
     assert message in done.err
     assert done.err.startswith("error: run 0" if "not a setting" in message else "error: run ")
     assert done.err.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------------- few steps
+
+
+@pytest.mark.slow
+def test_a_sweep_starts_from_another_run_and_measures_at_several_numbers_of_calls(command, tmp_path):
+    """The first loss is that of the other run's parameters; a changed source is another sweep."""
+    changes = "config.optimizer.warmup_steps = 0\nconfig.optimizer.ema_decay = 0.5\nconfig.train.checkpoint_every = 999"
+    source = training_sweep(
+        tmp_path / "source.py",
+        "seeds(1)",
+        f"{changes}\nconfig.train.num_steps = 200\nconfig.optimizer.learning_rate = 5e-3",
+    )
+    assert command(source, tmp_path / "source", "--keep=export").status == 0
+    ((id, _),) = results(tmp_path / "source").items()
+    export = tmp_path / "source" / "runs" / id / "export"
+    changes += f"\nconfig.train.num_steps = 1\nconfig.init_from = {str(export)!r}\nconfig.evaluation.calls = (1, 3)"
+    path = training_sweep(tmp_path / "few.py", "seeds(2)", changes)
+    done = command(path, tmp_path / "few")
+    assert done.status == 0, done.err
+    for content in results(tmp_path / "few").values():
+        assert set(content["metrics"]) == {"loss", "accuracy_1", "accuracy_3"}
+        assert "calls" not in content["cost"]
+    run = next(iter(definitions.load(path).runs.values()))
+    values = {}
+    for name in ("", str(export)):
+        config = run.config.copy_and_resolve_references()
+        config.init_from = name
+        inputs = opened(config, 1)
+        params = loading.load(export).params if name else inputs.model.init(jax.random.key(0))
+        batch = next(inputs.read(cache=True))
+        keys = jax.random.split(jax.random.key(0), len(batch["x"]))
+        values[name] = float(inputs.objective().loss(params, batch, keys).mean())
+    first = losses(tmp_path / "few", run)[0]
+    assert values[str(export)] < 0.8 * values[""]
+    assert abs(first - values[str(export)]) < 0.3 * abs(first - values[""])
+    loading_digest = train_task.parse(run.config)[1][str(export)]
+    assert loading_digest == loading.digest(loading.load(export).params)
