@@ -23,7 +23,7 @@ from experiments.sweeping import product, seeds, settings
 
 STEPS = 800
 COST = {  # of a step, beside one of `denoising`; the teacher of consistency_distillation and progressive is guided
-    "mean_flow": 1.2,
+    "mean_flow": 1.5,  # with guidance
     "improved_mean_flow": 2.0,
     "lagrangian": 1.1,
     "shortcut": 1.05,
