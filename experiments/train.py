@@ -15,7 +15,7 @@ import functools
 import jax
 from absl import flags
 
-from diffax import random, training
+from diffax import training
 from diffax.training.parallel import gathered
 from diffax.training.processes import check_equal, check_shared, is_first, on_all
 from experiments.configs import settings
@@ -71,22 +71,15 @@ def main(argv):
     # `space`: the latent space of the model, for which batches contain moments of codes; None for pixels. `base`: the
     # model whose adapters are trained, or None to train all parameters.
     objective = adapters.wrap(base, latents.wrap(space, inputs.objective()))
-    trained, optimizer = base or model, model.optimizer.make()
-
-    def first_state():
-        init_key, state_key = jax.random.split(random.threefry(jax.random.key(config.seed)))
-        params = trained.init(init_key) if start is None else start.onto(trained.init(init_key))
-        # `memory` is the state of the loss between steps, such as the losses that loss-aware times depend on.
-        return training.init_state(state_key, params, optimizer, objective.memory)
-
-    step = training.train_step(
-        objective.loss,
-        optimizer,
-        ema_decay=model.optimizer.ema_decay,
-        update_memory=objective.update_memory,
-        uses=objective.uses,
-        accumulate=model.optimizer.accumulate,
+    first_state = functools.partial(
+        warm_start.first_state,
+        config.seed,
+        (base or model).init,
+        start,
+        model.optimizer.make(),
+        memory=objective.memory,  # the state of the loss between steps, such as earlier losses
     )
+    step = model.optimizer.step(objective)
     shapes = jax.eval_shape(first_state)
     progress = training.Progress("step", config.train.num_steps, silent=not is_first())
     batch_size = config.dataset.batch_size

@@ -47,11 +47,7 @@ def step_of(name, dataset):
         plain = model if name == "progressive" else model_of("progressive", dataset)
         teacher = Teacher(plain.diffusion, plain.init(jax.random.key(1)), 0, "")
     objective, optimizer = model.objective(teacher=teacher), model.optimizer.make()
-    step = jax.jit(
-        training.train_step(
-            objective.loss, optimizer, ema_decay=0.99, update_memory=objective.update_memory, uses=objective.uses
-        )
-    )
+    step = jax.jit(model.optimizer.step(objective))
     x, label = dataset.arrays("train")
     rows = np.arange(BATCH.value)
     batch = {"x": x[rows], "label": label[rows].astype(np.int32), "index": rows.astype(np.int32)}

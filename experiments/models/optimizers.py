@@ -34,6 +34,17 @@ class Optimizer:
         names = ("learning_rate", "num_steps", "warmup_steps", "decay")
         return training.learning_rate_schedule(**{name: getattr(self, name) for name in names})
 
+    def step(self, objective: Any) -> Any:
+        """The training step of an `Objective`, see `training.train_step`."""
+        return training.train_step(
+            objective.loss,
+            self.make(),
+            ema_decay=self.ema_decay,
+            update_memory=objective.update_memory,
+            uses=objective.uses,
+            accumulate=self.accumulate,
+        )
+
     def make(self) -> optax.GradientTransformation:
         """The optimiser."""
         names = ("learning_rate", "weight_decay", "b1", "b2", "clip_norm", "warmup_steps", "decay", "num_steps")

@@ -3,7 +3,7 @@
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,22 +67,21 @@ def load_samples(folder: Path, count: int, shard_size: int) -> Samples:
     Raises:
       ValueError: if one of their shards is missing or cannot be read.
     """
-    for path, _ in missing_shards(folder, count, shard_size):
-        raise ValueError(f"samples {folder} lacks {path.name}: run experiments.sample again to finish it")
-    shards = [np.load(folder / f"shard_{number:05d}.npz") for number in range(-(-count // shard_size))]
-    names = [name for name in Samples._fields if name in shards[0].files]
-    return Samples(**{name: np.concatenate([shard[name] for shard in shards])[:count] for name in names})
+    return Samples(**_columns(folder, count, shard_size, Samples._fields))
 
 
 def load_pairs(folder: Path) -> Pairs:
-    """The pairs of a folder of `experiments.sample --pairs`.
-
-    Raises:
-      ValueError: if a shard is missing or cannot be read.
-    """
+    """The pairs of a folder of `experiments.sample --pairs`. Errors as of `load_samples`."""
     settings = json.loads((folder / "settings.json").read_text())
-    count, size = settings["num"], settings["shard_size"]
-    load_samples(folder, count, size)
-    shards = [np.load(folder / f"shard_{number:05d}.npz") for number in range(-(-count // size))]
-    x0, eps, labels = (np.concatenate([shard[name] for shard in shards])[:count] for name in ("x0", "eps", "labels"))
-    return Pairs(x0, eps, labels, settings["pairs"]["digest"])
+    columns = _columns(folder, settings["num"], settings["shard_size"], ("x0", "eps", "labels"))
+    return Pairs(columns["x0"], columns["eps"], columns["labels"], settings["pairs"]["digest"])
+
+
+def _columns(folder: Path, count: int, shard_size: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The first `count` rows of those columns that the shards have."""
+    for path, _ in missing_shards(folder, count, shard_size):
+        raise ValueError(f"samples {folder} lacks {path.name}: run experiments.sample again to finish it")
+    shards = [np.load(folder / f"shard_{number:05d}.npz") for number in range(-(-count // shard_size))]
+    return {
+        name: np.concatenate([shard[name] for shard in shards])[:count] for name in names if name in shards[0].files
+    }

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from diffax import random, training
 from diffax.nn.interop import folder as diffusers
 from diffax.nn.interop.scheduler import FILE as SCHEDULER
 from experiments.models.digests import digest
@@ -58,6 +59,15 @@ class WarmStart(NamedTuple):
                 more = f" and {len(paths) - LISTED} more" if len(paths) > LISTED else ""
                 lines.append(f"  {title}: {', '.join(paths[:LISTED])}{more}")
         return "\n".join(lines)
+
+
+def first_state(
+    seed: Any, init: Any, start: WarmStart | None, optimizer: Any, *, memory: Any = (), hyper: Any = ()
+) -> training.TrainState:
+    """The state before the first step of a run. init: key -> parameters; start: replaces those that fit."""
+    init_key, state_key = jax.random.split(random.threefry(jax.random.key(seed)))
+    params = init(init_key)
+    return training.init_state(state_key, params if start is None else start.onto(params), optimizer, memory, hyper)
 
 
 def opened(path: str, kind: str, own: Path) -> WarmStart | None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffax import random, training
+from diffax import training
 from diffax.pretrained import Diffusion, entries, spent
 from diffax.training.parallel import over_batch
 from experiments.configs import settings
@@ -89,23 +89,12 @@ def _compile(inputs: Inputs, parallel: str, way: str, init_from: str) -> Program
         return adapters.wrap(base, latents.wrap(space, model.objective(teacher=inputs.teacher)))
 
     def first(model: Any, seed: Any) -> training.TrainState:
-        init_key, state_key = jax.random.split(random.threefry(jax.random.key(seed)))
-        params = (base or model).init(init_key)
-        params = params if start is None else start.onto(params)
-        return training.init_state(state_key, params, model.optimizer.make(), objective(model).memory, hyper=model)
+        kept = {"memory": objective(model).memory, "hyper": model}
+        return warm_start.first_state(seed, (base or model).init, start, model.optimizer.make(), **kept)
 
     def step(state: Any, batch: Any, *, axis_name: str | None = None) -> Any:
         model = state.hyper
-        own = objective(model)
-        one = training.train_step(
-            own.loss,
-            model.optimizer.make(),
-            ema_decay=model.optimizer.ema_decay,
-            update_memory=own.update_memory,
-            uses=own.uses,
-            accumulate=model.optimizer.accumulate,
-        )
-        return one(state, batch, axis_name=axis_name)
+        return model.optimizer.step(objective(model))(state, batch, axis_name=axis_name)
 
     def generate(variables: Any, keys: Any, which: Any) -> Any:
         params, model = variables
