@@ -120,6 +120,8 @@ def _classifier(folder: Path, trained: Trained, space: Latents | None) -> Traine
         raise ValueError(f"classifier must not be used for a model of captions, got {folder}")
     if trained.data.condition is not None:
         raise ValueError(f"classifier must not be used for a model with array conditions, got {folder}")
+    if trained.model.diffusion.second_time:
+        raise ValueError(f"classifier must not be used for a network with a second time, got {folder}")
     classifier = loading.load(folder, "classifier", "classifier")
     shape, own_shape = trained.data.shape if space is None else space.shape, classifier.data.shape
     if own_shape != shape:

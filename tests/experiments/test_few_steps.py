@@ -260,9 +260,11 @@ def test_the_first_stage_of_progressive_distillation_follows_the_guided_teacher(
         np.testing.assert_allclose(losses(config, step=step), expected, rtol=1e-3)
 
 
-def test_a_step_is_the_same_on_one_device_and_on_eight():
-    """pmap, FSDP and one device, of an objective with groups, an EMA target and a second time."""
-    model, objective = objective_of(config_of("shortcut"))
+@pytest.mark.slow_cases("shortcut")
+@pytest.mark.parametrize("name", ["mean_flow", "shortcut"])
+def test_a_step_is_the_same_on_one_device_and_on_eight(name):
+    """pmap, FSDP and one device: a derivative in t; groups of examples and an EMA target."""
+    model, objective = objective_of(config_of(name))
     size, optimizer = 32, model.optimizer.make()
     step = training.train_step(objective.loss, optimizer, ema_decay=0.9, uses=objective.uses)
     params = moved(model.init(jax.random.key(0)))
