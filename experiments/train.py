@@ -71,14 +71,12 @@ def main(argv):
     # `space`: the latent space of the model, for which batches contain moments of codes; None for pixels. `base`: the
     # model whose adapters are trained, or None to train all parameters.
     objective = adapters.wrap(base, latents.wrap(space, inputs.objective()))
-    first_state = functools.partial(
-        warm_start.first_state,
-        config.seed,
-        (base or model).init,
-        start,
-        model.optimizer.make(),
-        memory=objective.memory,  # the state of the loss between steps, such as earlier losses
-    )
+
+    def first_state():
+        init, optimizer = (base or model).init, model.optimizer.make()
+        # `memory` is the state of the loss between steps, such as the losses that loss-aware times depend on.
+        return warm_start.first_state(config.seed, init, start, optimizer, memory=objective.memory)
+
     step = model.optimizer.step(objective)
     shapes = jax.eval_shape(first_state)
     progress = training.Progress("step", config.train.num_steps, silent=not is_first())
