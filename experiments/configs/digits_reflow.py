@@ -5,9 +5,9 @@
     python -m experiments.train --config=digits_reflow --workdir=runs/digits_reflow
 
 Hardware: 2 CPU cores. Time: 4 minutes for 1,500 steps, beside other work, after 6 minutes for the pairs.
-Metric: at one call 99.3 % of 1,000 samples are given their own label, FD(classifier) 1.70 beside a real-to-real floor
-of 1.64 at n = 400. The pairs were drawn
-with --num_steps=32 --seed=1. Curvature of the paths: 0.0863 before, 0.0029 after.
+The pairs were drawn with --num_steps=32 --seed=1. Metric: at one call 99.3 % of 1,000 samples are given their own
+label, FD(classifier) 1.70 beside a real-to-real floor of 1.64 at n = 400. Curvature of the paths: 0.0863 before, 0.0029
+after.
 
 Source: Liu et al. 2023 (rectified flow).
 """
