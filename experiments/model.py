@@ -20,15 +20,15 @@ import jax.numpy as jnp
 import diffax
 from diffax._checks import choose
 from diffax._pytrees import pytree
-from diffax.nn.autoencoding import RECONSTRUCTIONS
-from diffax.nn.description import DTYPES, autoencoder_from_description, from_description
+from diffax.nn.description import from_description
 from diffax.predictions import KINDS
 from diffax.pretrained import SCHEDULES, TIMES, Diffusion, Sampling, Spec, Units
+from experiments.configs.objectives import FEW_STEPS
 from experiments.configs.settings import at
-from experiments.models import few_steps, objectives, samplers
+from experiments.models import autoencoder, few_steps, noisy_classifier, objectives, samplers
 from experiments.models.autoencoder import AutoencoderModel
 from experiments.models.few_steps import Teacher
-from experiments.models.noisy_classifier import ClassifierModel, NoisyClassifier
+from experiments.models.noisy_classifier import ClassifierModel
 from experiments.models.objectives import Loss, Objective
 from experiments.models.optimizers import Optimizer
 
@@ -92,7 +92,7 @@ class Model:
 
     def check(self) -> None:
         """Raise `ValueError` for parts that cannot be built, or that do not fit each other."""
-        self._check_few_steps()
+        objectives.check_use(self.loss.objective.name, self.diffusion)
         diffax.denoiser(lambda x, t: x, self.diffusion.schedule(), self.diffusion.prediction)
         with at("config.loss.weighting_parameters"):
             objectives.make(self.loss.weighting, objectives.WEIGHTINGS, self.diffusion)
@@ -101,27 +101,6 @@ class Model:
         with at("config.sampling"):
             self.diffusion.sampler()
             self.diffusion.times()
-
-    def _check_few_steps(self) -> None:
-        """Raise `ValueError` for a prediction or a sampler that does not fit the objective."""
-        name, diffusion, sampling = self.loss.objective.name, self.diffusion, self.diffusion.sampling
-        row = few_steps.ROWS.get(name)
-        if row is None:
-            return
-        if diffusion.prediction in ("eps", "score") and float(diffusion.schedule()(1.0).alpha) < 0.01:
-            raise ValueError(
-                f"config.prediction must not be {diffusion.prediction} for {name} on {diffusion.curve.name}, where it "
-                "does not determine x0 at t = 1"
-            )
-        to_data = ("consistency", "lcm") if not diffusion.second_time else ("jump",)
-        if row.ends == "data" and sampling.sampler not in to_data:
-            raise ValueError(
-                f"config.sampling.sampler must be {' or '.join(to_data)} for a network that was trained by {name}, got "
-                f"{sampling.sampler!r}"
-            )
-        gamma = 0.0 if sampling.eta is None else sampling.eta
-        if row.ends == "data" and sampling.sampler == "jump" and sampling.num_steps > 1 and gamma != 1:
-            raise ValueError(f"config.sampling.eta must be 1 for {name}, which learns jumps to the data, got {gamma}")
 
 
 def build(config: Any, data: Data) -> Model | AutoencoderModel | ClassifierModel:
@@ -141,11 +120,12 @@ def build(config: Any, data: Data) -> Model | AutoencoderModel | ClassifierModel
     choose("config.network.time", config.network.time, TIMES)
     model: Model | AutoencoderModel | ClassifierModel
     if config.model == "autoencoder":
-        model = _autoencoder(config.autoencoder.to_dict(), data, optimizer)
+        model = autoencoder.of_settings(config.autoencoder.to_dict(), data.shape, optimizer)
     elif config.model == "classifier":
         if not data.num_classes:
             raise ValueError(f"config.dataset.name must be a data set with labels, got {config.dataset.name!r}")
-        model = _classifier(config.network, data, data.num_classes, _schedule(config.schedule), optimizer)
+        curve = _schedule(config.schedule)
+        model = noisy_classifier.of_settings(config.network, data.shape, data.num_classes, curve, optimizer)
     else:
         conditional = config.network.conditional
         if conditional and not data.num_classes and data.condition is None:
@@ -169,9 +149,10 @@ def build(config: Any, data: Data) -> Model | AutoencoderModel | ClassifierModel
             learned_variance=config.network.learned_variance,
             shape=data.shape,
         )
-        model = Model(diffusion, _loss(config, data), optimizer)
+        sizes = {"batch_size": config.dataset.batch_size, "num_steps": config.train.num_steps}
+        model = Model(diffusion, _loss(config.loss, data, sizes), optimizer)
         model.check()
-        if data.mask is not None and config.loss.objective in few_steps.ROWS:
+        if data.mask is not None and config.loss.objective in FEW_STEPS:
             name = config.dataset.name
             raise ValueError(f"config.loss.objective must be denoising for {name!r}, whose points have masks")
         if data.mask is not None and config.loss.coupling != "independent":
@@ -201,28 +182,6 @@ def _fits(path: str, settings: Mapping[str, Any], shape: tuple[int, ...]) -> Ite
         else:
             message = f"{path} must fit examples of shape {shape}: {error}"
         raise ValueError(message) from error
-
-
-def _autoencoder(settings: dict[str, Any], data: Data, optimizer: Optimizer) -> AutoencoderModel:
-    kl_weight, reconstruction = settings.pop("kl_weight"), settings.pop("reconstruction")
-    choose("config.autoencoder.reconstruction", reconstruction, RECONSTRUCTIONS)
-    description = settings | {"sample_channels": data.shape[-1]}
-    with at("config.autoencoder"):
-        autoencoder_from_description(description)
-    return AutoencoderModel(kl_weight, optimizer, json.dumps(description), reconstruction, data.shape)
-
-
-def _classifier(settings: Any, data: Data, num_classes: int, curve: Spec, optimizer: Optimizer) -> ClassifierModel:
-    net = NoisyClassifier(
-        num_classes=num_classes,
-        channels=settings.channels,
-        channel_multipliers=tuple(settings.channel_multipliers),
-        num_res_blocks=settings.num_res_blocks,
-        dropout_rate=settings.dropout_rate,
-        time_scale=TIMES[settings.time][0] if settings.time_scale is None else settings.time_scale,
-        dtype=choose("config.network.dtype", settings.dtype, DTYPES),
-    )
-    return ClassifierModel(curve, optimizer, net, settings.time, data.shape)
 
 
 def sampling(settings: Any) -> Sampling:
@@ -262,8 +221,8 @@ def _schedule(settings: Mapping[str, Any]) -> Spec:
     return spec
 
 
-def _loss(config: Any, data: Data) -> Loss:
-    settings, name = config.loss, config.loss.objective
+def _loss(settings: Any, data: Data, sizes: Mapping[str, int]) -> Loss:
+    name = settings.objective
     choose("config.loss.spread", settings.spread, objectives.SPREADS)
     known = objectives.parameters_of(name)
     texts = tuple(key for key, value in known.items() if isinstance(value, str))
@@ -285,8 +244,7 @@ def _loss(config: Any, data: Data) -> Loss:
         learn_ends=settings.learn_ends,
         coupling=settings.coupling,
         coupling_size=settings.coupling_size,
-        batch_size=config.dataset.batch_size,
-        num_steps=config.train.num_steps,
+        **sizes,
     )
 
 

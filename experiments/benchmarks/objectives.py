@@ -14,27 +14,28 @@ from absl import flags
 
 from diffax import training
 from experiments.configs import digits_meanflow, settings
+from experiments.configs.objectives import FEW_STEPS, ROWS
 from experiments.data.datasets import open_dataset
 from experiments.model import Data, build
-from experiments.models.few_steps import ROWS, Teacher
+from experiments.models.few_steps import Teacher
 from experiments.run.command import launch, usage_errors
 
 REPEATS = flags.DEFINE_integer("repeats", 15, "Pairs of timings.", lower_bound=1)
 BATCH = flags.DEFINE_integer("batch_size", 64, "Examples of a step.", lower_bound=8)
-NAMES = flags.DEFINE_list("objectives", [*ROWS], "Objectives.")
+NAMES = flags.DEFINE_list("objectives", [*FEW_STEPS], "Objectives.")
 
 
 def model_of(name, dataset):
     """The model of an objective."""
     config = digits_meanflow.get_config()
-    row = ROWS.get(name)
+    row = ROWS[name]
     config.dataset.batch_size = BATCH.value
     config.loss.objective, config.loss.objective_parameters = name, {}
     config.loss.times, config.loss.times_parameters = "uniform", {}
-    config.teacher = config.init_from = "this" if row and row.teacher == "needed" else ""
-    config.network.guidance_input = row is not None and row.guidance_input
-    config.network.second_time = row is not None and row.times == "two"
-    config.sampling.sampler = "ddim" if row is None else "jump" if row.times == "two" else "consistency"
+    config.teacher = config.init_from = "this" if row.teacher == "needed" else ""
+    config.network.guidance_input = row.guidance_input
+    config.network.second_time = row.times == "two"
+    config.sampling.sampler = "jump" if row.times == "two" else "consistency"
     settings.check_rules(config, 1)
     return build(config, Data(dataset.shape, dataset.num_classes, dataset.units))
 
@@ -43,7 +44,7 @@ def step_of(name, dataset):
     """(a function that makes one step and waits for it, the number of compilations so far)."""
     model = model_of(name, dataset)
     teacher = None
-    if name in ROWS and ROWS[name].teacher == "needed":
+    if ROWS[name].teacher == "needed":
         plain = model if name == "progressive" else model_of("progressive", dataset)
         teacher = Teacher(plain.diffusion, plain.init(jax.random.key(1)), 0, "")
     objective, optimizer = model.objective(teacher=teacher), model.optimizer.make()

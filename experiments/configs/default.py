@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from diffax._checks import choose
-from experiments.models import few_steps
-from experiments.models.objectives import COUPLINGS, OBJECTIVES
+from experiments.configs import objectives
 
 
 def get_config() -> ConfigDict:
@@ -166,7 +165,6 @@ SMALLEST = {
     "train.max_skipped": 0,
 }
 SMALLEST_OF_TEXT = {"vocab_size": 3, "max_length": 1, "width": 4, "depth": 0, "num_heads": 1}
-BOUNDS = ("hybrid", "vlb", "vdm")
 RATES = ("loss.p_uncond", "network.dropout_rate", "optimizer.ema_decay")
 OF_DIFFUSION = {
     "latent.autoencoder": "",
@@ -184,46 +182,6 @@ def check_seed(seed: int) -> None:
     """Raise `ValueError` for a seed that is no int32 >= 0."""
     if not 0 <= seed < 2**31:
         raise ValueError(f"config.seed must be an integer {'>= 0' if seed < 0 else '< 2^31'}, got {seed}")
-
-
-def _check_few_steps(config: ConfigDict, must: Any) -> None:
-    """The rules of objectives for few steps, couplings and pairs. must: (path, holds, condition)."""
-    loss, network, name = config.loss, config.network, config.loss.objective
-    row, parameters = OBJECTIVES[name], loss.objective_parameters
-    is_few, has_teacher, is_two = name in few_steps.ROWS, bool(config.teacher), row.times == "two"
-    must("teacher", has_teacher or row.teacher != "needed", f"be a workdir or an export for {name}")
-    must("teacher", not has_teacher or row.teacher != "none", f"be empty for {name}")
-    needs = "any" if row.times == "any" and is_few else "two" if is_two else "one"
-    must("network.second_time", needs == "any" or network.second_time == is_two, f"be {is_two} for {name}")
-    takes_weight = row.guidance_input
-    must("network.guidance_input", network.guidance_input == takes_weight, f"be {takes_weight} for {name}")
-    if network.time_scale is not None:
-        must("network.time_scale", 0 < network.time_scale < float("inf"), "be > 0")
-    if is_few:
-        must("loss.times", loss.times != "loss_aware", f"not be loss_aware for {name}")
-        must("loss.times", not row.levels or loss.times == "uniform", f"be uniform for {name}")
-        draws_pairs = is_two and not row.levels
-        must("loss.spread", not draws_pairs or loss.spread == "independent", f"be independent for {name}")
-        guides = "guidance" not in parameters or has_teacher or row.guides
-        must("loss.objective_parameters", guides, f"be without guidance for {name} without config.teacher")
-        if row.guides and "guidance" in parameters and not has_teacher:
-            must("loss.p_uncond", loss.p_uncond > 0, f"be > 0 for {name} with guidance and without config.teacher")
-    if row.learns is not None:
-        must("lora.base", not config.lora.base, f"be empty for {name}")
-        must("init_from", config.init_from == config.teacher, f"be config.teacher = {config.teacher!r} for {name}")
-    is_bound, is_coupled = name in BOUNDS, loss.coupling != "independent"
-    choose("config.loss.coupling", loss.coupling, tuple(COUPLINGS))
-    if is_coupled:
-        must("loss.coupling", not is_bound, f"be independent for {name}")
-        # The noise would depend on the condition, and samples start from noise that does not (Cheng et al. 2025).
-        has_condition = network.conditional or config.text.enabled
-        must("loss.coupling", not has_condition, "be independent for a network with a condition")
-        must("dataset.pairs", not config.dataset.pairs, "be empty with config.loss.coupling")
-        must("loss.coupling_size", loss.coupling_size >= 2, "be >= 2")
-    if config.dataset.pairs:
-        must("loss.objective", not is_bound, "be denoising or one for few steps with config.dataset.pairs")
-        for key in ("flip", "crop", "roll", "rotate"):
-            must("dataset.pairs", not config.dataset[key], f"be empty with config.dataset.{key}")
 
 
 def check(config: ConfigDict) -> None:
@@ -252,20 +210,18 @@ def check(config: ConfigDict) -> None:
 
     # The objective, and what it needs.
     loss, network, text = config.loss, config.network, config.text
-    objective = choose("config.loss.objective", loss.objective, tuple(OBJECTIVES))
-    is_bound, is_vdm, has_variance = objective in BOUNDS, objective == "vdm", objective in ("hybrid", "vlb")
+    objectives.check(config, must)
+    objective = loss.objective
+    is_bound, is_vdm, has_variance = objective in objectives.BOUNDS, objective == "vdm", objective in ("hybrid", "vlb")
     must("loss.bin_width", is_bound == (loss.bin_width > 0), f"be {'> 0' if is_bound else '0'} for {objective}")
     must("network.learned_variance", network.learned_variance == has_variance, f"be {has_variance} for {objective}")
     is_learned, verb = config.schedule.get("name") == "learned", "be" if is_vdm else "not be"
     must("schedule.name", is_learned == is_vdm, f"{verb} learned for config.loss.objective = {objective!r}")
     must("network.time", not is_vdm or network.time == "log_snr", "be log_snr for vdm")
-    must("loss.weighting", objective == "denoising" or loss.weighting == "target", f"be target for {objective}")
     must("loss.vlb_weight", loss.vlb_weight >= 0, "be >= 0")
     if config.sampling.sampler == "ddpm_learned":
         without = "not be ddpm_learned without config.network.learned_variance"
         must("sampling.sampler", network.learned_variance, without)
-
-    _check_few_steps(config, must)
 
     # Latents, captions, adapters.
     if config.latent.autoencoder:

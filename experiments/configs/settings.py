@@ -18,8 +18,7 @@ from ml_collections import ConfigDict
 
 from diffax.nn.interop import folder
 from diffax.training import Profile
-from experiments.configs import default
-from experiments.models import few_steps
+from experiments.configs import default, objectives
 
 # The keys of these groups are the parameters of a schedule, objective, weighting or distribution that is set by name.
 OPEN_GROUPS = ("schedule", "objective_parameters", "weighting_parameters", "times_parameters")
@@ -262,10 +261,10 @@ def group_size(config: Any) -> int:
     Each accumulated part needs whole pairs of antithetic times, whole groups of an objective, and whole groups in which
     a coupling assigns the noise.
     """
-    row, loss = few_steps.ROWS.get(config.loss.objective), config.loss
+    loss = config.loss
     pairs = 2 if loss.spread == "antithetic" else 1
     coupled = 1 if loss.coupling == "independent" else max(loss.coupling_size, 1)
-    return max(config.optimizer.accumulate, 1) * math.lcm(pairs, row.group if row else 1, coupled)
+    return max(config.optimizer.accumulate, 1) * math.lcm(pairs, objectives.ROWS[loss.objective].group, coupled)
 
 
 def _check_batch(config: Any, num_devices: int) -> None:

@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffax
+from diffax._checks import choose
 from diffax._pytrees import pytree, static
 from diffax.nn.autoencoder import Autoencoder
-from diffax.nn.autoencoding import autoencoder_loss, kl_to_standard_normal
+from diffax.nn.autoencoding import RECONSTRUCTIONS, autoencoder_loss, kl_to_standard_normal
 from diffax.nn.description import autoencoder_from_description
 from diffax.training import Every
 from diffax.training.parallel import over_batch
+from experiments.configs.settings import at
 from experiments.data.pictures import Pictures
 from experiments.models.digests import digest
 from experiments.models.objectives import Objective
@@ -29,6 +31,16 @@ MEASURES = ("reconstruction_error", "kl")
 CHUNK = 200  # images encoded or decoded at a time
 TEST_IMAGES, TRAINING_IMAGES = 1000, 10_000  # numbers of images for the errors and for the scale of the latents
 COLUMNS, ROWS = 10, 4
+
+
+def of_settings(settings: dict[str, Any], shape: tuple[int, ...], optimizer: Optimizer) -> "AutoencoderModel":
+    """The model of config.autoencoder, for images of this shape."""
+    kl_weight, reconstruction = settings.pop("kl_weight"), settings.pop("reconstruction")
+    choose("config.autoencoder.reconstruction", reconstruction, RECONSTRUCTIONS)
+    description = settings | {"sample_channels": shape[-1]}
+    with at("config.autoencoder"):
+        autoencoder_from_description(description)
+    return AutoencoderModel(kl_weight, optimizer, json.dumps(description), reconstruction, shape)
 
 
 @pytree
@@ -113,8 +125,8 @@ def latent_std(model: AutoencoderModel, params: Any, images: np.ndarray, mesh: A
     """
     encode = over_batch(model.apply("encode"), mesh)
     first, second = [], []
-    for at in range(0, len(images), CHUNK):
-        mean, log_variance = (v.astype(np.float64) for v in encode(params, images[at : at + CHUNK]))
+    for start in range(0, len(images), CHUNK):
+        mean, log_variance = (v.astype(np.float64) for v in encode(params, images[start : start + CHUNK]))
         first.append(mean.mean() * len(mean))
         second.append((mean**2 + np.exp(log_variance)).mean() * len(mean))
     return float(np.sqrt(np.sum(second) / len(images) - (np.sum(first) / len(images)) ** 2))

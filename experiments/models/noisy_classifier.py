@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffax
+from diffax._checks import choose
 from diffax._pytrees import expand, pytree, static
+from diffax.nn.description import DTYPES
 from diffax.nn.layers import Downsample, ResBlock, conv, group_norm, sinusoidal
 from diffax.pretrained import SCHEDULES, TIMES, Spec
 from diffax.training import Every
@@ -49,6 +51,22 @@ class NoisyClassifier(nn.Module):
                 h = ResBlock(self.channels * multiplier, self.dropout_rate, self.dtype)(h, emb, block_key)
         h = nn.silu(group_norm(h.shape[-1], self.dtype)(h))
         return nn.Dense(self.num_classes, dtype=jnp.float32)(h.reshape(len(h), -1, h.shape[-1]).mean(1))
+
+
+def of_settings(
+    settings: Any, shape: tuple[int, ...], num_classes: int, curve: Spec, optimizer: Optimizer
+) -> "ClassifierModel":
+    """The model of config.network, for images of this shape with so many classes."""
+    net = NoisyClassifier(
+        num_classes=num_classes,
+        channels=settings.channels,
+        channel_multipliers=tuple(settings.channel_multipliers),
+        num_res_blocks=settings.num_res_blocks,
+        dropout_rate=settings.dropout_rate,
+        time_scale=TIMES[settings.time][0] if settings.time_scale is None else settings.time_scale,
+        dtype=choose("config.network.dtype", settings.dtype, DTYPES),
+    )
+    return ClassifierModel(curve, optimizer, net, settings.time, shape)
 
 
 @pytree

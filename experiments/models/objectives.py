@@ -14,8 +14,9 @@ from diffax._pytrees import pytree, static
 from diffax.losses import couplings, training_times, weightings
 from diffax.nn.description import with_forward_mode
 from diffax.pretrained import Diffusion, Spec
+from experiments.configs.objectives import FEW_STEPS, ROWS
 from experiments.models import few_steps
-from experiments.models.few_steps import Drawn, Row, Teacher
+from experiments.models.few_steps import Drawn, Teacher
 
 WEIGHTINGS: dict[str, Any] = {
     "target": lambda: None,
@@ -106,8 +107,29 @@ def parameters(function: Callable[..., Any]) -> tuple[str, ...]:
 
 def parameters_of(name: str) -> dict[str, Any]:
     """The parameters of an objective with their defaults: keyword arguments of its function that have one."""
-    every = inspect.signature(OBJECTIVES[name].loss).parameters.values()
+    every = inspect.signature(OBJECTIVES[name]).parameters.values()
     return {p.name: p.default for p in every if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+
+
+def check_use(name: str, diffusion: Diffusion) -> None:
+    """Raise `ValueError` for a prediction or a sampler that does not fit a network trained by an objective."""
+    sampling = diffusion.sampling
+    if name not in FEW_STEPS:
+        return
+    if diffusion.prediction in ("eps", "score") and float(diffusion.schedule()(1.0).alpha) < 0.01:
+        raise ValueError(
+            f"config.prediction must not be {diffusion.prediction} for {name} on {diffusion.curve.name}, where it does "
+            "not determine x0 at t = 1"
+        )
+    to_data = ("jump",) if diffusion.second_time else ("consistency", "lcm")
+    if ROWS[name].ends == "data" and sampling.sampler not in to_data:
+        raise ValueError(
+            f"config.sampling.sampler must be {' or '.join(to_data)} for a network that was trained by {name}, got "
+            f"{sampling.sampler!r}"
+        )
+    gamma = 0.0 if sampling.eta is None else sampling.eta
+    if ROWS[name].ends == "data" and sampling.sampler == "jump" and sampling.num_steps > 1 and gamma != 1:
+        raise ValueError(f"config.sampling.eta must be 1 for {name}, which learns jumps to the data, got {gamma}")
 
 
 def objective(diffusion: Diffusion, settings: Loss, *, module: Any = None, teacher: Teacher | None = None) -> Objective:
@@ -118,7 +140,7 @@ def objective(diffusion: Diffusion, settings: Loss, *, module: Any = None, teach
     the training times, it measures: no condition and no unit is dropped.
     """
     name = settings.objective.name
-    row = OBJECTIVES[name]
+    row, function = ROWS[name], OBJECTIVES[name]
     group = math.lcm(row.group, 1 if settings.coupling == "independent" else settings.coupling_size)
     if row.derivative and module is None:
         module = with_forward_mode(diffusion.module)  # fused attention has no forward derivative
@@ -149,12 +171,12 @@ def objective(diffusion: Diffusion, settings: Loss, *, module: Any = None, teach
             measures=measures,
             teacher=teacher,
         )
-        return row.loss(diffusion, settings, drawn, **settings.objective.parameters, **used), draws
+        return function(diffusion, settings, drawn, **settings.objective.parameters, **used), draws
 
-    if row.learns is not None:
+    if row.memory:
         defaults = parameters_of(name)
         own = {key: value for key, value in (defaults | settings.objective.parameters).items() if key == "num_steps"}
-        learns = functools.partial(row.learns, settings, **own)
+        learns = functools.partial(few_steps.next_teacher, settings, **own)
 
         def remembered(params: Any, batch: Any, keys: Any, memory: Any, *, ema: Any, **used: Any) -> Any:
             del ema  # `learns` needs it
@@ -242,10 +264,10 @@ def _vdm(diffusion: Diffusion, settings: Loss, drawn: Drawn) -> Any:
     return diffax.losses.vdm_loss(drawn.key, drawn.predict, schedule, diffusion.prediction, drawn.x, drawn.t, **options)
 
 
-OBJECTIVES: dict[str, Row] = {
-    "denoising": Row(_denoising),
-    "hybrid": Row(_hybrid),
-    "vlb": Row(_vlb),
-    "vdm": Row(_vdm),
-    **few_steps.ROWS,
+OBJECTIVES: dict[str, Callable[..., Any]] = {
+    "denoising": _denoising,
+    "hybrid": _hybrid,
+    "vlb": _vlb,
+    "vdm": _vdm,
+    **few_steps.LOSSES,
 }

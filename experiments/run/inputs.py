@@ -9,14 +9,15 @@ import numpy as np
 from diffax import training
 from diffax.pretrained import Tokenizer
 from experiments.configs import settings
+from experiments.configs.objectives import FEW_STEPS
 from experiments.data import datasets, pipeline
 from experiments.data.pairs import Pairs
 from experiments.model import Data, build
-from experiments.models import autoencoder, captions, few_steps, latents, noisy_classifier
+from experiments.models import autoencoder, captions, latents, noisy_classifier
 from experiments.models.adapters import Adapters
 from experiments.models.few_steps import Teacher
 from experiments.models.latents import Latents
-from experiments.run import loading
+from experiments.run import loading, teachers
 from experiments.run.command import path_of
 from experiments.run.warm_start import WarmStart
 
@@ -144,12 +145,12 @@ def opened(config: Any, num_devices: int) -> Inputs:
     of_condition = dataset.condition, dataset.condition_units
     data = Data(dataset.shape, dataset.num_classes, dataset.units, dataset.mask, dataset.class_names, *of_condition)
     model = build(config, data if space is None else data._replace(shape=space.shape))
-    teacher = loading.load_teacher(config, data, space, model) if config.teacher else None
-    pairs = loading.load_pairs(config, model, data) if config.dataset.pairs else None
+    teacher = teachers.load_teacher(config.teacher, dataset, data, space, model) if config.teacher else None
+    pairs = teachers.load_pairs(names.pairs, dataset, data, model) if names.pairs else None
     if jax.process_count() > 1 and (group := settings.group_size(config) // config.optimizer.accumulate) > 1:
         # Processes take turns in the examples of a batch, so the neighbours on a device would be others.
         name, coupling = config.loss.objective, config.loss.coupling
-        if name in few_steps.ROWS or coupling != "independent":
+        if name in FEW_STEPS or coupling != "independent":
             raise ValueError(
                 f"config.loss.objective must be one without groups on several processes, got groups of {group}"
             )

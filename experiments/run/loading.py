@@ -1,27 +1,20 @@
 """Trained models from their folders: `load`, the latents of an autoencoder, the base of adapters."""
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffax import pretrained
 from diffax.pretrained import Tokenizer, is_export
 from diffax.training import Checkpoints
-from experiments.configs.settings import can_guide, flatten, without_null
-from experiments.data.pairs import Pairs
+from experiments.configs.settings import flatten, without_null
 from experiments.model import Data, build
-from experiments.models import few_steps
 from experiments.models.adapters import Adapters
 from experiments.models.autoencoder import LATENTS, AutoencoderModel
 from experiments.models.digests import digest
-from experiments.models.few_steps import Teacher
 from experiments.models.latents import Latents
-from experiments.run import sample_folder
 from experiments.run.command import path_of
 from experiments.run.workdir import load_record, read_json
 
@@ -169,82 +162,6 @@ def check_base(mine: dict[str, Any], base: Trained, data: Data, latents: Latents
     for what, (of_base, of_run) in pairs.items():
         if of_base != of_run:
             raise ValueError(f"config.lora.base must be of {what} {of_run}, got {base.folder} of {of_base}")
-
-
-def load_teacher(config: Any, data: Data, space: Latents | None, model: Any) -> Teacher:
-    """The model of config.teacher, for a run with these data, these latents and this model.
-
-    Raises:
-      ValueError: if there is no denoiser of a diffusion model, or it has other data, another schedule, condition or
-        latent space, or cannot be guided as config.loss.objective_parameters says.
-    """
-    trained = load(path_of("config.teacher", config.teacher), "config.teacher")
-    diffusion, recorded = trained.model.diffusion, ConfigDict(trained.record["config"])
-    for what, of_teacher, of_run in (
-        ("images", trained.data.shape, data.shape),
-        ("the data set", trained.dataset["name"], config.dataset.name),
-        ("labels", list(trained.dataset["labels"]), list(config.dataset.labels)),
-        ("classes", trained.data.num_classes, data.num_classes),
-        ("conditions", trained.data.condition, data.condition),
-        ("units", trained.data.units, data.units),
-        ("autoencoder", trained.latents and trained.latents["digest"], space and space.digest),
-        ("schedule", levels(diffusion.schedule(trained.params)), levels(model.diffusion.schedule())),
-        ("condition", diffusion.condition, model.diffusion.condition),
-    ):
-        if of_teacher != of_run:
-            raise ValueError(f"config.teacher must be of {what} {of_run!r}, got {trained.folder} of {of_teacher!r}")
-    objective, of_teacher = config.loss.objective, recorded.loss.objective
-    row = few_steps.ROWS[objective]
-    if of_teacher in few_steps.ROWS and of_teacher != "progressive":
-        raise ValueError(f"config.teacher must be a denoiser, got {trained.folder}, trained by {of_teacher}")
-    if diffusion.learned_variance:
-        raise ValueError(f"config.teacher must be without a learned variance, got {trained.folder}")
-    if row.learns is not None:
-        own = jax.eval_shape(model.init, jax.random.key(0))
-        shapes = [jax.tree.map(jnp.shape, tree) for tree in (trained.params, own)]
-        if shapes[0] != shapes[1] or diffusion.prediction != model.diffusion.prediction:
-            raise ValueError(
-                f"config.teacher must have the network and the prediction of this run for {objective}, got "
-                f"{trained.folder}"
-            )
-    guides = row.guidance_input or config.loss.objective_parameters.get("guidance", 1) != 1
-    if guides and (reason := can_guide(recorded)):
-        raise ValueError(f"config.teacher must be a model that can be guided, got {trained.folder} {reason}")
-    return Teacher(diffusion, trained.params, trained.step, digest(trained.params))
-
-
-def levels(schedule: Any) -> list[tuple[float, float]]:
-    """(alpha, sigma) of a schedule at some times, to compare it with another one."""
-    return [tuple(round(float(v), 6) for v in schedule(t)[:2]) for t in (0.0, 0.25, 0.5, 0.75, 1.0)]  # type: ignore[misc]
-
-
-def load_pairs(config: Any, model: Any, data: Data) -> Pairs:
-    """The pairs of config.dataset.pairs, for this model of these data.
-
-    Raises:
-      ValueError: if there are none, or they are of another schedule, shape or condition, or of other data.
-    """
-    folder = path_of("config.dataset.pairs", config.dataset.pairs)
-    of = (read_json(folder / "settings.json") or {}).get("pairs")
-    if not of:
-        raise ValueError(f"config.dataset.pairs must be a folder of experiments.sample --pairs, got {folder}")
-    record = pairs_record(model.diffusion, model.diffusion.schedule(), data, config.dataset.name)
-    for what, mine in json.loads(json.dumps(record)).items():
-        if of[what] != mine:
-            raise ValueError(f"config.dataset.pairs must be of {what} {mine!r}, got {folder} of {of[what]!r}")
-    return sample_folder.load_pairs(folder)
-
-
-def pairs_record(diffusion: Any, schedule: Any, data: Data, name: str) -> dict[str, Any]:
-    """The values that a model trained on pairs must share with the one that drew them."""
-    return {
-        "shape": diffusion.shape,
-        "schedule": levels(schedule),
-        "condition": diffusion.condition,
-        "data set": name,
-        "classes": data.num_classes,
-        "units": dataclasses.asdict(data.units),
-    }
 
 
 def save_export(path: Path, source: Any, params: Any, step: int, space: Latents | None, record: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from experiments.models.captions import chosen
 from experiments.models.digests import digest
 from experiments.models.drawing import Source, cycle_of, generated, labels_of, paired
 from experiments.models.latents import Latents
-from experiments.run import loading
+from experiments.run import loading, teachers
 from experiments.run.loading import Trained
 
 
@@ -82,7 +82,7 @@ def of_run(
         "autoencoder": space and space.identity(),
     }
     if pairs:
-        record = loading.pairs_record(
+        record = teachers.pairs_record(
             diffusion, diffusion.schedule(trained.params), trained.data, trained.dataset["name"]
         )
         settings["pairs"] = record | {"digest": digest(trained.params)}

@@ -56,14 +56,14 @@ def get_config():
     return config
 
 
-def overrides_of(name, config, steps):
+def overrides_of(name, own, steps):
     """The settings of a config that differ from those of the teacher, with an objective and a number of steps."""
-    base, own = (flatten(c.to_dict()) for c in (get_config(), config))
-    changed = {key: value for key, value in own.items() if base.get(key) != value and not key.startswith(LEFT)}
-    parameters = flatten(config.loss.objective_parameters.to_dict(), "config.loss.objective_parameters")
-    first = {"config.loss.objective": name, "config.dataset.pairs": config.dataset.pairs}
+    base, other = (flatten(config.to_dict()) for config in (get_config(), own))
+    changed = {key: value for key, value in other.items() if base.get(key) != value and not key.startswith(LEFT)}
+    parameters = flatten(own.loss.objective_parameters.to_dict(), "config.loss.objective_parameters")
+    first = {"config.loss.objective": name, "config.dataset.pairs": own.dataset.pairs}
     first |= {"config.train.num_steps": steps, "config.evaluation.calls": CALLS}
-    return first | changed | (parameters if config.loss.objective == name else {}) | MORE.get(name, {})
+    return first | changed | (parameters if own.loss.objective == name else {}) | MORE.get(name, {})
 
 
 def get_overrides():

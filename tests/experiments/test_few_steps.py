@@ -13,9 +13,10 @@ import diffax
 from diffax import flow_maps, training
 from diffax.pretrained import Units
 from experiments.configs import default, smoke
+from experiments.configs.objectives import FEW_STEPS
 from experiments.model import Data
 from experiments.models import objectives
-from experiments.models.few_steps import ROWS, Teacher, _progressive
+from experiments.models.few_steps import Teacher, _progressive
 from experiments.models.few_steps.parts import neighbours
 from experiments.run import loading, sample_folder
 from experiments.run.inputs import opened
@@ -41,9 +42,9 @@ def config_of(name, *, network=(), **loss):
     config.network.update({"name": "mlp", "channels": 8, "depth": 1, "dropout_rate": 0.0, "time_scale": 1.0})
     config.network.update(SETTINGS.get(name, {}) | dict(network))
     config.loss.update({"objective": name, "p_uncond": 0.3, **loss})
-    if name in ROWS and ROWS[name].teacher == "needed":
+    if name in FEW_STEPS and FEW_STEPS[name].teacher == "needed":
         config.teacher = config.init_from = "runs/teacher"
-    if name in ROWS and ROWS[name].ends == "data":
+    if name in FEW_STEPS and FEW_STEPS[name].ends == "data":
         config.sampling.sampler, config.sampling.eta = (
             ("jump", 1.0) if config.network.second_time else ("consistency", None)
         )
@@ -97,7 +98,7 @@ def losses(config, *parts, step=30, batch=None):
 # ---------------------------------------------------------------------------------------------- each objective
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", FEW_STEPS)
 def test_losses_are_finite_and_do_not_depend_on_the_layout(name):
     whole, *parts = losses(config_of(name), *HALVES)
     assert whole.shape == (SIZE,)

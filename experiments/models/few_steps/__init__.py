@@ -12,9 +12,13 @@
     continuous_consistency     one or two      optional    Lu & Song 2025 (sCM)
     progressive                one time        needed      Salimans & Ho 2022
 
-The keyword arguments of each function, with their defaults, are its config.loss.objective_parameters. A function gets
+What each needs is in `experiments.configs.objectives`. The keyword arguments of each function, with their defaults, are
+its config.loss.objective_parameters; those without a default are fields of the training state. A function gets
 `settings`, the `Loss` of the model, and `drawn`, the batch as `Drawn`, and returns the losses (B,).
 """
+
+from collections.abc import Callable
+from typing import Any
 
 from experiments.models.few_steps._consistency import (
     consistency,
@@ -26,21 +30,19 @@ from experiments.models.few_steps._consistency import (
 from experiments.models.few_steps._progressive import next_teacher, progressive
 from experiments.models.few_steps.maps import improved_mean_flow, lagrangian, mean_flow, shortcut
 from experiments.models.few_steps.parameters import checked
-from experiments.models.few_steps.parts import PART, Drawn, Row, Teacher
+from experiments.models.few_steps.parts import Drawn, Teacher
 
-__all__ = ["PART", "ROWS", "Drawn", "Row", "Teacher", "checked"]
+__all__ = ["LOSSES", "Drawn", "Teacher", "checked", "next_teacher"]
 
-ROWS = {
-    "mean_flow": Row(mean_flow, "optional", "two", derivative=True, guides=True),
-    "improved_mean_flow": Row(improved_mean_flow, "optional", "two", derivative=True, guides=True),
-    "lagrangian": Row(lagrangian, "optional", "two", derivative=True, group=PART),
-    "shortcut": Row(shortcut, "none", "two", group=PART, uses=("ema",)),
-    "consistency": Row(consistency, "optional", "any", "data", uses=("step",)),
-    "easy_consistency": Row(easy_consistency, "none", "any", "data", uses=("step",)),
-    "consistency_distillation": Row(consistency_distillation, "needed", "any", "data", uses=("ema",), levels=True),
-    "latent_consistency": Row(
-        latent_consistency, "needed", "two", "data", uses=("ema",), levels=True, guidance_input=True
-    ),
-    "continuous_consistency": Row(continuous_consistency, "optional", "any", "data", uses=("step",), derivative=True),
-    "progressive": Row(progressive, "needed", "one", uses=("step",), levels=True, learns=next_teacher),
+LOSSES: dict[str, Callable[..., Any]] = {
+    "mean_flow": mean_flow,
+    "improved_mean_flow": improved_mean_flow,
+    "lagrangian": lagrangian,
+    "shortcut": shortcut,
+    "consistency": consistency,
+    "easy_consistency": easy_consistency,
+    "consistency_distillation": consistency_distillation,
+    "latent_consistency": latent_consistency,
+    "continuous_consistency": continuous_consistency,
+    "progressive": progressive,
 }

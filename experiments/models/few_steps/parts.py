@@ -1,4 +1,4 @@
-"""The parts that objectives of few-step models share: rows, the batch, the teacher, neighbouring levels."""
+"""The parts that objectives of few-step models share: the batch, the teacher, neighbouring levels."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,33 +10,7 @@ import jax.numpy as jnp
 from diffax import flow_maps, random, times
 from diffax.losses import training_times
 from diffax.pretrained import Diffusion
-
-PART = 4  # one of so many examples gets the loss of the map, the others that of (nearly) equal times
-
-
-class Row(NamedTuple):
-    """An objective and what it needs.
-
-    loss: (diffusion, settings, drawn, **parameters, **uses) -> (B,). teacher: "none", "optional" or "needed". times: of
-    the network, "one", "two" or "any". ends: "any" for a network that is trained to map to all s <= t, "data" for s = 0
-    alone. group: the number of neighbours of a batch that must be on one device. uses: fields of the training state
-    that the loss gets. derivative: whether the loss takes the derivative of the network in t. levels: whether the time
-    is a uniform draw of a level. guides: whether it guides without a teacher. guidance_input: whether the network has a
-    guidance weight as an input. learns: (settings, memory, **parameters, step, ema) -> memory, for an objective with a
-    memory, which begins with the parameters of the teacher.
-    """
-
-    loss: Callable[..., Any]
-    teacher: str = "none"
-    times: str = "any"
-    ends: str = "any"
-    group: int = 1
-    uses: tuple[str, ...] = ()
-    derivative: bool = False
-    levels: bool = False
-    guides: bool = False
-    guidance_input: bool = False
-    learns: Callable[..., Any] | None = None
+from experiments.configs.objectives import PART
 
 
 class Teacher(NamedTuple):
