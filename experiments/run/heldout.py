@@ -47,8 +47,8 @@ def measure(
     except ValueError as error:
         message(f"no held-out loss is measured: {error}")
         return []
-    # Whole groups on each device, in each part.
-    unit = objective.group * (mesh.size // jax.process_count())
+    # Whole groups on each device, in each part; without groups a part may have any size.
+    unit = 1 if objective.group == 1 else objective.group * (mesh.size // jax.process_count())
     count, size = len(batch["x"]) // unit * unit, max(BATCH // unit, 1) * unit
     if not count:
         message(f"no held-out loss is measured: split {split!r} has fewer than {unit} examples")

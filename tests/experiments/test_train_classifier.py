@@ -159,7 +159,7 @@ def test_guidance_from_the_config(monkeypatch):
     config.sampling.update({"clip": False, "guidance": 3.0})
     calls = []
 
-    def predict(self, params, label, *, module=None, mask=None):
+    def predict(self, params, label, *, module=None, mask=None, weight=None):
         def f(x, t):
             calls.append(x.shape)
             own = jnp.broadcast_to(10 if label is None else label, x.shape[:1])
