@@ -1,6 +1,7 @@
 """One device for each core of a CPU; rates of a training step on its devices; the compile cache."""
 
 import contextlib
+import importlib.util
 import os
 import resource
 import sys
@@ -11,6 +12,8 @@ import jax
 
 from diffax.training.flops import memory, peak, training_flops
 
+# Seconds that a device waits for the others in an all-reduce. After XLA's 40 a run aborts on a machine that is busy.
+PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds"
 MOST_DEVICES = 8  # of a CPU, since each device has a copy of the training state
 
 
@@ -31,6 +34,9 @@ def use_cores(parts: int = 0) -> None:
     count = max(n for n in range(1, min(cores, MOST_DEVICES) + 1) if parts % n == 0)
     with contextlib.suppress(RuntimeError):  # a backend is in use
         config.update("jax_num_cpu_devices", count)
+        flags = os.environ.get("XLA_FLAGS", "")
+        if count > 1 and PATIENCE not in flags and importlib.util.find_spec("libtpu") is None:
+            os.environ["XLA_FLAGS"] = f"{flags} {PATIENCE}=3600".strip()
 
 
 def rates(batch_size: int, flops: float | None, devices: list[Any], steps_per_second: float) -> dict[str, float]:

@@ -55,6 +55,8 @@ def test_a_cpu_has_a_device_for_each_core_that_a_batch_can_use(cores, parts, cou
     monkeypatch.setattr(type(jax.config), "update", lambda config, name, value: updates.append((name, value)))
     devices.use_cores(parts)
     assert updates == [("jax_num_cpu_devices", count)]
+    patience = f"{devices.PATIENCE}=3600" if count > 1 else None
+    assert os.environ.get("XLA_FLAGS") == patience
 
 
 def test_a_number_of_devices_in_xla_flags_is_kept(monkeypatch):
